@@ -1,0 +1,163 @@
+"""Our checkpoint format: a folder of `config.json` (what the model is) and `model.safetensors` (its weights).
+
+Nothing in it can execute code. `config.json` says everything needed to rebuild the model, feed it and name its classes.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_directory, existing_directory
+from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig, resize_position_embedding
+from convmae_deploy.runtime.manifest import Licence, Preprocessing
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+ENCODER_PREFIX = "encoder."
+
+
+class CheckpointRecord(BaseModel):
+    """The content of `config.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    kind: Literal["encoder", "pretraining", "classifier"]
+    variant: str  # "nano", "base", ... or "custom"
+    model: ConvMAEConfig
+    classes: tuple[str, ...] = ()  # classifier: the name of each logit
+    global_pool: GlobalPool = "avg"
+    preprocessing: Preprocessing | None = None  # None: not decided, as for a pretrained encoder
+    licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
+    provenance: dict[str, str] = Field(default_factory=dict)  # data, command, seed, metrics, source file, ...
+
+
+def save_checkpoint(
+    directory: Path, state: dict[str, Tensor], record: CheckpointRecord, *, replace_existing: bool = False
+) -> None:
+    """Writes a checkpoint folder; a reader finds all of it or none.
+
+    Args:
+        directory: where to.
+        state: the state dict; tensors are copied to contiguous CPU memory.
+        record: what the weights are.
+        replace_existing: whether a folder that is there may be replaced.
+    """
+    with atomic_directory(directory, replace=replace_existing) as temporary:
+        write_checkpoint_files(temporary, state, record)
+
+
+def write_checkpoint_files(directory: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
+    """Writes the two files into an existing folder, for callers that add files of their own before it appears."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, directory / WEIGHTS_NAME)
+    (directory / CONFIG_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that `path` means: itself, or the best (else the last) one of a run folder.
+
+    Raises:
+        ConvMAEError: there is none.
+    """
+    for candidate in (path, path / "best", path / "last"):
+        directory = existing_directory(candidate)
+        if directory is not None and (directory / CONFIG_NAME).is_file():
+            return directory
+    raise ConvMAEError(
+        f"{path} must be a run folder or a checkpoint (a folder with {CONFIG_NAME} and {WEIGHTS_NAME}); found neither"
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[CheckpointRecord, dict[str, Tensor]]:
+    """The record and the weights of a run folder or a checkpoint.
+
+    Raises:
+        ConvMAEError: a file is missing or damaged; the message names it.
+    """
+    directory = find_checkpoint(path)
+    try:
+        record = CheckpointRecord.model_validate_json((directory / CONFIG_NAME).read_bytes())
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
+        raise ConvMAEError(
+            f"{directory / CONFIG_NAME} is not a valid checkpoint config: {place}: {problem['msg']}"
+        ) from None
+    try:
+        return record, load_file(directory / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise ConvMAEError(f"{directory / WEIGHTS_NAME} cannot be read ({error}); export or copy it again") from None
+
+
+def load_classifier(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """A classifier in evaluation mode with its record, its position embedding resized when another size is asked for.
+
+    Args:
+        path: run folder or checkpoint.
+        image_size: (height, width) in pixels; None keeps the checkpoint's.
+
+    Raises:
+        ConvMAEError: not a classifier, or its tensors are not those of its config.
+    """
+    record, state = read_checkpoint(path)
+    if record.kind != "classifier":
+        raise ConvMAEError(
+            f"{path} must hold a classifier and holds: {record.kind}; finetune it first (training.finetune)"
+        )
+    if image_size is not None and image_size != record.model.image_size:
+        record, state = resized(record, state, image_size)
+    model = build_classifier(record.model, num_classes=len(record.classes), global_pool=record.global_pool)
+    load_exactly(model, state, path)
+    return model.eval(), record
+
+
+def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
+    """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
+    record, state = read_checkpoint(path)
+    record, state = resized(record, state, image_size)
+    prefix = "" if record.kind == "encoder" else ENCODER_PREFIX
+    return record.model, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def resized(
+    record: CheckpointRecord, state: dict[str, Tensor], image_size: tuple[int, int]
+) -> tuple[CheckpointRecord, dict[str, Tensor]]:
+    """The same checkpoint for another image size: position embedding, model and preprocessing (crop share kept)."""
+    model = replace(record.model, image_size=image_size)
+    name = "pos_embed" if record.kind == "encoder" else f"{ENCODER_PREFIX}pos_embed"
+    embedding = resize_position_embedding(state[name], record.model.grid_size, model.grid_size)
+    preprocessing = record.preprocessing
+    if preprocessing is not None:
+        sides = zip(image_size, preprocessing.resize, preprocessing.crop, strict=True)
+        resize = tuple(side * cover // crop for side, cover, crop in sides)
+        changed = {"crop": image_size, "resize": resize}
+        preprocessing = Preprocessing.model_validate(preprocessing.model_dump() | changed)
+    return (
+        record.model_copy(update={"model": model, "preprocessing": preprocessing}),
+        state | {name: embedding},
+    )
+
+
+def load_exactly(model: ConvMAEClassifier, state: dict[str, Tensor], source: Path) -> None:
+    """`load_state_dict` that raises one sentence when names or shapes differ."""
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
+        raise ConvMAEError(
+            f"{source} does not fit its config: {len(differing)} tensors differ, first {name}: "
+            f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+        )
+    model.load_state_dict(state)

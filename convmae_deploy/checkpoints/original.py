@@ -1,0 +1,339 @@
+"""Import of the authors' files (MIT, the Alpha-VL/ConvMAE repository) into our checkpoint format.
+
+A file is read without running anything in it: only tensors, plain containers and the `argparse.Namespace` of the
+authors' training scripts are allowed.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import sha256_of
+from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae, resize_position_embedding
+from convmae_deploy.runtime.manifest import Licence, Preprocessing
+
+WRAPPERS = ("model", "state_dict", "module")
+LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
+KERNELS = (4, 2, 2)  # and strides of patch_embed1, 2, 3
+CHECKPOINT_KINDS: dict[SourceKind, Literal["encoder", "pretraining", "classifier"]] = {
+    "pretraining": "pretraining",
+    "encoder": "encoder",
+    "classifier": "classifier",
+    "linear probe": "classifier",
+}
+DECODER_LAYERS = (
+    "norm",
+    "decoder_embed",
+    "decoder_norm",
+    "decoder_pred",
+    "stage1_output_decode",
+    "stage2_output_decode",
+)
+DECODER_BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What an import found and what became of it."""
+
+    source: Path
+    out: Path
+    source_kind: SourceKind
+    wrapper: str  # the entry the weights stood under; "" for a bare state dict
+    left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
+    variant: str
+    config: ConvMAEConfig
+    num_classes: int  # 0 unless a classifier was written
+    kept: int  # tensors written that come from the file
+    renamed: int  # of those, how many under another name
+    reshaped: int  # of those, how many 1x1 convolutions became matrices
+    cast: dict[str, int]  # dtype of the file -> number of tensors converted from it to float32
+    folded: tuple[str, ...]  # names in the file computed into other tensors
+    dropped: dict[str, str]  # name in the file -> reason
+    initial: dict[str, str]  # name in the checkpoint -> the value it was given and why
+    resized: dict[str, str]  # name in the checkpoint -> from which grid to which
+
+    def lines(self) -> list[str]:
+        """The report in words, one fact a line."""
+        config = self.config
+        place = f'under "{self.wrapper}"' if self.wrapper else "unwrapped"
+        article = "an" if self.source_kind == "encoder" else "a"
+        lines = [
+            f"{self.source} is {article} {self.source_kind} file, weights {place}",
+            f"variant {self.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
+            f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads",
+            f"image {config.image_size[0]} x {config.image_size[1]}",
+            f"kept {self.kept} tensors, {self.renamed} of them under a new name",
+        ]
+        if self.reshaped:
+            lines.append(f"reshaped {self.reshaped} weights of 1x1 convolutions to matrices")
+        lines += [f"cast {count} tensors from {dtype} to float32" for dtype, count in self.cast.items()]
+        if self.folded:
+            lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(self.folded)}")
+        lines += [f"resized {name}: {change}" for name, change in self.resized.items()]
+        lines += [f"dropped {name}: {reason}" for name, reason in self.dropped.items()]
+        lines += [f"left at its initial value {name}: {value}" for name, value in self.initial.items()]
+        if self.left_behind:
+            lines.append(f"left behind: {', '.join(self.left_behind)}")
+        if self.source_kind == "pretraining":
+            lines.append("kept the decoder and the fusion layers under their own names")
+        if self.num_classes:
+            lines.append(f"classes named 0 to {self.num_classes - 1}: the file has no names")
+        return [*lines, f"licence of the weights: {LICENCE.name}", f"wrote {self.out}"]
+
+
+def import_original(
+    source: Path,
+    out: Path,
+    *,
+    variant: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+) -> ImportReport:
+    """Reads one of the authors' files and writes a checkpoint of ours.
+
+    Args:
+        source: full pretraining, encoder-only, finetuned or linear-probe file.
+        out: folder to write; must not exist.
+        variant: name in MODELS whose number of heads to take; None looks for the variant with the file's dimensions.
+        image_size: (height, width) in pixels to resize the position embedding for; None keeps the file's.
+        num_heads: attention heads of stage 3, for dimensions that no variant has: a file does not hold this number.
+
+    Raises:
+        ConvMAEError: the file is not one of these, is damaged or would run code, or its heads cannot be known.
+    """
+    entry, state, left_behind = read_original(source)
+    not_tensors = {name: "not a tensor" for name, value in state.items() if not isinstance(value, Tensor)}
+    keys = convert_keys({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
+    name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
+    tensors, changes = resize_embeddings(keys.state, config)
+    num_classes = shape_of(tensors, "head.weight", 2)[0] if CHECKPOINT_KINDS[keys.kind] == "classifier" else 0
+    check_tensors(keys, tensors, config, num_classes)
+    digest = sha256_of(source)
+    record = CheckpointRecord(
+        kind=CHECKPOINT_KINDS[keys.kind],
+        variant=name,
+        model=config,
+        classes=tuple(map(str, range(num_classes))),
+        global_pool=keys.global_pool,
+        preprocessing=evaluation_preprocessing(config.image_size) if num_classes else None,
+        licence=LICENCE,
+        provenance={"source": source.name, "sha256": digest, "format": f"authors' {keys.kind} file"},
+    )
+    # clones: tensors of a file may share memory, which safetensors refuses
+    save_checkpoint(out, {name: value.float().clone() for name, value in tensors.items()}, record)
+    dtypes = [str(value.dtype).removeprefix("torch.") for value in tensors.values()]
+    return ImportReport(
+        source=source,
+        out=out,
+        source_kind=keys.kind,
+        wrapper=entry,
+        left_behind=left_behind,
+        variant=name,
+        config=config,
+        num_classes=num_classes,
+        kept=len(tensors) - len(keys.initial),
+        renamed=len(keys.renamed),
+        reshaped=len(keys.reshaped),
+        cast={dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes)) if dtype != "float32"},
+        folded=keys.folded,
+        dropped=not_tensors | keys.dropped,
+        initial=keys.initial,
+        resized=changes,
+    )
+
+
+def read_original(source: Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The entry that the weights stand under ("" for none), the state dict, and the names of the other entries.
+
+    Raises:
+        ConvMAEError: not a file, damaged, needs code to be read, or holds no ConvMAE encoder.
+    """
+    content = load_without_code(source)
+    path: list[str] = []
+    left_behind: list[str] = []
+    for _ in range(len(WRAPPERS) + 1):  # bounded: a crafted file can contain itself
+        if isinstance(content, Mapping) and any(str(name).endswith(ANCHOR) for name in content):
+            return ".".join(path), {printable(name): value for name, value in content.items()}, tuple(left_behind)
+        inside = content if isinstance(content, Mapping) else {}
+        wrapper = next((name for name in WRAPPERS if isinstance(inside.get(name), Mapping)), None)
+        if wrapper is None:
+            break
+        left_behind += [printable(name) for name in inside if name != wrapper]
+        path.append(wrapper)
+        content = inside[wrapper]
+    raise ConvMAEError(
+        f"{source} holds no ConvMAE weights: expected a tensor {ANCHOR}, bare or under {', '.join(WRAPPERS)}; "
+        "give a checkpoint of the authors' code"
+    )
+
+
+def printable(name: object) -> str:
+    """A name from a file for a report: control characters, which could forge lines or drive a terminal, are escaped."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
+def load_without_code(source: Path) -> Any:
+    """The content of a .pth file, built from an allow-list of types; nothing in the file runs."""
+    if not source.is_file():
+        found = "a folder" if source.is_dir() else "nothing there"
+        raise ConvMAEError(f"{source} must be one of the authors' .pth files; found {found}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever the unpickler meets first, of many types
+        forbidden = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
+        if forbidden:
+            raise ConvMAEError(
+                f"{source} would have to run {forbidden[1]} to be read, and nothing in a checkpoint may run; save its "
+                "weights alone, as a state dict"
+            ) from None
+        raise ConvMAEError(
+            f"{source} is not a readable PyTorch checkpoint ({type(error).__name__}); check that it is one and whole"
+        ) from None
+
+
+def infer_config(
+    encoder: Mapping[str, Tensor], *, variant: str | None, num_heads: int | None, image_size: tuple[int, int] | None
+) -> tuple[str, ConvMAEConfig]:
+    """Name of the variant ("custom" for none) and configuration of an encoder's tensors (our shapes, no prefix).
+
+    Raises:
+        ConvMAEError: the shapes are not those of a ConvMAE encoder, or the number of heads cannot be known.
+    """
+    projections = [shape_of(encoder, f"patch_embed{stage}.proj.weight", 4) for stage in (1, 2, 3)]
+    kernels = tuple(shape[2:] for shape in projections)
+    if kernels != tuple((side, side) for side in KERNELS):
+        raise ConvMAEError(f"the patch embeddings must have kernels of 4, 2 and 2 pixels; found {kernels}")
+    dims = tuple(shape[0] for shape in projections)
+    depths = tuple(depth_of(encoder, f"blocks{stage}") for stage in (1, 2, 3))
+    hidden = [shape_of(encoder, f"blocks{stage}.0.mlp.fc1.weight", 2)[0] for stage in (1, 2, 3)]
+    ratios = tuple(width / dim for width, dim in zip(hidden, dims, strict=True))
+    matching = [
+        name
+        for name, build in MODELS.items()
+        if (build().embed_dims, build().depths, build().mlp_ratios) == (dims, depths, ratios)
+    ]
+    heads = choose_heads(dims[2], matching, variant, num_heads)
+    tokens = shape_of(encoder, "pos_embed", 3)[1]
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ConvMAEError(f"the position embedding must be for a square grid; found {tokens} tokens")
+    if image_size is None and side % 2:
+        raise ConvMAEError(
+            f"the position embedding is for {16 * side} x {16 * side} pixels, no multiple of 32; "
+            "choose another size with --image-size"
+        )
+    # "custom" when the heads are not those of the variant with these dimensions
+    name = next((name for name in matching if MODELS[name]().num_heads == heads), "custom")
+    config = ConvMAEConfig(
+        embed_dims=(dims[0], dims[1], dims[2]),
+        depths=(depths[0], depths[1], depths[2]),
+        mlp_ratios=(ratios[0], ratios[1], ratios[2]),
+        num_heads=heads,
+        image_size=image_size or (16 * side, 16 * side),
+    )
+    return name, config
+
+
+def choose_heads(width: int, matching: list[str], variant: str | None, num_heads: int | None) -> int:
+    """The number of heads: as told, else of the named variant, else of the one variant with the file's dimensions."""
+    if variant is not None and variant not in MODELS:
+        raise ConvMAEError(f"unknown variant {variant!r}; choose one of {', '.join(MODELS)}")
+    if variant is not None and MODELS[variant]().embed_dims[2] != width:
+        raise ConvMAEError(
+            f"variant {variant} is {MODELS[variant]().embed_dims[2]} wide in stage 3 and the file {width}; "
+            "name another --variant or give --num-heads"
+        )
+    candidates = {MODELS[name]().num_heads for name in ([variant] if variant else matching)}
+    if num_heads is not None:
+        if variant is not None and candidates != {num_heads}:
+            raise ConvMAEError(f"variant {variant} has {candidates.pop()} heads, not {num_heads}; give one option")
+        return num_heads
+    if len(candidates) != 1:
+        raise ConvMAEError(
+            f"{len(matching) or 'no'} known variants have the file's dimensions and the file does not hold the number "
+            "of attention heads; give it with --num-heads, or --variant to take that variant's"
+        )
+    return candidates.pop()
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there with `ndim` axes, none of them empty."""
+    shape = tuple(state[name].shape) if name in state else None
+    if shape is None or len(shape) != ndim or 0 in shape:
+        raise ConvMAEError(f"{name} must be a tensor with {ndim} axes; found {shape or 'none'}: the file is no ConvMAE")
+    return shape
+
+
+def depth_of(state: Mapping[str, Tensor], blocks: str) -> int:
+    """Number of blocks of a stage, by the largest index; a gap is found later as missing tensors."""
+    found = [int(match[1]) for name in state if (match := re.match(rf"{blocks}\.(\d{{1,3}})\.", name))]
+    return max(found, default=-1) + 1
+
+
+def resize_embeddings(state: Mapping[str, Tensor], config: ConvMAEConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state with its position embeddings (encoder's, decoder's) for the config's grid; and what was resized how."""
+    new = config.grid_size
+    tensors, changes = dict(state), {}
+    for name in ("pos_embed", "encoder.pos_embed", "decoder_pos_embed"):
+        side = math.isqrt(shape_of(state, name, 3)[1]) if name in state else 0
+        if side and (side, side) != new:
+            if side * side != state[name].shape[1]:
+                raise ConvMAEError(f"{name} must be for a square grid; found {state[name].shape[1]} tokens")
+            tensors[name] = resize_position_embedding(state[name], (side, side), new)
+            changes[name] = f"{side} x {side} to {new[0]} x {new[1]}, bicubic"
+    return tensors, changes
+
+
+def check_tensors(keys: ConvertedKeys, tensors: Mapping[str, Tensor], config: ConvMAEConfig, num_classes: int) -> None:
+    """Raises ConvMAEError unless the tensors are those of the model: all of them, no others, of its shapes, finite."""
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+        model = build_classifier(config, num_classes=num_classes) if num_classes else build_convmae(config)
+    prefix = "encoder." if keys.kind == "pretraining" else ""
+    shapes = {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if keys.kind == "pretraining":  # the decoder may have any dimensions, but not be incomplete
+        decoder = decoder_names(depth_of(tensors, "decoder_blocks"))
+        shapes |= {name: tuple(tensors[name].shape) if name in tensors else () for name in decoder}
+    problems = {
+        "missing": [name for name in shapes if name not in tensors],
+        "not understood": [name for name in tensors if name not in shapes],
+        "of another shape": [name for name in shapes if name in tensors and shapes[name] != tuple(tensors[name].shape)],
+        "not finite or not dense": [
+            name for name, value in tensors.items() if value.layout != torch.strided or not value.isfinite().all()
+        ],
+    }
+    found = [f"{len(names)} {problem} (first {names[0]})" for problem, names in problems.items() if names]
+    if found:
+        raise ConvMAEError(f"the file must hold exactly the tensors of a ConvMAE {keys.kind}; found {', '.join(found)}")
+
+
+def decoder_names(depth: int) -> list[str]:
+    """Names of the tensors of a pretraining model besides the encoder's."""
+    blocks = [f"decoder_blocks.{index}.{layer}" for index in range(depth) for layer in DECODER_BLOCK_LAYERS]
+    layers = [f"{layer}.{part}" for layer in (*DECODER_LAYERS, *blocks) for part in ("weight", "bias")]
+    return ["mask_token", "decoder_pos_embed", *layers]
+
+
+def evaluation_preprocessing(image_size: tuple[int, int]) -> Preprocessing:
+    """The authors' evaluation: cover 256 pixels and crop 224, in proportion for other sizes."""
+    height, width = image_size
+    return Preprocessing(resize=(height * 256 // 224, width * 256 // 224), crop=image_size)
+
+
+def dashed(values: tuple[float, ...]) -> str:
+    """Numbers of the three stages as in "256-384-768"."""
+    return "-".join(f"{value:g}" for value in values)

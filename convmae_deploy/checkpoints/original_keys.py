@@ -1,0 +1,199 @@
+"""The authors' state dicts in our names: pure functions from tensors to tensors, no files.
+
+Their encoder has no common prefix, ours is `encoder.` in every model built on it; their 1x1 convolutions are Linears
+here.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import GlobalPool
+
+SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe"]
+
+ANCHOR = "patch_embed1.proj.weight"  # in every file of theirs; what stands before it is the prefix of the encoder
+PROBE_NORM_EPS = 1e-6  # of the BatchNorm in front of a linear probe's head
+ENCODER_KEY = re.compile(r"pos_embed$|patch_embed\d|blocks\d")
+POINTWISE_KEY = re.compile(r"blocks[12]\.\d+\.(?:conv1|conv2|mlp\.fc1|mlp\.fc2)\.weight")
+DECODER_KEY = re.compile(r"mask_token$|decoder_|stage[12]_output_decode\.")
+OTHER_MODELS = {
+    "fpn_lateral": "a Mask R-CNN detector",
+    "simfp_": "a ViTDet-style detector",
+    "decode_head.": "an UperNet segmenter",
+    "bottom_up.": "a Mask R-CNN detector",
+    "rel_pos": "a detector",
+    "relative_position_": "a detector or segmenter",
+    "gamma_1": "a segmenter",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedKeys:
+    """A state dict in our names, and what became of every key of the original."""
+
+    kind: SourceKind
+    state: dict[str, Tensor]
+    global_pool: GlobalPool = "avg"
+    renamed: dict[str, str] = field(default_factory=dict)  # original name -> ours, where they differ
+    reshaped: tuple[str, ...] = ()  # our names of the 1x1 convolutions that became matrices
+    folded: tuple[str, ...] = ()  # original names that were computed into other tensors
+    dropped: dict[str, str] = field(default_factory=dict)  # original name -> reason
+    initial: dict[str, str] = field(default_factory=dict)  # our name -> the value it got and why
+
+
+def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
+    """Names, shapes and folds of one of the authors' state dicts; values are otherwise left as they are.
+
+    Args:
+        original: encoder only, full pretraining, finetuned classifier or linear probe; with or without prefixes.
+
+    Raises:
+        ConvMAEError: it is the state of another kind of model, or a part that changes the outputs is not understood.
+    """
+    names = strip_prefixes(original)
+    refuse_other_models(names)
+    state = {name: original[source] for name, source in names.items()}
+    kind = source_kind(state)
+    dropped = {names[name]: reason for name, reason in unused_keys(state, kind).items()}
+    state = {name: value for name, value in state.items() if names[name] not in dropped}
+    for name in ("pos_embed", "decoder_pos_embed"):
+        if name in state:
+            state[name] = without_class_row(state[name])
+            if state[name].shape != original[names[name]].shape:
+                dropped[f"{names[name]}[:, 0]"] = "the class token's row of the position embedding"
+    pointwise = [name for name, value in state.items() if POINTWISE_KEY.fullmatch(name) and value.ndim == 4]
+    state |= {name: squeeze_pointwise(name, state[name]) for name in pointwise}
+    folded = [name for name in state if kind == "linear probe" and name.startswith("head.")]
+    if kind == "linear probe":
+        state = {name: value for name, value in state.items() if name not in folded} | fold_probe_head(state)
+    ours = {name: our_name(name, kind) for name in state}
+    initial = {}
+    if kind in ("classifier", "linear probe") and "fc_norm.weight" not in ours.values():
+        width = state["head.weight"].shape[-1]
+        state |= {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)}
+        reason = "the file has no norm in front of its head"
+        initial = {"fc_norm.weight": f"ones: {reason}", "fc_norm.bias": f"zeros: {reason}"}
+    return ConvertedKeys(
+        kind=kind,
+        state={ours.get(name, name): value for name, value in state.items()},
+        global_pool="token" if kind in ("classifier", "linear probe") and "norm.weight" in state else "avg",
+        renamed={names[name]: ours[name] for name in ours if name in names and names[name] != ours[name]},
+        reshaped=tuple(ours[name] for name in pointwise),
+        folded=tuple(names[name] for name in folded),
+        dropped=dropped,
+        initial=initial,
+    )
+
+
+def strip_prefixes(original: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name without prefix -> name in the file. `module.encoder.` before the encoder means `module.` before a head."""
+    anchors = [name for name in original if name == ANCHOR or name.endswith(f".{ANCHOR}")]
+    if len(anchors) != 1:
+        raise ConvMAEError(
+            f"the file must hold one ConvMAE encoder (a tensor {ANCHOR}); found {len(anchors)}: check that it is a "
+            "checkpoint of the authors' code"
+        )
+    parts = anchors[0].removesuffix(ANCHOR).split(".")[:-1]
+    prefixes = [".".join(parts[:length]) + "." for length in range(len(parts), 0, -1)]
+    names: dict[str, str] = {}
+    for source in original:
+        prefix = next((prefix for prefix in prefixes if source.startswith(prefix)), "")
+        name = source.removeprefix(prefix)
+        if name in names:
+            raise ConvMAEError(f"the file holds {name} twice, as {names[name]} and {source}; keep one of them")
+        names[name] = source
+    return names
+
+
+def refuse_other_models(names: Mapping[str, str]) -> None:
+    """Raises ConvMAEError for detection and segmentation files, whose encoders compute something else."""
+    for marker, model in OTHER_MODELS.items():
+        source = next((source for source in names.values() if marker in source), None)
+        if source is not None:
+            raise ConvMAEError(
+                f"the file is {model} (it holds {source}) and only pretraining, finetuning and linear-probe files "
+                "can be imported; import the pretrained file that it started from"
+            )
+
+
+def source_kind(state: Mapping[str, Tensor]) -> SourceKind:
+    """What a state dict without prefixes is, by its keys."""
+    if "head.1.weight" in state:
+        return "linear probe"
+    if "head.weight" in state:
+        return "classifier"
+    return "pretraining" if "decoder_pred.weight" in state else "encoder"
+
+
+def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]:
+    """Name -> reason for the keys that our model of this kind has no place for.
+
+    Keys of the encoder and the head are never among them: a part of those that is not understood changes the outputs,
+    so it is left in and the check against the model refuses it.
+    """
+    unused = {}
+    for name in state:
+        if name == "cls_token":
+            unused[name] = "this encoder has no class token; outputs differ from those of the model trained with it"
+        elif name == "head.0.num_batches_tracked":
+            unused[name] = "a counter of the training"
+        elif ENCODER_KEY.match(name) or name.startswith(("head.", "fc_norm.")):
+            continue
+        elif DECODER_KEY.match(name):
+            if kind != "pretraining":
+                unused[name] = "of the pretraining decoder, which is not in the file" if kind == "encoder" else "unused"
+        elif name.startswith("norm."):
+            if kind == "encoder":
+                unused[name] = "the norm in front of the pretraining decoder; feature maps have no final norm"
+            elif kind != "pretraining" and "fc_norm.weight" in state:
+                unused[name] = "fc_norm takes its place"
+        else:
+            unused[name] = "unknown, and no part of the encoder or the head"
+    return unused
+
+
+def our_name(name: str, kind: SourceKind) -> str:
+    """Our name of a key without prefix."""
+    if kind == "encoder":
+        return name
+    if ENCODER_KEY.match(name):
+        return f"encoder.{name}"
+    # LayerNorm acts on each token alone: norm and then the first token is the first token and then norm
+    return re.sub(r"^norm\.", "fc_norm.", name) if kind in ("classifier", "linear probe") else name
+
+
+def without_class_row(embedding: Tensor) -> Tensor:
+    """A position embedding (1, N, D) without its first row where N is 1 + a square."""
+    tokens = embedding.shape[1] if embedding.ndim == 3 else 0
+    has_class_row = math.isqrt(tokens) ** 2 != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1
+    return embedding[:, 1:] if has_class_row else embedding
+
+
+def squeeze_pointwise(name: str, weight: Tensor) -> Tensor:
+    """The weight (out, in, 1, 1) of a 1x1 convolution as that of a Linear, (out, in)."""
+    if tuple(weight.shape[2:]) != (1, 1):
+        raise ConvMAEError(f"{name} must be a 1x1 convolution; found a kernel of {tuple(weight.shape[2:])}")
+    return weight[:, :, 0, 0]
+
+
+def fold_probe_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The one Linear that equals a linear probe's BatchNorm (no affine, eps 1e-6) and Linear in evaluation."""
+    expected = ("head.0.running_mean", "head.0.running_var", "head.1.weight", "head.1.bias")
+    found = sorted(name for name in state if name.startswith("head."))
+    if sorted(expected) != found:
+        raise ConvMAEError(f"a linear probe's head must be {', '.join(expected)}; found {', '.join(found)}")
+    mean, variance, weight, bias = (state[name].double() for name in expected)
+    if (mean.ndim, bias.ndim) != (1, 1) or mean.shape != variance.shape or weight.shape != (len(bias), len(mean)):
+        raise ConvMAEError(
+            f"the linear probe's head does not fit together: BatchNorm of {tuple(mean.shape)}, weight of "
+            f"{tuple(weight.shape)}, bias of {tuple(bias.shape)}"
+        )
+    folded = weight / torch.sqrt(variance + PROBE_NORM_EPS)
+    return {"head.weight": folded.float(), "head.bias": (bias - folded @ mean).float()}

@@ -1,0 +1,210 @@
+"""`convmae`: predictions and features of photos, the contents of a bundle, import of the authors' checkpoints."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from convmae_deploy.description import describe
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
+from convmae_deploy.runtime.backends import Device
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
+from convmae_deploy.runtime.feature_files import check_feature_path, write_features
+from convmae_deploy.runtime.postprocess import Prediction
+from convmae_deploy.runtime.predictor import Predictor
+
+_MAX_DEFAULT_BATCH = 32
+
+BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
+PhotoPaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO ...")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its status.
+
+    Args:
+        arguments: what follows the program's name; None for those of this process.
+    """
+    run_program(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int | None:
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    commands: dict[str, Callable[..., int | None]] = {
+        "predict": predict,
+        "features": features,
+        "info": info,
+        "import": import_checkpoint,
+    }
+    status: int | None = tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="convmae",
+        description="ConvMAE from photos to predictions and features.",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return status
+
+
+def predict(
+    bundle: BundlePath,
+    photos: PhotoPaths,
+    top_k: int = 5,
+    json: bool = False,
+    device: Device = "auto",
+    threads: int | None = None,
+) -> int:
+    """Name what photos show.
+
+    Args:
+        bundle: folder of the exported model.
+        photos: image files.
+        top_k: classes a photo.
+        json: print one JSON object a photo and line, in order, instead of a table.
+        device: where the model runs; auto takes a GPU that works.
+        threads: CPU threads of the model (default: one a core).
+    """
+    if not photos:
+        raise ConvMAEError("expected at least one photo after the bundle; got none")
+    if top_k < 1:
+        raise ConvMAEError(f"--top-k must be at least 1; got {top_k}")
+    predictor = Predictor.open(bundle, device=device, threads=threads)
+    predictor.check_is_classifier()
+    table = Table("file", "label", "score")
+    failures = 0
+    for photo in photos:
+        try:
+            predictions = predictor.classify([read_photo(photo).image], top_k=top_k)[0]
+        except ConvMAEError as error:
+            failures += 1
+            _report(photo, error)
+            if json:
+                _print_json({"file": str(photo), "error": str(error)})
+            continue
+        if json:
+            _print_json({"file": str(photo), "predictions": [vars(prediction) for prediction in predictions]})
+        else:
+            _add_rows(table, photo, predictions)
+    if table.row_count:
+        Console().print(table)
+    return SOME_INPUTS_BAD if failures else 0
+
+
+def features(
+    bundle: BundlePath,
+    photos: PhotoPaths,
+    out: Path,
+    levels: tuple[str, ...] = ("pooled",),
+    batch_size: int | None = None,
+    strict: bool = False,
+    device: Device = "auto",
+    threads: int | None = None,
+) -> int:
+    """Write features of photos to a file; a photo that cannot be read is reported and left out.
+
+    Args:
+        bundle: folder of the exported model.
+        photos: image files, or folders that are searched for them.
+        out: the file to write, .safetensors, .npz or .parquet.
+        levels: pooled, e1, e2, e3, e4: what to write.
+        batch_size: photos a run (default: what the bundle allows, at most 32).
+        strict: end with the first photo that cannot be read, and write nothing.
+        device: where the model runs; auto takes a GPU that works.
+        threads: CPU threads of the model (default: one a core).
+    """
+    check_feature_path(out)
+    if not photos:
+        raise ConvMAEError("expected at least one photo or folder after the bundle; got none")
+    predictor = Predictor.open(bundle, device=device, threads=threads)
+    files = find_photos(photos)
+    levels = tuple(dict.fromkeys(levels))
+    if batch_size is None:
+        batch_size = min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH)
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("photos", total=len(files))
+
+        def on_file(path: Path, error: ConvMAEError | None) -> bool:
+            progress.advance(bar)
+            if error is not None:
+                _report(path, error)
+            return error is None or not strict
+
+        found = extract_features(predictor, files, levels, batch_size=batch_size, on_file=on_file)
+    if found.failures and strict:
+        return SOME_INPUTS_BAD
+    if not found.files:
+        raise ConvMAEError(f"none of the {len(files)} photos could be read, so {out} was not written; see above")
+    write_features(out, [str(file) for file in found.files], found.features)
+    shapes = ", ".join(f"{level} {tuple(values.shape)}" for level, values in found.features.items())
+    left_out = f"; {len(found.failures)} left out" if found.failures else ""
+    print(f"{readable(out)}: {len(found.files)} photos{left_out}; {shapes}")
+    return 0
+
+
+def info(bundle: BundlePath) -> None:
+    """Show what a bundle holds and what was proven about it.
+
+    Args:
+        bundle: folder of the exported model.
+    """
+    describe(load_bundle(bundle), Console())
+
+
+def import_checkpoint(
+    original: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ORIGINAL.pth")],
+    out: Path,
+    variant: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Turn a checkpoint of the authors (.pth) into one of this project; needs torch.
+
+    Args:
+        original: the authors' file; its code is never executed.
+        out: the folder to write.
+        variant: model whose number of attention heads to take (default: the one with the file's dimensions).
+        image_size: height and width in pixels to which position embeddings are resized (default: as they are).
+        num_heads: attention heads, for dimensions that no variant has; the file does not hold this number.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConvMAEError("import needs torch; run pip install 'convmae_deploy[train]'") from None
+    from convmae_deploy.checkpoints import import_original
+
+    report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)
+    for line in report.lines():
+        print(line)
+
+
+def _report(photo: Path, error: ConvMAEError) -> None:
+    print(f"error: {photo}: {error}", file=sys.stderr)
+
+
+def _print_json(line: dict[str, object]) -> None:
+    # ASCII only, so that it survives any terminal encoding and any file name.
+    print(json.dumps(line), flush=True)
+
+
+def _add_rows(table: Table, photo: Path, predictions: Sequence[Prediction]) -> None:
+    # Text, not str: rich would read "[x]" in a label or file name as markup.
+    for rank, prediction in enumerate(predictions):
+        name = Text(readable(photo) if rank == 0 else "", overflow="fold")
+        table.add_row(name, Text(prediction.label, overflow="fold"), f"{prediction.score:.4f}")
+    table.add_section()
+
+
+if __name__ == "__main__":
+    main()

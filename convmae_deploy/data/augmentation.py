@@ -1,0 +1,61 @@
+"""Training-time augmentation: timm's transforms and batch mixing under one typed configuration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from PIL import Image
+from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from convmae_deploy.runtime.manifest import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes to photos and batches while training. The defaults are the paper's finetuning recipe."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the photo's area that a random crop covers
+    flip: float = 0.5  # probability of a horizontal flip
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"  # timm's RandAugment string
+    color_jitter: float = 0.0  # strength of brightness, contrast and saturation jitter
+    random_erasing: float = 0.25  # probability of erasing one rectangle
+    mixup: float = 0.8  # alpha of mixup; 0 switches it off
+    cutmix: float = 1.0  # alpha of cutmix; 0 switches it off
+    label_smoothing: float = 0.1  # share of the target spread over all classes
+
+
+def training_transform(
+    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing
+) -> Callable[[Image.Image], Tensor]:
+    """From a decoded RGB photo to an augmented, normalised tensor (3, *image_size)."""
+    transform = create_transform(
+        image_size,
+        is_training=True,
+        scale=config.crop_scale,
+        hflip=config.flip,
+        auto_augment=config.rand_augment,
+        color_jitter=config.color_jitter,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
+    return cast(Callable[[Image.Image], Tensor], transform)
+
+
+def batch_mixing(config: AugmentationConfig, num_classes: int) -> Mixup | None:
+    """timm's mixup and cutmix (one or the other a batch, half and half), or None where both are off.
+
+    It smooths its targets itself; without it the loss does.
+    """
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,85 @@
+"""A bundle in words and tables, for people at a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.runtime.manifest import BundleFile, Manifest
+
+
+def describe(bundle: Bundle, console: Console) -> None:
+    """Prints what the bundle is, what goes in and comes out, its graphs with their numerics, licence and origin."""
+    manifest = bundle.manifest
+    for table in (_summary(manifest), _outputs(manifest), _files(manifest)):
+        console.print(table)
+    for name, file in manifest.files.items():
+        if file.numerics is not None:
+            console.print(_numerics(name, file))
+
+
+def _summary(manifest: Manifest) -> Table:
+    spec, entry = manifest.preprocessing, manifest.input
+    rows = {
+        "name": manifest.name,
+        "task": manifest.task,
+        "variant": manifest.variant,
+        "input": f"{entry.name}, float32 (B, {_shape(entry.shape)}), B from {entry.min_batch} to {entry.max_batch}",
+        "preprocessing": f"resize to cover {spec.resize[0]} x {spec.resize[1]} ({spec.interpolation}), "
+        f"centre crop {spec.crop[0]} x {spec.crop[1]} (height x width), mean {_numbers(spec.mean)}, "
+        f"std {_numbers(spec.std)}",
+        "classes": str(len(manifest.classes)),
+        "licence": manifest.licence.name + (f" ({manifest.licence.file})" if manifest.licence.file else ""),
+        "tools": ", ".join(f"{package} {version}" for package, version in manifest.tools.items()),
+        **manifest.provenance,
+    }
+    table = Table(show_header=False)
+    for label, value in rows.items():
+        table.add_row(Text(label), Text(value, overflow="fold"))
+    return table
+
+
+def _outputs(manifest: Manifest) -> Table:
+    table = Table("output", "shape", "stride")
+    for name, spec in manifest.outputs.items():
+        table.add_row(Text(name), f"(B, {_shape(spec.shape)})", "" if spec.stride is None else str(spec.stride))
+    return table
+
+
+def _files(manifest: Manifest) -> Table:
+    table = Table("file", "precision", "MB", "opset", "numerics")
+    for name, file in manifest.files.items():
+        table.add_row(Text(name), file.precision, f"{file.bytes / 1e6:.2f}", str(file.opset), _verdict(file))
+    return table
+
+
+def _numerics(name: str, file: BundleFile) -> Table:
+    report = file.numerics
+    assert report is not None
+    title = f"{name}: {report.runtime} against {report.reference}; {report.tolerance}; {', '.join(report.inputs)}"
+    table = Table("output", "max abs", "max rel", "cosine", "top-1 agreement", "passed", title=Text(title))
+    for output, numbers in report.outputs.items():
+        agreement = "" if numbers.top1_agreement is None else f"{numbers.top1_agreement:.4f}"
+        table.add_row(
+            Text(output),
+            f"{numbers.max_abs:.2e}",
+            f"{numbers.max_rel:.2e}",
+            f"{numbers.cosine:.7f}",
+            agreement,
+            "yes" if numbers.passed else "NO",
+        )
+    return table
+
+
+def _verdict(file: BundleFile) -> str:
+    if file.numerics is None:
+        return "never verified"
+    return "verified" if file.numerics.passed else "FAILED"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

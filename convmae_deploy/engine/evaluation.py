@@ -1,0 +1,63 @@
+"""Top-1 and top-5 accuracy of a classifier over a labelled split, exact on any number of processes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from convmae_deploy.data.photo_folder import EvaluationPhotos, collate_readable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Result of an evaluation."""
+
+    top1: float  # percent
+    top5: float  # percent; of all classes where there are fewer than five
+    loss: float  # mean cross-entropy, no smoothing
+    images: int
+    unreadable: int  # photos that could not be decoded; not counted in the rest
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, photos: EvaluationPhotos, accelerator: Accelerator, *, batch_size: int, workers: int
+) -> Accuracy:
+    """Runs the model over all photos; each process takes every world_size-th one.
+
+    Args:
+        model: maps (B, 3, H, W) to logits (B, K); left in the mode it was in.
+        photos: the split.
+        accelerator: says which process this is and adds the counts up.
+        batch_size: images at once.
+        workers: decoding processes.
+    """
+    was_training = model.training
+    model.eval()
+    own = Subset(photos, range(accelerator.process_index, len(photos), accelerator.num_processes))
+    loader = DataLoader(own, batch_size, num_workers=workers, collate_fn=collate_readable)
+    counts = torch.zeros(5, dtype=torch.float64)  # top-1, top-5, loss, images, unreadable
+    for images, labels, unreadable in loader:
+        labels = labels.to(accelerator.device)
+        with accelerator.autocast():
+            logits = model(images.to(accelerator.device))
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
+        hits = best == labels[:, None]
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        batch = [hits[:, 0].sum(), hits.sum(), loss, len(labels), unreadable]
+        counts += torch.tensor([float(value) for value in batch], dtype=torch.float64)
+    model.train(was_training)
+
+    top1, top5, loss_sum, images_seen, unreadable_seen = accelerator.reduce(
+        counts.to(accelerator.device), "sum"
+    ).tolist()
+    return Accuracy(
+        top1=100 * top1 / images_seen,
+        top5=100 * top5 / images_seen,
+        loss=loss_sum / images_seen,
+        images=int(images_seen),
+        unreadable=int(unreadable_seen),
+    )

@@ -1,0 +1,69 @@
+"""AdamW with layer-wise learning rate decay, and the learning rate schedule."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim._param_groups import param_groups_layer_decay
+from torch import nn
+
+from convmae_deploy.errors import ConvMAEError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """How weights are updated. The defaults are the paper's finetuning recipe (100 epochs, batch 1024)."""
+
+    epochs: int = 100
+    batch_size: int = 1024  # images per update, over all devices and accumulated micro-batches
+    micro_batch_size: int = 128  # most images a device sees at once; more are accumulated
+    base_lr: float = 5e-4  # learning rate per 256 images of batch_size
+    min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
+    warmup_epochs: float = 5.0  # linear warm-up from 0
+    weight_decay: float = 0.05  # of all but one-dimensional parameters and the position embedding
+    layer_decay: float = 0.65  # factor of the learning rate from one layer to the one below it
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.micro_batch_size < 1:
+            raise ConvMAEError(
+                "epochs, batch_size and micro_batch_size must be at least 1; "
+                f"got {self.epochs}, {self.batch_size}, {self.micro_batch_size}"
+            )
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: base_lr x batch_size / 256."""
+        return self.base_lr * self.batch_size / 256
+
+
+def build_adamw(model: nn.Module, config: OptimisationConfig) -> torch.optim.AdamW:
+    """AdamW whose groups carry `lr_scale`; the layers are those of the model's `group_matcher`."""
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        model,
+        weight_decay=config.weight_decay,
+        no_weight_decay_list=model.no_weight_decay(),  # type: ignore[operator]
+        layer_decay=config.layer_decay,
+    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+
+
+def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of update `step` (from 0): linear warm-up from 0, then half a cosine to `min_lr`.
+
+    As in the authors' code the rate is set before each update from its fractional epoch.
+    """
+    epoch = step / steps_per_epoch
+    if epoch < config.warmup_epochs:
+        return config.learning_rate * epoch / config.warmup_epochs
+    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    return config.min_lr + (config.learning_rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Sets the learning rate of every parameter group, times the group's `lr_scale`."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,0 +1,145 @@
+"""The folder of a training run: what was run, its metrics, and the checkpoints to resume from and to use.
+
+run.json         config, command, versions, seed, data; written at the start, compared on resume
+metrics.jsonl    one JSON object a line
+curves.png       the metrics, drawn
+last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_directory, atomic_file, existing_directory
+
+PACKAGES = ("convmae-deploy", "torch", "torchvision", "timm", "accelerate", "pillow", "numpy")
+STATE_NAME = "training_state.pt"
+
+
+class RunFolder:
+    """Reads and writes one run folder. Only the main process of a distributed run may write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, config: Any, *, seed: int, data: Mapping[str, Any], resume: bool, ignored: Sequence[str]) -> None:
+        """Creates the folder, or checks that the one that is there belongs to the same run.
+
+        Args:
+            config: the run's dataclass.
+            seed: of the run.
+            data: facts about the data (classes, counts), compared on resume.
+            resume: whether to continue.
+            ignored: fields of the config that a resumed run may change.
+
+        Raises:
+            ConvMAEError: the folder exists and `resume` is False, or the reverse, or its config differs.
+        """
+        file = self.path / "run.json"
+        record = {"config": _plain(config), "data": dict(data)}
+        if resume:
+            self._check_same_run(file, record, ignored)
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
+        record |= {
+            "seed": seed,
+            "command": " ".join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        }
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _check_same_run(self, file: Path, record: Mapping[str, Any], ignored: Sequence[str]) -> None:
+        if not file.is_file():
+            raise ConvMAEError(f"--resume needs a run in {self.path}; found no run.json, so start it without --resume")
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for part in ("config", "data"):
+            old, new = _flat(before[part]), _flat(json.loads(json.dumps(record[part])))
+            for name in sorted(old.keys() | new.keys()):
+                if name.split(".")[-1] not in ignored and old.get(name) != new.get(name):
+                    raise ConvMAEError(
+                        f"{self.path} was begun with {part} {name} = {old.get(name)} and is now given {new.get(name)}; "
+                        "resume with the same settings or choose another --out"
+                    )
+
+    def description(self) -> dict[str, Any]:
+        """The content of run.json."""
+        content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return content
+
+    def log(self, **metrics: Any) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops the lines of later steps, which a resumed run is about to repeat."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with atomic_file(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def save(
+        self,
+        name: str,
+        weights: dict[str, Tensor],
+        record: CheckpointRecord,
+        training_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replaces the checkpoint `name`, with what is needed to continue where `training_state` is given."""
+        with atomic_directory(self.path / name, replace=True) as temporary:
+            write_checkpoint_files(temporary, weights, record)
+            if training_state is not None:
+                torch.save(dict(training_state), temporary / STATE_NAME)
+
+    def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Weights and training state that `save` was given last; None where the run never got that far.
+
+        Executes no code from the files.
+        """
+        last = existing_directory(self.path / "last")
+        if last is None:
+            return None
+        _, weights = read_checkpoint(last)
+        return weights, torch.load(last / STATE_NAME, map_location="cpu", weights_only=True)
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else Path(sys.argv[0]).stem
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as what JSON holds."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return json.loads(json.dumps(value, default=str))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: leaf
+        for key, inner in value.items()
+        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -1,0 +1,70 @@
+"""Writing files and folders so that a reader never finds half of one."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convmae_deploy.errors import ConvMAEError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it becomes `path`, on an exception it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it becomes `path`, on an exception it is removed.
+
+    Args:
+        path: the folder to create.
+        replace: whether an existing folder at `path` may be replaced. The old one is moved aside first and removed
+            last; `existing_directory` finds it should the process die between the two renames.
+
+    Raises:
+        ConvMAEError: `path` exists and `replace` is False.
+    """
+    if path.exists() and not replace:
+        raise ConvMAEError(f"{path} exists already; remove it or choose another output folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    previous = _previous(path)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def existing_directory(path: Path) -> Path | None:
+    """The folder last completed at `path` by `atomic_directory`, also after a crash between its renames; else None."""
+    for candidate in (path, _previous(path)):
+        if candidate.is_dir():
+            return candidate
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f".{path.name}.previous")

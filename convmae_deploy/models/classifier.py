@@ -1,0 +1,175 @@
+"""The ConvMAE classifier with timm's model interface: features, head, intermediates, parameter groups.
+
+Shapes: B batch, C channels, H W grid of a map, D width of stage 3, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import (
+    STRIDES,
+    TRANSFORMER_NORM_EPS,
+    ConvMAE,
+    ConvMAEConfig,
+    build_convmae,
+)
+
+GlobalPool = Literal["avg", "token"]  # mean over all tokens, or the top-left token (the authors' linear-probe default)
+FEATURE_LEVELS = ("e1", "e2", "e3", "e4")
+
+
+class ConvMAEClassifier(nn.Module):
+    """Encoder, global pooling, LayerNorm (`fc_norm`), linear head.
+
+    Pooling and norm commute for `token`, so the authors' `norm` of a token-pooled probe is `fc_norm` here.
+    """
+
+    def __init__(
+        self, encoder: ConvMAE, *, num_classes: int, global_pool: GlobalPool = "avg", head_init_std: float = 0.02
+    ) -> None:
+        """
+        Args:
+            encoder: the backbone.
+            num_classes: size of the logits; 0 makes the pooled vector the output.
+            global_pool: how tokens become one vector.
+            head_init_std: standard deviation of the head's initial weights; the authors finetune from 2e-5.
+        """
+        super().__init__()
+        width = encoder.embed_dims[2]
+        self.encoder = encoder
+        self.fc_norm = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
+        self.num_features = self.head_hidden_size = width
+        self.head_init_std = head_init_std
+        channels = (*encoder.embed_dims, width)
+        modules = ("encoder.blocks1", "encoder.blocks2", "encoder.blocks3", "encoder")
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": num_channels, "reduction": stride, "module": module}
+            for num_channels, stride, module in zip(channels, STRIDES, modules, strict=True)
+        ]
+        self.reset_classifier(num_classes, global_pool)
+
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        """(B, 3, H, W), normalised, sides multiples of 32, to logits (B, K)."""
+        return self.forward_head(self.forward_features(images_bchw))
+
+    def forward_features(self, images_bchw: Tensor) -> Tensor:
+        """(B, 3, H, W) to E3 (B, D, H/16, W/16)."""
+        return self.encoder(images_bchw)[2]  # type: ignore[no-any-return]
+
+    def forward_head(self, e3_bdhw: Tensor, pre_logits: bool = False) -> Tensor:
+        """E3 to logits (B, K), or with `pre_logits` to the pooled and normalised vector (B, D)."""
+        tokens = e3_bdhw.flatten(2)  # (B, D, N)
+        pooled = self.fc_norm(tokens.mean(dim=2) if self.global_pool == "avg" else tokens[:, :, 0])
+        return pooled if pre_logits else self.head(pooled)  # type: ignore[no-any-return]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """timm's getter of feature maps.
+
+        Args:
+            x: images (B, 3, H, W).
+            indices: which of E1..E4 (0..3); the last n for an int, all for None.
+            norm: must be False: no map of this model has a final norm.
+            stop_early: accepted for timm; all maps come from one pass and E4 costs nothing.
+            output_fmt: must be "NCHW".
+            intermediates_only: leave out E3, the final features.
+
+        Raises:
+            ConvMAEError: another layout or a norm was asked for.
+        """
+        if norm or output_fmt != "NCHW":
+            raise ConvMAEError(f"features are un-normalised NCHW maps; got norm={norm}, output_fmt={output_fmt!r}")
+        maps = self.encoder(x)
+        chosen = taken_indices(indices)
+        intermediates = [maps[index] for index in chosen]
+        return intermediates if intermediates_only else (maps[2], intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """timm's request to drop what the chosen maps do not need: here the head and its norm."""
+        chosen = taken_indices(indices)
+        if prune_norm:
+            self.fc_norm = nn.Identity()  # type: ignore[assignment]
+        if prune_head:
+            self.reset_classifier(0)
+        return chosen
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """A fresh head for `num_classes` classes (0: none), and another pooling if given.
+
+        Raises:
+            ConvMAEError: `global_pool` is neither "avg" nor "token".
+        """
+        if global_pool is not None:
+            if global_pool not in get_args(GlobalPool):
+                raise ConvMAEError(f"global_pool must be one of {get_args(GlobalPool)}; got {global_pool!r}")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = self.encoder.pos_embed  # a new head goes where the model is
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=self.head_init_std)
+            nn.init.zeros_(self.head.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.encoder.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that decay leaves alone besides one-dimensional ones."""
+        return {"encoder.pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups by depth, in the authors' layer order: everything before stage 3 is the stem."""
+        return {
+            "stem": r"^encoder\.(?:pos_embed|patch_embed\d|blocks[12])",
+            "blocks": r"^encoder\.blocks3\.(\d+)",  # fc_norm and head match nothing: timm puts them last, together
+        }
+
+
+def taken_indices(indices: int | Sequence[int] | None) -> list[int]:
+    """Which of E1..E4, by timm's convention: None all, n the last n, negative ones counted from the end.
+
+    Raises:
+        ConvMAEError: there is no such map.
+    """
+    levels = range(len(STRIDES))
+    wanted = levels if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+    try:
+        return [levels[index] for index in wanted]
+    except IndexError:
+        raise ConvMAEError(
+            f"feature indices must be 0 to {len(levels) - 1}, negative from the end, or a number of maps; got {indices}"
+        ) from None
+
+
+def build_classifier(
+    config: ConvMAEConfig,
+    *,
+    num_classes: int,
+    global_pool: GlobalPool = "avg",
+    drop_path_rate: float = 0.0,
+    head_init_std: float = 0.02,
+) -> ConvMAEClassifier:
+    """The classifier of a configuration, with fresh weights."""
+    encoder = build_convmae(config, drop_path_rate=drop_path_rate)
+    return ConvMAEClassifier(encoder, num_classes=num_classes, global_pool=global_pool, head_init_std=head_init_std)

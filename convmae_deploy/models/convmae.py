@@ -1,0 +1,298 @@
+"""The ConvMAE backbone: two convolutional stages, one transformer stage, four feature maps.
+
+Paper: ConvMAE: Masked Convolution Meets Masked Autoencoders, arXiv 2205.03892 (NeurIPS 2022, as MCMAE).
+Authors' code and weights: the Alpha-VL/ConvMAE repository, MIT. This file is an independent implementation; where paper
+and code disagree it follows the code, which made the published weights, and says so.
+
+Shapes: B batch, C channels of a stage, H W its grid, N = H * W tokens, D width of stage 3.
+Inside the network maps are channels-last (B, H, W, C), so that every pointwise layer is a Linear; features that leave
+it are (B, C, H, W).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from convmae_deploy.errors import ConvMAEError
+
+STRIDES = (4, 8, 16, 32)  # pixels per cell of E1, E2, E3, E4
+CONV_NORM_EPS = 1e-5  # patch embeddings and convolution blocks: PyTorch's default in the authors' code
+TRANSFORMER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvMAEConfig:
+    """Architecture of one variant (paper, Table 7).
+
+    Raises:
+        ConvMAEError: the numbers do not fit together; the message names them.
+    """
+
+    embed_dims: tuple[int, int, int]  # channels of stages 1, 2, 3
+    depths: tuple[int, int, int]  # blocks of stages 1, 2, 3
+    mlp_ratios: tuple[float, float, float]  # hidden width / width of the MLPs of stages 1, 2, 3
+    num_heads: int  # attention heads of stage 3
+    image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels that the position embedding is stored for
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        width = self.embed_dims[2]
+        if width % self.num_heads or width % 4:
+            raise ConvMAEError(
+                f"the width of stage 3 must be a multiple of num_heads ({self.num_heads}) and of 4; got {width}"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(H, W) of the stage-3 tokens."""
+        return self.image_size[0] // 16, self.image_size[1] // 16
+
+
+def nano() -> ConvMAEConfig:
+    """Ours: 2.7M parameters at 128 pixels, for CPUs, tests and the model that ships."""
+    return ConvMAEConfig(
+        embed_dims=(32, 96, 192), depths=(2, 3, 5), mlp_ratios=(4, 4, 4), num_heads=6, image_size=(128, 128)
+    )
+
+
+def tiny() -> ConvMAEConfig:
+    """Ours: between nano and small."""
+    return ConvMAEConfig(embed_dims=(64, 128, 256), depths=(2, 2, 8), mlp_ratios=(4, 4, 4), num_heads=8)
+
+
+def small() -> ConvMAEConfig:
+    """ConvMAE-S of the paper."""
+    return ConvMAEConfig(embed_dims=(128, 256, 384), depths=(2, 2, 11), mlp_ratios=(4, 4, 4), num_heads=6)
+
+
+def base() -> ConvMAEConfig:
+    """ConvMAE-B, the one variant in the authors' code: 84.6M parameters (the paper's Tables 1 and 7: 88 and 84)."""
+    return ConvMAEConfig(embed_dims=(256, 384, 768), depths=(2, 2, 11), mlp_ratios=(4, 4, 4), num_heads=12)
+
+
+def base_plus() -> ConvMAEConfig:
+    """ConvMAE-B* of the paper: wider MLPs in the convolution stages."""
+    return replace(base(), mlp_ratios=(8, 8, 4))
+
+
+def large() -> ConvMAEConfig:
+    """ConvMAE-L of the paper."""
+    return ConvMAEConfig(embed_dims=(384, 768, 1024), depths=(2, 2, 23), mlp_ratios=(8, 8, 4), num_heads=16)
+
+
+def huge() -> ConvMAEConfig:
+    """ConvMAE-H by the paper's own Table 7: 679.5M parameters, where the table prints 666M."""
+    return ConvMAEConfig(embed_dims=(768, 1024, 1280), depths=(2, 2, 31), mlp_ratios=(8, 8, 4), num_heads=16)
+
+
+MODELS = {
+    "nano": nano,
+    "tiny": tiny,
+    "small": small,
+    "base": base,
+    "base_plus": base_plus,
+    "large": large,
+    "huge": huge,
+}
+
+
+class PatchEmbed(nn.Module):
+    """Convolution with kernel = stride, LayerNorm, GELU. The paper has the convolution alone, the code has all."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, out_channels, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(out_channels, eps=CONV_NORM_EPS)
+
+    def forward(self, map_bhwc: Tensor) -> Tensor:
+        projected = self.proj(map_bhwc.permute(0, 3, 1, 2))  # (B, C, H, W)
+        return F.gelu(self.norm(projected.permute(0, 2, 3, 1)))  # (B, H, W, C)
+
+
+class ConvBlock(nn.Module):
+    """Pre-norm block of the convolution stages: 1x1, 5x5 depthwise, 1x1; then an MLP. Each branch with a skip."""
+
+    def __init__(self, channels: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
+        self.conv1 = nn.Linear(channels, channels)  # a 1x1 convolution on channels-last maps
+        self.attn = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)  # named as in the authors' files
+        self.conv2 = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
+        self.mlp = Mlp(channels, round(channels * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, map_bhwc: Tensor) -> Tensor:
+        mixed = self.attn(self.conv1(self.norm1(map_bhwc)).permute(0, 3, 1, 2))  # (B, C, H, W)
+        map_bhwc = map_bhwc + self.drop_path(self.conv2(mixed.permute(0, 2, 3, 1)))
+        return map_bhwc + self.drop_path(self.mlp(self.norm2(map_bhwc)))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_bnd: Tensor) -> Tensor:
+        batch, length, width = tokens_bnd.shape
+        qkv = self.qkv(tokens_bnd).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D / heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(attended.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm ViT block."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
+        self.mlp = Mlp(width, round(width * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens_bnd: Tensor) -> Tensor:
+        tokens_bnd = tokens_bnd + self.drop_path(self.attn(self.norm1(tokens_bnd)))
+        return tokens_bnd + self.drop_path(self.mlp(self.norm2(tokens_bnd)))  # type: ignore[no-any-return]
+
+
+class ConvMAE(nn.Module):
+    """The encoder. Input (B, 3, H, W), normalised, H and W multiples of 32; output E1..E4 at strides 4, 8, 16, 32.
+
+    E1, E2, E3 are the outputs of the three stages, without a final norm; E4 is E3 max-pooled (paper, section 2.3).
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dims: tuple[int, int, int],
+        depths: tuple[int, int, int],
+        mlp_ratios: tuple[float, float, float],
+        num_heads: int,
+        grid_size: tuple[int, int],
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            embed_dims: channels of the three stages.
+            depths: blocks of the three stages.
+            mlp_ratios: hidden width / width of the MLPs of the three stages.
+            num_heads: attention heads of stage 3.
+            grid_size: (H, W) in tokens that the position embedding is stored for.
+            drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
+        """
+        super().__init__()
+        self.embed_dims = embed_dims
+        self.grid_size = grid_size
+        self.grad_checkpointing = False
+        # on the CPU whatever the default device is: a model made on the meta device has rates too
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        dim1, dim2, dim3 = embed_dims
+        self.patch_embed1 = PatchEmbed(3, dim1, 4)
+        self.blocks1 = nn.ModuleList(ConvBlock(dim1, mlp_ratios[0], next(rates)) for _ in range(depths[0]))
+        self.patch_embed2 = PatchEmbed(dim1, dim2, 2)
+        self.blocks2 = nn.ModuleList(ConvBlock(dim2, mlp_ratios[1], next(rates)) for _ in range(depths[1]))
+        self.patch_embed3 = PatchEmbed(dim2, dim3, 2)
+        self.patch_embed4 = nn.Linear(dim3, dim3)  # in the code, not in the paper
+        self.pos_embed = nn.Parameter(sincos_position_embedding(dim3, grid_size))
+        self.blocks3 = nn.ModuleList(
+            TransformerBlock(dim3, num_heads, mlp_ratios[2], next(rates)) for _ in range(depths[2])
+        )
+        self.apply(initialise_linear)
+
+    def forward(self, images_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) to E1 (B, C1, H/4, W/4), E2 (B, C2, H/8, W/8), E3 (B, D, H/16, W/16), E4 (B, D, H/32, W/32)."""
+        check_image_size(tuple(images_bchw.shape[-2:]))
+        stage1 = self.forward_stage1(images_bchw)
+        stage2 = self.forward_stage2(stage1)
+        stage3 = self.forward_stage3(stage2)
+        e1, e2, e3 = (stage.permute(0, 3, 1, 2) for stage in (stage1, stage2, stage3))  # (B, C, H, W)
+        return e1, e2, e3, F.max_pool2d(e3, 2)
+
+    def forward_stage1(self, images_bchw: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, H/4, W/4, C1)."""
+        return self._blocks(self.blocks1, self.patch_embed1(images_bchw.permute(0, 2, 3, 1)))
+
+    def forward_stage2(self, stage1_bhwc: Tensor) -> Tensor:
+        """(B, H/4, W/4, C1) to (B, H/8, W/8, C2)."""
+        return self._blocks(self.blocks2, self.patch_embed2(stage1_bhwc))
+
+    def forward_stage3(self, stage2_bhwc: Tensor) -> Tensor:
+        """(B, H/8, W/8, C2) to (B, H/16, W/16, D)."""
+        map_bhwd = self.patch_embed4(self.patch_embed3(stage2_bhwc))
+        batch, height, width, channels = map_bhwd.shape
+        tokens = map_bhwd.reshape(batch, height * width, channels) + self.position_embedding((height, width))
+        return self._blocks(self.blocks3, tokens).reshape(batch, height, width, channels)
+
+    def position_embedding(self, grid_size: tuple[int, int]) -> Tensor:
+        """The position embedding (1, N, D) for a grid, resized where it is not the stored one."""
+        if grid_size == self.grid_size:
+            return self.pos_embed
+        return resize_position_embedding(self.pos_embed, self.grid_size, grid_size)
+
+    def _blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            recompute = self.grad_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+
+def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> ConvMAE:
+    """The backbone of a configuration, with fresh weights."""
+    return ConvMAE(
+        embed_dims=config.embed_dims,
+        depths=config.depths,
+        mlp_ratios=config.mlp_ratios,
+        num_heads=config.num_heads,
+        grid_size=config.grid_size,
+        drop_path_rate=drop_path_rate,
+    )
+
+
+def check_image_size(image_size: Sequence[int]) -> None:
+    """Raises ConvMAEError unless (height, width) are positive multiples of 32."""
+    if any(side <= 0 or side % 32 for side in image_size):
+        raise ConvMAEError(
+            f"image height and width must be positive multiples of 32; got {' x '.join(map(str, image_size))}"
+        )
+
+
+def sincos_position_embedding(width: int, grid_size: tuple[int, int]) -> Tensor:
+    """Fixed 2-D sine-cosine embedding (1, H * W, width): first half of the channels by column, second half by row.
+
+    The rate of channel i is 10000^(-i / (width / 4)); computed in float64 as in the authors' code.
+    """
+    rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid_size), indexing="ij")
+    angles = [axis.reshape(-1, 1) * rates for axis in (columns, rows)]  # each (N, width / 4)
+    waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
+    return torch.cat(waves, dim=1).float().unsqueeze(0)
+
+
+def resize_position_embedding(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic resize of (1, old H * W, D) to (1, new H * W, D), as all of the authors' loaders do it."""
+    if old == new:
+        return embedding
+    precision = torch.promote_types(embedding.dtype, torch.float32)
+    map_bdhw = embedding.to(precision).reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
+    resized = F.interpolate(map_bdhw, size=new, mode="bicubic", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(embedding.dtype)
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Weights of Linear layers from a truncated normal of 0.02, biases 0; convolutions keep PyTorch's default."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Running exported bundles: everything a server or a laptop needs, and no torch."""

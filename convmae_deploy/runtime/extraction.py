@@ -1,0 +1,135 @@
+"""Features of many photo files: found, decoded, batched; bad files are told apart from good ones."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.images import DecodedImage, decode_image
+from convmae_deploy.runtime.predictor import Predictor
+
+# What is taken from a folder; a file that is named itself may have any name.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+)
+_MAX_READERS = 8  # threads that decode; more do not help before the disk or the model is the limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Features of the photos that could be read."""
+
+    files: list[Path]  # the good ones, N of them, in the order asked for
+    features: dict[str, NDArray[np.float32]]  # level -> (N, ...)
+    failures: dict[Path, ConvMAEError]  # the bad ones and why
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """The files among `paths`, and for each folder the photos in it, at any depth, sorted; hidden files are left out.
+
+    Raises:
+        ConvMAEError: a folder holds no photo.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)  # whether it exists shows when it is read: a missing file is one bad file
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
+        if not inside:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise ConvMAEError(f"expected photos ({suffixes}) in the folder {path}, found none; check the path")
+        found.extend(inside)
+    return found
+
+
+def read_photo(path: Path) -> DecodedImage:
+    """Reads and decodes one file.
+
+    Raises:
+        ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
+    return decode_image(data)
+
+
+def extract_features(
+    predictor: Predictor,
+    files: Sequence[Path],
+    levels: Sequence[str],
+    *,
+    batch_size: int,
+    on_file: Callable[[Path, ConvMAEError | None], bool] = lambda path, error: True,
+) -> Extraction:
+    """Runs photos through the model, `batch_size` at a time; no more than the result and one batch is in memory.
+
+    Args:
+        predictor: the model.
+        files: photo files.
+        levels: names from `predictor.levels`.
+        batch_size: photos a run, at least 1.
+        on_file: told of every file and of what is wrong with it (None: nothing); returning False ends the work early.
+
+    Raises:
+        ConvMAEError: a level does not exist, the batch size is less than 1, or the result does not fit into memory.
+    """
+    predictor.check_levels(levels)
+    if batch_size < 1:
+        raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
+    features = _allocate(predictor, len(files), levels)
+    good: list[Path] = []
+    failures: dict[Path, ConvMAEError] = {}
+    with ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), batch_size):
+            inputs: list[NDArray[np.float32]] = []
+            first = len(good)
+            for path, outcome in _prepare(pool, predictor, files[start : start + batch_size]):
+                error = outcome if isinstance(outcome, ConvMAEError) else None
+                if isinstance(outcome, ConvMAEError):
+                    failures[path] = outcome
+                else:
+                    inputs.append(outcome)
+                    good.append(path)
+                if not on_file(path, error):
+                    return Extraction(files=[], features={}, failures=failures)
+            if inputs:
+                for level, values in predictor.run(np.stack(inputs), levels).items():
+                    features[level][first : len(good)] = values
+    rows = {level: values[: len(good)] for level, values in features.items()}
+    return Extraction(files=good, features=rows, failures=failures)
+
+
+def _allocate(predictor: Predictor, count: int, levels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    shapes = {level: (count, *predictor.manifest.outputs[level].shape) for level in levels}
+    try:
+        return {level: np.empty(shape, dtype=np.float32) for level, shape in shapes.items()}
+    except MemoryError:
+        gigabytes = sum(4 * float(np.prod(shape, dtype=float)) for shape in shapes.values()) / 1e9
+        raise ConvMAEError(
+            f"the features of {count} photos need {gigabytes:.1f} GB of memory, which is not there; "
+            "ask for fewer photos or levels at a time"
+        ) from None
+
+
+def _prepare(
+    pool: ThreadPoolExecutor, predictor: Predictor, files: Sequence[Path]
+) -> Iterator[tuple[Path, NDArray[np.float32] | ConvMAEError]]:
+    def prepare(path: Path) -> NDArray[np.float32] | ConvMAEError:
+        try:
+            return predictor.preprocess(read_photo(path).image)
+        except ConvMAEError as error:
+            return error
+
+    return zip(files, pool.map(prepare, files), strict=True)

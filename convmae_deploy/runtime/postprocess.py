@@ -1,0 +1,43 @@
+"""From logits to labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class and how sure the model is of it."""
+
+    label: str
+    score: float  # in [0, 1] for softmax and sigmoid; a logit for "none"
+
+
+def scores(logits: NDArray[np.float32], function: ScoreFunction) -> NDArray[np.float32]:
+    """Turns logits (B, K) into scores (B, K): softmax over the classes, sigmoid of each, or the logits as they are."""
+    if function == "none":
+        return logits
+    if function == "sigmoid":
+        # Written with tanh, which does not overflow for large negative logits.
+        sigmoid: NDArray[np.float32] = np.float32(0.5) * (np.tanh(np.float32(0.5) * logits) + np.float32(1))
+        return sigmoid
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    softmax: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return softmax
+
+
+def top_k(scores: NDArray[np.floating[Any]], classes: Sequence[str], k: int) -> list[Prediction]:
+    """The `k` best of one image's scores (K,), best first; equal scores in the order of the classes.
+
+    Args:
+        scores: one score a class.
+        classes: one name a class.
+        k: how many; all when larger than the number of classes.
+    """
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [Prediction(label=classes[index], score=float(scores[index])) for index in best]

@@ -1,0 +1,59 @@
+"""From an RGB photo to the graph's input: timm's evaluation transform, bit for bit, without torch."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.runtime.manifest import Preprocessing
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
+    """Resizes to cover `spec.resize`, cuts out the centre `spec.crop`, scales to [0, 1] and normalises.
+
+    Args:
+        image: an RGB photo of any size.
+        spec: the numbers of the model.
+
+    Returns:
+        (3, crop height, crop width).
+    """
+    crop_height, crop_width = spec.crop
+    resized = image.resize(_covering_size(image.size, spec.resize), _FILTERS[spec.interpolation])
+    # Rounding half to even, as torchvision's centre crop does.
+    left, top = round((resized.width - crop_width) / 2), round((resized.height - crop_height) / 2)
+    cropped = resized.crop((left, top, left + crop_width, top + crop_height))
+    levels = np.asarray(cropped)  # (H, W, 3)
+    output = np.empty((3, crop_height, crop_width), dtype=np.float32)
+    for channel, table in enumerate(_tables(spec.mean, spec.std)):
+        # Every index fits the table; mode="clip" only spares numpy a checking pass and a buffer.
+        np.take(table, levels[:, :, channel], out=output[channel], mode="clip")
+    return output
+
+
+def _covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the photo resized so that it covers `target` (height, width).
+
+    timm computes square targets with torchvision's Resize (the long side is cut to whole pixels) and others with its
+    own ResizeKeepRatio (both sides are rounded); the two differ by a pixel for some photos, so both are followed.
+    """
+    width, height = size
+    if target[0] == target[1]:
+        short, long = min(size), max(size)
+        new_long = int(target[0] * long / short)
+        return (target[0], new_long) if width <= height else (new_long, target[0])
+    ratio = min(height / target[0], width / target[1])
+    return round(width / ratio), round(height / ratio)
+
+
+@lru_cache(maxsize=16)
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """The normalised value of each 8-bit level, (3, 256), in torch's order of float32 operations."""
+    scaled = np.arange(256, dtype=np.float32) / np.float32(255)
+    centred = scaled[None, :] - np.array(mean, dtype=np.float32)[:, None]
+    tables: NDArray[np.float32] = centred / np.array(std, dtype=np.float32)[:, None]
+    tables.flags.writeable = False  # shared between threads
+    return tables

@@ -1,0 +1,130 @@
+"""Our checkpoint folder: round trips, and what a damaged one says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convmae_deploy.checkpoints import (
+    CheckpointRecord,
+    find_checkpoint,
+    load_classifier,
+    load_encoder_state,
+    read_checkpoint,
+    save_checkpoint,
+)
+from convmae_deploy.checkpoints.native import resized
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models import ConvMAEConfig, build_convmae
+from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.convmae import resize_position_embedding
+from convmae_deploy.runtime.manifest import Preprocessing
+
+CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
+RECORD = CheckpointRecord(
+    kind="classifier",
+    variant="custom",
+    model=CONFIG,
+    classes=("gâteau", "a, b", "c"),
+    global_pool="token",
+    preprocessing=Preprocessing(resize=(73, 109), crop=(64, 96)),
+    provenance={"seed": "0"},
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = build_classifier(CONFIG, num_classes=3, global_pool="token")
+    save_checkpoint(tmp_path / "checkpoint", model.state_dict(), RECORD)
+    return tmp_path / "checkpoint"
+
+
+def test_a_classifier_comes_back_as_it_was_saved(checkpoint: Path) -> None:
+    torch.manual_seed(0)
+    original = build_classifier(CONFIG, num_classes=3, global_pool="token").eval()
+    model, record = load_classifier(checkpoint)
+    assert record == RECORD and record.model == CONFIG
+    assert not model.training and model.global_pool == "token"
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(images), original(images))
+
+
+def test_another_image_size_resizes_the_embedding_and_the_preprocessing(checkpoint: Path) -> None:
+    stored = load_classifier(checkpoint)[0].encoder.pos_embed
+    model, record = load_classifier(checkpoint, image_size=(128, 96))
+    assert torch.equal(model.encoder.pos_embed, resize_position_embedding(stored, (4, 6), (8, 6)))
+    assert model.encoder.grid_size == (8, 6)
+    assert record.model.image_size == (128, 96)
+    assert record.preprocessing is not None
+    assert (record.preprocessing.crop, record.preprocessing.resize) == ((128, 96), (146, 109))
+
+
+def test_resizing_to_the_stored_size_changes_no_preprocessing() -> None:
+    state = {"encoder.pos_embed": torch.zeros(1, 24, 32)}
+    for cover in range(96, 400):
+        preprocessing = Preprocessing(resize=(cover, cover), crop=(64, 96))
+        record = RECORD.model_copy(update={"preprocessing": preprocessing})
+        assert resized(record, state, (64, 96))[0] == record
+
+
+def test_the_encoder_of_a_classifier_loads_without_its_head(checkpoint: Path) -> None:
+    config, state = load_encoder_state(checkpoint, (64, 64))
+    assert config.image_size == (64, 64)
+    build_convmae(config).load_state_dict(state)
+
+
+def test_a_run_folder_means_its_best_checkpoint_then_its_last(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(ConvMAEError, match="run folder or a checkpoint"):
+        find_checkpoint(run)
+    checkpoint.rename(run / "last")
+    assert find_checkpoint(run) == run / "last"
+    save_checkpoint(run / "best", {}, RECORD)
+    assert find_checkpoint(run) == run / "best"
+
+
+def test_a_config_with_an_unknown_field_or_impossible_numbers_is_refused(checkpoint: Path) -> None:
+    config = checkpoint / "config.json"
+    original = config.read_text()
+    config.write_text(original.replace('"variant"', '"varient"'))
+    with pytest.raises(ConvMAEError, match="config.json is not a valid checkpoint config: "):
+        read_checkpoint(checkpoint)
+    config.write_text(original.replace('"num_heads": 4', '"num_heads": 5'))
+    with pytest.raises(ConvMAEError, match="multiple of num_heads"):
+        read_checkpoint(checkpoint)
+
+
+def test_damaged_or_missing_weights_are_one_sentence(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-10])
+    with pytest.raises(ConvMAEError, match="model.safetensors cannot be read"):
+        read_checkpoint(checkpoint)
+    weights.unlink()
+    with pytest.raises(ConvMAEError, match="model.safetensors cannot be read"):
+        read_checkpoint(checkpoint)
+
+
+def test_weights_of_another_model_are_refused_by_name_and_shape(tmp_path: Path) -> None:
+    state = build_classifier(CONFIG, num_classes=4).state_dict()
+    save_checkpoint(tmp_path / "a", state, RECORD)
+    with pytest.raises(ConvMAEError, match=r"2 tensors differ, first head.bias: expected \(3,\), found \(4,\)"):
+        load_classifier(tmp_path / "a")
+
+
+def test_an_encoder_is_no_classifier(tmp_path: Path) -> None:
+    record = RECORD.model_copy(update={"kind": "encoder"})
+    save_checkpoint(tmp_path / "a", build_convmae(CONFIG).state_dict(), record)
+    with pytest.raises(ConvMAEError, match="must hold a classifier and holds: encoder"):
+        load_classifier(tmp_path / "a")
+
+
+def test_an_existing_checkpoint_is_replaced_only_when_told(checkpoint: Path) -> None:
+    with pytest.raises(ConvMAEError, match="exists already"):
+        save_checkpoint(checkpoint, {}, RECORD)
+    save_checkpoint(checkpoint, {"x": torch.ones(2)}, RECORD, replace_existing=True)
+    assert set(read_checkpoint(checkpoint)[1]) == {"x"}
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]

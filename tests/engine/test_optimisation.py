@@ -1,0 +1,61 @@
+"""Optimiser groups and schedule against the authors' recorded groups and hand-computed rates."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw, scheduled_lr, set_lr
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig
+
+REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference" / "layer_decay_groups_0.65.json"
+REFERENCE_CONFIG = ConvMAEConfig(embed_dims=(32, 48, 96), depths=(1, 1, 2), mlp_ratios=(2, 4, 3), num_heads=4)
+
+
+def test_layer_decay_groups_equal_the_recorded_ones() -> None:
+    model = build_classifier(REFERENCE_CONFIG, num_classes=10)
+    optimizer = build_adamw(model, OptimisationConfig(layer_decay=0.65, weight_decay=0.05))
+    names = {id(parameter): name.removeprefix("encoder.") for name, parameter in model.named_parameters()}
+    ours = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    recorded = json.loads(REFERENCE.read_text())
+    assert ours.keys() == recorded.keys()
+    for name, (lr_scale, weight_decay) in ours.items():
+        assert lr_scale == pytest.approx(recorded[name]["lr_scale"], rel=1e-12), name
+        assert weight_decay == recorded[name]["weight_decay"], name
+
+
+def test_schedule_warms_up_from_zero_then_falls_by_half_a_cosine() -> None:
+    config = OptimisationConfig(epochs=10, warmup_epochs=2, batch_size=512, base_lr=1e-3, min_lr=1e-5)
+    peak = 2e-3
+    assert config.learning_rate == pytest.approx(peak)
+    assert scheduled_lr(config, 0, 100) == 0
+    assert scheduled_lr(config, 50, 100) == pytest.approx(peak * 0.25)
+    assert scheduled_lr(config, 200, 100) == pytest.approx(peak)
+    assert scheduled_lr(config, 600, 100) == pytest.approx((peak + 1e-5) / 2)
+    assert scheduled_lr(config, 1000, 100) == pytest.approx(1e-5)
+
+
+def test_each_group_gets_the_rate_times_its_scale() -> None:
+    groups = [{"lr": 0.0, "lr_scale": 0.5}, {"lr": 0.0}]
+    set_lr(groups, 0.2)
+    assert [group["lr"] for group in groups] == [0.1, 0.2]
+
+
+def test_a_run_of_no_epochs_is_refused() -> None:
+    with pytest.raises(ConvMAEError, match="at least 1; got 0, 1024, 128"):
+        OptimisationConfig(epochs=0)
+
+
+def test_the_position_embedding_and_vectors_are_not_decayed() -> None:
+    optimizer = build_adamw(build_classifier(REFERENCE_CONFIG, num_classes=3), OptimisationConfig())
+    assert isinstance(optimizer.param_groups[0]["params"][0], nn.Parameter)
+    for group in optimizer.param_groups:
+        vectors = [parameter.ndim == 1 or parameter.shape[:1] == (1,) for parameter in group["params"]]
+        assert set(vectors) == {group["weight_decay"] == 0}

@@ -1,0 +1,74 @@
+"""Run folders: what is refused, what is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import build_convmae, nano
+
+
+@dataclass(frozen=True)
+class Config:
+    epochs: int = 3
+    workers: int = 2
+
+
+def begin(folder: RunFolder, config: Config, *, resume: bool = False, photos: int = 4) -> None:
+    folder.begin(config, seed=0, data={"photos": photos}, resume=resume, ignored=("workers",))
+
+
+def test_a_second_run_in_the_same_folder_is_refused_unless_resumed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    with pytest.raises(ConvMAEError, match="holds a run already; add --resume"):
+        begin(folder, Config())
+    begin(folder, Config(workers=7), resume=True)
+
+
+def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    with pytest.raises(ConvMAEError, match="config epochs = 3 and is now given 5"):
+        begin(folder, Config(epochs=5), resume=True)
+    with pytest.raises(ConvMAEError, match="data photos = 4 and is now given 9"):
+        begin(folder, Config(), resume=True, photos=9)
+
+
+def test_resuming_what_was_never_begun_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="found no run.json, so start it without --resume"):
+        begin(RunFolder(tmp_path / "run"), Config(), resume=True)
+
+
+def test_the_run_record_says_command_versions_and_seed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    description = folder.description()
+    assert description["config"] == {"epochs": 3, "workers": 2}
+    assert description["seed"] == 0
+    assert description["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert description["command"].startswith("python")
+
+
+def test_metrics_after_a_step_are_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        folder.log(step=step, loss=float(step))
+    folder.forget_metrics_after(2)
+    assert [line["step"] for line in folder.metrics()] == [1, 2]
+
+
+def test_the_last_checkpoint_returns_weights_and_state(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.load_last() is None
+    weights = build_convmae(nano()).state_dict()
+    record = CheckpointRecord(kind="encoder", variant="nano", model=nano())
+    folder.save("last", weights, record, {"progress": {"step": 5}})
+    loaded = folder.load_last()
+    assert loaded is not None
+    assert loaded[1] == {"progress": {"step": 5}}
+    assert all(torch.equal(loaded[0][name], value) for name, value in weights.items())

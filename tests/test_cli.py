@@ -1,0 +1,229 @@
+import importlib.abc
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from convmae_deploy import cli
+from tests.bundle_factory import make_bundle
+from tests.runtime.photo_files import photo
+
+CLASSES = ("[x]", "[/bold]", "église")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundle", classes=CLASSES)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    for seed, name in enumerate(("b.png", "a.jpg", "deeper/c.webp")):
+        photo(seed=seed).save(folder / name)
+    return folder
+
+
+def convmae(*arguments: str | Path) -> int:
+    """Runs the command in this process; returns its exit status."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_predictions_are_one_json_object_a_photo_in_order(bundle: Path, photos: Path) -> None:
+    files = [str(photos / name) for name in ("b.png", "a.jpg")]
+    command = [sys.executable, "-m", "convmae_deploy.cli", "predict", str(bundle), *files, "--top-k", "2", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["file"] for line in lines] == files
+    for line in lines:
+        assert set(line) == {"file", "predictions"}
+        scores = [prediction["score"] for prediction in line["predictions"]]
+        assert len(scores) == 2 and scores == sorted(scores, reverse=True)
+        assert {prediction["label"] for prediction in line["predictions"]} < set(CLASSES)
+
+
+def test_the_table_shows_labels_as_they_are(
+    bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert convmae("predict", bundle, photos / "a.jpg", "--device", "cpu") == 0
+    output = capsys.readouterr().out
+    assert all(label in output for label in CLASSES) and "a.jpg" in output
+
+
+def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
+    bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = photos / "bad.jpg"
+    bad.write_text("hello", encoding="utf-8")
+    files = [photos / "a.jpg", bad, photos / "missing.jpg", photos / "b.png"]
+    assert convmae("predict", bundle, *files, "--json", "--threads", "1") == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["file"] for line in lines] == [str(file) for file in files]
+    assert ["predictions" in line for line in lines] == [True, False, False, True]
+    assert "found text" in lines[1]["error"] and "cannot be read" in lines[2]["error"]
+    assert captured.err.splitlines() == [
+        f"error: {file}: {line['error']}" for file, line in zip(files, lines, strict=True) if "error" in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "BUNDLE"], "at least one photo"),
+        (["predict", "BUNDLE", "PHOTO", "--top-k", "0"], "--top-k must be at least 1; got 0"),
+        (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
+        (["features", "BUNDLE", "PHOTO", "--out", "x.csv"], "choose one of these suffixes"),
+        (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--levels", "e9"], "got e9"),
+        (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--batch-size", "0"], "batch size must be at least 1"),
+        (["features", "BUNDLE", "--out", "x.npz"], "at least one photo or folder"),
+        (["features", "BUNDLE", "EMPTY", "--out", "x.npz"], "found none"),
+        (["info", "nowhere"], "a bundle is a folder"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_with_status_2(
+    bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    places = {"BUNDLE": str(bundle), "PHOTO": str(photos / "a.jpg"), "EMPTY": str(tmp_path / "empty")}
+    assert convmae(*[places.get(argument, argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_features_of_a_folder_are_written_with_the_names_of_its_photos(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.safetensors"
+    command = [sys.executable, "-m", "convmae_deploy.cli", "features", str(bundle), str(photos), "--out", str(out)]
+    result = subprocess.run([*command, "--levels", "pooled", "e1", "--batch-size", "2"], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "3 photos" in result.stdout
+    with safe_open(out, "numpy") as file:
+        assert set(file.keys()) == {"pooled", "e1"}
+        names = json.loads(file.metadata()["files"])
+        assert file.get_tensor("e1").shape == (3, 4, 16, 16)
+    assert names == [str(photos / name) for name in ("a.jpg", "b.png", "deeper/c.webp")]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_bad_photos_are_reported_and_left_out_of_the_features(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    (photos / "aa.jpg").write_text("hello", encoding="utf-8")
+    out = tmp_path / f"features{suffix}"
+    assert convmae("features", bundle, photos, "--out", out) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {photos / 'aa.jpg'}: ")
+    assert "3 photos; 1 left out; pooled (3, 8)" in captured.out
+    assert out.is_file()
+    if suffix == ".npz":
+        with np.load(out) as file:
+            assert set(file.keys()) == {"files", "pooled"} and len(file["files"]) == 3
+
+
+def test_strict_features_end_with_the_first_bad_photo_and_write_nothing(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "aa.jpg").write_text("hello", encoding="utf-8")
+    assert convmae("features", bundle, photos, "--out", tmp_path / "x.npz", "--strict") == 1
+    captured = capsys.readouterr()
+    assert "aa.jpg" in captured.err and captured.out == ""
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_features_of_bad_photos_alone_are_an_error(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convmae("features", bundle, tmp_path / "missing.jpg", "--out", tmp_path / "x.npz") == 2
+    assert "none of the 1 photos could be read" in capsys.readouterr().err
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_parquet_without_pyarrow_is_refused_before_any_work(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert convmae("features", tmp_path / "no bundle", photos, "--out", tmp_path / "x.parquet") == 2
+    assert "pip install 'convmae_deploy[parquet]'" in capsys.readouterr().err
+
+
+def test_info_shows_the_whole_bundle(bundle: Path) -> None:
+    command = [sys.executable, "-m", "convmae_deploy.cli", "info", str(bundle)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    for words in ("tiny", "classification", "tiny-test", "bicubic", "test weights", "random, seed 0", "onnx", "e4"):
+        assert words in result.stdout
+    for words in ("(B, 6, 8, 8)", "fp32", "verified", "max_abs <= 1e-5", "1.0000000"):
+        assert words in result.stdout
+
+
+def test_an_unverified_bundle_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_bundle(bundle, verified=False)
+    assert convmae("info", bundle) == 0
+    assert "never verified" in capsys.readouterr().out
+
+
+def test_import_without_torch_names_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Missing(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name=name)
+
+    # not sys.modules["torch"] = None: tyro takes that entry for an imported torch
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    assert convmae("import", tmp_path / "original.pth", "--out", tmp_path / "out") == 2
+    assert "pip install 'convmae_deploy[train]'" in capsys.readouterr().err
+
+
+def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.original_files import encoder_only_state, write_pth
+
+    source = write_pth(tmp_path / "original.pth", {"model": encoder_only_state()})
+    assert convmae("import", source, "--out", tmp_path / "without") == 2
+    assert "--num-heads" in capsys.readouterr().err
+    size = ("--image-size", "64", "96")
+    assert convmae("import", source, "--out", tmp_path / "out", "--num-heads", "4", *size) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "resized pos_embed: 14 x 14 to 4 x 6, bicubic" in lines
+    assert lines[-1] == f"wrote {tmp_path / 'out'}"
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "without").exists()
+
+
+def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {
+        "predict": {"--top-k", "--json", "--device", "--threads"},
+        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"},
+        "info": set[str](),
+        "import": {"--out", "--variant", "--image-size", "--num-heads"},
+    }
+    for command, expected in options.items():
+        assert convmae(command, "--help") == 0
+        words = capsys.readouterr().out.replace(",", " ").split()
+        assert {word for word in words if re.match("--[a-z]", word)} == expected | {"--help"}

@@ -1,0 +1,192 @@
+"""The finetuning program: it learns, resumes exactly, stops cleanly and refuses bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
+from convmae_deploy.engine.interruption import Interruption
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models import build_convmae
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from tests.photo_folders import make_photo_folder
+from training import finetune as program
+
+TEST_MODEL = ConvMAEConfig(
+    embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
+)
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photo_folder(tmp_path_factory.mktemp("photos"))
+
+
+def config(photos: Path, out: Path, *, resume: bool = False, epochs: int = 3, **changes: Any) -> program.FinetuneConfig:
+    preset = program.nano()
+    return replace(
+        preset,
+        data=photos,
+        train_size=(32, 32),
+        optimisation=replace(
+            preset.optimisation, epochs=epochs, warmup_epochs=1, batch_size=4, micro_batch_size=2, base_lr=0.2
+        ),
+        run=replace(preset.run, out=out, resume=resume, workers=0, precision="fp32"),
+        **changes,
+    )
+
+
+def losses(run: Path) -> list[tuple[float, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["train_loss"], line["val_loss"]) for line in lines]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    """Makes the next run stop after so many updates, as a SIGTERM would."""
+    done = 0
+    original = program.update
+
+    def counting(*arguments: Any) -> tuple[float, int]:
+        nonlocal done
+        done += 1
+        return original(*arguments)
+
+    def must_stop(self: program.TrainingRun, interruption: Interruption) -> bool:
+        if done >= updates:
+            interruption.signal_number = signal.SIGTERM
+        return done >= updates
+
+    monkeypatch.setattr(program, "update", counting)
+    monkeypatch.setattr(program.TrainingRun, "must_stop", must_stop)
+
+
+def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
+    assert program.finetune(config(photos, tmp_path / "run", epochs=6)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert max(line["val_top1"] for line in lines) == 100
+    model, record = load_classifier(tmp_path / "run")
+    assert record.classes == ("blue", "red")
+    assert record.preprocessing is not None and record.preprocessing.resize == (73, 73)
+    assert "top-1 100.00 %" in record.provenance["validation"]
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("updates", [1, 3, 4, 6])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    mixed = replace(program.nano().augmentation, mixup=0.8, cutmix=1.0)
+    assert program.finetune(config(photos, tmp_path / "whole", augmentation=mixed)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        assert program.finetune(config(photos, tmp_path / "parts", augmentation=mixed)) == 128 + signal.SIGTERM
+    assert program.finetune(config(photos, tmp_path / "parts", augmentation=mixed, resume=True)) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_accumulated_micro_batches_equal_one_batch(photos: Path, tmp_path: Path) -> None:
+    plain = replace(program.nano().augmentation, rand_augment=None, random_erasing=0.0)
+    accumulated = config(photos, tmp_path / "two", epochs=1, drop_path=0.0, augmentation=plain)
+    whole = replace(
+        accumulated,
+        optimisation=replace(accumulated.optimisation, micro_batch_size=4),
+        run=replace(accumulated.run, out=tmp_path / "one"),
+    )
+    program.finetune(accumulated)
+    program.finetune(whole)
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-4)
+
+
+def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp_path: Path) -> None:
+    source = replace(TEST_MODEL, image_size=(96, 96))
+    encoder = build_convmae(source)
+    save_checkpoint(
+        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
+    )
+    model = program.initial_model(config(photos, tmp_path / "run", init=tmp_path / "pretrained"), TEST_MODEL, 2)
+    assert torch.equal(model.encoder.blocks3[0].attn.qkv.weight, encoder.blocks3[0].attn.qkv.weight)
+    assert model.encoder.pos_embed.shape == (1, 16, 32)
+
+
+def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -> None:
+    other = replace(TEST_MODEL, depths=(1, 1, 2))
+    save_checkpoint(
+        tmp_path / "pretrained",
+        build_convmae(other).state_dict(),
+        CheckpointRecord(kind="encoder", variant="x", model=other),
+    )
+    with pytest.raises(ConvMAEError, match="--init must hold a nano encoder"):
+        program.finetune(config(photos, tmp_path / "run", init=tmp_path / "pretrained"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path / "photos", per_class=1)
+    (tmp_path / "photos" / "val" / "red").rename(tmp_path / "photos" / "val" / "green")
+    with pytest.raises(ConvMAEError, match="both splits .* only one has"):
+        program.finetune(config(tmp_path / "photos", tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "update", lambda *arguments: (float("nan"), 4))
+    with pytest.raises(ConvMAEError, match="the loss of update 0 is nan .* --precision fp32"):
+        program.finetune(config(photos, tmp_path / "run"))
+
+
+def test_the_papers_recipe_is_the_base_preset() -> None:
+    _, base = program.PRESETS["base"]
+    optimisation, augmentation = base.optimisation, base.augmentation
+    assert optimisation.learning_rate == pytest.approx(2e-3)
+    assert (optimisation.epochs, optimisation.batch_size, optimisation.warmup_epochs) == (100, 1024, 5)
+    assert (optimisation.min_lr, optimisation.weight_decay, optimisation.layer_decay) == (1e-6, 0.05, 0.65)
+    assert (augmentation.mixup, augmentation.cutmix, augmentation.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (augmentation.rand_augment, augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert (base.drop_path, base.head_init_std) == (0.1, 2e-5)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.finetune", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.slow
+def test_the_command_stops_on_sigterm_with_a_checkpoint_and_refuses_to_overwrite_it(tmp_path: Path) -> None:
+    photos = make_photo_folder(tmp_path / "photos", per_class=20)
+    flags = ["nano", "--data", str(photos), "--out", str(tmp_path / "run"), "--batch-size", "4", "--workers", "0"]
+    process = start(*flags)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "continue with --resume" in output
+    again = start(*flags)
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 2
+    assert errors.startswith("error: ") and "add --resume" in errors and "Traceback" not in errors

@@ -1,0 +1,1 @@
+"""Training programs, run from the root of the repository: `python -m training.finetune ...`."""
