@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from rich.console import Console
-from timm.data.mixup import Mixup
+from timm.data import Mixup
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -226,12 +226,7 @@ def initial_model(config: FinetuneConfig, architecture: ConvMAEConfig, num_class
         head_init_std=config.head_init_std,
     )
     if config.init is not None:
-        found, state = load_initial_encoder(config.init, architecture.image_size)
-        if found != architecture:
-            raise ConvMAEError(
-                f"--init must hold a {config.variant} encoder, {architecture}; {config.init} holds {found}"
-            )
-        model.encoder.load_state_dict(state)
+        model.encoder.load_state_dict(load_initial_encoder(config.init, architecture))
     return model
 
 

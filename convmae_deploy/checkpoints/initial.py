@@ -7,22 +7,28 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints.native import load_encoder_state
 from convmae_deploy.checkpoints.original import import_original
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 
 
-def load_initial_encoder(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
-    """The configuration and weights (keys without prefix) of a pretrained encoder, resized to `image_size`.
+def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> dict[str, Tensor]:
+    """The weights (keys without prefix) of a pretrained encoder, its position embedding resized to fit.
 
     Args:
         path: a run folder or checkpoint of ours, or a `.pth` file of the authors.
-        image_size: (height, width) in pixels to resize the position embedding for.
+        architecture: what the encoder must be; its image size is the one to resize for, and its number of heads is
+            taken on trust for a `.pth` file, which does not hold that number.
 
     Raises:
-        ConvMAEError: neither, or damaged.
+        ConvMAEError: not such an encoder, or damaged.
     """
     if not path.is_file():
-        return load_encoder_state(path, image_size)
-    with TemporaryDirectory() as directory:
-        imported = Path(directory) / "imported"
-        import_original(path, imported)
-        return load_encoder_state(imported, image_size)
+        found, state = load_encoder_state(path, architecture.image_size)
+    else:
+        with TemporaryDirectory() as directory:
+            imported = Path(directory) / "imported"
+            import_original(path, imported, num_heads=architecture.num_heads)
+            found, state = load_encoder_state(imported, architecture.image_size)
+    if found != architecture:
+        raise ConvMAEError(f"initial weights must be an encoder of {architecture}; {path} holds {found}")
+    return state

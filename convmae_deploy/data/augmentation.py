@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from PIL import Image
-from timm.data.mixup import Mixup
-from timm.data.transforms_factory import create_transform
+from timm.data import Mixup, create_transform
 from torch import Tensor
 
 from convmae_deploy.runtime.manifest import Preprocessing

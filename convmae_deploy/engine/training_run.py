@@ -1,6 +1,7 @@
 """One run of a training program: what continues it, what stops it, what is kept of it."""
 
 import math
+import os
 import signal
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +33,9 @@ class RunConfig:
 
     def accelerator(self) -> Accelerator:
         """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up."""
-        return Accelerator(mixed_precision="no" if self.precision == "fp32" else self.precision)
+        # Accelerate joins the processes of torchrun on a machine without accelerator only when told that it is one.
+        on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+        return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
 
 
 @dataclass(kw_only=True)

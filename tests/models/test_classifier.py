@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError

@@ -1,6 +1,7 @@
 """The finetuning program: it learns, resumes exactly, stops cleanly and refuses bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from tests.photo_folders import make_photo_folder
 from training import finetune as program
 
+ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
@@ -133,7 +135,7 @@ def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -
         build_convmae(other).state_dict(),
         CheckpointRecord(kind="encoder", variant="x", model=other),
     )
-    with pytest.raises(ConvMAEError, match="--init must hold a nano encoder"):
+    with pytest.raises(ConvMAEError, match="initial weights must be an encoder of .* holds"):
         program.finetune(config(photos, tmp_path / "run", init=tmp_path / "pretrained"))
     assert not (tmp_path / "run").exists()
 
@@ -164,13 +166,36 @@ def test_the_papers_recipe_is_the_base_preset() -> None:
     assert (base.drop_path, base.head_init_std) == (0.1, 2e-5)
 
 
+@pytest.mark.slow
+def test_two_processes_of_torchrun_learn_what_one_does(photos: Path, tmp_path: Path) -> None:
+    flags = ["-m", "training.finetune", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
+    flags += ["--drop-path", "0", "--warmup-epochs", "0", "--image-size", "32", "32", "--train-size", "32", "32"]
+    flags += ["--workers", "0", "--precision", "fp32"]
+    one = [sys.executable, *flags, "--out", str(tmp_path / "one")]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        *flags,
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in (one, two):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two")[1] == pytest.approx(losses(tmp_path / "one")[1], rel=1e-3)
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "training.finetune", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
 
 

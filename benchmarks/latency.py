@@ -1,0 +1,247 @@
+"""How fast is a classifier in PyTorch, compiled, and exported? All on this machine's CPU, in one run.
+
+    python -m benchmarks.latency [--variant base] [--batch-sizes 1 8] [--rounds N] [--out latency.json]
+
+Random weights, 1000 classes. Timed: from a normalised float32 NumPy array (B, 3, H, W) to the logits as a NumPy array;
+decoding, preprocessing, compilation and session start are not. All contenders run once in every round, in an order that
+rotates, so that a machine that slows down slows all of them. Every contender's logits are held against eager PyTorch
+before anything is timed. The exported graph is what `python -m export` makes, without its full verification.
+"""
+
+import json
+import logging
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import tyro
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks.machine import available_cores, processor
+from benchmarks.random_bundle import SEED, random_classifier, write_random_bundle
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.backends import OnnxRuntimeBackend
+from convmae_deploy.runtime.bundle import load_bundle
+from export.gates import FP32, compare
+
+FloatArray = NDArray[np.float32]
+Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) -> logits (B, K)
+
+EAGER, COMPILED, ONNX, BF16 = "eager fp32", "torch.compile fp32", "ONNX Runtime fp32", "eager bf16"
+SETTLE_SECONDS = 0.25  # before each timed run: the last one's idle threads spin for up to 0.2 s and would disturb it
+REDUCED = {BF16}  # whose logits may differ from eager fp32 by more than its gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """Measures eager PyTorch, torch.compile and ONNX Runtime on the CPU."""
+
+    variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge
+    batch_sizes: tuple[int, ...] = (1, 8)  # images a run
+    rounds: int = 20  # timed runs of each contender at each batch size
+    warm_up: int = 3  # runs before them, at each batch size
+    threads: int = available_cores()  # of every contender
+    out: Path | None = None  # where to write the figures as JSON
+
+    def __post_init__(self) -> None:
+        smallest = min((*self.batch_sizes, self.rounds, self.warm_up, self.threads), default=0)
+        if not self.batch_sizes or smallest < 1:
+            raise ConvMAEError(
+                "--batch-sizes, --rounds, --warm-up and --threads must all be at least 1; got a smaller one"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One contender at one batch size."""
+
+    contender: str
+    batch_size: int
+    p50_ms: float  # of a run of the whole batch
+    p90_ms: float
+    images_per_second: float  # at the median
+    speed_against_eager: float  # eager's median / this one's; above 1 is faster
+    max_abs_difference: float  # of the logits, from eager fp32
+
+
+def contenders(model: nn.Module, bundle: Path, threads: int) -> dict[str, Contender]:
+    """Everything that is compared, by name; eager fp32 first."""
+    backend = OnnxRuntimeBackend(load_bundle(bundle), device="cpu", threads=threads)
+    # Shapes stay static: each batch size is compiled for itself, during the warm-up.
+    compiled = torch.compile(model, dynamic=False)
+    return {
+        EAGER: torch_contender(model),
+        COMPILED: torch_contender(compiled),
+        ONNX: lambda images: backend.run(images, ["logits"])["logits"],
+        BF16: torch_contender(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
+    }
+
+
+def torch_contender(model: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Contender:
+    """A PyTorch model, the casts to and from its precision included."""
+
+    @torch.inference_mode()
+    def run(images: FloatArray) -> FloatArray:
+        logits: FloatArray = model(torch.from_numpy(images).to(dtype)).float().numpy()
+        return logits
+
+    return run
+
+
+def check_logits(entries: dict[str, Contender], images: FloatArray) -> dict[str, float]:
+    """Largest difference of each contender's logits from eager fp32.
+
+    Raises:
+        ConvMAEError: one in full precision is beyond the gate of the export.
+    """
+    reference = entries[EAGER](images)
+    differences = {}
+    for name, run in entries.items():
+        comparison = compare(reference, run(images), FP32, top1=True)
+        if comparison.problem is not None and name not in REDUCED:
+            raise ConvMAEError(
+                f"{name} must give eager PyTorch's logits, but {comparison.problem}; its speed means nothing"
+            )
+        differences[name] = comparison.max_abs
+    return differences
+
+
+def measure(
+    entries: dict[str, Contender], images: FloatArray, rounds: int, advance: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of every timed run of each contender.
+
+    Args:
+        entries: the contenders, warm.
+        images: (B, 3, H, W).
+        rounds: runs of each.
+        advance: called after each round.
+    """
+    names = list(entries)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(SETTLE_SECONDS)
+            begun = time.perf_counter()
+            entries[name](images)
+            seconds[name].append(time.perf_counter() - begun)
+        advance()
+    return seconds
+
+
+def summarise(seconds: dict[str, list[float]], differences: dict[str, float], batch_size: int) -> list[Figure]:
+    """Percentiles and ratios of one batch size's runs."""
+    eager = float(np.percentile(seconds[EAGER], 50))
+    figures = []
+    for name, runs in seconds.items():
+        median, tail = (float(value) for value in np.percentile(runs, (50, 90)))
+        figures.append(
+            Figure(
+                contender=name,
+                batch_size=batch_size,
+                p50_ms=1000 * median,
+                p90_ms=1000 * tail,
+                images_per_second=batch_size / median,
+                speed_against_eager=eager / median,
+                max_abs_difference=differences[name],
+            )
+        )
+    return figures
+
+
+def run_benchmark(config: LatencyConfig, console: Console) -> list[Figure]:
+    """Builds, exports, compiles, checks and measures."""
+    torch.set_num_threads(config.threads)
+    model, record = random_classifier(config.variant)
+    generator = np.random.default_rng(SEED)
+    figures: list[Figure] = []
+    # That the bundle was not verified is stated in the heading; the compiler reports what it does not find.
+    for name in ("convmae_deploy", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
+        task = progress.add_task("Exporting", total=len(config.batch_sizes) * (config.rounds + 1) + 1)
+        write_random_bundle(Path(folder) / "bundle", model, record, max(config.batch_sizes))
+        entries = contenders(model, Path(folder) / "bundle", config.threads)
+        for batch_size in config.batch_sizes:
+            progress.update(task, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
+            images = generator.standard_normal((batch_size, 3, *record.model.image_size), dtype=np.float32)
+            differences = check_logits(entries, images)
+            for _ in range(config.warm_up):
+                for run in entries.values():
+                    run(images)
+            progress.update(task, description=f"Batch {batch_size}: measuring")
+            seconds = measure(entries, images, config.rounds, lambda: progress.advance(task))
+            figures += summarise(seconds, differences, batch_size)
+    return figures
+
+
+def machine(config: LatencyConfig) -> dict[str, str]:
+    """What the figures depend on besides the code."""
+    return {
+        "device": f"CPU, {processor()}, {available_cores()} cores",
+        "threads": str(config.threads),
+        "platform": platform.platform(),
+        "torch": str(torch.__version__),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Console) -> None:
+    """The heading that a figure must not be quoted without, and the table."""
+    facts = machine(config)
+    for line in (
+        f"ConvMAE {config.variant}, random weights, 1000 classes; the exported graph is not fully verified here",
+        f"{facts['device']}; {config.threads} threads; torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}",
+        f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs, {SETTLE_SECONDS:g} s of rest before each",
+        "timed: normalised float32 array to logits; not timed: decoding, preprocessing, compilation, session start",
+    ):
+        console.print(line, highlight=False)
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("", no_wrap=True)
+    for heading in ("batch", "p50 ms", "p90 ms", "images/s", "x eager", "max |diff|"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for figure in figures:
+        table.add_row(
+            figure.contender,
+            str(figure.batch_size),
+            f"{figure.p50_ms:.2f}",
+            f"{figure.p90_ms:.2f}",
+            f"{figure.images_per_second:.1f}",
+            f"{figure.speed_against_eager:.2f}",
+            f"{figure.max_abs_difference:.1e}",
+        )
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    config = tyro.cli(LatencyConfig, args=arguments, prog="python -m benchmarks.latency")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's advice about settings and hardware
+        figures = run_benchmark(config, Console(stderr=True))
+    print_figures(figures, config, Console())
+    if config.out is not None:
+        settings = {"variant": config.variant, "rounds": config.rounds, "warm_up": config.warm_up}
+        record = settings | machine(config) | {"figures": [asdict(figure) for figure in figures]}
+        with atomic_file(config.out) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,129 @@
+"""A load generator: clients that each send the same request again as soon as the last answer is there.
+
+Raw HTTP/1.1 over kept connections, one thread and one selector for all of them, so that it takes as little as possible
+of the cores that the server needs. Run as `python -m benchmarks.load`, it reads a plan as JSON from its input and
+writes the latencies as JSON to its output; `run_load` does that.
+"""
+
+import json
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+LENGTH: Final = b"content-length: "
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to send, where, and for how long."""
+
+    port: int  # of the server on 127.0.0.1
+    path: str
+    body: str  # file with the request's body
+    clients: int
+    seconds: float
+    requests: int = 0  # end after this many answers instead, when not 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """How it went."""
+
+    seconds: float  # from the first request to the last answer
+    latencies: list[float]  # seconds, of every answered request
+    failures: int  # answers with another status than 200
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.latencies) / self.seconds
+
+    def percentile(self, percent: float) -> float:
+        """Latency in seconds below which `percent` of the answers are."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+class _Client:
+    def __init__(self, port: int, request: bytes) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.request = request
+        self.started = 0.0
+        self._answer = b""
+
+    def send(self) -> None:
+        self.started = time.perf_counter()
+        self._answer = b""
+        self.socket.sendall(self.request)
+
+    def receive(self) -> int | None:
+        """Reads what is there; the status when the answer is complete."""
+        data = self.socket.recv(1 << 20)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        self._answer += data
+        head, separator, body = self._answer.partition(b"\r\n\r\n")
+        if not separator:
+            return None
+        at = head.index(LENGTH) + len(LENGTH)
+        if len(body) < int(head[at:].split(b"\r\n", 1)[0]):
+            return None
+        return int(head[9:12])
+
+
+def run_load(plan: Plan) -> Load:
+    """Runs a plan in a process of its own."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load"],
+        input=json.dumps(asdict(plan)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return Load(**json.loads(finished.stdout))
+
+
+def generate(plan: Plan) -> Load:
+    """Runs a plan in this process."""
+    body = Path(plan.body).read_bytes()
+    head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    clients = [_Client(plan.port, head.encode() + body) for _ in range(plan.clients)]
+    selector = selectors.DefaultSelector()
+    for client in clients:
+        selector.register(client.socket, selectors.EVENT_READ, client)
+    latencies: list[float] = []
+    failures = 0
+    begun = time.perf_counter()
+    for client in clients:
+        client.send()
+    waiting = len(clients)
+    while waiting:
+        for key, _ in selector.select():
+            client = key.data
+            status = client.receive()
+            if status is None:
+                continue
+            now = time.perf_counter()
+            latencies.append(now - client.started)
+            failures += status != 200
+            over = len(latencies) + waiting > plan.requests if plan.requests else now - begun >= plan.seconds
+            if over:
+                waiting -= 1
+            else:
+                client.send()
+    elapsed = time.perf_counter() - begun
+    for client in clients:
+        client.socket.close()
+    return Load(elapsed, latencies, failures)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(generate(Plan(**json.load(sys.stdin))))))

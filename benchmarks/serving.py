@@ -1,0 +1,320 @@
+"""What the server costs: its throughput and latency against the same work without HTTP, in one run.
+
+    python -m benchmarks.serving [--bundle PATH] [--check]
+
+In process: the server's own job (parse, decode, preprocess, infer, rank, encode JSON), in as many threads as the server
+has. Server: `python -m serving` with that bundle on this machine, and clients on kept connections in a third process.
+The two alternate in rounds, so that a machine that slows down slows both; the figures are medians over the rounds.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from benchmarks.load import ROOT, Load, Plan, run_load
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.runtime.images import ImageLimits
+from convmae_deploy.runtime.predictor import Predictor
+from serving.inference import Health, RequestLimits, Timings, classify_uploads
+from serving.models import warm_up
+from serving.parameters import ClassifyParameters, read_parameters
+from serving.pool import Ticket
+from serving.requests import parse_images
+from serving.responses import classification, to_json
+from serving.settings import available_cores, default_bundles
+
+MIN_RATIO = 0.85  # of the in-process throughput, at `clients` clients
+MAX_ADDED_MS = 1.0  # to the median latency, at one client
+MAX_SPREAD = 2.0  # 99th percentile / median, at `clients` clients
+PHOTO_SIZE = (500, 375)
+START_SECONDS = 120.0
+MEMORY_REQUESTS = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures the server against the same work without HTTP."""
+
+    bundle: Path = default_bundles()[0]
+    """Bundle to serve."""
+    photo: Path | None = None
+    """Photo to send; by default a generated JPEG of 500 x 375 pixels and about 100 KB."""
+    clients: int = 8
+    """Clients at the same time, for the throughput."""
+    threads: int = available_cores()
+    """Threads of the server and of the in-process measurement."""
+    rounds: int = 5
+    """Rounds of in-process and server measurements in turn."""
+    seconds: float = 3.0
+    """Length of each measurement."""
+    out: Path | None = None
+    """Where to write the figures as JSON."""
+    check: bool = False
+    """Exit with status 1 when a gate fails."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured; times in milliseconds, memory in MB, rates per second."""
+
+    in_process_rate: float
+    server_rate: float
+    ratio: float  # median over the rounds of server rate / in-process rate
+    in_process_p50: float  # one thread, one request after another
+    server_p50: float  # one client
+    added_p50: float
+    loaded_p50: float
+    loaded_p99: float
+    added_cpu: float  # of the server process per request, beyond that of the in-process work
+    failures: int
+    memory_idle: float
+    memory_after_1000: float
+    memory_after_2000: float
+
+    def failed_gates(self) -> list[str]:
+        """Sentences about the gates that were missed."""
+        gates = {
+            f"ratio {self.ratio:.3f} must be at least {MIN_RATIO}": self.ratio >= MIN_RATIO,
+            f"added p50 {self.added_p50:.2f} ms must be at most {MAX_ADDED_MS} ms": self.added_p50 <= MAX_ADDED_MS,
+            f"p99 / p50 under load {self.loaded_p99 / self.loaded_p50:.2f} must be at most {MAX_SPREAD}": (
+                self.loaded_p99 <= MAX_SPREAD * self.loaded_p50
+            ),
+            f"{self.failures} requests failed": self.failures == 0,
+        }
+        return [sentence for sentence, passed in gates.items() if not passed]
+
+
+def main(options: Options) -> int:
+    """Measures, prints, and says whether the gates hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        photo = options.photo or write_photo(Path(folder) / "photo.jpg")
+        predictor = Predictor.open(options.bundle, device="cpu", threads=1)
+        describe(options, predictor, photo)
+        with serve(options, Path(folder)) as (process, port):
+            figures = measure(options, predictor, photo, process, port)
+    print_figures(figures)
+    if options.out is not None:
+        machine = {"cpu": processor(), "cores": available_cores(), "python": platform.python_version()}
+        record = {"model": predictor.manifest.name, "threads": options.threads, "clients": options.clients}
+        with atomic_file(options.out) as path:
+            path.write_text(json.dumps(record | machine | asdict(figures), indent=2) + "\n", encoding="utf-8")
+    failed = figures.failed_gates()
+    for sentence in failed:
+        print(f"gate missed: {sentence}")
+    return 1 if options.check and failed else 0
+
+
+def describe(options: Options, predictor: Predictor, photo: Path) -> None:
+    """Prints what is measured and on what."""
+    manifest = predictor.manifest
+    with Image.open(photo) as image:
+        size = image.size
+    print(
+        f"model {manifest.name} ({manifest.variant}), {manifest.input.shape}, float32, batch 1, ONNX Runtime on the CPU"
+    )
+    print(f"machine {processor()}, {available_cores()} cores; {options.threads} threads, one ONNX Runtime thread each")
+    print(f"photo {size[0]} x {size[1]}, {photo.stat().st_size / 1000:.0f} KB; {options.clients} clients over loopback")
+    print(f"{options.rounds} rounds of {options.seconds:g} s, after a warm-up of 1 s each; the load takes CPU as well")
+    print("included: parsing, JPEG decoding, preprocessing, inference, ranking, JSON; server: HTTP and sockets too")
+
+
+def measure(
+    options: Options, predictor: Predictor, photo: Path, process: "subprocess.Popen[str]", port: int
+) -> Figures:
+    """Alternates in-process and server measurements."""
+    job = make_job(predictor, photo.read_bytes())
+    plan = Plan(port, "/v1/classify", str(photo), options.clients, options.seconds)
+    single = Plan(port, "/v1/classify", str(photo), 1, options.seconds)
+    memory = [resident_mb(process.pid)]
+    for _ in range(2):
+        run_load(Plan(port, "/v1/classify", str(photo), options.clients, 0, MEMORY_REQUESTS))
+        memory.append(resident_mb(process.pid))
+    in_process_throughput(job, options.threads, 1.0)
+    rates, loads, alone, singles, added_cpu = [], [], [], [], []
+    for _ in range(options.rounds):
+        cpu = time.process_time()
+        rates.append(in_process_throughput(job, options.threads, options.seconds))
+        own_cpu = (time.process_time() - cpu) / (rates[-1] * options.seconds)
+        cpu = cpu_seconds(process.pid)
+        loads.append(run_load(plan))
+        added_cpu.append((cpu_seconds(process.pid) - cpu) / len(loads[-1].latencies) - own_cpu)
+        alone += in_process_latencies(job, options.seconds)
+        singles.append(run_load(single))
+    in_process_p50 = 1000 * statistics.median(alone)
+    server_p50 = 1000 * statistics.median(latency for load in singles for latency in load.latencies)
+    together = Load(1.0, [latency for load in loads for latency in load.latencies], 0)
+    return Figures(
+        in_process_rate=statistics.median(rates),
+        server_rate=statistics.median(load.rate for load in loads),
+        ratio=statistics.median(load.rate / rate for load, rate in zip(loads, rates, strict=True)),
+        in_process_p50=in_process_p50,
+        server_p50=server_p50,
+        added_p50=server_p50 - in_process_p50,
+        loaded_p50=1000 * together.percentile(50),
+        loaded_p99=1000 * together.percentile(99),
+        added_cpu=1000 * statistics.median(added_cpu),
+        failures=sum(load.failures for load in (*loads, *singles)),
+        memory_idle=memory[0],
+        memory_after_1000=memory[1],
+        memory_after_2000=memory[2],
+    )
+
+
+def print_figures(figures: Figures) -> None:
+    """Prints the figures as a table."""
+    rows = {
+        "in-process throughput": f"{figures.in_process_rate:.1f} requests/s",
+        "server throughput": f"{figures.server_rate:.1f} requests/s",
+        f"ratio (gate: at least {MIN_RATIO})": f"{figures.ratio:.3f}",
+        "in-process p50, alone": f"{figures.in_process_p50:.2f} ms",
+        "server p50, one client": f"{figures.server_p50:.2f} ms",
+        f"added p50 (gate: at most {MAX_ADDED_MS:g} ms)": f"{figures.added_p50:.2f} ms",
+        "server p50 / p99 under load": f"{figures.loaded_p50:.1f} / {figures.loaded_p99:.1f} ms",
+        "CPU of the server beyond the work itself": f"{figures.added_cpu:.2f} ms a request",
+        "memory of the server, idle": f"{figures.memory_idle:.0f} MB",
+        f"memory after {MEMORY_REQUESTS} requests": f"{figures.memory_after_1000:.0f} MB",
+        f"memory after {2 * MEMORY_REQUESTS} requests": f"{figures.memory_after_2000:.0f} MB",
+    }
+    for name, value in rows.items():
+        print(f"  {name:<42} {value}")
+
+
+def make_job(predictor: Predictor, body: bytes) -> Callable[[], bytes]:
+    """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
+    limits = RequestLimits(ImageLimits(), 100_000_000)
+    health = Health()
+
+    def job() -> bytes:
+        parsed = parse_images(body, "application/octet-stream", 32)
+        parameters = read_parameters(ClassifyParameters, b"", parsed.parameters)
+        predictions, _ = classify_uploads(predictor, parsed.uploads, parameters, limits, health, Ticket(), Timings())
+        return to_json(classification(predictions, parsed.batched))
+
+    warm_up(predictor)
+    job()
+    return job
+
+
+def in_process_throughput(job: Callable[[], bytes], threads: int, seconds: float) -> float:
+    """Jobs per second with `threads` threads, none of which ever waits for work."""
+    counts = [0] * threads
+    begun = time.perf_counter()
+
+    def work(index: int) -> None:
+        while time.perf_counter() - begun < seconds:
+            job()
+            counts[index] += 1
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - begun)
+
+
+def in_process_latencies(job: Callable[[], bytes], seconds: float) -> list[float]:
+    """Seconds of each job, one after another."""
+    latencies = []
+    begun = previous = time.perf_counter()
+    while previous - begun < seconds:
+        job()
+        now = time.perf_counter()
+        latencies.append(now - previous)
+        previous = now
+    return latencies
+
+
+@contextlib.contextmanager
+def serve(options: Options, folder: Path) -> Iterator["tuple[subprocess.Popen[str], int]"]:
+    """A server on a free port; yields its process and the port."""
+    settings = {
+        "CONVMAE_BUNDLE": str(options.bundle),
+        "CONVMAE_DEVICE": "cpu",
+        "CONVMAE_HOST": "127.0.0.1",
+        "CONVMAE_PORT": "0",
+        "CONVMAE_THREADS": str(options.threads),
+    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVMAE_")}
+    log = folder / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving"], cwd=ROOT, env=kept | settings, stdout=output, stderr=output, text=True
+        )
+    try:
+        yield process, wait_for_port(process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for_port(process: "subprocess.Popen[str]", log: Path) -> int:
+    """The port that the server says it listens on.
+
+    Raises:
+        ConvMAEError: it ended, or said nothing in time.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        match = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text(encoding="utf-8"))
+        if match is not None:
+            return int(match[1])
+        time.sleep(0.05)
+    raise ConvMAEError(f"the server did not start: {log.read_text(encoding='utf-8').strip()}")
+
+
+def write_photo(path: Path) -> Path:
+    """Writes a JPEG with the statistics of a photo (power falling with frequency), the same on every machine."""
+    random = np.random.default_rng(0)
+    width, height = PHOTO_SIZE
+    total = np.zeros((height, width, 3), dtype=np.float32)
+    for octave in range(8):
+        cells = (max(2, height >> (7 - octave)), max(2, width >> (7 - octave)), 3)
+        noise = Image.fromarray(random.integers(0, 256, cells, dtype=np.uint8))
+        layer = np.asarray(noise.resize(PHOTO_SIZE, Image.Resampling.BICUBIC), dtype=np.float32) - 127.5
+        total += layer * 0.85**octave
+    pixels = np.clip(127.5 + 0.5 * total, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+    return path
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def processor() -> str:
+    """The processor's name."""
+    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return match[1] if match is not None else platform.machine()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except ConvMAEError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,213 @@
+"""`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a classifier as an ONNX bundle, written only if its numbers hold.
+
+A ConvMAE-B takes about two minutes on two CPU cores, most of it the comparison with PyTorch; a nano takes seconds.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import onnx
+import onnxruntime
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_directory
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.models.convmae import check_image_size
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.manifest import NAME_PATTERN
+from export.divergence import Divergence, find_divergence
+from export.gates import FP32
+from export.inputs import Batch, made_photos, read_photos, verification_batches
+from export.packaging import (
+    MODEL_NAME,
+    BundleContent,
+    check_with_runtime,
+    evaluation_preprocessing,
+    find_licence,
+    write_manifest,
+)
+from export.report import FAILED_SUFFIX, failure_sentence, print_report, write_failure
+from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier
+from export.traced import peak_bytes_per_image
+from export.verify import (
+    Runner,
+    Verification,
+    VerificationError,
+    onnx_runner,
+    smallest_failing_images,
+    torch_runner,
+    verify,
+)
+
+MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
+PHOTOS = 32  # photos in the verification, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Exports a finetuned classifier to ONNX and proves its numbers against PyTorch."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of training.finetune or convmae import
+    out: Path  # the bundle to create; must not exist
+    name: str | None = None  # what the server calls the model; default: the name of --out
+    image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
+    max_batch: int = 32  # largest batch that the bundle takes
+    data: Path | None = None  # folder of photos for the verification; default: pictures made on the spot
+    licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
+
+    def __post_init__(self) -> None:
+        if not re.match(NAME_PATTERN, self.bundle_name):
+            raise ConvMAEError(
+                "a bundle's name must be 1 to 64 letters, digits, '.', '_' or '-' and start with a letter or digit; "
+                f"got {self.bundle_name!r}, choose another with --name"
+            )
+        if self.image_size is not None:
+            check_image_size(self.image_size)
+        if self.max_batch < 1:
+            raise ConvMAEError(f"--max-batch must be at least 1; got {self.max_batch}")
+
+    @property
+    def bundle_name(self) -> str:
+        """The name that the manifest will carry."""
+        return self.out.resolve().name if self.name is None else self.name
+
+
+def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]) -> Verification:
+    """Writes the bundle, or raises and leaves a folder that reproduces the failure.
+
+    Args:
+        config: what to export.
+        console: where the report goes.
+        command: the program's arguments, for the reproducer.
+
+    Raises:
+        VerificationError: the numbers do not hold.
+        ConvMAEError: the request cannot be carried out.
+    """
+    check_output(config.out)
+    photos = made_photos(PHOTOS) if config.data is None else read_photos(config.data, PHOTOS)
+    model, record = load_classifier(config.checkpoint, image_size=config.image_size)
+    check_record(record, config.checkpoint)
+    content = BundleContent(
+        name=config.bundle_name,
+        record=record,
+        checkpoint=config.checkpoint,
+        preprocessing=evaluation_preprocessing(record),
+        max_batch=config.max_batch,
+        licence_file=find_licence(record, config.checkpoint, config.licence),
+    )
+    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, record.model.image_size))} ..."):
+        graph = export_classifier(model, record.model.image_size, config.max_batch)
+    first = verification_batches(content.preprocessing, photos, 1)[0]
+    largest = verified_batch(graph, first, config.max_batch, console)
+    batches = verification_batches(content.preprocessing, photos, largest)
+    with atomic_directory(config.out) as directory:
+        onnx.save(graph.model, directory / MODEL_NAME)
+        reference, candidate = runners(model, directory / MODEL_NAME)
+        verification = run_verification(reference, candidate, batches)
+        print_report(verification.report, console)
+        if verification.failures:
+            raise explain(config, graph, verification, (reference, candidate), command)
+        shapes = {name: value.shape[1:] for name, value in reference(first.images).items()}
+        write_manifest(directory, content, shapes=shapes, numerics=verification.report)
+        check_with_runtime(directory, reference, batches[-1], FP32)
+    return verification
+
+
+def check_output(out: Path) -> None:
+    """Raises ConvMAEError unless a folder can be made at `out`."""
+    if out.exists():
+        raise ConvMAEError(f"{out} exists already; remove it or choose another --out")
+    parent = next(folder for folder in out.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConvMAEError(
+            f"--out {out} cannot be made: {parent} is not a folder that can be written to; choose another"
+        )
+
+
+def check_record(record: CheckpointRecord, source: Path) -> None:
+    """Raises ConvMAEError unless the checkpoint has a head."""
+    if not record.classes:
+        raise ConvMAEError(
+            f"{source} has no classes, so there is no head to export; finetune it first (training.finetune)"
+        )
+
+
+def verified_batch(graph: ExportedGraph, example: Batch, max_batch: int, console: Console) -> int:
+    """The largest batch to verify: `max_batch`, or, said aloud, what fits into the memory set aside for it."""
+    fits = max(2, MEMORY_BUDGET // peak_bytes_per_image(graph.program, example.images))
+    if fits < max_batch:
+        console.print(
+            f"The largest batch verified is {fits} of {max_batch}: more would take over {MEMORY_BUDGET >> 30} GiB.",
+            highlight=False,
+        )
+    return min(fits, max_batch)
+
+
+def runners(model: ConvMAEClassifier, path: Path) -> tuple[Runner, Runner]:
+    """PyTorch, which is right, and the exported file, which is to be tried."""
+    return torch_runner(ClassifierGraph(model).eval(), OUTPUTS), onnx_runner(path, OUTPUTS)
+
+
+def run_verification(reference: Runner, candidate: Runner, batches: list[Batch]) -> Verification:
+    """Compares the two on all batches behind a progress bar."""
+    progress = track(batches, "Verifying", console=Console(stderr=True), transient=True)
+    between = (
+        f"torch {torch.__version__} eager fp32 (cpu)",
+        f"onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
+    )
+    return verify(reference, candidate, progress, FP32, outputs=OUTPUTS, between=between)
+
+
+def explain(
+    config: ExportConfig,
+    graph: ExportedGraph,
+    verification: Verification,
+    pair: tuple[Runner, Runner],
+    command: Sequence[str],
+) -> VerificationError:
+    """Finds the layer, writes the reproducer beside the output and returns the error to raise."""
+    failure, (reference, candidate) = verification.worst, pair
+    divergence: Divergence | None = None
+    arrays = {"image": failure.batch.images}
+    try:
+        images = smallest_failing_images(reference, candidate, failure, FP32)
+        arrays = {"image": images}
+        arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
+        arrays |= {f"found_{name}": value for name, value in candidate(images).items()}
+        divergence = find_divergence(graph, images, FP32)
+    except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
+        Console(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
+    folder = config.out.with_name(config.out.name + FAILED_SUFFIX)
+    write_failure(
+        folder,
+        model=graph.model,
+        verification=verification,
+        divergence=divergence,
+        arrays=arrays,
+        command=list(command),
+    )
+    return VerificationError(failure_sentence(failure, divergence, folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    config = tyro.cli(ExportConfig, args=given, prog="python -m export", description=ExportConfig.__doc__)
+    console = Console()
+    export_bundle(config, console, ["python", "-m", "export", *given])
+    console.print(f"Verified and written: {config.out}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,134 @@
+"""The gates: when do two arrays count as the same output of the same model?"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.runtime.manifest import OutputNumerics
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """What an output may differ by."""
+
+    absolute: float  # an entry may differ by absolute + relative * |reference|
+    relative: float
+    cosine: float  # least cosine similarity of an image's flattened output with the reference
+
+    def describe(self) -> str:
+        """The gate in words and numbers, for the table and the manifest."""
+        return (
+            f"each entry |difference| <= {self.absolute:g} + {self.relative:g} |reference|; cosine of each image >= "
+            f"{self.cosine}; no NaN or infinity; the same top class for every image whose best two logits lie further "
+            "apart than twice that"
+        )
+
+
+FP32 = Tolerance(absolute=1e-4, relative=1e-3, cosine=0.99999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How one output of one batch compares."""
+
+    max_abs: float  # infinity when the arrays cannot be compared
+    max_rel: float  # max_abs / largest absolute reference value
+    cosine: float  # smallest over the images
+    excess: float  # largest |difference| / allowed difference; at most 1 passes
+    worst_image: int  # index in the batch of the image with the largest excess
+    images_decided: int = 0  # images whose top class is outside the margin; 0 when top classes are not compared
+    images_agreeing: int = 0  # those of them with the same top class
+    problem: str | None  # the first gate that failed, in words; None: passed
+
+
+def compare(reference: FloatArray, found: FloatArray, tolerance: Tolerance, *, top1: bool = False) -> Comparison:
+    """Holds `found` against `reference`, image by image in float64.
+
+    Args:
+        reference: (B, ...).
+        found: the same shape.
+        tolerance: the gate.
+        top1: whether the rows are logits, whose largest entries must agree.
+    """
+    if found.shape != reference.shape:
+        return incomparable(f"its shape is {found.shape} instead of {reference.shape}")
+    for image in range(len(reference)):
+        for array, who in ((reference[image], "PyTorch"), (found[image], "the graph")):
+            if not np.isfinite(array).all():
+                return incomparable(f"{who} gives NaN or infinity", image)
+    images = [_compare_image(reference[image], found[image], tolerance) for image in range(len(reference))]
+    worst = max(range(len(images)), key=lambda image: images[image][1])
+    max_abs, excess = max(entry[0] for entry in images), images[worst][1]
+    cosine = min(entry[2] for entry in images)
+    decided, agreeing = _count_top1(reference, found, tolerance) if top1 else (0, 0)
+    problem = None
+    if excess > 1:
+        problem = f"an entry is off by {excess:.3g} times the allowed difference (max |difference| {max_abs:.3g})"
+    elif cosine < tolerance.cosine:
+        problem = f"the cosine similarity is {cosine:.7f}, below {tolerance.cosine}"
+        worst = min(range(len(images)), key=lambda image: images[image][2])
+    elif agreeing < decided:
+        problem = f"{decided - agreeing} of {decided} images have another top class"
+    scale = float(np.abs(reference).max(initial=0.0))
+    return Comparison(
+        max_abs=max_abs,
+        max_rel=max_abs / scale if scale else max_abs,
+        cosine=cosine,
+        excess=excess,
+        worst_image=worst,
+        images_decided=decided,
+        images_agreeing=agreeing,
+        problem=problem,
+    )
+
+
+def incomparable(problem: str, image: int = 0) -> Comparison:
+    """The comparison of an output that is missing, misshapen or not finite."""
+    return Comparison(
+        max_abs=math.inf, max_rel=math.inf, cosine=0.0, excess=math.inf, worst_image=image, problem=problem
+    )
+
+
+def worst_of(comparisons: list[tuple[str, Comparison]]) -> OutputNumerics:
+    """One output's row of the report from its comparisons on all named inputs."""
+    worst_input, worst = max(comparisons, key=lambda entry: (entry[1].problem is not None, entry[1].excess))
+    every = [comparison for _, comparison in comparisons]
+    decided = sum(comparison.images_decided for comparison in every)
+    agreeing = sum(comparison.images_agreeing for comparison in every)
+    return OutputNumerics(
+        max_abs=max(comparison.max_abs for comparison in every),
+        max_rel=max(comparison.max_rel for comparison in every),
+        cosine=min(comparison.cosine for comparison in every),
+        top1_agreement=agreeing / decided if decided else None,
+        excess=worst.excess,
+        worst_input=worst_input,
+        passed=all(comparison.problem is None for comparison in every),
+    )
+
+
+def _compare_image(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[float, float, float]:
+    """(largest absolute difference, excess, cosine) of one image's output."""
+    expected, actual = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    difference = np.abs(expected - actual)
+    allowed = tolerance.absolute + tolerance.relative * np.abs(expected)
+    norms = float(np.linalg.norm(expected)), float(np.linalg.norm(actual))
+    if min(norms) > 0:
+        cosine = min(1.0, float(expected @ actual) / (norms[0] * norms[1]))  # rounding may pass 1
+    else:
+        cosine = 1.0 if norms[0] == norms[1] else 0.0
+    return float(difference.max(initial=0.0)), float((difference / allowed).max(initial=0.0)), cosine
+
+
+def _count_top1(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[int, int]:
+    """(images whose best two reference logits differ by more than both may move, those that kept their top class)."""
+    if reference.shape[1] < 2:
+        return 0, 0
+    best_two = np.partition(reference.astype(np.float64), -2, axis=1)[:, -2:]  # (B, 2), ascending
+    margin = 2 * tolerance.absolute + tolerance.relative * np.abs(best_two).sum(axis=1)
+    decided = best_two[:, 1] - best_two[:, 0] > margin
+    agreeing = decided & (reference.argmax(axis=1) == found.argmax(axis=1))
+    return int(decided.sum()), int(agreeing.sum())

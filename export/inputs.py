@@ -1,0 +1,122 @@
+"""What the graph is tried on: random numbers, photos and constant images, in batches of several sizes."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.images import ImageError, decode_image
+from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.preprocess import preprocess
+
+FloatArray = NDArray[np.float32]
+
+SEED = 20220508
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the photos made here
+
+logger = logging.getLogger("convmae_deploy")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One input of the graph with the name that reports use."""
+
+    name: str
+    images: FloatArray  # (B, 3, H, W), normalised
+
+
+def verification_batches(spec: Preprocessing, photos: list[Image.Image], largest: int) -> list[Batch]:
+    """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
+
+    Args:
+        spec: preprocessing of the model; sets the size of the images and the range of normalised values.
+        photos: at least one; repeated where a batch needs more.
+        largest: the largest batch to try.
+    """
+    generator = np.random.default_rng(SEED)
+    sizes = sorted({1, min(2, largest), largest})
+    between = sorted({3, (3 + largest) // 2} & set(range(3, largest)))
+    pixels = [preprocess(photo, spec) for photo in photos[:largest]]
+    constants = constant_images(spec)
+    batches = []
+    for size in sizes:
+        batches.append(_random_batch(generator, spec, size))
+        batches.append(Batch(f"photos batch {size}", np.stack([pixels[i % len(pixels)] for i in range(size)])))
+        batches += _constant_batches(constants, size)
+    return batches + [_random_batch(generator, spec, size) for size in between]
+
+
+def constant_images(spec: Preprocessing) -> dict[str, FloatArray]:
+    """Images (3, H, W) of one value each: 0, 1, and black and white photos, the extremes of the normalised range."""
+    mean, std = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    levels = {"zeros": np.zeros_like(mean), "ones": np.ones_like(mean), "black": -mean / std, "white": (1 - mean) / std}
+    return {name: np.broadcast_to(level, (3, *spec.crop)).copy() for name, level in levels.items()}
+
+
+def read_photos(folder: Path, count: int) -> list[Image.Image]:
+    """The first `count` photos below `folder` in order of their paths; those that do not decode are logged and skipped.
+
+    Raises:
+        ConvMAEError: there is none.
+    """
+    if not folder.is_dir():
+        raise ConvMAEError(
+            f"--data must be a folder of photos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
+        )
+    photos: list[Image.Image] = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES):
+        if len(photos) == count:
+            break
+        try:
+            photos.append(decode_image(path.read_bytes()).image)
+        except (ImageError, OSError) as error:
+            logger.warning("%s is left out of the verification: %s", path, error)
+    if not photos:
+        raise ConvMAEError(
+            f"--data {folder} holds no readable photo ({', '.join(sorted(PHOTO_SUFFIXES))}); choose another folder"
+        )
+    return photos
+
+
+def made_photos(count: int) -> list[Image.Image]:
+    """`count` pictures with a photo's statistics (smooth areas, texture, sharp edges), the same on every machine."""
+    generator = np.random.default_rng(SEED)
+    return [_made_photo(generator, PHOTO_SIZES[index % len(PHOTO_SIZES)]) for index in range(count)]
+
+
+def _made_photo(generator: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    total = np.zeros((height, width, 3))
+    for cells in (2, 4, 8, 16, 32, 64):  # amplitude falls with frequency, as in photos
+        noise = generator.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        layer = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+        total += (np.asarray(layer, dtype=np.float64) - 127.5) / cells**0.75
+    pixels = 127.5 + total
+    for _ in range(4):
+        left, top = int(generator.integers(width - 32)), int(generator.integers(height - 32))
+        colour = generator.integers(0, 256, 3)
+        pixels[
+            top : top + int(generator.integers(16, height // 2)), left : left + int(generator.integers(16, width // 2))
+        ] = colour
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _random_batch(generator: np.random.Generator, spec: Preprocessing, size: int) -> Batch:
+    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.crop), dtype=np.float32))
+
+
+def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[Batch]:
+    """All constants in batches of `size`, the last filled up by starting again."""
+    names, images = list(constants), list(constants.values())
+    for start in range(0, len(names), size):
+        chosen = [(start + offset) % len(names) for offset in range(size)]
+        label = names[start] if size == 1 else "constants"
+        if size == 2:
+            label = "+".join(names[index] for index in chosen)
+        yield Batch(f"{label} batch {size}", np.stack([images[index] for index in chosen]))

@@ -1,0 +1,163 @@
+"""The bundle's files around a verified graph: the manifest and the licence, and a last look through the runtime."""
+
+import math
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+import convmae_deploy
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import sha256_of
+from convmae_deploy.models.convmae import STRIDES
+from convmae_deploy.runtime.backends import OnnxRuntimeBackend
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.manifest import (
+    MANIFEST_NAME,
+    BundleFile,
+    InputSpec,
+    Licence,
+    Manifest,
+    NumericsReport,
+    OutputSpec,
+    Preprocessing,
+)
+from export.gates import Tolerance, compare
+from export.inputs import Batch
+from export.to_onnx import INPUT, OPSET
+from export.verify import Runner, VerificationError
+
+MODEL_NAME = "model.onnx"
+LICENCE_NAME = "LICENSE-WEIGHTS"
+CROP_SHARE = 0.875  # timm's default: the crop's side / the resized photo's
+UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
+TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContent:
+    """What the manifest says besides what the graph itself shows."""
+
+    name: str
+    record: CheckpointRecord
+    checkpoint: Path | None  # run folder or checkpoint, as the user gave it; None: the weights were never stored
+    preprocessing: Preprocessing
+    max_batch: int
+    licence_file: Path | None  # from `find_licence`
+
+
+def evaluation_preprocessing(record: CheckpointRecord) -> Preprocessing:
+    """The checkpoint's own preprocessing, or timm's default for its image size."""
+    if record.preprocessing is not None:
+        return record.preprocessing
+    height, width = record.model.image_size
+    return Preprocessing(resize=(math.floor(height / CROP_SHARE), math.floor(width / CROP_SHARE)), crop=(height, width))
+
+
+def find_licence(record: CheckpointRecord, checkpoint: Path, given: Path | None) -> Path | None:
+    """The licence's full text: the file that was given, else the checkpoint's own, else none.
+
+    Raises:
+        ConvMAEError: the file is not there.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise ConvMAEError(f"--licence must be a text file; found none at {given}")
+        return given
+    if record.licence.file is None:
+        return None
+    own = find_checkpoint(checkpoint) / Path(record.licence.file).name  # never outside the checkpoint
+    if not own.is_file():
+        raise ConvMAEError(
+            f"the checkpoint names the licence {own.name}, which it does not hold; give one with --licence"
+        )
+    return own
+
+
+def write_manifest(
+    directory: Path, content: BundleContent, *, shapes: dict[str, tuple[int, ...]], numerics: NumericsReport | None
+) -> None:
+    """Completes a folder that holds MODEL_NAME to a bundle.
+
+    Args:
+        directory: the folder.
+        content: what the bundle is.
+        shapes: the graph's outputs without the batch axis.
+        numerics: the report of the graph; None: not verified.
+    """
+    strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    graph = directory / MODEL_NAME
+    manifest = Manifest(
+        name=content.name,
+        task="classification",
+        variant=content.record.variant,
+        input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.crop), max_batch=content.max_batch),
+        preprocessing=content.preprocessing,
+        classes=content.record.classes,
+        outputs={name: OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()},
+        files={
+            MODEL_NAME: BundleFile(
+                sha256=sha256_of(graph), bytes=graph.stat().st_size, precision="fp32", opset=OPSET, numerics=numerics
+            )
+        },
+        tools=tool_versions(),
+        licence=_copy_licence(directory, content),
+        provenance=_provenance(content),
+    )
+    text = manifest.model_dump_json(indent=2)
+    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def check_with_runtime(directory: Path, reference: Runner, batch: Batch, tolerance: Tolerance) -> None:
+    """Loads the finished bundle as a server would and holds one batch against PyTorch.
+
+    Raises:
+        ConvMAEError: the runtime refuses the bundle, or its numbers differ.
+    """
+    bundle = load_bundle(directory)
+    names = tuple(bundle.manifest.outputs)
+    found = OnnxRuntimeBackend(bundle, device="cpu").run(batch.images, names)
+    expected = reference(batch.images)
+    for name in names:
+        problem = compare(expected[name], found[name], tolerance).problem
+        if problem is not None:
+            raise VerificationError(f"the runtime gives another {name} than PyTorch on {batch.name}: {problem}")
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions that made the graph."""
+    return {
+        "convmae_deploy": convmae_deploy.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # with its build, which the package's metadata may lack
+        "onnxruntime": onnxruntime.__version__,  # the package is called onnxruntime or onnxruntime-gpu
+        **{tool: version(tool) for tool in TOOLS},
+    }
+
+
+def _provenance(content: BundleContent) -> dict[str, str]:
+    if content.checkpoint is None:
+        return content.record.provenance
+    directory = find_checkpoint(content.checkpoint)
+    given = content.checkpoint.resolve()
+    # Names only: a path of the exporting machine tells nobody else anything.
+    name = given.name if directory.resolve() == given else f"{given.name}/{directory.name}"
+    return content.record.provenance | {"checkpoint": name, "checkpoint_sha256": sha256_of(directory / WEIGHTS_NAME)}
+
+
+def _copy_licence(directory: Path, content: BundleContent) -> Licence:
+    """Puts the licence's text into the bundle, where there is one."""
+    licence = content.record.licence
+    if content.licence_file is None:
+        return licence
+    shutil.copyfile(content.licence_file, directory / LICENCE_NAME)
+    name = licence.name
+    if name.startswith(UNSPECIFIED):
+        lines = (directory / LICENCE_NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+        name = next((line.strip()[:120] for line in lines if line.strip()), name)
+    return Licence(name=name, file=LICENCE_NAME)

@@ -1,0 +1,114 @@
+"""What people get to see of a verification: the table, the sentence, and the folder that reproduces a failure."""
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convmae_deploy.files import atomic_directory
+from convmae_deploy.runtime.manifest import NumericsReport
+from export.divergence import Divergence, LayerError
+from export.gates import FloatArray
+from export.verify import Failure, Verification
+
+FAILED_SUFFIX = ".failed"
+
+
+def print_report(report: NumericsReport, console: Console) -> None:
+    """The table of a report, its inputs and its gate."""
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("output", no_wrap=True)
+    for heading in ("max abs", "max rel", "cosine", "top-1", "/ gate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst on")
+    table.add_column("")
+    for name, row in report.outputs.items():
+        table.add_row(
+            name,
+            f"{row.max_abs:.2e}",
+            f"{row.max_rel:.2e}",
+            f"{row.cosine:.7f}",
+            "" if row.top1_agreement is None else f"{row.top1_agreement:.1%}",
+            f"{row.excess:.3g}",
+            row.worst_input,
+            "passed" if row.passed else "[bold red]failed[/]",
+        )
+    console.print(f"{report.runtime} against {report.reference}", highlight=False)
+    console.print(table)
+    console.print(f"Inputs: {'; '.join(report.inputs)}.", highlight=False)
+    console.print(f"Gate: {report.tolerance}.", highlight=False)
+
+
+def failure_sentence(failure: Failure, divergence: Divergence | None, folder: Path) -> str:
+    """What is wrong, where, and where the evidence is."""
+    layer = "" if divergence is None else f"; first diverging layer: {divergence.explanation}"
+    return (
+        f"the graph does not give PyTorch's numbers, so no bundle was written: worst output {failure.output} on "
+        f"{failure.batch.name}, {failure.comparison.problem}{layer}; everything to reproduce it is in {folder}"
+    )
+
+
+def write_failure(
+    folder: Path,
+    *,
+    model: onnx.ModelProto,
+    verification: Verification,
+    divergence: Divergence | None,
+    arrays: dict[str, FloatArray],
+    command: list[str],
+) -> None:
+    """Writes the reproducer: model.onnx, inputs.npz, report.json, command.txt. Replaces an older one.
+
+    Args:
+        folder: where to.
+        model: the graph that failed.
+        verification: its report and failures.
+        divergence: where it leaves PyTorch; None where the graph does not even run.
+        arrays: the failing images as `image`, with what was expected and found.
+        command: the arguments that led here.
+    """
+    failures = [
+        {"input": failure.batch.name, "output": failure.output, "problem": failure.comparison.problem}
+        for failure in verification.failures
+    ]
+    content = {
+        "report": verification.report.model_dump(mode="python"),
+        "failures": failures,
+        "first_diverging_layer": None if divergence is None else divergence.explanation,
+        "layers": [] if divergence is None else [_layer_row(layer) for layer in divergence.layers],
+    }
+    with atomic_directory(folder, replace=True) as directory:
+        onnx.save(model, directory / "model.onnx")
+        np.savez(directory / "inputs.npz", **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own flag
+        report = json.dumps(_finite(content), indent=2, allow_nan=False)
+        (directory / "report.json").write_text(report + "\n", encoding="utf-8")
+        (directory / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+
+
+def _layer_row(layer: LayerError) -> dict[str, Any]:
+    comparison = layer.comparison
+    return {
+        "module": layer.module,
+        "value": layer.value,
+        "operator": layer.operator,
+        "max_abs": comparison.max_abs,
+        "cosine": comparison.cosine,
+        "excess": comparison.excess,
+        "problem": comparison.problem,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: those numbers become strings."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

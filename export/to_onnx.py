@@ -1,0 +1,138 @@
+"""The classifier as one ONNX graph: input `image`, outputs `logits`, `pooled` and the four feature maps."""
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
+
+OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
+INPUT = "image"
+OUTPUTS = ("logits", "pooled", *FEATURE_LEVELS)
+MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
+WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
+ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf holds 2 GiB in one file; a little is needed besides the weights
+CHATTY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+
+
+class ClassifierGraph(nn.Module):
+    """All outputs of a classifier from one pass. Exists only to be exported and to be its reference."""
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to the tensors named by OUTPUTS."""
+        maps = self.model.encoder(image)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        return (self.model.head(pooled), pooled, *maps)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX graph with the traced program that it was translated from."""
+
+    model: onnx.ModelProto
+    program: ExportedProgram
+    outputs: tuple[str, ...]
+
+
+def export_classifier(model: ConvMAEClassifier, image_size: tuple[int, int], max_batch: int) -> ExportedGraph:
+    """Traces and translates a classifier in evaluation mode; the batch axis stays open from 1 to `max_batch`.
+
+    Raises:
+        ConvMAEError: the weights do not fit into one ONNX file.
+    """
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if weight_bytes > ONNX_LIMIT_BYTES:
+        raise ConvMAEError(
+            f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
+            f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
+        )
+    return export_graph(ClassifierGraph(model).eval(), image_size, max_batch, OUTPUTS)
+
+
+def export_graph(
+    wrapper: nn.Module, image_size: tuple[int, int], max_batch: int, outputs: tuple[str, ...]
+) -> ExportedGraph:
+    """Exports a wrapper whose one argument is `image` and whose model is its attribute `model`.
+
+    Args:
+        wrapper: gives a flat tuple of tensors.
+        image_size: (height, width) in pixels; fixed in the graph.
+        max_batch: largest batch that the graph must take.
+        outputs: the names of the tensors.
+    """
+    # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
+    batch = Dim("batch", min=1, max=max(2, max_batch))
+    example = torch.zeros(2, 3, *image_size)
+    with _quiet():
+        program = torch.onnx.export(
+            wrapper,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=list(outputs),
+            dynamic_shapes={INPUT: {0: batch}},
+            verbose=False,
+        )
+        if program is None or program.exported_program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        model = program.model_proto
+    _tidy(model)
+    onnx.checker.check_model(model)
+    return ExportedGraph(model, program.exported_program, outputs)
+
+
+def module_path(path: str) -> str:
+    """A module path inside the wrapper as one inside the model; empty for the top level."""
+    return path.removeprefix(WRAPPED).removeprefix(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's warnings and log lines from the terminal; exceptions pass."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drops what the exporter leaves behind: stack traces with paths of this machine, signatures, guessed shapes.
+
+    Each node keeps the path of its module, for whoever reads the graph layer by layer.
+    """
+    graph = model.graph
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = ast.literal_eval(scopes)[:-1]  # the last scope is the operation itself
+        _clear(node)
+        if modules and module_path(modules[-1]):
+            node.metadata_props.add(key=MODULE_KEY, value=module_path(modules[-1]))
+    for record in (model, graph, *graph.input, *graph.output, *graph.initializer):
+        _clear(record)
+    del graph.value_info[:]
+
+
+def _clear(record: onnx.ModelProto | onnx.GraphProto | onnx.NodeProto | onnx.ValueInfoProto | onnx.TensorProto) -> None:
+    del record.metadata_props[:]
+    record.doc_string = ""

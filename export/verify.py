@@ -1,0 +1,165 @@
+"""Does the graph give PyTorch's numbers? Compares every output on every batch and keeps the evidence."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.manifest import NumericsReport
+from export.gates import Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
+from export.inputs import Batch
+
+Outputs = dict[str, FloatArray]
+Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) -> name -> (B, ...)
+
+LOGITS = "logits"
+
+
+class VerificationError(ConvMAEError):
+    """The graph does not give the reference's numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One output of one batch that did not pass a gate."""
+
+    batch: Batch
+    output: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """The report, and what failed, in the order of the runs."""
+
+    report: NumericsReport
+    failures: tuple[Failure, ...]
+
+    @property
+    def worst(self) -> Failure:
+        """The failure that is furthest from its gate; the earliest of equals."""
+        return max(self.failures, key=lambda failure: failure.comparison.excess)
+
+
+def verify(
+    reference: Runner,
+    candidate: Runner,
+    batches: Iterable[Batch],
+    tolerance: Tolerance,
+    *,
+    outputs: Sequence[str],
+    between: tuple[str, str],
+) -> Verification:
+    """Runs both on every batch; then the candidate on some images one by one, which must equal their batch.
+
+    Args:
+        reference: gives the numbers that hold.
+        candidate: gives the numbers in question.
+        batches: the inputs; the last of 2 to 4 images that passes is also run image by image.
+        tolerance: the gate.
+        outputs: names of the outputs to compare; the one called "logits" must also agree on the top class.
+        between: what the two are, for the report: (reference, runtime).
+    """
+    rows: dict[str, list[tuple[str, Comparison]]] = {output: [] for output in outputs}
+    failures: list[Failure] = []
+    names: list[str] = []
+    several: Batch | None = None
+    for batch in batches:
+        comparisons = _compare_outputs(reference, candidate, batch.images, outputs, tolerance)
+        _record(batch, comparisons, rows, failures)
+        names.append(batch.name)
+        passed = all(comparison.problem is None for comparison in comparisons.values())
+        several = batch if passed and 2 <= len(batch.images) <= 4 else several
+    if several is not None:
+        single = Batch(f"{several.name} singly", several.images)
+        _record(
+            single,
+            _compare_outputs(_one_by_one(candidate), candidate, single.images, outputs, tolerance),
+            rows,
+            failures,
+        )
+        names.append(single.name)
+    report = NumericsReport(
+        reference=between[0],
+        runtime=between[1],
+        inputs=tuple(names),
+        tolerance=tolerance.describe(),
+        outputs={output: worst_of(comparisons) for output, comparisons in rows.items()},
+        passed=not failures,
+    )
+    return Verification(report=report, failures=tuple(failures))
+
+
+def torch_runner(model: nn.Module, outputs: Sequence[str]) -> Runner:
+    """A module that gives a tuple of tensors, run eagerly in its own precision on the CPU."""
+
+    @torch.inference_mode()
+    def run(images: FloatArray) -> Outputs:
+        return {name: tensor.numpy() for name, tensor in zip(outputs, model(torch.from_numpy(images)), strict=True)}
+
+    return run
+
+
+def onnx_runner(path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
+    """An ONNX file on ONNX Runtime's CPU provider, with the graph optimisations that the runtime also uses.
+
+    The session is started by the first run, so that a graph which does not load fails like one that does not run.
+    """
+    sessions: list[onnxruntime.InferenceSession] = []
+
+    def run(images: FloatArray) -> Outputs:
+        if not sessions:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # the exception says it all
+            options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
+            options.intra_op_num_threads = threads or 0
+            sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        (image,) = sessions[0].get_inputs()
+        return dict(zip(outputs, sessions[0].run(list(outputs), {image.name: images}), strict=True))
+
+    return run
+
+
+def smallest_failing_images(reference: Runner, candidate: Runner, failure: Failure, tolerance: Tolerance) -> FloatArray:
+    """The one image that shows a failure, or the whole batch where it does not show alone."""
+    worst = failure.comparison.worst_image
+    alone = failure.batch.images[worst : worst + 1]
+    comparison = _compare_outputs(reference, candidate, alone, [failure.output], tolerance)[failure.output]
+    return alone if comparison.problem is not None else failure.batch.images
+
+
+def _compare_outputs(
+    reference: Runner, candidate: Runner, images: FloatArray, outputs: Sequence[str], tolerance: Tolerance
+) -> dict[str, Comparison]:
+    expected = reference(images)
+    try:
+        found = candidate(images)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base; a graph that does not run has failed
+        reason = " ".join(str(error).split())
+        return dict.fromkeys(outputs, incomparable(f"the graph does not run: {reason}"))
+    return {name: compare(expected[name], found[name], tolerance, top1=name == LOGITS) for name in outputs}
+
+
+def _record(
+    batch: Batch,
+    comparisons: dict[str, Comparison],
+    rows: dict[str, list[tuple[str, Comparison]]],
+    failures: list[Failure],
+) -> None:
+    for output, comparison in comparisons.items():
+        rows[output].append((batch.name, comparison))
+        if comparison.problem is not None:
+            failures.append(Failure(batch=batch, output=output, comparison=comparison))
+
+
+def _one_by_one(runner: Runner) -> Runner:
+    def run(images: FloatArray) -> Outputs:
+        parts = [runner(images[index : index + 1]) for index in range(len(images))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return run

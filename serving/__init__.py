@@ -1,0 +1,1 @@
+"""The HTTP server: one BentoML service around an ASGI application of our own."""

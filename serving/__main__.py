@@ -1,0 +1,102 @@
+"""Starts the server: `python -m serving`. Settings come from CONVMAE_* environment variables; see serving/settings.py.
+
+The BentoML service runs in this process under uvicorn, without BentoML's process manager: one process less, a bad
+bundle ends it with one sentence, and after SIGTERM nothing holds the listening socket open behind the server's back.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+
+from convmae_deploy.errors import ConvMAEError
+from serving.models import open_predictors
+from serving.settings import Settings, load_settings
+
+
+def main() -> int:
+    """Runs until a signal; 0 after a clean end, 1 with one sentence when the server cannot start."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in ("python_multipart", "uvicorn.error"):  # what clients do wrong is told to them, not to the log
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+    try:
+        settings = load_settings()
+        predictors = open_predictors(settings)
+        listener = bind(settings)
+    except ConvMAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    # Imported only now: BentoML takes a second to import, and a mistake in the settings should not wait for it.
+    import uvicorn
+
+    from serving import service
+    from serving.protocol import LimitedProtocol
+
+    service.predictors.update(predictors)
+    config = uvicorn.Config(
+        service.SERVICE.to_asgi(),
+        http=LimitedProtocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+    )
+
+    class Announcing(uvicorn.Server):
+        """Says where it listens once it does."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            announce(settings, listener)
+
+    # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    Announcing(config).run(sockets=[listener])
+    return 0
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A socket bound to the host and port of the settings, not yet listening.
+
+    Raises:
+        ConvMAEError: the address is not to be had.
+    """
+    address = f"{settings.host}:{settings.port}"
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConvMAEError(f"cannot listen on {address} ({error.strerror}); check CONVMAE_HOST") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(target)
+    except OSError as error:
+        listener.close()
+        raise ConvMAEError(
+            f"cannot listen on {address} ({error.strerror}); choose another CONVMAE_HOST or CONVMAE_PORT"
+        ) from None
+    return listener
+
+
+def announce(settings: Settings, listener: socket.socket) -> None:
+    """Prints the address, each model's name, and the licence of its weights."""
+    from serving.service import predictors
+
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"ConvMAE server on http://{shown}:{port}  (page at /, interface at /docs, Ctrl+C to stop)")
+    for name, predictor in predictors.items():
+        manifest = predictor.manifest
+        print(f"  {name}: {manifest.task}, {len(manifest.classes)} classes")
+        print(f"  licence of its weights: {manifest.licence.name}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,331 @@
+"""The routes, as a Starlette application without any of BentoML."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from convmae_deploy.runtime.images import ImageLimits
+from convmae_deploy.runtime.manifest import Task
+from convmae_deploy.runtime.predictor import Predictor
+from serving import openapi
+from serving.draining import Drain
+from serving.errors import ApiError, code_of_status
+from serving.guard import Exchange, Guard, routes_by_endpoint
+from serving.inference import Health, RequestLimits, Timings, classify_uploads, decode_uploads, run_model
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.models import Predictors, choose, describe_model, list_models, warm_up
+from serving.parameters import ClassifyParameters, EmbeddingsParameters, FeaturesParameters, read_parameters
+from serving.pool import Ticket, WorkPool
+from serving.requests import Parsed, parse_embeddings, parse_images
+from serving.responses import choose_feature_type, classification, embeddings, encode_features, to_json
+from serving.settings import Settings
+
+T = TypeVar("T")
+
+PAGE: Final = Path(__file__).parent / "page"
+CONTENT_SECURITY_POLICY: Final = "default-src 'self'; img-src 'self' blob: data:"
+ASSET_TYPES: Final = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".ico": "image/x-icon",
+    ".js": "text/javascript",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+OTHER_TASKS: Final[dict[str, Task]] = {
+    "/v1/detect": "detection",
+    "/v1/segment": "segmentation",
+    "/v1/classify-video": "video-classification",
+}
+
+
+class Api:
+    """The endpoints and what they share.
+
+    Args:
+        settings: limits.
+        predictors: the models by name. May be filled after construction, before the first request.
+    """
+
+    def __init__(self, settings: Settings, predictors: Predictors) -> None:
+        self.settings = settings
+        self.predictors = predictors
+        self.pool = WorkPool(settings.threads, settings.max_queue_seconds)
+        self.health = Health()
+        self.metrics = Metrics()
+        self.guard: Guard | None = None  # set by Starlette's middleware stack, when the application is first called
+        self.drain: Drain | None = None  # set when the server runs in a process of its own
+        self.limits = RequestLimits(
+            image=ImageLimits(
+                max_pixels=settings.max_image_pixels,
+                max_side=settings.max_image_side,
+                max_aspect=settings.max_image_aspect,
+            ),
+            max_request_pixels=settings.max_request_pixels,
+        )
+        self._probe_pending = False
+        self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
+        self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
+
+    async def classify(self, request: Request) -> Response:
+        """POST /v1/classify."""
+
+        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
+            parameters = read_parameters(ClassifyParameters, request.scope["query_string"], parsed.parameters)
+            predictor = choose(self.predictors, parameters.model, "classification")
+            predictions, decoded = classify_uploads(
+                predictor, parsed.uploads, parameters, self.limits, self.health, ticket, timings
+            )
+            with timings.phase("encode"):
+                body = to_json(classification(predictions, parsed.batched))
+            headers = {"X-Model": predictor.manifest.name} | decoded.headers()
+            return Response(body, media_type="application/json", headers=headers)
+
+        return await self._work(request, parse_images, job)
+
+    async def features(self, request: Request) -> Response:
+        """POST /v1/features."""
+        accept = request.headers.get("accept", "")
+
+        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
+            parameters = read_parameters(FeaturesParameters, request.scope["query_string"], parsed.parameters)
+            predictor = choose(self.predictors, parameters.model, "classification")
+            levels = check_levels(predictor, parameters.levels)
+            shapes = (predictor.manifest.outputs[level].shape for level in levels)
+            size = 4 * len(parsed.uploads) * sum(math.prod(shape) for shape in shapes)
+            kind = choose_feature_type(accept, size, self.settings.max_json_features_bytes)
+            with timings.phase("decode"):
+                decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
+            ticket.check()
+            with timings.phase("inference"):
+                maps = run_model(predictor, decoded.batch, levels, self.health)
+            with timings.phase("encode"):
+                name = predictor.manifest.name
+                body, extra = encode_features({level: maps[level] for level in levels}, kind, parameters.dtype, name)
+            headers = {"X-Model": name} | decoded.headers() | extra
+            return Response(body, media_type=kind, headers=headers)
+
+        return await self._work(request, parse_images, job)
+
+    async def embeddings(self, request: Request) -> Response:
+        """POST /v1/embeddings."""
+
+        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
+            parameters = read_parameters(EmbeddingsParameters, request.scope["query_string"], parsed.parameters)
+            predictor = choose(self.predictors, parameters.model, "classification")
+            with timings.phase("decode"):
+                decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
+            ticket.check()
+            with timings.phase("inference"):
+                vectors = run_model(predictor, decoded.batch, ["pooled"], self.health)["pooled"]
+            with timings.phase("encode"):
+                body = to_json(embeddings(vectors, predictor.manifest.name, parameters.encoding_format))
+            headers = {"X-Model": predictor.manifest.name} | decoded.headers()
+            return Response(body, media_type="application/json", headers=headers)
+
+        return await self._work(request, parse_embeddings, job)
+
+    async def other_task(self, request: Request) -> Response:
+        """POST on the route of a task that no loaded bundle is for."""
+        choose(self.predictors, request.query_params.get("model"), OTHER_TASKS[request.url.path])
+        raise ApiError(404, "no_model_for_task", "this server does not serve that task; see /openapi.json")
+
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse(list_models(self.predictors))
+
+    async def describe_model(self, request: Request) -> Response:
+        """GET /v1/models/{name}."""
+        name = request.path_params["name"]
+        predictor = self.predictors.get(name)
+        if predictor is None:
+            known = ", ".join(self.predictors)
+            raise ApiError(404, "unknown_model", f"expected one of {known}, got the model {name[:80]!r}", field="name")
+        return JSONResponse(describe_model(self.predictors, predictor))
+
+    async def live(self, request: Request) -> Response:
+        """GET /livez: the process answers."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /readyz: the models run and the server is not shutting down."""
+        reason = self.not_ready()
+        if reason is not None:
+            if not self.health.ready:
+                self._probe()
+            raise ApiError(503, "not_ready", reason, headers={"Retry-After": "1"})
+        return JSONResponse({"status": "ready", "models": list(self.predictors)})
+
+    async def metrics_page(self, request: Request) -> Response:
+        """GET /metrics, in Prometheus' text format."""
+        return Response(self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(openapi.document(self.settings))
+
+    async def index_page(self, request: Request) -> Response:
+        """GET /."""
+        return page_file("index.html")
+
+    async def docs_page(self, request: Request) -> Response:
+        """GET /docs."""
+        return page_file("docs.html")
+
+    async def page_asset(self, request: Request) -> Response:
+        """GET /page/{asset}."""
+        return page_file(request.path_params["asset"])
+
+    def not_ready(self) -> str | None:
+        """Why requests should go elsewhere, or None."""
+        if self.guard is not None and self.guard.draining:
+            return "the server is shutting down; send requests to another one"
+        if not self.predictors:
+            return "the models are still being loaded; try again in a moment"
+        if not self.health.ready:
+            return "the model failed several times in a row; see the server's log"
+        return None
+
+    async def _work(
+        self,
+        request: Request,
+        parse: Callable[[bytes, str, int], Parsed],
+        job: Callable[[Parsed, Ticket, Timings], Response],
+    ) -> Response:
+        """Reads the body, then does everything else in one job of the pool."""
+        assert self.guard is not None
+        exchange: Exchange = request.scope["convmae.exchange"]
+        self.pool.admit()
+        body = await self.guard.read_body(request.scope)
+        content_type = request.headers.get("content-type", "")
+        timings = Timings()
+        timings.seconds["queue"] = 0.0
+        images = 0
+
+        def work(ticket: Ticket) -> Response:
+            nonlocal images
+            with timings.phase("decode"):
+                parsed = parse(body, content_type, self.settings.max_images)
+            response = job(parsed, ticket, timings)
+            images = len(parsed.uploads)
+            return response
+
+        try:
+            outcome = await self.pool.run(work, self.settings.request_timeout_seconds, exchange.disconnected)
+        except TimeoutError:
+            seconds = self.settings.request_timeout_seconds
+            raise ApiError(504, "timeout", f"no answer within {seconds:g} s; try again, or send fewer images") from None
+        except ApiError as error:
+            if error.code == "inference_failed":
+                self.metrics.count("convmae_inference_failures_total")
+            raise
+        self.metrics.count("convmae_images_total", images)
+        timings.seconds["queue"] = outcome.queue_seconds
+        outcome.value.headers["Server-Timing"] = timings.header()
+        return outcome.value
+
+    def _probe(self) -> None:
+        """Tries the models once in the background, so that a server without traffic can become ready again."""
+        if self._probe_pending:
+            return
+        self._probe_pending = True
+
+        def probe(ticket: Ticket) -> None:
+            try:
+                for predictor in self.predictors.values():
+                    warm_up(predictor)
+                self.health.failures_in_a_row = 0
+            finally:
+                self._probe_pending = False
+
+        try:
+            self.pool.submit(probe)
+        except ApiError:
+            self._probe_pending = False
+
+
+def create_app(settings: Settings, predictors: Predictors) -> Starlette:
+    """The whole application.
+
+    Args:
+        settings: limits, API key, threads.
+        predictors: the models by name, in the order of the bundles. May be filled after this call.
+    """
+    api = Api(settings, predictors)
+    endpoints: list[tuple[str, str, Callable[..., Any]]] = [
+        ("POST", "/v1/classify", api.classify),
+        ("POST", "/v1/features", api.features),
+        ("POST", "/v1/embeddings", api.embeddings),
+        *(("POST", path, api.other_task) for path in OTHER_TASKS),
+        ("GET", "/v1/models", api.list_models),
+        ("GET", "/v1/models/{name}", api.describe_model),
+        ("GET", "/livez", api.live),
+        ("GET", "/readyz", api.ready),
+        ("GET", "/metrics", api.metrics_page),
+        ("GET", "/openapi.json", api.openapi),
+        ("GET", "/docs", api.docs_page),
+        ("GET", "/page/{asset}", api.page_asset),
+        ("GET", "/", api.index_page),
+    ]
+    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints]
+    route_of = routes_by_endpoint([(route.endpoint, route.path) for route in routes])
+
+    def guard(app: Any) -> Guard:
+        api.guard = Guard(app, settings, api.metrics, route_of)
+        return api.guard
+
+    application = Starlette(
+        routes=routes,
+        middleware=[Middleware(guard)],
+        exception_handlers={HTTPException: _http_error},
+    )
+    application.router.redirect_slashes = False  # a redirect would lose the request's body
+    application.state.api = api
+    application.middleware_stack = application.build_middleware_stack()
+    return application
+
+
+def check_levels(predictor: Predictor, levels: Sequence[str]) -> list[str]:
+    """The levels asked for, each once, in the order asked for.
+
+    Raises:
+        ApiError: 422, the model has no such level.
+    """
+    for level in levels:
+        if level not in predictor.levels:
+            message = f"levels: expected some of {', '.join(predictor.levels)}, got {level[:40]!r}; correct it"
+            raise ApiError(422, "unknown_level", message, field="levels")
+    return list(dict.fromkeys(levels))
+
+
+def page_file(name: str) -> Response:
+    """One file of the page's folder, which has no folders of its own.
+
+    Raises:
+        ApiError: 404.
+    """
+    path = PAGE / name
+    media_type = ASSET_TYPES.get(path.suffix)
+    if media_type is None or path.parent != PAGE or not path.is_file():
+        raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
+    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(path, media_type=media_type, headers=headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors (no such route, no such method), in the one shape of this server."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: "there is no such path on this server; see /docs or /openapi.json",
+        405: "this path does not answer this method; see the Allow header, /docs or /openapi.json",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    raise ApiError(error.status_code, code_of_status(error.status_code), message, headers=error.headers)

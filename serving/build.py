@@ -1,0 +1,81 @@
+"""Builds a bento: `python -m serving.build [BUNDLE ...]`.
+
+The bento holds `serving/`, `convmae_deploy/` and the bundles named (by default those in `serving/bundles`), nothing
+else. It is built from a temporary folder with just these in it, so that what lies about in a checkout cannot slip in.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import load_bundle
+from serving.settings import BUNDLES, default_bundles
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGES: Final = ("convmae_deploy", "serving")
+LEFT_OUT: Final = ("__pycache__", "*.pyc")
+
+
+def build(bundles: Sequence[Path]) -> str:
+    """Builds a bento and stores it in BentoML's store.
+
+    Args:
+        bundles: bundle folders; the first of each task becomes the default of that task.
+
+    Returns:
+        The bento's tag, `convmae:VERSION`.
+
+    Raises:
+        ConvMAEError: a bundle is not in order, or BentoML fails.
+    """
+    for bundle in bundles:
+        load_bundle(bundle)
+    with tempfile.TemporaryDirectory(prefix="convmae-bento-") as folder:
+        context = Path(folder)
+        copy_sources(context, bundles)
+        command = [sys.executable, "-m", "bentoml", "build", "-f", "serving/bentofile.yaml", "--output", "tag", "."]
+        environment = os.environ | {"BENTOML_DO_NOT_TRACK": "true", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment.pop("CONVMAE_BUNDLE", None)  # the bento's own bundles are what it serves
+        finished = subprocess.run(command, cwd=context, env=environment, capture_output=True, text=True)
+    match = re.search(r"__tag__:(\S+)", finished.stdout)
+    if finished.returncode != 0 or match is None:
+        reason = (finished.stderr or finished.stdout).strip().splitlines()[-1:]
+        raise ConvMAEError(f"bentoml build failed ({''.join(reason)}); run it by hand as serving/bentofile.yaml says")
+    return match[1]
+
+
+def copy_sources(context: Path, bundles: Sequence[Path]) -> None:
+    """Copies what belongs into the bento to the folder `context`."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, context / package, ignore=_ignore)
+    for index, bundle in enumerate(bundles):
+        # The server takes the bundles beside it in the order of their names.
+        name = bundle.name if len(bundles) == 1 else f"{index:02d}-{bundle.name}"
+        shutil.copytree(bundle, context / "serving" / BUNDLES.name / name)
+
+
+def _ignore(folder: str, names: list[str]) -> set[str]:
+    left_out = set(shutil.ignore_patterns(*LEFT_OUT)(folder, names))
+    return left_out | ({BUNDLES.name} if Path(folder) == BUNDLES.parent else set())
+
+
+def main() -> int:
+    """Builds from the command line; 1 with one sentence on failure."""
+    try:
+        tag = build([Path(argument).resolve() for argument in sys.argv[1:]] or default_bundles())
+    except ConvMAEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"built {tag}; start it with: BENTOML_DO_NOT_TRACK=true bentoml serve {tag}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

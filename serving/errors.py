@@ -1,0 +1,65 @@
+"""Errors that a client receives, in one shape everywhere."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from starlette.responses import Response
+
+MAX_MESSAGE: Final = 500  # characters; what a client sent is quoted, but not at any length
+MAX_FIELD: Final = 80
+
+
+class ApiError(Exception):
+    """An answer with a 4xx or 5xx status.
+
+    Args:
+        status: HTTP status.
+        code: what programs compare, for instance `image_truncated`.
+        message: one sentence for people: what was expected, what was found, what to do.
+        field: the part of the request that is at fault, for instance `inputs[2]`.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message[:MAX_MESSAGE]
+        self.field = None if field is None else field[:MAX_FIELD]
+        self.headers = dict(headers or {})
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+def busy(reason: str, retry_after: int) -> ApiError:
+    """The refusal of a request for which there is no room now; `retry_after` in seconds."""
+    message = f"{reason}; try again in {retry_after} s"
+    return ApiError(503, "overloaded", message, headers={"Retry-After": str(retry_after)})
+
+
+def error_response(error: ApiError, request_id: str) -> Response:
+    """`{"error": {"code", "message", "field", "request_id"}}` with the error's status and headers."""
+    content = {"code": error.code, "message": error.message, "field": error.field, "request_id": request_id}
+    # In ASCII: what a client sent may hold characters that UTF-8 cannot write.
+    body = json.dumps({"error": content}).encode()
+    return Response(body, status_code=error.status, headers=error.headers, media_type="application/json")
+
+
+def code_of_status(status: int) -> str:
+    """The code of an error that has none of its own, for instance `not_found` for 404."""
+    try:
+        return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
+    except ValueError:
+        return f"status_{status}"

@@ -1,0 +1,279 @@
+"""The outermost layer: everything that holds for every request, as plain ASGI.
+
+In this order: request id, draining, header size, authentication, body limits; then the application; then the metrics.
+Whatever is raised inside becomes one JSON error. BentoML must never see an exception: it would leave the client waiting
+until its own timeout.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import ApiError, ClientGone, busy, error_response
+from serving.metrics import Metrics
+from serving.settings import Settings
+
+logger = logging.getLogger("convmae_serving")
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+LINGER_SECONDS: Final = 1.0
+SKIPPED_BYTES: Final = 1_000_000
+OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+OPEN_PREFIX: Final = "/page/"
+ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
+UNMATCHED: Final = "unmatched"
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+PICKLE_TYPES: Final = ("pickle", "x-python", "x-joblib", "x-dill")
+
+
+class Exchange:
+    """One request on its way: what the guard has seen of it so far."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.request_id = ""
+        self.status = 0  # of the answer; 0 until it has started
+        self.body_bytes = 0
+        self.body_limit = 0
+        self.held_bytes = 0  # of the body, until the answer is sent
+        self.more_body = True
+        self.close = False
+        self._receive = receive
+        self._send = send
+        self.headers: dict[bytes, bytes] = {}
+        self.header_bytes = 0
+        for name, value in scope["headers"]:
+            self.headers[name] = value
+            self.header_bytes += len(name) + len(value) + 4
+
+    async def receive(self) -> Message:
+        """The next message; counts the body and refuses one that grows beyond its limit."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self.body_bytes += len(message.get("body", b""))
+            self.more_body = message.get("more_body", False)
+            if self.body_bytes > self.body_limit:
+                raise too_large(self.body_limit)
+        return message
+
+    async def disconnected(self) -> None:
+        """Returns when the client has gone away; to be called after the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def send(self, message: Message) -> None:
+        """Sends an answer's message with the headers that every answer carries."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            headers.append((b"x-content-type-options", b"nosniff"))
+            if self.close:
+                headers.append((b"connection", b"close"))
+            message = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answers with an error; while the body is still arriving, reads on a moment so that the answer gets through.
+
+        Closing a connection whose client is still sending makes its kernel discard the answer. So the answer is sent at
+        once, what arrives is thrown away for at most a second, and only then is the connection closed.
+        """
+        if self.status:
+            self.close = True
+            return
+        self.close = self.close or (self._body_is_arriving() and not self._body_is_small())
+        response = error_response(error, self.request_id)
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self.send(start)
+        if self.close and self._body_is_arriving():
+            await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await self._discard_body()
+            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await self.send({"type": "http.response.body", "body": response.body, "more_body": False})
+
+    def _body_is_arriving(self) -> bool:
+        announced = self.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.headers
+        return announced and self.more_body
+
+    def _body_is_small(self) -> bool:
+        """Whether what is still to come may simply be skipped, so that the connection stays open."""
+        length = self.headers.get(b"content-length", b"")
+        return length.isdigit() and int(length) <= SKIPPED_BYTES
+
+    async def _discard_body(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self.more_body:
+                    message = await self._receive()
+                    self.more_body = message["type"] == "http.request" and message.get("more_body", False)
+        except TimeoutError:
+            pass
+
+
+class Guard:
+    """The ASGI application around the application.
+
+    Args:
+        app: the routes.
+        settings: limits and the API key.
+        metrics: where every answered request is counted.
+        route_of: the template of the route that an endpoint belongs to, for the metrics' labels.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[object], str]) -> None:
+        self.app = app
+        self.settings = settings
+        self.metrics = metrics
+        self.route_of = route_of
+        self.draining = False
+        self.in_flight = 0
+        self.buffered_bytes = 0
+        key = settings.api_key
+        self._key_digest = None if key is None else _digest(key.get_secret_value().encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
+        started = time.perf_counter()
+        exchange = Exchange(scope, receive, send)
+        scope["convmae.exchange"] = exchange
+        self.in_flight += 1
+        try:
+            exchange.request_id = _request_id(exchange.headers.get(b"x-request-id"))
+            await self._answer(exchange)
+        finally:
+            self.in_flight -= 1
+            self.buffered_bytes -= exchange.held_bytes
+            endpoint = scope.get("endpoint")
+            route = UNMATCHED if endpoint is None else self.route_of(endpoint)
+            self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            self._check(exchange)
+            await self.app(exchange.scope, exchange.receive, exchange.send)
+        except ApiError as error:
+            await exchange.refuse(error)
+        except ClientGone:
+            # Nobody reads this; but BentoML keeps the request's task until its timeout unless an answer is sent.
+            await exchange.refuse(ApiError(400, "client_disconnected", "the client closed the connection"))
+        except Exception:
+            logger.exception("request %s failed", exchange.request_id)
+            message = "the server failed to answer; its log says why under this request id"
+            await exchange.refuse(ApiError(500, "internal_error", message))
+
+    def _check(self, exchange: Exchange) -> None:
+        """All that can be refused before the body is read."""
+        path = exchange.scope["path"]
+        if self.draining:
+            exchange.close = True
+            if path not in ALIVE_PATHS:
+                raise ApiError(503, "draining", "the server is shutting down; send this request to another one")
+        if exchange.header_bytes > MAX_HEADER_BYTES:
+            exchange.close = True
+            raise ApiError(
+                431, "headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers; send fewer"
+            )
+        if not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
+            self._authenticate(exchange)
+        self._check_body(exchange)
+
+    def _authenticate(self, exchange: Exchange) -> None:
+        if self._key_digest is None:
+            return
+        given = exchange.headers.get(b"x-api-key", b"")
+        authorization = exchange.headers.get(b"authorization", b"")
+        if authorization[:7].lower() == b"bearer ":
+            given = authorization[7:].strip()
+        # Digests of equal length, so that neither content nor length of the key shows in the time taken.
+        if not hmac.compare_digest(_digest(given), self._key_digest):
+            message = "expected a valid API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; send one"
+            raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+
+    def _check_body(self, exchange: Exchange) -> None:
+        headers, settings = exchange.headers, self.settings
+        content_type = headers.get(b"content-type", b"").lower()
+        is_json = content_type.startswith(b"application/json")
+        exchange.body_limit = settings.max_json_body_bytes if is_json else settings.max_body_bytes
+        if any(word.encode() in content_type for word in PICKLE_TYPES):
+            raise ApiError(415, "unsupported_media_type", "pickled data is never read; send an image file")
+        if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+            message = "compressed request bodies are not read; send the image file as it is, without Content-Encoding"
+            raise ApiError(415, "unsupported_content_encoding", message)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > exchange.body_limit:
+            raise too_large(exchange.body_limit)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await self.app(scope, receive, send)
+
+    async def read_body(self, scope: Scope) -> bytes:
+        """The whole body of a request.
+
+        Raises:
+            ApiError: 413 too large, 408 too slow, 503 too much buffered by all requests together.
+            ClientGone: the client closed the connection first.
+        """
+        exchange: Exchange = scope["convmae.exchange"]
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self.settings.body_timeout_seconds):
+                while exchange.more_body:
+                    message = await exchange.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk = message.get("body", b"")
+                    chunks.append(chunk)
+                    exchange.held_bytes += len(chunk)
+                    self.buffered_bytes += len(chunk)
+                    if self.buffered_bytes > self.settings.max_buffered_bytes:
+                        raise busy("the server holds as many request bodies as it may", 1)
+        except TimeoutError:
+            seconds = self.settings.body_timeout_seconds
+            exchange.close = True
+            message_text = f"expected the whole body within {seconds:g} s; send it faster or send less"
+            raise ApiError(408, "body_timeout", message_text) from None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def too_large(limit: int) -> ApiError:
+    """The refusal of a body beyond `limit` bytes."""
+    return ApiError(413, "body_too_large", f"expected a body of at most {limit} bytes; send a smaller image or fewer")
+
+
+def routes_by_endpoint(routes: Iterable[tuple[object, str]]) -> Callable[[object], str]:
+    """A function from an endpoint to the template of its route."""
+    templates = {id(endpoint): template for endpoint, template in routes}
+    return lambda endpoint: templates.get(id(endpoint), UNMATCHED)
+
+
+def new_request_id() -> str:
+    """128 random bits in hexadecimal.
+
+    Not from the operating system as uuid4 has them: that call lets go of Python's lock, and under load getting it back
+    costs a tenth of a millisecond. Nothing is protected by these bits.
+    """
+    return f"{random.getrandbits(128):032x}"
+
+
+def _request_id(given: bytes | None) -> str:
+    if given is not None and REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return new_request_id()
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

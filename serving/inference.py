@@ -1,0 +1,171 @@
+"""A request's work in its thread: image files to predictions or features, timed by phase."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.runtime.images import DecodedImage, ImageError, ImageLimits, decode_image
+from convmae_deploy.runtime.postprocess import Prediction
+from convmae_deploy.runtime.predictor import Predictor
+from serving.errors import ApiError
+from serving.parameters import ClassifyParameters, Common
+from serving.pool import Ticket
+from serving.requests import Upload
+
+logger = logging.getLogger("convmae_serving")
+
+STATUS_OF_IMAGE_ERROR: Final[Mapping[str, int]] = {
+    "image_too_large": 413,
+    "unsupported_format": 415,
+    "aspect_ratio": 422,
+}
+FAILURES_UNTIL_NOT_READY: Final = 3
+
+Array = NDArray[np.float32]
+
+
+class Timings:
+    """Seconds spent in each phase of a request, in the order in which they were first entered."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to the phase `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def header(self) -> str:
+        """The value of a Server-Timing header, in milliseconds."""
+        return ", ".join(f"{name};dur={1000 * value:.2f}" for name, value in self.seconds.items())
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Limits on the images of one request."""
+
+    image: ImageLimits
+    max_request_pixels: int
+
+
+@dataclass
+class Decoded:
+    """The decoded images of one request: the model's input, and what is worth telling about the files."""
+
+    batch: Array  # (B, 3, H, W)
+    frames: list[int] = field(default_factory=list)
+    orientations: list[int] = field(default_factory=list)
+
+    def headers(self) -> dict[str, str]:
+        """X-Image-Frames and X-Image-Orientation, only where a file has several frames or was turned."""
+        headers = {}
+        if any(count > 1 for count in self.frames):
+            headers["X-Image-Frames"] = ", ".join(map(str, self.frames))
+        if any(value != 1 for value in self.orientations):
+            headers["X-Image-Orientation"] = ", ".join(map(str, self.orientations))
+        return headers
+
+
+class Health:
+    """Whether the model runs: not ready after three failures in a row, ready again after one success."""
+
+    def __init__(self) -> None:
+        self.failures_in_a_row = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are likely to be answered."""
+        return self.failures_in_a_row < FAILURES_UNTIL_NOT_READY
+
+
+def decode_uploads(
+    predictor: Predictor, uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
+) -> Decoded:
+    """Decodes and preprocesses the images one after the other, so that only one full-size photo is in memory.
+
+    Raises:
+        ApiError: an image cannot be used; the field says which. Then none of the request's images is run.
+    """
+    inputs: list[Array] = []
+    decoded = Decoded(np.empty(0, dtype=np.float32))
+    pixels_left = limits.max_request_pixels
+    for upload in uploads:
+        ticket.check()
+        image = _decode(upload, parameters, limits, pixels_left)
+        pixels_left -= image.original_size[0] * image.original_size[1]
+        inputs.append(predictor.preprocess(image.image))
+        decoded.frames.append(image.frames)
+        decoded.orientations.append(image.orientation)
+    decoded.batch = np.stack(inputs)
+    return decoded
+
+
+def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, Array]:
+    """Runs the model and keeps count of its failures.
+
+    Raises:
+        ApiError: 500 `inference_failed`.
+    """
+    try:
+        results = predictor.run(batch, outputs)
+    except Exception as error:
+        health.failures_in_a_row += 1
+        logger.exception("the model %s failed on a batch of shape %s", predictor.manifest.name, batch.shape)
+        message = "the model failed on this request; the server's log says why under this request id"
+        raise ApiError(500, "inference_failed", message) from error
+    health.failures_in_a_row = 0
+    return results
+
+
+def classify_uploads(
+    predictor: Predictor,
+    uploads: Sequence[Upload],
+    parameters: ClassifyParameters,
+    limits: RequestLimits,
+    health: Health,
+    ticket: Ticket,
+    timings: Timings,
+) -> tuple[list[list[Prediction]], Decoded]:
+    """Image files to predictions: the whole work of a classification request, without HTTP.
+
+    Returns:
+        Predictions of each image, best first, and what was decoded.
+    """
+    with timings.phase("decode"):
+        decoded = decode_uploads(predictor, uploads, parameters, limits, ticket)
+    ticket.check()
+    with timings.phase("inference"):
+        logits = run_model(predictor, decoded.batch, ["logits"], health)["logits"]
+        predictions = predictor.rank(logits, top_k=parameters.top_k, function=parameters.function_to_apply)
+    return predictions, decoded
+
+
+def _decode(upload: Upload, parameters: Common, limits: RequestLimits, pixels_left: int) -> DecodedImage:
+    budget = min(limits.image.max_pixels, pixels_left)
+    image_limits = dataclasses.replace(limits.image, max_pixels=max(1, budget))
+    try:
+        image = decode_image(upload.data, limits=image_limits, apply_orientation=parameters.orientation == "apply")
+    except ImageError as error:
+        status = STATUS_OF_IMAGE_ERROR.get(error.code, 400)
+        message = str(error)
+        if status == 413 and budget < limits.image.max_pixels:
+            message = (
+                f"expected at most {limits.max_request_pixels} pixels in one request, "
+                f"this image has too many after those before it ({error}); send several requests"
+            )
+        raise ApiError(status, error.code, message, field=upload.field) from None
+    if parameters.strict and image.frames > 1:
+        message = f"expected a single picture because of strict=1, got a file of {image.frames} frames; send one frame"
+        raise ApiError(422, "several_frames", message, field=upload.field)
+    return image

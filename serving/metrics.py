@@ -1,0 +1,83 @@
+"""Prometheus metrics of one application, with labels from closed sets only.
+
+Written out by hand rather than with prometheus_client: under `bentoml serve` that library keeps its numbers in files
+that several processes share, and its registry is global, so two applications in one process would clash.
+"""
+
+import bisect
+from collections.abc import Callable
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """Counters, one histogram and gauges. Changed by the event loop's thread only, so it needs no locks."""
+
+    def __init__(self) -> None:
+        self._requests: dict[Labels, int] = {}
+        self._seconds: dict[str, list[int]] = {}  # route -> counts per bucket, the last one for +Inf
+        self._seconds_sum: dict[str, float] = {}
+        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._counters: dict[str, tuple[str, int]] = {
+            "convmae_images_total": ("Photos run through a model.", 0),
+            "convmae_inference_failures_total": ("Requests whose model run failed.", 0),
+        }
+
+    def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """Registers a gauge that is read when the page is asked for."""
+        self._gauges[name] = (description, read)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Adds to one of the two plain counters."""
+        description, value = self._counters[name]
+        self._counters[name] = (description, value + amount)
+
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts one answered request.
+
+        Args:
+            route: the route's template, or a fixed word when no route matched: never the path itself.
+            method: HTTP method; an unknown one is counted as OTHER.
+            status: HTTP status of the answer.
+            seconds: from the request's first byte seen by the application to the end of the answer.
+        """
+        labels = (("route", route), ("method", method if method in METHODS else "OTHER"), ("status", str(status)))
+        self._requests[labels] = self._requests.get(labels, 0) + 1
+        counts = self._seconds.setdefault(route, [0] * (len(SECONDS_BUCKETS) + 1))
+        counts[bisect.bisect_left(SECONDS_BUCKETS, seconds)] += 1
+        self._seconds_sum[route] = self._seconds_sum.get(route, 0.0) + seconds
+
+    def render(self) -> str:
+        """The page in Prometheus' text format."""
+        lines = _head("convmae_requests_total", "Answered requests.", "counter")
+        lines += [f"convmae_requests_total{_braces(labels)} {value}" for labels, value in self._requests.items()]
+        lines += _head("convmae_request_seconds", "Time to answer a request.", "histogram")
+        for route, counts in self._seconds.items():
+            lines += self._histogram(route, counts)
+        for name, (description, value) in self._counters.items():
+            lines += [*_head(name, description, "counter"), f"{name} {value}"]
+        for name, (description, read) in self._gauges.items():
+            lines += [*_head(name, description, "gauge"), f"{name} {read():g}"]
+        return "\n".join(lines) + "\n"
+
+    def _histogram(self, route: str, counts: list[int]) -> list[str]:
+        lines, total = [], 0
+        for edge, count in zip((*map(str, SECONDS_BUCKETS), "+Inf"), counts, strict=True):
+            total += count
+            lines.append(f"convmae_request_seconds_bucket{_braces((('route', route), ('le', edge)))} {total}")
+        label = _braces((("route", route),))
+        lines.append(f"convmae_request_seconds_sum{label} {self._seconds_sum[route]:.6f}")
+        lines.append(f"convmae_request_seconds_count{label} {total}")
+        return lines
+
+
+def _head(name: str, description: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {description}", f"# TYPE {name} {kind}"]
+
+
+def _braces(labels: Labels) -> str:
+    return "{" + ",".join(f'{key}="{value}"' for key, value in labels) + "}"

@@ -1,0 +1,123 @@
+"""The models that a server holds: opening them before it listens, choosing one for a request, describing them."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import Bundle, load_bundle
+from convmae_deploy.runtime.manifest import Task
+from convmae_deploy.runtime.predictor import Predictor
+from serving.errors import ApiError
+from serving.settings import Settings
+
+logger = logging.getLogger("convmae_serving")
+
+SERVED_TASKS: Final[tuple[Task, ...]] = ("classification",)
+
+Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
+
+
+def load_bundles(settings: Settings) -> list[Bundle]:
+    """Reads and checks every bundle of the settings, without starting a model.
+
+    Raises:
+        ConvMAEError: a bundle is missing or broken, two have the same name, or a task is not served.
+    """
+    bundles: list[Bundle] = []
+    paths: dict[str, Path] = {}
+    for path in settings.bundle:
+        bundle = load_bundle(path)
+        manifest = bundle.manifest
+        if manifest.task not in SERVED_TASKS:
+            known = ", ".join(SERVED_TASKS)
+            raise ConvMAEError(f"expected a bundle for {known}, {path} is for {manifest.task}; take it out of the list")
+        if manifest.name in paths:
+            raise ConvMAEError(
+                f"expected bundles with different names, {paths[manifest.name]} and {path} are both called "
+                f"{manifest.name}; export one of them under another name"
+            )
+        paths[manifest.name] = path
+        bundles.append(bundle)
+    return bundles
+
+
+def open_predictors(settings: Settings) -> dict[str, Predictor]:
+    """Checks every bundle, then starts each model and runs it once, so that the first request does not pay for it.
+
+    Raises:
+        ConvMAEError: a bundle cannot be served.
+    """
+    predictors = {}
+    for bundle in load_bundles(settings):
+        # One thread a run: the pool already runs as many requests at once as there are cores.
+        predictor = Predictor.open(bundle.path, device=settings.device, threads=1)
+        warm_up(predictor)
+        predictors[bundle.manifest.name] = predictor
+    return predictors
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Runs the model once on zeros, for all of its outputs."""
+    shape = (1, *predictor.manifest.input.shape)
+    predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
+
+
+def choose(predictors: Predictors, name: str | None, task: Task) -> Predictor:
+    """The model of that name, or the task's default.
+
+    Raises:
+        ApiError: 404, no such model, or none for this task.
+    """
+    if name is None:
+        for predictor in predictors.values():
+            if predictor.manifest.task == task:
+                return predictor
+        message = f"no bundle for {task} is loaded; start the server with one in CONVMAE_BUNDLE"
+        raise ApiError(404, "no_model_for_task", message)
+    found = predictors.get(name)
+    if found is None:
+        message = f"expected one of {', '.join(predictors)}, got the model {name[:80]!r}; see /v1/models"
+        raise ApiError(404, "unknown_model", message, field="model")
+    if found.manifest.task != task:
+        message = f"the model {name!r} is for {found.manifest.task}, not for {task}; see /v1/models"
+        raise ApiError(404, "no_model_for_task", message, field="model")
+    return found
+
+
+def list_models(predictors: Predictors) -> dict[str, Any]:
+    """The answer of /v1/models."""
+    return {"object": "list", "data": [_summary(predictors, predictor) for predictor in predictors.values()]}
+
+
+def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
+    """The answer of /v1/models/{name}: everything a client needs to use the model, and what was proven about it."""
+    manifest = predictor.manifest
+    file_name, file = next(iter(manifest.files.items()))
+    return _summary(predictors, predictor) | {
+        "labels": manifest.classes,
+        "input": manifest.input.model_dump(mode="json"),
+        "preprocessing": manifest.preprocessing.model_dump(mode="json"),
+        "outputs": {name: output.model_dump(mode="json") for name, output in manifest.outputs.items()},
+        "file": {"name": file_name} | file.model_dump(mode="json", exclude={"numerics"}),
+        "numerics": None if file.numerics is None else file.numerics.model_dump(mode="json"),
+        "backend": {"name": predictor.backend.name, "providers": predictor.backend.providers},
+        "tools": manifest.tools,
+        "provenance": manifest.provenance,
+    }
+
+
+def _summary(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
+    manifest = predictor.manifest
+    first = next(other for other in predictors.values() if other.manifest.task == manifest.task)
+    return {
+        "id": manifest.name,
+        "object": "model",
+        "task": manifest.task,
+        "variant": manifest.variant,
+        "default": first is predictor,
+        "licence": manifest.licence.model_dump(mode="json"),
+    }

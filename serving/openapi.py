@@ -1,0 +1,253 @@
+"""The description of the interface at /openapi.json."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from serving.errors import code_of_status
+from serving.parameters import MAX_TOP_K
+from serving.responses import FEATURE_TYPES, NPZ, OCTETS, SAFETENSORS
+from serving.settings import Settings
+
+Schema = dict[str, Any]
+
+_STRING: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+_IMAGE_TEXT: Schema = {
+    "type": "string",
+    "description": "The image file in base64, or as a data URI. URLs are never fetched.",
+    "example": "data:image/jpeg;base64,/9j/4AAQSkZJRg...",
+}
+_QUERY: dict[str, tuple[Schema, str]] = {
+    "model": (_STRING, "Name of a loaded model; see /v1/models."),
+    "orientation": (
+        {"type": "string", "enum": ["apply", "ignore"], "default": "apply"},
+        "Whether photos are turned upright by their EXIF orientation; `ignore` gives what timm's loader gives.",
+    ),
+    "strict": (
+        {"type": "boolean", "default": False},
+        "Refuse files of several frames or pages (422) instead of taking the first frame.",
+    ),
+    "top_k": (
+        {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": 5},
+        "How many classes to name; all when there are fewer.",
+    ),
+    "function_to_apply": (
+        {"type": "string", "enum": ["softmax", "sigmoid", "none"], "default": "softmax"},
+        "From logits to scores.",
+    ),
+    "levels": (
+        {"type": "string", "default": "pooled", "example": "e1,e2,e3,e4,pooled"},
+        "Which features, separated by commas: the four levels `e1` to `e4` (strides 4, 8, 16, 32) and `pooled`.",
+    ),
+    "dtype": ({"type": "string", "enum": ["f32", "f16"], "default": "f32"}, "Little-endian float type of the answer."),
+}
+_COMMON = ("model", "orientation", "strict")
+_CLASSIFY = ("top_k", "function_to_apply", *_COMMON)
+_FEATURES = ("levels", "dtype", *_COMMON)
+
+
+def document(settings: Settings) -> Schema:
+    """The OpenAPI 3.1 document of this server.
+
+    Args:
+        settings: limits that are stated, and whether a key is needed.
+    """
+    about = (
+        "Classification and multi-scale features with ConvMAE models.\n\n"
+        f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
+        f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
+        "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
+        "dropped; of animated files the first frame is taken and `X-Image-Frames` says how many there are."
+    )
+    content: Schema = {
+        "openapi": "3.1.0",
+        "info": {"title": "ConvMAE server", "version": _version(), "description": about},
+        "paths": _inference_paths() | _information_paths(),
+        "components": {"schemas": _schemas()},
+    }
+    if settings.api_key is not None:
+        content["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        content["security"] = [{"bearer": []}, {"key": []}]
+    return content
+
+
+def _inference_paths() -> Schema:
+    features = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (SAFETENSORS, NPZ, OCTETS)}
+    features["application/json"] = {"schema": _reference("Features")}
+    return {
+        "/v1/classify": {
+            "post": _operation(
+                "Classify images",
+                "The answer has Hugging Face's shape: a list of labels and scores for one image, a list of such lists "
+                "for a list of images or several files.",
+                _CLASSIFY,
+                _image_body(_CLASSIFY),
+                {"application/json": {"schema": _reference("Predictions")}},
+                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/features": {
+            "post": _operation(
+                "Multi-scale features of images",
+                f"The Accept header chooses the format: one of {', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
+                "Every array begins with the image axis, also for one image. `application/octet-stream` is the arrays "
+                "one after the other, described by the header `X-Features`. JSON only while it is small; else 406.",
+                _FEATURES,
+                _image_body(_FEATURES),
+                features,
+                (400, 401, 404, 406, 408, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/embeddings": {
+            "post": _operation(
+                "Pooled feature vectors of images",
+                "Request and answer have the shape of OpenAI's embeddings, with images where that has text.",
+                ("orientation", "strict"),
+                {"application/json": {"schema": _reference("EmbeddingsRequest")}},
+                {"application/json": {"schema": _reference("Embeddings")}},
+                (400, 401, 404, 408, 413, 422, 500, 503),
+            )
+        },
+    }
+
+
+def _information_paths() -> Schema:
+    def get(summary: str, media_type: str, schema: Schema, errors: tuple[int, ...] = ()) -> Schema:
+        answer = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
+        return {"get": {"tags": ["Information"], "summary": summary, "responses": answer | _errors(errors)}}
+
+    anything: Schema = {"type": "object"}
+    model = get("Everything about one model", "application/json", _reference("Model"), (401, 404))
+    model["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
+    models = {"type": "object", "properties": {"data": {"type": "array", "items": _reference("Model")}}}
+    return {
+        "/v1/models": get("The loaded models", "application/json", models, (401,)),
+        "/v1/models/{name}": model,
+        "/livez": get("Whether the process answers", "application/json", anything),
+        "/readyz": get("Whether requests should be sent here", "application/json", anything, (503,)),
+        "/metrics": get("Metrics in Prometheus' text format", "text/plain", _STRING, (401,)),
+    }
+
+
+def _operation(
+    summary: str, description: str, query: tuple[str, ...], body: Schema, answer: Schema, errors: tuple[int, ...]
+) -> Schema:
+    return {
+        "tags": ["Inference"],
+        "summary": summary,
+        "description": description,
+        "parameters": [
+            {"name": name, "in": "query", "schema": _QUERY[name][0], "description": _QUERY[name][1]} for name in query
+        ],
+        "requestBody": {"required": True, "content": body},
+        "responses": {"200": {"description": "OK", "content": answer}} | _errors(errors),
+    }
+
+
+def _image_body(parameters: tuple[str, ...]) -> Schema:
+    properties = {name: _QUERY[name][0] | {"description": _QUERY[name][1]} for name in parameters}
+    file = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One or several files."}
+    one_or_many = {"anyOf": [_IMAGE_TEXT, {"type": "array", "items": _IMAGE_TEXT}]}
+    as_json = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {"inputs": one_or_many, "parameters": {"type": "object", "properties": properties}},
+    }
+    return {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"file": file} | properties}},
+        "application/json": {"schema": as_json},
+    }
+
+
+def _errors(statuses: tuple[int, ...]) -> Schema:
+    content = {"application/json": {"schema": _reference("Error")}}
+    return {
+        str(status): {"description": code_of_status(status).replace("_", " "), "content": content}
+        for status in statuses
+    }
+
+
+def _schemas() -> Schema:
+    prediction = {"type": "object", "properties": {"label": _STRING, "score": _NUMBER}}
+    part = {
+        "type": "object",
+        "properties": {
+            "type": {"const": "image_url"},
+            "image_url": {"type": "object", "properties": {"url": _IMAGE_TEXT}},
+        },
+    }
+    error = {"code": _STRING, "message": _STRING, "field": {"type": ["string", "null"]}, "request_id": _STRING}
+    vector = {"anyOf": [{"type": "array", "items": _NUMBER}, {"type": "string", "format": "byte"}]}
+    embedding = {
+        "type": "object",
+        "properties": {"object": {"const": "embedding"}, "index": {"type": "integer"}, "embedding": vector},
+    }
+    return {
+        "Error": {"type": "object", "properties": {"error": {"type": "object", "properties": error}}},
+        "Prediction": prediction,
+        "Predictions": {
+            "anyOf": [
+                {"type": "array", "items": _reference("Prediction")},
+                {"type": "array", "items": {"type": "array", "items": _reference("Prediction")}},
+            ]
+        },
+        "Features": {
+            "type": "object",
+            "properties": {
+                "model": _STRING,
+                "dtype": _STRING,
+                "features": {"type": "object", "additionalProperties": {"type": "array"}},
+            },
+        },
+        "EmbeddingsRequest": {
+            "type": "object",
+            "required": ["input"],
+            "properties": {
+                "input": {"anyOf": [_IMAGE_TEXT, part, {"type": "array", "items": {"anyOf": [_IMAGE_TEXT, part]}}]},
+                "model": _STRING,
+                "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+            },
+        },
+        "Embeddings": {
+            "type": "object",
+            "properties": {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": embedding},
+                "model": _STRING,
+            },
+        },
+        "Model": _model(),
+    }
+
+
+def _model() -> Schema:
+    return {
+        "type": "object",
+        "properties": {
+            "id": _STRING,
+            "task": _STRING,
+            "variant": _STRING,
+            "default": {"type": "boolean"},
+            "licence": {"type": "object"},
+            "labels": {"type": "array", "items": _STRING},
+            "input": {"type": "object"},
+            "preprocessing": {"type": "object"},
+            "outputs": {"type": "object"},
+            "numerics": {"type": ["object", "null"]},
+        },
+    }
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _version() -> str:
+    try:
+        return version("convmae-deploy")
+    except PackageNotFoundError:  # a bento holds the source, not the installed package
+        return "0"

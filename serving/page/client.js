@@ -1,0 +1,100 @@
+/** The server as the page sees it: three calls, one kind of error. The API key lives in memory only. */
+
+/** A request that was refused (status 4xx, 5xx) or never arrived (status 0); the message is a sentence to show. */
+export class ServerError extends Error {
+  constructor(message, status, code) {
+    super(message);
+    this.name = "ServerError";
+    this.status = status;
+    this.code = code;
+  }
+}
+
+let apiKey = "";
+
+/** Sends `key` with every later request; an empty key sends none. */
+export function useApiKey(key) {
+  apiKey = key;
+}
+
+/** Whether requests carry a key. */
+export function hasApiKey() {
+  return apiKey !== "";
+}
+
+/** The models being served: [{id, task, variant, default, licence, ...}]. */
+export async function fetchModels() {
+  return (await (await send("v1/models")).json()).data;
+}
+
+/** Everything the server says about one model: labels, input, preprocessing, outputs, numerics, licence. */
+export async function fetchModel(id) {
+  return (await send(`v1/models/${encodeURIComponent(id)}`)).json();
+}
+
+/** The path and query of a classification, also what the page shows as a command. */
+export function classifyPath(topK, model) {
+  return `v1/classify?top_k=${topK}${modelParameter(model)}`;
+}
+
+/** The path and query of the feature maps named by `levels`. */
+export function featuresPath(levels, model) {
+  return `v1/features?levels=${levels.join(",")}&dtype=f32${modelParameter(model)}`;
+}
+
+/**
+ * Posts the bytes of `photo` (a File) to `path`; `accept` is the media type wanted. The bytes are labelled as nothing
+ * in particular: what a file's name makes a browser believe (a .json, say) must not change how the server reads it.
+ */
+export function postPhoto(path, photo, accept, signal) {
+  const headers = { Accept: accept, "Content-Type": "application/octet-stream" };
+  return send(path, { method: "POST", body: photo, headers, signal });
+}
+
+/** The durations of a Server-Timing header in milliseconds, in the server's order: [["decode", 3.1], ...]. */
+export function serverTimings(response) {
+  const durations = [];
+  for (const metric of (response.headers.get("Server-Timing") ?? "").split(",")) {
+    const [name, ...parameters] = metric.split(";").map((part) => part.trim());
+    const duration = parameters.find((parameter) => parameter.startsWith("dur="));
+    if (name && duration && Number.isFinite(Number(duration.slice(4))))
+      durations.push([name, Number(duration.slice(4))]);
+  }
+  return durations;
+}
+
+function modelParameter(model) {
+  return model ? `&model=${encodeURIComponent(model)}` : "";
+}
+
+async function send(path, options = {}) {
+  const headers = { ...options.headers };
+  if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  let response;
+  try {
+    response = await fetch(`/${path}`, { cache: "no-store", ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError(connectionSentence(options.body), 0, "unreachable");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+/** A server that refuses a large body closes the connection early, which a browser reports like an absent server. */
+function connectionSentence(photo) {
+  const large = photo && photo.size > 10e6;
+  const size = large ? `, or the photo of ${(photo.size / 1e6).toFixed(0)} MB is larger than it accepts` : "";
+  return `The connection to the server broke off: it may have stopped${size}.`;
+}
+
+async function refusal(response) {
+  let error = {};
+  try {
+    error = (await response.json()).error ?? {};
+  } catch {
+    // Not this server's JSON (a proxy's page, say): the status alone is shown, never the text.
+  }
+  const message = error.message ?? `The server answered with status ${response.status} and no explanation.`;
+  return new ServerError(message, response.status, error.code);
+}

@@ -1,0 +1,149 @@
+"""The threads that do the work: one request is one job, decoded and run in the same thread.
+
+Handing a photo from a decoding thread to an inference thread costs two more hops and gains nothing on a CPU: with one
+ONNX Runtime thread a job, as many jobs as cores keep every core busy.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, Generic, TypeVar
+
+from serving.errors import ClientGone, busy
+
+T = TypeVar("T")
+
+SMOOTHING: Final = 0.1  # weight of the newest job in the mean duration
+UNWATCHED_SECONDS: Final = 0.05
+
+
+class Ticket:
+    """A job's way to learn that nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+
+    def check(self) -> None:
+        """Raises ClientGone when the job has been abandoned."""
+        if self.abandoned:
+            raise ClientGone
+
+
+class Outcome(Generic[T]):
+    """What a job returned, and for how many seconds it waited for its thread."""
+
+    def __init__(self, value: T, queue_seconds: float) -> None:
+        self.value = value
+        self.queue_seconds = queue_seconds
+
+
+class WorkPool:
+    """A fixed number of threads and a queue bounded by the estimated wait.
+
+    Args:
+        threads: jobs that run at the same time.
+        max_queue_seconds: a job that would probably wait longer than this is refused.
+    """
+
+    def __init__(self, threads: int, max_queue_seconds: float) -> None:
+        self.threads = threads
+        self.max_queue_seconds = max_queue_seconds
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="convmae-job")
+        self._lock = threading.Lock()
+        self._pending = 0  # queued and running
+        self._mean_seconds = 0.0  # 0: no job has finished yet
+
+    @property
+    def pending(self) -> int:
+        """Jobs queued or running."""
+        return self._pending
+
+    def estimated_wait(self) -> float:
+        """Seconds that a job given now would probably wait for its thread."""
+        ahead = self._pending - self.threads + 1
+        return max(0, ahead) * self._mean_seconds / self.threads
+
+    def admit(self) -> None:
+        """Raises ApiError 503 when the queue is full; called before a body is read, so that a refusal costs nothing."""
+        wait = self.estimated_wait()
+        if wait > self.max_queue_seconds:
+            raise busy("every thread is busy and the queue is full", math.ceil(wait))
+
+    def submit(self, job: Callable[[Ticket], T]) -> tuple[Ticket, "Future[Outcome[T]]"]:
+        """Queues a job.
+
+        Returns:
+            Its ticket, to be marked when nobody waits any more, and the future of its outcome.
+
+        Raises:
+            ApiError: 503, the queue is full.
+        """
+        self.admit()
+        ticket = Ticket()
+        with self._lock:
+            self._pending += 1
+        future = self._executor.submit(self._work, job, ticket, time.perf_counter())
+        return ticket, future
+
+    async def run(
+        self, job: Callable[[Ticket], T], timeout: float, disconnected: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Outcome[T]:
+        """Queues a job and waits for its outcome; a job that nobody waits for any more is abandoned.
+
+        Args:
+            job: called in one of the threads.
+            timeout: seconds to wait.
+            disconnected: returns when the client has gone away.
+
+        Raises:
+            ApiError: 503, the queue is full.
+            ClientGone: the client went away first.
+            TimeoutError: no outcome in time.
+        """
+        ticket, future = self.submit(job)
+        waiter = asyncio.wrap_future(future)
+        watcher: asyncio.Task[None] | None = None
+        try:
+            # Most jobs are done before watching the client would be worth the task that it takes.
+            await asyncio.wait((waiter,), timeout=min(timeout, UNWATCHED_SECONDS))
+            if not waiter.done():
+                watcher = asyncio.ensure_future(disconnected())
+                await asyncio.wait((waiter, watcher), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if waiter.done():
+                return waiter.result()
+            if watcher is not None and watcher.done():
+                raise ClientGone
+            raise TimeoutError
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+            if not waiter.done():
+                self.abandon(ticket, future)
+                waiter.cancel()
+
+    def abandon(self, ticket: Ticket, future: "Future[Outcome[T]]") -> None:
+        """Takes a job out of the queue, or makes it stop at its next check."""
+        ticket.abandoned = True
+        if future.cancel():
+            with self._lock:
+                self._pending -= 1
+
+    def shutdown(self) -> None:
+        """Waits for running jobs and ends the threads."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self, job: Callable[[Ticket], T], ticket: Ticket, queued: float) -> Outcome[T]:
+        started = time.perf_counter()
+        try:
+            ticket.check()
+            return Outcome(job(ticket), started - queued)
+        finally:
+            seconds = time.perf_counter() - started
+            with self._lock:
+                self._pending -= 1
+                if not ticket.abandoned:
+                    change = SMOOTHING * (seconds - self._mean_seconds) if self._mean_seconds else seconds
+                    self._mean_seconds += change

@@ -1,0 +1,306 @@
+"""From the body of a request to image files and parameters: raw bytes, multipart forms, JSON.
+
+Nothing is ever fetched: an image arrives in the request or not at all.
+"""
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from serving.errors import ApiError
+
+MAX_PARTS: Final = 64
+MAX_FIELD_BYTES: Final = 64 * 1024
+FILE_FIELDS: Final = frozenset({"file", "files", "image", "images", "inputs"})
+URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+DATA_URI: Final = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
+IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image file and the part of the request that it came in, for error messages."""
+
+    data: bytes
+    field: str
+
+
+@dataclass
+class Parsed:
+    """What a request carries: images, whether they came as a list, and parameters as they were written."""
+
+    uploads: list[Upload]
+    batched: bool = False
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_images(body: bytes, content_type: str, max_images: int) -> Parsed:
+    """Reads a body for classification or features: image bytes, a multipart form, or JSON with base64 in `inputs`.
+
+    The bytes decide, not the label: an image is an image whatever its Content-Type says.
+
+    Raises:
+        ApiError: the body cannot be read, or holds too many images.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if body.startswith(IMAGE_MAGIC):
+        return Parsed([Upload(body, "body")])
+    if kind == "multipart/form-data":
+        parsed = _parse_multipart(body, content_type)
+    elif kind == "application/json" or kind.endswith("+json"):
+        parsed = _parse_inputs(load_json(body), max_images)
+    else:
+        parsed = Parsed([Upload(body, "body")])
+    check_count(len(parsed.uploads), max_images)
+    return parsed
+
+
+def parse_embeddings(body: bytes, content_type: str, max_images: int) -> Parsed:
+    """Reads a body in the shape of OpenAI's embeddings, with images where that has text.
+
+    Raises:
+        ApiError: the body cannot be read, or holds too many images.
+    """
+    content = load_json(body)
+    if "input" not in content:
+        message = "expected the image in 'input', as a data URI; send one"
+        raise ApiError(400, "missing_field", message, field="input")
+    references = content.pop("input")
+    if not isinstance(references, list):
+        return Parsed([_decode_image_part(references, "input")], True, content)
+    if not references:
+        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field="input")
+    check_count(len(references), max_images)
+    uploads = [_decode_image_part(reference, f"input[{index}]") for index, reference in enumerate(references)]
+    return Parsed(uploads, True, content)
+
+
+def load_json(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ApiError: 400, the body is empty, not JSON, or not an object.
+    """
+    if not body:
+        raise ApiError(400, "empty_body", "expected a JSON object, got an empty body; send an image")
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        message = "expected a JSON object because of Content-Type application/json, got something else; send JSON"
+        raise ApiError(400, "invalid_json", message) from None
+    if not isinstance(content, dict):
+        raise ApiError(400, "invalid_json", f"expected a JSON object, got a {type(content).__name__}; send an object")
+    return content
+
+
+def decode_reference(reference: object, where: str) -> Upload:
+    """An image written as base64 or as a data URI.
+
+    Args:
+        reference: what the client wrote.
+        where: its place in the request.
+
+    Raises:
+        ApiError: 400, it is a URL, not a string, or not valid base64 of an image.
+    """
+    if not isinstance(reference, str):
+        message = f"expected a string of base64 or a data URI, got a {type(reference).__name__}; send the image itself"
+        raise ApiError(400, "invalid_input", message, field=where)
+    if URL.match(reference[:256]):
+        message = "URLs are never fetched; send the image itself as bytes, base64 or a data URI"
+        raise ApiError(400, "url_not_supported", message, field=where)
+    encoded = reference
+    if reference[:5].lower() == "data:":
+        encoded = _data_of_uri(reference, where)
+    if not encoded:
+        raise ApiError(400, "empty_body", "expected an image, got an empty string; send base64", field=where)
+    return Upload(_decode_base64(encoded, where), where)
+
+
+def check_count(count: int, max_images: int) -> None:
+    """Refuses a request of too many images with 413."""
+    if count > max_images:
+        message = f"expected at most {max_images} images in one request, got {count}; send several requests"
+        raise ApiError(413, "too_many_images", message)
+
+
+def _decode_image_part(part: object, where: str) -> Upload:
+    """An image as a string, or as `{"type": "image_url", "image_url": {"url": "data:..."}}`."""
+    if isinstance(part, dict):
+        if part.get("type") != "image_url":
+            message = "expected an object with 'type': 'image_url'; send one, or a data URI"
+            raise ApiError(400, "invalid_input", message, field=where)
+        part, where = part.get("image_url"), f"{where}.image_url"
+        if isinstance(part, dict):
+            part, where = part.get("url"), f"{where}.url"
+    return decode_reference(part, where)
+
+
+def _data_of_uri(uri: str, where: str) -> str:
+    match = DATA_URI.match(uri[:256])
+    if match is None or not match["type"].lower().startswith("image/"):
+        message = "expected a data URI that starts with 'data:image/...;base64,'; send one, or the base64 alone"
+        raise ApiError(400, "invalid_data_uri", message, field=where)
+    if not match["options"].lower().endswith(";base64"):
+        raise ApiError(400, "invalid_data_uri", "expected a data URI in base64; add ';base64' and encode", field=where)
+    return uri[match.end() :]
+
+
+def _decode_base64(encoded: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    try:  # wrapped lines, as the base64 command writes them, are fine; anything else is not
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"expected base64 of an image, got something else ({error}); encode the whole file"
+        raise ApiError(400, "invalid_base64", message, field=where) from None
+
+
+def _parse_inputs(content: dict[str, Any], max_images: int) -> Parsed:
+    unknown = sorted(set(content) - {"inputs", "parameters"})
+    if unknown:
+        message = f"expected only 'inputs' and 'parameters', got {unknown[0]!r} as well; remove it"
+        raise ApiError(422, "unknown_parameter", message, field=unknown[0])
+    if "inputs" not in content:
+        raise ApiError(400, "missing_field", "expected the image in 'inputs'; send base64 there", field="inputs")
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
+    inputs = content["inputs"]
+    if not isinstance(inputs, list):
+        return Parsed([decode_reference(inputs, "inputs")], False, parameters)
+    if not inputs:
+        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field="inputs")
+    check_count(len(inputs), max_images)
+    uploads = [decode_reference(reference, f"inputs[{index}]") for index, reference in enumerate(inputs)]
+    return Parsed(uploads, True, parameters)
+
+
+def _parse_multipart(body: bytes, content_type: str) -> Parsed:
+    files: list[tuple[str, bytes]] = []
+    parameters: dict[str, Any] = {}
+    for part in _read_parts(body, content_type):
+        name = part.name.removesuffix("[]")
+        if part.is_file:
+            if name not in FILE_FIELDS:
+                message = f"expected the image in the field 'file', got a file in {name!r}; rename the field"
+                raise ApiError(400, "unknown_field", message, field=name)
+            files.append((name, bytes(part.data)))
+        elif name in FILE_FIELDS:
+            message = f"expected a file in the field {name!r}, got text; attach the image file itself"
+            raise ApiError(400, "file_expected", message, field=name)
+        elif name in parameters:
+            raise ApiError(422, "invalid_parameter", f"{name!r} is given twice; give it once", field=name)
+        else:
+            parameters[name] = _text(part)
+    if not files:
+        raise ApiError(400, "missing_field", "expected an image file in the field 'file'; attach one", field="file")
+    if len(files) == 1:
+        return Parsed([Upload(files[0][1], files[0][0])], False, parameters)
+    uploads = [Upload(data, f"{name}[{index}]") for index, (name, data) in enumerate(files)]
+    return Parsed(uploads, True, parameters)
+
+
+class _Part:
+    """One part of a multipart form while it is read."""
+
+    def __init__(self) -> None:
+        self.headers: dict[str, bytes] = {}
+        self.data = bytearray()
+        self.name = ""
+        self.is_file = False
+
+    def finish_headers(self) -> None:
+        _, options = parse_options_header(self.headers.get("content-disposition", b""))
+        if b"name" not in options:
+            message = "expected a name in every part's Content-Disposition; send a form as browsers and curl do"
+            raise ApiError(400, "invalid_multipart", message)
+        self.name = options[b"name"].decode("utf-8", "replace")
+        content_type = self.headers.get("content-type", b"text/plain").lower()
+        self.is_file = b"filename" in options or not content_type.startswith(b"text/plain")
+
+    def add(self, data: bytes) -> None:
+        self.data += data
+        if not self.is_file and len(self.data) > MAX_FIELD_BYTES:
+            message = f"expected at most {MAX_FIELD_BYTES} bytes in a text field; shorten {self.name!r}"
+            raise ApiError(400, "field_too_large", message, field=self.name)
+
+
+class _PartReader:
+    """Collects parts from the parser's callbacks."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self.complete = False
+        self._header_name = b""
+        self._header_value = b""
+
+    def on_part_begin(self) -> None:
+        if len(self.parts) == MAX_PARTS:
+            message = f"expected at most {MAX_PARTS} parts in a form, got more; send several requests"
+            raise ApiError(400, "too_many_parts", message)
+        self.parts.append(_Part())
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        self.parts[-1].headers[self._header_name.decode("latin-1").lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def on_headers_finished(self) -> None:
+        self.parts[-1].finish_headers()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].add(data[start:end])
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+def _read_parts(body: bytes, content_type: str) -> list[_Part]:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        message = "expected a boundary in Content-Type multipart/form-data; let the HTTP client set this header"
+        raise ApiError(400, "invalid_multipart", message)
+    reader = _PartReader()
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": reader.on_part_begin,
+                "on_header_field": reader.on_header_field,
+                "on_header_value": reader.on_header_value,
+                "on_header_end": reader.on_header_end,
+                "on_headers_finished": reader.on_headers_finished,
+                "on_part_data": reader.on_part_data,
+                "on_end": reader.on_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise ApiError(400, "invalid_multipart", f"expected a multipart form ({error}); send a whole one") from None
+    if not reader.complete:
+        raise ApiError(400, "invalid_multipart", "the multipart form ends before its last boundary; send all of it")
+    return reader.parts
+
+
+def _text(part: _Part) -> str:
+    try:
+        return part.data.decode()
+    except UnicodeDecodeError:
+        message = f"expected UTF-8 text in the field {part.name!r}; send text"
+        raise ApiError(400, "invalid_multipart", message, field=part.name) from None

@@ -1,0 +1,134 @@
+"""Wire formats of the answers."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.runtime.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.runtime.postprocess import Prediction
+from serving.errors import ApiError
+
+SAFETENSORS: Final = "application/x-safetensors"
+NPZ: Final = "application/x-npz"
+OCTETS: Final = "application/octet-stream"
+JSON: Final = "application/json"
+FEATURE_TYPES: Final = (SAFETENSORS, NPZ, OCTETS, JSON)  # in order of preference
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+FLOAT16_MAX: Final = float(np.finfo(np.float16).max)
+
+Features = Mapping[str, NDArray[Any]]  # level -> (B, ...)
+
+
+def to_json(content: object) -> bytes:
+    """Compact JSON in UTF-8; a number that JSON cannot write is an error, not `NaN`."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def classification(predictions: Sequence[Sequence[Prediction]], batched: bool) -> list[Any]:
+    """Hugging Face's shape: `[{"label", "score"}]` for one image, a list of such lists for a list of images."""
+    rows = [[{"label": found.label, "score": float(found.score)} for found in row] for row in predictions]
+    return rows if batched else rows[0]
+
+
+def embeddings(vectors: NDArray[Any], model: str, encoding: Literal["float", "base64"]) -> dict[str, Any]:
+    """OpenAI's shape.
+
+    Args:
+        vectors: (B, C) float32.
+        model: the model's name.
+        encoding: `base64` writes each vector as little-endian float32 in base64.
+    """
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": vector.tolist()
+            if encoding == "float"
+            else base64.b64encode(vector.astype("<f4").tobytes()).decode(),
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    # OpenAI's clients expect the token counts; there are no tokens here.
+    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+
+
+def choose_feature_type(accept: str, json_bytes: int, max_json_bytes: int) -> str:
+    """The format of a features answer.
+
+    Args:
+        accept: the Accept header; empty counts as `*/*`.
+        json_bytes: bytes of the features as float32.
+        max_json_bytes: above this, JSON is not on offer: it is some 500 times slower than safetensors.
+
+    Raises:
+        ApiError: 406, nothing that the client accepts is on offer.
+    """
+    offered = [kind for kind in FEATURE_TYPES if kind != JSON or json_bytes <= max_json_bytes]
+    for wanted in _by_preference(accept or "*/*"):
+        for kind in offered:
+            if wanted in (kind, "*/*", kind.partition("/")[0] + "/*"):
+                return kind
+    message = f"expected an Accept header that allows one of {', '.join(FEATURE_TYPES)}"
+    if JSON in accept:
+        message = (
+            f"{json_bytes} bytes of features are too many for JSON (at most {max_json_bytes}); "
+            f"ask for {SAFETENSORS}, or for fewer levels"
+        )
+    raise ApiError(406, "not_acceptable", message, field="Accept")
+
+
+def encode_features(features: Features, kind: str, dtype: str, model: str) -> tuple[bytes, dict[str, str]]:
+    """The body of a features answer and the headers that belong to it.
+
+    Args:
+        features: level -> float32 (B, ...), also for a single image.
+        kind: one of FEATURE_TYPES.
+        dtype: `f32` or `f16`, little-endian.
+        model: the model's name.
+
+    Raises:
+        ApiError: 422, a value does not fit into float16.
+    """
+    if dtype == "f16" and any(np.abs(array).max() > FLOAT16_MAX for array in features.values()):
+        raise ApiError(422, "out_of_range", "a feature does not fit into float16; ask for dtype=f32", field="dtype")
+    arrays = {level: np.ascontiguousarray(array, dtype=DTYPES[dtype]) for level, array in features.items()}
+    if kind == SAFETENSORS:
+        return encode_safetensors(arrays), {}
+    if kind == NPZ:
+        return encode_npz(arrays), {}
+    if kind == OCTETS:
+        return _encode_octets(arrays, dtype)
+    lists = {level: array.tolist() for level, array in arrays.items()}
+    return to_json({"model": model, "dtype": dtype, "features": lists}), {}
+
+
+def _encode_octets(arrays: Features, dtype: str) -> tuple[bytes, dict[str, str]]:
+    """The arrays one after the other, in C order; the header X-Features says where each begins and its shape."""
+    offset, entries = 0, []
+    for level, array in arrays.items():
+        entries.append({"level": level, "shape": list(array.shape), "offset": offset, "bytes": array.nbytes})
+        offset += array.nbytes
+    header = json.dumps({"dtype": dtype, "levels": entries}, separators=(",", ":"))
+    return b"".join(array.tobytes() for array in arrays.values()), {"X-Features": header}
+
+
+def _by_preference(accept: str) -> list[str]:
+    """Media types of an Accept header, the most wanted first; those with q=0 left out."""
+    wanted: list[tuple[float, str]] = []
+    for entry in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in entry.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0
+        if kind and quality > 0:
+            wanted.append((quality, kind))
+    return [kind for _, kind in sorted(wanted, key=lambda pair: -pair[0])]

@@ -1,0 +1,96 @@
+"""The BentoML service: our application mounted in it, and nothing of BentoML's in front.
+
+This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs the same service in one process.
+"""
+
+import os
+import threading
+from typing import Any
+
+import bentoml
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.predictor import Predictor
+from serving.app import Api, create_app
+from serving.draining import Drain
+from serving.models import open_predictors
+from serving.settings import DEFAULT_PORT, Settings, load_settings
+
+SERVICE_NAME = "convmae"
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # this server reports to nobody
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except ConvMAEError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+settings = _settings()
+predictors: dict[str, Predictor] = {}
+application = create_app(settings, predictors)
+api: Api = application.state.api
+
+
+async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application as a plain function: BentoML looks into a Starlette application and answers its 404s itself."""
+    await application(scope, receive, send)
+
+
+class MountedService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML loads the class lazily: untyped
+    """A service whose mounted application answers every path, also `/livez`, `/readyz` and `/docs.json`."""
+
+    def to_asgi(self, is_main: bool = True) -> Starlette:
+        """BentoML's application with the mount first: it puts its own routes there, and has no setting for that."""
+        outer = super().to_asgi(is_main)
+        assert isinstance(outer, Starlette)
+        outer.router.routes.sort(key=lambda route: not (isinstance(route, Mount) and route.path == ""))
+        return outer
+
+
+class ConvMAEService:
+    """Classification and features over HTTP."""
+
+    def __init__(self) -> None:
+        if not predictors:
+            predictors.update(open_predictors(settings))
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    @staticmethod
+    def check() -> None:
+        """Opens every bundle before BentoML listens: a worker that fails later would be restarted for ever."""
+        try:
+            open_predictors(settings)
+        except ConvMAEError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator]
+    async def drain_on_signals(self) -> None:
+        """Puts our signal handlers before uvicorn's, which are in place by now."""
+        if threading.current_thread() is threading.main_thread():  # not so in a test client
+            assert api.guard is not None
+            api.drain = Drain(api.guard, settings.shutdown_seconds)
+
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
+    def stop(self) -> None:
+        """Ends the threads."""
+        api.pool.shutdown()
+
+
+SERVICE: Any = bentoml.service(
+    name=SERVICE_NAME,
+    service_class=MountedService,
+    workers=1,  # one process: its threads use every core, and a second one would load every model again
+    http={"host": settings.host, "port": settings.port or DEFAULT_PORT},  # BentoML takes no 0; used by `bentoml serve`
+    metrics={"enabled": False},  # ours have bounded labels
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+    # BentoML's timers are never cancelled, so they must be short; ours are, and end every request before these do.
+    traffic={"timeout": settings.body_timeout_seconds + settings.request_timeout_seconds + 2},
+)(ConvMAEService)
+SERVICE.mount_asgi_app(mounted, path="/")

@@ -1,0 +1,149 @@
+"""The server's settings, read from environment variables that start with `CONVMAE_`.
+
+`python -m serving.settings` prints them as the table in the README.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.manifest import MANIFEST_NAME
+
+PREFIX = "CONVMAE_"
+BUNDLE_SEPARATOR = ":"
+DEFAULT_PORT = 3000
+PILLOW_PIXELS = 89_478_485  # beyond this Pillow itself refuses to decode
+BUNDLES = Path(__file__).parent / "bundles"
+SHIPPED_BUNDLE = BUNDLES / "imagenette-nano"
+
+
+def default_bundles() -> tuple[Path, ...]:
+    """The bundles beside this file, by name: those that ship, or that a bento was built with."""
+    found = sorted(path.parent for path in BUNDLES.glob(f"*/{MANIFEST_NAME}"))
+    return tuple(found) or (SHIPPED_BUNDLE,)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """What the server serves, where, and how much of it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default_factory=default_bundles,
+        description="Bundle folders, separated by `:`; the first of each task is the default of that task.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
+    )
+    threads: int = Field(
+        default_factory=available_cores,
+        ge=1,
+        description="Requests decoded and run at the same time, one core each; by default the cores of this machine.",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description=(
+            "When set, requests must carry it as `Authorization: Bearer` or `X-API-Key`; "
+            "`/livez`, `/readyz`, `/openapi.json` and the page stay open."
+        ),
+    )
+    max_body_bytes: int = Field(default=20_000_000, ge=1, description="Largest request body in bytes.")
+    max_json_body_bytes: int = Field(
+        default=28_000_000, ge=1, description="Largest JSON request body in bytes (base64 needs a third more)."
+    )
+    max_buffered_bytes: int = Field(
+        default=512_000_000, ge=1, description="Bytes of request bodies held at once by all requests; beyond it, 503."
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000, ge=1, le=PILLOW_PIXELS, description="Largest photo in pixels, read from its header."
+    )
+    max_image_side: int = Field(default=16_384, ge=1, description="Longest side of a photo in pixels.")
+    max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")
+    max_images: int = Field(default=32, ge=1, description="Photos in one request.")
+    max_request_pixels: int = Field(default=100_000_000, ge=1, description="Pixels of all photos of one request.")
+    max_json_features_bytes: int = Field(
+        default=262_144, ge=1, description="Features as JSON only up to this many bytes of float32; beyond it, 406."
+    )
+    max_queue_seconds: float = Field(
+        default=2.0, gt=0, description="Estimated wait for a free thread beyond which a request is answered 503."
+    )
+    body_timeout_seconds: float = Field(default=10.0, gt=0, description="Time to receive a request's body; then 408.")
+    request_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Time from the received body to the answer; then 504."
+    )
+    shutdown_seconds: float = Field(
+        default=30.0, gt=0, description="Time that requests in flight get to finish after SIGTERM."
+    )
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, Path):
+            return (value,)
+        if not isinstance(value, str):
+            return value
+        return tuple(Path(part) for part in value.split(BUNDLE_SEPARATOR) if part)
+
+    @field_validator("bundle")
+    @classmethod
+    def _not_empty(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not value:
+            raise ValueError("name at least one bundle folder")
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value():
+            raise ValueError("an empty key protects nothing; unset it or choose a key")
+        return value
+
+
+def load_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        ConvMAEError: a variable has a value that is not allowed; the sentence names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{PREFIX}{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise ConvMAEError(
+            f"a setting has a value that is not allowed ({reasons}); correct it and start again"
+        ) from None
+
+
+def markdown_table() -> str:
+    """The settings as a Markdown table: variable, default, meaning."""
+    rows = ["| Variable | Default | Meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `{PREFIX}{name.upper()}` | {_default_text(name)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _default_text(name: str) -> str:
+    if name == "bundle":
+        return "the model that ships"
+    field = Settings.model_fields[name]
+    if field.default_factory is not None:
+        return "all cores"
+    return "none" if field.default is None else f"`{field.default}`"
+
+
+if __name__ == "__main__":
+    print(markdown_table())

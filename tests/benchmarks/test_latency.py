@@ -1,0 +1,103 @@
+"""The latency benchmark: its arithmetic, its check of the contenders, and the random bundle it measures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import latency
+from benchmarks.latency import BF16, EAGER, ONNX, LatencyConfig, check_logits, measure, summarise, torch_contender
+from benchmarks.random_bundle import random_classifier, write_random_bundle
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.predictor import Predictor
+from export.gates import FloatArray
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
+
+
+def logits(images: FloatArray) -> FloatArray:
+    return images.reshape(len(images), -1)
+
+
+def test_percentiles_and_ratios_are_those_of_the_runs() -> None:
+    seconds = {EAGER: [0.4, 0.2, 0.3], ONNX: [0.1, 0.1, 0.2]}
+    eager, onnx = summarise(seconds, {EAGER: 0.0, ONNX: 1e-6}, 8)
+    assert (eager.p50_ms, eager.speed_against_eager) == (pytest.approx(300), 1)
+    assert eager.p90_ms == pytest.approx(380)
+    assert onnx.images_per_second == pytest.approx(80)
+    assert onnx.speed_against_eager == pytest.approx(3)
+    assert onnx.max_abs_difference == 1e-6
+
+
+def test_every_contender_runs_once_a_round_and_each_leads_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "SETTLE_SECONDS", 0)
+    order: list[str] = []
+
+    def contender(name: str) -> latency.Contender:
+        def run(images: FloatArray) -> FloatArray:
+            order.append(name)
+            return images
+
+        return run
+
+    rounds: list[None] = []
+    seconds = measure({name: contender(name) for name in "abc"}, IMAGES, 3, lambda: rounds.append(None))
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert {name: len(runs) for name, runs in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert len(rounds) == 3
+
+
+def test_a_fast_contender_with_wrong_logits_is_refused() -> None:
+    entries = {EAGER: logits, ONNX: lambda images: logits(images) * np.float32(1.1)}
+    with pytest.raises(ConvMAEError, match="ONNX Runtime fp32 must give eager PyTorch's logits"):
+        check_logits(entries, IMAGES)
+
+
+def test_reduced_precision_may_differ_and_the_difference_is_told() -> None:
+    entries = {EAGER: logits, BF16: lambda images: logits(images) + np.float32(0.01)}
+    assert check_logits(entries, IMAGES)[BF16] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_torch_contender_takes_and_gives_float32_whatever_it_computes_in() -> None:
+    layer = torch.nn.Flatten()
+    found = torch_contender(layer, torch.bfloat16)(IMAGES)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, logits(IMAGES), rtol=0.01)
+    assert not np.array_equal(found, logits(IMAGES))
+
+
+@pytest.mark.parametrize("arguments", [{"rounds": 0}, {"batch_sizes": ()}, {"batch_sizes": (1, 0)}, {"threads": 0}])
+def test_settings_below_one_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(ConvMAEError, match="at least 1"):
+        LatencyConfig(**arguments)  # type: ignore[arg-type]
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ConvMAEError, match="--variant must be one of nano.*got 'giant'"):
+        random_classifier("giant")
+
+
+def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, record = random_classifier("nano")
+    write_random_bundle(tmp_path / "bundle", model, record, 2)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.files["model.onnx"].numerics is None
+    assert "never verified" in caplog.text
+    predictor = Predictor.open(tmp_path / "bundle", device="cpu")
+    images = np.zeros((1, *manifest.input.shape), dtype=np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(predictor.run(images, ["logits"])["logits"], expected, atol=1e-5)
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = random_classifier("nano")[0], random_classifier("nano")[0]
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.head.weight, second.head.weight)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""The serving benchmark: its gates, and one short run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.load import ROOT, Load
+from benchmarks.serving import Figures, write_photo
+from tests.bundle_factory import make_bundle
+
+GOOD = Figures(
+    in_process_rate=100.0,
+    server_rate=90.0,
+    ratio=0.9,
+    in_process_p50=9.0,
+    server_p50=9.5,
+    added_p50=0.5,
+    loaded_p50=20.0,
+    loaded_p99=30.0,
+    added_cpu=0.2,
+    failures=0,
+    memory_idle=100.0,
+    memory_after_1000=101.0,
+    memory_after_2000=101.0,
+)
+
+
+def test_good_figures_pass() -> None:
+    assert GOOD.failed_gates() == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "word"),
+    [
+        (replace(GOOD, ratio=0.849), "ratio"),
+        (replace(GOOD, added_p50=1.01), "added p50"),
+        (replace(GOOD, loaded_p99=40.1), "p99"),
+        (replace(GOOD, failures=1), "failed"),
+    ],
+)
+def test_each_gate_fails_by_itself(figures: Figures, word: str) -> None:
+    (sentence,) = figures.failed_gates()
+    assert word in sentence
+
+
+def test_percentiles_are_of_the_sorted_latencies() -> None:
+    load = Load(2.0, [0.3, 0.1, 0.2, 0.4], 0)
+    assert (load.rate, load.percentile(50), load.percentile(99)) == (2.0, 0.3, 0.4)
+
+
+def test_the_photo_is_like_one_and_the_same_every_time(tmp_path: Path) -> None:
+    first, second = (write_photo(tmp_path / name).read_bytes() for name in ("a.jpg", "b.jpg"))
+    assert first == second
+    assert 85_000 < len(first) < 115_000
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (500, 375)
+
+
+@pytest.mark.slow
+def test_a_short_run_prints_and_writes_its_figures(tmp_path: Path) -> None:
+    bundle, out = make_bundle(tmp_path / "tiny"), tmp_path / "figures.json"
+    command = ["--bundle", str(bundle), "--out", str(out), "--rounds", "1", "--seconds", "0.2", "--threads", "2"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.serving", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    figures = json.loads(out.read_text())
+    assert figures["failures"] == 0
+    assert figures["server_rate"] > 0
+    assert "gate: at least 0.85" in finished.stdout

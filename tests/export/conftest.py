@@ -1,0 +1,84 @@
+"""One tiny classifier, exported once for all tests of this folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig
+from export import __main__ as program
+from export.to_onnx import ExportedGraph, export_classifier
+
+SIZE = (64, 96)
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+MAX_BATCH = 4
+
+
+def tiny_classifier() -> ConvMAEClassifier:
+    """A classifier whose every parameter is random: equal ones would be merged in the graph."""
+    config = ConvMAEConfig(
+        embed_dims=(16, 24, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
+    )
+    model = build_classifier(config, num_classes=len(CLASSES), head_init_std=0.5).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def classifier() -> ConvMAEClassifier:
+    torch.manual_seed(0)
+    return tiny_classifier()
+
+
+@pytest.fixture(scope="session")
+def graph(classifier: ConvMAEClassifier) -> ExportedGraph:
+    return export_classifier(classifier, SIZE, MAX_BATCH)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(classifier: ConvMAEClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint, `best`."""
+    run = tmp_path_factory.mktemp("run")
+    config = ConvMAEConfig(
+        embed_dims=(16, 24, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
+    )
+    record = CheckpointRecord(
+        kind="classifier", variant="custom", model=config, classes=CLASSES, provenance={"data": "none", "seed": "0"}
+    )
+    save_checkpoint(run / "best", classifier.state_dict(), record)
+    return run
+
+
+@pytest.fixture
+def export_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExportedGraph], None]:
+    """Makes the program use a graph that is there already instead of tracing the model again."""
+
+    def use(graph: ExportedGraph) -> None:
+        monkeypatch.setattr(program, "export_classifier", lambda *_: graph)
+
+    return use
+
+
+def copy_of(graph: ExportedGraph) -> ExportedGraph:
+    """A graph that a test may break."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    return ExportedGraph(model, graph.program, graph.outputs)
+
+
+def node_of(model: onnx.ModelProto, module: str, operator: str) -> onnx.NodeProto:
+    """The one node of an operator that was made from a module."""
+    nodes: list[onnx.NodeProto] = [
+        node
+        for node in model.graph.node
+        if node.op_type == operator and any(entry.value == module for entry in node.metadata_props)
+    ]
+    (node,) = nodes
+    return node

@@ -1,0 +1,65 @@
+"""One server for all tests that only ask it questions, and applications in this process for the others."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from convmae_deploy.runtime.predictor import Predictor
+from serving.app import create_app
+from serving.models import open_predictors
+from serving.settings import Settings
+from tests.bundle_factory import make_bundle
+from tests.serving.running_server import RunningServer, run_server
+
+ClientFactory = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny classifier with the classes a, b and c; 64 x 64 pixels."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def second_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another classifier, called `other`, with the classes x and y."""
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "other", name="other", classes=("x", "y"))
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with the tiny classifier and default limits, but for the time that a body may take."""
+    settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_BODY_TIMEOUT_SECONDS": "2"}
+    with run_server(tmp_path_factory.mktemp("server"), settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def predictors(bundle: Path, second_bundle: Path) -> dict[str, Predictor]:
+    """Both classifiers, `tiny` first."""
+    return open_predictors(Settings(bundle=(bundle, second_bundle), device="cpu"))
+
+
+@pytest.fixture
+def make_client(predictors: dict[str, Predictor]) -> Iterator[ClientFactory]:
+    """Makes clients of an application in this process: settings as keywords, other models as `models`."""
+    with ExitStack() as stack:
+
+        def make(models: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
+            application = create_app(
+                Settings(device="cpu", **({"threads": 2} | settings)), predictors if models is None else models
+            )
+            stack.callback(application.state.api.pool.shutdown)
+            return stack.enter_context(TestClient(application, raise_server_exceptions=False))
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: ClientFactory) -> TestClient:
+    """A client of an application with default settings."""
+    return make_client()

@@ -1,0 +1,169 @@
+"""A real server in a process of its own, as a user starts it, and raw connections to it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        """The code of an error."""
+        return str(self.json()["error"]["code"])
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers on `port`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, method: str | None = None
+    ) -> Answer:
+        """One request on a connection of its own."""
+        request = urllib.request.Request(self.url + path, data=body, headers=dict(headers or {}), method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return Answer(response.status, _lower(response.headers.items()), response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, _lower(error.headers.items()), error.read())
+
+    def connect(self) -> socket.socket:
+        """A raw connection."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and waits for the end; returns the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=STOP_SECONDS)
+
+
+@contextlib.contextmanager
+def run_server(
+    folder: Path, settings: Mapping[str, str], command: Sequence[str] = ("-m", "serving"), cwd: Path = ROOT
+) -> Iterator[RunningServer]:
+    """Starts a server on a free port, waits until it is ready, and ends it in any case.
+
+    Args:
+        folder: where its log goes.
+        settings: environment variables.
+        command: arguments of Python.
+        cwd: the folder it is started in.
+    """
+    port = free_port()
+    log = folder / f"server-{port}.log"
+    environment = os.environ | {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port), "BENTOML_DO_NOT_TRACK": "true"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment | dict(settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        server = RunningServer(process, port, log)
+        _wait_until_ready(server)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=STOP_SECONDS)
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """Reads one answer with a Content-Length from a raw connection.
+
+    Raises:
+        ConnectionError: the connection ends first.
+    """
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _receive(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = _lower(line.split(": ", 1) for line in lines[1:])
+    while len(body) < int(headers.get("content-length", 0)):
+        body += _receive(connection)
+    match = re.match(r"HTTP/1\.1 (\d{3})", lines[0])
+    assert match is not None, lines[0]
+    return Answer(int(match[1]), headers, body)
+
+
+def post_head(path: str, *headers: str) -> bytes:
+    """The head of a POST request."""
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode()
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    """A whole POST request."""
+    return post_head(path, f"Content-Length: {len(body)}", *headers) + body
+
+
+def _receive(connection: socket.socket) -> bytes:
+    data = connection.recv(65536)
+    if not data:
+        raise ConnectionError("the connection ended before the answer did")
+    return data
+
+
+def _lower(items: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in items}
+
+
+def _wait_until_ready(server: RunningServer) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            if server.request("/readyz").status == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"the server did not become ready:\n{server.log.read_text()}")

@@ -1,0 +1,78 @@
+"""A bento: what is in it, and that it serves."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.build import copy_sources
+from tests.bundle_factory import make_bundle
+from tests.serving.running_server import ROOT, run_server
+from tests.serving.sample_images import jpeg
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """BentoML's home with one bento in it, and the bento's tag."""
+    home = tmp_path_factory.mktemp("bentoml")
+    bundle = make_bundle(tmp_path_factory.mktemp("bundles") / "boxed", name="boxed")
+    finished = subprocess.run(
+        [sys.executable, "-m", "serving.build", str(bundle)],
+        cwd=ROOT,
+        env=os.environ | {"BENTOML_HOME": str(home)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    yield home, finished.stdout.split()[1].rstrip(";")
+
+
+@pytest.mark.slow
+def test_a_bento_holds_the_two_packages_and_the_bundle_only(store: tuple[Path, str]) -> None:
+    home, tag = store
+    source = home / "bentos" / tag.replace(":", "/") / "src"
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+
+    assert {name.split("/")[0] for name in files} == {"serving", "convmae_deploy", "bentofile.yaml"}
+    bundles = {name for name in files if name.startswith("serving/bundles/")}
+    assert bundles == {f"serving/bundles/boxed/{name}" for name in ("manifest.json", "model.onnx", "LICENSE-WEIGHTS")}
+    assert {"serving/service.py", "serving/page/index.html", "convmae_deploy/runtime/predictor.py"} <= files
+    assert not [name for name in files if name.endswith(".pyc")]
+
+
+@pytest.mark.slow
+def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path) -> None:
+    home, tag = store
+    with run_server(tmp_path, {"BENTOML_HOME": str(home)}, ("-m", "bentoml", "serve", tag), cwd=tmp_path) as running:
+        assert [model["id"] for model in running.request("/v1/models").json()["data"]] == ["boxed"]
+        assert len(running.request("/v1/classify", jpeg()).json()) == 3
+        assert running.request("/schema.json").code == "not_found"  # BentoML's own pages are out of reach
+        assert running.stop() == 0
+
+
+def test_several_bundles_keep_their_order(tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / name, name=name) for name in ("zebra", "ant")]
+    copy_sources(tmp_path / "context", bundles)
+    assert sorted(path.name for path in (tmp_path / "context/serving/bundles").iterdir()) == ["00-zebra", "01-ant"]
+
+
+def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "serving.build", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: ")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packed = set(re.findall(r'^    - "(.+)"$', (ROOT / "serving/bentofile.yaml").read_text(), re.MULTILINE))
+    assert set(project["optional-dependencies"]["serve"]) <= packed
+    core = {requirement.partition(";")[0].strip() for requirement in project["dependencies"]}
+    assert packed - set(project["optional-dependencies"]["serve"]) <= core

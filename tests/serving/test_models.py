@@ -1,0 +1,32 @@
+"""Which bundles a server takes, and which model a request gets."""
+
+from pathlib import Path
+
+import pytest
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.predictor import Predictor
+from serving.errors import ApiError
+from serving.models import choose, load_bundles
+from serving.settings import Settings
+from tests.bundle_factory import make_bundle
+
+
+def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path) -> None:
+    for paths in ((bundle, second_bundle), (second_bundle, bundle)):
+        loaded = load_bundles(Settings(bundle=paths))
+        assert [found.path for found in loaded] == list(paths)
+
+
+def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "boxes", task="segmentation")
+    with pytest.raises(ConvMAEError, match="is for segmentation"):
+        load_bundles(Settings(bundle=(path,)))
+
+
+def test_a_model_of_another_task_is_not_found(predictors: dict[str, Predictor]) -> None:
+    assert choose(predictors, None, "classification") is predictors["tiny"]
+    assert choose(predictors, "other", "classification") is predictors["other"]
+    with pytest.raises(ApiError) as refused:
+        choose(predictors, "tiny", "detection")
+    assert (refused.value.status, refused.value.code) == (404, "no_model_for_task")

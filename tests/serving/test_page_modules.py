@@ -1,0 +1,136 @@
+"""The page's modules without the server: principal components, safetensors, schemas in words, run in the browser."""
+
+import base64
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from numpy.typing import NDArray
+
+pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+
+from tests.serving.page_driver import PageDriver, missing_program  # noqa: E402
+
+pytestmark = pytest.mark.skipif(missing_program() is not None, reason=missing_program() or "")
+
+SERVING = Path(__file__).parents[2] / "serving"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves the page's folder as the server does, at /page/."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the requests of a test are no news."""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageDriver]:
+    handler = functools.partial(QuietHandler, directory=str(SERVING))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        driver = PageDriver(f"http://127.0.0.1:{files.server_port}", tmp_path_factory.mktemp("profile"))
+        driver.open("/page/favicon.svg")
+        yield driver
+        driver.close()
+        files.shutdown()
+
+
+def principal_components(page: PageDriver, data: NDArray[np.float32]) -> dict[str, Any]:
+    """What the page makes of a (C, N) map."""
+    body = """const {scores, variances, total} = module.principalComponents(Float32Array.from(given[0]), ...given[1]);
+        return {scores: scores.map((s) => [...s]), variances, total, pixels: [...module.toPixels(scores)]};"""
+    found: dict[str, Any] = page.module("components.js", body, data.ravel().tolist(), list(data.shape))
+    return found
+
+
+def test_schemas_with_references_become_examples_and_words(page: PageDriver) -> None:
+    document: dict[str, Any] = {
+        "components": {
+            "schemas": {
+                "Node": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "example": "root"},
+                        "size": {"type": "integer", "minimum": 2, "maximum": 9},
+                        "kind": {"anyOf": [{"type": "null"}, {"enum": ["a", "b"]}]},
+                        "nodes": {"type": "array", "items": {"$ref": "#/components/schemas/Node"}},
+                    },
+                }
+            }
+        }
+    }
+    example = page.module(
+        "schema.js", "return module.exampleOf(given[0], {$ref: '#/components/schemas/Node'})", document
+    )
+    assert (example["name"], example["size"], example["kind"]) == ("root", 2, "a")
+    assert example["nodes"][0]["name"] == "root"
+    words = page.module(
+        "schema.js",
+        "return ['name', 'size', 'kind'].map((key) => module.typeInWords(given[0], given[1][key]))",
+        document,
+        document["components"]["schemas"]["Node"]["properties"],
+    )
+    assert words == ["string", "integer, 2 to 9", "a | b"]
+
+
+@pytest.mark.parametrize(("channels", "cells"), [(5, 30), (30, 5)])
+def test_a_map_of_rank_one_has_one_component_whatever_its_offset(page: PageDriver, channels: int, cells: int) -> None:
+    random = np.random.default_rng(0)
+    weights, pattern = random.standard_normal(channels), random.standard_normal(cells)
+    weights[np.argmax(np.abs(weights))] *= -1  # the sign is fixed by the largest weight, so it must come out flipped
+    data = (1000 + np.outer(weights, pattern)).astype(np.float32)
+    found = principal_components(page, data)
+
+    sign = np.sign(weights[np.argmax(np.abs(weights))])
+    expected = sign * np.linalg.norm(weights) * (pattern - pattern.mean())
+    # float32 holds 1000 + x to 6e-5.
+    np.testing.assert_allclose(found["scores"][0], expected, atol=1e-3)
+    np.testing.assert_allclose(found["variances"], [expected.var(), 0, 0], rtol=1e-3, atol=1e-8)
+    assert found["total"] == pytest.approx(expected.var(), rel=1e-3)
+    assert not np.any(found["scores"][1:])
+    pixels = np.reshape(found["pixels"], (cells, 4))
+    assert pixels[np.argmax(expected), 0] == 255 and pixels[np.argmin(expected), 0] == 0
+    assert np.all(pixels[:, 1:3] == 128) and np.all(pixels[:, 3] == 255)
+
+
+@pytest.mark.parametrize(("channels", "cells"), [(12, 100), (100, 12)])
+def test_components_equal_numpys_singular_vectors(page: PageDriver, channels: int, cells: int) -> None:
+    data = np.random.default_rng(1).standard_normal((channels, cells)).astype(np.float32)
+    data *= np.linspace(1, 3, channels, dtype=np.float32)[:, None]
+    found = principal_components(page, data)
+
+    centred = data.astype(np.float64) - data.mean(axis=1, keepdims=True, dtype=np.float64)
+    left, singular, right = np.linalg.svd(centred, full_matrices=False)
+    signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(left.shape[1])])
+    expected = (signs * singular)[:3, None] * right[:3]
+    np.testing.assert_allclose(found["scores"], expected, atol=1e-3)
+    np.testing.assert_allclose(found["variances"], singular[:3] ** 2 / cells, rtol=1e-8)
+
+
+def test_safetensors_of_both_float_types_are_read_and_others_refused(page: PageDriver) -> None:
+    values = np.array([[0.0, -1.5, 65504.0], [1e-7, 0.333, -2.0]])
+    tensors: dict[str, NDArray[Any]] = {
+        "single": values.astype(np.float32),
+        "half": values.astype(np.float16),
+        "third": np.zeros((0,), np.float32),
+    }
+    body = """const bytes = Uint8Array.from(atob(given[0]), (character) => character.charCodeAt(0));
+        const tensors = [...module.parseSafetensors(bytes.buffer)];
+        return tensors.map(([name, {shape, data}]) => [name, {shape, data: [...data]}]);"""
+
+    def read(content: bytes) -> Any:
+        return page.module("tensors.js", body, base64.b64encode(content).decode())
+
+    found = dict(read(safetensors.numpy.save(tensors)))
+    assert {name: tuple(tensor["shape"]) for name, tensor in found.items()} == {n: t.shape for n, t in tensors.items()}
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name]["data"], tensor.ravel())
+    assert "has type I64; this page reads F32 and F16" in read(safetensors.numpy.save({"x": np.zeros(2, np.int64)}))
+    assert "at least 8 bytes" in read(b"short")
+    assert "claims" in read(safetensors.numpy.save(tensors)[:20])

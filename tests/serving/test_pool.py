@@ -1,0 +1,108 @@
+"""The threads and their bounded queue."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from serving.errors import ApiError, ClientGone
+from serving.pool import Ticket, WorkPool
+
+
+async def stays() -> None:
+    await asyncio.Event().wait()
+
+
+async def goes() -> None:
+    await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkPool]:
+    made = WorkPool(1, max_queue_seconds=1.0)
+    yield made
+    made.shutdown()
+
+
+def wait_until_idle(pool: WorkPool) -> None:
+    deadline = time.monotonic() + 5
+    while pool.pending and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert pool.pending == 0
+
+
+def test_a_job_returns_its_value_and_its_wait(pool: WorkPool) -> None:
+    outcome = asyncio.run(pool.run(lambda ticket: 7, 1.0, stays))
+    assert outcome.value == 7
+    assert 0 <= outcome.queue_seconds < 0.5
+    assert pool.pending == 0
+
+
+def test_an_exception_in_a_job_reaches_its_caller(pool: WorkPool) -> None:
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(pool.run(lambda ticket: 1 / 0, 1.0, stays))
+    assert pool.pending == 0
+
+
+def test_the_estimated_wait_grows_with_the_queue_and_refuses_beyond_the_bound(pool: WorkPool) -> None:
+    release = threading.Event()
+    pool.submit(lambda ticket: time.sleep(0.06))
+    wait_until_idle(pool)
+    assert pool.estimated_wait() == 0
+    futures = [pool.submit(lambda ticket: release.wait(5))[1] for _ in range(10)]
+    assert pool.estimated_wait() == pytest.approx(10 * 0.06, rel=0.5)
+    pool.max_queue_seconds = 0.3
+    with pytest.raises(ApiError) as refused:
+        pool.submit(lambda ticket: None)
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
+    release.set()
+    for future in futures:
+        future.result(5)
+    wait_until_idle(pool)
+
+
+def test_a_queued_job_whose_client_has_gone_is_never_run(pool: WorkPool) -> None:
+    release, ran = threading.Event(), threading.Event()
+    pool.submit(lambda ticket: release.wait(5))
+    with pytest.raises(ClientGone):
+        asyncio.run(pool.run(lambda ticket: ran.set(), 5.0, goes))
+    assert pool.pending == 1
+    release.set()
+    wait_until_idle(pool)
+    assert not ran.is_set()
+
+
+def test_a_running_job_whose_client_has_gone_learns_of_it(pool: WorkPool) -> None:
+    learned = threading.Event()
+
+    def job(ticket: Ticket) -> None:
+        while True:
+            time.sleep(0.001)
+            try:
+                ticket.check()
+            except ClientGone:
+                learned.set()
+                raise
+
+    with pytest.raises(ClientGone):
+        asyncio.run(pool.run(job, 5.0, goes))
+    assert learned.wait(5)
+    wait_until_idle(pool)
+
+
+def test_a_job_that_takes_too_long_is_given_up(pool: WorkPool) -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        asyncio.run(pool.run(lambda ticket: release.wait(5), 0.02, stays))
+    release.set()
+    wait_until_idle(pool)
+
+
+def test_as_many_jobs_run_at_once_as_there_are_threads() -> None:
+    pool = WorkPool(3, max_queue_seconds=1.0)
+    together = threading.Barrier(3, timeout=5)
+    futures = [pool.submit(lambda ticket: together.wait())[1] for _ in range(3)]
+    assert sorted(future.result(5).value for future in futures) == [0, 1, 2]
+    pool.shutdown()

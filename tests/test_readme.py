@@ -1,0 +1,93 @@
+"""The README's commands, run as they stand there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from tests.photo_folders import make_photo_folder
+from tests.serving.running_server import run_server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+SHIPPED = ROOT / "serving" / "bundles" / "imagenette-nano"
+FOR_A_TEST = {"training.finetune": " --epochs 1 --warmup-epochs 0 --workers 0"}  # one epoch proves the command
+MINUTES = 10
+
+
+def run_line(line: str, folder: Path) -> str:
+    """Runs one line of a shell block in `folder` with the tools of this environment first on the PATH."""
+    for program, flags in FOR_A_TEST.items():
+        line = re.sub(rf"(-m {re.escape(program)}.*?)(\s+#|$)", rf"\1{flags}\2", line)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "200",
+    }
+    done = subprocess.run(
+        ["bash", "-ec", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=60 * MINUTES
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def lines_of(block: str) -> list[str]:
+    return [line for line in block.splitlines() if line.strip()]
+
+
+def write_photo(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((320, 240)).save(path)
+
+
+@pytest.mark.slow
+def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> None:
+    write_photo(tmp_path / "photo.jpg")
+    with run_server([SHIPPED]) as server:
+        classify, features = (
+            run_line(line.replace("http://127.0.0.1:3000", server.url), tmp_path) for line in lines_of(BLOCKS[0])
+        )
+    predictions = json.loads(classify)
+    assert len(predictions) == 5 and predictions[0].keys() == {"label", "score"}
+    assert features == ""
+    maps = load_file(tmp_path / "features.safetensors")
+    assert maps.keys() == {"e1", "e2", "e3", "e4", "pooled"}
+    assert maps["e1"].shape == (1, 32, 32, 32)
+
+
+@pytest.mark.slow
+def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path / "photos", per_class=4)
+    for name in ("a.jpg", "b.png"):
+        write_photo(tmp_path / name)
+    *lines, serve = lines_of(BLOCKS[1])
+    printed = [run_line(line, tmp_path) for line in lines]
+    assert "best validation top-1" in printed[0]
+    assert "a.jpg" in printed[2] and "b.png" in printed[2]
+    assert load_file(tmp_path / "features.safetensors")["pooled"].shape == (16, 192)
+    assert "blue" in printed[4]
+    assert serve.split() == ["CONVMAE_BUNDLE=bundles/mine", "make", "serve"]
+    with run_server([tmp_path / "bundles" / "mine"]) as server:
+        answer = run_line(f"curl -s --data-binary @a.jpg {server.url}/v1/classify", tmp_path)
+    assert {prediction["label"] for prediction in json.loads(answer)} == {"blue", "red"}
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    for page in ("README.md", "training/README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_python_block_prints_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "[4, 8, 16, 32]\n"
