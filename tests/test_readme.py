@@ -18,7 +18,6 @@ from tests.serving.running_server import run_server
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-SHIPPED = ROOT / "serving" / "bundles" / "imagenette-nano"
 FOR_A_TEST = {"training.finetune": " --epochs 1 --warmup-epochs 0 --workers 0"}  # one epoch proves the command
 MINUTES = 10
 
@@ -51,7 +50,7 @@ def write_photo(path: Path) -> None:
 @pytest.mark.slow
 def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> None:
     write_photo(tmp_path / "photo.jpg")
-    with run_server([SHIPPED]) as server:
+    with run_server(tmp_path, {}) as server:  # no CONVMAE_BUNDLE: the model that ships
         classify, features = (
             run_line(line.replace("http://127.0.0.1:3000", server.url), tmp_path) for line in lines_of(BLOCKS[0])
         )
@@ -75,7 +74,7 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     assert load_file(tmp_path / "features.safetensors")["pooled"].shape == (16, 192)
     assert "blue" in printed[4]
     assert serve.split() == ["CONVMAE_BUNDLE=bundles/mine", "make", "serve"]
-    with run_server([tmp_path / "bundles" / "mine"]) as server:
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": str(tmp_path / "bundles" / "mine")}) as server:
         answer = run_line(f"curl -s --data-binary @a.jpg {server.url}/v1/classify", tmp_path)
     assert {prediction["label"] for prediction in json.loads(answer)} == {"blue", "red"}
 

@@ -24,7 +24,8 @@ def logits(images: FloatArray) -> FloatArray:
 def test_percentiles_and_ratios_are_those_of_the_runs() -> None:
     seconds = {EAGER: [0.4, 0.2, 0.3], ONNX: [0.1, 0.1, 0.2]}
     eager, onnx = summarise(seconds, {EAGER: 0.0, ONNX: 1e-6}, 8)
-    assert (eager.p50_ms, eager.speed_against_eager) == (pytest.approx(300), 1)
+    assert eager.p50_ms == pytest.approx(300)
+    assert eager.speed_against_eager == 1
     assert eager.p90_ms == pytest.approx(380)
     assert onnx.images_per_second == pytest.approx(80)
     assert onnx.speed_against_eager == pytest.approx(3)

@@ -23,7 +23,8 @@ from tests.photo_folders import make_photo_folder
 
 
 def random_crop(image: Image.Image) -> Tensor:
-    return v2.functional.to_dtype(v2.functional.to_image(v2.RandomCrop(32)(image)), torch.float32)
+    cropped: Tensor = v2.functional.to_dtype(v2.functional.to_image(v2.RandomCrop(32)(image)), torch.float32)
+    return cropped
 
 
 def test_classes_are_folder_names_in_order(tmp_path: Path) -> None:

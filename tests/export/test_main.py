@@ -151,6 +151,16 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     assert set(seen) == {9}
 
 
+def test_another_image_size_for_single_images_is_exported_and_verified(checkpoint: Path, tmp_path: Path) -> None:
+    assert export(checkpoint, tmp_path / "wide", "--image-size", "32", "128", "--max-batch", "1") == 0
+    manifest = load_bundle(tmp_path / "wide").manifest
+    assert manifest.input.shape == (3, 32, 128) and manifest.input.max_batch == 1
+    assert manifest.preprocessing.crop == (32, 128)
+    assert manifest.outputs["e4"].shape == (32, 1, 4)
+    numerics = manifest.files["model.onnx"].numerics
+    assert numerics is not None and numerics.passed
+
+
 def test_too_little_memory_for_the_largest_batch_is_said_and_written(
     checkpoint: Path,
     graph: ExportedGraph,
