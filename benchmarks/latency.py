@@ -208,7 +208,7 @@ def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Con
     for line in (
         f"ConvMAE {config.variant}, random weights, 1000 classes; the exported graph is not fully verified here",
         f"{facts['device']}; {config.threads} threads; torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}",
-        f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {SETTLE_SECONDS:g} s rest before each",
+        f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {SETTLE_SECONDS:g} s rest before",
         "timed: normalised float32 array to logits; not timed: decoding, preprocessing, compilation, session start",
     ):
         console.print(line, highlight=False)

@@ -18,8 +18,8 @@ from convmae_deploy.files import atomic_directory
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import MODELS
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence
-from export.packaging import MODEL_NAME, BundleContent, evaluation_preprocessing, write_manifest
+from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
+from export.packaging import MODEL_NAME, BundleContent, write_manifest
 from export.to_onnx import export_classifier
 
 SEED = 0
@@ -69,7 +69,7 @@ def write_random_bundle(out: Path, model: ConvMAEClassifier, record: CheckpointR
         name=f"random-{record.variant}",
         record=record,
         checkpoint=None,
-        preprocessing=evaluation_preprocessing(record),
+        preprocessing=standard_preprocessing(record.model.image_size),
         max_batch=max_batch,
         licence_file=None,
     )

@@ -27,6 +27,7 @@ import tyro
 from PIL import Image
 
 from benchmarks.load import ROOT, Load, Plan, run_load
+from benchmarks.machine import available_cores, processor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.runtime.images import ImageLimits
@@ -37,7 +38,7 @@ from serving.parameters import ClassifyParameters, read_parameters
 from serving.pool import Ticket
 from serving.requests import parse_images
 from serving.responses import classification, to_json
-from serving.settings import available_cores, default_bundles
+from serving.settings import default_bundles
 
 MIN_RATIO = 0.85  # of the in-process throughput, at `clients` clients
 MAX_ADDED_MS = 1.0  # to the median latency, at one client
@@ -304,12 +305,6 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of a process so far, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def processor() -> str:
-    """The processor's name."""
-    match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return match[1] if match is not None else platform.machine()
 
 
 if __name__ == "__main__":

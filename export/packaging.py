@@ -1,6 +1,5 @@
 """The bundle's files around a verified graph: the manifest and the licence, and a last look through the runtime."""
 
-import math
 import platform
 import shutil
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ from export.verify import Runner, VerificationError
 
 MODEL_NAME = "model.onnx"
 LICENCE_NAME = "LICENSE-WEIGHTS"
-CROP_SHARE = 0.875  # timm's default: the crop's side / the resized photo's
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
 TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
 
@@ -49,14 +47,6 @@ class BundleContent:
     preprocessing: Preprocessing
     max_batch: int
     licence_file: Path | None  # from `find_licence`
-
-
-def evaluation_preprocessing(record: CheckpointRecord) -> Preprocessing:
-    """The checkpoint's own preprocessing, or timm's default for its image size."""
-    if record.preprocessing is not None:
-        return record.preprocessing
-    height, width = record.model.image_size
-    return Preprocessing(resize=(math.floor(height / CROP_SHARE), math.floor(width / CROP_SHARE)), crop=(height, width))
 
 
 def find_licence(record: CheckpointRecord, checkpoint: Path, given: Path | None) -> Path | None:

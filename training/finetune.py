@@ -9,7 +9,6 @@ paper's recipe (FINETUNE.md of the authors: 85.0 % top-1 on ImageNet-1K from 160
 run by us). `nano` is ours for a CPU and made the model that ships: see its model card for time and accuracy.
 """
 
-import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,9 +42,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, Preprocessing
-
-CROP_SHARE = 0.875  # of the resized photo's side that evaluation keeps, as 224 of 256
+from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,15 +198,12 @@ def initial_record(config: FinetuneConfig, classes: tuple[str, ...]) -> Checkpoi
     architecture = MODELS[config.variant]()
     if config.image_size is not None:
         architecture = replace(architecture, image_size=config.image_size)
-    height, width = architecture.image_size
     return CheckpointRecord(
         kind="classifier",
         variant=config.variant,
         model=architecture,
         classes=classes,
-        preprocessing=Preprocessing(
-            crop=(height, width), resize=(math.floor(height / CROP_SHARE), math.floor(width / CROP_SHARE))
-        ),
+        preprocessing=standard_preprocessing(architecture.image_size),
         licence=Licence(name=config.licence),
     )
 

@@ -17,7 +17,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, resize_position_embedding
-from convmae_deploy.runtime.manifest import Licence, Preprocessing
+from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -139,8 +139,10 @@ def resized(
     embedding = resize_position_embedding(state[name], record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
     if preprocessing is not None:
-        sides = zip(image_size, preprocessing.resize, preprocessing.crop, strict=True)
-        resize = tuple(side * cover // crop for side, cover, crop in sides)
+        (height, width), (old_height, old_width) = image_size, preprocessing.crop
+        resize = height * preprocessing.resize[0] // old_height, width * preprocessing.resize[1] // old_width
+        if preprocessing.resize == standard_preprocessing(preprocessing.crop).resize:
+            resize = standard_preprocessing(image_size).resize  # not by way of a figure that was rounded down
         changed = {"crop": image_size, "resize": resize}
         preprocessing = Preprocessing.model_validate(preprocessing.model_dump() | changed)
     return (

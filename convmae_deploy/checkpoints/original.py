@@ -21,7 +21,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae, resize_position_embedding
-from convmae_deploy.runtime.manifest import Licence, Preprocessing
+from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
@@ -128,7 +128,7 @@ def import_original(
         model=config,
         classes=tuple(map(str, range(num_classes))),
         global_pool=keys.global_pool,
-        preprocessing=evaluation_preprocessing(config.image_size) if num_classes else None,
+        preprocessing=standard_preprocessing(config.image_size) if num_classes else None,
         licence=LICENCE,
         provenance={"source": source.name, "sha256": digest, "format": f"authors' {keys.kind} file"},
     )
@@ -326,12 +326,6 @@ def decoder_names(depth: int) -> list[str]:
     blocks = [f"decoder_blocks.{index}.{layer}" for index in range(depth) for layer in DECODER_BLOCK_LAYERS]
     layers = [f"{layer}.{part}" for layer in (*DECODER_LAYERS, *blocks) for part in ("weight", "bias")]
     return ["mask_token", "decoder_pos_embed", *layers]
-
-
-def evaluation_preprocessing(image_size: tuple[int, int]) -> Preprocessing:
-    """The authors' evaluation: cover 256 pixels and crop 224, in proportion for other sizes."""
-    height, width = image_size
-    return Preprocessing(resize=(height * 256 // 224, width * 256 // 224), crop=image_size)
 
 
 def dashed(values: tuple[float, ...]) -> str:

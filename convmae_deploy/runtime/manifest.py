@@ -41,6 +41,12 @@ class Preprocessing(_Record):
         return self
 
 
+def standard_preprocessing(image_size: Size) -> Preprocessing:
+    """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224."""
+    height, width = image_size
+    return Preprocessing(resize=(height * 8 // 7, width * 8 // 7), crop=image_size)
+
+
 class InputSpec(_Record):
     """The graph's one input: float32 (B, 3, H, W), B between `min_batch` and `max_batch`."""
 

@@ -17,8 +17,8 @@ from convmae_deploy.checkpoints.native import resized
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import resize_position_embedding
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.models.convmae import nano, resize_position_embedding
+from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
 RECORD = CheckpointRecord(
@@ -59,6 +59,14 @@ def test_another_image_size_resizes_the_embedding_and_the_preprocessing(checkpoi
     assert record.model.image_size == (128, 96)
     assert record.preprocessing is not None
     assert (record.preprocessing.crop, record.preprocessing.resize) == ((128, 96), (146, 109))
+
+
+def test_the_standard_preprocessing_stays_the_standard_one() -> None:
+    state = {"pos_embed": torch.zeros(1, 64, 192)}
+    standard = standard_preprocessing((128, 128))
+    record = CheckpointRecord(kind="encoder", variant="nano", model=nano(), preprocessing=standard)
+    preprocessing = resized(record, state, (224, 224))[0].preprocessing
+    assert preprocessing is not None and preprocessing.resize == (256, 256)
 
 
 def test_resizing_to_the_stored_size_changes_no_preprocessing() -> None:
