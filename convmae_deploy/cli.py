@@ -179,9 +179,10 @@ def import_checkpoint(
         num_heads: attention heads, for dimensions that no variant has; the file does not hold this number.
     """
     try:
+        import timm  # noqa: F401
         import torch  # noqa: F401
-    except ImportError:
-        raise ConvMAEError("import needs torch; run pip install 'convmae_deploy[train]'") from None
+    except ImportError as error:
+        raise ConvMAEError(f"import needs {error.name}; run pip install 'convmae_deploy[train]'") from None
     from convmae_deploy.checkpoints import import_original
 
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)

@@ -60,6 +60,13 @@ def existing_directory(path: Path) -> Path | None:
     return None
 
 
+def check_can_create(path: Path) -> None:
+    """Raises ConvMAEError unless something can be made at `path`: before long work, not after it."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConvMAEError(f"{path} cannot be made: {parent} is not a folder that can be written to; choose another")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 digest of a file's content."""
     with path.open("rb") as file:

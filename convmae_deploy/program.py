@@ -1,10 +1,13 @@
 """How a command of this project ends: one sentence and an exit status for what its user can mend."""
 
+import importlib.util
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from convmae_deploy.errors import ConvMAEError
@@ -12,18 +15,21 @@ from convmae_deploy.errors import ConvMAEError
 SOME_INPUTS_BAD = 1
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and exits with its status (None: 0).
 
-    A `ConvMAEError` is printed as `error: <sentence>` with status 2, Ctrl-C ends quietly with 130, and a reader of the
+    A `ConvMAEError` is printed as `error: <sentence>` with status 2, Ctrl-C ends quietly with 130,
+    SIGTERM with 143 and nothing half-written left behind, and a reader of the
     output that has gone away (`| head`) with 141, as other programs do. Anything else is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name need not fit the terminal's encoding
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = main() or 0
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last moments
@@ -37,6 +43,27 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = NO_READER
     sys.exit(status)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends by way of an exception, so that temporary files are removed on the way out."""
+    sys.exit(TERMINATED)
+
+
+def require_extra(extra: str, packages: Sequence[str]) -> None:
+    """Exits with one sentence where a package of an optional extra is missing.
+
+    Args:
+        extra: of this project, for instance "train".
+        packages: import names that the extra brings.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        print(
+            f"error: this program needs {', '.join(missing)}; run pip install 'convmae_deploy[{extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(REFUSED)
 
 
 def readable(path: Path) -> str:

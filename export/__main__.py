@@ -3,7 +3,6 @@
 Most of the time goes into the comparison with PyTorch: seconds for a nano, minutes for a ConvMAE-B on two CPU cores.
 """
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -20,14 +19,14 @@ from rich.progress import track
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory
+from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import NAME_PATTERN, standard_preprocessing
 from export.divergence import Divergence, find_divergence
 from export.gates import FP32
-from export.inputs import Batch, made_photos, read_photos, verification_batches
+from export.inputs import Batch, verification_batches, verification_photos
 from export.packaging import (
     MODEL_NAME,
     BundleContent,
@@ -48,6 +47,7 @@ from export.verify import (
     verify,
 )
 
+DEFAULT_MAX_BATCH = 32
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 PHOTOS = 32  # photos in the verification, at most
 
@@ -60,8 +60,8 @@ class ExportConfig:
     out: Path  # the bundle to create; must not exist
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
-    max_batch: int = 32  # largest batch that the bundle takes
-    data: Path | None = None  # folder of photos for the verification; default: pictures made on the spot
+    max_batch: int | None = None  # largest batch that the bundle takes, all of it verified; default: 32, or what fits
+    data: Path | None = None  # photos for the verification; default: those the run was validated on, else made pictures
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class ExportConfig:
             )
         if self.image_size is not None:
             check_image_size(self.image_size)
-        if self.max_batch < 1:
+        if self.max_batch is not None and self.max_batch < 1:
             raise ConvMAEError(f"--max-batch must be at least 1; got {self.max_batch}")
 
     @property
@@ -94,22 +94,24 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         ConvMAEError: the request cannot be carried out.
     """
     check_output(config.out)
-    photos = made_photos(PHOTOS) if config.data is None else read_photos(config.data, PHOTOS)
+    photos = verification_photos(config.data, config.checkpoint, PHOTOS)
     model, record = load_classifier(config.checkpoint, image_size=config.image_size)
     check_record(record, config.checkpoint)
+    preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
+    licence_file = find_licence(record, config.checkpoint, config.licence)
+    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, record.model.image_size))} ..."):
+        graph = export_classifier(model, record.model.image_size, config.max_batch or DEFAULT_MAX_BATCH)
+    first = verification_batches(preprocessing, photos, 1)[0]
+    largest = config.max_batch or affordable_batch(graph, first, console)
     content = BundleContent(
         name=config.bundle_name,
         record=record,
         checkpoint=config.checkpoint,
-        preprocessing=record.preprocessing or standard_preprocessing(record.model.image_size),
-        max_batch=config.max_batch,
-        licence_file=find_licence(record, config.checkpoint, config.licence),
+        preprocessing=preprocessing,
+        max_batch=largest,
+        licence_file=licence_file,
     )
-    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, record.model.image_size))} ..."):
-        graph = export_classifier(model, record.model.image_size, config.max_batch)
-    first = verification_batches(content.preprocessing, photos, 1)[0]
-    largest = verified_batch(graph, first, config.max_batch, console)
-    batches = verification_batches(content.preprocessing, photos, largest)
+    batches = verification_batches(preprocessing, photos, largest)
     with atomic_directory(config.out) as directory:
         onnx.save(graph.model, directory / MODEL_NAME)
         reference, candidate = runners(model, directory / MODEL_NAME)
@@ -127,11 +129,7 @@ def check_output(out: Path) -> None:
     """Raises ConvMAEError unless a folder can be made at `out`."""
     if out.exists():
         raise ConvMAEError(f"{out} exists already; remove it or choose another --out")
-    parent = next(folder for folder in out.resolve().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConvMAEError(
-            f"--out {out} cannot be made: {parent} is not a folder that can be written to; choose another"
-        )
+    check_can_create(out)
 
 
 def check_record(record: CheckpointRecord, source: Path) -> None:
@@ -142,15 +140,16 @@ def check_record(record: CheckpointRecord, source: Path) -> None:
         )
 
 
-def verified_batch(graph: ExportedGraph, example: Batch, max_batch: int, console: Console) -> int:
-    """The largest batch to verify: `max_batch`, or, said aloud, what fits into the memory set aside for it."""
+def affordable_batch(graph: ExportedGraph, example: Batch, console: Console) -> int:
+    """The default of the largest batch: 32, or, said aloud, what the verification has memory for."""
     fits = max(2, MEMORY_BUDGET // peak_bytes_per_image(graph.program, example.images))
-    if fits < max_batch:
+    if fits < DEFAULT_MAX_BATCH:
         console.print(
-            f"The largest batch verified is {fits} of {max_batch}: more would take over {MEMORY_BUDGET >> 30} GiB.",
+            f"The largest batch is {fits}: to verify one of {DEFAULT_MAX_BATCH} takes over {MEMORY_BUDGET >> 30} GiB; "
+            "give --max-batch to do it all the same.",
             highlight=False,
         )
-    return min(fits, max_batch)
+    return min(fits, DEFAULT_MAX_BATCH)
 
 
 def runners(model: ConvMAEClassifier, path: Path) -> tuple[Runner, Runner]:

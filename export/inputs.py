@@ -1,5 +1,6 @@
 """What the graph is tried on: random numbers, photos and constant images, in batches of several sizes."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,15 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.images import ImageError, decode_image
+from convmae_deploy.runtime.extraction import find_photos, read_photo
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 
 FloatArray = NDArray[np.float32]
 
 SEED = 20220508
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the photos made here
+RUN_RECORD = "run.json"  # of a training run: says which photos it used
+PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -31,23 +32,32 @@ class Batch:
     images: FloatArray  # (B, 3, H, W), normalised
 
 
-def verification_batches(spec: Preprocessing, photos: list[Image.Image], largest: int) -> list[Batch]:
+@dataclass(frozen=True)
+class Photos:
+    """Pictures for the verification, at least one, with what reports call them."""
+
+    name: str  # "photos", or "made pictures" for those of `made_photos`
+    images: list[Image.Image]
+
+
+def verification_batches(spec: Preprocessing, photos: Photos, largest: int) -> list[Batch]:
     """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
 
     Args:
         spec: preprocessing of the model; sets the size of the images and the range of normalised values.
-        photos: at least one; repeated where a batch needs more.
+        photos: repeated where a batch needs more.
         largest: the largest batch to try.
     """
     generator = np.random.default_rng(SEED)
     sizes = sorted({1, min(2, largest), largest})
     between = sorted({3, (3 + largest) // 2} & set(range(3, largest)))
-    pixels = [preprocess(photo, spec) for photo in photos[:largest]]
+    pixels = [preprocess(photo, spec) for photo in photos.images[:largest]]
     constants = constant_images(spec)
     batches = []
     for size in sizes:
         batches.append(_random_batch(generator, spec, size))
-        batches.append(Batch(f"photos batch {size}", np.stack([pixels[i % len(pixels)] for i in range(size)])))
+        chosen = [pixels[index % len(pixels)] for index in range(size)]
+        batches.append(Batch(f"{photos.name} batch {size}", np.stack(chosen)))
         batches += _constant_batches(constants, size)
     return batches + [_random_batch(generator, spec, size) for size in between]
 
@@ -59,8 +69,29 @@ def constant_images(spec: Preprocessing) -> dict[str, FloatArray]:
     return {name: np.broadcast_to(level, (3, *spec.crop)).copy() for name, level in levels.items()}
 
 
+def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Photos:
+    """Real photos where there are any: of the folder given, else the validation photos of the checkpoint's own run.
+
+    Args:
+        data: folder of photos; None looks for those of the run, and makes pictures where they are gone.
+        checkpoint: run folder or checkpoint.
+        count: how many at the most.
+
+    Raises:
+        ConvMAEError: `data` holds no readable photo.
+    """
+    if data is not None:
+        return Photos("photos", read_photos(data, count))
+    record = checkpoint / RUN_RECORD
+    if record.is_file():
+        folder = Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"]) / "val"
+        if folder.is_dir():
+            return Photos("photos", read_photos(folder, count))
+    return Photos("made pictures", made_photos(count))
+
+
 def read_photos(folder: Path, count: int) -> list[Image.Image]:
-    """The first `count` photos below `folder` in order of their paths; those that do not decode are logged and skipped.
+    """Up to `count` photos spread evenly over those below `folder`; those that do not decode are logged and skipped.
 
     Raises:
         ConvMAEError: there is none.
@@ -69,18 +100,16 @@ def read_photos(folder: Path, count: int) -> list[Image.Image]:
         raise ConvMAEError(
             f"--data must be a folder of photos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
         )
+    files = find_photos([folder])
     photos: list[Image.Image] = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES):
-        if len(photos) == count:
-            break
+    for index in range(min(count, len(files))):
+        path = files[index * len(files) // min(count, len(files))]
         try:
-            photos.append(decode_image(path.read_bytes()).image)
-        except (ImageError, OSError) as error:
+            photos.append(read_photo(path).image)
+        except ConvMAEError as error:
             logger.warning("%s is left out of the verification: %s", path, error)
     if not photos:
-        raise ConvMAEError(
-            f"--data {folder} holds no readable photo ({', '.join(sorted(PHOTO_SUFFIXES))}); choose another folder"
-        )
+        raise ConvMAEError(f"--data {folder} holds no readable photo; choose another folder")
     return photos
 
 

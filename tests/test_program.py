@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.program import readable, run_program
+from convmae_deploy.program import readable, require_extra, run_program
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
@@ -63,3 +63,29 @@ def test_text_that_the_terminal_cannot_show_does_not_end_the_program() -> None:
 
 def test_paths_are_readable_whatever_their_bytes() -> None:
     assert readable(Path("b\udcff.jpg")) == "b\ufffd.jpg"
+
+
+def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from convmae_deploy.files import atomic_directory\n"
+        "from convmae_deploy.program import run_program\n"
+        "def main():\n"
+        f"    with atomic_directory(Path({str(tmp_path / 'out')!r})):\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "run_program(main)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    require_extra("train", ("json",))
+    with pytest.raises(SystemExit) as caught:
+        require_extra("train", ("json", "no_such_package"))
+    assert caught.value.code == 2
+    expected = "error: this program needs no_such_package; run pip install 'convmae_deploy[train]'\n"
+    assert capsys.readouterr().err == expected

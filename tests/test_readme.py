@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,10 @@ def write_photo(path: Path) -> None:
     Image.fromarray(pixels).resize((320, 240)).save(path)
 
 
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+@needs_curl
 @pytest.mark.slow
 def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> None:
     write_photo(tmp_path / "photo.jpg")
@@ -62,6 +67,7 @@ def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> Non
     assert maps["e1"].shape == (1, 32, 32, 32)
 
 
+@needs_curl
 @pytest.mark.slow
 def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     make_photo_folder(tmp_path / "photos", per_class=4)

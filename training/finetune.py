@@ -24,13 +24,8 @@ from torch.utils.data import DataLoader
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
-from convmae_deploy.data.photo_folder import (
-    AugmentedPhotos,
-    EvaluationPhotos,
-    PhotoFolder,
-    collate_readable,
-    read_photo_folder,
-)
+from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, collate_readable
+from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
 from convmae_deploy.engine.determinism import StepSampler, seed_step
 from convmae_deploy.engine.evaluation import Accuracy, evaluate
 from convmae_deploy.engine.interruption import Interruption, interruptible, leave_signals_to_parent
@@ -39,6 +34,7 @@ from convmae_deploy.engine.progress import draw_curves, peak_memory_gb, training
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_run import MAY_CHANGE_ON_RESUME, RunConfig, TrainingRun
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import check_can_create
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, check_image_size
 from convmae_deploy.program import run_program
@@ -165,9 +161,16 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Ses
     accelerator.gradient_accumulation_steps = sampler.micro_batches_per_step
     seed_step(config.run.seed, 0)
     record = initial_record(config, train.classes)
-    classifier = initial_model(config, record.model, len(train.classes))
+    console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+    classifier = initial_model(config, record.model, len(train.classes), console)
     folder = RunFolder(config.run.out)
-    facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
+    facts = {
+        "classes": list(train.classes),
+        "train_photos": len(train.photos),
+        "val_photos": len(val.photos),
+        "processes": accelerator.num_processes,
+    }
+    check_can_create(config.run.out)
     if accelerator.is_main_process:
         folder.begin(config, seed=config.run.seed, data=facts, resume=config.run.resume, ignored=MAY_CHANGE_ON_RESUME)
     accelerator.wait_for_everyone()
@@ -189,7 +192,6 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Ses
         config=config.run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer
     )
     validation = EvaluationPhotos(val, record.preprocessing)
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
     return Session(config=config, run=run, sampler=sampler, loader=loader, validation=validation, console=console)
 
 
@@ -208,7 +210,9 @@ def initial_record(config: FinetuneConfig, classes: tuple[str, ...]) -> Checkpoi
     )
 
 
-def initial_model(config: FinetuneConfig, architecture: ConvMAEConfig, num_classes: int) -> ConvMAEClassifier:
+def initial_model(
+    config: FinetuneConfig, architecture: ConvMAEConfig, num_classes: int, console: Console
+) -> ConvMAEClassifier:
     """A classifier with fresh weights, its encoder replaced by that of `config.init` where one is given.
 
     As in the authors' code `fc_norm` and the head always start fresh.
@@ -220,7 +224,9 @@ def initial_model(config: FinetuneConfig, architecture: ConvMAEConfig, num_class
         head_init_std=config.head_init_std,
     )
     if config.init is not None:
-        model.encoder.load_state_dict(load_initial_encoder(config.init, architecture))
+        state, report = load_initial_encoder(config.init, architecture)
+        model.encoder.load_state_dict(state)
+        console.print("\n".join(report))
     return model
 
 
@@ -238,14 +244,14 @@ def train_epoch(session: Session, epoch: int, interruption: Interruption) -> Non
         label = f"{epoch + 1}/{config.optimisation.epochs}"
         task = bar.add_task("", total=steps, completed=first, epoch=label, loss=0.0, speed=0.0, memory=0.0)
         for step in range(first, steps):
-            seed_step(config.run.seed, progress.step, run.accelerator.process_index)
-            set_lr(run.optimizer.param_groups, scheduled_lr(config.optimisation, progress.step, steps))
             batch = [next(batches) for _ in range(sampler.micro_batches_per_step)]
-            loss, seen = update(session, batch, mixing)
+            seed_step(config.run.seed, progress.step, run.accelerator.process_index)  # after what fetching may draw
+            set_lr(run.optimizer.param_groups, scheduled_lr(config.optimisation, progress.step, steps))
+            loss, seen, unreadable = update(session, batch, mixing)
             run.check_finite(loss)
             progress.step += 1
             progress.epoch_loss += loss
-            progress.unreadable += sum(unreadable for _, _, unreadable in batch)
+            progress.unreadable += unreadable
             images += seen
             speed = images / (time.monotonic() - began)
             bar.update(task, advance=1, loss=progress.epoch_loss / (step + 1), speed=speed, memory=peak_memory_gb())
@@ -257,17 +263,20 @@ def train_epoch(session: Session, epoch: int, interruption: Interruption) -> Non
                 return
 
 
-def update(session: Session, batches: list[tuple[Tensor, Tensor, int]], mixing: Mixup | None) -> tuple[float, int]:
-    """One update over its micro-batches; returns the mean loss and the number of images over all processes."""
+def update(session: Session, batches: list[tuple[Tensor, Tensor, int]], mixing: Mixup | None) -> tuple[float, int, int]:
+    """One update over its micro-batches; returns over all processes the mean loss, images, and unreadable photos."""
     accelerator, model, optimizer = session.run.accelerator, session.run.model, session.run.optimizer
-    clip_grad, augmentation = session.config.optimisation.clip_grad, session.config.augmentation
-    smoothing = augmentation.label_smoothing if mixing is None else 0.0  # mixing smooths its targets itself
-    totals = torch.zeros(2, device=accelerator.device)  # sum of losses, images
-    for images, labels, _ in batches:
+    clip_grad = session.config.optimisation.clip_grad
+    totals = torch.zeros(3, device=accelerator.device)  # sum of losses, images, unreadable photos
+    for images, labels, unreadable in batches:
+        if not len(images):
+            raise ConvMAEError(f"none of the {unreadable} photos of a batch could be decoded; check the data folder")
         images, targets = images.to(accelerator.device), labels.to(accelerator.device)
-        if mixing is not None:
-            even = max(2, len(images) // 2 * 2)  # mixing pairs the images of a batch
+        smoothing = session.config.augmentation.label_smoothing
+        if mixing is not None and len(images) > 1:
+            even = len(images) // 2 * 2  # mixing pairs the images of a batch; it smooths the targets itself
             images, targets = mixing(images[:even], targets[:even])
+            smoothing = 0.0
         with accelerator.accumulate(model):
             loss = F.cross_entropy(model(images).float(), targets, label_smoothing=smoothing)
             accelerator.backward(loss)
@@ -275,9 +284,9 @@ def update(session: Session, batches: list[tuple[Tensor, Tensor, int]], mixing: 
                 accelerator.clip_grad_norm_(model.parameters(), clip_grad)
             optimizer.step()
             optimizer.zero_grad()
-        totals += torch.stack([loss.detach() * len(images), loss.new_tensor(len(images))])
-    loss_sum, seen = accelerator.reduce(totals, "sum").tolist()
-    return loss_sum / seen, int(seen)
+        totals += torch.stack([loss.detach() * len(images), *loss.new_tensor([len(images), unreadable])])
+    loss_sum, seen, skipped = accelerator.reduce(totals, "sum").tolist()
+    return loss_sum / seen, int(seen), int(skipped)
 
 
 def finish_epoch(session: Session, epoch: int) -> None:

@@ -11,8 +11,8 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 
 
-def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> dict[str, Tensor]:
-    """The weights (keys without prefix) of a pretrained encoder, its position embedding resized to fit.
+def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights (keys without prefix) of a pretrained encoder, resized to fit, and what there is to tell of it.
 
     Args:
         path: a run folder or checkpoint of ours, or a `.pth` file of the authors.
@@ -22,13 +22,14 @@ def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> dict[str, T
     Raises:
         ConvMAEError: not such an encoder, or damaged.
     """
+    report: list[str] = []
     if not path.is_file():
         found, state = load_encoder_state(path, architecture.image_size)
     else:
         with TemporaryDirectory() as directory:
             imported = Path(directory) / "imported"
-            import_original(path, imported, num_heads=architecture.num_heads)
+            report = import_original(path, imported, num_heads=architecture.num_heads).lines()[:-1]  # not where to
             found, state = load_encoder_state(imported, architecture.image_size)
     if found != architecture:
         raise ConvMAEError(f"initial weights must be an encoder of {architecture}; {path} holds {found}")
-    return state
+    return state, report

@@ -8,6 +8,7 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from torch import Tensor
 
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Preprocessing
 
 
@@ -23,6 +24,13 @@ class AugmentationConfig:
     mixup: float = 0.8  # alpha of mixup; 0 switches it off
     cutmix: float = 1.0  # alpha of cutmix; 0 switches it off
     label_smoothing: float = 0.1  # share of the target spread over all classes
+
+    def __post_init__(self) -> None:
+        if self.color_jitter and self.rand_augment is not None:
+            raise ConvMAEError(
+                "color_jitter and rand_augment exclude each other, RandAugment changes colours itself; "
+                f"got {self.color_jitter} and {self.rand_augment!r}, switch one off"
+            )
 
 
 def training_transform(

@@ -1,24 +1,11 @@
-"""Labelled photos in folders, `ROOT/{train,val}/<class>/*`, read augmented or as for evaluation."""
+"""Labelled photos in folders, `ROOT/{train,val}/<class>/*`. Without torch: measuring a bundle needs them too."""
 
 import json
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
-
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.images import ImageError, decode_image
-from convmae_deploy.runtime.manifest import Preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
-
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-Sample = tuple[Tensor, int]  # image (3, H, W), class index
+from convmae_deploy.runtime.extraction import find_photos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +18,24 @@ class PhotoFolder:
 
 
 def read_photo_folder(root: Path, split: str) -> PhotoFolder:
-    """Lists `root/split/<class>/*`; classes in sorted order of their folder names.
+    """Lists `root/split/<class>/*`; classes in sorted order of their folder names, hidden folders left out.
 
     A `root/classes.json` of the form {"folder name": "class name"} gives the names, unchanged; otherwise the folder's
     own name is the class's.
 
     Raises:
-        ConvMAEError: the split or its photos are missing, or classes.json does not name every folder.
+        ConvMAEError: the split, a class folder or its photos are missing, or classes.json does not name every folder.
     """
     directory = root / split
-    folders = sorted(entry for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
+    entries = sorted(directory.iterdir()) if directory.is_dir() else []
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not folders:
         raise ConvMAEError(f"{root} must hold photos as {split}/<class>/*; found no class folder in {directory}")
     names = _class_names(root / "classes.json")
     unnamed = [folder.name for folder in folders if names and folder.name not in names]
     if unnamed:
-        raise ConvMAEError(
-            f"{root / 'classes.json'} must name every class folder of {directory}; {unnamed[0]} is missing"
-        )
-    found = [
-        (photo, label)
-        for label, folder in enumerate(folders)
-        for photo in sorted(folder.rglob("*"))
-        if photo.suffix.lower() in PHOTO_SUFFIXES
-    ]
-    if not found:
-        raise ConvMAEError(f"{directory} holds no photo; expected files such as {folders[0].name}/photo.jpg")
+        raise ConvMAEError(f"{root / 'classes.json'} must name every folder of {directory}; {unnamed[0]} is missing")
+    found = [(photo, label) for label, folder in enumerate(folders) for photo in find_photos([folder])]
     return PhotoFolder(
         photos=tuple(photo for photo, _ in found),
         labels=tuple(label for _, label in found),
@@ -74,64 +53,3 @@ def _class_names(path: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ConvMAEError(f'{path} must be an object of the form {{"folder name": "class name"}}')
     return names
-
-
-class AugmentedPhotos(Dataset[Sample | None]):
-    """Photos through a random transform, each sample a pure function of (seed, epoch, index).
-
-    The key is (epoch, index), so the result depends neither on the number of workers nor on where a run was resumed.
-    A photo that cannot be decoded is None; `collate_readable` drops it.
-    """
-
-    def __init__(self, folder: PhotoFolder, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
-        self.folder = folder
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.folder.photos)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | None:
-        epoch, index = key
-        image = _read(self.folder.photos[index])
-        if image is None:
-            return None
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)
-        random.seed(int(state[0]))
-        np.random.seed(state[0])
-        torch.default_generator.manual_seed(int(state[0]))  # the CPU's only: workers must not touch CUDA
-        return self.transform(image), self.folder.labels[index]
-
-
-class EvaluationPhotos(Dataset[Sample | None]):
-    """Photos through the runtime's own preprocessing: what is measured here is what is served."""
-
-    def __init__(self, folder: PhotoFolder, preprocessing: Preprocessing) -> None:
-        self.folder = folder
-        self.preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return len(self.folder.photos)
-
-    def __getitem__(self, index: int) -> Sample | None:
-        image = _read(self.folder.photos[index])
-        if image is None:
-            return None
-        return torch.from_numpy(preprocess(image, self.preprocessing)), self.folder.labels[index]
-
-
-def _read(path: Path) -> Image.Image | None:
-    try:
-        return decode_image(path.read_bytes()).image
-    except ImageError:
-        return None
-
-
-def collate_readable(samples: list[Sample | None]) -> tuple[Tensor, Tensor, int]:
-    """Images (B, 3, H, W), labels (B,) of the readable samples, and how many were not."""
-    readable = [sample for sample in samples if sample is not None]
-    unreadable = len(samples) - len(readable)
-    if not readable:
-        raise ConvMAEError(f"none of the {unreadable} photos of a batch could be decoded; check the data folder")
-    images, labels = default_collate(readable)
-    return images, labels, unreadable

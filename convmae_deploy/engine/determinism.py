@@ -25,7 +25,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """Micro-batches of (epoch, index) keys of one process: a new order every epoch, from any step on.
 
     Update k of an epoch uses entries [k * batch_size, (k + 1) * batch_size) of the epoch's permutation, dealt out to
-    the processes in turn; a remainder smaller than a batch is left out, unless it is all there is.
+    the processes in turn; a remainder smaller than a batch is left out. A batch larger than the dataset is the dataset.
     """
 
     def __init__(
@@ -48,20 +48,20 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
                 f"{world_size} processes need at least as many samples an update; "
                 f"got {length} samples and batch_size {batch_size}"
             )
-        self.length, self.batch_size, self.micro_batch_size = length, batch_size, micro_batch_size
+        self.length, self.micro_batch_size = length, micro_batch_size
+        self.batch_size = min(batch_size, length) // world_size * world_size  # so that all have the same to do
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = self.first_step = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Updates in an epoch."""
-        return max(1, self.length // self.batch_size)
+        return self.length // self.batch_size
 
     @property
     def micro_batches_per_step(self) -> int:
         """Lists yielded per update."""
-        share = -(-min(self.batch_size, self.length) // self.world_size)
-        return -(-share // self.micro_batch_size)
+        return -(-self.batch_size // self.world_size // self.micro_batch_size)
 
     def start(self, epoch: int, first_step: int = 0) -> None:
         """Chooses the epoch, and the update within it, that the next iteration begins with."""

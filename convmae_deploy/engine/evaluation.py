@@ -8,7 +8,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from convmae_deploy.data.photo_folder import EvaluationPhotos, collate_readable
+from convmae_deploy.data.photo_datasets import EvaluationPhotos, collate_readable
+from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.errors import ConvMAEError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +36,36 @@ def evaluate(
         accelerator: says which process this is and adds the counts up.
         batch_size: images at once.
         workers: decoding processes.
+
+    Raises:
+        ConvMAEError: no photo could be read.
     """
     was_training = model.training
     model.eval()
     own = Subset(photos, range(accelerator.process_index, len(photos), accelerator.num_processes))
-    loader = DataLoader(own, batch_size, num_workers=workers, collate_fn=collate_readable)
+    loader = DataLoader(
+        own, batch_size, num_workers=workers, collate_fn=collate_readable, worker_init_fn=leave_signals_to_parent
+    )
     counts = torch.zeros(5, dtype=torch.float64)  # top-1, top-5, loss, images, unreadable
     for images, labels, unreadable in loader:
+        counts[4] += unreadable
+        if not len(images):
+            continue
         labels = labels.to(accelerator.device)
         with accelerator.autocast():
             logits = model(images.to(accelerator.device))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
         hits = best == labels[:, None]
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        batch = [hits[:, 0].sum(), hits.sum(), loss, len(labels), unreadable]
-        counts += torch.tensor([float(value) for value in batch], dtype=torch.float64)
+        batch = [hits[:, 0].sum(), hits.sum(), loss, len(labels)]
+        counts[:4] += torch.tensor([float(value) for value in batch], dtype=torch.float64)
     model.train(was_training)
 
     top1, top5, loss_sum, images_seen, unreadable_seen = accelerator.reduce(
         counts.to(accelerator.device), "sum"
     ).tolist()
+    if not images_seen:
+        raise ConvMAEError(f"none of the {len(photos)} validation photos could be decoded; check the data folder")
     return Accuracy(
         top1=100 * top1 / images_seen,
         top5=100 * top5 / images_seen,

@@ -34,6 +34,11 @@ class OptimisationConfig:
                 f"got {self.epochs}, {self.batch_size}, {self.micro_batch_size}"
             )
 
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ConvMAEError(
+                f"warmup_epochs must be at least 0 and less than epochs ({self.epochs}); got {self.warmup_epochs}"
+            )
+
     @property
     def learning_rate(self) -> float:
         """The peak learning rate: base_lr x batch_size / 256."""

@@ -8,6 +8,7 @@ last/  best/     checkpoints; `last` also holds `training_state.pt`, which conti
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -55,7 +56,7 @@ class RunFolder:
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
         record |= {
             "seed": seed,
-            "command": " ".join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "cpu_threads": torch.get_num_threads(),
@@ -88,9 +89,10 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
+        """All lines of metrics.jsonl, but for a last one that a crash cut short."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run is about to repeat."""

@@ -17,12 +17,12 @@ from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 
-MAY_CHANGE_ON_RESUME = ("data", "out", "init", "resume", "workers", "save_minutes", "micro_batch_size")
+MAY_CHANGE_ON_RESUME = ("data", "out", "init", "resume", "workers", "save_minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where and how a run executes; of these only seed and precision change what is learnt."""
+    """Where and how a run executes. Of these only seed and precision change what is learnt."""
 
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
@@ -32,9 +32,15 @@ class RunConfig:
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
 
     def accelerator(self) -> Accelerator:
-        """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up."""
+        """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up.
+
+        Raises:
+            ConvMAEError: fp16 on a CPU, which Accelerate would run in fp32 without a word.
+        """
         # Accelerate joins the processes of torchrun on a machine without accelerator only when told that it is one.
         on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+        if self.precision == "fp16" and not torch.accelerator.is_available():
+            raise ConvMAEError("fp16 needs a GPU and there is none; choose --precision bf16 or fp32")
         return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
 
 
@@ -45,7 +51,7 @@ class Progress:
     step: int = 0  # updates done
     epoch_loss: float = 0.0  # sum of the losses of this epoch's updates so far
     best_metric: float = -math.inf  # of the epochs finished so far
-    unreadable: int = 0  # photos skipped so far by this process
+    unreadable: int = 0  # photos skipped so far
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
+from convmae_deploy.files import atomic_file, check_can_create
 
 Features = Mapping[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
 
@@ -27,12 +27,13 @@ def check_feature_path(path: Path) -> None:
     """Fails early where `write_features` could only fail late.
 
     Raises:
-        ConvMAEError: the suffix is none of `SUFFIXES`, `path` is a folder, or pyarrow is needed and missing.
+        ConvMAEError: the suffix is none of `SUFFIXES`, `path` is a folder or cannot be made, or pyarrow is missing.
     """
     if path.suffix not in SUFFIXES:
         raise ConvMAEError(f"features are written to {', '.join(SUFFIXES)}; got {path}, choose one of these suffixes")
     if path.is_dir():
         raise ConvMAEError(f"{path} is a folder; give the name of the file to write")
+    check_can_create(path)
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401

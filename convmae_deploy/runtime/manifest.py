@@ -51,7 +51,7 @@ class InputSpec(_Record):
     """The graph's one input: float32 (B, 3, H, W), B between `min_batch` and `max_batch`."""
 
     name: str = "image"
-    shape: tuple[int, ...]  # without the batch axis: (3, H, W)
+    shape: tuple[int, ...]  # without the batch axis: (3, H, W); video (3, T, H, W)
     min_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(ge=1)
 
@@ -123,8 +123,10 @@ class Manifest(_Record):
     def _is_consistent(self) -> Self:
         if not self.files:
             raise ValueError("files must name at least one graph")
-        if self.input.shape != (3, *self.preprocessing.crop):
-            raise ValueError(f"input shape {self.input.shape} must be (3, *crop) with crop {self.preprocessing.crop}")
+        if self.input.shape[0] != 3 or self.input.shape[-2:] != self.preprocessing.crop:
+            raise ValueError(
+                f"input shape {self.input.shape} must be (3, ..., *crop) with crop {self.preprocessing.crop}"
+            )
         logits = self.outputs.get("logits")
         if self.task == "classification" and (logits is None or logits.shape != (len(self.classes),)):
             raise ValueError(f"logits must have shape ({len(self.classes)},), one per class name")

@@ -24,11 +24,9 @@ def scores(logits: NDArray[np.float32], function: ScoreFunction) -> NDArray[np.f
         return logits
     if function == "sigmoid":
         # Written with tanh, which does not overflow for large negative logits.
-        sigmoid: NDArray[np.float32] = np.float32(0.5) * (np.tanh(np.float32(0.5) * logits) + np.float32(1))
-        return sigmoid
+        return np.asarray(0.5 * (np.tanh(0.5 * logits) + 1), dtype=np.float32)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    softmax: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return softmax
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def top_k(scores: NDArray[np.floating[Any]], classes: Sequence[str], k: int) -> list[Prediction]:

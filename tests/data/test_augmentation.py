@@ -1,10 +1,14 @@
 """Augmentation: what each switch of the configuration does."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Preprocessing
 
 SPEC = Preprocessing(resize=(36, 36), crop=(32, 32))
@@ -27,6 +31,13 @@ def test_the_papers_recipe_changes_photos_and_gives_the_size_asked_for() -> None
     transform = training_transform(AugmentationConfig(), (64, 32), SPEC)
     assert transform(photo()).shape == (3, 64, 32)
     assert not torch.equal(transform(photo()), transform(photo()))
+
+
+def test_colour_jitter_beside_rand_augment_is_refused_where_timm_would_ignore_it() -> None:
+    with pytest.raises(ConvMAEError, match="exclude each other"):
+        AugmentationConfig(color_jitter=0.3)
+    alone = replace(OFF, color_jitter=0.3)
+    assert "ColorJitter" in str(training_transform(alone, (32, 32), SPEC))
 
 
 def test_mixing_is_off_only_when_both_are() -> None:

@@ -46,6 +46,13 @@ def test_fewer_samples_than_a_batch_make_one_update() -> None:
     assert [len(batch) for batch in keys(sampler, 0)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize(("length", "batch"), [(50, 10), (5, 64), (7, 3)])
+def test_every_process_always_has_the_same_to_do(length: int, batch: int) -> None:
+    ranks = [StepSampler(length, batch_size=batch, micro_batch_size=1, seed=0, rank=r, world_size=3) for r in range(3)]
+    sizes = [[len(part) for part in keys(sampler, 0)] for sampler in ranks]
+    assert sizes[0] == sizes[1] == sizes[2] and set(sizes[0]) == {1}
+
+
 def test_more_processes_than_samples_are_refused() -> None:
     with pytest.raises(ConvMAEError, match="4 processes need at least as many samples"):
         StepSampler(3, batch_size=8, micro_batch_size=1, seed=0, world_size=4)

@@ -50,7 +50,12 @@ def test_each_group_gets_the_rate_times_its_scale() -> None:
 
 def test_a_run_of_no_epochs_is_refused() -> None:
     with pytest.raises(ConvMAEError, match="at least 1; got 0, 1024, 128"):
-        OptimisationConfig(epochs=0)
+        OptimisationConfig(epochs=0, warmup_epochs=0)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(ConvMAEError, match=r"less than epochs \(3\); got 3"):
+        OptimisationConfig(epochs=3, warmup_epochs=3)
 
 
 def test_the_position_embedding_and_vectors_are_not_decayed() -> None:

@@ -18,7 +18,7 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.predictor import Predictor
 from export import __main__ as program
-from export.inputs import Batch, made_photos, verification_batches
+from export.inputs import Batch, Photos, made_photos, verification_batches
 from export.packaging import find_licence
 from export.to_onnx import ExportedGraph
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
@@ -59,7 +59,9 @@ def test_a_verified_bundle_appears_with_its_report_in_the_manifest(
     assert numerics is not None and numerics.passed
     assert list(numerics.outputs) == ["logits", "pooled", "e1", "e2", "e3", "e4"]
     assert all(row.passed and row.cosine >= 0.99999 and row.max_abs < 1e-4 for row in numerics.outputs.values())
-    assert {"photos batch 1", "random batch 4", "constants batch 4", "random batch 3 singly"} <= set(numerics.inputs)
+    assert {"made pictures batch 1", "random batch 4", "constants batch 4", "random batch 3 singly"} <= set(
+        numerics.inputs
+    )
     assert manifest.files["model.onnx"].sha256 == sha256_of(bundle / "model.onnx")
     printed = capsys.readouterr().out
     assert "passed" in printed and "Verified and written" in printed
@@ -142,8 +144,8 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     Image.new("RGB", (120, 80), (9, 8, 7)).save(tmp_path / "photos" / "a.png")
     seen: list[int] = []
 
-    def spy(spec: Preprocessing, photos: list[Image.Image], largest: int) -> list[Batch]:
-        seen.append(photos[0].getpixel((0, 0))[0])  # type: ignore[index]
+    def spy(spec: Preprocessing, photos: Photos, largest: int) -> list[Batch]:
+        seen.append(photos.images[0].getpixel((0, 0))[0])  # type: ignore[index]
         return verification_batches(spec, photos, largest)
 
     monkeypatch.setattr(program, "verification_batches", spy)
@@ -161,7 +163,7 @@ def test_another_image_size_for_single_images_is_exported_and_verified(checkpoin
     assert numerics is not None and numerics.passed
 
 
-def test_too_little_memory_for_the_largest_batch_is_said_and_written(
+def test_without_memory_to_verify_the_default_batch_the_bundle_takes_a_smaller_one(
     checkpoint: Path,
     graph: ExportedGraph,
     export_gives: UseGraph,
@@ -171,9 +173,13 @@ def test_too_little_memory_for_the_largest_batch_is_said_and_written(
 ) -> None:
     export_gives(graph)
     monkeypatch.setattr(program, "MEMORY_BUDGET", 1)
-    assert export(checkpoint, tmp_path / "mine") == 0
-    assert "largest batch verified is 2 of 4" in capsys.readouterr().out
-    numerics = load_bundle(tmp_path / "mine").manifest.files["model.onnx"].numerics
+    with pytest.raises(SystemExit) as exit_info:
+        run_program(lambda: program.main([str(checkpoint), "--out", str(tmp_path / "mine")]))
+    assert exit_info.value.code == 0
+    assert "The largest batch is 2: to verify one of 32" in capsys.readouterr().out
+    manifest = load_bundle(tmp_path / "mine").manifest
+    numerics = manifest.files["model.onnx"].numerics
+    assert manifest.input.max_batch == 2
     assert numerics is not None and not any("batch 4" in name for name in numerics.inputs)
 
 

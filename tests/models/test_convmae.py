@@ -1,7 +1,9 @@
 """The backbone: sizes, shapes, position embedding, drop path, recorded masked stages."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAE, ConvMAEConfig, build_convmae
+from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import resize_position_embedding, sincos_position_embedding
 from tests.original_files import (
     CONFIG,
@@ -43,6 +46,18 @@ def test_parameter_counts_are_those_of_the_authors_classes(name: str, without_he
         encoder = build_convmae(config)
     fc_norm = 2 * config.embed_dims[2]
     assert sum(parameter.numel() for parameter in encoder.parameters()) + fc_norm == without_head
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_readme_has_the_parameter_counts_of_the_code(name: str) -> None:
+    with torch.device("meta"):
+        counts = [
+            sum(parameter.numel() for parameter in build_classifier(MODELS[name](), num_classes=classes).parameters())
+            for classes in (0, 1000)
+        ]
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {name} .*$", readme, flags=re.MULTILINE)
+    assert [f"{count:,}" for count in counts] == [cell.strip() for cell in row.split("|")[2:4]]
 
 
 def test_each_part_of_base_has_the_size_of_the_authors_class() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
@@ -63,7 +65,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
     done = 0
     original = program.update
 
-    def counting(*arguments: Any) -> tuple[float, int]:
+    def counting(*arguments: Any) -> tuple[float, int, int]:
         nonlocal done
         done += 1
         return original(*arguments)
@@ -105,6 +107,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    mixed = replace(program.nano().augmentation, mixup=0.8, cutmix=1.0)
+    for workers in (0, 2):
+        plain = config(photos, tmp_path / str(workers), epochs=2, augmentation=mixed)
+        program.finetune(replace(plain, run=replace(plain.run, workers=workers)))
+    assert losses(tmp_path / "0") == losses(tmp_path / "2")
+
+
+def test_half_precision_on_a_cpu_is_refused(photos: Path, tmp_path: Path) -> None:
+    plain = config(photos, tmp_path / "run")
+    with pytest.raises(ConvMAEError, match="fp16 needs a GPU"):
+        program.finetune(replace(plain, run=replace(plain.run, precision="fp16")))
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConvMAEError, match="is not a folder that can be written to"):
+        program.finetune(config(photos, tmp_path / "file" / "run"))
+
+
+def test_a_single_image_is_trained_on_without_mixing(photos: Path, tmp_path: Path) -> None:
+    plain = config(photos, tmp_path / "run", epochs=2, augmentation=replace(program.nano().augmentation, mixup=0.8))
+    assert program.finetune(replace(plain, optimisation=replace(plain.optimisation, micro_batch_size=1))) == 0
+
+
 def test_accumulated_micro_batches_equal_one_batch(photos: Path, tmp_path: Path) -> None:
     plain = replace(program.nano().augmentation, rand_augment=None, random_erasing=0.0)
     accumulated = config(photos, tmp_path / "two", epochs=1, drop_path=0.0, augmentation=plain)
@@ -124,7 +152,9 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     save_checkpoint(
         tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
     )
-    model = program.initial_model(config(photos, tmp_path / "run", init=tmp_path / "pretrained"), TEST_MODEL, 2)
+    model = program.initial_model(
+        config(photos, tmp_path / "run", init=tmp_path / "pretrained"), TEST_MODEL, 2, Console(quiet=True)
+    )
     name = "blocks3.0.attn.qkv.weight"
     assert torch.equal(model.encoder.state_dict()[name], encoder.state_dict()[name])
     assert model.encoder.pos_embed.shape == (1, 16, 32)
@@ -152,7 +182,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "update", lambda *arguments: (float("nan"), 4))
+    monkeypatch.setattr(program, "update", lambda *arguments: (float("nan"), 4, 0))
     with pytest.raises(ConvMAEError, match="the loss of update 0 is nan .* --precision fp32"):
         program.finetune(config(photos, tmp_path / "run"))
 
@@ -166,6 +196,20 @@ def test_the_papers_recipe_is_the_base_preset() -> None:
     assert (augmentation.mixup, augmentation.cutmix, augmentation.label_smoothing) == (0.8, 1.0, 0.1)
     assert (augmentation.rand_augment, augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
     assert (base.drop_path, base.head_init_std) == (0.1, 2e-5)
+
+
+def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune", "nano", "--help"])
+    with pytest.raises(SystemExit):
+        program.main()
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert flags == {
+        "--variant", "--data", "--init", "--image-size", "--train-size", "--drop-path", "--head-init-std", "--licence",
+        "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
+        "--layer-decay", "--betas", "--clip-grad", "--crop-scale", "--flip", "--rand-augment", "--color-jitter",
+        "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume", "--seed",
+        "--precision", "--workers", "--save-minutes",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
