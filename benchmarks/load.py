@@ -5,6 +5,7 @@ of the cores that the server needs. Run as `python -m benchmarks.load`, it reads
 writes the latencies as JSON to its output; `run_load` does that.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -15,8 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from convmae_deploy.errors import ConvMAEError
+
 ROOT: Final = Path(__file__).parents[1]
 LENGTH: Final = b"content-length: "
+SILENCE_SECONDS: Final = 30.0  # without one byte from the server, after which it is taken to hang
 
 
 @dataclass(frozen=True)
@@ -79,23 +83,43 @@ class _Client:
 
 
 def run_load(plan: Plan) -> Load:
-    """Runs a plan in a process of its own."""
+    """Runs a plan in a process of its own.
+
+    Raises:
+        ConvMAEError: the server stopped answering, or closed a connection.
+    """
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],
         input=json.dumps(asdict(plan)),
         capture_output=True,
         text=True,
-        check=True,
         cwd=ROOT,
     )
+    if finished.returncode != 0:
+        reason = (finished.stderr.strip().splitlines() or ["it says nothing"])[-1].removeprefix("error: ")
+        raise ConvMAEError(f"the load generator failed: {reason}")
     return Load(**json.loads(finished.stdout))
 
 
 def generate(plan: Plan) -> Load:
-    """Runs a plan in this process."""
+    """Runs a plan in this process.
+
+    Raises:
+        ConvMAEError: the server sends nothing for `SILENCE_SECONDS` although clients wait.
+        OSError: a connection fails.
+    """
     body = Path(plan.body).read_bytes()
     head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    clients = [_Client(plan.port, head.encode() + body) for _ in range(plan.clients)]
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(plan.clients):
+            clients.append(_Client(plan.port, head.encode() + body))
+            stack.enter_context(clients[-1].socket)
+        return _drive(clients, plan)
+
+
+def _drive(clients: list[_Client], plan: Plan) -> Load:
+    """Has every client send, and send again once its answer is there, until the plan is over."""
     selector = selectors.DefaultSelector()
     for client in clients:
         selector.register(client.socket, selectors.EVENT_READ, client)
@@ -106,7 +130,13 @@ def generate(plan: Plan) -> Load:
         client.send()
     waiting = len(clients)
     while waiting:
-        for key, _ in selector.select():
+        ready = selector.select(SILENCE_SECONDS)
+        if not ready:
+            raise ConvMAEError(
+                f"expected answers, the server sent nothing for {SILENCE_SECONDS:g} s while {waiting} clients waited; "
+                "look into its log"
+            )
+        for key, _ in ready:
             client = key.data
             status = client.receive()
             if status is None:
@@ -119,11 +149,12 @@ def generate(plan: Plan) -> Load:
                 waiting -= 1
             else:
                 client.send()
-    elapsed = time.perf_counter() - begun
-    for client in clients:
-        client.socket.close()
-    return Load(elapsed, latencies, failures)
+    return Load(time.perf_counter() - begun, latencies, failures)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(generate(Plan(**json.load(sys.stdin))))))
+    try:
+        print(json.dumps(asdict(generate(Plan(**json.load(sys.stdin))))))
+    except (ConvMAEError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)

@@ -38,7 +38,7 @@ from serving.parameters import ClassifyParameters, read_parameters
 from serving.pool import Ticket
 from serving.requests import parse_images
 from serving.responses import classification, to_json
-from serving.settings import default_bundles
+from serving.settings import Settings, default_bundles
 
 MIN_RATIO = 0.85  # of the in-process throughput, at `clients` clients
 MAX_ADDED_MS = 1.0  # to the median latency, at one client
@@ -139,7 +139,7 @@ def measure(
     options: Options, predictor: Predictor, photo: Path, process: "subprocess.Popen[str]", port: int
 ) -> Figures:
     """Alternates in-process and server measurements."""
-    job = make_job(predictor, photo.read_bytes())
+    job = make_job(predictor, photo.read_bytes(), default_settings())
     plan = Plan(port, "/v1/classify", str(photo), options.clients, options.seconds)
     single = Plan(port, "/v1/classify", str(photo), 1, options.seconds)
     memory = [resident_mb(process.pid)]
@@ -196,13 +196,21 @@ def print_figures(figures: Figures) -> None:
         print(f"  {name:<42} {value}")
 
 
-def make_job(predictor: Predictor, body: bytes) -> Callable[[], bytes]:
+def default_settings() -> Settings:
+    """The settings of the server that is measured, which gets no others from the environment either."""
+    return Settings.model_construct()
+
+
+def make_job(predictor: Predictor, body: bytes, settings: Settings) -> Callable[[], bytes]:
     """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
-    limits = RequestLimits(ImageLimits(), 100_000_000)
+    image_limits = ImageLimits(
+        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect
+    )
+    limits = RequestLimits(image_limits, settings.max_request_pixels)
     health = Health()
 
     def job() -> bytes:
-        parsed = parse_images(body, "application/octet-stream", 32)
+        parsed = parse_images(body, "application/octet-stream", settings.max_images)
         parameters = read_parameters(ClassifyParameters, b"", parsed.parameters)
         predictions, _ = classify_uploads(predictor, parsed.uploads, parameters, limits, health, Ticket(), Timings())
         return to_json(classification(predictions, parsed.batched))

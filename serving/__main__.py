@@ -56,6 +56,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     Announcing(config).run(sockets=[listener])
+    if service.api.pool.running:  # a job that nothing can interrupt; Python would wait for its thread
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The routes, as a Starlette application without any of BentoML."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +31,12 @@ from serving.settings import Settings
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 PAGE: Final = Path(__file__).parent / "page"
-CONTENT_SECURITY_POLICY: Final = "default-src 'self'; img-src 'self' blob: data:"
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)
 ASSET_TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
@@ -59,7 +64,7 @@ class Api:
         self.settings = settings
         self.predictors = predictors
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds)
-        self.health = Health()
+        self._health: dict[str, Health] = {}
         self.metrics = Metrics()
         self.guard: Guard | None = None  # set by Starlette's middleware stack, when the application is first called
         self.drain: Drain | None = None  # set when the server runs in a process of its own
@@ -82,7 +87,13 @@ class Api:
             parameters = read_parameters(ClassifyParameters, request.scope["query_string"], parsed.parameters)
             predictor = choose(self.predictors, parameters.model, "classification")
             predictions, decoded = classify_uploads(
-                predictor, parsed.uploads, parameters, self.limits, self.health, ticket, timings
+                predictor,
+                parsed.uploads,
+                parameters,
+                self.limits,
+                self.health(predictor.manifest.name),
+                ticket,
+                timings,
             )
             with timings.phase("encode"):
                 body = to_json(classification(predictions, parsed.batched))
@@ -106,7 +117,7 @@ class Api:
                 decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
             ticket.check()
             with timings.phase("inference"):
-                maps = run_model(predictor, decoded.batch, levels, self.health)
+                maps = run_model(predictor, decoded.batch, levels, self.health(predictor.manifest.name))
             with timings.phase("encode"):
                 name = predictor.manifest.name
                 body, extra = encode_features({level: maps[level] for level in levels}, kind, parameters.dtype, name)
@@ -121,13 +132,15 @@ class Api:
         def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
             parameters = read_parameters(EmbeddingsParameters, request.scope["query_string"], parsed.parameters)
             predictor = choose(self.predictors, parameters.model, "classification")
+            check_levels(predictor, ["pooled"], field="model")
+            name = predictor.manifest.name
             with timings.phase("decode"):
                 decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
             ticket.check()
             with timings.phase("inference"):
-                vectors = run_model(predictor, decoded.batch, ["pooled"], self.health)["pooled"]
+                vectors = run_model(predictor, decoded.batch, ["pooled"], self.health(name))["pooled"]
             with timings.phase("encode"):
-                body = to_json(embeddings(vectors, predictor.manifest.name, parameters.encoding_format))
+                body = to_json(embeddings(vectors, name, parameters.encoding_format))
             headers = {"X-Model": predictor.manifest.name} | decoded.headers()
             return Response(body, media_type="application/json", headers=headers)
 
@@ -159,7 +172,7 @@ class Api:
         """GET /readyz: the models run and the server is not shutting down."""
         reason = self.not_ready()
         if reason is not None:
-            if not self.health.ready:
+            if self.predictors:
                 self._probe()
             raise ApiError(503, "not_ready", reason, headers={"Retry-After": "1"})
         return JSONResponse({"status": "ready", "models": list(self.predictors)})
@@ -184,14 +197,19 @@ class Api:
         """GET /page/{asset}."""
         return page_file(request.path_params["asset"])
 
+    def health(self, name: str) -> Health:
+        """Of the model of that name."""
+        return self._health.setdefault(name, Health())
+
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
         if self.guard is not None and self.guard.draining:
             return "the server is shutting down; send requests to another one"
         if not self.predictors:
             return "the models are still being loaded; try again in a moment"
-        if not self.health.ready:
-            return "the model failed several times in a row; see the server's log"
+        for name in self.predictors:
+            if not self.health(name).ready:
+                return f"the model {name} failed several times in a row; see the server's log"
         return None
 
     async def _work(
@@ -226,6 +244,7 @@ class Api:
         except ApiError as error:
             if error.code == "inference_failed":
                 self.metrics.count("convmae_inference_failures_total")
+                logger.error("request %s: the model failed", exchange.request_id, exc_info=error.__cause__)
             raise
         self.metrics.count("convmae_images_total", images)
         timings.seconds["queue"] = outcome.queue_seconds
@@ -240,9 +259,10 @@ class Api:
 
         def probe(ticket: Ticket) -> None:
             try:
-                for predictor in self.predictors.values():
-                    warm_up(predictor)
-                self.health.failures_in_a_row = 0
+                for name, predictor in self.predictors.items():
+                    if not self.health(name).ready:
+                        warm_up(predictor)
+                        self.health(name).failures_in_a_row = 0
             finally:
                 self._probe_pending = False
 
@@ -293,7 +313,7 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     return application
 
 
-def check_levels(predictor: Predictor, levels: Sequence[str]) -> list[str]:
+def check_levels(predictor: Predictor, levels: Sequence[str], field: str = "levels") -> list[str]:
     """The levels asked for, each once, in the order asked for.
 
     Raises:
@@ -302,7 +322,7 @@ def check_levels(predictor: Predictor, levels: Sequence[str]) -> list[str]:
     for level in levels:
         if level not in predictor.levels:
             message = f"levels: expected some of {', '.join(predictor.levels)}, got {level[:40]!r}; correct it"
-            raise ApiError(422, "unknown_level", message, field="levels")
+            raise ApiError(422, "unknown_level", message, field=field)
     return list(dict.fromkeys(levels))
 
 

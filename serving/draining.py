@@ -30,16 +30,23 @@ class Drain:
     def __init__(self, guard: Guard, seconds: float) -> None:
         self.guard = guard
         self.seconds = seconds
+        self._deadline: float | None = None  # None: no signal yet
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
+    def remaining(self) -> float:
+        """Seconds left of those that requests in flight get: all before a signal, none after a second one."""
+        return self.seconds if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.guard.draining:  # the second signal: whoever sends it does not want to wait
+            self._deadline = time.monotonic()
             self._pass_on(number)
             return
+        self._deadline = time.monotonic() + self.seconds
         self.guard.draining = True
         self._loop.call_soon_threadsafe(self._start, number)
 
@@ -47,9 +54,8 @@ class Drain:
         self._task = self._loop.create_task(self._finish(number))
 
     async def _finish(self, number: int) -> None:
-        deadline = time.monotonic() + self.seconds
         await asyncio.sleep(ANSWERING_SECONDS)
-        while self.guard.in_flight and time.monotonic() < deadline:
+        while self.guard.in_flight and self.remaining():
             await asyncio.sleep(CHECK_SECONDS)
         self._pass_on(number)
 

@@ -178,7 +178,8 @@ class Guard:
         if self.draining:
             exchange.close = True
             if path not in ALIVE_PATHS:
-                raise ApiError(503, "draining", "the server is shutting down; send this request to another one")
+                message = "the server is shutting down; send this request to another one"
+                raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
         if exchange.header_bytes > MAX_HEADER_BYTES:
             exchange.close = True
             raise ApiError(

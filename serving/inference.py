@@ -1,7 +1,6 @@
 """A request's work in its thread: image files to predictions or features, timed by phase."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.images import DecodedImage, ImageError, ImageLimits, decode_image
 from convmae_deploy.runtime.postprocess import Prediction
 from convmae_deploy.runtime.predictor import Predictor
@@ -18,8 +18,6 @@ from serving.errors import ApiError
 from serving.parameters import ClassifyParameters, Common
 from serving.pool import Ticket
 from serving.requests import Upload
-
-logger = logging.getLogger("convmae_serving")
 
 STATUS_OF_IMAGE_ERROR: Final[Mapping[str, int]] = {
     "image_too_large": 413,
@@ -120,8 +118,9 @@ def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health
     try:
         results = predictor.run(batch, outputs)
     except Exception as error:
-        health.failures_in_a_row += 1
-        logger.exception("the model %s failed on a batch of shape %s", predictor.manifest.name, batch.shape)
+        # ConvMAEError refuses what it was given; only others say that the model does not run.
+        health.failures_in_a_row += not isinstance(error, ConvMAEError)
+        error.add_note(f"model {predictor.manifest.name}, batch of shape {batch.shape}")
         message = "the model failed on this request; the server's log says why under this request id"
         raise ApiError(500, "inference_failed", message) from error
     health.failures_in_a_row = 0

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
 from convmae_deploy.runtime.predictor import Predictor
@@ -54,7 +55,7 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
     predictors = {}
     for bundle in load_bundles(settings):
         # One thread a run: the pool already runs as many requests at once as there are cores.
-        predictor = Predictor.open(bundle.path, device=settings.device, threads=1)
+        predictor = Predictor(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
         warm_up(predictor)
         predictors[bundle.manifest.name] = predictor
     return predictors

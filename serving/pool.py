@@ -17,14 +17,17 @@ from serving.errors import ClientGone, busy
 T = TypeVar("T")
 
 SMOOTHING: Final = 0.1  # weight of the newest job in the mean duration
+MAX_JOBS_PER_THREAD: Final = 64  # queued or running, whatever the estimate says
 UNWATCHED_SECONDS: Final = 0.05
 
 
 class Ticket:
     """A job's way to learn that nobody waits for it any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Callable[["Ticket"], Any] | None = None) -> None:
         self.abandoned = False
+        self.job = job  # given up when abandoned, so that a cancelled job does not hold its request's body
+        self.started: float | None = None  # by time.perf_counter(); None while queued
 
     def check(self) -> None:
         """Raises ClientGone when the job has been abandoned."""
@@ -53,13 +56,20 @@ class WorkPool:
         self.max_queue_seconds = max_queue_seconds
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="convmae-job")
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)  # told whenever a job has ended
         self._pending = 0  # queued and running
+        self._running = 0
         self._mean_seconds = 0.0  # 0: no job has finished yet
 
     @property
     def pending(self) -> int:
         """Jobs queued or running."""
         return self._pending
+
+    @property
+    def running(self) -> int:
+        """Jobs that occupy a thread, whether or not anybody still waits for them."""
+        return self._running
 
     def estimated_wait(self) -> float:
         """Seconds that a job given now would probably wait for its thread."""
@@ -69,8 +79,8 @@ class WorkPool:
     def admit(self) -> None:
         """Raises ApiError 503 when the queue is full; called before a body is read, so that a refusal costs nothing."""
         wait = self.estimated_wait()
-        if wait > self.max_queue_seconds:
-            raise busy("every thread is busy and the queue is full", math.ceil(wait))
+        if wait > self.max_queue_seconds or self._pending >= MAX_JOBS_PER_THREAD * self.threads:
+            raise busy("every thread is busy and the queue is full", max(1, math.ceil(wait)))
 
     def submit(self, job: Callable[[Ticket], T]) -> tuple[Ticket, "Future[Outcome[T]]"]:
         """Queues a job.
@@ -82,10 +92,10 @@ class WorkPool:
             ApiError: 503, the queue is full.
         """
         self.admit()
-        ticket = Ticket()
+        ticket = Ticket(job)
         with self._lock:
             self._pending += 1
-        future = self._executor.submit(self._work, job, ticket, time.perf_counter())
+        future: Future[Outcome[T]] = self._executor.submit(self._work, ticket, time.perf_counter())
         return ticket, future
 
     async def run(
@@ -125,25 +135,48 @@ class WorkPool:
                 waiter.cancel()
 
     def abandon(self, ticket: Ticket, future: "Future[Outcome[T]]") -> None:
-        """Takes a job out of the queue, or makes it stop at its next check."""
+        """Takes a job out of the queue, or makes it stop at its next check; until it ends, it counts as pending."""
         ticket.abandoned = True
-        if future.cancel():
-            with self._lock:
+        ticket.job = None
+        cancelled = future.cancel()
+        with self._lock:
+            if cancelled:
                 self._pending -= 1
+            elif ticket.started is not None and not future.done():
+                self._learn(time.perf_counter() - ticket.started, abandoned=True)
 
-    def shutdown(self) -> None:
-        """Waits for running jobs and ends the threads."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def shutdown(self, seconds: float | None = None) -> None:
+        """Drops queued jobs and waits for those that run; threads end with the job that they run.
 
-    def _work(self, job: Callable[[Ticket], T], ticket: Ticket, queued: float) -> Outcome[T]:
+        Args:
+            seconds: the longest time to wait; None waits for as long as they take.
+        """
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._ended:
+            self._ended.wait_for(lambda: self._running == 0, seconds)
+
+    def _work(self, ticket: Ticket, queued: float) -> Outcome[Any]:
         started = time.perf_counter()
+        with self._lock:
+            self._running += 1
+            ticket.started = started
         try:
-            ticket.check()
+            job, ticket.job = ticket.job, None
+            if job is None:
+                raise ClientGone
             return Outcome(job(ticket), started - queued)
         finally:
-            seconds = time.perf_counter() - started
             with self._lock:
                 self._pending -= 1
-                if not ticket.abandoned:
-                    change = SMOOTHING * (seconds - self._mean_seconds) if self._mean_seconds else seconds
-                    self._mean_seconds += change
+                self._running -= 1
+                self._learn(time.perf_counter() - started, abandoned=ticket.abandoned)
+                self._ended.notify_all()
+
+    def _learn(self, seconds: float, *, abandoned: bool) -> None:
+        """Takes a job's duration into the mean.
+
+        What an abandoned job took is too little when it was stopped, so it may only raise the mean.
+        """
+        if not abandoned or seconds > self._mean_seconds:
+            weight = SMOOTHING if self._mean_seconds else 1.0
+            self._mean_seconds += weight * (seconds - self._mean_seconds)

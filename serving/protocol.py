@@ -1,10 +1,14 @@
-"""Limits that apply before there is a request: the size of its headers and the time they take.
+"""Limits on what no application sees: headers and trailers, the time they take, and answers that nobody reads.
 
-uvicorn has neither with httptools: a client could send headers for ever, or connect and say nothing.
+uvicorn has none of them with httptools: a client could send headers for ever, connect and say nothing, or ask and never
+read the answer.
 """
 
 import asyncio
+import fcntl
 import json
+import struct
+import termios
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -12,39 +16,76 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from serving.guard import MAX_HEADER_BYTES, new_request_id
 
 HEADER_SECONDS: Final = 10.0
+WRITE_SECONDS: Final = 10.0  # that an answer may wait for its client to read on
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with those two limits, and its own errors in this server's shape."""
+    """uvicorn's protocol with those limits, and its own errors in this server's shape."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._header_bytes = 0
-        self._in_headers = True
+        self._header_bytes = 0  # headers, trailers and chunk sizes since a message began or a part of its body came
+        self._restarted = False  # whether either was in the read at hand
+        self._in_headers = True  # of a message that has begun, or is yet to come
         self._header_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._unsent = 0  # bytes that waited to be sent when the timer was started
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_header_timer()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._restarted = False
         super().data_received(data)
-        if self._in_headers and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._restarted:
+            # How much of this read came after the restart is not known; what was kept of it as headers is.
+            self._header_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        else:
             self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(431, "headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers")
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, "headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = 0
-        self._in_headers = True
+        self._restarted = True
         if self._header_timer is None:
             self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
-        self._stop_timer()
+        self._stop_header_timer()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._restarted = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_headers = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_writes()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writes()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_writes()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._watch_writes()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "invalid_http", "expected an HTTP/1.1 request, got something else")
@@ -54,15 +95,63 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(408, "header_timeout", f"expected the request's headers within {HEADER_SECONDS:g} s")
 
-    def _stop_timer(self) -> None:
+    def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
+    def _watch_writes(self) -> None:
+        """Starts the clock of what is still to be sent.
+
+        To be called only where nothing more is written before the client reads on: when the buffer is full, and when
+        the connection closes, which waits for the buffer to empty. So an answer that is read at once costs no timer.
+        """
+        if self._write_timer is None:
+            self._unsent = self._bytes_to_send()
+            if self.transport.get_write_buffer_size():
+                self._write_timer = self.loop.call_later(WRITE_SECONDS, self._check_writes)
+
+    def _check_writes(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() and self._bytes_to_send() >= self._unsent:
+            self.transport.abort()
+        else:
+            self._watch_writes()
+
+    def _bytes_to_send(self) -> int:
+        """Bytes that the client has not acknowledged.
+
+        With those in the kernel, where it tells: it takes more only once a good part of what it holds, which may be
+        megabytes, has gone out. On a slow line that takes longer than the limit.
+        """
+        size = self.transport.get_write_buffer_size()
+        try:
+            held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return size
+        return size + int(struct.unpack("i", held)[0])
+
     def _refuse(self, status: int, code: str, message: str) -> None:
-        self._stop_timer()
+        """Ends the connection; with an error where the client is owed an answer and none has begun."""
+        self._stop_header_timer()
+        cycle = self.cycle
+        answered = cycle is None or cycle.response_complete
+        if self._in_headers and not answered:
+            self.transport.abort()  # the request before is still being answered, and its answer is not this one
+            return
+        if not self._in_headers:
+            if self.pipeline or (cycle.response_started and not answered):
+                self.transport.abort()
+                return
+            if answered:  # before its body had ended; a second answer would be taken for that of another request
+                self.transport.close()
+                self._watch_writes()
+                return
+            cycle.disconnected = True  # its application hears that the client is gone, and can write nothing more
+            cycle.message_event.set()
         content: dict[str, Any] = {"code": code, "message": message, "field": None, "request_id": new_request_id()}
         body = json.dumps({"error": content}).encode()
         head = b"content-type: application/json\r\nx-content-type-options: nosniff\r\nconnection: close\r\n"
         self.transport.write(STATUS_LINE[status] + head + f"content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
+        self._watch_writes()

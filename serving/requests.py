@@ -18,6 +18,7 @@ from serving.errors import ApiError
 
 MAX_PARTS: Final = 64
 MAX_FIELD_BYTES: Final = 64 * 1024
+MAX_JSON_ITEMS: Final = 1000  # commas and opening brackets; a request of 32 images needs about 70
 FILE_FIELDS: Final = frozenset({"file", "files", "image", "images", "inputs"})
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 DATA_URI: Final = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
@@ -90,6 +91,9 @@ def load_json(body: bytes) -> dict[str, Any]:
     """
     if not body:
         raise ApiError(400, "empty_body", "expected a JSON object, got an empty body; send an image")
+    if sum(map(body.count, (b",", b"{", b"["))) > MAX_JSON_ITEMS:  # before a small body becomes large objects
+        message = f"expected a JSON object of at most {MAX_JSON_ITEMS} items, got more; send an object with its images"
+        raise ApiError(400, "invalid_json", message)
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

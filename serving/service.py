@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import bentoml
+import uvicorn.config
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
@@ -17,11 +18,17 @@ from convmae_deploy.runtime.predictor import Predictor
 from serving.app import Api, create_app
 from serving.draining import Drain
 from serving.models import open_predictors
+from serving.protocol import LimitedProtocol
 from serving.settings import DEFAULT_PORT, Settings, load_settings
 
 SERVICE_NAME = "convmae"
 
-os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")  # this server reports to nobody
+# Keeps BentoML from reporting once this file is loaded. Commands of `bentoml` that report without loading it, or before
+# they do, need the variable from whoever calls them.
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+
+# BentoML's worker loads this file and then starts uvicorn with the protocol `auto`, and has no setting for another one.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
 
 
 def _settings() -> Settings:
@@ -78,8 +85,8 @@ class ConvMAEService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
-        """Ends the threads."""
-        api.pool.shutdown()
+        """Ends the threads; a job that takes longer than its request may is left behind."""
+        api.pool.shutdown(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
 
 
 SERVICE: Any = bentoml.service(

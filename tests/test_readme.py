@@ -78,7 +78,7 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     assert "best validation top-1" in printed[0]
     assert "a.jpg" in printed[2] and "b.png" in printed[2]
     assert load_file(tmp_path / "features.safetensors")["pooled"].shape == (16, 192)
-    assert "blue" in printed[4]
+    assert "classification" in printed[4]
     assert serve.split() == ["CONVMAE_BUNDLE=bundles/mine", "make", "serve"]
     with run_server(tmp_path, {"CONVMAE_BUNDLE": str(tmp_path / "bundles" / "mine")}) as server:
         answer = run_line(f"curl -s --data-binary @a.jpg {server.url}/v1/classify", tmp_path)

@@ -5,6 +5,7 @@ can look at its size, and it reports odd metadata through `warnings`, which are 
 silenced for one thread. What could trigger such a warning is refused or removed here.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,8 @@ CheckSize = Callable[[int, int], None]  # (width, height) -> None, raises when o
 _MAX_PNG_CHUNKS = 100_000
 _MAX_PNG_COMPRESSED_TEXTS = 100  # each may cost the decompression of a megabyte
 _MAX_GIF_BLOCKS = 400_000
+_MAX_JPEG_SCANS = 100  # each costs a pass over the whole picture, however short it is; encoders write about ten
+_MAX_JPEG_SEGMENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +58,9 @@ def read_png(data: bytes, check_size: CheckSize) -> Container:
             frames = int.from_bytes(view[position + 8 : position + 12], "big")
         chunks += 1
         compressed_texts += kind in (b"zTXt", b"iTXt", b"iCCP")
+        if chunks > _MAX_PNG_CHUNKS or compressed_texts > _MAX_PNG_COMPRESSED_TEXTS:
+            raise corrupt("a PNG with an absurd number of chunks")
         position = end + 4
-    if chunks > _MAX_PNG_CHUNKS or compressed_texts > _MAX_PNG_COMPRESSED_TEXTS:
-        raise corrupt("a PNG with an absurd number of chunks")
     if animations > 1 or not 0 < frames <= 0x80000000:
         raise corrupt("a PNG whose animation header is invalid")
     return Container(data=data, frames=frames)
@@ -148,6 +151,33 @@ _JPEG_WORDS = (
     b"AROT",
 )
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+_JPEG_SCAN, _JPEG_END, _JPEG_TEMPORARY = 0xDA, 0xD9, 0x01
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffed nor padding nor a restart
+
+
+def check_jpeg_scans(data: bytes) -> None:
+    """Refuses a JPEG of so many scans that decoding it would take minutes; nothing stops a decoder once it runs.
+
+    Counting the scans' marker is enough for nearly every file. Where it is frequent it may be chance, for instance in
+    the video that a phone appends to its photo, so then the segments are walked as libjpeg does.
+
+    Raises:
+        ImageError: `image_corrupt`.
+    """
+    if data.count(b"\xff\xda") <= _MAX_JPEG_SCANS:
+        return
+    position, scans, segments = 2, 0, 0
+    while (marker := _JPEG_MARKER.search(data, position)) is not None:
+        kind, position = data[marker.start() + 1], marker.end()
+        if kind == _JPEG_END:
+            return
+        segments += 1
+        scans += kind == _JPEG_SCAN
+        if scans > _MAX_JPEG_SCANS or segments > _MAX_JPEG_SEGMENTS:
+            raise corrupt("a JPEG with an absurd number of scans")
+        if kind != _JPEG_TEMPORARY:
+            position += int.from_bytes(data[position : position + 2], "big")
 
 
 def jpeg_header_error(data: bytes, reason: str) -> ImageError:

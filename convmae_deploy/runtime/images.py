@@ -24,6 +24,7 @@ from convmae_deploy.runtime.exif import UPRIGHT, read_orientation
 from convmae_deploy.runtime.image_containers import (
     CheckSize,
     Container,
+    check_jpeg_scans,
     jpeg_header_error,
     read_gif,
     read_png,
@@ -194,6 +195,7 @@ def _load(name: str, file: ImageFile, data: bytes) -> None:
         # libjpeg is content without the end marker. Scans cannot contain it, and a thumbnail's lies before them.
         if data.rfind(b"\xff\xd9", file.fp.tell()) < 0:
             raise truncated("a JPEG without its end")
+        check_jpeg_scans(data)
     try:
         file.load()
     except MemoryError:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+CLASSIFIER_OUTPUTS = ("logits", "pooled", "e1", "e2", "e3", "e4")
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Task = Literal["classification", "detection", "segmentation", "video-classification"]
@@ -126,6 +127,11 @@ class Manifest(_Record):
         if self.input.shape[0] != 3 or self.input.shape[-2:] != self.preprocessing.crop:
             raise ValueError(
                 f"input shape {self.input.shape} must be (3, ..., *crop) with crop {self.preprocessing.crop}"
+            )
+        missing = [name for name in CLASSIFIER_OUTPUTS if name not in self.outputs]
+        if self.task == "classification" and missing:
+            raise ValueError(
+                f"a classifier's outputs are {', '.join(CLASSIFIER_OUTPUTS)}; missing: {', '.join(missing)}"
             )
         logits = self.outputs.get("logits")
         if self.task == "classification" and (logits is None or logits.shape != (len(self.classes),)):

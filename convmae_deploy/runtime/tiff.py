@@ -23,6 +23,8 @@ _SCALARS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332
 _LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 531, 532}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _MAX_PAGES = 10_000
+_MAX_VALUES = 100_000  # of a tag; strips of one row in four planes are fewer
+_MAX_VALUES_OF_TAG = {320: 3 << 16}  # the colour map of a 16-bit picture
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def _check_entries(data: bytes, entries: dict[int, bytes], layout: _Layout) -> N
         _, kind, count, value = struct.unpack(layout.entry, entry)
         if kind not in _TYPE_BYTES or (tag in _SCALARS and count != 1):
             raise corrupt(f"a TIFF with an invalid tag {tag}")
+        if count > _MAX_VALUES_OF_TAG.get(tag, _MAX_VALUES):
+            raise corrupt(f"a TIFF with {count} values in its tag {tag}")
         size = count * _TYPE_BYTES[kind]
         if size > len(value):
             (offset,) = struct.unpack(layout.offset, value)

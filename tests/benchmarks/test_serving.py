@@ -1,6 +1,7 @@
 """The serving benchmark: its gates, and one short run."""
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.load import ROOT, Load
-from benchmarks.serving import Figures, write_photo
+from benchmarks import load
+from benchmarks.load import ROOT, Load, Plan, generate, run_load
+from benchmarks.serving import Figures, default_settings, make_job, write_photo
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.predictor import Predictor
+from serving.errors import ApiError
 from tests.bundle_factory import make_bundle
 
 GOOD = Figures(
@@ -49,8 +54,43 @@ def test_each_gate_fails_by_itself(figures: Figures, word: str) -> None:
 
 
 def test_percentiles_are_of_the_sorted_latencies() -> None:
-    load = Load(2.0, [0.3, 0.1, 0.2, 0.4], 0)
-    assert (load.rate, load.percentile(50), load.percentile(99)) == (2.0, 0.3, 0.4)
+    found = Load(2.0, [0.3, 0.1, 0.2, 0.4], 0)
+    assert (found.rate, found.percentile(50), found.percentile(99)) == (2.0, 0.3, 0.4)
+
+
+def test_a_server_that_hangs_ends_the_load_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "SILENCE_SECONDS", 0.2)
+    body = tmp_path / "body"
+    body.write_bytes(b"photo")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        plan = Plan(silent.getsockname()[1], "/v1/classify", str(body), clients=2, seconds=0.1)
+        with pytest.raises(ConvMAEError, match="sent nothing for 0.2 s while 2 clients waited"):
+            generate(plan)
+
+
+def test_a_load_that_fails_in_its_process_is_a_sentence_here(tmp_path: Path) -> None:
+    body = tmp_path / "body"
+    body.write_bytes(b"photo")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(ConvMAEError, match="the load generator failed: .*refused"):
+            run_load(Plan(closed.getsockname()[1], "/v1/classify", str(body), clients=1, seconds=0.1))
+
+
+def test_the_work_in_process_has_the_servers_own_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMAE_MAX_IMAGES", "1")  # of whoever runs the benchmark; its server does not see it
+    settings = default_settings()
+    assert (settings.max_images, settings.max_image_pixels, settings.max_request_pixels) == (
+        32,
+        50_000_000,
+        100_000_000,
+    )
+    predictor = Predictor.open(make_bundle(tmp_path / "tiny"), device="cpu", threads=1)
+    photo = write_photo(tmp_path / "photo.jpg").read_bytes()
+    assert b"label" in make_job(predictor, photo, settings)()
+    for limit in ("max_image_pixels", "max_image_side", "max_image_aspect", "max_request_pixels"):
+        with pytest.raises(ApiError):
+            make_job(predictor, photo, settings.model_copy(update={limit: 1}))
 
 
 def test_the_photo_is_like_one_and_the_same_every_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
-from tests.serving.running_server import RunningServer, run_server
+from tests.serving.running_server import RunningServer, caller_settings, run_server
 
 ClientFactory = Callable[..., TestClient]
 
@@ -41,15 +41,24 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 @pytest.fixture(scope="session")
 def predictors(bundle: Path, second_bundle: Path) -> dict[str, Predictor]:
     """Both classifiers, `tiny` first."""
-    return open_predictors(Settings(bundle=(bundle, second_bundle), device="cpu"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forget_settings(monkeypatch)
+        return open_predictors(Settings(bundle=(bundle, second_bundle), device="cpu"))
+
+
+def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the settings of whoever runs the tests out of the environment."""
+    for name in caller_settings():
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def make_client(predictors: dict[str, Predictor]) -> Iterator[ClientFactory]:
-    """Makes clients of an application in this process: settings as keywords, other models as `models`."""
+def make_client(predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
+    """Makes clients of an application in this process: settings as keywords only, other models as `models`."""
     with ExitStack() as stack:
 
         def make(models: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
+            forget_settings(monkeypatch)
             application = create_app(
                 Settings(device="cpu", **({"threads": 2} | settings)), predictors if models is None else models
             )

@@ -84,18 +84,18 @@ def run_server(
 
     Args:
         folder: where its log goes.
-        settings: environment variables.
+        settings: environment variables; the caller's own settings do not reach the server.
         command: arguments of Python.
         cwd: the folder it is started in.
     """
     port = free_port()
     log = folder / f"server-{port}.log"
-    environment = os.environ | {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port), "BENTOML_DO_NOT_TRACK": "true"}
+    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port), "BENTOML_DO_NOT_TRACK": "true"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=cwd,
-            env=environment | dict(settings),
+            env=caller_environment() | own | dict(settings),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -108,6 +108,16 @@ def run_server(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=STOP_SECONDS)
+
+
+def caller_environment() -> dict[str, str]:
+    """The environment of the tests without the settings of a server that whoever runs them may have set."""
+    return {name: value for name, value in os.environ.items() if name not in caller_settings()}
+
+
+def caller_settings() -> list[str]:
+    """Names of the environment variables that are settings of a server."""
+    return [name for name in os.environ if name.startswith("CONVMAE_") and name != "CONVMAE_DATA"]
 
 
 def free_port() -> int:

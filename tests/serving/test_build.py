@@ -1,6 +1,7 @@
 """A bento: what is in it, and that it serves."""
 
-import os
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from serving.build import copy_sources
 from tests.bundle_factory import make_bundle
-from tests.serving.running_server import ROOT, run_server
+from tests.serving.running_server import ROOT, caller_environment, post_head, read_answer, run_server
 from tests.serving.sample_images import jpeg
 
 
@@ -24,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     finished = subprocess.run(
         [sys.executable, "-m", "serving.build", str(bundle)],
         cwd=ROOT,
-        env=os.environ | {"BENTOML_HOME": str(home)},
+        env=caller_environment() | {"BENTOML_HOME": str(home)},
         capture_output=True,
         text=True,
     )
@@ -51,6 +52,9 @@ def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path)
     with run_server(tmp_path, {"BENTOML_HOME": str(home)}, ("-m", "bentoml", "serve", tag), cwd=tmp_path) as running:
         assert [model["id"] for model in running.request("/v1/models").json()["data"]] == ["boxed"]
         assert len(running.request("/v1/classify", jpeg()).json()) == 3
+        with running.connect() as connection:  # our protocol's limits hold in BentoML's worker too
+            connection.sendall(post_head("/v1/classify", f"X-Filler: {'a' * 200_000}")[:-4])
+            assert read_answer(connection).code == "headers_too_large"
         assert running.request("/schema.json").code == "not_found"  # BentoML's own pages are out of reach
         assert running.stop() == 0
 
@@ -76,3 +80,30 @@ def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
     assert set(project["optional-dependencies"]["serve"]) <= packed
     core = {requirement.partition(";")[0].strip() for requirement in project["dependencies"]}
     assert packed - set(project["optional-dependencies"]["serve"]) <= core
+
+
+def test_whatever_the_server_imports_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
+    requirements = [*project["dependencies"], *extras["serve"], *extras["parquet"]]
+    declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+    owners = importlib.metadata.packages_distributions()
+    files = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "convmae_deploy/runtime").rglob("*.py")]
+    imported = {name for file in files for name in imported_packages(file)}
+
+    outside = imported - sys.stdlib_module_names - {"serving", "convmae_deploy"}
+    assert {"starlette", "uvicorn", "numpy"} <= outside
+    undeclared = {name for name in outside if not declared & {owner.lower() for owner in owners.get(name, ())}}
+    assert not undeclared
+
+
+def imported_packages(file: Path) -> set[str]:
+    """Top-level names of the packages that a source file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}

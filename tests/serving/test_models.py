@@ -7,7 +7,7 @@ import pytest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.predictor import Predictor
 from serving.errors import ApiError
-from serving.models import choose, load_bundles
+from serving.models import choose, load_bundles, open_predictors
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 
@@ -16,6 +16,12 @@ def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path
     for paths in ((bundle, second_bundle), (second_bundle, bundle)):
         loaded = load_bundles(Settings(bundle=paths))
         assert [found.path for found in loaded] == list(paths)
+
+
+def test_a_bundle_is_read_and_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make_bundle(tmp_path / "unproven", verified=False)
+    open_predictors(Settings(bundle=(path,), device="cpu"))
+    assert len(caplog.records) == 1
 
 
 def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """The application inside BentoML's, in a process of its own: BentoML's configuration is global."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.serving.running_server import ROOT
+from tests.serving.running_server import ROOT, caller_environment
 
 PROGRAM = """
 import json
@@ -26,9 +25,9 @@ print(json.dumps(answers))
 
 
 def test_our_application_answers_every_path_inside_bentoml(bundle: Path) -> None:
-    environment = os.environ | {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_DEVICE": "cpu", "CONVMAE_THREADS": "1"}
+    settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_DEVICE": "cpu", "CONVMAE_THREADS": "1"}
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=caller_environment() | settings, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
     answers = json.loads(finished.stdout.splitlines()[-1])

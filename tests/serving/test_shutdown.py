@@ -89,6 +89,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
 
     assert (ready.status, ready.code) == (503, "not_ready")
     assert (refused.status, refused.code, refused.headers["connection"]) == (503, "draining", "close")
+    assert refused.headers["retry-after"] == "1"
     assert alive.status == 200
     assert answer.status == 200
     assert own_server.process.wait(timeout=5) == 0

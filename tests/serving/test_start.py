@@ -1,6 +1,5 @@
 """Starting the server: what it says, and how it fails."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.bundle_factory import make_bundle
-from tests.serving.running_server import ROOT, RunningServer
+from tests.serving.running_server import ROOT, RunningServer, caller_environment, run_server
+from tests.serving.sample_images import jpeg
 
 
 def start(command: tuple[str, ...] = ("-m", "serving"), **settings: str) -> "subprocess.CompletedProcess[str]":
     """Starts a server that is expected to end by itself."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMAE_")}
+    own = {"BENTOML_DO_NOT_TRACK": "true", "CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": "0"}
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=environment | {"BENTOML_DO_NOT_TRACK": "true", "CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": "0"} | settings,
+        env=caller_environment() | own | settings,
         capture_output=True,
         text=True,
         timeout=60,
@@ -58,6 +58,23 @@ def test_a_changed_bundle_is_one_sentence(tmp_path: Path) -> None:
 def test_two_bundles_of_one_name_are_one_sentence(tmp_path: Path) -> None:
     paths = [make_bundle(tmp_path / folder, name="same") for folder in ("a", "b")]
     assert_one_sentence(start(CONVMAE_BUNDLE=":".join(map(str, paths))), "same")
+
+
+def test_of_two_bundles_the_first_is_the_default_and_the_model_parameter_chooses(
+    bundle: Path, second_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVMAE_API_KEY", "of whoever runs the tests")  # not of this server
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": f"{bundle}:{second_bundle}"}) as server:
+        models = server.request("/v1/models").json()["data"]
+        default = server.request("/v1/classify", jpeg())
+        chosen = server.request("/v1/classify?model=other", jpeg())
+        unknown = server.request("/v1/classify?model=none", jpeg())
+    assert [(model["id"], model["default"]) for model in models] == [("tiny", True), ("other", False)]
+    assert default.headers["x-model"] == "tiny"
+    assert {entry["label"] for entry in default.json()} == {"a", "b", "c"}
+    assert chosen.headers["x-model"] == "other"
+    assert {entry["label"] for entry in chosen.json()} == {"x", "y"}
+    assert (unknown.status, unknown.code) == (404, "unknown_model")
 
 
 def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
