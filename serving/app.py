@@ -31,7 +31,7 @@ from serving.settings import Settings
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("convmae_serving")
 
 PAGE: Final = Path(__file__).parent / "page"
 CONTENT_SECURITY_POLICY: Final = (
@@ -321,7 +321,7 @@ def check_levels(predictor: Predictor, levels: Sequence[str], field: str = "leve
     """
     for level in levels:
         if level not in predictor.levels:
-            message = f"levels: expected some of {', '.join(predictor.levels)}, got {level[:40]!r}; correct it"
+            message = f"{field}: expected some of {', '.join(predictor.levels)}, got {level[:40]!r}; correct it"
             raise ApiError(422, "unknown_level", message, field=field)
     return list(dict.fromkeys(levels))
 

@@ -246,13 +246,17 @@ def test_unknown_paths_and_methods_have_the_usual_error(client: TestClient) -> N
 
 
 def test_a_failing_model_is_500_for_that_request_only(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory,
+    stub: StubBackend,
+    stubbed: dict[str, Predictor],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = make_client(stubbed)  # row 39
     stub.failure = RuntimeError("CUDA out of memory")
     answer = client.post("/v1/classify", content=PHOTO)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
     assert "CUDA" not in answer.text
+    assert answer.json()["error"]["request_id"] in caplog.text and "CUDA out of memory" in caplog.text
     stub.failure = None
     assert client.post("/v1/classify", content=PHOTO).status_code == 200
     assert "convmae_inference_failures_total 1" in client.get("/metrics").text

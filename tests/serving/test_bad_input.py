@@ -121,10 +121,11 @@ ROWS = [
     Row(2, "text", b"hello, this is no image", 400, "not_an_image"),
     Row(2, "random bytes", bytes((7 * i * i + 3) % 251 for i in range(5000)), 400, "not_an_image"),
     Row(2, "zero bytes", bytes(5000), 400, "not_an_image"),
-    Row(3, "JPEG magic, then garbage", b"\xff\xd8\xff\xe0" + b"garbage" * 100, 400),
-    Row(3, "PNG magic, then garbage", b"\x89PNG\r\n\x1a\n" + b"garbage" * 100, 400),
-    Row(3, "GIF magic, then garbage", b"GIF89a\x20\0\x20\0" + b"\xff" * 100, 400),
-    Row(3, "WebP magic, then garbage", b"RIFF\x40\0\0\0WEBPVP8 " + b"garbage" * 10, 400),
+    Row(3, "JPEG magic, then garbage", b"\xff\xd8\xff\xe0" + b"garbage" * 100, 400, "image_corrupt"),
+    Row(3, "PNG magic, then garbage", b"\x89PNG\r\n\x1a\n" + b"garbage" * 100, 400, "image_corrupt"),
+    # Garbage where the palette belongs announces one that is longer than the file.
+    Row(3, "GIF magic, then garbage", b"GIF89a\x20\0\x20\0" + b"\xff" * 100, 400, "image_truncated"),
+    Row(3, "WebP magic, then garbage", b"RIFF\x40\0\0\0WEBPVP8 " + b"garbage" * 10, 400, "image_corrupt"),
     Row(4, "JPEG cut in the middle", JPEG[: len(JPEG) // 2], 400, "image_truncated"),
     Row(4, "JPEG without its last two bytes", JPEG[:-2], 400, "image_truncated"),
     Row(4, "header of a JPEG only", JPEG[: JPEG.index(b"\xff\xda")], 400, "image_truncated"),
@@ -199,6 +200,7 @@ ROWS = [
     Row(30, "no images", as_json(inputs=[]), 400, "empty_body", "inputs"),
     Row(30, "broken JSON", b'{"inputs": ', 400, "invalid_json"),
     Row(30, "JSON nested too deeply", b'{"inputs":' + b"[" * 200_000, 400, "invalid_json"),
+    Row(30, "JSON of very many values", as_json(inputs=text(JPEG), parameters={"a": [{}] * 600}), 400, "invalid_json"),
     Row(31, "URL", as_json(inputs="http://169.254.169.254/latest"), 400, "url_not_supported", "inputs"),
     Row(31, "file URL", as_json(inputs=["file:///etc/passwd"]), 400, "url_not_supported", "inputs[0]"),
     *(

@@ -3,12 +3,13 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from serving.errors import ApiError, ClientGone
-from serving.pool import Ticket, WorkPool
+from serving.pool import MAX_JOBS_PER_THREAD, Ticket, WorkPool
 
 
 async def stays() -> None:
@@ -106,3 +107,73 @@ def test_as_many_jobs_run_at_once_as_there_are_threads() -> None:
     futures = [pool.submit(lambda ticket: together.wait())[1] for _ in range(3)]
     assert sorted(future.result(5).value for future in futures) == [0, 1, 2]
     pool.shutdown()
+
+
+class Body:
+    """Stands for a request's body."""
+
+
+def test_the_body_of_a_queued_job_is_let_go_as_soon_as_nobody_waits_for_it(pool: WorkPool) -> None:
+    release, body = threading.Event(), Body()
+    pool.submit(lambda ticket: release.wait(5))
+    reference = weakref.ref(body)
+    ticket, future = pool.submit(lambda ticket, body=body: body)  # type: ignore[misc]
+    del body
+    assert reference() is not None
+    pool.abandon(ticket, future)
+    del future
+    assert reference() is None
+    release.set()
+    wait_until_idle(pool)
+
+
+def test_a_job_that_never_ends_raises_the_estimate_when_it_is_given_up(pool: WorkPool) -> None:
+    release = threading.Event()
+    pool.submit(lambda ticket: None)
+    wait_until_idle(pool)
+    with pytest.raises(TimeoutError):
+        asyncio.run(pool.run(lambda ticket: release.wait(5), 0.1, stays))
+    assert pool.pending == pool.running == 1  # it still occupies its thread
+    assert pool.estimated_wait() > 0.005
+    release.set()
+    wait_until_idle(pool)
+
+
+def test_a_job_that_stops_early_because_it_was_given_up_does_not_lower_the_estimate(pool: WorkPool) -> None:
+    release = threading.Event()
+    pool.submit(lambda ticket: time.sleep(0.05))
+    wait_until_idle(pool)
+    blocker, blocked = pool.submit(lambda ticket: release.wait(5))
+    while not pool.running:
+        time.sleep(0.001)
+    before = pool.estimated_wait()
+    pool.abandon(blocker, blocked)
+    assert pool.estimated_wait() == before
+    release.set()
+    wait_until_idle(pool)
+
+
+def test_however_fast_jobs_are_the_queue_has_an_end(pool: WorkPool) -> None:
+    release = threading.Event()
+    futures = [pool.submit(lambda ticket: release.wait(5))[1] for _ in range(MAX_JOBS_PER_THREAD)]
+    with pytest.raises(ApiError) as refused:
+        pool.admit()
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
+    release.set()
+    for future in futures:
+        future.result(5)
+    wait_until_idle(pool)
+
+
+def test_the_end_waits_for_a_running_job_but_not_for_ever() -> None:
+    pool, release = WorkPool(1, max_queue_seconds=1.0), threading.Event()
+    running, queued = (pool.submit(lambda ticket: release.wait(5))[1] for _ in range(2))
+    while not running.running():
+        time.sleep(0.001)
+    started = time.monotonic()
+    pool.shutdown(0.1)
+    assert 0.05 < time.monotonic() - started < 2
+    assert (pool.running, queued.cancelled()) == (1, True)
+    threading.Timer(0.05, release.set).start()
+    pool.shutdown(5)
+    assert pool.running == 0

@@ -121,3 +121,21 @@ def test_the_port_is_free_again_after_the_end(own_server: RunningServer) -> None
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", own_server.port))
+
+
+STUCK = """
+import sys, time
+import serving.__main__, serving.app
+serving.app.classify_uploads = lambda *arguments: time.sleep(60)
+sys.exit(serving.__main__.main())
+"""
+
+
+def test_a_job_that_nothing_can_stop_does_not_keep_the_server_from_ending(bundle: Path, tmp_path: Path) -> None:
+    settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_SHUTDOWN_SECONDS": "1", "CONVMAE_THREADS": "1"}
+    with run_server(tmp_path, settings, command=("-c", STUCK)) as own_server, own_server.connect() as waiting:
+        waiting.sendall(post("/v1/classify", jpeg()))
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert own_server.stop() == 0
+        assert time.monotonic() - started < 6
