@@ -85,6 +85,7 @@ class Figures:
     loaded_p99: float
     added_cpu: float  # of the server process per request, beyond that of the in-process work
     failures: int
+    memory_requests: int
     memory_idle: float
     memory_later: float
     memory_last: float
@@ -172,6 +173,7 @@ def measure(
         loaded_p99=1000 * together.percentile(99),
         added_cpu=1000 * statistics.median(added_cpu),
         failures=sum(load.failures for load in (*loads, *singles)),
+        memory_requests=options.memory_requests,
         memory_idle=memory[0],
         memory_later=memory[1],
         memory_last=memory[2],
@@ -190,8 +192,8 @@ def print_figures(figures: Figures) -> None:
         "server p50 / p99 under load": f"{figures.loaded_p50:.1f} / {figures.loaded_p99:.1f} ms",
         "CPU of the server beyond the work itself": f"{figures.added_cpu:.2f} ms a request",
         "memory of the server, idle": f"{figures.memory_idle:.0f} MB",
-        "memory after the first such requests": f"{figures.memory_later:.0f} MB",
-        "memory after as many again": f"{figures.memory_last:.0f} MB",
+        f"memory after {figures.memory_requests} requests": f"{figures.memory_later:.0f} MB",
+        f"memory after {2 * figures.memory_requests} requests": f"{figures.memory_last:.0f} MB",
     }
     for name, value in rows.items():
         print(f"  {name:<42} {value}")

@@ -30,8 +30,9 @@ GOOD = Figures(
     added_cpu=0.2,
     failures=0,
     memory_idle=100.0,
-    memory_after_1000=101.0,
-    memory_after_2000=101.0,
+    memory_later=101.0,
+    memory_last=101.0,
+    memory_requests=1000,
 )
 
 
