@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -116,6 +117,30 @@ def generate(plan: Plan) -> Load:
             clients.append(_Client(plan.port, head.encode() + body))
             stack.enter_context(clients[-1].socket)
         return _drive(clients, plan)
+
+
+@contextlib.contextmanager
+def connected(plan: Plan) -> Iterator[Callable[[], float]]:
+    """One client in this process: a call sends the request and returns the seconds until its answer was read.
+
+    Raises:
+        ConvMAEError: an answer has another status than 200.
+    """
+    body = Path(plan.body).read_bytes()
+    head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    client = _Client(plan.port, head.encode() + body)
+
+    def ask() -> float:
+        client.send()
+        while (status := client.receive()) is None:
+            pass
+        seconds = time.perf_counter() - client.started
+        if status != 200:
+            raise ConvMAEError(f"expected the status 200, the server answered {status}; look into its log")
+        return seconds
+
+    with client.socket:
+        yield ask
 
 
 def _drive(clients: list[_Client], plan: Plan) -> Load:

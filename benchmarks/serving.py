@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks.load import ROOT, Load, Plan, run_load
+from benchmarks.load import ROOT, Load, Plan, connected, run_load
 from benchmarks.machine import available_cores, processor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
@@ -143,13 +143,14 @@ def measure(
     """Alternates in-process and server measurements."""
     job = make_job(predictor, photo.read_bytes(), default_settings())
     plan = Plan(port, "/v1/classify", str(photo), options.clients, options.seconds)
-    single = Plan(port, "/v1/classify", str(photo), 1, options.seconds)
     memory = [resident_mb(process.pid)]
     for _ in range(2):
         run_load(Plan(port, "/v1/classify", str(photo), options.clients, 0, options.memory_requests))
         memory.append(resident_mb(process.pid))
     in_process_throughput(job, options.threads, 1.0)
-    rates, loads, alone, singles, added_cpu = [], [], [], [], []
+    rates, loads, added_cpu = [], [], []
+    alone: list[float] = []
+    singles: list[float] = []
     for _ in range(options.rounds):
         cpu = time.process_time()
         rates.append(in_process_throughput(job, options.threads, options.seconds))
@@ -157,10 +158,11 @@ def measure(
         cpu = cpu_seconds(process.pid)
         loads.append(run_load(plan))
         added_cpu.append((cpu_seconds(process.pid) - cpu) / len(loads[-1].latencies) - own_cpu)
-        alone += in_process_latencies(job, options.seconds)
-        singles.append(run_load(single))
+        here, served = paired_latencies(job, port, photo, 2 * options.seconds)
+        alone += here
+        singles += served
     in_process_p50 = 1000 * statistics.median(alone)
-    server_p50 = 1000 * statistics.median(latency for load in singles for latency in load.latencies)
+    server_p50 = 1000 * statistics.median(singles)
     together = Load(1.0, [latency for load in loads for latency in load.latencies], 0)
     return Figures(
         in_process_rate=statistics.median(rates),
@@ -172,7 +174,7 @@ def measure(
         loaded_p50=1000 * together.percentile(50),
         loaded_p99=1000 * together.percentile(99),
         added_cpu=1000 * statistics.median(added_cpu),
-        failures=sum(load.failures for load in (*loads, *singles)),
+        failures=sum(load.failures for load in loads),
         memory_requests=options.memory_requests,
         memory_idle=memory[0],
         memory_later=memory[1],
@@ -241,16 +243,19 @@ def in_process_throughput(job: Callable[[], bytes], threads: int, seconds: float
     return sum(counts) / (time.perf_counter() - begun)
 
 
-def in_process_latencies(job: Callable[[], bytes], seconds: float) -> list[float]:
-    """Seconds of each job, one after another."""
-    latencies = []
-    begun = previous = time.perf_counter()
-    while previous - begun < seconds:
-        job()
-        now = time.perf_counter()
-        latencies.append(now - previous)
-        previous = now
-    return latencies
+def paired_latencies(
+    job: Callable[[], bytes], port: int, photo: Path, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Seconds of the job here and of one request to the server, in turn, so that a machine that drifts slows both."""
+    here, served = [], []
+    with connected(Plan(port, "/v1/classify", str(photo), 1, seconds)) as ask:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            begun = time.perf_counter()
+            job()
+            here.append(time.perf_counter() - begun)
+            served.append(ask())
+    return here, served
 
 
 @contextlib.contextmanager
