@@ -6,7 +6,7 @@ and code disagree it follows the code, which made the published weights, and say
 
 Shapes: B batch, C channels of a stage, H W its grid, N = H * W tokens, D width of stage 3.
 Inside the network maps are channels-last (B, H, W, C), so that every pointwise layer is a Linear; features that leave
-it are (B, C, H, W).
+it are (B, C, H, W). The stages take whole maps, or maps (M, s, s, C) of the visible cells alone (`models.visible`).
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.visible import VisibleCells
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of E1, E2, E3, E4
+PATCH_SIZE = 16  # pixels along the side of a stage-3 token, the cell that masking hides as a whole
 CONV_NORM_EPS = 1e-5  # patch embeddings and convolution blocks: PyTorch's default in the authors' code
 TRANSFORMER_NORM_EPS = 1e-6
 
@@ -39,9 +41,12 @@ class ConvMAEConfig:
     mlp_ratios: tuple[float, float, float]  # hidden width / width of the MLPs of stages 1, 2, 3
     num_heads: int  # attention heads of stage 3
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels that the position embedding is stored for
+    kernel_size: int = 5  # of the depthwise convolutions (paper, Table 5: 5, 7, 9)
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ConvMAEError(f"kernel_size must be odd and positive; got {self.kernel_size}")
         width = self.embed_dims[2]
         if width % self.num_heads or width % 4:
             raise ConvMAEError(
@@ -51,7 +56,7 @@ class ConvMAEConfig:
     @property
     def grid_size(self) -> tuple[int, int]:
         """(H, W) of the stage-3 tokens."""
-        return self.image_size[0] // 16, self.image_size[1] // 16
+        return self.image_size[0] // PATCH_SIZE, self.image_size[1] // PATCH_SIZE
 
 
 def nano() -> ConvMAEConfig:
@@ -116,21 +121,28 @@ class PatchEmbed(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Pre-norm block of the convolution stages: 1x1, 5x5 depthwise, 1x1; then an MLP. Each branch with a skip."""
+    """Pre-norm block of the convolution stages: 1x1, depthwise, 1x1; then an MLP. Each branch with a skip."""
 
-    def __init__(self, channels: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(self, channels: int, mlp_ratio: float, kernel_size: int, drop_path: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
         self.conv1 = nn.Linear(channels, channels)  # a 1x1 convolution on channels-last maps
-        self.attn = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)  # named as in the authors' files
+        self.attn = nn.Conv2d(  # named as in the authors' files
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+        )
         self.conv2 = nn.Linear(channels, channels)
         self.norm2 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
         self.mlp = Mlp(channels, round(channels * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, map_bhwc: Tensor) -> Tensor:
-        mixed = self.attn(self.conv1(self.norm1(map_bhwc)).permute(0, 3, 1, 2))  # (B, C, H, W)
-        map_bhwc = map_bhwc + self.drop_path(self.conv2(mixed.permute(0, 2, 3, 1)))
+    def forward(self, map_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
+        """A whole map (B, H, W, C), or that of the visible cells (M, s, s, C); the result has the same shape."""
+        hidden = self.conv1(self.norm1(map_bhwc))
+        if visible is None:
+            mixed = self.attn(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H, W, C)
+        else:
+            mixed = visible.depthwise(self.attn, hidden)
+        map_bhwc = map_bhwc + self.drop_path(self.conv2(mixed))
         return map_bhwc + self.drop_path(self.mlp(self.norm2(map_bhwc)))  # type: ignore[no-any-return]
 
 
@@ -181,6 +193,7 @@ class ConvMAE(nn.Module):
         mlp_ratios: tuple[float, float, float],
         num_heads: int,
         grid_size: tuple[int, int],
+        kernel_size: int = 5,
         drop_path_rate: float = 0.0,
     ) -> None:
         """
@@ -190,6 +203,7 @@ class ConvMAE(nn.Module):
             mlp_ratios: hidden width / width of the MLPs of the three stages.
             num_heads: attention heads of stage 3.
             grid_size: (H, W) in tokens that the position embedding is stored for.
+            kernel_size: of the depthwise convolutions.
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
         """
         super().__init__()
@@ -200,9 +214,13 @@ class ConvMAE(nn.Module):
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         dim1, dim2, dim3 = embed_dims
         self.patch_embed1 = PatchEmbed(3, dim1, 4)
-        self.blocks1 = nn.ModuleList(ConvBlock(dim1, mlp_ratios[0], next(rates)) for _ in range(depths[0]))
+        self.blocks1 = nn.ModuleList(
+            ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates)) for _ in range(depths[0])
+        )
         self.patch_embed2 = PatchEmbed(dim1, dim2, 2)
-        self.blocks2 = nn.ModuleList(ConvBlock(dim2, mlp_ratios[1], next(rates)) for _ in range(depths[1]))
+        self.blocks2 = nn.ModuleList(
+            ConvBlock(dim2, mlp_ratios[1], kernel_size, next(rates)) for _ in range(depths[1])
+        )
         self.patch_embed3 = PatchEmbed(dim2, dim3, 2)
         self.patch_embed4 = nn.Linear(dim3, dim3)  # in the code, not in the paper
         self.pos_embed = nn.Parameter(sincos_position_embedding(dim3, grid_size))
@@ -214,19 +232,34 @@ class ConvMAE(nn.Module):
     def forward(self, images_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 3, H, W) to E1 (B, C1, H/4, W/4), E2 (B, C2, H/8, W/8), E3 (B, D, H/16, W/16), E4 (B, D, H/32, W/32)."""
         check_image_size(tuple(images_bchw.shape[-2:]))
-        stage1 = self.forward_stage1(images_bchw)
+        stage1 = self.forward_stage1(images_bchw.permute(0, 2, 3, 1))
         stage2 = self.forward_stage2(stage1)
         stage3 = self.forward_stage3(stage2)
         e1, e2, e3 = (stage.permute(0, 3, 1, 2) for stage in (stage1, stage2, stage3))  # (B, C, H, W)
         return e1, e2, e3, F.max_pool2d(e3, 2)
 
-    def forward_stage1(self, images_bchw: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, H/4, W/4, C1)."""
-        return self._blocks(self.blocks1, self.patch_embed1(images_bchw.permute(0, 2, 3, 1)))
+    def forward_visible(self, images_bchw: Tensor, visible: VisibleCells) -> tuple[Tensor, Tensor, Tensor]:
+        """What the dense computation with masked convolutions gives at the visible cells, without the rest of it.
 
-    def forward_stage2(self, stage1_bhwc: Tensor) -> Tensor:
-        """(B, H/4, W/4, C1) to (B, H/8, W/8, C2)."""
-        return self._blocks(self.blocks2, self.patch_embed2(stage1_bhwc))
+        Args:
+            images_bchw: (B, 3, H, W), sides multiples of 32; hidden pixels are never read.
+            visible: K cells of 16 x 16 pixels of each image.
+
+        Returns:
+            Stage 1 (M, 4, 4, C1), stage 2 (M, 2, 2, C2), both by cells, and stage 3 (B, K, D).
+        """
+        check_image_size(tuple(images_bchw.shape[-2:]))
+        stage1 = self.forward_stage1(visible.gather(images_bchw.permute(0, 2, 3, 1), PATCH_SIZE), visible)
+        stage2 = self.forward_stage2(stage1, visible)
+        return stage1, stage2, self.forward_stage3_visible(stage2, visible)
+
+    def forward_stage1(self, images_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
+        """(B, H, W, 3) to (B, H/4, W/4, C1), or cells (M, 4p, 4p, 3) to (M, p, p, C1)."""
+        return self._blocks(self.blocks1, self.patch_embed1(images_bhwc), visible)
+
+    def forward_stage2(self, stage1_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
+        """(B, H/4, W/4, C1) to (B, H/8, W/8, C2), or cells (M, 4, 4, C1) to (M, 2, 2, C2)."""
+        return self._blocks(self.blocks2, self.patch_embed2(stage1_bhwc), visible)
 
     def forward_stage3(self, stage2_bhwc: Tensor) -> Tensor:
         """(B, H/8, W/8, C2) to (B, H/16, W/16, D)."""
@@ -235,16 +268,23 @@ class ConvMAE(nn.Module):
         tokens = map_bhwd.reshape(batch, height * width, channels) + self.position_embedding((height, width))
         return self._blocks(self.blocks3, tokens).reshape(batch, height, width, channels)
 
+    def forward_stage3_visible(self, stage2_mssc: Tensor, visible: VisibleCells) -> Tensor:
+        """Cells (M, 2, 2, C2) to tokens (B, K, D), which attend to one another alone."""
+        cells = self.patch_embed4(self.patch_embed3(stage2_mssc))  # (M, 1, 1, D)
+        tokens = cells.reshape(*visible.kept.shape, -1)  # (B, K, D)
+        return self._blocks(self.blocks3, tokens + self.position_embedding(visible.grid_size)[0, visible.kept])
+
     def position_embedding(self, grid_size: tuple[int, int]) -> Tensor:
         """The position embedding (1, N, D) for a grid, resized where it is not the stored one."""
         if grid_size == self.grid_size:
             return self.pos_embed
         return resize_position_embedding(self.pos_embed, self.grid_size, grid_size)
 
-    def _blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleCells | None = None) -> Tensor:
+        extra = () if visible is None else (visible,)
         for block in blocks:
             recompute = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = checkpoint(block, x, *extra, use_reentrant=False) if recompute else block(x, *extra)
         return x
 
 
@@ -256,6 +296,7 @@ def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> Conv
         mlp_ratios=config.mlp_ratios,
         num_heads=config.num_heads,
         grid_size=config.grid_size,
+        kernel_size=config.kernel_size,
         drop_path_rate=drop_path_rate,
     )
 

@@ -225,7 +225,7 @@ def test_masking_the_depthwise_input_gives_the_recorded_pretraining_stages() -> 
         assert isinstance(depthwise, nn.Conv2d)
         depthwise.register_forward_pre_hook(keep_visible)
     with torch.no_grad():
-        stage1 = encoder.forward_stage1(recorded_tensor("classifier", "input"))
+        stage1 = encoder.forward_stage1(recorded_tensor("classifier", "input").permute(0, 2, 3, 1))
         stage2 = encoder.forward_stage2(stage1)
         pe4 = encoder.patch_embed4(encoder.patch_embed3(stage2)).flatten(1, 2)
     stage1, stage2 = (

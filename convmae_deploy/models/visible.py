@@ -1,0 +1,162 @@
+"""Maps of the visible cells alone, and the one operation on them that looks at neighbours.
+
+While pretraining most cells of an image are hidden (paper, section 2.2). Everything in the encoder but the depthwise
+convolution treats each cell by itself, so the hidden ones need not be computed at all; the authors' code computes them
+and multiplies by a mask. The convolution sees zeros where a neighbour is hidden, as it does there and at the border.
+
+Shapes: B batch, H W the grid of cells, K visible cells of each image, M = B * K, s tokens along a cell's side, C
+channels, k kernel size, e = s + k - 1 tokens along the side of a cell with the surroundings that the kernel reaches.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VisibleCells:
+    """Where the visible cells of a batch are; takes maps of whole grids to maps of those cells and back.
+
+    A map of cells is (M, s, s, C): all cells of the first image, then those of the next, in the order of `kept`.
+    """
+
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int]) -> None:
+        """
+        Args:
+            kept_bk: row-major indices of the visible cells, (B, K) int64, each at most once an image.
+            grid_size: (H, W) in cells.
+        """
+        self.kept = kept_bk
+        self.grid_size = grid_size
+        batch, cells = len(kept_bk), grid_size[0] * grid_size[1]
+        first = torch.arange(batch, device=kept_bk.device)[:, None] * cells
+        self.rows = (first + kept_bk).flatten()  # (M,) of all B * H * W cells
+        self._windows: dict[tuple[int, int], Tensor] = {}
+
+    def removed(self) -> Tensor:
+        """The mask (B, H * W), float32: 1 = removed, 0 = kept."""
+        batch, cells = len(self.kept), self.grid_size[0] * self.grid_size[1]
+        return torch.ones(batch, cells, device=self.kept.device).scatter(1, self.kept, 0.0)
+
+    def gather(self, map_bhwc: Tensor, side: int) -> Tensor:
+        """(B, H * s, W * s, C) to its visible cells (M, s, s, C)."""
+        height, width = self.grid_size
+        channels = map_bhwc.shape[-1]
+        cells = map_bhwc.reshape(-1, height, side, width, side, channels).transpose(2, 3)  # (B, H, W, s, s, C)
+        rows: Tensor = _GatherRows.apply(cells.reshape(-1, side * side * channels), self.rows)
+        return rows.reshape(-1, side, side, channels)
+
+    def scatter(self, cells_mssc: Tensor) -> Tensor:
+        """(M, s, s, C) to the map (B, H * s, W * s, C), zero where cells are hidden."""
+        height, width = self.grid_size
+        _, side, _, channels = cells_mssc.shape
+        filled = cells_mssc.new_zeros(len(self.kept) * height * width, side, side, channels)
+        filled = filled.index_put((self.rows,), cells_mssc)
+        map_bhswsc = filled.reshape(-1, height, width, side, side, channels).transpose(2, 3)  # (B, H, s, W, s, C)
+        return map_bhswsc.reshape(-1, height * side, width * side, channels)
+
+    def depthwise(self, convolution: nn.Conv2d, cells_mssc: Tensor) -> Tensor:
+        """The depthwise convolution of the scattered map, at the visible cells; (M, s, s, C) to the same."""
+        _, side, _, channels = cells_mssc.shape
+        weight = convolution.weight.to(cells_mssc.dtype)  # as autocast would
+        mixed: Tensor = _DepthwiseOfCells.apply(
+            cells_mssc.reshape(-1, channels), weight, self._window_tokens(side, weight.shape[-1])
+        )
+        assert convolution.bias is not None
+        return mixed + convolution.bias.to(mixed.dtype)
+
+    def _window_tokens(self, side: int, kernel_size: int) -> Tensor:
+        """Which of the M * s * s visible tokens the kernel reaches from each cell, (M, e, e); M * s * s for none."""
+        key = side, kernel_size
+        if key not in self._windows:
+            height, width = self.grid_size
+            rows, columns = height * side, width * side
+            device = self.kept.device
+            batch, cells = len(self.kept), height * width
+            image = (self.rows // cells)[:, None, None]  # (M, 1, 1)
+            cell_row = (self.rows % cells // width)[:, None, None]
+            cell_column = (self.rows % width)[:, None, None]
+
+            own = torch.arange(side, device=device)
+            own_tokens = (image * rows + cell_row * side + own[:, None]) * columns + cell_column * side + own
+            visible = own_tokens.numel()
+            lookup = torch.full((batch * rows * columns + 1,), visible, device=device)  # last: outside of the image
+            lookup[own_tokens.flatten()] = torch.arange(visible, device=device)
+
+            reach = torch.arange(side + kernel_size - 1, device=device) - kernel_size // 2
+            row, column = cell_row * side + reach[:, None], cell_column * side + reach  # (M, e, 1), (M, 1, e)
+            inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+            tokens = torch.where(inside, (image * rows + row) * columns + column, batch * rows * columns)
+            self._windows[key] = lookup[tokens]  # (M, e, e)
+        return self._windows[key]
+
+
+class _GatherRows(torch.autograd.Function):
+    """`rows[index]` for indices that occur once: its gradient is a copy, where `index_select` adds one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.length, gradient.shape[1]).index_put((index,), gradient), None
+
+
+class _DepthwiseOfCells(torch.autograd.Function):
+    """Depthwise convolution of visible tokens, from the window around each cell.
+
+    PyTorch's own gradient of a depthwise weight dominates a whole training step on a CPU (it takes 20 times as long as
+    the convolution); here it is one matrix product per channel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens_tc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_tc, weight, windows)
+        return _convolve(_take(tokens_tc, windows), weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        tokens_tc, weight, windows = ctx.saved_tensors
+        gradient_tokens = gradient_weight = None
+        if ctx.needs_input_grad[0]:
+            # a reaches b by an offset exactly when b reaches a by the opposite one
+            reached = _take(gradient_mssc.reshape(tokens_tc.shape), windows)
+            gradient_tokens = _convolve(reached, weight.flip(2, 3)).reshape(tokens_tc.shape)
+        if ctx.needs_input_grad[1]:
+            gradient_weight = _weight_gradient(_take(tokens_tc, windows), gradient_mssc, weight.shape[-1])
+        return gradient_tokens, gradient_weight, None
+
+
+def _take(tokens_tc: Tensor, windows: Tensor) -> Tensor:
+    """The tokens of each window (M, e, e, C), zero where there is none."""
+    padded = torch.cat([tokens_tc, tokens_tc.new_zeros(1, tokens_tc.shape[1])])
+    return padded.index_select(0, windows.flatten()).reshape(*windows.shape, -1)
+
+
+def _convolve(windows_meec: Tensor, weight: Tensor) -> Tensor:
+    """(M, e, e, C) to (M, s, s, C), no padding."""
+    mixed = F.conv2d(windows_meec.permute(0, 3, 1, 2), weight, groups=len(weight))  # (M, C, s, s)
+    return mixed.permute(0, 2, 3, 1).contiguous()
+
+
+def _weight_gradient(windows_meec: Tensor, gradient_mssc: Tensor, kernel_size: int) -> Tensor:
+    """Gradient (C, 1, k, k) of the weight: for each channel all products of windows and gradients, summed over cells."""
+    cells, side, _, channels = gradient_mssc.shape
+    extent = windows_meec.shape[1]
+    # transposed as plain matrices, which is several times faster than permuting three axes
+    windows_ecm = windows_meec.reshape(cells, -1).t().contiguous().reshape(extent**2, channels, cells)
+    gradient_scm = gradient_mssc.reshape(cells, -1).t().contiguous().reshape(side**2, channels, cells)
+    products = torch.bmm(windows_ecm.transpose(0, 1), gradient_scm.permute(1, 2, 0))  # (C, e * e, s * s)
+    products = products.reshape(channels, extent, extent, side, side)
+    # kernel place (i, j) multiplies window token (y + i, x + j) into output token (y, x)
+    per_channel, row, column, own_row, own_column = products.stride()
+    diagonal = products.as_strided(
+        (channels, kernel_size, kernel_size, side, side),
+        (per_channel, row, column, row + own_row, column + own_column),
+    )
+    return diagonal.sum((3, 4)).unsqueeze(1)
