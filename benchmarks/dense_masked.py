@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmae_deploy.models.convmae import PATCH_SIZE
+from convmae_deploy.models.convmae import PATCH_SIZE, ConvBlock, PatchEmbed
 from convmae_deploy.models.pretraining import ConvMAEPretraining
 
 
@@ -17,15 +17,6 @@ class DenseMaskedPretraining(nn.Module):
     def __init__(self, model: ConvMAEPretraining) -> None:
         super().__init__()
         self.model = model
-        self.visible_map: Tensor | None = None  # (B, 1, H, W) of the forward pass at hand, 1 = visible
-        for stage in (model.encoder.blocks1, model.encoder.blocks2):
-            for block in stage:
-                block.attn.register_forward_pre_hook(self._hide)  # type: ignore[operator, union-attr]
-
-    def _hide(self, convolution: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        (map_bchw,) = inputs
-        assert self.visible_map is not None
-        return map_bchw * F.interpolate(self.visible_map, size=map_bchw.shape[-2:]).to(map_bchw.dtype)
 
     def forward(self, images_bchw: Tensor, kept_bk: Tensor) -> Tensor:
         """The loss; arguments as for `ConvMAEPretraining`, one mask an image."""
@@ -44,10 +35,10 @@ class DenseMaskedPretraining(nn.Module):
         """(B, K, D), fused and normalised."""
         encoder = self.model.encoder
         grid_size = self._grid_size(images_bchw)
-        self.visible_map = 1 - self._removed(images_bchw, kept_bk).reshape(-1, 1, *grid_size)
-        stage1 = encoder.forward_stage1(images_bchw.permute(0, 2, 3, 1))
-        stage2 = encoder.forward_stage2(stage1)
-        embedded = encoder.patch_embed4(encoder.patch_embed3(stage2)).flatten(1, 2)  # (B, N, D)
+        visible = 1 - self._removed(images_bchw, kept_bk).reshape(-1, 1, *grid_size)  # (B, 1, H, W)
+        stage1 = masked_stage(encoder.patch_embed1, encoder.blocks1, images_bchw.permute(0, 2, 3, 1), visible)
+        stage2 = masked_stage(encoder.patch_embed2, encoder.blocks2, stage1, visible)
+        embedded = encoder.patch_embed4(embed(encoder.patch_embed3, stage2)).flatten(1, 2)  # (B, N, D)
         tokens = self._take(embedded + encoder.position_embedding(grid_size), kept_bk)
         for block in encoder.blocks3:
             tokens = block(tokens)
@@ -71,3 +62,20 @@ class DenseMaskedPretraining(nn.Module):
     @staticmethod
     def _take(tokens_bnd: Tensor, kept_bk: Tensor) -> Tensor:
         return tokens_bnd.gather(1, kept_bk[:, :, None].expand(-1, -1, tokens_bnd.shape[2]))
+
+
+def embed(layer: PatchEmbed, map_bhwc: Tensor) -> Tensor:
+    """A patch embedding by PyTorch's own convolution."""
+    return F.gelu(layer.norm(layer.proj(map_bhwc.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+
+
+def masked_stage(layer: PatchEmbed, blocks: nn.ModuleList, map_bhwc: Tensor, visible_bhw: Tensor) -> Tensor:
+    """A convolution stage on whole maps, hidden places multiplied by zero in front of PyTorch's depthwise convolution."""
+    map_bhwc = embed(layer, map_bhwc)
+    mask = F.interpolate(visible_bhw, size=map_bhwc.shape[1:3]).to(map_bhwc.dtype)  # (B, 1, H, W)
+    for block in blocks:
+        assert isinstance(block, ConvBlock)
+        hidden = block.conv1(block.norm1(map_bhwc)).permute(0, 3, 1, 2)  # (B, C, H, W)
+        map_bhwc = map_bhwc + block.conv2(block.attn(hidden * mask).permute(0, 2, 3, 1))
+        map_bhwc = map_bhwc + block.mlp(block.norm2(map_bhwc))
+    return map_bhwc

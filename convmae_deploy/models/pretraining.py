@@ -27,6 +27,7 @@ from convmae_deploy.models.convmae import (
     resize_position_embedding,
     sincos_position_embedding,
 )
+from convmae_deploy.models.convolution import strided_convolution
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.visible import VisibleCells
 
@@ -185,11 +186,8 @@ class ConvMAEPretraining(nn.Module):
 
     def _fused(self, stage1: Tensor, stage2: Tensor) -> Tensor:
         """E1 and E2 as stage-3 tokens, summed; channels-last maps or cells in, (..., D) out in the same order."""
-        downsampled = (
-            convolution(stage.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            for convolution, stage in ((self.stage1_output_decode, stage1), (self.stage2_output_decode, stage2))
-        )
-        return sum(downsampled)  # type: ignore[return-value]
+        fused1 = strided_convolution(self.stage1_output_decode, stage1)
+        return fused1 + strided_convolution(self.stage2_output_decode, stage2)
 
     def decode(self, tokens_bkd: Tensor, visible: VisibleCells, grid_size: tuple[int, int]) -> Tensor:
         """Embedded visible tokens (B, K, decoder width), hidden ones filled in, to predicted patches (B, N, P)."""

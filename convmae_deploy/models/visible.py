@@ -11,8 +11,9 @@ channels, k kernel size, e = s + k - 1 tokens along the side of a cell with the 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient
 
 
 class VisibleCells:
@@ -108,16 +109,12 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _DepthwiseOfCells(torch.autograd.Function):
-    """Depthwise convolution of visible tokens, from the window around each cell.
-
-    PyTorch's own gradient of a depthwise weight dominates a whole training step on a CPU (it takes 20 times as long as
-    the convolution); here it is one matrix product per channel.
-    """
+    """Depthwise convolution of visible tokens (T, C), from the window around each cell, to (M, s, s, C)."""
 
     @staticmethod
     def forward(ctx: Any, tokens_tc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
         ctx.save_for_backward(tokens_tc, weight, windows)
-        return _convolve(_take(tokens_tc, windows), weight)
+        return convolve(_take(tokens_tc, windows), weight)
 
     @staticmethod
     def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
@@ -126,9 +123,9 @@ class _DepthwiseOfCells(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # a reaches b by an offset exactly when b reaches a by the opposite one
             reached = _take(gradient_mssc.reshape(tokens_tc.shape), windows)
-            gradient_tokens = _convolve(reached, weight.flip(2, 3)).reshape(tokens_tc.shape)
+            gradient_tokens = convolve(reached, weight.flip(2, 3)).reshape(tokens_tc.shape)
         if ctx.needs_input_grad[1]:
-            gradient_weight = _weight_gradient(_take(tokens_tc, windows), gradient_mssc, weight.shape[-1])
+            gradient_weight = depthwise_weight_gradient(_take(tokens_tc, windows), gradient_mssc, weight.shape[-1])
         return gradient_tokens, gradient_weight, None
 
 
@@ -136,27 +133,3 @@ def _take(tokens_tc: Tensor, windows: Tensor) -> Tensor:
     """The tokens of each window (M, e, e, C), zero where there is none."""
     padded = torch.cat([tokens_tc, tokens_tc.new_zeros(1, tokens_tc.shape[1])])
     return padded.index_select(0, windows.flatten()).reshape(*windows.shape, -1)
-
-
-def _convolve(windows_meec: Tensor, weight: Tensor) -> Tensor:
-    """(M, e, e, C) to (M, s, s, C), no padding."""
-    mixed = F.conv2d(windows_meec.permute(0, 3, 1, 2), weight, groups=len(weight))  # (M, C, s, s)
-    return mixed.permute(0, 2, 3, 1).contiguous()
-
-
-def _weight_gradient(windows_meec: Tensor, gradient_mssc: Tensor, kernel_size: int) -> Tensor:
-    """Gradient (C, 1, k, k) of the weight: for each channel all products of windows and gradients, summed over cells."""
-    cells, side, _, channels = gradient_mssc.shape
-    extent = windows_meec.shape[1]
-    # transposed as plain matrices, which is several times faster than permuting three axes
-    windows_ecm = windows_meec.reshape(cells, -1).t().contiguous().reshape(extent**2, channels, cells)
-    gradient_scm = gradient_mssc.reshape(cells, -1).t().contiguous().reshape(side**2, channels, cells)
-    products = torch.bmm(windows_ecm.transpose(0, 1), gradient_scm.permute(1, 2, 0))  # (C, e * e, s * s)
-    products = products.reshape(channels, extent, extent, side, side)
-    # kernel place (i, j) multiplies window token (y + i, x + j) into output token (y, x)
-    per_channel, row, column, own_row, own_column = products.stride()
-    diagonal = products.as_strided(
-        (channels, kernel_size, kernel_size, side, side),
-        (per_channel, row, column, row + own_row, column + own_column),
-    )
-    return diagonal.sum((3, 4)).unsqueeze(1)
