@@ -21,6 +21,7 @@ from convmae_deploy.errors import ConvMAEError
 
 ROOT: Final = Path(__file__).parents[1]
 LENGTH: Final = b"content-length: "
+RECEIVE_BYTES: Final = 1 << 16  # at once; a much larger buffer costs three system calls each time
 SILENCE_SECONDS: Final = 30.0  # without one byte from the server, after which it is taken to hang
 
 
@@ -70,7 +71,7 @@ class _Client:
 
     def receive(self) -> int | None:
         """Reads what is there; the status when the answer is complete."""
-        data = self.socket.recv(1 << 20)
+        data = self.socket.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
         self._answer += data

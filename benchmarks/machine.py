@@ -1,9 +1,12 @@
 """What a measurement ran on."""
 
-import os
 import platform
 import re
 from pathlib import Path
+
+from convmae_deploy.machine import available_cores
+
+__all__ = ["available_cores", "processor"]
 
 
 def processor() -> str:
@@ -13,8 +16,3 @@ def processor() -> str:
         if match is not None:
             return match[1]
     return platform.processor() or platform.machine()
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

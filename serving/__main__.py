@@ -40,6 +40,7 @@ def main() -> int:
         http=LimitedProtocol,
         ws="none",
         access_log=False,
+        proxy_headers=False,  # nothing here asks who the client is
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),

@@ -2,27 +2,26 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from convmae_deploy.runtime.images import ImageLimits
 from convmae_deploy.runtime.manifest import Task
 from convmae_deploy.runtime.predictor import Predictor
 from serving import openapi
 from serving.draining import Drain
-from serving.errors import ApiError, code_of_status
+from serving.errors import ApiError
 from serving.guard import Exchange, Guard, routes_by_endpoint
 from serving.inference import Health, RequestLimits, Timings, classify_uploads, decode_uploads, run_model
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import Predictors, choose, describe_model, list_models, warm_up
+from serving.models import ROUTE_OF_TASK, SERVED_TASKS, Predictors, choose, describe_model, list_models, warm_up
 from serving.parameters import ClassifyParameters, EmbeddingsParameters, FeaturesParameters, read_parameters
 from serving.pool import Ticket, WorkPool
 from serving.requests import Parsed, parse_embeddings, parse_images
@@ -45,10 +44,8 @@ ASSET_TYPES: Final = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
 }
-OTHER_TASKS: Final[dict[str, Task]] = {
-    "/v1/detect": "detection",
-    "/v1/segment": "segmentation",
-    "/v1/classify-video": "video-classification",
+OTHER_TASKS: Final[Mapping[str, Task]] = {
+    route: task for task, route in ROUTE_OF_TASK.items() if task not in SERVED_TASKS
 }
 
 
@@ -66,7 +63,7 @@ class Api:
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds)
         self._health: dict[str, Health] = {}
         self.metrics = Metrics()
-        self.guard: Guard | None = None  # set by Starlette's middleware stack, when the application is first called
+        self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self.limits = RequestLimits(
             image=ImageLimits(
@@ -223,7 +220,7 @@ class Api:
         exchange: Exchange = request.scope["convmae.exchange"]
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
-        content_type = request.headers.get("content-type", "")
+        content_type = exchange.headers.get(b"content-type", b"").decode("latin-1")
         timings = Timings()
         timings.seconds["queue"] = 0.0
         images = 0
@@ -248,7 +245,7 @@ class Api:
             raise
         self.metrics.count("convmae_images_total", images)
         timings.seconds["queue"] = outcome.queue_seconds
-        outcome.value.headers["Server-Timing"] = timings.header()
+        outcome.value.raw_headers.append((b"server-timing", timings.header().encode()))
         return outcome.value
 
     def _probe(self) -> None:
@@ -270,6 +267,17 @@ class Api:
             self.pool.submit(probe)
         except ApiError:
             self._probe_pending = False
+
+
+class Endpoint:
+    """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.answer(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def create_app(settings: Settings, predictors: Predictors) -> Starlette:
@@ -295,21 +303,14 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
         ("GET", "/page/{asset}", api.page_asset),
         ("GET", "/", api.index_page),
     ]
-    routes = [Route(path, endpoint, methods=[method]) for method, path, endpoint in endpoints]
+    routes = [Route(path, Endpoint(endpoint), methods=[method]) for method, path, endpoint in endpoints]
     route_of = routes_by_endpoint([(route.endpoint, route.path) for route in routes])
 
-    def guard(app: Any) -> Guard:
-        api.guard = Guard(app, settings, api.metrics, route_of)
-        return api.guard
-
-    application = Starlette(
-        routes=routes,
-        middleware=[Middleware(guard)],
-        exception_handlers={HTTPException: _http_error},
-    )
+    application = Starlette(routes=routes)
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
-    application.middleware_stack = application.build_middleware_stack()
+    # In place of Starlette's own two layers for exceptions: the guard does what they do.
+    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of)
     return application
 
 
@@ -338,14 +339,3 @@ def page_file(name: str) -> Response:
         raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
     headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
     return FileResponse(path, media_type=media_type, headers=headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors (no such route, no such method), in the one shape of this server."""
-    assert isinstance(error, HTTPException)
-    messages = {
-        404: "there is no such path on this server; see /docs or /openapi.json",
-        405: "this path does not answer this method; see the Allow header, /docs or /openapi.json",
-    }
-    message = messages.get(error.status_code, str(error.detail))
-    raise ApiError(error.status_code, code_of_status(error.status_code), message, headers=error.headers)

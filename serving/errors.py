@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 MAX_MESSAGE: Final = 500  # characters; what a client sent is quoted, but not at any length
@@ -63,3 +64,13 @@ def code_of_status(status: int) -> str:
         return HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
     except ValueError:
         return f"status_{status}"
+
+
+def routing_error(error: HTTPException) -> ApiError:
+    """Starlette's own errors (no such route, no such method), in the one shape of this server."""
+    messages = {
+        404: "there is no such path on this server; see /docs or /openapi.json",
+        405: "this path does not answer this method; see the Allow header, /docs or /openapi.json",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, code_of_status(error.status_code), message, headers=error.headers)

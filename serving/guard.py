@@ -1,8 +1,7 @@
 """The outermost layer: everything that holds for every request, as plain ASGI.
 
 In this order: request id, draining, header size, authentication, body limits; then the application; then the metrics.
-Whatever is raised inside becomes one JSON error. BentoML must never see an exception: it would leave the client waiting
-until its own timeout.
+Whatever is raised inside becomes one JSON error.
 """
 
 import asyncio
@@ -15,9 +14,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import ApiError, ClientGone, busy, error_response
+from serving.errors import ApiError, ClientGone, busy, error_response, routing_error
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -31,7 +31,7 @@ OPEN_PREFIX: Final = "/page/"
 ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-PICKLE_TYPES: Final = ("pickle", "x-python", "x-joblib", "x-dill")
+PICKLE_TYPES: Final = re.compile(rb"pickle|x-python|x-joblib|x-dill")
 
 
 class Exchange:
@@ -164,8 +164,10 @@ class Guard:
             await self.app(exchange.scope, exchange.receive, exchange.send)
         except ApiError as error:
             await exchange.refuse(error)
+        except HTTPException as error:
+            await exchange.refuse(routing_error(error))
         except ClientGone:
-            # Nobody reads this; but BentoML keeps the request's task until its timeout unless an answer is sent.
+            # Nobody reads this, but the metrics count it.
             await exchange.refuse(ApiError(400, "client_disconnected", "the client closed the connection"))
         except Exception:
             logger.exception("request %s failed", exchange.request_id)
@@ -206,7 +208,7 @@ class Guard:
         content_type = headers.get(b"content-type", b"").lower()
         is_json = content_type.startswith(b"application/json")
         exchange.body_limit = settings.max_json_body_bytes if is_json else settings.max_body_bytes
-        if any(word.encode() in content_type for word in PICKLE_TYPES):
+        if PICKLE_TYPES.search(content_type):
             raise ApiError(415, "unsupported_media_type", "pickled data is never read; send an image file")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             message = "compressed request bodies are not read; send the image file as it is, without Content-Encoding"

@@ -18,7 +18,7 @@ class Metrics:
     """Counters, one histogram and gauges. Changed by the event loop's thread only, so it needs no locks."""
 
     def __init__(self) -> None:
-        self._requests: dict[Labels, int] = {}
+        self._requests: dict[tuple[str, str, int], int] = {}  # by route, method and status
         self._seconds: dict[str, list[int]] = {}  # route -> counts per bucket, the last one for +Inf
         self._seconds_sum: dict[str, float] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
@@ -45,8 +45,8 @@ class Metrics:
             status: HTTP status of the answer.
             seconds: from the request's first byte seen by the application to the end of the answer.
         """
-        labels = (("route", route), ("method", method if method in METHODS else "OTHER"), ("status", str(status)))
-        self._requests[labels] = self._requests.get(labels, 0) + 1
+        key = (route, method if method in METHODS else "OTHER", status)
+        self._requests[key] = self._requests.get(key, 0) + 1
         counts = self._seconds.setdefault(route, [0] * (len(SECONDS_BUCKETS) + 1))
         counts[bisect.bisect_left(SECONDS_BUCKETS, seconds)] += 1
         self._seconds_sum[route] = self._seconds_sum.get(route, 0.0) + seconds
@@ -54,7 +54,9 @@ class Metrics:
     def render(self) -> str:
         """The page in Prometheus' text format."""
         lines = _head("convmae_requests_total", "Answered requests.", "counter")
-        lines += [f"convmae_requests_total{_braces(labels)} {value}" for labels, value in self._requests.items()]
+        for (route, method, status), value in self._requests.items():
+            labels = _braces((("route", route), ("method", method), ("status", str(status))))
+            lines.append(f"convmae_requests_total{labels} {value}")
         lines += _head("convmae_request_seconds", "Time to answer a request.", "histogram")
         for route, counts in self._seconds.items():
             lines += self._histogram(route, counts)

@@ -18,6 +18,13 @@ from serving.settings import Settings
 logger = logging.getLogger("convmae_serving")
 
 SERVED_TASKS: Final[tuple[Task, ...]] = ("classification",)
+# A task that is not served has a route too, which says so.
+ROUTE_OF_TASK: Final[Mapping[Task, str]] = {
+    "classification": "/v1/classify",
+    "detection": "/v1/detect",
+    "segmentation": "/v1/segment",
+    "video-classification": "/v1/classify-video",
+}
 
 Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
 

@@ -113,26 +113,38 @@ class WorkPool:
             ClientGone: the client went away first.
             TimeoutError: no outcome in time.
         """
+
+        def wake(_: object) -> None:
+            if not ticket.abandoned:  # by then the loop may be closed
+                loop.call_soon_threadsafe(awake.set)
+
+        loop = asyncio.get_running_loop()
         ticket, future = self.submit(job)
-        waiter = asyncio.wrap_future(future)
+        # Not asyncio.wait on wrap_future: their tasks, futures and callbacks would cost every request twice as much.
+        awake = asyncio.Event()  # set when the job has ended, the time is over, or the client has gone away
+        future.add_done_callback(wake)
+        # Most jobs are done before watching the client would be worth the task that it takes.
+        timer = loop.call_later(min(timeout, UNWATCHED_SECONDS), awake.set)
         watcher: asyncio.Task[None] | None = None
         try:
-            # Most jobs are done before watching the client would be worth the task that it takes.
-            await asyncio.wait((waiter,), timeout=min(timeout, UNWATCHED_SECONDS))
-            if not waiter.done():
+            await awake.wait()
+            if not future.done():
+                awake.clear()
+                timer = loop.call_later(timeout, awake.set)
                 watcher = asyncio.ensure_future(disconnected())
-                await asyncio.wait((waiter, watcher), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if waiter.done():
-                return waiter.result()
+                watcher.add_done_callback(lambda _: awake.set())
+                await awake.wait()
+            if future.done():
+                return future.result()
             if watcher is not None and watcher.done():
                 raise ClientGone
             raise TimeoutError
         finally:
+            timer.cancel()
             if watcher is not None:
                 watcher.cancel()
-            if not waiter.done():
+            if not future.done():
                 self.abandon(ticket, future)
-                waiter.cancel()
 
     def abandon(self, ticket: Ticket, future: "Future[Outcome[T]]") -> None:
         """Takes a job out of the queue, or makes it stop at its next check; until it ends, it counts as pending."""

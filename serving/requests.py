@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -73,13 +74,7 @@ def parse_embeddings(body: bytes, content_type: str, max_images: int) -> Parsed:
     if "input" not in content:
         message = "expected the image in 'input', as a data URI; send one"
         raise ApiError(400, "missing_field", message, field="input")
-    references = content.pop("input")
-    if not isinstance(references, list):
-        return Parsed([_decode_image_part(references, "input")], True, content)
-    if not references:
-        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field="input")
-    check_count(len(references), max_images)
-    uploads = [_decode_image_part(reference, f"input[{index}]") for index, reference in enumerate(references)]
+    uploads, _ = _decode_references(content.pop("input"), "input", max_images, _decode_image_part)
     return Parsed(uploads, True, content)
 
 
@@ -135,6 +130,18 @@ def check_count(count: int, max_images: int) -> None:
         raise ApiError(413, "too_many_images", message)
 
 
+def _decode_references(
+    value: object, where: str, max_images: int, decode: Callable[[object, str], Upload]
+) -> tuple[list[Upload], bool]:
+    """The images of a JSON field that holds one or a list, and whether it was a list."""
+    if not isinstance(value, list):
+        return [decode(value, where)], False
+    if not value:
+        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field=where)
+    check_count(len(value), max_images)
+    return [decode(reference, f"{where}[{index}]") for index, reference in enumerate(value)], True
+
+
 def _decode_image_part(part: object, where: str) -> Upload:
     """An image as a string, or as `{"type": "image_url", "image_url": {"url": "data:..."}}`."""
     if isinstance(part, dict):
@@ -179,14 +186,8 @@ def _parse_inputs(content: dict[str, Any], max_images: int) -> Parsed:
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
-    inputs = content["inputs"]
-    if not isinstance(inputs, list):
-        return Parsed([decode_reference(inputs, "inputs")], False, parameters)
-    if not inputs:
-        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field="inputs")
-    check_count(len(inputs), max_images)
-    uploads = [decode_reference(reference, f"inputs[{index}]") for index, reference in enumerate(inputs)]
-    return Parsed(uploads, True, parameters)
+    uploads, batched = _decode_references(content["inputs"], "inputs", max_images, decode_reference)
+    return Parsed(uploads, batched, parameters)
 
 
 def _parse_multipart(body: bytes, content_type: str) -> Parsed:

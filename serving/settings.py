@@ -3,7 +3,6 @@
 `python -m serving.settings` prints them as the table in the README.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import available_cores
 from convmae_deploy.runtime.manifest import MANIFEST_NAME
 
 PREFIX = "CONVMAE_"
@@ -25,11 +25,6 @@ def default_bundles() -> tuple[Path, ...]:
     """The bundles beside this file, by name: those that ship, or that a bento was built with."""
     found = sorted(path.parent for path in BUNDLES.glob(f"*/{MANIFEST_NAME}"))
     return tuple(found) or (SHIPPED_BUNDLE,)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Settings(BaseSettings):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from serving.errors import ApiError, ClientGone
-from serving.pool import MAX_JOBS_PER_THREAD, Ticket, WorkPool
+from serving.pool import MAX_JOBS_PER_THREAD, UNWATCHED_SECONDS, Ticket, WorkPool
 
 
 async def stays() -> None:
@@ -93,12 +93,20 @@ def test_a_running_job_whose_client_has_gone_learns_of_it(pool: WorkPool) -> Non
     wait_until_idle(pool)
 
 
-def test_a_job_that_takes_too_long_is_given_up(pool: WorkPool) -> None:
+def test_a_job_that_takes_too_long_is_given_up(pool: WorkPool, caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
     with pytest.raises(TimeoutError):
         asyncio.run(pool.run(lambda ticket: release.wait(5), 0.02, stays))
     release.set()
     wait_until_idle(pool)
+    pool.submit(lambda ticket: None)[1].result(5)  # the thread is quite done with the first
+    assert caplog.records == []  # although the event loop is closed by then
+
+
+def test_a_job_that_ends_while_its_client_is_watched_returns_its_value(pool: WorkPool) -> None:
+    release = threading.Event()
+    threading.Timer(2 * UNWATCHED_SECONDS, release.set).start()
+    assert asyncio.run(pool.run(lambda ticket: release.wait(5), 5.0, stays)).value
 
 
 def test_as_many_jobs_run_at_once_as_there_are_threads() -> None:

@@ -41,9 +41,36 @@ async def begin(scope: Scope, receive: Receive, send: Send) -> None:
         pass
 
 
+async def consent(scope: Scope, receive: Receive, send: Send) -> None:
+    """Asks for the body, then answers."""
+    assert (await receive())["body"] == b"ab"
+    await hello(scope, receive, send)
+
+
 async def long(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LONG)]})
     await send({"type": "http.response.body", "body": bytes(LONG)})
+
+
+class Recorder(asyncio.Transport):
+    """Keeps what is written, one entry for each packet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packets: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.packets.append(data)
+
+    def writelines(self, list_of_data: Any) -> None:
+        self.packets.append(b"".join(list_of_data))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
 
 
 @contextlib.asynccontextmanager
@@ -151,3 +178,43 @@ def test_an_answer_that_is_read_slowly_arrives_whole(monkeypatch: pytest.MonkeyP
     expected = LONG + len(b"HTTP/1.1 200 OK\r\ncontent-length: 8000000\r\nconnection: close\r\n\r\n")
     received, _ = asyncio.run(read_slowly(request, 300_000, 10.0))
     assert LONG <= received <= expected
+
+
+def test_the_head_of_an_answer_and_the_start_of_its_body_are_one_packet() -> None:
+    recorder = Recorder()
+    writer = protocol.AnswerWriter(recorder)
+    interim, head = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
+    for _ in range(2):
+        for data in (interim, head, b"body", b"more"):
+            writer.write(data)
+        writer.end()
+    assert recorder.packets == 2 * [interim, head + b"body", b"more"]
+
+
+def test_an_answer_without_a_body_is_sent_when_it_ends_or_the_connection_does() -> None:
+    recorder = Recorder()
+    writer = protocol.AnswerWriter(recorder)
+    for end in (writer.end, writer.close):
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        end()
+    assert recorder.packets == 2 * [b"HTTP/1.1 204 No Content\r\n\r\n"]
+    assert writer.is_closing()
+
+
+def test_answers_on_one_connection_come_whole_and_in_order() -> None:
+    kept = b" / HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = asyncio.run(talk(b"GET" + kept + b"HEAD" + kept, b"HEAD" + kept, last))
+    assert [part.rpartition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]] == [
+        b"hi",
+        b"",
+        b"",
+        b"hi",
+    ]
+
+
+def test_a_client_that_waits_for_consent_gets_it_before_it_sends_its_body() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    answer = asyncio.run(talk(head, b"ab", app=consent))
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+    assert answer.endswith(b"hi")

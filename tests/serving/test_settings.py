@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
-from serving.settings import Settings, available_cores, load_settings, markdown_table
+from convmae_deploy.machine import available_cores
+from serving.settings import Settings, load_settings, markdown_table
 from tests.serving.running_server import ROOT
 
 
