@@ -1,13 +1,14 @@
 """The dense masked computation that the authors' code does: every cell computed, hidden ones multiplied by zero.
 
-The slow literal reference for `ConvMAEPretraining`: tests compare with it, `benchmarks.pretraining` measures against it.
+The slow literal reference for `ConvMAEPretraining`: tests compare with it, and `benchmarks.pretraining` measures
+against it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmae_deploy.models.convmae import PATCH_SIZE, ConvBlock, PatchEmbed
+from convmae_deploy.models.convmae import PATCH_SIZE, ConvBlock, PatchEmbed, resize_position_embedding
 from convmae_deploy.models.pretraining import ConvMAEPretraining
 
 
@@ -25,7 +26,8 @@ class DenseMaskedPretraining(nn.Module):
         tokens = model.decoder_embed(latent)
         hidden_tokens = model.mask_token.expand(len(tokens), grid_size[0] * grid_size[1], -1).to(tokens.dtype)
         index = kept_bk[:, :, None].expand(-1, -1, tokens.shape[2])
-        tokens = hidden_tokens.scatter(1, index, tokens) + model.decoder_pos_embed
+        position = resize_position_embedding(model.decoder_pos_embed, model.grid_size, grid_size)
+        tokens = hidden_tokens.scatter(1, index, tokens) + position
         for block in model.decoder_blocks:
             tokens = block(tokens)
         prediction = model.decoder_pred(model.decoder_norm(tokens))
@@ -70,7 +72,7 @@ def embed(layer: PatchEmbed, map_bhwc: Tensor) -> Tensor:
 
 
 def masked_stage(layer: PatchEmbed, blocks: nn.ModuleList, map_bhwc: Tensor, visible_bhw: Tensor) -> Tensor:
-    """A convolution stage on whole maps, hidden places multiplied by zero in front of PyTorch's depthwise convolution."""
+    """A convolution stage on whole maps; hidden places become zero in front of PyTorch's depthwise convolution."""
     map_bhwc = embed(layer, map_bhwc)
     mask = F.interpolate(visible_bhw, size=map_bhwc.shape[1:3]).to(map_bhwc.dtype)  # (B, 1, H, W)
     for block in blocks:

@@ -62,9 +62,9 @@ def probe_state(pooling: str) -> dict[str, Tensor]:
     return encoder_state() | state | {"fc_norm.weight": torch.ones(96), "fc_norm.bias": torch.zeros(96)}
 
 
-def pretraining_state() -> dict[str, Tensor]:
+def pretraining_state(decoder_width: int = DECODER_WIDTH) -> dict[str, Tensor]:
     """A full pretraining model; the decoder's values are arbitrary."""
-    width, stage1, stage2, stage3 = DECODER_WIDTH, *CONFIG.embed_dims
+    width, stage1, stage2, stage3 = decoder_width, *CONFIG.embed_dims
     shapes: dict[str, tuple[int, ...]] = {
         "mask_token": (1, 1, width),
         "decoder_pos_embed": (1, 196, width),

@@ -1,14 +1,22 @@
-"""Initial weights for a training program, from our checkpoints or straight from the authors' files."""
+"""Initial weights for a program, from our checkpoints or straight from the authors' files."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from convmae_deploy.checkpoints.native import load_encoder_state
-from convmae_deploy.checkpoints.original import import_original
+from convmae_deploy.checkpoints.native import (
+    NORM_PREFIX,
+    CheckpointRecord,
+    load_encoder_state,
+    load_pretraining,
+    read_checkpoint,
+)
+from convmae_deploy.checkpoints.original import import_original, read_original
+from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.pretraining import ConvMAEPretraining
 
 
 def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:
@@ -33,3 +41,51 @@ def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[
     if found != architecture:
         raise ConvMAEError(f"initial weights must be an encoder of {architecture}; {path} holds {found}")
     return state, report
+
+
+def load_initial_pretraining(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEPretraining, CheckpointRecord, list[str]]:
+    """A pretraining model in evaluation mode, its record, and what there is to tell of the import.
+
+    Args:
+        path: a run folder or checkpoint of ours, or a full pretraining `.pth` file of the authors.
+        image_size: (height, width) in pixels to resize position embeddings for; None keeps those of the file.
+
+    Raises:
+        ConvMAEError: not a pretraining model with its decoder, or damaged.
+    """
+    if not path.is_file():
+        return *load_pretraining(path, image_size=image_size), []
+    with TemporaryDirectory() as directory:
+        imported = Path(directory) / "imported"
+        report = import_original(path, imported, image_size=image_size)
+        if report.source_kind != "pretraining":
+            raise ConvMAEError(
+                f"{path} must hold a pretraining model with its decoder and holds: {report.source_kind}; give the "
+                "checkpoint that a pretraining run of the authors' code wrote"
+            )
+        return *load_pretraining(imported), report.lines()[:-1]  # not where to
+
+
+def load_pretraining_norm(path: Path) -> dict[str, Tensor] | None:
+    """The LayerNorm in front of the pretraining decoder, which a linear probe of the first token keeps.
+
+    Args:
+        path: a run folder or checkpoint of ours, or a `.pth` file of the authors; pretraining or encoder alone.
+
+    Returns:
+        `weight` and `bias`, each (D,) float32; None where there is none, as in a classifier.
+
+    Raises:
+        ConvMAEError: no checkpoint, or damaged.
+    """
+    state = convert_keys(read_original(path).tensors).state if path.is_file() else read_checkpoint(path)[1]
+    norm = {
+        name.removeprefix(NORM_PREFIX): value.float() for name, value in state.items() if name.startswith(NORM_PREFIX)
+    }
+    shapes = {name: tuple(value.shape) for name, value in norm.items()}
+    width = next((tuple(value.shape) for name, value in state.items() if name.endswith("patch_embed4.bias")), None)
+    if norm and shapes != {"weight": width, "bias": width}:
+        raise ConvMAEError(f"{path} must hold norm.weight and norm.bias of {width}; found {shapes}: copy it again")
+    return norm or None

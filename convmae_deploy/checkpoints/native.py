@@ -3,6 +3,7 @@
 Nothing in it can execute code. `config.json` says everything needed to rebuild the model, feed it and name its classes.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,17 +12,26 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, resize_position_embedding
+from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
+NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
+POSITION_EMBEDDINGS = ("pos_embed", f"{ENCODER_PREFIX}pos_embed", "decoder_pos_embed")
+
+CheckpointKind = Literal["encoder", "pretraining", "classifier"]
+WANTED = {  # kind -> what it is called, and what to do for one
+    "classifier": ("classifier", "finetune it first (training.finetune)"),
+    "pretraining": ("pretraining model with its decoder", "give a run of training.pretrain"),
+}
 
 
 class CheckpointRecord(BaseModel):
@@ -30,9 +40,10 @@ class CheckpointRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
-    kind: Literal["encoder", "pretraining", "classifier"]
+    kind: CheckpointKind
     variant: str  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
+    pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
     classes: tuple[str, ...] = ()  # classifier: the name of each logit
     global_pool: GlobalPool = "avg"
     preprocessing: Preprocessing | None = None  # None: not decided, as for a pretrained encoder
@@ -110,33 +121,76 @@ def load_classifier(
     Raises:
         ConvMAEError: not a classifier, or its tensors are not those of its config.
     """
-    record, state = read_checkpoint(path)
-    if record.kind != "classifier":
-        raise ConvMAEError(
-            f"{path} must hold a classifier and holds: {record.kind}; finetune it first (training.finetune)"
-        )
-    if image_size is not None and image_size != record.model.image_size:
-        record, state = resized(record, state, image_size)
+    record, state = read_model(path, "classifier", image_size)
     model = build_classifier(record.model, num_classes=len(record.classes), global_pool=record.global_pool)
     load_exactly(model, state, path)
     return model.eval(), record
+
+
+def load_pretraining(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEPretraining, CheckpointRecord]:
+    """A pretraining model in evaluation mode with its record, both position embeddings resized when asked for.
+
+    Args:
+        path: run folder or checkpoint.
+        image_size: (height, width) in pixels; None keeps the checkpoint's.
+
+    Raises:
+        ConvMAEError: not a pretraining model with its decoder, or its tensors are not those of its config.
+    """
+    record, state = read_model(path, "pretraining", image_size)
+    if record.pretraining is None:
+        raise ConvMAEError(
+            f"{path} must say in {CONFIG_NAME} what its decoder is (pretraining) and does not, as it was imported by "
+            "an older version; import the original file again"
+        )
+    model = build_pretraining(record.model, record.pretraining)
+    load_exactly(model, state, path)
+    return model.eval(), record
+
+
+def read_model(
+    path: Path, kind: Literal["classifier", "pretraining"], image_size: tuple[int, int] | None
+) -> tuple[CheckpointRecord, dict[str, Tensor]]:
+    """Record and weights of a checkpoint that must be of one kind, for the image size asked for (None: its own).
+
+    Raises:
+        ConvMAEError: it is of another kind, or damaged.
+    """
+    record, state = read_checkpoint(path)
+    if record.kind != kind:
+        wanted, remedy = WANTED[kind]
+        raise ConvMAEError(f"{path} must hold a {wanted} and holds: {record.kind}; {remedy}")
+    if image_size is None or image_size == record.model.image_size:
+        return record, state
+    return resized(record, state, image_size)
 
 
 def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
     """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
     record, state = read_checkpoint(path)
     record, state = resized(record, state, image_size)
-    prefix = "" if record.kind == "encoder" else ENCODER_PREFIX
-    return record.model, {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if record.kind == "encoder":
+        return record.model, {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
+    encoder = {name: value for name, value in state.items() if name.startswith(ENCODER_PREFIX)}
+    return record.model, {name.removeprefix(ENCODER_PREFIX): value for name, value in encoder.items()}
 
 
 def resized(
     record: CheckpointRecord, state: dict[str, Tensor], image_size: tuple[int, int]
 ) -> tuple[CheckpointRecord, dict[str, Tensor]]:
-    """The same checkpoint for another image size: position embedding, model and preprocessing (crop share kept)."""
+    """The same checkpoint for another image size: position embeddings, model and preprocessing (crop share kept)."""
     model = replace(record.model, image_size=image_size)
-    name = "pos_embed" if record.kind == "encoder" else f"{ENCODER_PREFIX}pos_embed"
-    embedding = resize_position_embedding(state[name], record.model.grid_size, model.grid_size)
+    embeddings = {name: state[name] for name in POSITION_EMBEDDINGS if name in state}
+    for name, embedding in embeddings.items():
+        tokens = math.prod(record.model.grid_size)
+        if embedding.shape[:-1] != (1, tokens):
+            raise ConvMAEError(
+                f"{name} must be for the {tokens} tokens of its config; found the shape {tuple(embedding.shape)}: "
+                "export or copy the checkpoint again"
+            )
+        embeddings[name] = resize_position_embedding(embedding, record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
     if preprocessing is not None:
         (height, width), (old_height, old_width) = image_size, preprocessing.crop
@@ -147,11 +201,11 @@ def resized(
         preprocessing = Preprocessing.model_validate(preprocessing.model_dump() | changed)
     return (
         record.model_copy(update={"model": model, "preprocessing": preprocessing}),
-        state | {name: embedding},
+        state | embeddings,
     )
 
 
-def load_exactly(model: ConvMAEClassifier, state: dict[str, Tensor], source: Path) -> None:
+def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """`load_state_dict` that raises one sentence when names or shapes differ."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}

@@ -10,37 +10,41 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
-from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
+from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointKind, CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.original_keys import ANCHOR, SourceKind, convert_keys
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae, resize_position_embedding
+from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
 KERNELS = (4, 2, 2)  # and strides of patch_embed1, 2, 3
-CHECKPOINT_KINDS: dict[SourceKind, Literal["encoder", "pretraining", "classifier"]] = {
+AUTHORS_DECODER = 512, 16  # width and attention heads
+CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
     "pretraining": "pretraining",
     "encoder": "encoder",
     "classifier": "classifier",
     "linear probe": "classifier",
 }
-DECODER_LAYERS = (
-    "norm",
-    "decoder_embed",
-    "decoder_norm",
-    "decoder_pred",
-    "stage1_output_decode",
-    "stage2_output_decode",
-)
-DECODER_BLOCK_LAYERS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalFile:
+    """The content of one of the authors' files."""
+
+    wrapper: str  # the entry the weights stood under; "" for a bare state dict
+    tensors: dict[str, Tensor]  # the state dict
+    not_tensors: tuple[str, ...]  # names in the state dict that are no tensors
+    left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
+    arguments: dict[str, Any]  # of the training script that wrote it; empty where the file does not tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class ImportReport:
     left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
     variant: str
     config: ConvMAEConfig
+    pretraining: PretrainingConfig | None  # None unless a pretraining model was written
+    assumed: dict[str, str]  # field of `pretraining` that the file does not hold -> where its value is from
     num_classes: int  # 0 unless a classifier was written
     kept: int  # tensors written that come from the file
     renamed: int  # of those, how many under another name
@@ -72,7 +78,7 @@ class ImportReport:
         lines = [
             f"{self.source} is {article} {self.source_kind} file, weights {place}",
             f"variant {self.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
-            f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads",
+            f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads, kernels of {config.kernel_size}",
             f"image {config.image_size[0]} x {config.image_size[1]}",
             f"kept {self.kept} tensors, {self.renamed} of them under a new name",
         ]
@@ -86,8 +92,17 @@ class ImportReport:
         lines += [f"left at its initial value {name}: {value}" for name, value in self.initial.items()]
         if self.left_behind:
             lines.append(f"left behind: {', '.join(self.left_behind)}")
-        if self.source_kind == "pretraining":
+        if self.pretraining is not None:
+            decoder = self.pretraining
             lines.append("kept the decoder and the fusion layers under their own names")
+            lines.append(
+                f"decoder {decoder.decoder_width} wide, {decoder.decoder_depth} blocks, "
+                f"MLP ratio {decoder.decoder_mlp_ratio:g}, {decoder.decoder_heads} heads"
+            )
+            lines += [
+                f"assumed {name} {getattr(decoder, name)}, {source}: the file does not hold it"
+                for name, source in self.assumed.items()
+            ]
         if self.num_classes:
             lines.append(f"classes named 0 to {self.num_classes - 1}: the file has no names")
         return [*lines, f"licence of the weights: {LICENCE.name}", f"wrote {self.out}"]
@@ -113,25 +128,27 @@ def import_original(
     Raises:
         ConvMAEError: the file is not one of these, is damaged or would run code, or its heads cannot be known.
     """
-    entry, state, left_behind = read_original(source)
-    not_tensors = {name: "not a tensor" for name, value in state.items() if not isinstance(value, Tensor)}
-    keys = convert_keys({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    file = read_original(source)
+    keys = convert_keys(file.tensors)
     encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
     name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
     tensors, changes = resize_embeddings(keys.state, config)
+    pretraining, assumed = (
+        infer_pretraining(tensors, config, file.arguments) if keys.kind == "pretraining" else (None, {})
+    )
     num_classes = shape_of(tensors, "head.weight", 2)[0] if CHECKPOINT_KINDS[keys.kind] == "classifier" else 0
-    check_tensors(keys, tensors, config, num_classes)
-    digest = sha256_of(source)
     record = CheckpointRecord(
         kind=CHECKPOINT_KINDS[keys.kind],
         variant=name,
         model=config,
+        pretraining=pretraining,
         classes=tuple(map(str, range(num_classes))),
         global_pool=keys.global_pool,
         preprocessing=standard_preprocessing(config.image_size) if num_classes else None,
         licence=LICENCE,
-        provenance={"source": source.name, "sha256": digest, "format": f"authors' {keys.kind} file"},
+        provenance={"source": source.name, "sha256": sha256_of(source), "format": f"authors' {keys.kind} file"},
     )
+    check_tensors(keys.kind, tensors, record)
     # clones: tensors of a file may share memory, which safetensors refuses
     save_checkpoint(out, {name: value.float().clone() for name, value in tensors.items()}, record)
     dtypes = [str(value.dtype).removeprefix("torch.") for value in tensors.values()]
@@ -139,24 +156,26 @@ def import_original(
         source=source,
         out=out,
         source_kind=keys.kind,
-        wrapper=entry,
-        left_behind=left_behind,
+        wrapper=file.wrapper,
+        left_behind=file.left_behind,
         variant=name,
         config=config,
+        pretraining=pretraining,
+        assumed=assumed,
         num_classes=num_classes,
         kept=len(tensors) - len(keys.initial),
         renamed=len(keys.renamed),
         reshaped=len(keys.reshaped),
         cast={dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes)) if dtype != "float32"},
         folded=keys.folded,
-        dropped=not_tensors | keys.dropped,
+        dropped=dict.fromkeys(file.not_tensors, "not a tensor") | keys.dropped,
         initial=keys.initial,
         resized=changes,
     )
 
 
-def read_original(source: Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-    """The entry that the weights stand under ("" for none), the state dict, and the names of the other entries.
+def read_original(source: Path) -> OriginalFile:
+    """The state dict of a file, wherever it stands, and what else there is.
 
     Raises:
         ConvMAEError: not a file, damaged, needs code to be read, or holds no ConvMAE encoder.
@@ -164,14 +183,24 @@ def read_original(source: Path) -> tuple[str, dict[str, Any], tuple[str, ...]]:
     content = load_without_code(source)
     path: list[str] = []
     left_behind: list[str] = []
+    arguments: dict[str, Any] = {}
     for _ in range(len(WRAPPERS) + 1):  # bounded: a crafted file can contain itself
         if isinstance(content, Mapping) and any(str(name).endswith(ANCHOR) for name in content):
-            return ".".join(path), {printable(name): value for name, value in content.items()}, tuple(left_behind)
+            state = {printable(name): value for name, value in content.items()}
+            return OriginalFile(
+                wrapper=".".join(path),
+                tensors={name: value for name, value in state.items() if isinstance(value, Tensor)},
+                not_tensors=tuple(name for name, value in state.items() if not isinstance(value, Tensor)),
+                left_behind=tuple(left_behind),
+                arguments=arguments,
+            )
         inside = content if isinstance(content, Mapping) else {}
         wrapper = next((name for name in WRAPPERS if isinstance(inside.get(name), Mapping)), None)
         if wrapper is None:
             break
         left_behind += [printable(name) for name in inside if name != wrapper]
+        if isinstance(inside.get("args"), argparse.Namespace):
+            arguments = dict(vars(inside["args"]))
         path.append(wrapper)
         content = inside[wrapper]
     raise ConvMAEError(
@@ -222,10 +251,12 @@ def infer_config(
     depths = tuple(depth_of(encoder, f"blocks{stage}") for stage in (1, 2, 3))
     hidden = [shape_of(encoder, f"blocks{stage}.0.mlp.fc1.weight", 2)[0] for stage in (1, 2, 3)]
     ratios = tuple(width / dim for width, dim in zip(hidden, dims, strict=True))
+    kernel_size = shape_of(encoder, "blocks1.0.attn.weight", 4)[2]
     matching = [
         name
-        for name, build in MODELS.items()
-        if (build().embed_dims, build().depths, build().mlp_ratios) == (dims, depths, ratios)
+        for name, variant_of in ((name, build()) for name, build in MODELS.items())
+        if (variant_of.embed_dims, variant_of.depths, variant_of.mlp_ratios, variant_of.kernel_size)
+        == (dims, depths, ratios, kernel_size)
     ]
     heads = choose_heads(dims[2], matching, variant, num_heads)
     tokens = shape_of(encoder, "pos_embed", 3)[1]
@@ -245,8 +276,42 @@ def infer_config(
         mlp_ratios=(ratios[0], ratios[1], ratios[2]),
         num_heads=heads,
         image_size=image_size or (16 * side, 16 * side),
+        kernel_size=kernel_size,
     )
     return name, config
+
+
+def infer_pretraining(
+    state: Mapping[str, Tensor], config: ConvMAEConfig, arguments: Mapping[str, Any]
+) -> tuple[PretrainingConfig, dict[str, str]]:
+    """What a full pretraining file has besides its encoder; and which fields it does not hold, with their source.
+
+    Args:
+        state: the file's tensors in our names.
+        config: of its encoder.
+        arguments: of the training script.
+
+    Raises:
+        ConvMAEError: the shapes are not those of a decoder.
+    """
+    width = shape_of(state, "decoder_embed.weight", 2)[0]
+    heads, source = config.num_heads, "as in the encoder"
+    if width == AUTHORS_DECODER[0]:
+        heads, source = AUTHORS_DECODER[1], "as in the authors' code"
+    recipe: dict[str, Any] = {}
+    if isinstance(ratio := arguments.get("mask_ratio"), float) and 0 < ratio < 1:
+        recipe["mask_ratio"] = ratio
+    if isinstance(normalised := arguments.get("norm_pix_loss"), bool):
+        recipe["norm_pix_loss"] = normalised
+    pretraining = PretrainingConfig(
+        decoder_width=width,
+        decoder_depth=depth_of(state, "decoder_blocks"),
+        decoder_heads=heads,
+        decoder_mlp_ratio=shape_of(state, "decoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+        **recipe,
+    )
+    missing = [name for name in ("masking", "mask_ratio", "norm_pix_loss") if name not in recipe]
+    return pretraining, {"decoder_heads": source} | dict.fromkeys(missing, "as in the authors' recipe")
 
 
 def choose_heads(width: int, matching: list[str], variant: str | None, num_heads: int | None) -> int:
@@ -299,15 +364,19 @@ def resize_embeddings(state: Mapping[str, Tensor], config: ConvMAEConfig) -> tup
     return tensors, changes
 
 
-def check_tensors(keys: ConvertedKeys, tensors: Mapping[str, Tensor], config: ConvMAEConfig, num_classes: int) -> None:
+def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: CheckpointRecord) -> None:
     """Raises ConvMAEError unless the tensors are those of the model: all of them, no others, of its shapes, finite."""
+    model: nn.Module
     with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        model = build_classifier(config, num_classes=num_classes) if num_classes else build_convmae(config)
-    prefix = "encoder." if keys.kind == "pretraining" else ""
-    shapes = {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if keys.kind == "pretraining":  # the decoder may have any dimensions, but not be incomplete
-        decoder = decoder_names(depth_of(tensors, "decoder_blocks"))
-        shapes |= {name: tuple(tensors[name].shape) if name in tensors else () for name in decoder}
+        if record.pretraining is not None:
+            model = build_pretraining(record.model, record.pretraining)
+        elif record.kind == "classifier":
+            model = build_classifier(record.model, num_classes=len(record.classes))
+        else:
+            model = build_convmae(record.model)
+            if any(name.startswith(NORM_PREFIX) for name in tensors):
+                model.norm = nn.LayerNorm(record.model.embed_dims[2])
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = {
         "missing": [name for name in shapes if name not in tensors],
         "not understood": [name for name in tensors if name not in shapes],
@@ -318,14 +387,7 @@ def check_tensors(keys: ConvertedKeys, tensors: Mapping[str, Tensor], config: Co
     }
     found = [f"{len(names)} {problem} (first {names[0]})" for problem, names in problems.items() if names]
     if found:
-        raise ConvMAEError(f"the file must hold exactly the tensors of a ConvMAE {keys.kind}; found {', '.join(found)}")
-
-
-def decoder_names(depth: int) -> list[str]:
-    """Names of the tensors of a pretraining model besides the encoder's."""
-    blocks = [f"decoder_blocks.{index}.{layer}" for index in range(depth) for layer in DECODER_BLOCK_LAYERS]
-    layers = [f"{layer}.{part}" for layer in (*DECODER_LAYERS, *blocks) for part in ("weight", "bias")]
-    return ["mask_token", "decoder_pos_embed", *layers]
+        raise ConvMAEError(f"the file must hold exactly the tensors of a ConvMAE {kind}; found {', '.join(found)}")
 
 
 def dashed(values: tuple[float, ...]) -> str:

@@ -149,10 +149,8 @@ def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]
         elif DECODER_KEY.match(name):
             if kind != "pretraining":
                 unused[name] = "of the pretraining decoder, which is not in the file" if kind == "encoder" else "unused"
-        elif name.startswith("norm."):
-            if kind == "encoder":
-                unused[name] = "the norm in front of the pretraining decoder; feature maps have no final norm"
-            elif kind != "pretraining" and "fc_norm.weight" in state:
+        elif name.startswith("norm."):  # an encoder alone keeps it: a linear probe of the first token needs it
+            if kind in ("classifier", "linear probe") and "fc_norm.weight" in state:
                 unused[name] = "fc_norm takes its place"
         else:
             unused[name] = "unknown, and no part of the encoder or the head"

@@ -1,7 +1,8 @@
-"""Labelled photos as torch datasets: augmented for training, and as the runtime sees them for evaluation."""
+"""Photos as torch datasets: augmented for training, with or without labels, and as served for evaluation."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,22 +11,49 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.data.shard_sampler import ShardPhoto
+from convmae_deploy.engine.determinism import MicroBatch
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.extraction import read_photo
+from convmae_deploy.runtime.images import decode_image
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 
-Sample = tuple[Tensor, int]  # image (3, H, W), class index
+Transform = Callable[[Image.Image], Tensor]  # from an RGB photo to a tensor (3, H, W)
+LabelledSample = tuple[Tensor, int]  # image (3, H, W), class index
+MaskedSample = tuple[Tensor, Tensor]  # image (3, H, W), noise (N,) that `models.masking` turns into a mask
 
 
-class AugmentedPhotos(Dataset[Sample | None]):
+def seed_sample(*key: int) -> None:
+    """Seeds Python, NumPy and torch for one sample, whatever process or worker makes it."""
+    state = np.random.SeedSequence(key).generate_state(1)
+    random.seed(int(state[0]))
+    np.random.seed(state[0])
+    torch.default_generator.manual_seed(int(state[0]))  # the CPU's only: workers must not touch CUDA
+
+
+def masked_sample(photo: Image.Image, transform: Transform, cells: int, key: tuple[int, ...]) -> MaskedSample:
+    """A photo's augmented image and the noise of its mask, both a pure function of the photo and `key`.
+
+    Args:
+        photo: RGB.
+        transform: random, from the global generators.
+        cells: N, of the masking strategy's grid.
+        key: what tells this sample from every other of the run, the run's seed included.
+    """
+    seed_sample(*key)
+    image = transform(photo)
+    return image, torch.rand(cells)
+
+
+class AugmentedPhotos(Dataset[LabelledSample | None]):
     """Photos through a random transform, each sample a pure function of (seed, epoch, index).
 
     The key is (epoch, index), so the result depends neither on the number of workers nor on where a run was resumed.
     A photo that cannot be read is None; `collate_readable` drops it.
     """
 
-    def __init__(self, folder: PhotoFolder, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
+    def __init__(self, folder: PhotoFolder, transform: Transform, seed: int) -> None:
         self.folder = folder
         self.transform = transform
         self.seed = seed
@@ -33,20 +61,63 @@ class AugmentedPhotos(Dataset[Sample | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | None:
+    def __getitem__(self, key: tuple[int, int]) -> LabelledSample | None:
         epoch, index = key
         try:
             image = read_photo(self.folder.photos[index]).image
         except ConvMAEError:
             return None
-        state = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)
-        random.seed(int(state[0]))
-        np.random.seed(state[0])
-        torch.default_generator.manual_seed(int(state[0]))  # the CPU's only: workers must not touch CUDA
+        seed_sample(self.seed, epoch, index)
         return self.transform(image), self.folder.labels[index]
 
 
-class EvaluationPhotos(Dataset[Sample | None]):
+class MaskedPhotos(Dataset[MaskedSample | None]):
+    """Photos without labels for pretraining: image and mask noise, a pure function of (seed, epoch, index).
+
+    Keys and unreadable photos as in `AugmentedPhotos`.
+    """
+
+    def __init__(self, photos: Sequence[Path], transform: Transform, seed: int, *, cells: int) -> None:
+        self.photos = photos
+        self.transform = transform
+        self.seed = seed
+        self.cells = cells
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: tuple[int, int]) -> MaskedSample | None:
+        epoch, index = key
+        try:
+            photo = read_photo(self.photos[index]).image
+        except ConvMAEError:
+            return None
+        return masked_sample(photo, self.transform, self.cells, (self.seed, epoch, index))
+
+
+class MaskedShardPhotos(Dataset[MaskedSample | None]):
+    """Photos out of shards for pretraining: a pure function of the seed and the key, which brings the encoded photo.
+
+    So it depends neither on the number of processes and workers nor on where a run was resumed.
+    """
+
+    def __init__(self, transform: Transform, seed: int, *, cells: int) -> None:
+        self.transform = transform
+        self.seed = seed
+        self.cells = cells
+
+    def __getitem__(self, key: ShardPhoto) -> MaskedSample | None:
+        if key.data is None:
+            return None
+        try:
+            photo = decode_image(key.data).image
+        except ConvMAEError:
+            return None
+        identity = (self.seed, key.epoch, key.shard, key.member, key.lap)
+        return masked_sample(photo, self.transform, self.cells, identity)
+
+
+class EvaluationPhotos(Dataset[LabelledSample | None]):
     """Photos through the runtime's own preprocessing: what is measured here is what is served."""
 
     def __init__(self, folder: PhotoFolder, preprocessing: Preprocessing) -> None:
@@ -56,7 +127,7 @@ class EvaluationPhotos(Dataset[Sample | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, index: int) -> Sample | None:
+    def __getitem__(self, index: int) -> LabelledSample | None:
         try:
             image = read_photo(self.folder.photos[index]).image
         except ConvMAEError:
@@ -64,11 +135,14 @@ class EvaluationPhotos(Dataset[Sample | None]):
         return torch.from_numpy(preprocess(image, self.preprocessing)), self.folder.labels[index]
 
 
-def collate_readable(samples: list[Sample | None]) -> tuple[Tensor, Tensor, int]:
-    """Images (B, 3, H, W) and labels (B,) of the readable samples (B may be 0), and how many were not."""
+def collate_readable(samples: Sequence[LabelledSample | MaskedSample | None]) -> MicroBatch:
+    """Images (B, 3, H, W) and labels (B,) or noise (B, N) of the readable samples, and how many were not.
+
+    B may be 0, and then all tensors are empty.
+    """
     readable = [sample for sample in samples if sample is not None]
     unreadable = len(samples) - len(readable)
     if not readable:
         return torch.empty(0), torch.empty(0, dtype=torch.long), unreadable
-    images, labels = default_collate(readable)
-    return images, labels, unreadable
+    images, extra = default_collate(readable)
+    return images, extra, unreadable

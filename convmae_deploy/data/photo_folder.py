@@ -1,4 +1,4 @@
-"""Labelled photos in folders, `ROOT/{train,val}/<class>/*`. Without torch: measuring a bundle needs them too."""
+"""Photos in folders, with labels as `ROOT/{train,val}/<class>/*`. Without torch: measuring a bundle needs them too."""
 
 import json
 from dataclasses import dataclass
@@ -41,6 +41,27 @@ def read_photo_folder(root: Path, split: str) -> PhotoFolder:
         labels=tuple(label for _, label in found),
         classes=tuple(names.get(folder.name, folder.name) for folder in folders),
     )
+
+
+def find_training_photos(root: Path) -> tuple[Path, ...]:
+    """Photos to pretrain on without labels: all below `root/train` where that exists, else all below `root`, sorted.
+
+    So a folder for finetuning serves as it is, and its `val` is never touched. Hidden files and folders are left out.
+
+    Raises:
+        ConvMAEError: there is no such folder, or no photo in it.
+    """
+    directory = root / "train" if (root / "train").is_dir() else root
+    if not directory.is_dir():
+        raise ConvMAEError(f"expected a folder of photos, found none at {directory}; check the path")
+    photos = tuple(photo for photo in find_photos([directory]) if not _is_hidden(photo.relative_to(directory)))
+    if not photos:
+        raise ConvMAEError(f"expected photos in {directory}, found them in hidden folders only; rename those")
+    return photos
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _class_names(path: Path) -> dict[str, str]:

@@ -1,16 +1,36 @@
 """Order and randomness as pure functions of (seed, epoch, step), so that a resumed run repeats an uninterrupted one.
 
-No generator state is ever saved: every step seeds the generators anew, and every sample its own (`data.photo_folder`).
+No generator state is ever saved: every step seeds the generators anew, and so does each sample (`data.photo_datasets`).
+(`data.photo_datasets`).
 """
 
 import random
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from convmae_deploy.errors import ConvMAEError
+
+MicroBatch = tuple[Tensor, Tensor, int]  # images (B, 3, H, W), what belongs to each (labels, noise), unreadable photos
+
+
+class StepSource(Protocol):
+    """Where the updates of one process come from: the same number on every process, a pure function of the seed."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches in an update."""
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of each update of an epoch (from 0), from update `first_step` of the epoch on."""
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:

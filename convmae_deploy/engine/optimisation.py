@@ -1,12 +1,12 @@
-"""AdamW with layer-wise learning rate decay, and the learning rate schedule."""
+"""AdamW, with layer-wise learning rate decay where it is asked for, LARS, and the learning rate schedule."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from convmae_deploy.errors import ConvMAEError
@@ -23,7 +23,6 @@ class OptimisationConfig:
     min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
     warmup_epochs: float = 5.0  # linear warm-up from 0
     weight_decay: float = 0.05  # of all but one-dimensional parameters and the position embedding
-    layer_decay: float = 0.65  # factor of the learning rate from one layer to the one below it
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
 
@@ -45,15 +44,51 @@ class OptimisationConfig:
         return self.base_lr * self.batch_size / 256
 
 
-def build_adamw(model: nn.Module, config: OptimisationConfig) -> torch.optim.AdamW:
-    """AdamW whose groups carry `lr_scale`; the layers are those of the model's `group_matcher`."""
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
-        model,
-        weight_decay=config.weight_decay,
-        no_weight_decay_list=model.no_weight_decay(),  # type: ignore[operator]
-        layer_decay=config.layer_decay,
+@dataclass(frozen=True, kw_only=True)
+class LarsConfig(OptimisationConfig):
+    """How LARS updates the head of a linear probe. The defaults are the authors' recipe (90 epochs, batch 4096)."""
+
+    epochs: int = 90
+    batch_size: int = 4096
+    micro_batch_size: int = 512  # the authors' share of one of 8 GPUs; BatchNorm takes its statistics from it
+    base_lr: float = 0.1
+    min_lr: float = 0.0
+    warmup_epochs: float = 10.0
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001  # an update of a weight is this share of its norm, times the learning rate
+    # of AdamW alone, and so no flags
+    weight_decay: float = field(init=False, default=0.0)
+    betas: tuple[float, float] = field(init=False, default=(0.0, 0.0))
+
+
+def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: float | None = None) -> torch.optim.AdamW:
+    """AdamW without decay of one-dimensional parameters and of those of the model's `no_weight_decay`.
+
+    Args:
+        model: whose parameters to update.
+        config: learning rate, decay and betas.
+        layer_decay: factor of the learning rate from one layer of the model's `group_matcher` to the one below it; the
+            groups then carry it as `lr_scale`.
+    """
+    unchanged = model.no_weight_decay()  # type: ignore[operator]
+    groups: list[dict[str, Any]]
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=unchanged)
+    else:
+        groups = param_groups_layer_decay(model, config.weight_decay, unchanged, layer_decay=layer_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def build_lars(model: nn.Module, config: LarsConfig) -> Lars:
+    """LARS without decay; as in the authors' code one-dimensional parameters get plain momentum SGD."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "always_adapt": True},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "always_adapt": False},
+    ]
+    return Lars(
+        groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=config.trust_coefficient, eps=0.0
     )
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
 def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) -> float:

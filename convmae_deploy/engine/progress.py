@@ -17,7 +17,7 @@ def training_progress(*, disable: bool) -> Progress:
     return Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.3f}  {task.fields[speed]:.0f} images/s"),
+        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"),
         TextColumn("{task.fields[memory]:.1f} GB"),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
@@ -33,30 +33,34 @@ def peak_memory_gb() -> float:
 
 
 def draw_curves(path: Path, epochs: Sequence[dict[str, Any]]) -> None:
-    """Draws loss and accuracy by epoch into a PNG.
+    """Draws the training loss, and where there is a validation its loss and accuracy, by epoch into a PNG.
 
     Args:
         path: the picture.
-        epochs: lines with `epoch` (from 1), `train_loss`, `val_loss`, `val_top1` (percent).
+        epochs: lines with `epoch` (from 1), `train_loss`, and some with `val_loss` and `val_top1` (percent).
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, accuracy = figure.subplots(1, 2)
-    x = [line["epoch"] for line in epochs]
-    for key, name in (("train_loss", "training (augmented, smoothed)"), ("val_loss", "validation")):
-        losses.plot(x, [line[key] for line in epochs], label=name)
-    accuracy.plot(x, [line["val_top1"] for line in epochs], color="tab:green")
-    best = max(epochs, key=lambda line: line["val_top1"])
-    accuracy.plot(best["epoch"], best["val_top1"], "o", color="tab:green")
-    accuracy.annotate(
-        f"{best['val_top1']:.2f} %", (best["epoch"], best["val_top1"]), (0, -14), textcoords="offset points"
-    )
-    losses.set(xlabel="epoch", ylabel="cross-entropy")
-    losses.legend(frameon=False)
-    accuracy.set(xlabel="epoch", ylabel="validation top-1 (%)")
-    for axes in (losses, accuracy):
+    validated = [line for line in epochs if "val_top1" in line]
+    figure = Figure(figsize=(9 if validated else 5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    panels[0].plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], label="training")
+    panels[0].set(xlabel="epoch", ylabel="loss")
+    if validated:
+        x = [line["epoch"] for line in validated]
+        panels[0].plot(x, [line["val_loss"] for line in validated], label="validation")
+        panels[0].legend(frameon=False)
+        _draw_accuracy(panels[1], validated)
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _draw_accuracy(axes: Any, epochs: Sequence[dict[str, Any]]) -> None:
+    axes.plot([line["epoch"] for line in epochs], [line["val_top1"] for line in epochs], color="tab:green")
+    best = max(epochs, key=lambda line: line["val_top1"])
+    axes.plot(best["epoch"], best["val_top1"], "o", color="tab:green")
+    axes.annotate(f"{best['val_top1']:.2f} %", (best["epoch"], best["val_top1"]), (0, -14), textcoords="offset points")
+    axes.set(xlabel="epoch", ylabel="validation top-1 (%)")

@@ -1,8 +1,10 @@
 """The folder of a training run: what was run, its metrics, and the checkpoints to resume from and to use.
 
-run.json         config, command, versions, seed, data; written at the start, compared on resume
-metrics.jsonl    one JSON object a line
+run.json         config, command, versions, seed, data; written at the start, compared and extended on resume
+metrics.jsonl    one JSON object a line, one line an epoch
+tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
+pictures/        reconstructions while pretraining
 last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
 """
 
@@ -15,7 +17,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from torch import Tensor
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, existing_directory
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PACKAGES = ("convmae-deploy", "torch", "torchvision", "timm", "accelerate", "pillow", "numpy")
 STATE_NAME = "training_state.pt"
@@ -33,6 +38,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._writer: SummaryWriter | None = None
 
     def begin(self, config: Any, *, seed: int, data: Mapping[str, Any], resume: bool, ignored: Sequence[str]) -> None:
         """Creates the folder, or checks that the one that is there belongs to the same run.
@@ -42,51 +48,83 @@ class RunFolder:
             seed: of the run.
             data: facts about the data (classes, counts), compared on resume.
             resume: whether to continue.
-            ignored: fields of the config that a resumed run may change.
+            ignored: fields of the config that a resumed run may change; what it changes is noted in run.json.
 
         Raises:
             ConvMAEError: the folder exists and `resume` is False, or the reverse, or its config differs.
         """
         file = self.path / "run.json"
         record = {"config": _plain(config), "data": dict(data)}
+        command = shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         if resume:
-            self._check_same_run(file, record, ignored)
+            changes = self._changes_of_same_run(file, record, ignored)
+            record = self.description()
+            record.setdefault("resumed", []).append({"at": now, "command": command, "changed": changes})
+            self._write_description(record)
             return
         if self.path.exists() and any(self.path.iterdir()):
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
         record |= {
             "seed": seed,
-            "command": shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "started": now,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         }
-        with atomic_file(file) as temporary:
+        self._write_description(record)
+
+    def _write_description(self, record: Mapping[str, Any]) -> None:
+        with atomic_file(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    def _check_same_run(self, file: Path, record: Mapping[str, Any], ignored: Sequence[str]) -> None:
+    def _changes_of_same_run(
+        self, file: Path, record: Mapping[str, Any], ignored: Sequence[str]
+    ) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ from those of the run's begin, as (old, new); an error unless all of them may."""
         if not file.is_file():
             raise ConvMAEError(f"--resume needs a run in {self.path}; found no run.json, so start it without --resume")
         before = json.loads(file.read_text(encoding="utf-8"))
+        changes = {}
         for part in ("config", "data"):
             old, new = _flat(before[part]), _flat(json.loads(json.dumps(record[part])))
             for name in sorted(old.keys() | new.keys()):
-                if name.split(".")[-1] not in ignored and old.get(name) != new.get(name):
+                if old.get(name) == new.get(name):
+                    continue
+                if name.split(".")[-1] not in ignored:
                     raise ConvMAEError(
                         f"{self.path} was begun with {part} {name} = {old.get(name)} and is now given {new.get(name)}; "
                         "resume with the same settings or choose another --out"
                     )
+                changes[name] = old.get(name), new.get(name)
+        return changes
 
     def description(self) -> dict[str, Any]:
         """The content of run.json."""
         content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return content
 
-    def log(self, **metrics: Any) -> None:
-        """Appends a line to metrics.jsonl."""
+    def log(self, *, step: int, **metrics: Any) -> None:
+        """Appends a line to metrics.jsonl, after `step` updates, and its numbers to TensorBoard."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+        for name, value in metrics.items():
+            self._tensorboard(step).add_scalar(f"epoch/{name}", value, step)
+        self._tensorboard(step).flush()
+
+    def log_update(self, step: int, **numbers: float) -> None:
+        """The numbers of update `step` (from 1) for TensorBoard alone."""
+        for name, value in numbers.items():
+            self._tensorboard(step).add_scalar(f"update/{name}", value, step)
+
+    def _tensorboard(self, step: int) -> "SummaryWriter":
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # what an interrupted run wrote beyond its last checkpoint is repeated
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=step)
+        return self._writer
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, but for a last one that a crash cut short."""

@@ -3,21 +3,37 @@
 import math
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import check_can_create
 
-MAY_CHANGE_ON_RESUME = ("data", "out", "init", "resume", "workers", "save_minutes")
+# The last three change what is learnt: for a run that met numbers that are not finite.
+MAY_CHANGE_ON_RESUME = (
+    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
+    *("precision", "base_lr", "clip_grad"),
+)
+SKIPPED_UPDATES_IN_A_ROW = 10  # that end a run; fp16's first loss scales are usually too large for one to three
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +44,7 @@ class RunConfig:
     resume: bool = False  # continue the run in `out`, exactly
     seed: int = 0  # of order, augmentation, dropped paths and fresh weights
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass; weights and updates are fp32
+    compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
     workers: int = 2  # decoding processes of each device
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
 
@@ -43,15 +60,22 @@ class RunConfig:
             raise ConvMAEError("fp16 needs a GPU and there is none; choose --precision bf16 or fp32")
         return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
 
+    def console(self, accelerator: Accelerator) -> Console:
+        """Where the main process speaks; the others are silent."""
+        return Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+
 
 @dataclass(kw_only=True)
 class Progress:
     """How far a run is; saved with every checkpoint, so that resuming continues the sums as well."""
 
     step: int = 0  # updates done
-    epoch_loss: float = 0.0  # sum of the losses of this epoch's updates so far
+    epoch_loss: float = 0.0  # sum of the losses of this epoch's updates so far, but for skipped ones
+    epoch_skipped: int = 0  # updates of this epoch skipped so far
     best_metric: float = -math.inf  # of the epochs finished so far
     unreadable: int = 0  # photos skipped so far
+    skipped: int = 0  # updates skipped so far because the loss or its gradient was not finite
+    skipped_in_a_row: int = 0  # of those, the last ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,42 +90,113 @@ class TrainingRun:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
 
+    @classmethod
+    def begin(
+        cls,
+        config: Any,
+        *,
+        run: RunConfig,
+        accelerator: Accelerator,
+        record: CheckpointRecord,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        micro_batches: int,
+        facts: Mapping[str, Any],
+    ) -> "TrainingRun":
+        """Creates (or, resuming, checks) the run folder and hands model and optimizer to their devices.
+
+        Args:
+            config: the program's whole configuration, for run.json.
+            run: its part that says where and how.
+            accelerator: of `run.accelerator()`.
+            record: what a checkpoint says of itself.
+            model: with its initial weights.
+            optimizer: of its parameters.
+            micro_batches: that each process accumulates for an update.
+            facts: about the data, for run.json.
+
+        Raises:
+            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none.
+        """
+        check_can_create(run.out)
+        folder = RunFolder(run.out)
+        if accelerator.is_main_process:
+            facts = {**facts, "processes": accelerator.num_processes}
+            folder.begin(config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
+        accelerator.wait_for_everyone()
+        accelerator.gradient_accumulation_steps = micro_batches
+        if run.compile:
+            model.compile()
+        model, optimizer = accelerator.prepare(model, optimizer)
+        return cls(config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer)
+
     def weights(self) -> dict[str, Tensor]:
-        """State dict of the bare model."""
-        return self.accelerator.unwrap_model(self.model).state_dict()  # type: ignore[no-any-return]
+        """State dict of the bare model, whole on the main process; all processes must ask for it."""
+        state = get_model_state_dict(self.model, options=FULL_STATE)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def save(self) -> None:
-        """Replaces the checkpoint `last`: the weights, and all that is needed to continue exactly."""
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "progress": asdict(self.progress),
-        }
-        self.folder.save("last", self.weights(), self.record, state)
+        """Replaces the checkpoint `last`: the weights, and all that is needed to continue exactly.
+
+        All processes must call it: under FSDP each holds a part.
+        """
+        weights = self.weights()
+        optimizer = get_optimizer_state_dict(self.model, self._bare_optimizer, options=FULL_STATE)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "optimizer": optimizer,
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "progress": asdict(self.progress),
+            }
+            self.folder.save("last", weights, self.record, state)
+
+    def save_weights(self, name: str, record: CheckpointRecord) -> None:
+        """Replaces the checkpoint `name`: weights to use, not to continue from; all processes must call it."""
+        weights = self.weights()
+        if self.accelerator.is_main_process:
+            self.folder.save(name, weights, record)
 
     def resume(self) -> None:
         """Continues from `last`; from the beginning where the run stopped before its first checkpoint."""
         loaded = self.folder.load_last()
         if loaded is not None:
             weights, state = loaded
-            self.accelerator.unwrap_model(self.model).load_state_dict(weights)
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler is not None:
+            set_model_state_dict(self.model, {**weights}, options=FULL_STATE)
+            set_optimizer_state_dict(self.model, self._bare_optimizer, state["optimizer"], options=FULL_STATE)
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             vars(self.progress).update(state["progress"])
         if self.accelerator.is_main_process:
             self.folder.forget_metrics_after(self.progress.step)
 
-    def check_finite(self, loss: float) -> None:
-        """Raises ConvMAEError when training has diverged."""
-        if not math.isfinite(loss):
-            raise ConvMAEError(
-                f"the loss of update {self.progress.step} is {loss} where a finite number was expected; start again "
-                "with --precision fp32 or a lower --base-lr"
-            )
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+        return self.accelerator.distributed_type is DistributedType.FSDP
+
+    @property
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # without Accelerate's wrapper
+
+    def count_skipped(self, loss: float, gradient_norm: float) -> None:
+        """Notes that an update was skipped because its numbers were not finite.
+
+        Raises:
+            ConvMAEError: it was one of several in a row; a checkpoint of the weights, which are good, is written first.
+        """
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        if self.progress.skipped_in_a_row < SKIPPED_UPDATES_IN_A_ROW:
+            return
+        self.progress.skipped_in_a_row = 0
+        self.save()
+        raise ConvMAEError(
+            f"the last {SKIPPED_UPDATES_IN_A_ROW} updates up to {self.progress.step} gave no finite loss and gradient "
+            f"(loss {loss:g}, norm of the gradient {gradient_norm:g}) and were skipped; the weights before them are in "
+            f"{self.folder.path / 'last'}: continue with --resume and --precision fp32, a lower --base-lr or "
+            "--clip-grad 1"
+        )
 
     def must_stop(self, interruption: Interruption) -> bool:
         """Whether any process was asked to stop, so that all stop after the same update."""

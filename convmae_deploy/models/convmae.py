@@ -82,6 +82,16 @@ def base() -> ConvMAEConfig:
     return ConvMAEConfig(embed_dims=(256, 384, 768), depths=(2, 2, 11), mlp_ratios=(4, 4, 4), num_heads=12)
 
 
+def base_kernel7() -> ConvMAEConfig:
+    """ConvMAE-B with 7x7 convolutions (paper, Table 5)."""
+    return replace(base(), kernel_size=7)
+
+
+def base_kernel9() -> ConvMAEConfig:
+    """ConvMAE-B with 9x9 convolutions (paper, Table 5)."""
+    return replace(base(), kernel_size=9)
+
+
 def base_plus() -> ConvMAEConfig:
     """ConvMAE-B* of the paper: wider MLPs in the convolution stages."""
     return replace(base(), mlp_ratios=(8, 8, 4))
@@ -102,6 +112,8 @@ MODELS = {
     "tiny": tiny,
     "small": small,
     "base": base,
+    "base_kernel7": base_kernel7,
+    "base_kernel9": base_kernel9,
     "base_plus": base_plus,
     "large": large,
     "huge": huge,

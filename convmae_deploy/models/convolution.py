@@ -44,7 +44,7 @@ class _Depthwise(torch.autograd.Function):
         return convolve(map_mhwc, weight, padding=weight.shape[-1] // 2)
 
     @staticmethod
-    def backward(ctx: Any, gradient_mhwc: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_mhwc: Tensor) -> tuple[Tensor, Tensor]:
         map_mhwc, weight = ctx.saved_tensors
         reach = weight.shape[-1] // 2
         maps, height, width, channels = map_mhwc.shape

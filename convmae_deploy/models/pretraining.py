@@ -127,7 +127,7 @@ class ConvMAEPretraining(nn.Module):
         pointwise = {layer for stage in convolution_stages for layer in stage.modules() if isinstance(layer, nn.Linear)}
         for layer in self.modules():
             if layer in pointwise:
-                layer.reset_parameters()  # type: ignore[operator]
+                layer.reset_parameters()
             elif isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
@@ -212,12 +212,13 @@ class ConvMAEPretraining(nn.Module):
         return patchify(pixels.expand(-1, 3, -1, -1))
 
     def loss(self, images_bchw: Tensor, prediction: Tensor, hidden: Tensor) -> Tensor:
-        """Mean squared error over hidden pixels, in float32."""
-        target = patchify(images_bchw).float()
+        """Mean squared error over hidden pixels, in float32; in float64 where the prediction is."""
+        precision = torch.promote_types(prediction.dtype, torch.float32)
+        target = patchify(images_bchw).to(precision)
         if self.norm_pix_loss:
             mean, variance = patch_statistics(target)
             target = (target - mean) / (variance + PIXEL_VARIANCE_EPS).sqrt()
-        squared = (prediction.float() - target).square() * hidden
+        squared = (prediction.to(precision) - target).square() * hidden
         return squared.sum() / hidden.expand_as(squared).sum()
 
     def no_weight_decay(self) -> set[str]:

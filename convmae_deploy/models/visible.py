@@ -103,7 +103,7 @@ class _GatherRows(torch.autograd.Function):
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         return gradient.new_zeros(ctx.length, gradient.shape[1]).index_put((index,), gradient), None
 
@@ -117,7 +117,7 @@ class _DepthwiseOfCells(torch.autograd.Function):
         return convolve(_take(tokens_tc, windows), weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         tokens_tc, weight, windows = ctx.saved_tensors
         gradient_tokens = gradient_weight = None
         if ctx.needs_input_grad[0]:

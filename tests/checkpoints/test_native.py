@@ -1,5 +1,6 @@
 """Our checkpoint folder: round trips, and what a damaged one says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from convmae_deploy.checkpoints import (
     find_checkpoint,
     load_classifier,
     load_encoder_state,
+    load_pretraining,
     read_checkpoint,
     save_checkpoint,
 )
@@ -18,6 +20,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import nano, resize_position_embedding
+from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
@@ -30,6 +33,10 @@ RECORD = CheckpointRecord(
     preprocessing=Preprocessing(resize=(73, 109), crop=(64, 96)),
     provenance={"seed": "0"},
 )
+PRETRAINING = PretrainingConfig(
+    decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_mlp_ratio=2.0, masking="token", norm_pix_loss=False
+)
+PRETRAINING_RECORD = CheckpointRecord(kind="pretraining", variant="custom", model=CONFIG, pretraining=PRETRAINING)
 
 
 @pytest.fixture
@@ -128,6 +135,76 @@ def test_an_encoder_is_no_classifier(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a", build_convmae(CONFIG).state_dict(), record)
     with pytest.raises(ConvMAEError, match="must hold a classifier and holds: encoder"):
         load_classifier(tmp_path / "a")
+
+
+@pytest.fixture
+def pretraining_checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "pretraining", build_pretraining(CONFIG, PRETRAINING).state_dict(), PRETRAINING_RECORD)
+    return tmp_path / "pretraining"
+
+
+def test_a_pretraining_model_comes_back_as_it_was_saved(pretraining_checkpoint: Path) -> None:
+    torch.manual_seed(0)
+    original = build_pretraining(CONFIG, PRETRAINING).eval()
+    model, record = load_pretraining(pretraining_checkpoint)
+    assert record == PRETRAINING_RECORD and record.pretraining == PRETRAINING
+    assert not model.training
+    assert (model.cell_size, model.norm_pix_loss) == (4, False)
+    images, kept = torch.randn(2, 3, 64, 96), torch.arange(96).repeat(2, 1)
+    with torch.no_grad():
+        assert torch.equal(model(images, kept), original(images, kept))
+
+
+def test_another_image_size_resizes_both_embeddings_of_a_pretraining_model(pretraining_checkpoint: Path) -> None:
+    stored = load_pretraining(pretraining_checkpoint)[0]
+    model, record = load_pretraining(pretraining_checkpoint, image_size=(96, 64))
+    assert record.model.image_size == (96, 64) and model.grid_size == (6, 4)
+    assert torch.equal(model.decoder_pos_embed, resize_position_embedding(stored.decoder_pos_embed, (4, 6), (6, 4)))
+    assert torch.equal(model.encoder.pos_embed, resize_position_embedding(stored.encoder.pos_embed, (4, 6), (6, 4)))
+
+
+def test_a_pretraining_checkpoint_from_before_its_decoder_was_recorded_still_gives_its_encoder(
+    pretraining_checkpoint: Path,
+) -> None:
+    config = pretraining_checkpoint / "config.json"
+    content = json.loads(config.read_text())
+    del content["pretraining"]
+    config.write_text(json.dumps(content))
+    found, state = load_encoder_state(pretraining_checkpoint, (64, 64))
+    build_convmae(found).load_state_dict(state)
+    with pytest.raises(ConvMAEError, match="import the original file again"):
+        load_pretraining(pretraining_checkpoint)
+
+
+def test_a_classifier_is_no_pretraining_model(checkpoint: Path) -> None:
+    with pytest.raises(ConvMAEError, match="must hold a pretraining model with its decoder and holds: classifier"):
+        load_pretraining(checkpoint)
+
+
+def test_a_decoder_of_another_size_than_the_config_is_refused(tmp_path: Path) -> None:
+    other = PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2, decoder_mlp_ratio=2.0)
+    save_checkpoint(tmp_path / "a", build_pretraining(CONFIG, other).state_dict(), PRETRAINING_RECORD)
+    with pytest.raises(ConvMAEError, match=r"first decoder_blocks.0.attn.proj.bias: expected \(16,\), found \(32,\)"):
+        load_pretraining(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["encoder.pos_embed", "decoder_pos_embed"])
+def test_an_embedding_of_another_size_than_the_config_is_refused_before_it_is_resized(
+    name: str, pretraining_checkpoint: Path
+) -> None:
+    record, state = read_checkpoint(pretraining_checkpoint)
+    state[name] = state[name][:, :23]
+    save_checkpoint(pretraining_checkpoint, state, record, replace_existing=True)
+    with pytest.raises(ConvMAEError, match=rf"{name} must be for the 24 tokens .* found the shape \(1, 23,"):
+        load_pretraining(pretraining_checkpoint, image_size=(64, 64))
+
+
+def test_an_encoder_with_the_norm_of_its_pretraining_loads_without_it(tmp_path: Path) -> None:
+    encoder = build_convmae(CONFIG).state_dict()
+    norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
+    save_checkpoint(tmp_path / "a", encoder | norm, CheckpointRecord(kind="encoder", variant="custom", model=CONFIG))
+    assert load_encoder_state(tmp_path / "a", (64, 96))[1].keys() == encoder.keys()
 
 
 def test_an_existing_checkpoint_is_replaced_only_when_told(checkpoint: Path) -> None:

@@ -4,19 +4,22 @@ import argparse
 import math
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from convmae_deploy.checkpoints import import_original, load_classifier, read_checkpoint
+from convmae_deploy.checkpoints import import_original, load_classifier, load_pretraining, read_checkpoint
 from convmae_deploy.checkpoints.original import infer_config
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAEClassifier, build_convmae
 from convmae_deploy.models.convmae import resize_position_embedding
+from convmae_deploy.models.pretraining import PretrainingConfig
 from tests.original_files import (
     CONFIG,
+    DECODER_WIDTH,
     classifier_state,
     encoder_only_state,
     encoder_state,
@@ -57,6 +60,15 @@ def test_every_variant_is_recognised_by_its_dimensions(name: str) -> None:
     assert (found, config) == (name, MODELS[name]())
 
 
+def test_another_kernel_is_inferred_and_makes_it_no_known_variant() -> None:
+    with torch.device("meta"):
+        state = build_convmae(replace(MODELS["small"](), kernel_size=7)).state_dict()
+    with pytest.raises(ConvMAEError, match="no known variants"):
+        infer_config(state, variant=None, num_heads=None, image_size=None)
+    name, config = infer_config(state, variant="small", num_heads=None, image_size=None)
+    assert (name, config) == ("custom", replace(MODELS["small"](), kernel_size=7))
+
+
 def test_heads_that_a_variant_does_not_have_make_it_custom() -> None:
     name, config = infer_config(meta_state("small"), variant=None, num_heads=12, image_size=None)
     assert (name, config.num_heads) == ("custom", 12)
@@ -90,7 +102,7 @@ def test_the_report_says_everything_one_fact_a_line(tmp_path: Path) -> None:
     report = import_original(source, tmp_path / "out", num_heads=4, image_size=(64, 96))
     lines = report.lines()
     assert lines[0] == f'{source} is a linear probe file, weights under "model"'
-    assert lines[1] == "variant custom: channels 32-48-96, blocks 1-1-2, MLP ratios 2-4-3, 4 heads"
+    assert lines[1] == "variant custom: channels 32-48-96, blocks 1-1-2, MLP ratios 2-4-3, 4 heads, kernels of 5"
     assert "image 64 x 96" in lines
     assert "kept 71 tensors, 69 of them under a new name" in lines
     assert "reshaped 8 weights of 1x1 convolutions to matrices" in lines
@@ -116,7 +128,7 @@ def test_weights_are_found_bare_and_under_each_wrapper(wrapper: str | None, tmp_
     content = {wrapper: encoder_only_state()} if wrapper else encoder_only_state()
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
     assert (report.wrapper, report.source_kind) == (wrapper or "", "encoder")
-    assert set(report.dropped) == {"norm.weight", "norm.bias"}
+    assert (report.kept, report.dropped) == (len(encoder_only_state()), {})
 
 
 def test_the_image_size_resizes_every_position_embedding(tmp_path: Path) -> None:
@@ -174,6 +186,9 @@ def test_tensors_that_share_memory_are_imported(tmp_path: Path) -> None:
         ({"pos_embed": torch.zeros(196, 96)}, "pos_embed must be a tensor with 3 axes"),
         ({"blocks1.0.conv1.weight": torch.zeros(32, 32, 3, 3)}, "must be a 1x1 convolution"),
         ({"blocks2.0.mlp.fc1.weight": None}, "blocks2.0.mlp.fc1.weight must be a tensor"),
+        ({"blocks1.0.attn.weight": torch.zeros(32, 1, 4, 4)}, "kernel_size must be odd and positive; got 4"),
+        ({"blocks1.0.attn.weight": torch.zeros(32, 1, 7, 7)}, r"1 of another shape \(first blocks2.0.attn.weight\)"),
+        ({"norm.weight": torch.ones(96)}, r"1 missing \(first norm.bias\)"),
     ],
 )
 def test_an_encoder_that_is_not_exactly_a_convmae_is_refused(
@@ -187,11 +202,67 @@ def test_an_encoder_that_is_not_exactly_a_convmae_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_incomplete_decoder_is_refused(tmp_path: Path) -> None:
-    state = pretraining_state()
-    del state["decoder_blocks.0.mlp.fc2.bias"]
-    with pytest.raises(ConvMAEError, match=r"missing \(first decoder_blocks.0.mlp.fc2.bias\)"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_blocks.0.mlp.fc2.bias": None}, r"1 missing \(first decoder_blocks.0.mlp.fc2.bias\)"),
+        ({"decoder_blocks.0.attn.scale": torch.ones(1)}, r"1 not understood \(first decoder_blocks.0.attn.scale\)"),
+        ({"decoder_pred.weight": torch.zeros(192, 32)}, r"1 of another shape \(first decoder_pred.weight\)"),
+        ({"stage1_output_decode.weight": torch.zeros(96, 32, 2, 2)}, r"shape \(first stage1_output_decode.weight\)"),
+        ({"mask_token": torch.zeros(1, 1, 33)}, r"1 of another shape \(first mask_token\)"),
+        ({"norm.weight": torch.ones(32)}, r"1 of another shape \(first norm.weight\)"),
+        ({"decoder_embed.weight": torch.zeros(30, 96)}, r"decoder_width must be a multiple of decoder_heads \(4\)"),
+        ({"decoder_blocks.0.mlp.fc1.weight": None}, "decoder_blocks.0.mlp.fc1.weight must be a tensor"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_together_is_refused(
+    changes: dict[str, Tensor | None], message: str, tmp_path: Path
+) -> None:
+    state = {name: value for name, value in (pretraining_state() | changes).items() if value is not None}
+    with pytest.raises(ConvMAEError, match=message) as error:
         import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
+    assert_one_sentence(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_pretraining_file_becomes_a_model_that_can_be_rebuilt(tmp_path: Path) -> None:
+    state = pretraining_state()
+    report = import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
+    model, record = load_pretraining(tmp_path / "out")
+    assert record.pretraining == report.pretraining
+    assert record.pretraining == PretrainingConfig(
+        decoder_width=DECODER_WIDTH, decoder_depth=1, decoder_heads=4, decoder_mlp_ratio=2.0
+    )
+    assert torch.equal(model.state_dict()["decoder_pred.weight"], state["decoder_pred.weight"])
+    assert torch.equal(model.norm.weight, state["norm.weight"])
+    lines = report.lines()
+    assert "decoder 32 wide, 1 blocks, MLP ratio 2, 4 heads" in lines
+    assert "assumed decoder_heads 4, as in the encoder: the file does not hold it" in lines
+    assert "assumed masking block, as in the authors' recipe: the file does not hold it" in lines
+    assert sum(line.startswith("assumed ") for line in lines) == 4
+
+
+def test_a_decoder_as_wide_as_the_authors_has_their_heads(tmp_path: Path) -> None:
+    state = pretraining_state(decoder_width=512)
+    report = import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
+    assert report.pretraining is not None and report.pretraining.decoder_heads == 16
+    assert "assumed decoder_heads 16, as in the authors' code: the file does not hold it" in report.lines()
+
+
+def test_the_loss_is_that_of_the_arguments_in_the_file(tmp_path: Path) -> None:
+    content = {
+        "model": pretraining_state(),
+        "args": argparse.Namespace(norm_pix_loss=False, mask_ratio=0.6),
+    }
+    report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
+    assert report.pretraining is not None
+    assert (report.pretraining.norm_pix_loss, report.pretraining.mask_ratio) == (False, 0.6)
+    assert set(report.assumed) == {"decoder_heads", "masking"}
+    content["args"] = argparse.Namespace(norm_pix_loss="no", mask_ratio=75.0)
+    report = import_original(write_pth(tmp_path / "b.pth", content), tmp_path / "b", num_heads=4)
+    assert report.pretraining is not None
+    assert (report.pretraining.norm_pix_loss, report.pretraining.mask_ratio) == (True, 0.75)
+    assert set(report.assumed) == {"decoder_heads", "masking", "norm_pix_loss", "mask_ratio"}
 
 
 class RunsCode:

@@ -72,8 +72,7 @@ def test_prefixes_of_the_encoder_are_stripped(prefix: str) -> None:
     prefixed = {prefix + name: value for name, value in encoder_only_state().items()}
     plain = convert_keys(encoder_only_state())
     converted = convert_keys(prefixed)
-    assert converted.state.keys() == plain.state.keys()
-    assert f"{prefix}norm.weight" in converted.dropped
+    assert converted.state.keys() == plain.state.keys() and not converted.dropped
 
 
 def test_a_prefix_of_the_whole_model_is_stripped_from_the_head_too() -> None:
@@ -151,6 +150,14 @@ def test_a_head_without_any_norm_gets_a_fresh_one_and_says_so() -> None:
     assert set(converted.initial) == {"fc_norm.weight", "fc_norm.bias"}
     assert torch.equal(converted.state["fc_norm.weight"], torch.ones(96))
     assert torch.equal(converted.state["fc_norm.bias"], torch.zeros(96))
+
+
+def test_an_encoder_alone_keeps_the_norm_that_a_probe_of_the_first_token_needs() -> None:
+    state = encoder_only_state()
+    converted = convert_keys(state)
+    assert converted.kind == "encoder"
+    assert torch.equal(converted.state["norm.weight"], state["norm.weight"])
+    assert torch.equal(converted.state["norm.bias"], state["norm.bias"])
 
 
 def test_fc_norm_wins_over_the_pretraining_norm() -> None:

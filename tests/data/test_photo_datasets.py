@@ -8,8 +8,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, collate_readable
-from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.data.photo_datasets import (
+    AugmentedPhotos,
+    EvaluationPhotos,
+    MaskedPhotos,
+    MaskedSample,
+    MaskedShardPhotos,
+    collate_readable,
+)
+from convmae_deploy.data.photo_folder import find_training_photos, read_photo_folder
+from convmae_deploy.data.shard_sampler import ShardPhoto
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 from tests.photo_folders import make_photo_folder
@@ -54,3 +62,52 @@ def test_unreadable_photos_are_counted_and_left_out(tmp_path: Path) -> None:
     assert unreadable == 1
     empty, none, unreadable = collate_readable([None, None])
     assert (len(empty), len(none), unreadable) == (0, 0, 2)
+
+
+def test_image_and_mask_noise_depend_on_seed_epoch_and_index_only(tmp_path: Path) -> None:
+    photos = find_training_photos(make_photo_folder(tmp_path))
+
+    def sample(seed: int, epoch: int, index: int) -> MaskedSample:
+        torch.rand(3)  # whatever was drawn before
+        drawn = MaskedPhotos(photos, random_crop, seed, cells=4)[epoch, index]
+        assert drawn is not None
+        return drawn
+
+    image, noise = sample(0, 1, 2)
+    assert image.shape == (3, 32, 32) and noise.shape == (4,)
+    assert torch.equal(image, sample(0, 1, 2)[0]) and torch.equal(noise, sample(0, 1, 2)[1])
+    for other in (sample(1, 1, 2), sample(0, 2, 2), sample(0, 1, 3)):
+        assert not torch.equal(noise, other[1])
+
+
+def test_an_image_is_augmented_as_if_there_were_no_mask(tmp_path: Path) -> None:
+    folder = read_photo_folder(make_photo_folder(tmp_path), "train")
+    labelled = AugmentedPhotos(folder, random_crop, 0)[1, 2]
+    masked = MaskedPhotos(folder.photos, random_crop, 0, cells=4)[1, 2]
+    assert labelled is not None and masked is not None
+    assert torch.equal(labelled[0], masked[0])
+
+
+def test_unreadable_photos_without_labels_are_counted_and_left_out(tmp_path: Path) -> None:
+    photos = find_training_photos(make_photo_folder(tmp_path, per_class=2))
+    photos[1].write_bytes(b"not a photo")
+    dataset = MaskedPhotos(photos, random_crop, 0, cells=4)
+    images, noise, unreadable = collate_readable([dataset[0, index] for index in range(len(dataset))])
+    assert (images.shape, noise.shape, unreadable) == ((3, 3, 32, 32), (3, 4), 1)
+
+
+def test_a_photo_of_a_shard_depends_on_all_of_its_key(tmp_path: Path) -> None:
+    data = find_training_photos(make_photo_folder(tmp_path))[0].read_bytes()
+    key = ShardPhoto(epoch=1, shard=2, member=3, lap=0, data=data)
+    dataset = MaskedShardPhotos(random_crop, 0, cells=4)
+
+    def noise(key: ShardPhoto) -> Tensor:
+        drawn = dataset[key]
+        assert drawn is not None
+        return drawn[1]
+
+    assert torch.equal(noise(key), noise(key))
+    others = key._replace(epoch=2), key._replace(shard=3), key._replace(member=2), key._replace(lap=1)
+    assert not any(torch.equal(noise(key), noise(other)) for other in others)
+    assert dataset[key._replace(data=None)] is None
+    assert dataset[key._replace(data=data[:100])] is None

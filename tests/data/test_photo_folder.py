@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.data.photo_folder import find_training_photos, read_photo_folder
 from convmae_deploy.errors import ConvMAEError
 from tests.photo_folders import make_photo_folder
 
@@ -52,3 +52,37 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "train" / "blue" / "._0.png").write_bytes(b"")
     folder = read_photo_folder(tmp_path, "train")
     assert folder.classes == ("blue", "red") and len(folder.photos) == 2
+
+
+def names(root: Path) -> list[str]:
+    return [photo.relative_to(root).as_posix() for photo in find_training_photos(root)]
+
+
+def put_photos(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+
+
+def test_photos_without_labels_lie_flat_or_by_class(tmp_path: Path) -> None:
+    put_photos(tmp_path, "b.jpg", "a.png", "cats/1.webp", "cats/deep/2.JPEG", "notes.txt")
+    assert names(tmp_path) == ["a.png", "b.jpg", "cats/1.webp", "cats/deep/2.JPEG"]
+
+
+def test_pretraining_on_a_folder_for_finetuning_never_touches_val(tmp_path: Path) -> None:
+    put_photos(tmp_path, "train/b/0.png", "train/a/0.png", "val/a/0.png", "cover.png")
+    assert names(tmp_path) == ["train/a/0.png", "train/b/0.png"]
+
+
+def test_photos_in_hidden_folders_are_no_training_photos(tmp_path: Path) -> None:
+    put_photos(tmp_path / ".data", "a/0.png", ".cache/1.png", "a/.thumbnails/2.png", "._3.png")
+    assert names(tmp_path / ".data") == ["a/0.png"]  # the folder itself may be hidden
+    with pytest.raises(ConvMAEError, match="in hidden folders only"):
+        find_training_photos(tmp_path)
+
+
+def test_no_photos_to_train_on_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="expected a folder of photos, found none at"):
+        find_training_photos(tmp_path / "missing")
+    with pytest.raises(ConvMAEError, match="found none; check the path"):
+        find_training_photos(tmp_path)

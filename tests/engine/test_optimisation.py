@@ -10,6 +10,7 @@ from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw, 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "reference" / "layer_decay_groups_0.65.json"
 REFERENCE_CONFIG = ConvMAEConfig(embed_dims=(32, 48, 96), depths=(1, 1, 2), mlp_ratios=(2, 4, 3), num_heads=4)
@@ -17,7 +18,7 @@ REFERENCE_CONFIG = ConvMAEConfig(embed_dims=(32, 48, 96), depths=(1, 1, 2), mlp_
 
 def test_layer_decay_groups_equal_the_recorded_ones() -> None:
     model = build_classifier(REFERENCE_CONFIG, num_classes=10)
-    optimizer = build_adamw(model, OptimisationConfig(layer_decay=0.65, weight_decay=0.05))
+    optimizer = build_adamw(model, OptimisationConfig(weight_decay=0.05), layer_decay=0.65)
     names = {id(parameter): name.removeprefix("encoder.") for name, parameter in model.named_parameters()}
     ours = {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
@@ -29,6 +30,17 @@ def test_layer_decay_groups_equal_the_recorded_ones() -> None:
     for name, (lr_scale, weight_decay) in ours.items():
         assert lr_scale == pytest.approx(recorded[name]["lr_scale"], rel=1e-12), name
         assert weight_decay == recorded[name]["weight_decay"], name
+
+
+def test_without_layer_decay_only_biases_norms_and_named_parameters_do_not_decay() -> None:
+    model = build_pretraining(REFERENCE_CONFIG, PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=4))
+    optimizer = build_adamw(model, OptimisationConfig(weight_decay=0.05))
+    decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert decay[id(parameter)] == (0.0 if parameter.ndim == 1 else 0.05), name
+    assert decay[id(model.mask_token)] == 0.05  # as in the authors' code
+    assert id(model.encoder.pos_embed) not in decay and id(model.decoder_pos_embed) not in decay
 
 
 def test_schedule_warms_up_from_zero_then_falls_by_half_a_cosine() -> None:

@@ -17,12 +17,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
-from convmae_deploy.engine.interruption import Interruption
-from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from tests.photo_folders import make_photo_folder
+from tests.training_runs import not_a_number, stop_after
 from training import finetune as program
 
 ROOT = Path(__file__).parents[2]
@@ -58,25 +57,6 @@ def config(photos: Path, out: Path, *, resume: bool = False, epochs: int = 3, **
 def losses(run: Path) -> list[tuple[float, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["train_loss"], line["val_loss"]) for line in lines]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    """Makes the next run stop after so many updates, as a SIGTERM would."""
-    done = 0
-    original = program.update
-
-    def counting(*arguments: Any) -> tuple[float, int, int]:
-        nonlocal done
-        done += 1
-        return original(*arguments)
-
-    def must_stop(self: TrainingRun, interruption: Interruption) -> bool:
-        if done >= updates:
-            interruption.signal_number = signal.SIGTERM
-        return done >= updates
-
-    monkeypatch.setattr(program, "update", counting)
-    monkeypatch.setattr(TrainingRun, "must_stop", must_stop)
 
 
 def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
@@ -182,9 +162,10 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "update", lambda *arguments: (float("nan"), 4, 0))
-    with pytest.raises(ConvMAEError, match="the loss of update 0 is nan .* --precision fp32"):
-        program.finetune(config(photos, tmp_path / "run"))
+    monkeypatch.setattr(program.FinetuneRecipe, "loss", lambda self, images, labels: not_a_number(self.run.model))
+    with pytest.raises(ConvMAEError, match="the last 10 updates up to 10 gave no finite loss .* --precision fp32"):
+        program.finetune(config(photos, tmp_path / "run", epochs=6))
+    assert (tmp_path / "run" / "last" / "model.safetensors").exists()
 
 
 def test_the_papers_recipe_is_the_base_preset() -> None:

@@ -1,0 +1,345 @@
+"""What does it save to compute visible cells alone? One pretraining step against the dense masked one, in one run.
+
+    python -m benchmarks.pretraining [--variant base] [--image-size 224 224] [--batch-size 8] [--rounds N] [--compiled]
+        [--precisions fp32 bf16] [--device cpu] [--out figures.json] [--check]
+    python -m benchmarks.pretraining --sweep [--variant small] [--out sweep.json] [--plot cost.png]
+
+Timed: forward, backward and AdamW (fused) of one batch on the device; loading photos and drawing masks are not. All
+contenders train the same weights on the same images and masks, each once a round, in an order that rotates, so that a
+machine that slows down slows all of them. They are
+
+- visible cells: `ConvMAEPretraining`;
+- dense masked: `DenseMaskedPretraining`, every cell computed, hidden ones multiplied by zero, with PyTorch's own
+  convolutions, as in the authors' code. Its loss must be the first one's before anything is timed;
+- dense, our gradients: the encoder on whole maps without a mask, by the operations of the first. What it gains on the
+  second comes from faster gradients of convolutions, what the first gains on it from skipping hidden cells.
+
+Peak memory is that of a process that runs one contender alone: resident memory, PyTorch itself included, or allocated
+memory of the GPU. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU, without
+torch.compile. On a GPU, where bfloat16 is the default and torch.compile is measured too, this was never run by us.
+"""
+
+import json
+import logging
+import platform
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.machine import available_cores, processor
+from benchmarks.pretraining_steps import (
+    DENSE,
+    UNMASKED,
+    VISIBLE,
+    Bench,
+    Precision,
+    Workload,
+    check_losses,
+    measure,
+    peak_gb_alone,
+)
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.models.convmae import MODELS
+from convmae_deploy.program import run_program
+
+GATES: dict[Precision, float] = {"fp32": 1.9, "bf16": 1.6}  # least ratio of dense masked to visible cells
+SWEEP_SIZES = (128, 160, 192, 224, 288, 320)  # pixels, at the mask ratio that is asked for
+SWEEP_RATIOS = (0.5, 0.6, 0.75, 0.9)  # at the image size that is asked for
+
+
+def default_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_precisions() -> tuple[Precision, ...]:
+    """What people train in."""
+    return ("bf16",) if torch.cuda.is_available() else ("fp32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingBenchmark:
+    """Measures a pretraining step on visible cells alone against the dense masked one."""
+
+    variant: str | None = None  # one of MODELS; None: base, small for a sweep
+    image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels
+    batch_size: int | None = None  # images a step; None: 8, 2 for a sweep
+    mask_ratio: float = 0.75  # share of the cells that is hidden
+    precisions: tuple[Precision, ...] = field(default_factory=default_precisions)  # bf16: autocast
+    compiled: bool = field(default_factory=torch.cuda.is_available)  # also by torch.compile
+    rounds: int = 5  # timed steps of each contender
+    warm_up: int = 1  # steps of each before them
+    threads: int = available_cores()  # of the CPU
+    device: str = field(default_factory=default_device)  # cpu or cuda
+    memory: bool = True  # measure peak memory, each contender in a process of its own
+    sweep: bool = False  # image sizes and mask ratios instead, in the first precision, eager
+    check: bool = False  # exit with status 1 where a gate is missed
+    out: Path | None = None  # where to write the figures as JSON
+    plot: Path | None = None  # where to draw a sweep, PNG
+
+    def __post_init__(self) -> None:
+        smallest = min(self.rounds, self.warm_up, self.threads, self.images)
+        if smallest < 1 or not self.precisions:
+            raise ConvMAEError(
+                f"--rounds, --warm-up, --threads and --batch-size must be at least 1 and --precisions named; "
+                f"got {smallest}, {self.precisions}"
+            )
+        if self.model not in MODELS:
+            raise ConvMAEError(f"--variant must be one of {', '.join(MODELS)}; got {self.model!r}")
+        if self.plot is not None and not self.sweep:
+            raise ConvMAEError("--plot draws a sweep; add --sweep")
+        if self.check and not self.gated:
+            raise ConvMAEError(
+                "--check holds the gates of ConvMAE-B, 224 x 224, batch 8, mask ratio 0.75 on a CPU; leave --variant, "
+                "--image-size, --batch-size, --mask-ratio, --device and --sweep as they are"
+            )
+
+    @property
+    def model(self) -> str:
+        """The variant that is measured."""
+        return self.variant or ("small" if self.sweep else "base")
+
+    @property
+    def images(self) -> int:
+        """The batch size that is measured."""
+        return (2 if self.sweep else 8) if self.batch_size is None else self.batch_size
+
+    @property
+    def gated(self) -> bool:
+        """Whether the gates are meant for these settings."""
+        settings = self.model, self.image_size, self.images, self.mask_ratio, self.device
+        return settings == ("base", (224, 224), 8, 0.75, "cpu") and not self.sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One contender under one workload."""
+
+    contender: str
+    precision: Precision
+    compiled: bool
+    image_size: tuple[int, int]
+    mask_ratio: float
+    step_ms: float  # median
+    images_per_second: float  # at the median
+    speed_against_dense: float  # the dense masked median / this one's; above 1 is faster
+    peak_gb: float | None  # None: not measured
+    loss: float  # before the first step
+
+
+def workloads(config: PretrainingBenchmark) -> Iterator[Workload]:
+    """Every row of the table, or every point of the sweep."""
+    point = Workload(
+        variant=config.model,
+        image_size=config.image_size,
+        batch_size=config.images,
+        mask_ratio=config.mask_ratio,
+        precision=config.precisions[0],
+        compiled=False,
+        threads=config.threads,
+        device=config.device,
+    )
+    if config.sweep:
+        yield from (replace(point, image_size=(side, side)) for side in SWEEP_SIZES)
+        yield from (replace(point, mask_ratio=ratio) for ratio in SWEEP_RATIOS)
+        return
+    for precision in config.precisions:
+        for compiled in (False, True) if config.compiled else (False,):
+            yield replace(point, precision=precision, compiled=compiled)
+
+
+def run_benchmark(config: PretrainingBenchmark, console: Console) -> list[Figure]:
+    """Checks and measures every workload."""
+    names = (VISIBLE, DENSE) if config.sweep else (VISIBLE, DENSE, UNMASKED)
+    figures: list[Figure] = []
+    points = list(workloads(config))
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(points) * (config.warm_up + config.rounds))
+        for workload in points:
+            label = f"{workload.precision}, {workload.image_size[0]} px, mask {workload.mask_ratio:g}"
+            progress.update(task, description=f"{label}: memory")
+            measured = config.memory and not config.sweep
+            peaks = {name: peak_gb_alone(workload, name) if measured else None for name in names}
+            progress.update(task, description=f"{label}: losses")
+            bench = Bench(workload, names)
+            losses = check_losses(bench, names)
+            progress.update(task, description=f"{label}: steps")
+            seconds = measure(bench, names, config.warm_up, config.rounds, lambda: progress.advance(task))
+            figures += summarise(workload, seconds, peaks, losses)
+    return figures
+
+
+def summarise(
+    workload: Workload, seconds: dict[str, list[float]], peaks: dict[str, float | None], losses: dict[str, float]
+) -> list[Figure]:
+    """Medians and ratios of one workload."""
+    medians = {name: median(taken) for name, taken in seconds.items()}
+    return [
+        Figure(
+            contender=name,
+            precision=workload.precision,
+            compiled=workload.compiled,
+            image_size=workload.image_size,
+            mask_ratio=workload.mask_ratio,
+            step_ms=1000 * taken,
+            images_per_second=workload.batch_size / taken,
+            speed_against_dense=medians[DENSE] / taken,
+            peak_gb=peaks[name],
+            loss=losses[name],
+        )
+        for name, taken in medians.items()
+    ]
+
+
+def gates(figures: Sequence[Figure]) -> dict[str, bool]:
+    """A sentence for each gate, and whether it holds; torch.compile has none."""
+    return {
+        f"{figure.precision}: {DENSE} / {VISIBLE} {figure.speed_against_dense:.2f}, at least "
+        f"{GATES[figure.precision]}": figure.speed_against_dense >= GATES[figure.precision]
+        for figure in figures
+        if figure.contender == VISIBLE and not figure.compiled
+    }
+
+
+def machine(config: PretrainingBenchmark) -> dict[str, str]:
+    """What the figures depend on besides the code."""
+    device = f"CPU, {processor()}, {available_cores()} cores"
+    if config.device == "cuda":
+        device = f"{torch.cuda.get_device_name()} (this benchmark was never run by us on a GPU)"
+    return {
+        "device": device,
+        "threads": str(config.threads),
+        "platform": platform.platform(),
+        "torch": str(torch.__version__),
+    }
+
+
+def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, console: Console) -> None:
+    """The heading that a figure must not be quoted without, and the table."""
+    facts = machine(config)
+    height, width = config.image_size
+    pixels, precisions = f"{height} x {width} pixels, mask ratio {config.mask_ratio:g}", config.precisions
+    if config.sweep:
+        pixels, precisions = "image size and mask ratio as in the table", config.precisions[:1]
+    for line in (
+        f"ConvMAE {config.model} with a decoder of width 512 and 8 blocks, random weights and images",
+        f"batch {config.images}, {pixels}; {', '.join(precisions)} (bf16: autocast, weights and AdamW in fp32)",
+        f"{facts['device']}; {config.threads} threads; torch {facts['torch']}",
+        f"medians of {config.rounds} interleaved rounds after {config.warm_up} warm-up rounds",
+        "timed: forward, backward, AdamW (fused); not timed: photos, drawing of masks, compilation",
+        f"{DENSE}: PyTorch's convolutions; the others: this project's gradients",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(sweep_table(figures) if config.sweep else contender_table(figures))
+
+
+def contender_table(figures: Sequence[Figure]) -> Table:
+    """A row for each contender in each precision."""
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("", no_wrap=True)
+    for heading in ("precision", "ms/step", "images/s", "x dense", "peak GB", "loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for figure in figures:
+        table.add_row(
+            figure.contender,
+            figure.precision + (", compiled" if figure.compiled else ""),
+            f"{figure.step_ms:.0f}",
+            f"{figure.images_per_second:.2f}",
+            f"{figure.speed_against_dense:.2f}",
+            "" if figure.peak_gb is None else f"{figure.peak_gb:.2f}",
+            f"{figure.loss:.5f}",
+        )
+    return table
+
+
+def sweep_table(figures: Sequence[Figure]) -> Table:
+    """A row for each point of a sweep."""
+    table = Table(box=box.SIMPLE, padding=0)
+    for heading in ("pixels", "mask ratio", f"ms/step {DENSE}", f"ms/step {VISIBLE}", "x dense"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for visible, dense in zip(figures[::2], figures[1::2], strict=True):
+        table.add_row(
+            f"{visible.image_size[0]} x {visible.image_size[1]}",
+            f"{visible.mask_ratio:g}",
+            f"{dense.step_ms:.0f}",
+            f"{visible.step_ms:.0f}",
+            f"{visible.speed_against_dense:.2f}",
+        )
+    return table
+
+
+def draw_sweep(path: Path, figures: Sequence[Figure], title: str) -> None:
+    """Draws the cost of a step against image size and mask ratio into a PNG; above it how many times it is saved.
+
+    Args:
+        path: the picture.
+        figures: of a sweep, in its order.
+        title: what was measured on what.
+    """
+    from matplotlib.figure import Figure as Drawing  # not pyplot: no window system, no global state
+
+    drawing = Drawing(figsize=(9, 3.8), layout="constrained")
+    drawing.suptitle(title, fontsize=9)
+    panels = drawing.subplots(1, 2)
+    split = 2 * len(SWEEP_SIZES)  # figures: two contenders at each point
+    series: tuple[tuple[Sequence[Figure], str, Callable[[Figure], float]], ...] = (
+        (figures[:split], "image size (pixels)", lambda figure: figure.image_size[0]),
+        (figures[split:], "mask ratio", lambda figure: figure.mask_ratio),
+    )
+    for axes, (points, label, place) in zip(panels, series, strict=True):
+        for name, colour in ((DENSE, "tab:gray"), (VISIBLE, "tab:blue")):
+            own = [figure for figure in points if figure.contender == name]
+            axes.plot([place(figure) for figure in own], [figure.step_ms for figure in own], "o-", color=colour)
+            axes.annotate(name, (place(own[-1]), own[-1].step_ms), (0, 8), textcoords="offset points", ha="right")
+        for figure in own:
+            ratio = f"{figure.speed_against_dense:.1f}x"
+            axes.annotate(ratio, (place(figure), figure.step_ms), (0, -14), textcoords="offset points", ha="center")
+        axes.set(xlabel=label, ylabel="ms a training step")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        drawing.savefig(temporary, format="png", dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 where `--check` finds a gate missed."""
+    config = tyro.cli(PretrainingBenchmark, args=arguments, prog="python -m benchmarks.pretraining")
+    logging.getLogger("torch").setLevel(logging.ERROR)  # the compiler reports what it does not find
+    console = Console()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's advice about settings and hardware
+        figures = run_benchmark(config, Console(stderr=True))
+    print_figures(figures, config, console)
+    held = gates(figures) if config.gated else {}
+    for sentence, holds in held.items():
+        console.print(f"gate {'held' if holds else 'missed'}: {sentence}", highlight=False)
+    if config.out is not None:
+        settings = {
+            "variant": config.model,
+            "batch_size": config.images,
+            "rounds": config.rounds,
+            "warm_up": config.warm_up,
+        }
+        record = settings | machine(config) | {"figures": [asdict(figure) for figure in figures]}
+        with atomic_file(config.out) as path:
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if config.plot is not None:
+        facts = machine(config)
+        title = f"ConvMAE {config.model}, batch {config.images}, {config.precisions[0]}; {facts['device']}"
+        draw_sweep(config.plot, figures, title)
+    return 1 if config.check and not all(held.values()) else 0
+
+
+if __name__ == "__main__":
+    run_program(main)

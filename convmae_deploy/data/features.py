@@ -1,0 +1,104 @@
+"""Features of photos that a frozen encoder computed once, as files and as a source of updates.
+
+Shapes: n photos of a split, D width of a feature.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
+from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.engine.determinism import MicroBatch, StepSampler
+from convmae_deploy.files import atomic_file
+from convmae_deploy.runtime.manifest import Preprocessing
+
+KEY = "key"  # in a file's metadata: what its features were computed from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of a split, in the order of its photos."""
+
+    values: Tensor  # (n, D) float32; zeros where the photo could not be read
+    readable: Tensor  # (n,) bool
+
+
+def write_features(path: Path, features: Features, key: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    with atomic_file(path) as temporary:
+        save_file({"values": features.values, "readable": features.readable}, temporary, metadata={KEY: key})
+
+
+def has_features(path: Path, key: str) -> bool:
+    """Whether the file is there, whole, and of this key."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(KEY) == key
+    except (OSError, SafetensorError):
+        return False
+
+
+def read_features(path: Path) -> Features:
+    """The features of a file that `has_features` found good."""
+    with safe_open(path, framework="pt") as file:
+        return Features(values=file.get_tensor("values"), readable=file.get_tensor("readable"))
+
+
+class FeatureSource:
+    """Features in place of photos: epoch e takes those of view e modulo their number, in the order of `FolderSource`.
+
+    One view at a time is in memory.
+    """
+
+    def __init__(self, views: Sequence[Path], labels: Sequence[int], sampler: StepSampler) -> None:
+        """
+        Args:
+            views: files of features of the same photos, augmented differently.
+            labels: the class of each photo.
+            sampler: of this process, over the photos' indices.
+        """
+        self._views = views
+        self._labels = torch.tensor(labels)
+        self._sampler = sampler
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return self._sampler.steps_per_epoch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches in an update."""
+        return self._sampler.micro_batches_per_step
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """As in `FolderSource`, with features (B, D) instead of images."""
+        features = read_features(self._views[epoch % len(self._views)])
+        self._sampler.start(epoch, first_step)
+        batches = iter(self._sampler)
+        for _ in range(first_step, self.steps_per_epoch):
+            yield [self._micro_batch(features, next(batches)) for _ in range(self.micro_batches_per_step)]
+
+    def _micro_batch(self, features: Features, keys: Sequence[tuple[int, int]]) -> MicroBatch:
+        indices = torch.tensor([index for _, index in keys])
+        kept = indices[features.readable[indices]]
+        return features.values[kept], self._labels[kept], len(indices) - len(kept)
+
+
+class EvaluationFeatures(EvaluationPhotos):
+    """Photos whose samples are their features (D,) instead of images."""
+
+    def __init__(self, folder: PhotoFolder, preprocessing: Preprocessing, features: Features) -> None:
+        super().__init__(folder, preprocessing)
+        self.features = features
+
+    def __getitem__(self, index: int) -> LabelledSample | None:
+        if not self.features.readable[index]:
+            return None
+        return self.features.values[index], self.folder.labels[index]

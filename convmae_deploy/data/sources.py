@@ -1,0 +1,90 @@
+"""Where training programs take their updates from (`engine.determinism.StepSource`)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from convmae_deploy.data.photo_datasets import MaskedShardPhotos, collate_readable
+from convmae_deploy.data.shard_sampler import ShardSampler
+from convmae_deploy.data.shards import Shards
+from convmae_deploy.engine.determinism import MicroBatch, StepSampler
+from convmae_deploy.engine.interruption import leave_signals_to_parent
+
+
+class _LoadedSource:
+    """Updates through a DataLoader whose batches are those of one process."""
+
+    def __init__(
+        self, photos: Dataset[Any], batches: Iterable[list[Any]], steps: StepSampler, *, workers: int, pin_memory: bool
+    ) -> None:
+        self._steps = steps
+        self._loader: DataLoader[Any] = DataLoader(
+            photos,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate_readable,
+            worker_init_fn=leave_signals_to_parent,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return self._steps.steps_per_epoch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches in an update."""
+        return self._steps.micro_batches_per_step
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of each update of an epoch, from update `first_step` on."""
+        self._steps.start(epoch, first_step)
+        batches = iter(self._loader)
+        for _ in range(first_step, self.steps_per_epoch):
+            yield [next(batches) for _ in range(self.micro_batches_per_step)]
+
+
+class FolderSource(_LoadedSource):
+    """Photos that any process can open by their index: resuming repeats the uninterrupted run exactly."""
+
+    def __init__(self, photos: Dataset[Any], sampler: StepSampler, *, workers: int, pin_memory: bool) -> None:
+        """
+        Args:
+            photos: `AugmentedPhotos` or `MaskedPhotos`.
+            sampler: of this process, over their indices.
+            workers: decoding processes; 0 decodes in this one.
+            pin_memory: whether batches are for a GPU.
+        """
+        super().__init__(photos, sampler, sampler, workers=workers, pin_memory=pin_memory)
+
+
+class ShardSource(_LoadedSource):
+    """Photos out of tar shards: resuming in the middle of an epoch goes on with the next shards (`ShardSampler`)."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        photos: MaskedShardPhotos,
+        sampler: StepSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        """
+        Args:
+            shards: of the whole data set, the same on all processes.
+            photos: what makes samples of them.
+            sampler: of this process; its length is the samples of an epoch (`Shards.count`, or what the user says).
+            workers: decoding processes; 0 decodes in this one.
+            pin_memory: whether batches are for a GPU.
+            shuffle_buffer: encoded photos kept in memory, among which the next one is drawn.
+
+        Raises:
+            ConvMAEError: a process would have no shard.
+        """
+        batches = ShardSampler(shards, sampler, shuffle_buffer=shuffle_buffer)
+        super().__init__(photos, batches, sampler, workers=workers, pin_memory=pin_memory)

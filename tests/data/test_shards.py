@@ -1,0 +1,133 @@
+"""Tar shards: which there are, what is in them, and what is wrong with them."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from convmae_deploy.data.shards import Shards, find_shards, read_shard
+from convmae_deploy.errors import ConvMAEError
+from tests.data.tar_shards import encoded_photo, make_shards, write_shard
+
+QUIET = Console(quiet=True)
+
+
+def problems(shard: str | Path) -> list[str]:
+    return [item for item in read_shard(str(shard)) if isinstance(item, str)]
+
+
+def test_a_folder_gives_its_tar_files_in_order(tmp_path: Path) -> None:
+    make_shards(tmp_path, [1, 1, 1])
+    (tmp_path / "._000.tar").write_bytes(b"")
+    (tmp_path / "index.json").write_bytes(b"{}")
+    assert [Path(shard).name for shard in find_shards(str(tmp_path))] == ["000.tar", "001.tar", "002.tar"]
+
+
+def test_a_pattern_is_expanded_whether_or_not_its_shards_exist(tmp_path: Path) -> None:
+    pattern = f"{tmp_path}/imagenet-{{000009..000011}}.tar"
+    assert find_shards(pattern) == tuple(f"{tmp_path}/imagenet-0000{number}.tar" for number in ("09", "10", "11"))
+    assert find_shards("https://host/{b,a}.tar") == ("https://host/a.tar", "https://host/b.tar")
+
+
+def test_a_folder_of_photos_is_no_shards(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(encoded_photo(0))
+    assert find_shards(str(tmp_path)) == ()
+    assert find_shards(str(tmp_path / "missing")) == ()
+
+
+@pytest.mark.parametrize("pattern", ["data/{000..}{.tar", "data/${CONVMAE_NOT_SET}.tar"])
+def test_a_pattern_that_cannot_be_expanded_is_one_sentence(pattern: str) -> None:
+    with pytest.raises(ConvMAEError, match="expected a pattern such as"):
+        find_shards(pattern)
+
+
+def test_samples_are_the_photos_by_webdatasets_rules_for_names(tmp_path: Path) -> None:
+    photos = [encoded_photo(value) for value in range(4)]
+    shard = write_shard(
+        tmp_path / "mixed.tar",
+        {
+            "a/0.jpg": photos[0],
+            "a/0.cls": b"7",
+            "a/0.pickle": b"cos\nsystem\n(S'true'\ntR.",
+            "a/0.png": photos[1],  # the same sample again
+            "a/1.seg.png": photos[1],
+            "a/1.JPEG": photos[2],
+            "a/._2.jpg": photos[1],
+            "b/1.webp": photos[3],
+            "3.gif": photos[1],
+        },
+    )
+    assert list(read_shard(str(shard))) == [photos[0], photos[2], photos[3]]
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    (shard,) = make_shards(tmp_path, [3])
+    assert list(read_shard(f"pipe:cat {shard}")) == list(read_shard(shard))
+    assert len(problems(f"pipe:cat {tmp_path}/missing.tar 2> /dev/null")) == 1
+
+
+@pytest.mark.parametrize("where", ["in the data", "between two members", "in a header"])
+@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
+def test_a_shard_that_is_cut_off_gives_what_is_before_and_says_so(tmp_path: Path, where: str, prefix: str) -> None:
+    (shard,) = make_shards(tmp_path, [3])
+    with tarfile.open(shard) as archive:
+        last = archive.getmembers()[2]
+    length = {"in the data": last.offset_data + 10, "between two members": last.offset, "in a header": last.offset + 99}
+    Path(shard).write_bytes(Path(shard).read_bytes()[: length[where]])
+    found = list(read_shard(prefix + shard))
+    assert found[:2] == [encoded_photo(0), encoded_photo(1)]
+    assert found[2:] and all(isinstance(item, str) for item in found[2:])
+    assert len(list(read_shard(prefix + shard, headers_only=True))) == len(found)  # so that resuming counts right
+
+
+def test_a_damaged_header_ends_a_shard_and_says_so(tmp_path: Path) -> None:
+    (shard,) = make_shards(tmp_path, [3])
+    with tarfile.open(shard) as archive:
+        second = archive.getmembers()[1].offset
+    content = bytearray(Path(shard).read_bytes())
+    content[second : second + 64] = b"\xff" * 64
+    Path(shard).write_bytes(content)
+    first, problem = read_shard(shard)
+    assert first == encoded_photo(0)
+    assert isinstance(problem, str) and "cut off or damaged" in problem and shard in problem
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tar file" * 100])
+def test_a_missing_or_foreign_file_is_one_problem(tmp_path: Path, content: bytes | None) -> None:
+    shard = tmp_path / "0.tar"
+    if content is not None:
+        shard.write_bytes(content)
+    assert len(problems(shard)) == 1
+    assert list(read_shard(str(shard), headers_only=True)) == problems(shard)
+
+
+def test_a_member_that_claims_a_huge_size_is_not_read(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", {"0.png": encoded_photo(0)})
+    with tarfile.open(shard, "w", format=tarfile.GNU_FORMAT) as archive:
+        header = tarfile.TarInfo("1.png")
+        header.size = 1 << 40
+        archive.addfile(header)
+    first, *_ = read_shard(str(shard))
+    assert isinstance(first, str) and "too many for a photo" in first
+
+
+def test_counting_goes_through_all_shards_once_and_reports_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = make_shards(tmp_path, [2, 3])
+    console = Console(record=True, file=io.StringIO(), width=1000)
+    shards = Shards([*names, str(tmp_path / "missing.tar")])
+    assert shards.count(console) == 6
+    assert "5 photos in 3 shards (1 damaged or missing, the first: " in console.export_text()
+    monkeypatch.setattr("convmae_deploy.data.shards.read_shard", None)
+    assert [shards.samples(shard) for shard in range(3)] == [2, 3, 1]
+
+
+def test_no_readable_shard_at_all_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match=r"expected photos in 2 shards, found none; 2 damaged or missing, .*0\.tar"):
+        Shards([str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]).count(QUIET)
+    shard = write_shard(tmp_path / "0.tar", {"0.txt": b""})
+    with pytest.raises(ConvMAEError, match="found none; samples are members with the extensions jpeg, jpg, png, webp"):
+        Shards([str(shard)]).count(QUIET)

@@ -1,0 +1,242 @@
+"""The pretraining program: it learns, resumes exactly, survives bad numbers and photos, and has the paper's recipes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from convmae_deploy.checkpoints import load_encoder_state, read_checkpoint
+from convmae_deploy.engine.training_run import SKIPPED_UPDATES_IN_A_ROW
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.masking import MaskingName
+from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
+from tests.photo_folders import make_photo_folder
+from tests.training_runs import not_a_number, stop_after
+from training import pretrain as program
+
+ROOT = Path(__file__).parents[2]
+TEST_MODEL = ConvMAEConfig(
+    embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
+)
+# Losses of 20 updates of TEST_MODEL in fp32, one an epoch; made by the run of the test below on an x86-64 CPU.
+GOLDEN = ROOT / "tests" / "fixtures" / "pretraining_losses.txt"
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photo_folder(tmp_path_factory.mktemp("photos"))
+
+
+def config(
+    photos: Path, out: Path, *, resume: bool = False, epochs: int = 3, batch_size: int = 4, **model: Any
+) -> program.PretrainConfig:
+    preset = program.nano()
+    return replace(
+        preset,
+        data=str(photos),
+        image_size=(64, 64),
+        picture_epochs=0,
+        model=replace(preset.model, decoder_width=16, decoder_depth=1, decoder_heads=2, **model),
+        optimisation=replace(
+            preset.optimisation,
+            epochs=epochs,
+            warmup_epochs=0.5,
+            batch_size=batch_size,
+            micro_batch_size=2,
+            base_lr=0.1,
+        ),
+        run=replace(preset.run, out=out, resume=resume, workers=0, precision="fp32"),
+    )
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Path, tmp_path: Path) -> None:
+    assert program.pretrain(replace(config(photos, tmp_path / "run", epochs=8), picture_epochs=4)) == 0
+    curve = losses(tmp_path / "run")
+    assert curve[-1] < 0.97 * curve[0]
+    record, _ = read_checkpoint(tmp_path / "run")
+    assert record.kind == "pretraining" and record.pretraining is not None
+    assert record.pretraining.decoder_width == 16
+    found, state = load_encoder_state(tmp_path / "run", (64, 64))
+    assert found == TEST_MODEL and "patch_embed1.proj.weight" in state
+    pictures = sorted((tmp_path / "run" / "pictures").iterdir())
+    assert [picture.name for picture in pictures] == ["epoch-0004.png", "epoch-0008.png"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 4 * 64
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 5_000
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("masking", ["block", "complementary", "token"])
+@pytest.mark.parametrize("updates", [1, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, masking: MaskingName
+) -> None:
+    assert program.pretrain(config(photos, tmp_path / "whole", masking=masking)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        stopped = program.pretrain(config(photos, tmp_path / "parts", masking=masking))
+        assert stopped == 128 + signal.SIGTERM
+    assert program.pretrain(config(photos, tmp_path / "parts", masking=masking, resume=True)) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> None:
+    run = config(photos, tmp_path / "run", epochs=20, batch_size=12)
+    assert program.pretrain(replace(run, optimisation=replace(run.optimisation, micro_batch_size=12))) == 0
+    golden = [float(line) for line in GOLDEN.read_text().split()]
+    assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-3)
+
+
+def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: Path) -> None:
+    source = make_photo_folder(tmp_path / "source", per_class=4)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, photo in enumerate(sorted((source / "train").rglob("*.png"))):
+        photo.rename(flat / f"{number}.png")
+    (flat / "broken.png").write_bytes((flat / "0.png").read_bytes()[:200])
+    assert program.pretrain(config(flat, tmp_path / "run", epochs=2, batch_size=9)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["unreadable_train"] for line in lines] == [1, 2]
+
+
+def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((photos / "train").rglob("*.png"))
+    for number in range(4):
+        with tarfile.open(tmp_path / f"shard-{number}.tar", "w") as archive:
+            for index, file in enumerate(files[number::4]):
+                archive.add(file, f"{number}{index}.png")
+    shards = tmp_path / "shard-{0..3}.tar"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert program.pretrain(config(shards, tmp_path / "run", batch_size=4)) == 128 + signal.SIGTERM
+    assert program.pretrain(config(shards, tmp_path / "run", batch_size=4, resume=True)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["data"] == {"shards": 4, "samples": 12, "processes": 1}
+
+
+def test_updates_that_are_not_finite_are_skipped_and_leave_the_weights_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = program.PretrainRecipe.loss
+    calls = 0
+
+    def sometimes(self: program.PretrainRecipe, images: Tensor, noise: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        # the second update's second micro-batch
+        return not_a_number(self.run.model) if calls == 4 else original(self, images, noise)
+
+    monkeypatch.setattr(program.PretrainRecipe, "loss", sometimes)
+    assert program.pretrain(config(photos, tmp_path / "run", epochs=1)) == 0
+    (line,) = (json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert line["skipped_updates"] == 1
+    assert line["train_loss"] == line["train_loss"] < 10  # the mean of the two others
+    weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_works(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(program.PretrainRecipe, "loss", lambda self, images, noise: not_a_number(self.run.model))
+        with pytest.raises(ConvMAEError, match=r"were skipped; the weights before them are in .*last: continue with"):
+            program.pretrain(config(photos, tmp_path / "run", epochs=6))
+    state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
+    assert state["progress"]["step"] == SKIPPED_UPDATES_IN_A_ROW
+    calmer = config(photos, tmp_path / "run", epochs=6, resume=True)
+    calmer = replace(calmer, optimisation=replace(calmer.optimisation, base_lr=0.01, clip_grad=0.5))
+    assert program.pretrain(calmer) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["resumed"][0]["changed"]["optimisation.base_lr"] == [0.1, 0.01]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masking", ["block", "complementary"])
+def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, masking: str) -> None:
+    flags = ["-m", "training.pretrain", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
+    flags += ["--warmup-epochs", "0", "--image-size", "64", "64", "--workers", "0", "--precision", "fp32"]
+    flags += ["--masking", masking, "--decoder-width", "16", "--decoder-depth", "1", "--decoder-heads", "2"]
+    one = [sys.executable, *flags, "--out", str(tmp_path / "one")]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
+    two += ["--out", str(tmp_path / "two")]
+    for command in (one, two):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_the_authors_recipe_is_the_base_preset() -> None:
+    _, base = program.PRESETS["base"]
+    optimisation = base.optimisation
+    assert optimisation.learning_rate == pytest.approx(1.8e-3)
+    assert (optimisation.epochs, optimisation.warmup_epochs, optimisation.batch_size) == (1600, 40, 3072)
+    assert (optimisation.betas, optimisation.weight_decay, optimisation.min_lr) == ((0.9, 0.95), 0.05, 0.0)
+    assert optimisation.clip_grad is None
+    assert base.model == PretrainingConfig()
+    assert (base.model.mask_ratio, base.model.norm_pix_loss, base.model.multi_scale) == (0.75, True, True)
+    assert (base.crop_scale, base.flip) == ((0.2, 1.0), 0.5)
+
+
+def test_fastconvmaes_recipe_is_a_preset() -> None:
+    _, fast = program.PRESETS["fast"]
+    assert fast.model.masking == "complementary"
+    assert (fast.optimisation.epochs, fast.optimisation.warmup_epochs) == (50, 10)
+    assert fast.optimisation.learning_rate == pytest.approx(1.2e-3)
+
+
+@pytest.mark.parametrize("name", program.PRESETS)
+def test_every_preset_is_a_model_that_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real nano
+    _, preset = program.PRESETS[name]
+    with torch.device("meta"):
+        model = build_pretraining(MODELS[preset.variant](), preset.model)
+    stage1 = MODELS[preset.variant]().mlp_ratios[0]
+    assert preset.model.decoder_mlp_ratio == stage1  # as in the authors' code
+    if name.startswith(("table4", "table5", "table8")):
+        assert not model.multi_scale
+
+
+def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain", "nano", "--help"])
+    with pytest.raises(SystemExit):
+        program.main()
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert flags == {
+        "--variant", "--data", "--samples-per-epoch", "--image-size", "--crop-scale", "--flip", "--grad-checkpointing",
+        "--no-grad-checkpointing", "--picture-epochs", "--licence", "--decoder-width", "--decoder-depth",
+        "--decoder-heads", "--decoder-mlp-ratio", "--masking", "--mask-ratio", "--multi-scale", "--no-multi-scale",
+        "--masked-convolution", "--no-masked-convolution", "--norm-pix-loss", "--no-norm-pix-loss",
+        "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
+        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile",
+        "--no-compile", "--workers", "--save-minutes",
+    }  # fmt: skip
