@@ -22,14 +22,17 @@ from tests.original_files import CONFIG, DECODER_WIDTH
 
 DECODER = PretrainingConfig(decoder_width=DECODER_WIDTH, decoder_depth=2, decoder_heads=4, decoder_mlp_ratio=2)
 
+REFERENCE = os.environ.get("CONVMAE_REFERENCE")
+
 needs_recorded_passes = pytest.mark.skipif(
-    "CONVMAE_REFERENCE" not in os.environ, reason="CONVMAE_REFERENCE does not name the folder of the recorded passes"
+    REFERENCE is None, reason="CONVMAE_REFERENCE does not name the folder of the recorded passes"
 )
 
 
 def reference_folder() -> Path:
     """Where the recorded passes are."""
-    return Path(os.environ["CONVMAE_REFERENCE"])
+    assert REFERENCE is not None
+    return Path(REFERENCE)
 
 
 @cache

@@ -19,7 +19,8 @@ from tests.serving.running_server import run_server
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-FOR_A_TEST = {"training.finetune": " --epochs 1 --warmup-epochs 0 --workers 0"}  # one epoch proves the command
+ONE_EPOCH = " --epochs 1 --warmup-epochs 0 --workers 0"  # proves the command
+FOR_A_TEST = {"training.pretrain": ONE_EPOCH, "training.finetune": ONE_EPOCH}
 MINUTES = 10
 
 
@@ -74,11 +75,13 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         write_photo(tmp_path / name)
     *lines, serve = lines_of(BLOCKS[1])
-    printed = [run_line(line, tmp_path) for line in lines]
-    assert "best validation top-1" in printed[0]
-    assert "a.jpg" in printed[2] and "b.png" in printed[2]
+    pretrained, drawn, finetuned, _, predicted, _, described = (run_line(line, tmp_path) for line in lines)
+    assert "pretrained encoder" in pretrained
+    assert "mean loss" in drawn and (tmp_path / "picture.png").exists()
+    assert "best validation top-1" in finetuned
+    assert "a.jpg" in predicted and "b.png" in predicted
     assert load_file(tmp_path / "features.safetensors")["pooled"].shape == (16, 192)
-    assert "classification" in printed[4]
+    assert "classification" in described
     assert serve.split() == ["CONVMAE_BUNDLE=bundles/mine", "make", "serve"]
     with run_server(tmp_path, {"CONVMAE_BUNDLE": str(tmp_path / "bundles" / "mine")}) as server:
         answer = run_line(f"curl -s --data-binary @a.jpg {server.url}/v1/classify", tmp_path)

@@ -22,11 +22,12 @@ from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, atomic_file
+from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
 from convmae_deploy.models.convmae import MODELS, build_convmae
 from convmae_deploy.program import run_program
 from training import finetune, linprobe, pretrain
 
+MAY_CHANGE = ("data", "out", "resume", "workers")  # on --resume
 BASELINE = "ConvMAE"
 SCRATCH = "no pretraining"
 
@@ -86,7 +87,7 @@ class Result:
     finetune_top1: float
     probe_top1: float
     pretrain_loss: float | None  # of the last epoch
-    seconds: float  # of all three stages, evaluation included
+    seconds: float  # of the epochs of all three stages, evaluation included
 
 
 def run_ablation(config: AblationConfig, console: Console) -> int:
@@ -95,8 +96,9 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
     Raises:
         ConvMAEError: bad data or settings, or a folder of other settings.
     """
-    if config.out.exists() and any(config.out.iterdir()) and not config.resume:
-        raise ConvMAEError(f"{config.out} holds something already; add --resume to continue it or choose another --out")
+    check_can_create(config.out)
+    facts = {"photos": config.train_photos}
+    RunFolder(config.out).begin(config, seed=config.seeds[0], data=facts, resume=config.resume, ignored=MAY_CHANGE)
     photos = config.out / "photos"
     if not photos.exists():
         link_photos(config.data, photos, config.train_photos)
@@ -115,7 +117,7 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
 
 
 def link_photos(data: Path, out: Path, train_photos: int) -> None:
-    """A folder of links to the first `train_photos` of a fixed shuffle, evenly from all classes, and to all of val."""
+    """A folder of links to `train_photos` photos, the same at every call and as many of each class, and to val."""
     train, val = (read_photo_folder(data, split) for split in ("train", "val"))
     per_class = train_photos // len(train.classes)
     chosen: list[Path] = []
@@ -137,18 +139,18 @@ def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result
     """Pretrains, finetunes and probes; the exit status instead of a result when stopped by a signal."""
     folder = config.out / f"{arm.replace(' ', '-').lower()}-seed{seed}"
     change = ARMS[arm]
-    stages = []
+    stages: dict[str, Callable[[], int]] = {}
     if change is None:
         random_encoder(config, seed, folder / "pretrain")
     else:
-        stages.append(("pretrain", config.pretrain_epochs, pretraining(config, seed, folder, photos, change)))
-    stages.append(("finetune", config.finetune_epochs, finetuning(config, seed, folder, photos)))
-    stages.append(("probe", config.probe_epochs, probing(config, seed, folder, photos)))
-    for name, epochs, start in stages:
-        status = 0 if last_line(folder / name).get("epoch") == epochs else start()
+        stages["pretrain"] = pretraining(config, seed, folder, photos, change)
+    stages["finetune"] = finetuning(config, seed, folder, photos)
+    stages["probe"] = probing(config, seed, folder, photos)
+    for start in stages.values():  # a stage that is finished ends at once
+        status = start()
         if status:
             return status
-    lines = {name: RunFolder(folder / name).metrics() for name, _, _ in stages}
+    lines = {name: RunFolder(folder / name).metrics() for name in stages}
     return Result(
         arm=arm,
         seed=seed,
@@ -157,12 +159,6 @@ def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result
         pretrain_loss=lines["pretrain"][-1]["train_loss"] if "pretrain" in lines else None,
         seconds=sum(line["seconds"] for stage in lines.values() for line in stage),
     )
-
-
-def last_line(run: Path) -> dict[str, object]:
-    """The newest line of a run's metrics; empty where there is none."""
-    lines = RunFolder(run).metrics()
-    return lines[-1] if lines else {}
 
 
 def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
@@ -265,8 +261,12 @@ def mean_and_spread(results: list[Result], arm: str, measure: str) -> tuple[floa
 
 
 def against_baseline(results: list[Result], arm: str, measure: str) -> str:
-    """The difference of means, or "none" where it does not exceed the spread; empty for ConvMAE itself."""
-    if arm == BASELINE or not any(result.arm == BASELINE for result in results):
+    """The difference of means, or "none" where it does not exceed the spread.
+
+    Empty for ConvMAE itself, and where an arm has a single seed so far, which has no spread.
+    """
+    runs = [result.arm for result in results]
+    if arm == BASELINE or min(runs.count(arm), runs.count(BASELINE)) < 2:
         return ""
     (mean, spread), (base_mean, base_spread) = (mean_and_spread(results, name, measure) for name in (arm, BASELINE))
     difference = mean - base_mean

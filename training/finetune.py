@@ -11,7 +11,6 @@ run by us). `nano` is ours for a CPU and made the model that ships: see its mode
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch.nn.functional as F
 import tyro
@@ -29,6 +28,7 @@ from convmae_deploy.engine.classification import (
     check_validation_epochs,
     initial_record,
     read_splits,
+    refuse_sharding,
     split_facts,
     training_sampler,
 )
@@ -38,7 +38,7 @@ from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
+from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
 
 
@@ -46,7 +46,7 @@ from convmae_deploy.program import run_program
 class FinetuneConfig:
     """One finetuning run."""
 
-    variant: Literal["nano", "tiny", "small", "base", "base_plus", "large", "huge"]  # of the model
+    variant: Variant  # of the model
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     init: Path | None = None  # pretrained checkpoint: ours (folder) or the authors' (.pth); None: from scratch
     image_size: tuple[int, int] | None = None  # (height, width) of validation and use; None: the variant's
@@ -103,6 +103,8 @@ PRESETS = {
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
     "small": ("ConvMAE-S with the paper's recipe.", replace(base(), variant="small")),
     "base": ("ConvMAE-B, the paper's recipe.", base()),
+    "base_kernel7": ("ConvMAE-B with 7x7 convolutions, the paper's recipe.", replace(base(), variant="base_kernel7")),
+    "base_kernel9": ("ConvMAE-B with 9x9 convolutions, the paper's recipe.", replace(base(), variant="base_kernel9")),
     "base_plus": ("ConvMAE-B* with the paper's recipe.", replace(base(), variant="base_plus")),
     "large": ("ConvMAE-L with the paper's recipe.", replace(base(), variant="large")),
     "huge": ("ConvMAE-H with the paper's recipe.", replace(base(), variant="huge")),
@@ -127,6 +129,7 @@ def finetune(config: FinetuneConfig) -> int:
 def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> TrainingLoop:
     """Everything a run needs, before its first update."""
     accelerator = config.run.accelerator()
+    refuse_sharding(accelerator)
     sampler = training_sampler(train, config.optimisation, config.run.seed, accelerator)
     seed_step(config.run.seed, 0)
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)

@@ -17,7 +17,6 @@ is `--global-pool token` here, only to repeat such results; and their crop is on
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +38,7 @@ from convmae_deploy.engine.classification import (
     check_validation_epochs,
     initial_record,
     read_splits,
+    refuse_sharding,
     split_facts,
     training_sampler,
 )
@@ -50,7 +50,7 @@ from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
-from convmae_deploy.models.convmae import check_image_size
+from convmae_deploy.models.convmae import Variant, check_image_size
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Preprocessing
 
@@ -59,9 +59,7 @@ from convmae_deploy.runtime.manifest import Preprocessing
 class LinprobeConfig:
     """One linear probe."""
 
-    variant: Literal[
-        "nano", "tiny", "small", "base", "base_kernel7", "base_kernel9", "base_plus", "large", "huge"
-    ]  # of the model
+    variant: Variant  # of the model
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     init: Path = tyro.MISSING  # pretrained checkpoint: ours (folder) or the authors' (.pth)
     image_size: tuple[int, int] | None = None  # (height, width) of training, validation and use; None: the variant's
@@ -93,12 +91,17 @@ def base() -> LinprobeConfig:
 
 
 def nano() -> LinprobeConfig:
-    """A few thousand photos, on a CPU."""
+    """A few thousand photos, on a CPU.
+
+    There are some hundred updates where the paper has 28 000, so that each moves the weights by thirty times as much.
+    """
     return LinprobeConfig(
         variant="nano",
         image_size=(96, 96),
         cached_views=10,
-        optimisation=LarsConfig(epochs=90, warmup_epochs=5, batch_size=256, micro_batch_size=256, base_lr=1.0),
+        optimisation=LarsConfig(
+            warmup_epochs=5, batch_size=256, micro_batch_size=256, base_lr=1.0, trust_coefficient=0.03
+        ),
     )
 
 
@@ -107,6 +110,8 @@ PRESETS = {
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
     "small": ("ConvMAE-S with the paper's recipe.", replace(base(), variant="small")),
     "base": ("ConvMAE-B, the paper's recipe.", base()),
+    "base_kernel7": ("ConvMAE-B with 7x7 convolutions, the paper's recipe.", replace(base(), variant="base_kernel7")),
+    "base_kernel9": ("ConvMAE-B with 9x9 convolutions, the paper's recipe.", replace(base(), variant="base_kernel9")),
     "base_plus": ("ConvMAE-B* with the paper's recipe.", replace(base(), variant="base_plus")),
     "large": ("ConvMAE-L with the paper's recipe.", replace(base(), variant="large")),
     "huge": ("ConvMAE-H with the paper's recipe.", replace(base(), variant="huge")),
@@ -131,6 +136,7 @@ def probe(config: LinprobeConfig) -> int:
 def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> TrainingLoop:
     """Everything a run needs, before its first update; where views are cached that includes computing them."""
     accelerator = config.run.accelerator()
+    refuse_sharding(accelerator)
     console = config.run.console(accelerator)
     sampler = training_sampler(train, config.optimisation, config.run.seed, accelerator)
     record = initial_record(
@@ -163,25 +169,7 @@ def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource
     if config.cached_views:
-        cache = FeatureCache(
-            folder=config.run.out / "features",
-            accelerator=accelerator,
-            features=features,
-            width=classifier.num_features,
-            made_of={
-                "encoder": frozen,
-                "global_pool": config.global_pool,
-                "precision": config.run.precision,
-                "seed": config.run.seed,
-                "crop_scale": config.crop_scale,
-                "flip": config.flip,
-                "preprocessing": record.preprocessing.model_dump(),
-            },
-            batch_size=config.optimisation.micro_batch_size,
-            workers=config.run.workers,
-            console=console,
-        )
-        source, validation = open_cached(config, cache, photos, validation, sampler)
+        source, validation = open_cached(config, features, photos, validation, sampler, console)
     else:
         pin = accelerator.device.type == "cuda"
         source = FolderSource(photos, sampler, workers=config.run.workers, pin_memory=pin)
@@ -208,7 +196,8 @@ def frozen_classifier(config: LinprobeConfig, record: CheckpointRecord, console:
         classifier.fc_norm.load_state_dict(norm)
     if config.run.compile:
         classifier.encoder.compile()
-    console.print("\n".join(report))
+    if report:
+        console.print("\n".join(report))
     return classifier.requires_grad_(False).eval()
 
 
@@ -232,25 +221,44 @@ def augmentation(config: LinprobeConfig, preprocessing: Preprocessing) -> Transf
 
 def open_cached(
     config: LinprobeConfig,
-    cache: FeatureCache,
+    features: "FrozenFeatures",
     photos: AugmentedPhotos,
     validation: EvaluationPhotos,
     sampler: StepSampler,
+    console: Console,
 ) -> tuple[StepSource, EvaluationPhotos]:
     """Features in place of the photos of both splits, computed where they are not there yet."""
-    count = min(config.cached_views, config.optimisation.epochs)
-    cache.console.print(
-        f"features of {count} views of {len(photos)} photos and of {len(validation)} for validation are kept in "
-        f"{cache.folder}; when interrupted continue with --resume"
+    views = min(config.cached_views, config.optimisation.epochs)
+    cache = FeatureCache(
+        folder=config.run.out / "features",
+        accelerator=features.accelerator,
+        features=features,
+        width=features.classifier.num_features,
+        made_of={
+            "encoder": frozen_digest(features.classifier),
+            "global_pool": config.global_pool,
+            "precision": config.run.precision,
+            "seed": config.run.seed,
+            "crop_scale": config.crop_scale,
+            "flip": config.flip,
+            "preprocessing": validation.preprocessing.model_dump(),
+        },
+        batch_size=config.optimisation.micro_batch_size,
+        workers=config.run.workers,
+        console=console,
     )
-    digest_of_photos = photos_digest(photos.folder, config.data)
-    views = [
-        cache.computed(f"view-{view}", photos, [(view, index) for index in range(len(photos))], digest_of_photos)
-        for view in range(count)
+    console.print(
+        f"features of {views} views of {len(photos)} photos, and of {len(validation)} for validation, are kept in "
+        f"{cache.folder}; if interrupted continue with --resume"
+    )
+    train, val = (photos_digest(split.folder, config.data) for split in (photos, validation))
+    files = [
+        cache.computed(f"view-{view}", photos, [(view, index) for index in range(len(photos))], train)
+        for view in range(views)
     ]
-    val = cache.computed("val", validation, range(len(validation)), photos_digest(validation.folder, config.data))
-    in_place = EvaluationFeatures(validation.folder, validation.preprocessing, read_features(val))
-    return FeatureSource(views, photos.folder.labels, sampler), in_place
+    val_features = read_features(cache.computed("val", validation, range(len(validation)), val))
+    evaluated = EvaluationFeatures(validation.folder, validation.preprocessing, val_features)
+    return FeatureSource(files, photos.folder.labels, sampler), evaluated
 
 
 class LinearProbe(nn.Module):

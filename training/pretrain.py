@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
 
@@ -31,18 +33,15 @@ from convmae_deploy.engine.pictures import reconstruction_picture
 from convmae_deploy.engine.progress import draw_curves, peak_memory_gb
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
-from convmae_deploy.models.convmae import MODELS, check_image_size
+from convmae_deploy.models.convmae import MODELS, Variant, check_image_size
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 PICTURE_PHOTOS = 8
-
-Variant = Literal[
-    "nano", "tiny", "small", "base", "base_kernel7", "base_kernel9", "base_plus", "large", "huge"
-]  # of MODELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class PretrainConfig:
 
     variant: Variant  # of the encoder
     data: str = tyro.MISSING  # folder of photos, folder of shards (*.tar), or pattern "shards-{000..146}.tar"
-    samples_per_epoch: int | None = None  # of shards; None: counted at the start
+    samples_per_epoch: int | None = None  # of shards, whose samples are otherwise counted at the start
     image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
@@ -74,6 +73,11 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             check_image_size(self.image_size)
+        if self.picture_epochs < 0 or (self.samples_per_epoch is not None and self.samples_per_epoch < 1):
+            raise ConvMAEError(
+                "picture_epochs must be at least 0 and samples_per_epoch at least 1; "
+                f"got {self.picture_epochs} and {self.samples_per_epoch}"
+            )
 
 
 def base() -> PretrainConfig:
@@ -236,10 +240,13 @@ def open_source(
     height, width = record.model.image_size
     cell_size = MASKING[config.model.masking].cell_size
     cells = height // cell_size * (width // cell_size)
+    MASKING[config.model.masking].choose(torch.zeros(1, cells), config.model.mask_ratio)  # refuses what cannot be
     names = find_shards(config.data)
+    if config.samples_per_epoch is not None and not names:
+        raise ConvMAEError(f"--samples-per-epoch is for shards; {config.data} is a folder of photos, leave it out")
     shards = Shards(names)
     photos = () if names else find_training_photos(Path(config.data))
-    samples = (config.samples_per_epoch or shards.count(console)) if names else len(photos)
+    samples = count_samples(config, shards, accelerator, console) if names else len(photos)
     sampler = StepSampler(
         samples,
         batch_size=config.optimisation.batch_size,
@@ -255,6 +262,15 @@ def open_source(
         return source, {"shards": len(names), "samples": samples}
     masked = MaskedPhotos(photos, transform, config.run.seed, cells=cells)
     return FolderSource(masked, sampler, workers=workers, pin_memory=pin_memory), {"train_photos": samples}
+
+
+def count_samples(config: PretrainConfig, shards: Shards, accelerator: Accelerator, console: Console) -> int:
+    """Samples of an epoch; counted by the main process, so that all have the same figure."""
+    if config.samples_per_epoch is not None:
+        return config.samples_per_epoch
+    counted = [shards.count(console) if accelerator.is_main_process else 0]
+    broadcast_object_list(counted)
+    return counted[0]
 
 
 @dataclass(kw_only=True)
@@ -298,6 +314,8 @@ class PretrainRecipe:
     def _draw(self, epoch: int) -> None:
         """The photos last trained on, by the main process; not under FSDP, where no process has a whole model."""
         run = self.run
+        if run.is_sharded:
+            self.console.print("no picture: under FSDP no process has the whole model; use training.reconstruct")
         if self.latest is None or not run.accelerator.is_main_process or run.is_sharded:
             return
         images, kept = self.latest

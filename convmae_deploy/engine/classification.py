@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from rich.console import Console
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
@@ -38,6 +38,12 @@ def check_validation_epochs(validation_epochs: int) -> None:
     """Raises ConvMAEError unless there is a validation at least every so many epochs."""
     if validation_epochs < 1:
         raise ConvMAEError(f"validation_epochs must be at least 1; got {validation_epochs}")
+
+
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """Raises ConvMAEError under FSDP: processes validate different photos, so none may need the weights of another."""
+    if accelerator.distributed_type is DistributedType.FSDP:
+        raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
 
 
 def split_facts(train: PhotoFolder, val: PhotoFolder) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import tyro
 from timm.optim import Lars, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
@@ -56,9 +57,9 @@ class LarsConfig(OptimisationConfig):
     warmup_epochs: float = 10.0
     momentum: float = 0.9
     trust_coefficient: float = 0.001  # an update of a weight is this share of its norm, times the learning rate
-    # of AdamW alone, and so no flags
-    weight_decay: float = field(init=False, default=0.0)
-    betas: tuple[float, float] = field(init=False, default=(0.0, 0.0))
+    # of AdamW alone
+    weight_decay: tyro.conf.Suppress[float] = field(init=False, default=0.0)
+    betas: tyro.conf.Suppress[tuple[float, float]] = field(init=False, default=(0.0, 0.0))
 
 
 def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: float | None = None) -> torch.optim.AdamW:
@@ -79,16 +80,17 @@ def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: fl
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def build_lars(model: nn.Module, config: LarsConfig) -> Lars:
+def build_lars(model: nn.Module, config: LarsConfig) -> torch.optim.Optimizer:
     """LARS without decay; as in the authors' code one-dimensional parameters get plain momentum SGD."""
     parameters = list(model.parameters())
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "always_adapt": True},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "always_adapt": False},
     ]
-    return Lars(
+    optimizer: torch.optim.Optimizer = Lars(
         groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=config.trust_coefficient, eps=0.0
     )
+    return optimizer
 
 
 def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) -> float:

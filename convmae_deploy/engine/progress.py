@@ -1,19 +1,19 @@
 """The progress bar of a training run, and its curves."""
 
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convmae_deploy.files import atomic_file
 
 
-def training_progress(*, disable: bool) -> Progress:
-    """A bar with epoch, loss, images/s, peak memory, elapsed and remaining time."""
+def training_progress(console: Console) -> Progress:
+    """A bar with epoch, updates, loss, images/s, peak memory, elapsed and remaining time; none where nobody watches."""
     return Progress(
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
@@ -21,7 +21,8 @@ def training_progress(*, disable: bool) -> Progress:
         TextColumn("{task.fields[memory]:.1f} GB"),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        disable=disable or not sys.stdout.isatty(),
+        console=console,
+        disable=console.quiet or not console.is_terminal,
     )
 
 

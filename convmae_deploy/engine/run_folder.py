@@ -9,6 +9,7 @@ last/  best/     checkpoints; `last` also holds `training_state.pt`, which conti
 """
 
 import json
+import math
 import platform
 import shlex
 import sys
@@ -105,13 +106,16 @@ class RunFolder:
         content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return content
 
-    def log(self, *, step: int, **metrics: Any) -> None:
-        """Appends a line to metrics.jsonl, after `step` updates, and its numbers to TensorBoard."""
+    def log(self, *, step: int, **metrics: float) -> None:
+        """Appends a line to metrics.jsonl, after `step` updates, and its numbers to TensorBoard.
+
+        A number that is not finite is null in the line.
+        """
+        line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         for name, value in metrics.items():
             self._tensorboard(step).add_scalar(f"epoch/{name}", value, step)
-        self._tensorboard(step).flush()
 
     def log_update(self, step: int, **numbers: float) -> None:
         """The numbers of update `step` (from 1) for TensorBoard alone."""
@@ -146,6 +150,8 @@ class RunFolder:
         training_state: Mapping[str, Any] | None = None,
     ) -> None:
         """Replaces the checkpoint `name`, with what is needed to continue where `training_state` is given."""
+        if self._writer is not None:
+            self._writer.flush()
         with atomic_directory(self.path / name, replace=True) as temporary:
             write_checkpoint_files(temporary, weights, record)
             if training_state is not None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from convmae_deploy.engine.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.interruption import Interruption, interruptible
@@ -57,11 +58,12 @@ class TrainingLoop:
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
         with interruptible() as interruption:
-            while progress.step < last_step and interruption.signal_number is None:
+            while progress.step < last_step and not self.run.must_stop(interruption):
                 epoch = progress.step // steps
                 self._train_epoch(epoch, interruption)
                 if progress.step == (epoch + 1) * steps:
-                    train_loss = progress.epoch_loss / max(1, steps - progress.epoch_skipped)
+                    counted = steps - progress.epoch_skipped
+                    train_loss = progress.epoch_loss / counted if counted else math.nan
                     progress.epoch_loss, progress.epoch_skipped = 0.0, 0
                     self.recipe.finish_epoch(epoch, train_loss)
         if progress.step < last_step and interruption.signal_number is not None:
@@ -75,9 +77,11 @@ class TrainingLoop:
         first = progress.step - epoch * steps
         began = saved = time.monotonic()
         images = 0
-        with training_progress(disable=not run.accelerator.is_main_process) as bar:
-            label = f"{epoch + 1}/{self.optimisation.epochs}"
-            task = bar.add_task("", total=steps, completed=first, epoch=label, loss=math.nan, speed=0.0, memory=0.0)
+        with training_progress(self.console) as bar:
+            label, total = f"{epoch + 1}/{self.optimisation.epochs}", self.optimisation.epochs * steps
+            task = bar.add_task(
+                "", total=total, completed=progress.step, epoch=label, loss=math.nan, speed=0.0, memory=0.0
+            )
             for step, micro_batches in enumerate(self.source.epoch(epoch, first), first):
                 # after what fetching may draw
                 seed_step(run.config.seed, progress.step, run.accelerator.process_index)
@@ -133,11 +137,14 @@ class TrainingLoop:
                     images.to(accelerator.device, non_blocking=True), extra.to(accelerator.device, non_blocking=True)
                 )
                 accelerator.backward(loss)
-            totals += torch.stack([loss.detach() * len(images), *loss.new_tensor([len(images), unreadable])])
+            totals += torch.stack([loss.detach().float() * len(images), *totals.new_tensor([len(images), unreadable])])
         limit = self.optimisation.clip_grad
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
+        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded: each process has a part
         loss_sum, seen, skipped = accelerator.reduce(totals, "sum").tolist()
-        update = Update(loss=loss_sum / seen, gradient_norm=float(norm), images=int(seen), unreadable=int(skipped))
+        update = Update(
+            loss=loss_sum / seen, gradient_norm=float(whole_norm), images=int(seen), unreadable=int(skipped)
+        )
         finite = math.isfinite(update.loss) and math.isfinite(update.gradient_norm)
         if finite or accelerator.scaler is not None:  # the scaler skips by itself, and then lowers its scale
             optimizer.step()

@@ -158,8 +158,19 @@ class TrainingRun:
             self.folder.save(name, weights, record)
 
     def resume(self) -> None:
-        """Continues from `last`; from the beginning where the run stopped before its first checkpoint."""
+        """Continues from `last`; from the beginning where the run stopped before its first checkpoint.
+
+        Raises:
+            ConvMAEError: the processes do not find the same checkpoint.
+        """
         loaded = self.folder.load_last()
+        found = torch.tensor([-1 if loaded is None else loaded[1]["progress"]["step"]], device=self.accelerator.device)
+        steps = self.accelerator.gather(found).tolist()
+        if len(set(steps)) > 1:
+            raise ConvMAEError(
+                f"all processes must find the same checkpoint in {self.folder.path}; they found those of updates "
+                f"{steps} (-1: none): put --out on a disk that all nodes share"
+            )
         if loaded is not None:
             weights, state = loaded
             set_model_state_dict(self.model, {**weights}, options=FULL_STATE)

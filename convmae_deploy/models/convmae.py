@@ -9,8 +9,9 @@ Inside the network maps are channels-last (B, H, W, C), so that every pointwise 
 it are (B, C, H, W). The stages take whole maps, or maps (M, s, s, C) of the visible cells alone (`models.visible`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +108,8 @@ def huge() -> ConvMAEConfig:
     return ConvMAEConfig(embed_dims=(768, 1024, 1280), depths=(2, 2, 31), mlp_ratios=(8, 8, 4), num_heads=16)
 
 
-MODELS = {
+Variant = Literal["nano", "tiny", "small", "base", "base_kernel7", "base_kernel9", "base_plus", "large", "huge"]
+MODELS: dict[str, Callable[[], ConvMAEConfig]] = {
     "nano": nano,
     "tiny": tiny,
     "small": small,
@@ -178,7 +180,7 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`scaled_dot_product_attention` of (B, heads, N, D / heads); in float32 while a CPU trains in less.
 
-    Its gradient in bfloat16 takes up to eight times as long on a CPU as in float32 (torch 2.15).
+    Its gradient in bfloat16 takes several times as long on a CPU as in float32 (torch 2.15).
     """
     if query.device.type != "cpu" or query.dtype == torch.float32 or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value)
@@ -200,6 +202,14 @@ class TransformerBlock(nn.Module):
     def forward(self, tokens_bnd: Tensor) -> Tensor:
         tokens_bnd = tokens_bnd + self.drop_path(self.attn(self.norm1(tokens_bnd)))
         return tokens_bnd + self.drop_path(self.mlp(self.norm2(tokens_bnd)))  # type: ignore[no-any-return]
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, *extra: VisibleCells, recompute: bool) -> Tensor:
+    """The blocks in turn; with `recompute` the backward pass computes each anew instead of keeping its activations."""
+    for block in blocks:
+        again = recompute and torch.is_grad_enabled()
+        x = checkpoint(block, x, *extra, use_reentrant=False) if again else block(x, *extra)
+    return x
 
 
 class ConvMAE(nn.Module):
@@ -232,6 +242,7 @@ class ConvMAE(nn.Module):
         super().__init__()
         self.embed_dims = embed_dims
         self.grid_size = grid_size
+        self.kernel_size = kernel_size
         self.grad_checkpointing = False
         # on the CPU whatever the default device is: a model made on the meta device has rates too
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -261,7 +272,7 @@ class ConvMAE(nn.Module):
         """What the dense computation with masked convolutions gives at the visible cells, without the rest of it.
 
         Args:
-            images_bchw: (B, 3, H, W), sides multiples of 32; hidden pixels are never read.
+            images_bchw: (B, 3, H, W), sides multiples of 32; hidden pixels have no influence.
             visible: K cells of 16 x 16 pixels of each image.
 
         Returns:
@@ -300,11 +311,10 @@ class ConvMAE(nn.Module):
         return resize_position_embedding(self.pos_embed, self.grid_size, grid_size)
 
     def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleCells | None = None) -> Tensor:
-        extra = () if visible is None else (visible,)
-        for block in blocks:
-            recompute = self.grad_checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, *extra, use_reentrant=False) if recompute else block(x, *extra)
-        return x
+        if visible is None:
+            return run_blocks(blocks, x, recompute=self.grad_checkpointing)
+        visible.window_tokens(x.shape[1], self.kernel_size)  # here: it is remembered, which recomputing must not do
+        return run_blocks(blocks, x, visible, recompute=self.grad_checkpointing)
 
 
 def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> ConvMAE:

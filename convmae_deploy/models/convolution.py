@@ -1,8 +1,8 @@
 """Convolutions on channels-last maps, with gradients that a CPU computes in reasonable time.
 
-PyTorch's gradient of a depthwise weight takes 20 times as long on a CPU as the convolution itself, and more in some
-layouts, so it dominated whole training steps; here it is one matrix product per channel. A convolution whose kernel is
-its stride is one matrix product in both directions, where PyTorch's takes up to ten times as long on small maps.
+PyTorch's gradient of a depthwise weight takes so much longer on a CPU than the convolution itself that it dominates
+whole training steps; here it is one matrix product per channel. A convolution whose kernel is its stride is one matrix
+product in both directions. `python -m benchmarks.pretraining` measures what that gains.
 
 Shapes: M maps or windows, H W their grid, C channels, p kernel size of a strided convolution, k of a depthwise one,
 s side of a square of tokens, e = s + k - 1 side of its window: the square and all that the kernel reaches from it.

@@ -25,7 +25,6 @@ class MaskingStrategy:
 
     cell_size: int  # pixels along the side of a cell
     choose: Callable[[Tensor, float], Tensor]  # (noise (B, N), mask_ratio) to kept (G * B, K)
-    masks_per_image: Callable[[float], int]  # G for a mask_ratio
 
 
 def keep_lowest(noise_bn: Tensor, mask_ratio: float) -> Tensor:
@@ -88,18 +87,12 @@ def complementary_groups(mask_ratio: float) -> int:
     return groups
 
 
-def _one_mask(mask_ratio: float) -> int:
-    return 1
-
-
 # `token` is the paper's ablation (Table 5): random stage-1 tokens instead of whole 16 x 16 cells. Nearly every stage-3
 # token then holds some visible pixels, so all of them are kept and the cost is almost that of the dense encoder.
 MASKING: dict[MaskingName, MaskingStrategy] = {
-    "block": MaskingStrategy(cell_size=PATCH_SIZE, choose=keep_lowest, masks_per_image=_one_mask),
-    "complementary": MaskingStrategy(
-        cell_size=PATCH_SIZE, choose=keep_each_in_turn, masks_per_image=complementary_groups
-    ),
-    "token": MaskingStrategy(cell_size=4, choose=keep_lowest, masks_per_image=_one_mask),
+    "block": MaskingStrategy(cell_size=PATCH_SIZE, choose=keep_lowest),
+    "complementary": MaskingStrategy(cell_size=PATCH_SIZE, choose=keep_each_in_turn),
+    "token": MaskingStrategy(cell_size=4, choose=keep_lowest),
 }
 
 

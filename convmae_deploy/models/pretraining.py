@@ -25,6 +25,7 @@ from convmae_deploy.models.convmae import (
     TransformerBlock,
     build_convmae,
     resize_position_embedding,
+    run_blocks,
     sincos_position_embedding,
 )
 from convmae_deploy.models.convolution import strided_convolution
@@ -68,6 +69,8 @@ class Reconstruction(NamedTuple):
 
 class ConvMAEPretraining(nn.Module):
     """Masked autoencoder: reconstructs the pixels of the hidden cells from the visible ones."""
+
+    _no_split_modules = ["ConvBlock", "TransformerBlock"]  # what Accelerate's FSDP takes for a unit
 
     def __init__(
         self,
@@ -147,7 +150,10 @@ class ConvMAEPretraining(nn.Module):
 
     def reconstruct(self, images_bchw: Tensor, kept: Tensor) -> Reconstruction:
         """The prediction for every patch, what of it is hidden, and the loss; arguments as for `forward`."""
-        images_bchw = images_bchw.repeat(len(kept) // len(images_bchw), 1, 1, 1)  # (G * B, 3, H, W)
+        masks, rest = divmod(len(kept), len(images_bchw))
+        if rest:
+            raise ConvMAEError(f"there must be as many masks of every image; got {len(kept)} of {len(images_bchw)}")
+        images_bchw = images_bchw.repeat(masks, 1, 1, 1)  # (G * B, 3, H, W)
         height, width = images_bchw.shape[-2:]
         visible = VisibleCells(kept, (height // self.cell_size, width // self.cell_size))
         grid_size = height // PATCH_SIZE, width // PATCH_SIZE
@@ -197,8 +203,7 @@ class ConvMAEPretraining(nn.Module):
             filled = filled.index_put((visible.rows,), tokens_bkd.flatten(0, 1))
             tokens_bkd = filled.reshape(batch, cells, -1)
         tokens = tokens_bkd + resize_position_embedding(self.decoder_pos_embed, self.grid_size, grid_size)
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
+        tokens = run_blocks(self.decoder_blocks, tokens, recompute=self.encoder.grad_checkpointing)
         return self.decoder_pred(self.decoder_norm(tokens))  # type: ignore[no-any-return]
 
     def hidden_pixels(self, visible: VisibleCells) -> Tensor:
@@ -226,7 +231,7 @@ class ConvMAEPretraining(nn.Module):
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block of the encoder in the backward pass instead of keeping its activations."""
+        """Recompute each block of encoder and decoder in the backward pass instead of keeping its activations."""
         self.encoder.grad_checkpointing = enable
 
 

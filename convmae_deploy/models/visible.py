@@ -62,12 +62,12 @@ class VisibleCells:
         _, side, _, channels = cells_mssc.shape
         weight = convolution.weight.to(cells_mssc.dtype)  # as autocast would
         mixed: Tensor = _DepthwiseOfCells.apply(
-            cells_mssc.reshape(-1, channels), weight, self._window_tokens(side, weight.shape[-1])
+            cells_mssc.reshape(-1, channels), weight, self.window_tokens(side, weight.shape[-1])
         )
         assert convolution.bias is not None
         return mixed + convolution.bias.to(mixed.dtype)
 
-    def _window_tokens(self, side: int, kernel_size: int) -> Tensor:
+    def window_tokens(self, side: int, kernel_size: int) -> Tensor:
         """Which of the M * s * s visible tokens the kernel reaches from each cell, (M, e, e); M * s * s for none."""
         key = side, kernel_size
         if key not in self._windows:

@@ -68,7 +68,7 @@ def test_every_contender_steps_once_a_round_on_the_same_mask_and_each_leads_in_t
         return float(len(steps))
 
     monkeypatch.setattr(bench, "step", step)
-    seconds = measure(bench, "abc", 1, 3, lambda: None)  # type: ignore[arg-type]
+    seconds = measure(bench, "abc", 1, 3, lambda: None)
     assert "".join(name for name, _ in steps) == "cababcbcacab"
     assert all(len({mask for _, mask in steps[start : start + 3]}) == 1 for start in (0, 3, 6, 9))
     assert seconds == {"a": [4.0, 9.0, 11.0], "b": [5.0, 7.0, 12.0], "c": [6.0, 8.0, 10.0]}

@@ -34,7 +34,12 @@ def test_a_run_that_fails_ends_although_its_workers_ignore_signals(tmp_path: Pat
     script = tmp_path / "run.py"
     script.write_text(FAILING_RUN)
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(ROOT)}
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1
     assert "RuntimeError: out of memory" in done.stderr

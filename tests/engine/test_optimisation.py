@@ -4,9 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw, scheduled_lr, set_lr
+from convmae_deploy.engine.optimisation import (
+    LarsConfig,
+    OptimisationConfig,
+    build_adamw,
+    build_lars,
+    scheduled_lr,
+    set_lr,
+)
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
@@ -76,3 +84,23 @@ def test_the_position_embedding_and_vectors_are_not_decayed() -> None:
     for group in optimizer.param_groups:
         vectors = [parameter.ndim == 1 or parameter.shape[:1] == (1,) for parameter in group["params"]]
         assert set(vectors) == {group["weight_decay"] == 0}
+
+
+def test_lars_moves_a_matrix_by_a_share_of_its_norm_and_a_vector_by_plain_momentum() -> None:
+    layer = nn.Linear(3, 2).double()
+    weight, bias = (parameter.detach().clone() for parameter in (layer.weight, layer.bias))
+    gradients = [(torch.randn_like(weight), torch.randn_like(bias)) for _ in range(3)]
+    gradients.append((torch.zeros_like(weight), torch.zeros_like(bias)))
+    config = LarsConfig(batch_size=256, base_lr=0.5, momentum=0.9, trust_coefficient=0.01)
+    optimizer = build_lars(layer, config)
+    weight_momentum, bias_momentum = torch.zeros_like(weight), torch.zeros_like(bias)
+    for weight_gradient, bias_gradient in gradients:
+        layer.weight.grad, layer.bias.grad = weight_gradient.clone(), bias_gradient.clone()
+        optimizer.step()
+        norm = weight_gradient.norm()
+        ratio = 0.01 * weight.norm() / norm if norm > 0 else 1.0
+        weight_momentum = 0.9 * weight_momentum + ratio * weight_gradient
+        bias_momentum = 0.9 * bias_momentum + bias_gradient
+        weight, bias = weight - 0.5 * weight_momentum, bias - 0.5 * bias_momentum
+        torch.testing.assert_close(layer.weight.data, weight, rtol=1e-12, atol=0)
+        torch.testing.assert_close(layer.bias.data, bias, rtol=1e-12, atol=0)

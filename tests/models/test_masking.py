@@ -79,12 +79,11 @@ def test_a_mask_that_hides_nothing_or_everything_is_refused(cells: int, mask_rat
         keep_lowest(seeded_noise(cells), mask_ratio)
 
 
-def test_the_strategies_differ_in_cells_and_masks_per_image() -> None:
+def test_the_strategies_differ_in_cells_and_masks_of_an_image() -> None:
     facts = {
-        name: (strategy.cell_size, strategy.masks_per_image(0.75), len(strategy.choose(seeded_noise(16), 0.75)))
-        for name, strategy in MASKING.items()
+        name: (strategy.cell_size, len(strategy.choose(seeded_noise(16), 0.75))) for name, strategy in MASKING.items()
     }
-    assert facts == {"block": (16, 1, 3), "complementary": (16, 4, 12), "token": (4, 1, 3)}
+    assert facts == {"block": (16, 3), "complementary": (16, 12), "token": (4, 3)}
     assert [complementary_groups(1 - 1 / groups) for groups in (2, 3, 5, 49)] == [2, 3, 5, 49]
 
 

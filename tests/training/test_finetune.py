@@ -173,7 +173,7 @@ def test_the_papers_recipe_is_the_base_preset() -> None:
     optimisation, augmentation = base.optimisation, base.augmentation
     assert optimisation.learning_rate == pytest.approx(2e-3)
     assert (optimisation.epochs, optimisation.batch_size, optimisation.warmup_epochs) == (100, 1024, 5)
-    assert (optimisation.min_lr, optimisation.weight_decay, optimisation.layer_decay) == (1e-6, 0.05, 0.65)
+    assert (optimisation.min_lr, optimisation.weight_decay, base.layer_decay) == (1e-6, 0.05, 0.65)
     assert (augmentation.mixup, augmentation.cutmix, augmentation.label_smoothing) == (0.8, 1.0, 0.1)
     assert (augmentation.rand_augment, augmentation.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
     assert (base.drop_path, base.head_init_std) == (0.1, 2e-5)
@@ -189,7 +189,7 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
         "--layer-decay", "--betas", "--clip-grad", "--crop-scale", "--flip", "--rand-augment", "--color-jitter",
         "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume", "--seed",
-        "--precision", "--workers", "--save-minutes",
+        "--precision", "--workers", "--save-minutes", "--compile", "--no-compile", "--validation-epochs",
     }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""Files of features, and training and evaluation on them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convmae_deploy.data.features import (
+    EvaluationFeatures,
+    Features,
+    FeatureSource,
+    has_features,
+    read_features,
+    write_features,
+)
+from convmae_deploy.data.photo_datasets import collate_readable
+from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.engine.determinism import StepSampler
+from convmae_deploy.runtime.manifest import standard_preprocessing
+
+LABELS = (0, 0, 1, 1, 2, 2)
+
+
+def features(view: int) -> Features:
+    """Feature i of view v is (v, i); photo 4 cannot be read."""
+    values = torch.stack([torch.full((6,), float(view)), torch.arange(6.0)], dim=1)
+    return Features(values=values, readable=torch.arange(6) != 4)
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"view-{view}.safetensors" for view in range(2)]
+    for view, path in enumerate(paths):
+        write_features(path, features(view), "made of this")
+    return paths
+
+
+def test_a_file_is_known_by_its_key_and_only_when_whole(views: list[Path]) -> None:
+    assert has_features(views[0], "made of this")
+    assert not has_features(views[0], "made of that")
+    assert not has_features(views[0].with_name("none"), "made of this")
+    views[0].write_bytes(views[0].read_bytes()[:-8])
+    assert not has_features(views[0], "made of this")
+    found = read_features(views[1])
+    assert torch.equal(found.values, features(1).values) and torch.equal(found.readable, features(1).readable)
+
+
+def test_every_epoch_takes_the_next_view_in_the_samplers_order_without_unreadable_photos(views: list[Path]) -> None:
+    sampler = StepSampler(6, batch_size=4, micro_batch_size=2, seed=3)
+    source = FeatureSource(views, LABELS, sampler)
+    assert (source.steps_per_epoch, source.micro_batches_per_step) == (1, 2)
+    for epoch in range(3):
+        sampler.start(epoch)
+        expected = [[index for _, index in keys] for keys in sampler]
+        (step,) = source.epoch(epoch, 0)
+        for (values, labels, unreadable), indices in zip(step, expected, strict=True):
+            readable = [index for index in indices if index != 4]
+            assert values.tolist() == [[epoch % 2, index] for index in readable]
+            assert labels.tolist() == [LABELS[index] for index in readable]
+            assert unreadable == len(indices) - len(readable)
+
+
+def test_an_epoch_begins_at_any_step(views: list[Path]) -> None:
+    source = FeatureSource(views, LABELS, StepSampler(6, batch_size=2, micro_batch_size=2, seed=3))
+    whole, rest = list(source.epoch(1, 0)), list(source.epoch(1, 2))
+    assert len(rest) == 1 and torch.equal(rest[0][0][0], whole[2][0][0])
+
+
+def test_evaluation_takes_features_in_place_of_photos() -> None:
+    folder = PhotoFolder(photos=(Path(),) * 6, labels=LABELS, classes=("a", "b", "c"))
+    photos = EvaluationFeatures(folder, standard_preprocessing((32, 32)), features(0))
+    values, labels, unreadable = collate_readable([photos[index] for index in range(len(photos))])
+    assert values[:, 1].tolist() == [0, 1, 2, 3, 5] and labels.tolist() == [0, 0, 1, 1, 2] and unreadable == 1
