@@ -299,13 +299,15 @@ def draw_sweep(path: Path, figures: Sequence[Figure], title: str) -> None:
     for axes, (points, label, place) in zip(panels, series, strict=True):
         for name, colour in ((DENSE, "tab:gray"), (VISIBLE, "tab:blue")):
             own = [figure for figure in points if figure.contender == name]
-            axes.plot([place(figure) for figure in own], [figure.step_ms for figure in own], "o-", color=colour)
-            axes.annotate(name, (place(own[-1]), own[-1].step_ms), (0, 8), textcoords="offset points", ha="right")
+            costs = [figure.step_ms for figure in own]
+            axes.plot([place(figure) for figure in own], costs, "o-", color=colour, label=name)
         for figure in own:
             ratio = f"{figure.speed_against_dense:.1f}x"
-            axes.annotate(ratio, (place(figure), figure.step_ms), (0, -14), textcoords="offset points", ha="center")
+            axes.annotate(ratio, (place(figure), figure.step_ms), (0, 7), textcoords="offset points", ha="center")
         axes.set(xlabel=label, ylabel="ms a training step")
         axes.set_ylim(bottom=0)
+        axes.margins(x=0.08)
+        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     with atomic_file(path) as temporary:

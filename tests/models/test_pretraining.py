@@ -261,18 +261,19 @@ def test_bfloat16_autocast_gives_nearly_the_same_loss_and_finite_gradients(maski
 
 
 @pytest.mark.parametrize("masking", ["block", "token"])
-def test_gradient_checkpointing_recomputes_the_encoder_and_changes_no_gradient(masking: str) -> None:
+def test_gradient_checkpointing_recomputes_every_block_and_changes_no_gradient(masking: str) -> None:
     images, kept = seeded_images(2), seeded_mask(2, masking=masking)
     found, runs = [], []
     for enabled in (False, True):
         model = seeded(masking=masking)
         model.set_grad_checkpointing(enabled)
         passes: list[None] = []
-        for block in (*model.encoder.blocks1, *model.encoder.blocks2, *model.encoder.blocks3):
+        encoder = model.encoder
+        for block in (*encoder.blocks1, *encoder.blocks2, *encoder.blocks3, *model.decoder_blocks):
             block.register_forward_pre_hook(lambda *arguments, passes=passes: passes.append(None))
         found.append(gradients(model, model(images, kept)))
         runs.append(len(passes))
-    assert runs == [5, 10]
+    assert runs == [6, 12]
     assert_gradients_equal(found[1], found[0], 1e-6)
 
 
