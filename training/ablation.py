@@ -289,9 +289,9 @@ def draw_results(path: Path, results: list[Result]) -> None:
             axes.plot(sum(values) / len(values), place, "|", color="black", markersize=16)
         axes.set(xlabel="top-1 on val (%)", title=title)
         axes.set_yticks(range(len(arms)), arms)
-        axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3, axis="x")
+    panels[0].invert_yaxis()  # of both: they share it
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

@@ -178,11 +178,11 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`scaled_dot_product_attention` of (B, heads, N, D / heads); in float32 while a CPU trains in less.
+    """`scaled_dot_product_attention` of (B, heads, N, D / heads); in float32 while a CPU trains in half precision.
 
     Its gradient in bfloat16 takes several times as long on a CPU as in float32 (torch 2.15).
     """
-    if query.device.type != "cpu" or query.dtype == torch.float32 or not query.requires_grad:
+    if query.device.type != "cpu" or query.dtype.itemsize > 2 or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)

@@ -108,7 +108,7 @@ def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reprodu
     assert [path.name for path in tmp_path.iterdir()] == ["mine.failed"]
     message = capsys.readouterr().err
     assert "worst output e2" in message
-    assert "first diverging layer: encoder.blocks2.0.conv1 (ONNX value linear_4)" in message
+    assert "first diverging layer: encoder.blocks2.0.conv1 (ONNX value linear_6)" in message
 
     failed = tmp_path / "mine.failed"
     content = json.loads((failed / "report.json").read_text(encoding="utf-8"))
