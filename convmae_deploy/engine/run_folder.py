@@ -5,6 +5,7 @@ metrics.jsonl    one JSON object a line, one line an epoch
 tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
 pictures/        reconstructions while pretraining
+features/        what a linear probe computed once
 last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
 """
 
