@@ -24,19 +24,19 @@ from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.classification import (
-    EpochLog,
-    check_validation_epochs,
+    classification_log,
     initial_record,
     read_splits,
-    refuse_sharding,
     split_facts,
+    told_accuracy,
     training_sampler,
 )
 from convmae_deploy.engine.determinism import seed_step
+from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
@@ -160,9 +160,9 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
         run=run,
         validation=EvaluationPhotos(val, record.preprocessing),
         mixing=batch_mixing(config.augmentation, len(record.classes)),
-        log=EpochLog(
-            run=run,
-            console=console,
+        log=classification_log(
+            run,
+            console,
             data=config.data,
             epochs=config.optimisation.epochs,
             validation_epochs=config.validation_epochs,
@@ -214,7 +214,7 @@ class FinetuneRecipe:
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
         """Validates, logs, draws, and saves `best`, where it is the best so far, and `last`."""
         run = self.run
-        accuracy = None
+        validation = None
         if self.log.is_due(epoch):
             accuracy = evaluate(
                 run.accelerator.unwrap_model(run.model),
@@ -223,7 +223,8 @@ class FinetuneRecipe:
                 batch_size=self.config.optimisation.micro_batch_size,
                 workers=self.config.run.workers,
             )
-        best = self.log.finish(epoch, train_loss, accuracy)
+            validation = told_accuracy(accuracy)
+        best = self.log.finish(epoch, train_loss, validation)
         if best is not None:
             run.save_weights("best", best)
         run.save()

@@ -34,20 +34,20 @@ from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.classification import (
-    EpochLog,
-    check_validation_epochs,
+    classification_log,
     initial_record,
     read_splits,
-    refuse_sharding,
     split_facts,
+    told_accuracy,
     training_sampler,
 )
 from convmae_deploy.engine.determinism import StepSampler, StepSource, seed_step
+from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import Variant, check_image_size
@@ -156,9 +156,9 @@ def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
         micro_batches=sampler.micro_batches_per_step,
         facts=split_facts(train, val) | {"encoder": frozen},  # it is not in `last`: resuming must find the same one
     )
-    log = EpochLog(
-        run=run,
-        console=console,
+    log = classification_log(
+        run,
+        console,
         data=config.data,
         epochs=config.optimisation.epochs,
         validation_epochs=config.validation_epochs,
@@ -314,7 +314,7 @@ class LinearProbeRecipe:
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
         """Validates what would be served, logs, draws, and saves `best`, where it is the best so far, and `last`."""
         run, classifier, cached = self.run, self.features.classifier, self.config.cached_views > 0
-        accuracy = None
+        validation = None
         if self.log.is_due(epoch):
             self.fold()
             accuracy = evaluate(
@@ -324,7 +324,8 @@ class LinearProbeRecipe:
                 batch_size=self.config.optimisation.micro_batch_size,
                 workers=0 if cached else self.config.run.workers,
             )
-        best = self.log.finish(epoch, train_loss, accuracy)
+            validation = told_accuracy(accuracy)
+        best = self.log.finish(epoch, train_loss, validation)
         if best is not None and run.accelerator.is_main_process:
             run.folder.save("best", classifier.state_dict(), best)
         run.save()

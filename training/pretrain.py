@@ -9,7 +9,6 @@ pattern of shards. The preset `base` is the authors' recipe (PRETRAIN.md: 85.0 %
 probe on ImageNet-1K, 24 GPUs); it was not run by us. `nano` is ours for a CPU: training/README.md has its figures.
 """
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -28,9 +27,9 @@ from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import FolderSource, ShardSource
 from convmae_deploy.engine.determinism import StepSampler, StepSource, seed_step
+from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.pictures import reconstruction_picture
-from convmae_deploy.engine.progress import draw_curves, peak_memory_gb
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.errors import ConvMAEError
@@ -209,7 +208,8 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
         micro_batches=source.micro_batches_per_step,
         facts=facts,
     )
-    recipe = PretrainRecipe(config=config, run=run, console=console)
+    log = EpochLog(run=run, console=console, data=Path(config.data).name, epochs=config.optimisation.epochs)
+    recipe = PretrainRecipe(config=config, run=run, console=console, log=log)
     return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
 
@@ -280,7 +280,7 @@ class PretrainRecipe:
     config: PretrainConfig
     run: TrainingRun
     console: Console
-    epoch_began: float = field(default_factory=time.monotonic)
+    log: EpochLog
     latest: tuple[Tensor, Tensor] | None = None  # images and their masks, of the micro-batch at hand
 
     def loss(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -291,25 +291,10 @@ class PretrainRecipe:
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
         """Logs, draws curves and pictures, and saves `last`."""
-        config, run, progress = self.config, self.run, self.run.progress
-        now = time.monotonic()
-        if run.accelerator.is_main_process:
-            run.folder.log(
-                step=progress.step,
-                epoch=epoch + 1,
-                lr=max(group["lr"] for group in run.optimizer.param_groups),
-                train_loss=train_loss,
-                seconds=round(now - self.epoch_began, 1),
-                peak_memory_gb=round(peak_memory_gb(), 2),
-                unreadable_train=progress.unreadable,
-                skipped_updates=progress.skipped,
-            )
-            draw_curves(config.run.out / "curves.png", run.folder.metrics())
-        self.console.print(f"epoch {epoch + 1}/{config.optimisation.epochs}: loss {train_loss:.4f}")
-        if config.picture_epochs and (epoch + 1) % config.picture_epochs == 0:
+        self.log.finish(epoch, train_loss)
+        if self.config.picture_epochs and (epoch + 1) % self.config.picture_epochs == 0:
             self._draw(epoch + 1)
-        run.save()
-        self.epoch_began = now
+        self.run.save()
 
     def _draw(self, epoch: int) -> None:
         """The photos last trained on, by the main process; not under FSDP, where no process has a whole model."""

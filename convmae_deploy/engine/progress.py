@@ -33,25 +33,32 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def draw_curves(path: Path, epochs: Sequence[dict[str, Any]]) -> None:
-    """Draws the training loss, and where there is a validation its loss and accuracy, by epoch into a PNG.
+def draw_curves(
+    path: Path, epochs: Sequence[dict[str, Any]], *, score: str | None = None, score_label: str = ""
+) -> None:
+    """Draws the training loss, and where there is a validation its loss and score, by epoch into a PNG.
 
     Args:
         path: the picture.
-        epochs: lines with `epoch` (from 1), `train_loss`, and some with `val_loss` and `val_top1` (percent).
+        epochs: lines with `epoch` (from 1), `train_loss`, and some with `val_loss` or the score.
+        score: name of a number to draw beside the losses, larger is better.
+        score_label: of its axis.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    validated = [line for line in epochs if "val_top1" in line]
-    figure = Figure(figsize=(9 if validated else 5, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    scored = [line for line in epochs if line.get(score) is not None]
+    figure = Figure(figsize=(9 if scored else 5, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
     panels[0].plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], label="training")
     panels[0].set(xlabel="epoch", ylabel="loss")
+    validated = [line for line in epochs if "val_loss" in line]
     if validated:
         x = [line["epoch"] for line in validated]
         panels[0].plot(x, [line["val_loss"] for line in validated], label="validation")
         panels[0].legend(frameon=False)
-        _draw_accuracy(panels[1], validated)
+    if scored:
+        panels[1].set(xlabel="epoch", ylabel=score_label)
+        _draw_score(panels[1], [(line["epoch"], line[score]) for line in scored])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -59,9 +66,9 @@ def draw_curves(path: Path, epochs: Sequence[dict[str, Any]]) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_accuracy(axes: Any, epochs: Sequence[dict[str, Any]]) -> None:
-    axes.plot([line["epoch"] for line in epochs], [line["val_top1"] for line in epochs], color="tab:green")
-    best = max(epochs, key=lambda line: line["val_top1"])
-    axes.plot(best["epoch"], best["val_top1"], "o", color="tab:green")
-    axes.annotate(f"{best['val_top1']:.2f} %", (best["epoch"], best["val_top1"]), (0, -14), textcoords="offset points")
-    axes.set(xlabel="epoch", ylabel="validation top-1 (%)")
+def _draw_score(axes: Any, points: Sequence[tuple[int, float]]) -> None:
+    """A curve of (epoch, score), the best of them marked."""
+    axes.plot(*zip(*points, strict=True), color="tab:green")
+    best = max(points, key=lambda point: point[1])
+    axes.plot(*best, "o", color="tab:green")
+    axes.annotate(f"{best[1]:.2f}", best, (0, -14), textcoords="offset points")

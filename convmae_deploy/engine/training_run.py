@@ -65,6 +65,12 @@ class RunConfig:
         return Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
 
 
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """Raises ConvMAEError under FSDP: processes validate different photos, so none may need the weights of another."""
+    if accelerator.distributed_type is DistributedType.FSDP:
+        raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
+
+
 @dataclass(kw_only=True)
 class Progress:
     """How far a run is; saved with every checkpoint, so that resuming continues the sums as well."""

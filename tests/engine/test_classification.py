@@ -1,9 +1,7 @@
 """What finetuning and the linear probe share."""
 
-import pytest
-
-from convmae_deploy.engine.classification import check_validation_epochs, initial_record
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.engine.classification import initial_record, told_accuracy
+from convmae_deploy.engine.evaluation import Accuracy
 
 
 def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
@@ -15,7 +13,8 @@ def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
         assert record.preprocessing is not None and record.preprocessing.crop == expected
 
 
-def test_no_validation_at_all_is_refused() -> None:
-    check_validation_epochs(1)
-    with pytest.raises(ConvMAEError, match="validation_epochs must be at least 1; got 0"):
-        check_validation_epochs(0)
+def test_an_accuracy_is_told_with_the_names_of_metrics_jsonl() -> None:
+    found = told_accuracy(Accuracy(top1=50.0, top5=75.5, loss=0.25, images=8, unreadable=1))
+    assert found.scores == {"val_loss": 0.25, "val_top1": 50.0, "val_top5": 75.5, "unreadable_val": 1}
+    assert found.told == "validation loss 0.2500, top-1 50.00 %, top-5 75.50 %"
+    assert found.summary == "top-1 50.00 %, top-5 75.50 % on 8 photos"

@@ -12,7 +12,7 @@ EPOCHS = [{"epoch": n, "train_loss": 2 / n, "val_loss": 1.5 / n, "val_top1": 20.
 
 
 def test_curves_are_a_picture_with_ink(tmp_path: Path) -> None:
-    draw_curves(tmp_path / "curves.png", EPOCHS)
+    draw_curves(tmp_path / "curves.png", EPOCHS, score="val_top1", score_label="validation top-1 (%)")
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 2 * pixels.shape[0]

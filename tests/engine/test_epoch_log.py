@@ -1,0 +1,67 @@
+"""Each epoch is told of, and the best validation is recognised."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import nano
+
+
+def begin(out: Path, **settings: object) -> EpochLog:
+    config = RunConfig(out=out, precision="fp32")
+    model = nn.Linear(2, 2)
+    run = TrainingRun.begin(
+        config,
+        run=config,
+        accelerator=config.accelerator(),
+        record=CheckpointRecord(kind="encoder", variant="nano", model=nano()),
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        micro_batches=1,
+        facts={"train_photos": 3, "val_photos": 2},
+    )
+    return EpochLog(run=run, console=Console(quiet=True), data="photos", epochs=5, **settings)  # type: ignore[arg-type]
+
+
+def scored(value: float) -> Validation:
+    return Validation(scores={"val_miou": value, "val_other": 1.0}, told=f"mIoU {value}", summary=f"mIoU {value:.1f}")
+
+
+def test_a_validation_is_due_every_so_many_epochs_and_after_the_last(tmp_path: Path) -> None:
+    often, never = begin(tmp_path / "often", validation_epochs=2), begin(tmp_path / "never")
+    assert [often.is_due(epoch) for epoch in range(5)] == [False, True, False, True, True]
+    assert not any(never.is_due(epoch) for epoch in range(5))
+
+
+def test_only_a_better_score_is_the_best(tmp_path: Path) -> None:
+    log = begin(tmp_path / "run", validation_epochs=1, best_by="val_miou", best_by_label="mIoU (%)")
+    records = [log.finish(epoch, 1.0, scored(value)) for epoch, value in enumerate((40.0, 30.0, 40.0, 41.0))]
+    assert [record is not None for record in records] == [True, False, False, True]
+    assert log.run.progress.best_metric == 41
+    assert records[3] is not None and records[3].provenance is not None
+    assert records[3].provenance["validation"] == "mIoU 41.0" and records[3].provenance["epoch"] == "4 of 5"
+    assert records[3].provenance["data"] == "3 training and 2 validation photos of photos"
+
+
+def test_lines_and_curves_have_the_scores_where_there_was_a_validation(tmp_path: Path) -> None:
+    log = begin(tmp_path / "run", best_by="val_miou")
+    assert log.finish(0, 2.0) is None
+    log.finish(1, 1.5, scored(3.0))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "val_miou" not in lines[0] and (lines[1]["val_miou"], lines[1]["val_other"]) == (3.0, 1.0)
+    assert [(line["epoch"], line["train_loss"], line["lr"]) for line in lines] == [(1, 2.0, 0.5), (2, 1.5, 0.5)]
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_no_validation_at_all_is_refused() -> None:
+    check_validation_epochs(1)
+    with pytest.raises(ConvMAEError, match="validation_epochs must be at least 1; got 0"):
+        check_validation_epochs(0)
