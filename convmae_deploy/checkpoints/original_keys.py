@@ -23,6 +23,13 @@ PROBE_NORM_EPS = 1e-6  # of the BatchNorm in front of a linear probe's head
 ENCODER_KEY = re.compile(r"pos_embed$|patch_embed\d|blocks\d")
 POINTWISE_KEY = re.compile(r"blocks[12]\.\d+\.(?:conv1|conv2|mlp\.fc1|mlp\.fc2)\.weight")
 DECODER_KEY = re.compile(r"mask_token$|decoder_|stage[12]_output_decode\.")
+DENSE_ENCODER_NAMES = {
+    r"^windowed_rel_pos_bias\.relative_position_bias_table$": "window_position.table",
+    r"^global_rel_pos_bias\.relative_position_bias_table$": "global_position.table",
+    r"^(blocks3\.\d+\.attn)\.relative_position_bias_table$": r"\1.position.table",
+    r"^(blocks3\.\d+\.attn)\.(rel_pos_[hw])$": r"\1.position.\2",
+    r"^(blocks3\.\d+)\.gamma_([12])$": r"\1.ls\2.gamma",
+}
 OTHER_MODELS = {
     "fpn_lateral": "a Mask R-CNN detector",
     "simfp_": "a ViTDet-style detector",
@@ -165,6 +172,13 @@ def our_name(name: str, kind: SourceKind) -> str:
         return f"encoder.{name}"
     # LayerNorm acts on each token alone: norm and then the first token is the first token and then norm
     return re.sub(r"^norm\.", "fc_norm.", name) if kind in ("classifier", "linear probe") else name
+
+
+def dense_encoder_name(name: str) -> str:
+    """Our name, inside the encoder, of a key that only encoders of detectors and segmenters have."""
+    for pattern, ours in DENSE_ENCODER_NAMES.items():
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 def without_class_row(embedding: Tensor) -> Tensor:

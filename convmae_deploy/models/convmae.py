@@ -16,11 +16,19 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.attention import (
+    Attention,
+    DecomposedRelativePosition,
+    Positions,
+    RelativePosition,
+    RelativePositionTable,
+)
 from convmae_deploy.models.convolution import depthwise_convolution, strided_convolution
 from convmae_deploy.models.visible import VisibleCells
 
@@ -28,6 +36,32 @@ STRIDES = (4, 8, 16, 32)  # pixels per cell of E1, E2, E3, E4
 PATCH_SIZE = 16  # pixels along the side of a stage-3 token, the cell that masking hides as a whole
 CONV_NORM_EPS = 1e-5  # patch embeddings and convolution blocks: PyTorch's default in the authors' code
 TRANSFORMER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """What the authors' detectors and segmenter change in the encoder; by default nothing.
+
+    Raises:
+        ConvMAEError: the values do not fit together.
+    """
+
+    relative_position: RelativePosition = "none"  # of stage 3; shared: by all global and by all windowed blocks
+    relative_size: tuple[int, int] | None = None  # (height, width) in pixels that it is stored for; None: image_size
+    window_size: int | None = None  # side in tokens of the windows of stage 3; None: every block is global
+    global_blocks: tuple[int, ...] = ()  # blocks of stage 3, from 0, that attend to the whole map all the same
+    shifted_windows: bool = False  # every second windowed block is shifted by half a window (paper, section 2.3)
+    layer_scale: bool = False  # a learned factor for every channel of stage 3's branches, 1 at first
+    conv_norm_eps: float = CONV_NORM_EPS  # of the convolution blocks
+    transformer_norm_eps: float = TRANSFORMER_NORM_EPS  # of stage 3
+
+    def __post_init__(self) -> None:
+        if self.window_size is not None and self.window_size < 1:
+            raise ConvMAEError(f"window_size must be at least 1 token; got {self.window_size}")
+        if self.window_size is None and (self.global_blocks or self.shifted_windows):
+            raise ConvMAEError("global_blocks and shifted_windows need a window_size; got None")
+        if self.relative_size is not None:
+            check_image_size(self.relative_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +78,7 @@ class ConvMAEConfig:
     num_heads: int  # attention heads of stage 3
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels that the position embedding is stored for
     kernel_size: int = 5  # of the depthwise convolutions (paper, Table 5: 5, 7, 9)
+    dense: DenseConfig = DenseConfig()  # for detection and segmentation
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
@@ -137,15 +172,17 @@ class PatchEmbed(nn.Module):
 class ConvBlock(nn.Module):
     """Pre-norm block of the convolution stages: 1x1, depthwise, 1x1; then an MLP. Each branch with a skip."""
 
-    def __init__(self, channels: int, mlp_ratio: float, kernel_size: int, drop_path: float) -> None:
+    def __init__(
+        self, channels: int, mlp_ratio: float, kernel_size: int, drop_path: float, norm_eps: float = CONV_NORM_EPS
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
+        self.norm1 = nn.LayerNorm(channels, eps=norm_eps)
         self.conv1 = nn.Linear(channels, channels)  # a 1x1 convolution on channels-last maps
         self.attn = nn.Conv2d(  # named as in the authors' files
             channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
         )
         self.conv2 = nn.Linear(channels, channels)
-        self.norm2 = nn.LayerNorm(channels, eps=CONV_NORM_EPS)
+        self.norm2 = nn.LayerNorm(channels, eps=norm_eps)
         self.mlp = Mlp(channels, round(channels * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
@@ -160,51 +197,34 @@ class ConvBlock(nn.Module):
         return map_bhwc + self.drop_path(self.mlp(self.norm2(map_bhwc)))  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, tokens_bnd: Tensor) -> Tensor:
-        batch, length, width = tokens_bnd.shape
-        qkv = self.qkv(tokens_bnd).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, D / heads)
-        attended = attend(query, key, value)
-        return self.proj(attended.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`scaled_dot_product_attention` of (B, heads, N, D / heads); in float32 while a CPU trains in half precision.
-
-    Its gradient in bfloat16 takes several times as long on a CPU as in float32 (torch 2.15).
-    """
-    if query.device.type != "cpu" or query.dtype.itemsize > 2 or not query.requires_grad:
-        return F.scaled_dot_product_attention(query, key, value)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(query.dtype)
-
-
 class TransformerBlock(nn.Module):
     """Pre-norm ViT block."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        attention: Attention,
+        mlp_ratio: float,
+        drop_path: float = 0.0,
+        *,
+        norm_eps: float = TRANSFORMER_NORM_EPS,
+        layer_scale: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
-        self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = attention
+        self.ls1 = LayerScale(width, 1.0) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, round(width * mlp_ratio))
+        self.ls2 = LayerScale(width, 1.0) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens_bnd: Tensor) -> Tensor:
-        tokens_bnd = tokens_bnd + self.drop_path(self.attn(self.norm1(tokens_bnd)))
-        return tokens_bnd + self.drop_path(self.mlp(self.norm2(tokens_bnd)))  # type: ignore[no-any-return]
+    def forward(self, tokens_bnd: Tensor, positions: Positions | None = None) -> Tensor:
+        tokens_bnd = tokens_bnd + self.drop_path(self.ls1(self.attn(self.norm1(tokens_bnd), positions)))
+        return tokens_bnd + self.drop_path(self.ls2(self.mlp(self.norm2(tokens_bnd))))  # type: ignore[no-any-return]
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, *extra: VisibleCells, recompute: bool) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, x: Tensor, *extra: VisibleCells | Positions, recompute: bool) -> Tensor:
     """The blocks in turn; with `recompute` the backward pass computes each anew instead of keeping its activations."""
     for block in blocks:
         again = recompute and torch.is_grad_enabled()
@@ -228,6 +248,7 @@ class ConvMAE(nn.Module):
         grid_size: tuple[int, int],
         kernel_size: int = 5,
         drop_path_rate: float = 0.0,
+        dense: DenseConfig | None = None,
     ) -> None:
         """
         Args:
@@ -238,6 +259,7 @@ class ConvMAE(nn.Module):
             grid_size: (H, W) in tokens that the position embedding is stored for.
             kernel_size: of the depthwise convolutions.
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
+            dense: what detection or segmentation change; None: nothing.
         """
         super().__init__()
         self.embed_dims = embed_dims
@@ -246,17 +268,32 @@ class ConvMAE(nn.Module):
         self.grad_checkpointing = False
         # on the CPU whatever the default device is: a model made on the meta device has rates too
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        dense = dense or DenseConfig()
         dim1, dim2, dim3 = embed_dims
         self.patch_embed1 = PatchEmbed(3, dim1, 4)
-        self.blocks1 = nn.ModuleList(ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates)) for _ in range(depths[0]))
+        self.blocks1 = nn.ModuleList(
+            ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates), dense.conv_norm_eps) for _ in range(depths[0])
+        )
         self.patch_embed2 = PatchEmbed(dim1, dim2, 2)
-        self.blocks2 = nn.ModuleList(ConvBlock(dim2, mlp_ratios[1], kernel_size, next(rates)) for _ in range(depths[1]))
+        self.blocks2 = nn.ModuleList(
+            ConvBlock(dim2, mlp_ratios[1], kernel_size, next(rates), dense.conv_norm_eps) for _ in range(depths[1])
+        )
         self.patch_embed3 = PatchEmbed(dim2, dim3, 2)
         self.patch_embed4 = nn.Linear(dim3, dim3)  # in the code, not in the paper
         self.pos_embed = nn.Parameter(sincos_position_embedding(dim3, grid_size))
         self.blocks3 = nn.ModuleList(
-            TransformerBlock(dim3, num_heads, mlp_ratios[2], next(rates)) for _ in range(depths[2])
+            TransformerBlock(
+                dim3,
+                stage3_attention(dim3, num_heads, block, grid_size, dense),
+                mlp_ratios[2],
+                next(rates),
+                norm_eps=dense.transformer_norm_eps,
+                layer_scale=dense.layer_scale,
+            )
+            for block in range(depths[2])
         )
+        self.needs_positions = dense.relative_position != "none" or dense.window_size is not None
+        self.global_position, self.window_position = shared_positions(num_heads, grid_size, dense)
         self.apply(initialise_linear)
 
     def forward(self, images_bchw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -296,7 +333,9 @@ class ConvMAE(nn.Module):
         map_bhwd = self.patch_embed4(self.patch_embed3(stage2_bhwc))
         batch, height, width, channels = map_bhwd.shape
         tokens = map_bhwd.reshape(batch, height * width, channels) + self.position_embedding((height, width))
-        return self._blocks(self.blocks3, tokens).reshape(batch, height, width, channels)
+        positions = (self._positions((height, width)),) if self.needs_positions else ()
+        tokens = run_blocks(self.blocks3, tokens, *positions, recompute=self.grad_checkpointing)
+        return tokens.reshape(batch, height, width, channels)
 
     def forward_stage3_visible(self, stage2_mssc: Tensor, visible: VisibleCells) -> Tensor:
         """Cells (M, 2, 2, C2) to tokens (B, K, D), which attend to one another alone."""
@@ -309,6 +348,15 @@ class ConvMAE(nn.Module):
         if grid_size == self.grid_size:
             return self.pos_embed
         return resize_position_embedding(self.pos_embed, self.grid_size, grid_size)
+
+    def _positions(self, grid_size: tuple[int, int]) -> Positions:
+        """What the blocks of stage 3 share on a grid; where a block has its own relative positions it uses those."""
+        shared, window = self.global_position, self.window_position
+        return Positions(
+            grid_size,
+            None if shared is None else shared(grid_size),
+            None if window is None else window(window.grid_size),
+        )
 
     def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleCells | None = None) -> Tensor:
         if visible is None:
@@ -327,7 +375,45 @@ def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> Conv
         grid_size=config.grid_size,
         kernel_size=config.kernel_size,
         drop_path_rate=drop_path_rate,
+        dense=config.dense,
     )
+
+
+def stage3_attention(
+    width: int, num_heads: int, block: int, grid_size: tuple[int, int], dense: DenseConfig
+) -> Attention:
+    """The attention of one block of stage 3, counted from 0; arguments as for `ConvMAE`."""
+    windowed = dense.window_size is not None and block not in dense.global_blocks
+    window_size = dense.window_size if windowed else None
+    before = sum(earlier not in dense.global_blocks for earlier in range(block))
+    shift = (dense.window_size or 0) // 2 if windowed and dense.shifted_windows and before % 2 else 0
+    grid_size = relative_grid(grid_size, dense) if window_size is None else (window_size, window_size)
+    position: nn.Module | None = None
+    if dense.relative_position == "per_block":
+        position = RelativePositionTable(grid_size, num_heads)
+    elif dense.relative_position == "decomposed":
+        position = DecomposedRelativePosition(grid_size, width // num_heads)
+    return Attention(width, num_heads, window_size=window_size, shift=shift, position=position)
+
+
+def shared_positions(
+    num_heads: int, grid_size: tuple[int, int], dense: DenseConfig
+) -> tuple[RelativePositionTable | None, RelativePositionTable | None]:
+    """The tables that all global and all windowed blocks of stage 3 share, if they share any."""
+    if dense.relative_position != "shared":
+        return None, None
+    window = dense.window_size
+    return (
+        RelativePositionTable(relative_grid(grid_size, dense), num_heads),
+        None if window is None else RelativePositionTable((window, window), num_heads),
+    )
+
+
+def relative_grid(grid_size: tuple[int, int], dense: DenseConfig) -> tuple[int, int]:
+    """(H, W) in tokens that relative positions over the whole map are stored for."""
+    if dense.relative_size is None:
+        return grid_size
+    return dense.relative_size[0] // PATCH_SIZE, dense.relative_size[1] // PATCH_SIZE
 
 
 def check_image_size(image_size: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.attention import Attention
 from convmae_deploy.models.convmae import (
     PATCH_SIZE,
     TRANSFORMER_NORM_EPS,
@@ -113,7 +114,8 @@ class ConvMAEPretraining(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
         self.decoder_pos_embed = nn.Parameter(sincos_position_embedding(decoder_width, self.grid_size), False)
         self.decoder_blocks = nn.ModuleList(
-            TransformerBlock(decoder_width, decoder_heads, decoder_mlp_ratio, 0.0) for _ in range(decoder_depth)
+            TransformerBlock(decoder_width, Attention(decoder_width, decoder_heads), decoder_mlp_ratio)
+            for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=TRANSFORMER_NORM_EPS)
         self.decoder_pred = nn.Linear(decoder_width, PATCH_SIZE * PATCH_SIZE * 3)

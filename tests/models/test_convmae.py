@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAE, ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import resize_position_embedding, sincos_position_embedding
+from convmae_deploy.models.convmae import DenseConfig, resize_position_embedding, sincos_position_embedding
 from tests.original_files import (
     CONFIG,
     encoder_state,
@@ -245,3 +245,16 @@ def test_every_parameter_of_the_encoder_is_trained() -> None:
     encoder = seeded()
     encoder(torch.randn(1, 3, 32, 32))[3].square().sum().backward()
     assert not [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
+
+
+def test_windowed_blocks_are_shifted_in_turn_and_global_ones_are_not_counted() -> None:
+    dense = DenseConfig(window_size=7, global_blocks=(0, 3), shifted_windows=True, relative_position="per_block")
+    encoder = build_convmae(replace(TINY, depths=(1, 1, 6), dense=dense))
+    blocks = [block.attn for block in encoder.blocks3]
+    assert [attention.window_size for attention in blocks] == [None, 7, 7, None, 7, 7]
+    assert [attention.shift for attention in blocks] == [0, 0, 3, 0, 0, 3]
+
+
+def test_a_window_is_needed_for_global_blocks() -> None:
+    with pytest.raises(ConvMAEError, match="need a window_size"):
+        DenseConfig(global_blocks=(0,))
