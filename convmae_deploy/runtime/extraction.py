@@ -52,8 +52,12 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_photo(path: Path) -> DecodedImage:
+def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
     """Reads and decodes one file.
+
+    Args:
+        path: the file.
+        apply_orientation: whether to turn the photo as its EXIF data says; otherwise it stays as stored.
 
     Raises:
         ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
@@ -62,7 +66,7 @@ def read_photo(path: Path) -> DecodedImage:
         data = path.read_bytes()
     except OSError as error:
         raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
-    return decode_image(data)
+    return decode_image(data, apply_orientation=apply_orientation)
 
 
 def extract_features(
