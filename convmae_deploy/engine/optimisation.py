@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -62,6 +62,35 @@ class LarsConfig(OptimisationConfig):
     betas: tyro.conf.Suppress[tuple[float, float]] = field(init=False, default=(0.0, 0.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseOptimisationConfig(OptimisationConfig):
+    """How a detector or segmenter is updated: warm-up is counted in updates, and the rate falls from the first one on.
+
+    That is the schedule of detectron2 and mmcv, where warm-up is a factor of the rate that there would be without it.
+    """
+
+    schedule: Literal["cosine", "linear"] = "cosine"  # how the learning rate falls to min_lr
+    warmup_steps: int = 0  # updates of linear warm-up
+    warmup_factor: float = 0.0  # that warm-up begins with
+    warmup_epochs: tyro.conf.Suppress[float] = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps < 0 or not 0 <= self.warmup_factor <= 1:
+            raise ConvMAEError(
+                "warmup_steps must be at least 0 and warmup_factor between 0 and 1; "
+                f"got {self.warmup_steps}, {self.warmup_factor}"
+            )
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of update `step` (from 0) of `total_steps`."""
+        progress = step / total_steps
+        left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        factor = self.warmup_factor + (1 - self.warmup_factor) * warm
+        return factor * (self.min_lr + (self.learning_rate - self.min_lr) * left)
+
+
 def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: float | None = None) -> torch.optim.AdamW:
     """AdamW without decay of one-dimensional parameters and of those of the model's `no_weight_decay`.
 
@@ -96,8 +125,11 @@ def build_lars(model: nn.Module, config: LarsConfig) -> torch.optim.Optimizer:
 def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of update `step` (from 0): linear warm-up from 0, then half a cosine to `min_lr`.
 
-    As in the authors' code the rate is set before each update from its fractional epoch.
+    As in the authors' code the rate is set before each update from its fractional epoch. Dense tasks have their own
+    schedule (`DenseOptimisationConfig`).
     """
+    if isinstance(config, DenseOptimisationConfig):
+        return config.learning_rate_at(step, config.epochs * steps_per_epoch)
     epoch = step / steps_per_epoch
     if epoch < config.warmup_epochs:
         return config.learning_rate * epoch / config.warmup_epochs

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from convmae_deploy.engine.optimisation import (
+    DenseOptimisationConfig,
     LarsConfig,
     OptimisationConfig,
     build_adamw,
@@ -60,6 +61,24 @@ def test_schedule_warms_up_from_zero_then_falls_by_half_a_cosine() -> None:
     assert scheduled_lr(config, 200, 100) == pytest.approx(peak)
     assert scheduled_lr(config, 600, 100) == pytest.approx((peak + 1e-5) / 2)
     assert scheduled_lr(config, 1000, 100) == pytest.approx(1e-5)
+
+
+def test_the_linear_schedule_of_dense_tasks_is_that_of_mmcv() -> None:
+    config = DenseOptimisationConfig(
+        epochs=4, batch_size=16, base_lr=1.6e-3, min_lr=0.0, schedule="linear", warmup_steps=15, warmup_factor=1e-6
+    )
+    total, peak = 40, 1e-4
+    for step in range(total):
+        regular = peak * (1 - step / total) ** 1.0
+        expected = regular * (1 - (1 - step / 15) * (1 - 1e-6)) if step < 15 else regular
+        assert scheduled_lr(config, step, 10) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_cosine_of_dense_tasks_starts_with_the_first_update() -> None:
+    config = DenseOptimisationConfig(epochs=2, batch_size=256, base_lr=1e-3, min_lr=1e-4)
+    assert [scheduled_lr(config, step, 10) for step in (0, 10, 20)] == pytest.approx([1e-3, 5.5e-4, 1e-4])
+    with pytest.raises(ConvMAEError, match="warmup_factor between 0 and 1; got 5, 1.5"):
+        DenseOptimisationConfig(warmup_steps=5, warmup_factor=1.5)
 
 
 def test_each_group_gets_the_rate_times_its_scale() -> None:
