@@ -1,12 +1,11 @@
 """Order and randomness as pure functions of (seed, epoch, step), so that a resumed run repeats an uninterrupted one.
 
 No generator state is ever saved: every step seeds the generators anew, and so does each sample (`data.photo_datasets`).
-(`data.photo_datasets`).
 """
 
 import random
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ from torch.utils.data import Sampler
 
 from convmae_deploy.errors import ConvMAEError
 
-MicroBatch = tuple[Tensor, Tensor, int]  # images (B, 3, H, W), what belongs to each (labels, noise), unreadable photos
+# images (B, 3, H, W); what belongs to them, a tensor (labels, noise) or B dicts of tensors (boxes); unreadable photos
+MicroBatch = tuple[Tensor, Any, int]
 
 
 class StepSource(Protocol):

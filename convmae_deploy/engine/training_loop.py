@@ -4,9 +4,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -22,8 +23,8 @@ from convmae_deploy.errors import ConvMAEError
 class Recipe(Protocol):
     """What differs from one training program to another."""
 
-    def loss(self, images: Tensor, extra: Tensor) -> Tensor:
-        """The mean loss of a micro-batch on the device; `extra` is what the dataset gives beside an image."""
+    def loss(self, images: Tensor, extra: Any) -> Tensor:
+        """The mean loss of a micro-batch on the device; `extra` is what the dataset gives beside the images."""
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
         """Validates, logs, draws and saves after the last update of an epoch (from 0); called on all processes."""
@@ -133,9 +134,7 @@ class TrainingLoop:
             if not len(images):
                 raise ConvMAEError(f"none of the {unreadable} photos of a batch could be decoded; check the data")
             with accelerator.accumulate(model):
-                loss = self.recipe.loss(
-                    images.to(accelerator.device, non_blocking=True), extra.to(accelerator.device, non_blocking=True)
-                )
+                loss = self.recipe.loss(*send_to_device((images, extra), accelerator.device, non_blocking=True))
                 accelerator.backward(loss)
             totals += torch.stack([loss.detach().float() * len(images), *totals.new_tensor([len(images), unreadable])])
         limit = self.optimisation.clip_grad
