@@ -183,24 +183,23 @@ class RelativePositionTable(nn.Module):
             table = F.interpolate(table.float(), size=offsets, mode="bicubic", align_corners=False)
         columns = torch.arange(width, device=table.device)
         pairs = (columns[:, None] - columns[None, :] + width - 1).flatten()  # of a query's column and a key's
-        return TableBias(table[0].index_select(2, pairs).reshape(-1, offsets[0], width, width))
+        spread = table[0].flip(1).index_select(2, pairs).reshape(-1, offsets[0], width, width)
+        return TableBias(spread.transpose(1, 2).contiguous())
 
 
 @dataclass(frozen=True)
 class TableBias:
     """A `RelativePositionTable` for one grid, spread over columns but not rows: 25 MB at 64 x 64 tokens, 12 heads."""
 
-    by_rows: Tensor  # (h, 2 H - 1, W, W): rows between query and key + H - 1, the query's column, the key's column
+    spread: Tensor  # (h, W, 2 H - 1, W): the query's column, rows between key and query + H - 1, the key's column
 
     def rows(self, query_bhnd: Tensor, first: int, last: int) -> Tensor:
         """See `Bias`. It is made for every image of the batch: a graph would keep one for all as a constant, whole."""
-        heads, offsets, width, _ = self.by_rows.shape
+        heads, width, offsets, _ = self.spread.shape
         height = (offsets + 1) // 2
-        rows = torch.arange(height, device=query_bhnd.device)
-        between = (rows[first:last, None] - rows[None, :] + height - 1).flatten()  # (r * H)
-        spread = self.by_rows.expand(len(query_bhnd), -1, -1, -1, -1).index_select(2, between)
-        spread = spread.reshape(-1, heads, last - first, height, width, width).transpose(3, 4)
-        return spread.reshape(-1, heads, (last - first) * width, height * width)
+        spread = self.spread.expand(len(query_bhnd), -1, -1, -1, -1)
+        rows = [spread.narrow(3, height - 1 - row, height) for row in range(first, last)]  # each (B, h, W, H, W)
+        return torch.stack(rows, dim=2).reshape(-1, heads, (last - first) * width, height * width)
 
 
 class DecomposedRelativePosition(nn.Module):
