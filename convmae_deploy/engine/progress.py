@@ -46,7 +46,7 @@ def draw_curves(
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    scored = [line for line in epochs if line.get(score) is not None]
+    scored = [] if score is None else [(line["epoch"], line[score]) for line in epochs if line.get(score) is not None]
     figure = Figure(figsize=(9 if scored else 5, 3.6), layout="constrained")
     panels = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
     panels[0].plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], label="training")
@@ -58,7 +58,7 @@ def draw_curves(
         panels[0].legend(frameon=False)
     if scored:
         panels[1].set(xlabel="epoch", ylabel=score_label)
-        _draw_score(panels[1], [(line["epoch"], line[score]) for line in scored])
+        _draw_score(panels[1], scored)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
