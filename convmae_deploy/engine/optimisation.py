@@ -69,7 +69,8 @@ class DenseOptimisationConfig(OptimisationConfig):
     That is the schedule of detectron2 and mmcv, where warm-up is a factor of the rate that there would be without it.
     """
 
-    schedule: Literal["cosine", "linear"] = "cosine"  # how the learning rate falls to min_lr
+    schedule: Literal["cosine", "linear", "steps"] = "cosine"  # how the learning rate falls; all but steps to min_lr
+    milestones: tuple[float, ...] = (8 / 9, 26 / 27)  # shares of the updates; steps: the rate falls tenfold at each
     warmup_steps: int = 0  # updates of linear warm-up
     warmup_factor: float = 0.0  # that warm-up begins with
     warmup_epochs: tyro.conf.Suppress[float] = field(init=False, default=0.0)
@@ -84,14 +85,21 @@ class DenseOptimisationConfig(OptimisationConfig):
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of update `step` (from 0) of `total_steps`."""
-        progress = step / total_steps
-        left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         factor = self.warmup_factor + (1 - self.warmup_factor) * warm
-        return factor * (self.min_lr + (self.learning_rate - self.min_lr) * left)
+        return factor * self._rate_without_warmup(step / total_steps)
+
+    def _rate_without_warmup(self, progress: float) -> float:
+        if self.schedule == "steps":
+            passed = sum(progress >= milestone for milestone in self.milestones)
+            return self.learning_rate * 0.1**passed
+        left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.min_lr + (self.learning_rate - self.min_lr) * left
 
 
-def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: float | None = None) -> torch.optim.AdamW:
+def build_adamw(
+    model: nn.Module, config: OptimisationConfig, *, layer_decay: float | None = None, decay_biases: bool = False
+) -> torch.optim.AdamW:
     """AdamW without decay of one-dimensional parameters and of those of the model's `no_weight_decay`.
 
     Args:
@@ -99,6 +107,7 @@ def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: fl
         config: learning rate, decay and betas.
         layer_decay: factor of the learning rate from one layer of the model's `group_matcher` to the one below it; the
             groups then carry it as `lr_scale`.
+        decay_biases: whether the biases of all layers but norms decay all the same, as in the authors' detectors.
     """
     unchanged = model.no_weight_decay()  # type: ignore[operator]
     groups: list[dict[str, Any]]
@@ -106,7 +115,24 @@ def build_adamw(model: nn.Module, config: OptimisationConfig, *, layer_decay: fl
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=unchanged)
     else:
         groups = param_groups_layer_decay(model, config.weight_decay, unchanged, layer_decay=layer_decay)
+    if decay_biases:
+        biases = {id(module.bias) for module in model.modules() if hasattr(module, "bias") and not is_norm(module)}
+        groups = [part for group in groups for part in _split(group, biases, config.weight_decay)]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises."""
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase)
+
+
+def _split(group: dict[str, Any], chosen: set[int], weight_decay: float) -> list[dict[str, Any]]:
+    """A parameter group, and apart from it those of its parameters whose ids are among `chosen`, with decay."""
+    kept, apart = (
+        [parameter for parameter in group["params"] if (id(parameter) in chosen) is wanted] for wanted in (False, True)
+    )
+    parts = [group | {"params": kept}, group | {"params": apart, "weight_decay": weight_decay}]
+    return [part for part in parts if part["params"]]
 
 
 def build_lars(model: nn.Module, config: LarsConfig) -> torch.optim.Optimizer:

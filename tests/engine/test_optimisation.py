@@ -81,6 +81,30 @@ def test_the_cosine_of_dense_tasks_starts_with_the_first_update() -> None:
         DenseOptimisationConfig(warmup_steps=5, warmup_factor=1.5)
 
 
+def test_steps_divide_the_rate_by_ten_where_the_authors_do() -> None:
+    config = DenseOptimisationConfig(
+        epochs=1, batch_size=16, base_lr=1.6e-3, schedule="steps", warmup_steps=250, warmup_factor=1e-3
+    )
+    total = 184_375
+    rates = [scheduled_lr(config, step, total) for step in (0, 250, 163_888, 163_889, 177_545, 177_547, total - 1)]
+    assert rates == pytest.approx([1e-7, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.8])
+def test_biases_decay_where_asked_for_and_norms_never_do(layer_decay: float | None) -> None:
+    model = build_classifier(REFERENCE_CONFIG, num_classes=10)
+    config = OptimisationConfig(weight_decay=0.1)
+    optimizer = build_adamw(model, config, layer_decay=layer_decay, decay_biases=True)
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    plain = build_adamw(model, config, layer_decay=layer_decay)
+    scales = {id(parameter): group.get("lr_scale") for group in plain.param_groups for parameter in group["params"]}
+    assert groups.keys() == scales.keys()
+    for name, parameter in model.named_parameters():
+        unchanged = "norm" in name or name.endswith("pos_embed")
+        assert groups[id(parameter)]["weight_decay"] == (0.0 if unchanged else 0.1), name
+        assert groups[id(parameter)].get("lr_scale") == scales[id(parameter)], name
+
+
 def test_each_group_gets_the_rate_times_its_scale() -> None:
     groups = [{"lr": 0.0, "lr_scale": 0.5}, {"lr": 0.0}]
     set_lr(groups, 0.2)
