@@ -3,7 +3,6 @@
 Nothing in it can execute code. `config.json` says everything needed to rebuild the model, feed it and name its classes.
 """
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,23 +13,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, resize_position_embedding
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
-from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
+from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
+from convmae_deploy.runtime.manifest import Licence, Preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
-POSITION_EMBEDDINGS = ("pos_embed", f"{ENCODER_PREFIX}pos_embed", "decoder_pos_embed")
 
-CheckpointKind = Literal["encoder", "pretraining", "classifier"]
+CheckpointKind = Literal["encoder", "pretraining", "classifier", "segmenter"]
 WANTED = {  # kind -> what it is called, and what to do for one
     "classifier": ("classifier", "finetune it first (training.finetune)"),
     "pretraining": ("pretraining model with its decoder", "give a run of training.pretrain"),
+    "segmenter": ("segmenter", "train one first (training.segment)"),
 }
 
 
@@ -44,7 +45,8 @@ class CheckpointRecord(BaseModel):
     variant: str  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
-    classes: tuple[str, ...] = ()  # classifier: the name of each logit
+    segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
+    classes: tuple[str, ...] = ()  # classifier, segmenter: the name of each logit
     global_pool: GlobalPool = "avg"
     preprocessing: Preprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
@@ -150,8 +152,28 @@ def load_pretraining(
     return model.eval(), record
 
 
+def load_segmenter(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAESegmenter, CheckpointRecord]:
+    """A segmenter in evaluation mode with its record, for windows of another size when asked for.
+
+    Args:
+        path: run folder or checkpoint.
+        image_size: (height, width) in pixels of a window; None keeps the checkpoint's.
+
+    Raises:
+        ConvMAEError: not a segmenter, or its tensors are not those of its config.
+    """
+    record, state = read_model(path, "segmenter", image_size)
+    if record.segmenter is None:
+        raise ConvMAEError(f"{path} must say in {CONFIG_NAME} what its heads are (segmenter); copy it again")
+    model = build_segmenter(record.model, record.segmenter, num_classes=len(record.classes))
+    load_exactly(model, state, path)
+    return model.eval(), record
+
+
 def read_model(
-    path: Path, kind: Literal["classifier", "pretraining"], image_size: tuple[int, int] | None
+    path: Path, kind: CheckpointKind, image_size: tuple[int, int] | None
 ) -> tuple[CheckpointRecord, dict[str, Tensor]]:
     """Record and weights of a checkpoint that must be of one kind, for the image size asked for (None: its own).
 
@@ -180,29 +202,13 @@ def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAE
 def resized(
     record: CheckpointRecord, state: dict[str, Tensor], image_size: tuple[int, int]
 ) -> tuple[CheckpointRecord, dict[str, Tensor]]:
-    """The same checkpoint for another image size: position embeddings, model and preprocessing (crop share kept)."""
+    """The same checkpoint for another image size: positions, model and preprocessing."""
     model = replace(record.model, image_size=image_size)
-    embeddings = {name: state[name] for name in POSITION_EMBEDDINGS if name in state}
-    for name, embedding in embeddings.items():
-        tokens = math.prod(record.model.grid_size)
-        if embedding.shape[:-1] != (1, tokens):
-            raise ConvMAEError(
-                f"{name} must be for the {tokens} tokens of its config; found the shape {tuple(embedding.shape)}: "
-                "export or copy the checkpoint again"
-            )
-        embeddings[name] = resize_position_embedding(embedding, record.model.grid_size, model.grid_size)
+    tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
     if preprocessing is not None:
-        (height, width), (old_height, old_width) = image_size, preprocessing.crop
-        resize = height * preprocessing.resize[0] // old_height, width * preprocessing.resize[1] // old_width
-        if preprocessing.resize == standard_preprocessing(preprocessing.crop).resize:
-            resize = standard_preprocessing(image_size).resize  # not by way of a figure that was rounded down
-        changed = {"crop": image_size, "resize": resize}
-        preprocessing = Preprocessing.model_validate(preprocessing.model_dump() | changed)
-    return (
-        record.model_copy(update={"model": model, "preprocessing": preprocessing}),
-        state | embeddings,
-    )
+        preprocessing = resize_preprocessing(preprocessing, image_size)
+    return record.model_copy(update={"model": model, "preprocessing": preprocessing}), tensors
 
 
 def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:

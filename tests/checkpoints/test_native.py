@@ -1,6 +1,7 @@
 """Our checkpoint folder: round trips, and what a damaged one says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from convmae_deploy.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from convmae_deploy.checkpoints.native import resized
+from convmae_deploy.checkpoints.native import load_segmenter, resized
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import nano, resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
+from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
@@ -213,3 +215,28 @@ def test_an_existing_checkpoint_is_replaced_only_when_told(checkpoint: Path) -> 
     save_checkpoint(checkpoint, {"x": torch.ones(2)}, RECORD, replace_existing=True)
     assert set(read_checkpoint(checkpoint)[1]) == {"x"}
     assert [path.name for path in checkpoint.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_segmenter_comes_back_as_it_was_saved_and_for_windows_of_another_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = replace(CONFIG, dense=authors_dense())
+    segmenter = SegmenterConfig(channels=8, auxiliary_channels=4, e4="convolution")
+    original = build_segmenter(config, segmenter, num_classes=3).eval()
+    record = CheckpointRecord(
+        kind="segmenter", variant="custom", model=config, segmenter=segmenter, classes=("a", "b", "c")
+    )
+    save_checkpoint(tmp_path / "checkpoint", original.state_dict(), record)
+    model, found = load_segmenter(tmp_path / "checkpoint")
+    assert found == record and not model.training
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(images), original(images))
+    larger, found = load_segmenter(tmp_path / "checkpoint", image_size=(128, 96))
+    assert found.model.image_size == (128, 96)
+    assert larger.state_dict()["encoder.blocks3.0.attn.position.table"].shape == (15 * 11, 4)
+    assert larger.state_dict()["decode_head.bottleneck.bn.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_classifier_is_no_segmenter(checkpoint: Path) -> None:
+    with pytest.raises(ConvMAEError, match=r"must hold a segmenter and holds: classifier; train one first"):
+        load_segmenter(checkpoint)
