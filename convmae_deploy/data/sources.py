@@ -1,6 +1,6 @@
 """Where training programs take their updates from (`engine.determinism.StepSource`)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -11,19 +11,28 @@ from convmae_deploy.data.shards import Shards
 from convmae_deploy.engine.determinism import MicroBatch, StepSampler
 from convmae_deploy.engine.interruption import leave_signals_to_parent
 
+Collate = Callable[[Sequence[Any]], MicroBatch]
+
 
 class _LoadedSource:
     """Updates through a DataLoader whose batches are those of one process."""
 
     def __init__(
-        self, photos: Dataset[Any], batches: Iterable[list[Any]], steps: StepSampler, *, workers: int, pin_memory: bool
+        self,
+        photos: Dataset[Any],
+        batches: Iterable[list[Any]],
+        steps: StepSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        collate: Collate = collate_readable,
     ) -> None:
         self._steps = steps
         self._loader: DataLoader[Any] = DataLoader(
             photos,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=collate_readable,
+            collate_fn=collate,
             worker_init_fn=leave_signals_to_parent,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -50,15 +59,24 @@ class _LoadedSource:
 class FolderSource(_LoadedSource):
     """Photos that any process can open by their index: resuming repeats the uninterrupted run exactly."""
 
-    def __init__(self, photos: Dataset[Any], sampler: StepSampler, *, workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        photos: Dataset[Any],
+        sampler: StepSampler,
+        *,
+        workers: int,
+        pin_memory: bool,
+        collate: Collate = collate_readable,
+    ) -> None:
         """
         Args:
-            photos: `AugmentedPhotos` or `MaskedPhotos`.
+            photos: whose keys are (epoch, index), as `AugmentedPhotos`.
             sampler: of this process, over their indices.
             workers: decoding processes; 0 decodes in this one.
             pin_memory: whether batches are for a GPU.
+            collate: samples to a micro-batch, unreadable ones (None) counted.
         """
-        super().__init__(photos, sampler, sampler, workers=workers, pin_memory=pin_memory)
+        super().__init__(photos, sampler, sampler, workers=workers, pin_memory=pin_memory, collate=collate)
 
 
 class ShardSource(_LoadedSource):
