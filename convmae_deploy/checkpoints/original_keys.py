@@ -16,7 +16,7 @@ from torch import Tensor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
 
-SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe"]
+SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe", "segmenter"]
 
 ANCHOR = "patch_embed1.proj.weight"  # in every file of theirs; what stands before it is the prefix of the encoder
 PROBE_NORM_EPS = 1e-6  # of the BatchNorm in front of a linear probe's head
@@ -33,12 +33,13 @@ DENSE_ENCODER_NAMES = {
 OTHER_MODELS = {
     "fpn_lateral": "a Mask R-CNN detector",
     "simfp_": "a ViTDet-style detector",
-    "decode_head.": "an UperNet segmenter",
     "bottom_up.": "a Mask R-CNN detector",
     "rel_pos": "a detector",
     "relative_position_": "a detector or segmenter",
-    "gamma_1": "a segmenter",
+    "gamma_1": "a segmenter without its heads",
 }
+SEGMENTER_PARTS = ("decode_head.", "auxiliary_head.", "fpn.")  # beside the encoder; fpn makes E4
+POSITION_INDEX = "relative_position_index"  # where in their table the offsets of a grid are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,17 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     """Names, shapes and folds of one of the authors' state dicts; values are otherwise left as they are.
 
     Args:
-        original: encoder only, full pretraining, finetuned classifier or linear probe; with or without prefixes.
+        original: encoder only, full pretraining, finetuned classifier, linear probe or segmenter; with or without
+            prefixes.
 
     Raises:
         ConvMAEError: it is the state of another kind of model, or a part that changes the outputs is not understood.
     """
     names = strip_prefixes(original)
-    refuse_other_models(names)
     state = {name: original[source] for name, source in names.items()}
     kind = source_kind(state)
+    if kind != "segmenter":
+        refuse_other_models(names)
     dropped = {names[name]: reason for name, reason in unused_keys(state, kind).items()}
     state = {name: value for name, value in state.items() if names[name] not in dropped}
     for name in ("pos_embed", "decoder_pos_embed"):
@@ -120,18 +123,20 @@ def strip_prefixes(original: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def refuse_other_models(names: Mapping[str, str]) -> None:
-    """Raises ConvMAEError for detection and segmentation files, whose encoders compute something else."""
+    """Raises ConvMAEError for files that cannot be imported and whose encoders compute something else."""
     for marker, model in OTHER_MODELS.items():
         source = next((source for source in names.values() if marker in source), None)
         if source is not None:
             raise ConvMAEError(
-                f"the file is {model} (it holds {source}) and only pretraining, finetuning and linear-probe files "
-                "can be imported; import the pretrained file that it started from"
+                f"the file is {model} (it holds {source}) and only pretraining, finetuning, linear-probe and "
+                "segmentation files can be imported; import the pretrained file that it started from"
             )
 
 
 def source_kind(state: Mapping[str, Tensor]) -> SourceKind:
     """What a state dict without prefixes is, by its keys."""
+    if any(name.startswith("decode_head.") for name in state):
+        return "segmenter"
     if "head.1.weight" in state:
         return "linear probe"
     if "head.weight" in state:
@@ -151,6 +156,10 @@ def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]
             unused[name] = "this encoder has no class token; outputs differ from those of the model trained with it"
         elif name == "head.0.num_batches_tracked":
             unused[name] = "a counter of the training"
+        elif name.endswith(POSITION_INDEX):
+            unused[name] = "it follows from the size of the grid"
+        elif kind == "segmenter" and name.startswith(SEGMENTER_PARTS):
+            continue
         elif ENCODER_KEY.match(name) or name.startswith(("head.", "fc_norm.")):
             continue
         elif DECODER_KEY.match(name):
@@ -169,7 +178,9 @@ def our_name(name: str, kind: SourceKind) -> str:
     if kind == "encoder":
         return name
     if ENCODER_KEY.match(name):
-        return f"encoder.{name}"
+        return f"encoder.{dense_encoder_name(name)}"
+    if kind == "segmenter":
+        return re.sub(r"^fpn\.", "downsample.", name)
     # LayerNorm acts on each token alone: norm and then the first token is the first token and then norm
     return re.sub(r"^norm\.", "fc_norm.", name) if kind in ("classifier", "linear probe") else name
 

@@ -1,6 +1,7 @@
 """The key remap, on states without a file around them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from convmae_deploy.checkpoints.original_keys import convert_keys, fold_probe_he
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, build_convmae
 from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 from tests.original_files import (
     REFERENCE,
     classifier_state,
@@ -18,6 +20,7 @@ from tests.original_files import (
     pretraining_state,
     probe_state,
 )
+from tests.recorded_pretraining import needs_recorded_passes, reference_folder
 
 
 def base_state(file: str) -> dict[str, Tensor]:
@@ -98,15 +101,28 @@ def test_one_name_with_and_without_prefix_is_refused() -> None:
     [
         "backbone.fpn_lateral2.weight",
         "backbone.simfp_2.0.weight",
-        "decode_head.conv_seg.weight",
         "backbone.blocks3.0.attn.rel_pos_h",
         "backbone.blocks3.0.gamma_1",
     ],
 )
-def test_detection_and_segmentation_states_are_refused(name: str) -> None:
+def test_states_of_detectors_and_headless_segmenters_are_refused(name: str) -> None:
     state = {f"backbone.{key}": value for key, value in encoder_state().items()}
-    with pytest.raises(ConvMAEError, match="only pretraining, finetuning and linear-probe files"):
+    with pytest.raises(ConvMAEError, match="only pretraining, finetuning, linear-probe and segmentation files"):
         convert_keys(state | {name: torch.zeros(2)})
+
+
+@needs_recorded_passes
+def test_the_recorded_keys_of_the_authors_segmenter_become_ours_one_for_one() -> None:
+    shapes = json.loads((reference_folder() / "keys_SEG.json").read_text())
+    original = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    with torch.device("meta"):
+        config = replace(MODELS["base"](), image_size=(512, 512), dense=authors_dense())
+        model = build_segmenter(config, SegmenterConfig(e4="convolution"), num_classes=150)
+    converted = convert_keys(original)
+    assert converted.kind == "segmenter"
+    assert shapes_of(converted.state) == shapes_of(model.state_dict())
+    assert len(original) == len(converted.state) + len(converted.dropped)
+    assert converted.dropped.keys() == {f"backbone.blocks3.{n}.attn.relative_position_index" for n in range(11)}
 
 
 def test_pointwise_convolutions_become_matrices_with_the_same_values() -> None:
