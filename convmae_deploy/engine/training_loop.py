@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, send_to_device
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -34,10 +35,15 @@ class Recipe(Protocol):
 class Update:
     """What one update did, over all processes."""
 
-    loss: float  # mean over its images
+    loss: float  # mean over its images; not a number where there are none
     gradient_norm: float  # of the whole gradient, before clipping
     images: int
     unreadable: int  # photos that could not be decoded
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it may change the weights."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class TrainingLoop:
         """Trains from where the run is; returns the exit status (0, or 128 + signal when stopped).
 
         Raises:
-            ConvMAEError: no photo of a batch is readable, or the numbers stay not finite.
+            ConvMAEError: the numbers stay not finite, or photos unreadable.
         """
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
@@ -70,6 +76,8 @@ class TrainingLoop:
         if progress.step < last_step and interruption.signal_number is not None:
             self.console.print(f"stopped after update {progress.step} of {last_step}; continue with --resume")
             return 128 + interruption.signal_number
+        if progress.skipped == last_step:
+            raise ConvMAEError(f"all {last_step} updates of the run were skipped, so it learnt nothing: see above why")
         return 0
 
     def _train_epoch(self, epoch: int, interruption: Interruption) -> None:
@@ -108,15 +116,18 @@ class TrainingLoop:
         progress.unreadable += update.unreadable
         if self.run.accelerator.is_main_process:
             self.run.folder.log_update(progress.step, loss=update.loss, gradient_norm=update.gradient_norm, lr=lr)
-        if math.isfinite(update.loss) and math.isfinite(update.gradient_norm):
+        if update.is_finite:
             progress.epoch_loss += update.loss
             progress.skipped_in_a_row = 0
             return
         progress.epoch_skipped += 1
-        self.console.print(
-            f"update {progress.step} skipped: loss {update.loss:g}, norm of the gradient {update.gradient_norm:g}"
-        )
-        self.run.count_skipped(update.loss, update.gradient_norm)
+        reason = f"its loss was {update.loss:g} and the norm of its gradient {update.gradient_norm:g}"
+        remedy = "continue with --resume and --precision fp32, a lower --base-lr or --clip-grad 1"
+        if not update.images:
+            reason = f"none of its {update.unreadable} photos could be decoded"
+            remedy = "mend the data and continue with --resume"
+        self.console.print(f"update {progress.step} skipped: {reason}")
+        self.run.count_skipped(reason, remedy)
 
     def _is_time_to_save(self, saved: float) -> bool:
         """Whether a checkpoint is due; the main process's clock decides for all, since all take part in saving."""
@@ -127,25 +138,58 @@ class TrainingLoop:
         return bool(self.run.accelerator.reduce(flag, "sum").item())
 
     def update(self, micro_batches: Sequence[MicroBatch]) -> Update:
-        """One update over its micro-batches; weights stay as they are where the loss or its gradient is not finite."""
+        """One update over its micro-batches, in which every readable photo of all processes weighs the same.
+
+        Weights stay as they are where no photo is readable, and where the loss or its gradient is not finite.
+        """
         accelerator, model, optimizer = self.run.accelerator, self.run.model, self.run.optimizer
-        totals = torch.zeros(3, device=accelerator.device)  # sum of losses, images, unreadable photos
-        for images, extra, unreadable in micro_batches:
-            if not len(images):
-                raise ConvMAEError(f"none of the {unreadable} photos of a batch could be decoded; check the data")
+        readable, unreadable = count_photos(micro_batches, accelerator)
+        seen, skipped = sum(readable), sum(unreadable)
+        if not seen:
+            return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped)
+        stand_in = photos_of_any_process(micro_batches, readable)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for images, extra, _ in micro_batches:
+            # Accelerate divides by the number of micro-batches and of processes; times 1.0 where all are equal
+            weight = len(images) * accelerator.gradient_accumulation_steps * accelerator.num_processes / seen
             with accelerator.accumulate(model):
-                loss = self.recipe.loss(*send_to_device((images, extra), accelerator.device, non_blocking=True))
-                accelerator.backward(loss)
-            totals += torch.stack([loss.detach().float() * len(images), *totals.new_tensor([len(images), unreadable])])
+                if not len(images) and accelerator.num_processes == 1:
+                    continue
+                # the others wait for this process's gradients, so it takes part without photos too, with weight 0
+                inputs = (images, extra) if len(images) else stand_in
+                loss = self.recipe.loss(*send_to_device(inputs, accelerator.device, non_blocking=True))
+                accelerator.backward(loss * weight)
+            loss_sum += loss.detach().float() * len(images)
         limit = self.optimisation.clip_grad
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded: each process has a part
-        loss_sum, seen, skipped = accelerator.reduce(totals, "sum").tolist()
-        update = Update(
-            loss=loss_sum / seen, gradient_norm=float(whole_norm), images=int(seen), unreadable=int(skipped)
-        )
-        finite = math.isfinite(update.loss) and math.isfinite(update.gradient_norm)
-        if finite or accelerator.scaler is not None:  # the scaler skips by itself, and then lowers its scale
+        loss_sum = accelerator.reduce(loss_sum, "sum")
+        update = Update(loss=loss_sum.item() / seen, gradient_norm=float(whole_norm), images=seen, unreadable=skipped)
+        if update.is_finite or accelerator.scaler is not None:  # it skips by itself, and then lowers its scale
             optimizer.step()
         optimizer.zero_grad()
         return update
+
+
+def count_photos(micro_batches: Sequence[MicroBatch], accelerator: Accelerator) -> tuple[list[int], list[int]]:
+    """Readable and unreadable photos of an update, each a number a process."""
+    own = [sum(len(images) for images, _, _ in micro_batches), sum(unreadable for _, _, unreadable in micro_batches)]
+    counts = accelerator.gather(torch.tensor([own], device=accelerator.device))  # (processes, 2)
+    readable, unreadable = counts.T.tolist()
+    return readable, unreadable
+
+
+def photos_of_any_process(micro_batches: Sequence[MicroBatch], readable: Sequence[int]) -> tuple[Tensor, Any]:
+    """Up to two photos (BatchNorm compares) of an update and what belongs to them; all processes must ask for them.
+
+    Args:
+        micro_batches: of this process.
+        readable: photos of each process, of at least one more than 0.
+    """
+    own = next(((images[:2], extra[:2]) for images, extra, _ in micro_batches if len(images)), None)
+    shared = [own]
+    if not all(readable):
+        broadcast_object_list(shared, from_process=next(rank for rank, photos in enumerate(readable) if photos))
+    photos = own or shared[0]
+    assert photos is not None
+    return photos

@@ -80,7 +80,7 @@ class Progress:
     epoch_skipped: int = 0  # updates of this epoch skipped so far
     best_metric: float = -math.inf  # of the epochs finished so far
     unreadable: int = 0  # photos skipped so far
-    skipped: int = 0  # updates skipped so far because the loss or its gradient was not finite
+    skipped: int = 0  # updates skipped so far: no photo readable, or loss or gradient not finite
     skipped_in_a_row: int = 0  # of those, the last ones
 
 
@@ -196,8 +196,12 @@ class TrainingRun:
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # without Accelerate's wrapper
 
-    def count_skipped(self, loss: float, gradient_norm: float) -> None:
-        """Notes that an update was skipped because its numbers were not finite.
+    def count_skipped(self, reason: str, remedy: str) -> None:
+        """Notes that an update was skipped.
+
+        Args:
+            reason: of the update, the end of a sentence.
+            remedy: what to do, should updates go on like this.
 
         Raises:
             ConvMAEError: it was one of several in a row; a checkpoint of the weights, which are good, is written first.
@@ -209,10 +213,8 @@ class TrainingRun:
         self.progress.skipped_in_a_row = 0
         self.save()
         raise ConvMAEError(
-            f"the last {SKIPPED_UPDATES_IN_A_ROW} updates up to {self.progress.step} gave no finite loss and gradient "
-            f"(loss {loss:g}, norm of the gradient {gradient_norm:g}) and were skipped; the weights before them are in "
-            f"{self.folder.path / 'last'}: continue with --resume and --precision fp32, a lower --base-lr or "
-            "--clip-grad 1"
+            f"the last {SKIPPED_UPDATES_IN_A_ROW} updates up to {self.progress.step} were skipped, the last because "
+            f"{reason}; the weights before them are in {self.folder.path / 'last'}: {remedy}"
         )
 
     def must_stop(self, interruption: Interruption) -> bool:

@@ -123,6 +123,36 @@ def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: 
     assert [line["unreadable_train"] for line in lines] == [1, 2]
 
 
+def break_photos(root: Path, kept: int) -> None:
+    """Cuts off all photos of root/train but the first ones."""
+    for photo in sorted((root / "train").rglob("*.png"))[kept:]:
+        photo.write_bytes(photo.read_bytes()[:200])
+
+
+def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path) -> None:
+    photos = make_photo_folder(tmp_path / "photos")
+    break_photos(photos, kept=2)
+    assert program.pretrain(config(photos, tmp_path / "run", epochs=2)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["unreadable_train"] for line in lines] == [10, 20]
+    assert lines[-1]["skipped_updates"] in (2, 3, 4)  # of six: the two good photos are in one or two of each epoch
+    assert all(line["train_loss"] is not None for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sentence"),
+    [
+        (6, r"last 10 updates up to 10 were skipped, the last because none of its 4 photos .* mend the data"),
+        (2, "all 6 updates of the run were skipped"),
+    ],
+)
+def test_data_that_cannot_be_read_end_the_run_with_the_cause(tmp_path: Path, epochs: int, sentence: str) -> None:
+    photos = make_photo_folder(tmp_path / "photos")
+    break_photos(photos, kept=0)
+    with pytest.raises(ConvMAEError, match=sentence):
+        program.pretrain(config(photos, tmp_path / "run", epochs=epochs))
+
+
 def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +213,9 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(program.PretrainRecipe, "loss", lambda self, images, noise: not_a_number(self.run.model))
-        with pytest.raises(ConvMAEError, match=r"were skipped; the weights before them are in .*last: continue with"):
+        with pytest.raises(
+            ConvMAEError, match=r"its loss was nan .*; the weights before them are in .*last: continue with"
+        ):
             program.pretrain(config(photos, tmp_path / "run", epochs=6))
     state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
     assert state["progress"]["step"] == SKIPPED_UPDATES_IN_A_ROW

@@ -1,0 +1,146 @@
+"""One update: every readable photo weighs the same, whatever micro-batch and process it is in."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor, nn
+
+from convmae_deploy.checkpoints import CheckpointRecord
+from convmae_deploy.engine.determinism import MicroBatch
+from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.models.convmae import nano
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def micro_batch(*photos: int, unreadable: int = 0) -> MicroBatch:
+    """Some of PHOTOS with their indices as labels, as `collate_readable` gives them."""
+    if not photos:
+        return torch.empty(0), torch.empty(0, dtype=torch.long), unreadable
+    return PHOTOS[list(photos)], torch.tensor(photos), unreadable
+
+
+@dataclass
+class Recipe:
+    """The mean squared error of a linear model."""
+
+    model: nn.Module
+    seen: list[Any] = field(default_factory=list)  # what came beside the images
+
+    def loss(self, images: Tensor, extra: Any) -> Tensor:
+        self.seen.append(extra)
+        targets = torch.stack([each["target"] for each in extra]) if isinstance(extra, list) else extra.float()
+        predictions: Tensor = self.model(images.flatten(1)).squeeze(1)
+        return F.mse_loss(predictions, targets)
+
+    def finish_epoch(self, epoch: int, train_loss: float) -> None:
+        raise AssertionError("no test trains an epoch")
+
+
+def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
+    """A loop to call `update` of, in which SGD shows every gradient."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.gradient_accumulation_steps = micro_batches
+    accelerator.step = 0
+    torch.manual_seed(0)
+    model = nn.Linear(3 * 4 * 4, 1)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    run = TrainingRun(
+        config=RunConfig(out=out),
+        accelerator=accelerator,
+        folder=RunFolder(out),
+        record=CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a",)),
+        model=model,
+        optimizer=optimizer,
+    )
+    return TrainingLoop(
+        run=run,
+        optimisation=OptimisationConfig(),
+        source=None,  # type: ignore[arg-type]
+        recipe=Recipe(model),
+        console=Console(quiet=True),
+    )
+
+
+def weights_after(out: Path, *updates: list[MicroBatch]) -> Tensor:
+    loop = build_loop(out, micro_batches=len(updates[0]))
+    for micro_batches in updates:
+        loop.update(micro_batches)
+    return torch.cat([value.flatten() for value in loop.run.weights().values()])
+
+
+def test_micro_batches_of_unequal_size_give_the_update_of_one_large_batch(tmp_path: Path) -> None:
+    parts = weights_after(tmp_path, [micro_batch(0, 1, 2, 3), micro_batch(4), micro_batch(5, 6)])
+    torch.testing.assert_close(parts, weights_after(tmp_path, [micro_batch(*range(7))]), rtol=1e-5, atol=1e-7)
+
+
+def test_equal_micro_batches_are_accumulated_to_the_last_bit_as_accelerate_does(tmp_path: Path) -> None:
+    batches = [micro_batch(0, 1, 2), micro_batch(3, 4, 5), micro_batch(6, 7, 0)]
+    loop = build_loop(tmp_path, micro_batches=3)
+    model, optimizer, recipe = loop.run.model, loop.run.optimizer, Recipe(loop.run.model)
+    before = [value.clone() for value in loop.run.weights().values()]
+    for images, labels, _ in batches:
+        with loop.run.accelerator.accumulate(model):
+            loop.run.accelerator.backward(recipe.loss(images, labels))
+    optimizer.step()
+    expected = torch.cat([value.flatten() for value in loop.run.weights().values()])
+    assert not torch.equal(expected, torch.cat([value.flatten() for value in before]))
+    assert torch.equal(weights_after(tmp_path, batches), expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_micro_batch_without_readable_photos_is_counted_and_changes_nothing(tmp_path: Path, first: bool) -> None:
+    batches = [micro_batch(0, 1), micro_batch(unreadable=2)]
+    loop = build_loop(tmp_path, micro_batches=2)
+    update = loop.update(batches[::-1] if first else batches)
+    assert (update.images, update.unreadable) == (2, 2)
+    assert isinstance(loop.recipe, Recipe) and len(loop.recipe.seen) == 1
+    parts = torch.cat([value.flatten() for value in loop.run.weights().values()])
+    assert torch.equal(parts, weights_after(tmp_path, [micro_batch(0, 1)]))
+
+
+def test_an_update_without_readable_photos_leaves_the_weights_and_the_next_one_alone(tmp_path: Path) -> None:
+    loop = build_loop(tmp_path, micro_batches=2)
+    update = loop.update([micro_batch(unreadable=2), micro_batch(unreadable=1)])
+    assert (update.images, update.unreadable, update.is_finite) == (0, 3, False)
+    assert math.isnan(update.loss)
+    batches = [micro_batch(0, 1), micro_batch(2, 3)]
+    loop.update(batches)
+    after = torch.cat([value.flatten() for value in loop.run.weights().values()])
+    assert torch.equal(after, weights_after(tmp_path, batches))
+
+
+def test_what_belongs_to_the_images_may_be_a_list_of_dicts(tmp_path: Path) -> None:
+    loop = build_loop(tmp_path)
+    update = loop.update([(PHOTOS[:2], [{"target": torch.tensor(0.5)}, {"target": torch.tensor(2.0)}], 0)])
+    assert update.is_finite and isinstance(loop.recipe, Recipe)
+    ((one, two),) = loop.recipe.seen
+    assert (one["target"], two["target"]) == (0.5, 2)
+
+
+@pytest.mark.slow
+def test_a_process_without_readable_photos_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.engine.uneven_run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["photos"] == [[5, 2], [3, 3], [0, 4]]
+    weights = torch.cat([torch.tensor(value).flatten() for value in found["weights"]])
+    expected = weights_after(tmp_path, [micro_batch(0, 1, 2, 3, 4)], [micro_batch(0, 5, 2)])
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
