@@ -18,6 +18,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
 from convmae_deploy.runtime.manifest import Licence, Preprocessing
@@ -27,10 +28,11 @@ WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
 
-CheckpointKind = Literal["encoder", "pretraining", "classifier", "segmenter"]
+CheckpointKind = Literal["encoder", "pretraining", "classifier", "detector", "segmenter"]
 WANTED = {  # kind -> what it is called, and what to do for one
     "classifier": ("classifier", "finetune it first (training.finetune)"),
     "pretraining": ("pretraining model with its decoder", "give a run of training.pretrain"),
+    "detector": ("detector", "train one first (training.detect)"),
     "segmenter": ("segmenter", "train one first (training.segment)"),
 }
 
@@ -45,8 +47,9 @@ class CheckpointRecord(BaseModel):
     variant: str  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
+    detector: DetectorConfig | None = None  # detector: its pyramid and heads
     segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
-    classes: tuple[str, ...] = ()  # classifier, segmenter: the name of each logit
+    classes: tuple[str, ...] = ()  # classifier, detector, segmenter: the name of each label
     global_pool: GlobalPool = "avg"
     preprocessing: Preprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
@@ -148,6 +151,24 @@ def load_pretraining(
             "an older version; import the original file again"
         )
     model = build_pretraining(record.model, record.pretraining)
+    load_exactly(model, state, path)
+    return model.eval(), record
+
+
+def load_detector(path: Path, *, image_size: tuple[int, int] | None = None) -> tuple[ConvMAEDetector, CheckpointRecord]:
+    """A detector in evaluation mode with its record, for inputs of another size when asked for.
+
+    Args:
+        path: run folder or checkpoint.
+        image_size: (height, width) in pixels; None keeps the checkpoint's.
+
+    Raises:
+        ConvMAEError: not a detector, or its tensors are not those of its config.
+    """
+    record, state = read_model(path, "detector", image_size)
+    if record.detector is None:
+        raise ConvMAEError(f"{path} must say in {CONFIG_NAME} what its heads are (detector); copy it again")
+    model = build_detector(record.model, record.detector, num_classes=len(record.classes))
     load_exactly(model, state, path)
     return model.eval(), record
 
