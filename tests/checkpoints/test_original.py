@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints import import_original, load_classifier, load_pretraining, read_checkpoint
-from convmae_deploy.checkpoints.original import infer_config
+from convmae_deploy.checkpoints.original_configs import infer_config
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAEClassifier, build_convmae
 from convmae_deploy.models.convmae import resize_position_embedding
