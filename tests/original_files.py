@@ -1,6 +1,7 @@
 """Files in the authors' layout, built from the recorded tensors of tests/fixtures/reference."""
 
 import argparse
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convmae_deploy.checkpoints.original_keys import POINTWISE_KEY
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.segmenter import ConvMAESegmenter
 
 REFERENCE = Path(__file__).parent / "fixtures" / "reference"
 CONFIG = ConvMAEConfig(embed_dims=(32, 48, 96), depths=(1, 1, 2), mlp_ratios=(2, 4, 3), num_heads=4)
@@ -92,6 +95,23 @@ def pretraining_state(decoder_width: int = DECODER_WIDTH) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     decoder = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     return encoder_only_state() | decoder
+
+
+def segmentation_state(model: ConvMAESegmenter) -> dict[str, Tensor]:
+    """A segmenter of ours under the names and with the shapes of the authors' segmentation files."""
+    state = {}
+    for name, value in model.state_dict().items():
+        name = re.sub(r"^encoder\.", "backbone.", name)
+        name = re.sub(r"^downsample\.", "backbone.fpn.", name)
+        if name.endswith(".position.table"):
+            name = name.replace(".position.table", ".relative_position_bias_table")
+            tokens = model.encoder.pos_embed.shape[1]
+            index = torch.zeros(tokens, tokens, dtype=torch.int64)  # its values are not read
+            state[name.replace("bias_table", "index")] = index
+        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        pointwise = POINTWISE_KEY.fullmatch(name.removeprefix("backbone."))
+        state[name] = value[:, :, None, None] if pointwise else value
+    return state
 
 
 def training_checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """Initial weights for a program, from our checkpoints or straight from the authors' files."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints.native import (
@@ -15,12 +18,17 @@ from convmae_deploy.checkpoints.native import (
 from convmae_deploy.checkpoints.original import import_original, read_original
 from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.pretraining import ConvMAEPretraining
+
+# parameters that only encoders of detectors and segmenters have
+DENSE_PART = re.compile(r"(?:\.table|\.rel_pos_[hw]|\.ls[12]\.gamma)$")
 
 
 def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights (keys without prefix) of a pretrained encoder, resized to fit, and what there is to tell of it.
+    """The weights (keys without prefix) of a trained encoder, made to fit, and what there is to tell of it.
+
+    What detection and segmentation add to the encoder is taken where both have it, and else starts without effect.
 
     Args:
         path: a run folder or checkpoint of ours, or a `.pth` file of the authors.
@@ -38,9 +46,30 @@ def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[
             imported = Path(directory) / "imported"
             report = import_original(path, imported, num_heads=architecture.num_heads).lines()[:-1]  # not where to
             found, state = load_encoder_state(imported, architecture.image_size)
-    if found != architecture:
+    if replace(found, dense=architecture.dense) != architecture:
         raise ConvMAEError(f"initial weights must be an encoder of {architecture}; {path} holds {found}")
-    return state, report
+    fitted, changes = fit_dense_parts(state, architecture)
+    return fitted, report + changes
+
+
+def fit_dense_parts(state: dict[str, Tensor], architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """An encoder's tensors with the relative positions and LayerScale of the architecture; and what was changed.
+
+    Those that the tensors lack, or have for another grid, start without effect: tables at 0, LayerScale at 1.
+    """
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in build_convmae(architecture).state_dict().items()}
+    wanted = [name for name in shapes if DENSE_PART.search(name)]
+    fresh = [name for name in wanted if name not in state or state[name].shape != shapes[name]]
+    dropped = [name for name in state if DENSE_PART.search(name) and (name not in wanted or name in fresh)]
+    fitted = {name: value for name, value in state.items() if name not in dropped}
+    fitted |= {name: torch.full(shapes[name], float(name.endswith(".gamma"))) for name in fresh}
+    told = []
+    if fresh:
+        told.append(f"started without effect: {len(fresh)} relative positions and LayerScales (first {fresh[0]})")
+    if dropped:
+        told.append(f"left behind: {len(dropped)} relative positions and LayerScales (first {dropped[0]})")
+    return fitted, told
 
 
 def load_initial_pretraining(
