@@ -39,9 +39,10 @@ class DetectorConfig:
     fc_width: int = 1024  # of the vector that class and box are predicted from
     norm: NormKind = "batch"  # behind the convolutions of pyramid and heads; layer: over channels
     rpn_convolutions: int = 2  # 3x3, in front of the proposals
+    regions_per_image: int = 512  # that the heads learn from, a quarter of them with objects; training alone
 
     def __post_init__(self) -> None:
-        for name in ("channels", "fc_width", "rpn_convolutions"):
+        for name in ("channels", "fc_width", "rpn_convolutions", "regions_per_image"):
             if getattr(self, name) < 1:
                 raise ConvMAEError(f"{name} of a detector must be at least 1; got {getattr(self, name)}")
 
@@ -73,12 +74,14 @@ def base_simple() -> tuple[ConvMAEConfig, DetectorConfig]:
 
 def tiny_fpn() -> tuple[ConvMAEConfig, DetectorConfig]:
     """Ours: between nano and base."""
-    return replace(tiny(), image_size=(512, 512)), DetectorConfig(channels=128, fc_width=512, norm="layer")
+    detector = DetectorConfig(channels=128, fc_width=512, norm="layer", regions_per_image=256)
+    return replace(tiny(), image_size=(512, 512)), detector
 
 
 def nano_fpn() -> tuple[ConvMAEConfig, DetectorConfig]:
     """Ours: 3.8M parameters with 80 classes, for CPUs and tests; LayerNorm, as its batches are small."""
-    return replace(nano(), image_size=(256, 256)), DetectorConfig(channels=64, fc_width=128, norm="layer")
+    detector = DetectorConfig(channels=64, fc_width=128, norm="layer", regions_per_image=128)
+    return replace(nano(), image_size=(256, 256)), detector
 
 
 DETECTORS: dict[str, Callable[[], tuple[ConvMAEConfig, DetectorConfig]]] = {
@@ -166,6 +169,10 @@ def build_detector(
         PYRAMIDS[detector.pyramid](config.embed_dims, detector.channels, detector.norm),
         ProposalNetwork(detector.channels, detector.rpn_convolutions),
         DetectionHeads(
-            channels=detector.channels, fc_width=detector.fc_width, norm=detector.norm, num_classes=num_classes
+            channels=detector.channels,
+            fc_width=detector.fc_width,
+            norm=detector.norm,
+            num_classes=num_classes,
+            regions_per_image=detector.regions_per_image,
         ),
     )

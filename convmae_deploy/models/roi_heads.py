@@ -94,13 +94,16 @@ class BoxPredictor(nn.Module):
 class DetectionHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
     """Class, box and mask of regions: losses in training, detections in evaluation."""
 
-    def __init__(self, *, channels: int, fc_width: int, norm: NormKind, num_classes: int) -> None:
+    def __init__(
+        self, *, channels: int, fc_width: int, norm: NormKind, num_classes: int, regions_per_image: int = 512
+    ) -> None:
         """
         Args:
             channels: P, and width of the convolutions.
             fc_width: of the vector that class and box are predicted from.
             norm: behind every convolution.
             num_classes: K.
+            regions_per_image: that a training step takes at most.
         """
         convolutions = [channels] * CONVOLUTIONS
         super().__init__(
@@ -109,7 +112,7 @@ class DetectionHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
             BoxPredictor(fc_width, num_classes),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=512,
+            batch_size_per_image=regions_per_image,
             positive_fraction=0.25,
             bbox_reg_weights=BOX_WEIGHTS,
             score_thresh=SCORE_THRESHOLD,
