@@ -22,23 +22,31 @@ from convmae_deploy.checkpoints.original_configs import (
     infer_segmenter,
     shape_of,
 )
+from convmae_deploy.checkpoints.original_detector import infer_detector
 from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
 from convmae_deploy.checkpoints.resizing import resize_positions
+from convmae_deploy.data.coco_classes import COCO_CLASSES
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
+from convmae_deploy.models.detector import build_detector
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import build_segmenter
 from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
+DETECTOR_LICENCES = {
+    "fpn": Licence(name="MIT (authors' repository); trained on ImageNet-1K and COCO, research use"),
+    "simple": Licence(name="Apache-2.0 (authors' repository); trained on ImageNet-1K and COCO, research use"),
+}
 CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
     "pretraining": "pretraining",
     "encoder": "encoder",
     "classifier": "classifier",
     "linear probe": "classifier",
+    "detector": "detector",
     "segmenter": "segmenter",
 }
 
@@ -70,10 +78,12 @@ class ImportReport:
     assumed: dict[str, str]  # field of `pretraining` that the file does not hold -> where its value is from
     classes: tuple[str, ...]  # the name of each logit; none for an encoder
     named: bool  # whether these are the file's names
+    licence: str  # of the weights
     kept: int  # tensors written that come from the file
     renamed: int  # of those, how many under another name
     reshaped: int  # of those, how many 1x1 convolutions became matrices
     cast: dict[str, int]  # dtype of the file -> number of tensors converted from it to float32
+    permuted: tuple[str, ...]  # names in the checkpoint of class scores whose background came last in the file
     folded: tuple[str, ...]  # names in the file computed into other tensors
     dropped: dict[str, str]  # name in the file -> reason
     initial: dict[str, str]  # name in the checkpoint -> the value it was given and why
@@ -94,6 +104,8 @@ class ImportReport:
         if self.reshaped:
             lines.append(f"reshaped {self.reshaped} weights of 1x1 convolutions to matrices")
         lines += [f"cast {count} tensors from {dtype} to float32" for dtype, count in self.cast.items()]
+        if self.permuted:
+            lines.append(f"moved the background in front of the classes: {', '.join(self.permuted)}")
         if self.folded:
             lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(self.folded)}")
         lines += [f"resized {name}: {change}" for name, change in self.resized.items()]
@@ -116,7 +128,7 @@ class ImportReport:
             lines.append(f"classes named as in the file: {', '.join(self.classes)}")
         elif self.classes:
             lines.append(f"classes named {self.classes[0]} to {self.classes[-1]}: the file has no names")
-        return [*lines, f"licence of the weights: {LICENCE.name}", f"wrote {self.out}"]
+        return [*lines, f"licence of the weights: {self.licence}", f"wrote {self.out}"]
 
 
 def import_original(
@@ -130,7 +142,7 @@ def import_original(
     """Reads one of the authors' files and writes a checkpoint of ours.
 
     Args:
-        source: full pretraining, encoder-only, finetuned, linear-probe or segmentation file.
+        source: full pretraining, encoder-only, finetuned, linear-probe, detection or segmentation file.
         out: folder to write; must not exist.
         variant: name in MODELS whose number of heads to take; None looks for the variant with the file's dimensions.
         image_size: (height, width) in pixels to resize the position embedding for; None keeps the file's.
@@ -168,11 +180,13 @@ def import_original(
         pretraining=record.pretraining,
         assumed=assumed,
         classes=record.classes,
+        licence=record.licence.name,
         named=bool(record.classes) and record.classes == file.classes,
         kept=len(tensors) - len(keys.initial),
         renamed=len(keys.renamed),
         reshaped=len(keys.reshaped),
         cast={dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes)) if dtype != "float32"},
+        permuted=keys.permuted,
         folded=keys.folded,
         dropped=dict.fromkeys(file.not_tensors, "not a tensor") | keys.dropped,
         initial=keys.initial,
@@ -187,6 +201,17 @@ def completed(
     if keys.kind == "pretraining":
         pretraining, assumed = infer_pretraining(keys.state, record.model, file.arguments)
         return record.model_copy(update={"pretraining": pretraining}), assumed
+    if keys.kind == "detector":
+        grid_size = file_grid({"pos_embed": keys.state["encoder.pos_embed"]})
+        detector, dense, num_classes = infer_detector(keys.state, grid_size)
+        numbered = tuple(f"class {index}" for index in range(num_classes))
+        changed = {
+            "model": replace(record.model, dense=dense),
+            "detector": detector,
+            "classes": COCO_CLASSES if num_classes == len(COCO_CLASSES) else numbered,
+            "licence": DETECTOR_LICENCES[detector.pyramid],
+        }
+        return record.model_copy(update=changed), {}
     if keys.kind == "segmenter":
         segmenter, dense, num_classes = infer_segmenter(keys.state)
         numbered = tuple(f"class {index}" for index in range(num_classes))
@@ -291,6 +316,8 @@ def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: Check
             model = build_pretraining(record.model, record.pretraining)
         elif record.kind == "classifier":
             model = build_classifier(record.model, num_classes=len(record.classes))
+        elif record.detector is not None:
+            model = build_detector(record.model, record.detector, num_classes=len(record.classes))
         elif record.segmenter is not None:
             model = build_segmenter(record.model, record.segmenter, num_classes=len(record.classes))
         else:

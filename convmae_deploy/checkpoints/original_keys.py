@@ -13,14 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from convmae_deploy.checkpoints.original_detector import CLASS_SCORES, background_first, detector_name
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
 
-SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe", "segmenter"]
+SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe", "detector", "segmenter"]
 
 ANCHOR = "patch_embed1.proj.weight"  # in every file of theirs; what stands before it is the prefix of the encoder
 PROBE_NORM_EPS = 1e-6  # of the BatchNorm in front of a linear probe's head
-ENCODER_KEY = re.compile(r"pos_embed$|patch_embed\d|blocks\d")
+ENCODER_KEY = re.compile(r"pos_embed$|patch_embed\d|blocks\d|(?:windowed|global)_rel_pos_bias\.")
 POINTWISE_KEY = re.compile(r"blocks[12]\.\d+\.(?:conv1|conv2|mlp\.fc1|mlp\.fc2)\.weight")
 DECODER_KEY = re.compile(r"mask_token$|decoder_|stage[12]_output_decode\.")
 DENSE_ENCODER_NAMES = {
@@ -31,13 +32,14 @@ DENSE_ENCODER_NAMES = {
     r"^(blocks3\.\d+)\.gamma_([12])$": r"\1.ls\2.gamma",
 }
 OTHER_MODELS = {
-    "fpn_lateral": "a Mask R-CNN detector",
-    "simfp_": "a ViTDet-style detector",
-    "bottom_up.": "a Mask R-CNN detector",
-    "rel_pos": "a detector",
-    "relative_position_": "a detector or segmenter",
+    "fpn_lateral": "a Mask R-CNN detector without its heads",
+    "simfp_": "a ViTDet-style detector without its heads",
+    "bottom_up.": "a Mask R-CNN detector without its heads",
+    "rel_pos": "a detector without its heads",
+    "relative_position_": "a detector or segmenter without its heads",
     "gamma_1": "a segmenter without its heads",
 }
+DETECTOR_PARTS = ("fpn_lateral", "fpn_output", "simfp_", "proposal_generator.", "roi_heads.")
 SEGMENTER_PARTS = ("decode_head.", "auxiliary_head.", "fpn.")  # beside the encoder; fpn makes E4
 POSITION_INDEX = "relative_position_index"  # where in their table the offsets of a grid are
 
@@ -51,6 +53,7 @@ class ConvertedKeys:
     global_pool: GlobalPool = "avg"
     renamed: dict[str, str] = field(default_factory=dict)  # original name -> ours, where they differ
     reshaped: tuple[str, ...] = ()  # our names of the 1x1 convolutions that became matrices
+    permuted: tuple[str, ...] = ()  # our names of a detector's class scores, whose background came last
     folded: tuple[str, ...] = ()  # original names that were computed into other tensors
     dropped: dict[str, str] = field(default_factory=dict)  # original name -> reason
     initial: dict[str, str] = field(default_factory=dict)  # our name -> the value it got and why
@@ -60,8 +63,8 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     """Names, shapes and folds of one of the authors' state dicts; values are otherwise left as they are.
 
     Args:
-        original: encoder only, full pretraining, finetuned classifier, linear probe or segmenter; with or without
-            prefixes.
+        original: encoder only, full pretraining, finetuned classifier, linear probe, detector or segmenter; with or
+            without prefixes.
 
     Raises:
         ConvMAEError: it is the state of another kind of model, or a part that changes the outputs is not understood.
@@ -69,7 +72,7 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     names = strip_prefixes(original)
     state = {name: original[source] for name, source in names.items()}
     kind = source_kind(state)
-    if kind != "segmenter":
+    if kind not in ("detector", "segmenter"):
         refuse_other_models(names)
     dropped = {names[name]: reason for name, reason in unused_keys(state, kind).items()}
     state = {name: value for name, value in state.items() if names[name] not in dropped}
@@ -83,6 +86,8 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     folded = [name for name in state if kind == "linear probe" and name.startswith("head.")]
     if kind == "linear probe":
         state = {name: value for name, value in state.items() if name not in folded} | fold_probe_head(state)
+    permuted = [name for name in state if kind == "detector" and name.startswith(CLASS_SCORES)]
+    state |= {name: background_first(state[name]) for name in permuted}
     ours = {name: our_name(name, kind) for name in state}
     initial = {}
     if kind in ("classifier", "linear probe") and "fc_norm.weight" not in ours.values():
@@ -96,6 +101,7 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
         global_pool="token" if kind in ("classifier", "linear probe") and "norm.weight" in state else "avg",
         renamed={names[name]: ours[name] for name in ours if name in names and names[name] != ours[name]},
         reshaped=tuple(ours[name] for name in pointwise),
+        permuted=tuple(ours[name] for name in permuted),
         folded=tuple(names[name] for name in folded),
         dropped=dropped,
         initial=initial,
@@ -128,8 +134,8 @@ def refuse_other_models(names: Mapping[str, str]) -> None:
         source = next((source for source in names.values() if marker in source), None)
         if source is not None:
             raise ConvMAEError(
-                f"the file is {model} (it holds {source}) and only pretraining, finetuning, linear-probe and "
-                "segmentation files can be imported; import the pretrained file that it started from"
+                f"the file is {model} (it holds {source}) and only pretraining, finetuning, linear-probe, "
+                "detection and segmentation files can be imported; import the pretrained file that it started from"
             )
 
 
@@ -137,6 +143,8 @@ def source_kind(state: Mapping[str, Tensor]) -> SourceKind:
     """What a state dict without prefixes is, by its keys."""
     if any(name.startswith("decode_head.") for name in state):
         return "segmenter"
+    if any(name.startswith("roi_heads.") for name in state):
+        return "detector"
     if "head.1.weight" in state:
         return "linear probe"
     if "head.weight" in state:
@@ -158,7 +166,7 @@ def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]
             unused[name] = "a counter of the training"
         elif name.endswith(POSITION_INDEX):
             unused[name] = "it follows from the size of the grid"
-        elif kind == "segmenter" and name.startswith(SEGMENTER_PARTS):
+        elif name.startswith({"detector": DETECTOR_PARTS, "segmenter": SEGMENTER_PARTS}.get(kind, ())):
             continue
         elif ENCODER_KEY.match(name) or name.startswith(("head.", "fc_norm.")):
             continue
@@ -179,6 +187,8 @@ def our_name(name: str, kind: SourceKind) -> str:
         return name
     if ENCODER_KEY.match(name):
         return f"encoder.{dense_encoder_name(name)}"
+    if kind == "detector":
+        return detector_name(name)
     if kind == "segmenter":
         return re.sub(r"^fpn\.", "downsample.", name)
     # LayerNorm acts on each token alone: norm and then the first token is the first token and then norm

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from convmae_deploy.checkpoints.original_detector import infer_detector
 from convmae_deploy.checkpoints.original_keys import convert_keys, fold_probe_head, without_class_row
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, build_convmae
 from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.detector import DETECTORS, build_detector
 from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 from tests.original_files import (
     REFERENCE,
@@ -105,9 +107,11 @@ def test_one_name_with_and_without_prefix_is_refused() -> None:
         "backbone.blocks3.0.gamma_1",
     ],
 )
-def test_states_of_detectors_and_headless_segmenters_are_refused(name: str) -> None:
+def test_states_of_detectors_and_segmenters_without_heads_are_refused(name: str) -> None:
     state = {f"backbone.{key}": value for key, value in encoder_state().items()}
-    with pytest.raises(ConvMAEError, match="only pretraining, finetuning, linear-probe and segmentation files"):
+    with pytest.raises(
+        ConvMAEError, match="without its heads .* only pretraining, finetuning, linear-probe, detection and segm"
+    ):
         convert_keys(state | {name: torch.zeros(2)})
 
 
@@ -196,3 +200,21 @@ def test_the_class_row_of_a_position_embedding_is_removed_and_reported() -> None
 @pytest.mark.parametrize(("tokens", "expected"), [(196, 196), (197, 196), (195, 195), (4, 4), (5, 4), (1, 1)])
 def test_only_one_plus_a_square_has_a_class_row(tokens: int, expected: int) -> None:
     assert without_class_row(torch.zeros(1, tokens, 8)).shape[1] == expected
+
+
+@needs_recorded_passes
+@pytest.mark.parametrize(("file", "preset", "indices"), [("keys_DET", "base_fpn", 2), ("keys_DET2", "base_simple", 0)])
+def test_the_recorded_keys_of_the_authors_detectors_become_ours_one_for_one(
+    file: str, preset: str, indices: int
+) -> None:
+    shapes = json.loads((reference_folder() / f"{file}.json").read_text())
+    original = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    config, detector = DETECTORS[preset]()
+    with torch.device("meta"):
+        model = build_detector(config, detector, num_classes=80)
+    converted = convert_keys(original)
+    assert converted.kind == "detector"
+    assert shapes_of(converted.state) == shapes_of(model.state_dict())
+    assert len(original) == len(converted.state) + len(converted.dropped)
+    assert len(converted.dropped) == indices and all("relative_position_index" in name for name in converted.dropped)
+    assert infer_detector(converted.state, config.grid_size) == (detector, config.dense, 80)
