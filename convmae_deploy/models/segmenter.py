@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae
 
-IGNORE = 255  # label of pixels that are of no class
 HEAD_INIT_STD = 0.01  # of the layers that give the logits, as in mmsegmentation
 
 E4Form = Literal["maxpool", "convolution"]

@@ -1,0 +1,38 @@
+"""Photos with label maps as a torch dataset, augmented for training."""
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from convmae_deploy.data.photo_datasets import seed_sample
+from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation
+from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
+from convmae_deploy.errors import ConvMAEError
+
+SegmentationSample = tuple[Tensor, Tensor]  # image (3, h, w), labels (h, w) int64
+
+
+class AugmentedSegmentation(Dataset[SegmentationSample | None]):
+    """Photos and their labels through a random transform, each a pure function of (seed, epoch, index).
+
+    Keys and unreadable photos as in `photo_datasets.AugmentedPhotos`. A label map that is wrong is an error
+    (`LabelError`): it would teach something wrong.
+    """
+
+    def __init__(self, folder: SegmentationFolder, augmentation: SegmentationAugmentation, seed: int) -> None:
+        self.folder = folder
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.folder.photos)
+
+    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample | None:
+        epoch, index = key
+        try:
+            photo, labels = self.folder.read(index)
+        except LabelError:
+            raise
+        except ConvMAEError:
+            return None
+        seed_sample(self.seed, epoch, index)
+        return self.augmentation(photo, labels)

@@ -1,0 +1,177 @@
+"""Photos with a label map each, in ADE20K's own folders or in generic ones. Without torch: measuring needs them too.
+
+Generic:  ROOT/images/<split>/x.jpg   ROOT/labels/<split>/x.png    ROOT/classes.json
+ADE20K:   ROOT/images/training/x.jpg  ROOT/annotations/training/x.png  (validation alike)  ROOT/objectInfo150.txt
+
+classes.json is {"classes": [names], "ignore_index": 255, "reduce_zero_label": false}; the last two may be left out. A
+label map holds the index of a class in every pixel, as grey levels or as a palette's indices. With reduce_zero_label,
+as in ADE20K, 0 is of no class and the classes are 1, 2, ....
+"""
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.extraction import find_photos, read_photo
+
+IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
+MAX_CLASSES = 255  # 0 to 254
+ADE20K_CLASSES = ("objectInfo150.txt", "objectInfo150.csv")  # lists of class names that come with ADE20K
+ADE20K_SPLITS = {"train": "training", "val": "validation"}
+MAP_MODES = ("L", "P", "I", "I;16", "1")  # of pictures that are label maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationFolder:
+    """One split: photos, their label maps, and what the labels mean."""
+
+    photos: tuple[Path, ...]
+    label_maps: tuple[Path, ...]
+    classes: tuple[str, ...]
+    ignore_index: int = IGNORE  # level in the files of pixels that are of no class
+    reduce_zero_label: bool = False  # level 0 is of no class and class 0 has level 1
+
+    def read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
+        """A photo (RGB, as it is stored) and its labels (H, W), `IGNORE` where there is no class.
+
+        Raises:
+            ConvMAEError: one of the two cannot be read, their sizes differ, or a level is of no class.
+        """
+        photo = read_photo(self.photos[index], apply_orientation=False).image
+        labels = self.read_labels(index)
+        if labels.shape != (photo.height, photo.width):
+            raise LabelError(
+                f"{self.label_maps[index]} must have the size of its photo, {photo.width} x {photo.height} pixels; "
+                f"found {labels.shape[1]} x {labels.shape[0]}"
+            )
+        return photo, labels
+
+    def read_labels(self, index: int) -> NDArray[np.uint8]:
+        """The labels (H, W) of a photo; raises ConvMAEError where they cannot be read or a level is of no class."""
+        path = self.label_maps[index]
+        levels = read_levels(path)
+        labels = levels - 1 if self.reduce_zero_label else levels
+        ignored = (levels == self.ignore_index) | (labels < 0)
+        wrong = (labels >= len(self.classes)) & ~ignored
+        if wrong.any():
+            first = 1 if self.reduce_zero_label else 0
+            raise LabelError(
+                f"{path} must hold the levels {first} to {len(self.classes) - 1 + first} of the {len(self.classes)} "
+                f"classes and {0 if self.reduce_zero_label else self.ignore_index} for none; found {levels[wrong][0]}"
+            )
+        return np.where(ignored, IGNORE, labels).astype(np.uint8)
+
+
+class LabelError(ConvMAEError):
+    """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
+
+
+def read_levels(path: Path) -> NDArray[np.int64]:
+    """The grey levels or palette indices (H, W) of a label map.
+
+    Raises:
+        LabelError: it cannot be read, or is a coloured picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in MAP_MODES:
+                raise LabelError(
+                    f"{path} must hold one class index a pixel, as grey levels or palette indices; found a picture of "
+                    f"mode {picture.mode}: convert its colours to indices"
+                )
+            return np.asarray(picture).astype(np.int64)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise LabelError(f"the label map {path} cannot be read ({error}); check or replace it") from None
+
+
+def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
+    """Lists one split, in whichever of the two layouts the folder has.
+
+    Args:
+        root: the data set.
+        split: "train" or "val" (in ADE20K's layout training and validation), or another folder below images/; "" means
+            that photos and label maps lie in images/ and labels/ themselves.
+
+    Raises:
+        ConvMAEError: the split or the names of the classes are missing, or a photo has no label map.
+    """
+    is_ade20k = (root / "annotations").is_dir()
+    folder = ADE20K_SPLITS.get(split, split) if is_ade20k else split
+    images, labels = root / "images" / folder, root / ("annotations" if is_ade20k else "labels") / folder
+    if not images.is_dir() or not labels.is_dir():
+        missing = labels if images.is_dir() else images
+        raise ConvMAEError(
+            f"{root} must hold images/<split> and labels/<split> (or ADE20K's annotations/<split>); found no {missing}"
+        )
+    classes, ignore_index, reduce_zero_label = read_classes(root)
+    photos = tuple(find_photos([images]))
+    label_maps = tuple(labels / photo.relative_to(images).with_suffix(".png") for photo in photos)
+    unlabelled = [(photo, path) for photo, path in zip(photos, label_maps, strict=True) if not path.is_file()]
+    if unlabelled:
+        photo, path = unlabelled[0]
+        raise ConvMAEError(
+            f"every photo must have a label map; {photo} has none at {path}"
+            + (f", and {len(unlabelled) - 1} more have none" if len(unlabelled) > 1 else "")
+        )
+    return SegmentationFolder(
+        photos=photos,
+        label_maps=label_maps,
+        classes=classes,
+        ignore_index=ignore_index,
+        reduce_zero_label=reduce_zero_label,
+    )
+
+
+def read_classes(root: Path) -> tuple[tuple[str, ...], int, bool]:
+    """Class names, the level of no class and whether level 0 is of no class; from classes.json or ADE20K's own list.
+
+    Raises:
+        ConvMAEError: neither is there, or it is damaged.
+    """
+    if (root / "classes.json").is_file():
+        return read_classes_json(root / "classes.json")
+    lists = [root / name for name in ADE20K_CLASSES if (root / name).is_file()]
+    if not lists:
+        raise ConvMAEError(
+            f"{root} must say what its labels mean: put there classes.json "
+            '({"classes": [names], "ignore_index": 255}), or ADE20K\'s objectInfo150.txt'
+        )
+    return read_ade20k_classes(lists[0]), IGNORE, True
+
+
+def read_classes_json(path: Path) -> tuple[tuple[str, ...], int, bool]:
+    """What `read_classes` gives, from a classes.json."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConvMAEError(f"{path} is not valid JSON: {error}") from None
+    names = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConvMAEError(f'{path} must be an object with a list of names, {{"classes": ["sky", "road"]}}')
+    ignore_index, reduce = content.get("ignore_index", IGNORE), content.get("reduce_zero_label", False)
+    if type(ignore_index) is not int or type(reduce) is not bool:
+        raise ConvMAEError(
+            f"ignore_index of {path} must be a number and reduce_zero_label true or false; "
+            f"found {ignore_index!r} and {reduce!r}"
+        )
+    if len(names) > MAX_CLASSES:
+        raise ConvMAEError(f"{path} must name at most {MAX_CLASSES} classes; found {len(names)}")
+    return tuple(names), ignore_index, reduce
+
+
+def read_ade20k_classes(path: Path) -> tuple[str, ...]:
+    """The first name of every class in ADE20K's list (columns Idx, ..., Name; tabs in .txt, commas in .csv)."""
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in text else ","))
+    names = [row.get("Name") for row in rows]
+    if not names or not all(names):
+        raise ConvMAEError(f"{path} must have a column Name; take the file that comes with ADE20K")
+    return tuple(re.split("[;,]", name or "")[0].strip() for name in names)
