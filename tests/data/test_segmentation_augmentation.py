@@ -69,9 +69,9 @@ def test_a_small_photo_is_padded_with_zeros_and_no_class() -> None:
 
 
 def test_crops_of_nearly_one_class_are_avoided() -> None:
-    labels = np.zeros((40, 400), np.uint8)
-    labels[:, :20] = 1
-    photo = Image.new("RGB", (400, 40))
+    labels = np.zeros((40, 120), np.uint8)
+    labels[:, :60] = 1
+    photo = Image.new("RGB", (120, 40))
     shares = {}
     for limit in (0.75, 1.0):
         config = SegmentationAugmentationConfig(
