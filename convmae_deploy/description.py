@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.manifest import BundleFile, Manifest
+from convmae_deploy.runtime.manifest import AnyPreprocessing, BundleFile, Letterbox, Manifest, SlidingWindow
 
 
 def describe(bundle: Bundle, console: Console) -> None:
@@ -25,8 +25,7 @@ def _summary(manifest: Manifest) -> Table:
         "task": manifest.task,
         "variant": manifest.variant,
         "input": f"{entry.name}, float32 (B, {_shape(entry.shape)}), B from {entry.min_batch} to {entry.max_batch}",
-        "preprocessing": f"resize to cover {spec.resize[0]} x {spec.resize[1]} ({spec.interpolation}), "
-        f"centre crop {spec.crop[0]} x {spec.crop[1]} (height x width), mean {_numbers(spec.mean)}, "
+        "preprocessing": f"{_geometry(spec)} (height x width, {spec.interpolation}), mean {_numbers(spec.mean)}, "
         f"std {_numbers(spec.std)}",
         "classes": str(len(manifest.classes)),
         "licence": manifest.licence.name + (f" ({manifest.licence.file})" if manifest.licence.file else ""),
@@ -37,6 +36,17 @@ def _summary(manifest: Manifest) -> Table:
     for label, value in rows.items():
         table.add_row(Text(label), Text(value, overflow="fold"))
     return table
+
+
+def _geometry(spec: AnyPreprocessing) -> str:
+    """What becomes of a photo's pixels, before they are normalised."""
+    height, width = spec.input_size
+    if isinstance(spec, Letterbox):
+        return f"resize to fit into {height} x {width}, filled with {spec.fill} right and below"
+    if isinstance(spec, SlidingWindow):
+        size = "own size" if spec.short_side is None else f"short side {spec.short_side}"
+        return f"{size}, windows of {height} x {width} every {spec.stride[0]} x {spec.stride[1]}"
+    return f"resize to cover {spec.resize[0]} x {spec.resize[1]}, centre crop {height} x {width}"
 
 
 def _outputs(manifest: Manifest) -> Table:

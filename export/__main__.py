@@ -23,7 +23,7 @@ from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN, standard_preprocessing
+from convmae_deploy.runtime.manifest import NAME_PATTERN, Preprocessing, standard_preprocessing
 from export.divergence import Divergence, find_divergence
 from export.gates import FP32
 from export.inputs import Batch, verification_batches, verification_photos
@@ -98,6 +98,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     model, record = load_classifier(config.checkpoint, image_size=config.image_size)
     check_record(record, config.checkpoint)
     preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
+    assert isinstance(preprocessing, Preprocessing)
     licence_file = find_licence(record, config.checkpoint, config.licence)
     with console.status(f"Exporting {record.variant} at {' x '.join(map(str, record.model.image_size))} ..."):
         graph = export_classifier(model, record.model.image_size, config.max_batch or DEFAULT_MAX_BATCH)

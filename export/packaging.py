@@ -18,13 +18,13 @@ from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import (
     MANIFEST_NAME,
+    AnyPreprocessing,
     BundleFile,
     InputSpec,
     Licence,
     Manifest,
     NumericsReport,
     OutputSpec,
-    Preprocessing,
 )
 from export.gates import Tolerance, compare
 from export.inputs import Batch
@@ -44,7 +44,7 @@ class BundleContent:
     name: str
     record: CheckpointRecord
     checkpoint: Path | None  # run folder or checkpoint, as the user gave it; None: the weights were never stored
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     max_batch: int
     licence_file: Path | None  # from `find_licence`
 
@@ -86,7 +86,7 @@ def write_manifest(
         name=content.name,
         task="classification",
         variant=content.record.variant,
-        input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.crop), max_batch=content.max_batch),
+        input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.input_size), max_batch=content.max_batch),
         preprocessing=content.preprocessing,
         classes=content.record.classes,
         outputs={name: OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()},

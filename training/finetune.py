@@ -40,6 +40,7 @@ from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sh
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
+from convmae_deploy.runtime.manifest import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
     console = config.run.console(accelerator)
     classifier = initial_model(config, record.model, len(train.classes), console)
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     transform = training_transform(
         config.augmentation, config.train_size or record.model.image_size, record.preprocessing
     )

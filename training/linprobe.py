@@ -164,7 +164,7 @@ def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
         validation_epochs=config.validation_epochs,
     )
     features = FrozenFeatures(classifier, accelerator)
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     photos = AugmentedPhotos(train, augmentation(config, record.preprocessing), config.run.seed)
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource

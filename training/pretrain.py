@@ -38,7 +38,7 @@ from convmae_deploy.models.convmae import MODELS, Variant, check_image_size
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
+from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
 
 PICTURE_PHOTOS = 8
 
@@ -232,7 +232,7 @@ def open_source(
     config: PretrainConfig, record: CheckpointRecord, accelerator: Accelerator, console: Console
 ) -> tuple[StepSource, dict[str, int]]:
     """The photos or shards of `--data`, and facts about them."""
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     augmentation = AugmentationConfig(
         crop_scale=config.crop_scale, flip=config.flip, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0
     )
@@ -305,7 +305,7 @@ class PretrainRecipe:
             return
         images, kept = self.latest
         preprocessing = run.record.preprocessing
-        assert preprocessing is not None
+        assert isinstance(preprocessing, Preprocessing)
         shown = min(PICTURE_PHOTOS, len(images))
         model = run.accelerator.unwrap_model(run.model)
         picture = reconstruction_picture(model, images[:shown], kept[:shown], preprocessing)

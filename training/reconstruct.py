@@ -72,6 +72,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     print(*report, sep="\n", end="\n" if report else "")
     assert record.pretraining is not None
     preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
+    assert isinstance(preprocessing, Preprocessing)
     images = read_images(photos, preprocessing)
 
     masking = MASKING[record.pretraining.masking]

@@ -21,7 +21,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
-from convmae_deploy.runtime.manifest import Licence, Preprocessing
+from convmae_deploy.runtime.manifest import AnyPreprocessing, Licence
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -51,7 +51,7 @@ class CheckpointRecord(BaseModel):
     segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
     classes: tuple[str, ...] = ()  # classifier, detector, segmenter: the name of each label
     global_pool: GlobalPool = "avg"
-    preprocessing: Preprocessing | None = None  # None: not decided, as for a pretrained encoder
+    preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
     provenance: dict[str, str] = Field(default_factory=dict)  # data, command, seed, metrics, source file, ...
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import DenseConfig, relative_grid, resize_position_embedding
-from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
+from convmae_deploy.runtime.manifest import (
+    AnyPreprocessing,
+    Letterbox,
+    Preprocessing,
+    SlidingWindow,
+    standard_preprocessing,
+)
 
 POSITION_EMBEDDINGS = ("pos_embed", "encoder.pos_embed", "decoder_pos_embed")
 # relative positions over the whole grid; those of windows do not depend on the image
@@ -81,8 +87,14 @@ def resize_relative_position(name: str, value: Tensor, form: str, old: tuple[int
     return resized[0].t().to(value.dtype)
 
 
-def resize_preprocessing(preprocessing: Preprocessing, image_size: tuple[int, int]) -> Preprocessing:
-    """The same preprocessing for an input of (height, width) pixels: the share of the photo that is seen is kept."""
+def resize_preprocessing(preprocessing: AnyPreprocessing, image_size: tuple[int, int]) -> AnyPreprocessing:
+    """The same preprocessing for an input of (height, width) pixels: crop and overlap keep their share."""
+    if isinstance(preprocessing, Letterbox):
+        return preprocessing.model_copy(update={"size": image_size})
+    if isinstance(preprocessing, SlidingWindow):
+        sides = zip(image_size, preprocessing.stride, preprocessing.window, strict=True)
+        stride = tuple(side * old_stride // old_window for side, old_stride, old_window in sides)
+        return preprocessing.model_copy(update={"window": image_size, "stride": stride})
     (height, width), (old_height, old_width) = image_size, preprocessing.crop
     resize = height * preprocessing.resize[0] // old_height, width * preprocessing.resize[1] // old_width
     if preprocessing.resize == standard_preprocessing(preprocessing.crop).resize:

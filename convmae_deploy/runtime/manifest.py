@@ -4,17 +4,19 @@ A bundle is a folder of `manifest.json`, one or more graphs (`model.onnx`, ...) 
 writes it; the runtime, the server and the `convmae` command read it. The manifest is the only contract between them.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 CLASSIFIER_OUTPUTS = ("logits", "pooled", "e1", "e2", "e3", "e4")
+SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Task = Literal["classification", "detection", "segmentation", "video-classification"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Interpolation = Literal["bicubic", "bilinear"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 
@@ -22,7 +24,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Preprocessing(_Record):
+class _Normalised(_Record):
+    """Values are scaled to [0, 1], then normalised by `mean` and `std`."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Preprocessing(_Normalised):
     """From a decoded RGB photo to the graph's input; timm's evaluation transform, bit for bit.
 
     The photo is resized with Pillow's antialiased filter so that it covers `resize` (aspect ratio kept), the centre
@@ -31,15 +40,79 @@ class Preprocessing(_Record):
 
     resize: Size  # (height, width) in pixels that the resized photo covers
     crop: Size  # (height, width) in pixels of the graph's input
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bicubic"
+
+    @property
+    def input_size(self) -> Size:
+        """(height, width) in pixels of the graph's input."""
+        return self.crop
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
             raise ValueError(f"crop {self.crop} must fit into resize {self.resize}")
         return self
+
+
+class Letterbox(_Normalised):
+    """From a decoded RGB photo to a detector's input: all of the photo, aspect ratio kept, in the top left corner.
+
+    The photo is resized with Pillow's antialiased filter so that it just fits into `size`; right of it and below there
+    is `fill`.
+    """
+
+    size: Size  # (height, width) in pixels of the graph's input
+    fill: Annotated[int, Field(ge=0, le=255)] = 128  # level of each channel where there is no photo
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def input_size(self) -> Size:
+        """(height, width) in pixels of the graph's input."""
+        return self.size
+
+
+class SlidingWindow(_Normalised):
+    """From a decoded RGB photo to a segmenter's windows, whose logits are averaged where they overlap.
+
+    The photo is resized with Pillow's antialiased filter to `short_side`, aspect ratio kept. Windows begin every
+    `stride` pixels and the last ones end with the photo; a photo smaller than a window is padded right and below with
+    normalised zeros, which are cut off again.
+    """
+
+    window: Size  # (height, width) in pixels of the graph's input
+    stride: Size  # (vertical, horizontal) distance of windows in pixels, at most `window`
+    short_side: Annotated[int, Field(gt=0)] | None = None  # in pixels; None: the photo keeps its own size
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def input_size(self) -> Size:
+        """(height, width) in pixels of the graph's input."""
+        return self.window
+
+    @model_validator(mode="after")
+    def _windows_meet(self) -> Self:
+        if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
+            raise ValueError(f"stride {self.stride} must be at most the window {self.window}, else pixels are left out")
+        return self
+
+
+def _kind(value: Any) -> str:
+    """Which preprocessing a record or an instance is, by the field that only this one has."""
+    fields = value if isinstance(value, dict) else vars(value)
+    return "letterbox" if "size" in fields else "windows" if "window" in fields else "crop"
+
+
+AnyPreprocessing = Annotated[
+    Annotated[Preprocessing, Tag("crop")]
+    | Annotated[Letterbox, Tag("letterbox")]
+    | Annotated[SlidingWindow, Tag("windows")],
+    Discriminator(_kind),
+]
+TASK_PREPROCESSING: dict[str, type[_Normalised]] = {
+    "classification": Preprocessing,
+    "detection": Letterbox,
+    "segmentation": SlidingWindow,
+}
 
 
 def standard_preprocessing(image_size: Size) -> Preprocessing:
@@ -58,10 +131,23 @@ class InputSpec(_Record):
 
 
 class OutputSpec(_Record):
-    """One output of the graph, float32 (B, *shape)."""
+    """One output of the graph, (B, *shape)."""
 
     shape: tuple[int, ...]  # without the batch axis: (classes,), (C,) or (C, H / stride, W / stride)
+    dtype: Literal["float32", "int64"] = "float32"
     stride: int | None = None  # input pixels per cell of a feature map; None for vectors
+
+
+MAX_DETECTIONS = 100  # of an image
+MASK_SIDE = 28  # cells of a detection's mask, which covers its box
+DETECTOR_OUTPUTS = {
+    "boxes": OutputSpec(shape=(MAX_DETECTIONS, 4)),  # XYXY in pixels of the input, best first
+    "scores": OutputSpec(shape=(MAX_DETECTIONS,)),
+    "labels": OutputSpec(shape=(MAX_DETECTIONS,), dtype="int64"),  # index into classes
+    "masks": OutputSpec(shape=(MAX_DETECTIONS, MASK_SIDE, MASK_SIDE)),  # probabilities
+    "num": OutputSpec(shape=(), dtype="int64"),  # detections; what comes behind them is zeros
+    "converged": OutputSpec(shape=(), dtype="int64"),  # 1, or 0 where suppression needed more rounds than it has
+}
 
 
 class OutputNumerics(_Record):
@@ -112,9 +198,9 @@ class Manifest(_Record):
     task: Task
     variant: str  # "nano", "base", ...
     input: InputSpec
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing  # classification: Preprocessing; detection: Letterbox; segmentation: SlidingWindow
     classes: tuple[str, ...]
-    outputs: dict[str, OutputSpec]  # classification: logits, pooled, e1, e2, e3, e4
+    outputs: dict[str, OutputSpec]  # see `expected_outputs`
     files: dict[str, BundleFile]  # file name -> what it is; the first is the default
     tools: dict[str, str]  # package -> version at export
     licence: Licence
@@ -124,16 +210,34 @@ class Manifest(_Record):
     def _is_consistent(self) -> Self:
         if not self.files:
             raise ValueError("files must name at least one graph")
-        if self.input.shape[0] != 3 or self.input.shape[-2:] != self.preprocessing.crop:
-            raise ValueError(
-                f"input shape {self.input.shape} must be (3, ..., *crop) with crop {self.preprocessing.crop}"
-            )
-        missing = [name for name in CLASSIFIER_OUTPUTS if name not in self.outputs]
-        if self.task == "classification" and missing:
-            raise ValueError(
-                f"a classifier's outputs are {', '.join(CLASSIFIER_OUTPUTS)}; missing: {', '.join(missing)}"
-            )
-        logits = self.outputs.get("logits")
-        if self.task == "classification" and (logits is None or logits.shape != (len(self.classes),)):
-            raise ValueError(f"logits must have shape ({len(self.classes)},), one per class name")
+        size = self.preprocessing.input_size
+        if self.input.shape[0] != 3 or self.input.shape[-2:] != size:
+            raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")
+        wanted = TASK_PREPROCESSING.get(self.task)
+        if wanted is not None and not isinstance(self.preprocessing, wanted):
+            raise ValueError(f"a {self.task} model needs {wanted.__name__} as its preprocessing")
+        for name, expected in expected_outputs(self.task, len(self.classes), size).items():
+            found = self.outputs.get(name)
+            if found is None:
+                raise ValueError(f"a {self.task} model's outputs must include {name}; found {', '.join(self.outputs)}")
+            if expected is not None and (found.shape, found.dtype) != (expected.shape, expected.dtype):
+                raise ValueError(f"{name} must be {expected.dtype} {expected.shape}, found {found.dtype} {found.shape}")
         return self
+
+
+def expected_outputs(task: Task, classes: int, size: Size) -> dict[str, OutputSpec | None]:
+    """What every graph of a task gives; None where the architecture decides on the shape.
+
+    Args:
+        task: of the bundle.
+        classes: how many.
+        size: (height, width) in pixels of the graph's input.
+    """
+    if task == "classification":
+        return dict.fromkeys(CLASSIFIER_OUTPUTS) | {"logits": OutputSpec(shape=(classes,))}
+    if task == "segmentation":
+        height, width = (side // SEGMENTER_STRIDE for side in size)
+        return {"logits": OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
+    if task == "detection":
+        return dict(DETECTOR_OUTPUTS)
+    return {}

@@ -11,7 +11,7 @@ from PIL import Image
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import Backend, Device, OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
-from convmae_deploy.runtime.manifest import Manifest
+from convmae_deploy.runtime.manifest import Manifest, Preprocessing
 from convmae_deploy.runtime.postprocess import Prediction, ScoreFunction, scores, top_k
 from convmae_deploy.runtime.preprocess import preprocess
 
@@ -68,6 +68,7 @@ class Predictor:
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB photo as the graph takes it, (3, H, W)."""
+        assert isinstance(self.manifest.preprocessing, Preprocessing)  # the manifest of a classifier says so
         return preprocess(image, self.manifest.preprocessing)
 
     def run(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -89,8 +89,8 @@ def test_a_newer_schema_asks_for_a_newer_release(tmp_path: Path) -> None:
         (lambda manifest: manifest.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda manifest: manifest["files"].clear(), "files must name at least one graph"),
         (lambda manifest: manifest["input"].update(shape=[3, 32, 32]), "input shape"),
-        (lambda manifest: manifest["classes"].pop(), "one per class name"),
-        (lambda manifest: manifest["preprocessing"].update(interpolation="nearest"), "preprocessing.interpolation"),
+        (lambda manifest: manifest["classes"].pop(), "logits must be float32"),
+        (lambda manifest: manifest["preprocessing"].update(interpolation="nearest"), "crop.interpolation"),
         (lambda manifest: manifest["files"]["model.onnx"].update(sha256="abc"), "files.model.onnx.sha256"),
     ],
 )

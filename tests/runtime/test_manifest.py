@@ -1,16 +1,55 @@
+"""What a manifest must say for its task."""
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from convmae_deploy.runtime.manifest import Manifest
+from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox, Manifest, OutputSpec, SlidingWindow
 from tests.bundle_factory import make_bundle
+
+
+def classifier_fields(tmp_path: Path) -> dict[str, Any]:
+    text = (make_bundle(tmp_path) / "manifest.json").read_text(encoding="utf-8")
+    return Manifest.model_validate_json(text).model_dump()
+
+
+def detector_fields(tmp_path: Path) -> dict[str, Any]:
+    size = (64, 96)
+    changed = {"task": "detection", "preprocessing": Letterbox(size=size), "outputs": dict(DETECTOR_OUTPUTS)}
+    fields = classifier_fields(tmp_path) | changed
+    return fields | {"input": fields["input"] | {"shape": (3, *size)}}
 
 
 @pytest.mark.parametrize("missing", ["logits", "pooled", "e1", "e4"])
 def test_a_classifier_without_one_of_its_outputs_is_refused(tmp_path: Path, missing: str) -> None:
-    text = (make_bundle(tmp_path) / "manifest.json").read_text(encoding="utf-8")
-    fields = Manifest.model_validate_json(text).model_dump()
+    fields = classifier_fields(tmp_path)
     del fields["outputs"][missing]
-    with pytest.raises(ValidationError, match=f"missing: {missing}"):
+    with pytest.raises(ValidationError, match=f"must include {missing}"):
         Manifest.model_validate(fields)
+
+
+def test_a_detector_has_its_six_outputs_and_a_letterbox(tmp_path: Path) -> None:
+    fields = detector_fields(tmp_path)
+    manifest = Manifest.model_validate(fields)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    floats = fields["outputs"] | {"labels": OutputSpec(shape=(100,))}
+    with pytest.raises(ValidationError, match=r"labels must be int64 \(100,\), found float32"):
+        Manifest.model_validate(fields | {"outputs": floats})
+    with pytest.raises(ValidationError, match="needs Letterbox"):
+        Manifest.model_validate(fields | {"preprocessing": SlidingWindow(window=(64, 96), stride=(32, 32))})
+
+
+def test_a_segmenter_s_logits_have_a_quarter_of_the_window_s_sides(tmp_path: Path) -> None:
+    fields = detector_fields(tmp_path)
+    fields |= {"task": "segmentation", "preprocessing": SlidingWindow(window=(64, 96), stride=(32, 32))}
+    logits = OutputSpec(shape=(len(fields["classes"]), 16, 24), stride=4)
+    assert Manifest.model_validate(fields | {"outputs": {"logits": logits}}).task == "segmentation"
+    with pytest.raises(ValidationError, match="logits must be float32"):
+        Manifest.model_validate(fields | {"outputs": {"logits": OutputSpec(shape=(3, 64, 96))}})
+
+
+def test_windows_that_leave_pixels_out_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must be at most the window"):
+        SlidingWindow(window=(64, 64), stride=(64, 65))
