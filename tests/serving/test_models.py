@@ -26,7 +26,7 @@ def test_a_bundle_is_read_and_warned_about_once(tmp_path: Path, caplog: pytest.L
 
 def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "boxes", task="video-classification")
-    with pytest.raises(ConvMAEError, match="is for segmentation"):
+    with pytest.raises(ConvMAEError, match="is for video-classification"):
         load_bundles(Settings(bundle=(path,)))
 
 
