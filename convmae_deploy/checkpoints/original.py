@@ -33,7 +33,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import build_detector
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import build_segmenter
-from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
+from convmae_deploy.runtime.manifest import Licence, standard_preprocessing, standard_windows
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
@@ -41,6 +41,8 @@ DETECTOR_LICENCES = {
     "fpn": Licence(name="MIT (authors' repository); trained on ImageNet-1K and COCO, research use"),
     "simple": Licence(name="Apache-2.0 (authors' repository); trained on ImageNet-1K and COCO, research use"),
 }
+SEGMENTER_LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K and ADE20K, research use")
+AUTHORS_SHORT_SIDE = 512  # pixels of photos in their evaluation of segmenters
 CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
     "pretraining": "pretraining",
     "encoder": "encoder",
@@ -218,6 +220,8 @@ def completed(
         changed = {
             "model": replace(record.model, dense=dense),
             "segmenter": segmenter,
+            "preprocessing": standard_windows(record.model.image_size, AUTHORS_SHORT_SIDE),
+            "licence": SEGMENTER_LICENCE,
             "classes": file.classes if len(file.classes) == num_classes else numbered,
         }
         return record.model_copy(update=changed), {}

@@ -98,7 +98,7 @@ class SlidingWindow(_Normalised):
 
 def _kind(value: Any) -> str:
     """Which preprocessing a record or an instance is, by the field that only this one has."""
-    fields = value if isinstance(value, dict) else vars(value)
+    fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     return "letterbox" if "size" in fields else "windows" if "window" in fields else "crop"
 
 
@@ -119,6 +119,16 @@ def standard_preprocessing(image_size: Size) -> Preprocessing:
     """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224."""
     height, width = image_size
     return Preprocessing(resize=(height * 8 // 7, width * 8 // 7), crop=image_size)
+
+
+def standard_windows(window: Size, short_side: int | None) -> SlidingWindow:
+    """The authors' evaluation of segmenters: a window every two thirds of its size, 341 pixels for 512.
+
+    Args:
+        window: (height, width) in pixels.
+        short_side: in pixels, of the resized photo; None: the photo's own.
+    """
+    return SlidingWindow(window=window, stride=(window[0] * 2 // 3, window[1] * 2 // 3), short_side=short_side)
 
 
 class InputSpec(_Record):

@@ -12,6 +12,7 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, build_convmae
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
+from convmae_deploy.runtime.manifest import SlidingWindow
 from tests.original_files import segmentation_state, write_pth
 
 CONFIG = ConvMAEConfig(
@@ -53,6 +54,8 @@ def test_an_imported_segmenter_computes_what_its_source_did(tmp_path: Path) -> N
     report = import_original(source, tmp_path / "out", num_heads=2)
     model, record = load_segmenter(tmp_path / "out")
     assert (record.kind, record.model, record.segmenter, record.classes) == ("segmenter", CONFIG, HEADS, CLASSES)
+    assert "ADE20K" in record.licence.name
+    assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), short_side=512)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), original(images))
     lines = report.lines()

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox, Manifest, OutputSpec, SlidingWindow
+from convmae_deploy.runtime.manifest import (
+    DETECTOR_OUTPUTS,
+    Letterbox,
+    Manifest,
+    OutputSpec,
+    SlidingWindow,
+    standard_windows,
+)
 from tests.bundle_factory import make_bundle
 
 
@@ -53,3 +60,8 @@ def test_a_segmenter_s_logits_have_a_quarter_of_the_window_s_sides(tmp_path: Pat
 def test_windows_that_leave_pixels_out_are_refused() -> None:
     with pytest.raises(ValidationError, match="must be at most the window"):
         SlidingWindow(window=(64, 64), stride=(64, 65))
+
+
+def test_the_standard_windows_are_the_authors() -> None:
+    assert standard_windows((512, 512), 512) == SlidingWindow(window=(512, 512), stride=(341, 341), short_side=512)
+    assert standard_windows((96, 160), None).stride == (64, 106)
