@@ -10,6 +10,7 @@ from convmae_deploy.data.shard_sampler import ShardSampler
 from convmae_deploy.data.shards import Shards
 from convmae_deploy.engine.determinism import MicroBatch, StepSampler
 from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.errors import ConvMAEError
 
 Collate = Callable[[Sequence[Any]], MicroBatch]
 
@@ -51,9 +52,22 @@ class _LoadedSource:
     def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each update of an epoch, from update `first_step` on."""
         self._steps.start(epoch, first_step)
-        batches = iter(self._loader)
+        batches = loaded(self._loader)
         for _ in range(first_step, self.steps_per_epoch):
             yield [next(batches) for _ in range(self.micro_batches_per_step)]
+
+
+def loaded(loader: Iterable[Any]) -> Iterator[Any]:
+    """What a DataLoader gives; where one of its processes refused, the sentence alone, without that process's trace.
+
+    Raises:
+        ConvMAEError: of the dataset.
+    """
+    try:
+        yield from loader
+    except ConvMAEError as error:
+        lines = str(error).strip().splitlines()  # the last one is "module.Class: sentence" where there is a trace
+        raise ConvMAEError(lines[-1].partition(": ")[2] if len(lines) > 1 else lines[0]) from None
 
 
 class FolderSource(_LoadedSource):

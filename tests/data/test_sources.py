@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards
-from convmae_deploy.data.sources import FolderSource, ShardSource
+from convmae_deploy.data.sources import FolderSource, ShardSource, loaded
 from convmae_deploy.engine.determinism import MicroBatch, StepSampler, StepSource
+from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import encoded_photo, make_shards, write_shard
 from tests.photo_folders import make_photo_folder
 
@@ -110,3 +112,20 @@ def test_corrupt_photos_and_shards_cut_off_are_counted_and_skipped(tmp_path: Pat
     updates = list(shard_source([str(corrupt), str(cut)], samples).epoch(0, 0))
     assert sum(unreadable for update in updates for _, _, unreadable in update) == 3
     assert sum(len(images) for update in updates for images, _, _ in update) == 5
+
+
+class Refusing(Dataset[Tensor]):
+    """A data set that is wrong."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        raise ConvMAEError("x.png must hold the levels 0 to 2: found 7")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_refuses_is_its_sentence_alone(workers: int) -> None:
+    with pytest.raises(ConvMAEError) as error:
+        list(loaded(DataLoader(Refusing(), num_workers=workers)))
+    assert str(error.value) == "x.png must hold the levels 0 to 2: found 7"
