@@ -29,7 +29,7 @@ class SegmentationAugmentationConfig:
         ConvMAEError: a number is out of range.
     """
 
-    short_side: int = 512  # pixels of a photo's short side at scale 1
+    short_side: int | None = 512  # pixels of a photo's short side at scale 1 and in use; None: the photo's own
     long_side: int = 2048  # most pixels of its long side at scale 1
     scale: tuple[float, float] = (0.5, 2.0)  # random factor of the size
     largest_share: float = 0.75  # most of a crop that one class may take, tried ten times; 1: any crop will do
@@ -37,7 +37,8 @@ class SegmentationAugmentationConfig:
     colours: bool = True  # change brightness, contrast, saturation and hue, each with probability 1/2
 
     def __post_init__(self) -> None:
-        if not 1 <= self.short_side <= self.long_side or not 0 < self.scale[0] <= self.scale[1]:
+        short_side = 1 if self.short_side is None else self.short_side
+        if not 1 <= short_side <= self.long_side or not 0 < self.scale[0] <= self.scale[1]:
             raise ConvMAEError(
                 "short_side must be at least 1 and at most long_side, and scale two positive numbers in ascending "
                 f"order; got {self.short_side}, {self.long_side} and {self.scale[0]:g} {self.scale[1]:g}"
@@ -98,7 +99,8 @@ class SegmentationAugmentation:
         """To a random size of the same aspect ratio; torchvision's own resize shifts labels by half a pixel."""
         height, width = image.shape[-2:]
         scale = torch.empty(()).uniform_(*self.config.scale).item()
-        fit = min(self.config.short_side / min(height, width), self.config.long_side / max(height, width)) * scale
+        short_side = self.config.short_side or min(height, width)
+        fit = min(short_side / min(height, width), self.config.long_side / max(height, width)) * scale
         size = [max(1, round(height * fit)), max(1, round(width * fit))]
         resized = v2.functional.resize(image.as_subclass(Tensor), size, v2.InterpolationMode.BILINEAR)
         labels = v2.functional.resize(mask.as_subclass(Tensor), size, v2.InterpolationMode.NEAREST_EXACT)

@@ -1,0 +1,283 @@
+"""Trains a ConvMAE segmenter (UperNet) on photos with label maps.
+
+    python -m training.segment nano --data camvid/ --init runs/pretrained --out runs/segmenter
+    python -m training.segment base --data ADEChallengeData2016/ --init convmae_base.pth --out runs/ade20k
+    torchrun --nproc-per-node 8 -m training.segment base --data ADEChallengeData2016/ --init runs/base --out runs/ade20k
+
+Data in ADE20K's own folders (images/ and annotations/{training,validation}), or images/{train,val} and
+labels/{train,val} with a classes.json. The preset `base` is the authors' for ADE20K in the form of their code (51.66 %
+mIoU from 1600 epochs of pretraining, 8 GPUs; not run by us), `base-paper` the same in the form that the paper
+describes. `nano` and `tiny` are ours for a CPU: training/README.md has their figures.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from torch import Tensor, nn
+
+from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder
+from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
+from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
+from convmae_deploy.data.segmentation_folder import IGNORE, SegmentationFolder, read_segmentation_folder
+from convmae_deploy.data.sources import FolderSource
+from convmae_deploy.engine.determinism import StepSampler, seed_step
+from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
+from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
+from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter
+from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant, check_image_size
+from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.manifest import Licence, SlidingWindow, standard_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """One training of a segmenter."""
+
+    variant: Variant  # of the encoder
+    data: Path = tyro.MISSING  # folder of photos and label maps
+    init: Path | None = None  # trained encoder: ours (folder) or the authors' (.pth); None: from scratch
+    image_size: tuple[int, int] = (512, 512)  # (height, width) in pixels of training crops and of windows in use
+    # plain, as in the paper, or authors: relative positions, LayerScale and their norm's epsilon, as in their code
+    stage3: Literal["plain", "authors"] = "plain"
+    drop_path: float = 0.2  # stochastic depth of the last block
+    layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
+    auxiliary_weight: float = 0.4  # of the auxiliary head's loss
+    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
+    validation_epochs: int = 13  # a validation every so many epochs, and after the last
+    picture_epochs: int = 13  # a picture of validation photos every so many epochs; 0: never
+    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
+    model: SegmenterConfig = field(default_factory=SegmenterConfig)
+    optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
+    augmentation: SegmentationAugmentationConfig = field(default_factory=SegmentationAugmentationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        check_validation_epochs(self.validation_epochs)
+        if self.picture_epochs < 0:
+            raise ConvMAEError(f"picture_epochs must be at least 0; got {self.picture_epochs}")
+        if self.optimisation.micro_batch_size < 2:
+            raise ConvMAEError("micro_batch_size must be at least 2: BatchNorm compares photos; got 1")
+
+
+def base() -> SegmentConfig:
+    """The authors' recipe for ADE20K in the form of their code.
+
+    Their 160 000 updates of 16 photos (the paper says 16k): 127 epochs of ADE20K's 20 210 photos are 160 401.
+    """
+    return SegmentConfig(
+        variant="base",
+        stage3="authors",
+        model=SegmenterConfig(e4="convolution"),
+        optimisation=DenseOptimisationConfig(
+            epochs=127,
+            batch_size=16,
+            micro_batch_size=4,
+            base_lr=1.6e-3,  # 1e-4 for 16 photos
+            min_lr=0.0,
+            schedule="linear",
+            warmup_steps=1500,
+            warmup_factor=1e-6,
+        ),
+        run=RunConfig(workers=8),
+    )
+
+
+def base_paper() -> SegmentConfig:
+    """The same recipe in the form of the paper: max-pooled E4, and stage 3 as it was pretrained."""
+    return replace(base(), stage3="plain", model=SegmenterConfig())
+
+
+def nano() -> SegmentConfig:
+    """On a few hundred photos, on a CPU."""
+    return SegmentConfig(
+        variant="nano",
+        image_size=(256, 256),
+        drop_path=0.05,
+        layer_decay=0.9,
+        validation_epochs=10,
+        picture_epochs=10,
+        model=SegmenterConfig(channels=64, auxiliary_channels=64),
+        optimisation=DenseOptimisationConfig(
+            epochs=40,
+            batch_size=8,
+            micro_batch_size=8,
+            base_lr=6.4e-2,  # 2e-3 for 8 photos
+            min_lr=0.0,
+            schedule="linear",
+            warmup_steps=100,
+            clip_grad=1.0,
+        ),
+        augmentation=SegmentationAugmentationConfig(short_side=360, scale=(0.6, 1.6)),
+    )
+
+
+PRESETS = {
+    "nano": ("Ours: on a CPU.", nano()),
+    "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "base": ("ConvMAE-B for ADE20K, the authors' recipe and code.", base()),
+    "base-paper": ("ConvMAE-B for ADE20K as the paper describes it.", base_paper()),
+}
+
+
+def segment(config: SegmentConfig) -> int:
+    """Runs or resumes a training; returns the exit status (0, or 128 + signal when stopped).
+
+    Raises:
+        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
+    """
+    train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
+    loop = prepare(config, train, val)
+    if config.run.resume:
+        loop.run.resume()
+    status = loop.fit()
+    if status == 0:
+        loop.console.print(f"best validation mIoU {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
+    return status
+
+
+def prepare(config: SegmentConfig, train: SegmentationFolder, val: SegmentationFolder) -> TrainingLoop:
+    """Everything a run needs, before its first update."""
+    accelerator = config.run.accelerator()
+    refuse_sharding(accelerator)
+    console = config.run.console(accelerator)
+    sampler = StepSampler(
+        len(train.photos),
+        batch_size=config.optimisation.batch_size,
+        micro_batch_size=config.optimisation.micro_batch_size,
+        seed=config.run.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    seed_step(config.run.seed, 0)
+    record, windows = initial_record(config, train.classes)
+    model: nn.Module = initial_model(config, record, console)
+    optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay)
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    run = TrainingRun.begin(
+        config,
+        run=config.run,
+        accelerator=accelerator,
+        record=record,
+        model=model,
+        optimizer=optimizer,
+        micro_batches=sampler.micro_batches_per_step,
+        facts={"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)},
+    )
+    augmentation = SegmentationAugmentation(config.augmentation, config.image_size, mean=windows.mean, std=windows.std)
+    source = FolderSource(
+        AugmentedSegmentation(train, augmentation, config.run.seed),
+        sampler,
+        workers=config.run.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    log = EpochLog(
+        run=run,
+        console=console,
+        data=config.data.name,
+        epochs=config.optimisation.epochs,
+        validation_epochs=config.validation_epochs,
+        best_by="val_miou",
+        best_by_label="validation mIoU (%)",
+    )
+    recipe = SegmentRecipe(config=config, run=run, validation=EvaluationSegmentation(val, windows), log=log)
+    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+
+
+def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[CheckpointRecord, SlidingWindow]:
+    """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
+    dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
+    windows = standard_windows(config.image_size, config.augmentation.short_side)
+    record = CheckpointRecord(
+        kind="segmenter",
+        variant=config.variant,
+        model=replace(MODELS[config.variant](), image_size=config.image_size, dense=dense),
+        segmenter=config.model,
+        classes=classes,
+        preprocessing=windows,
+        licence=Licence(name=config.licence),
+    )
+    return record, windows
+
+
+def initial_model(config: SegmentConfig, record: CheckpointRecord, console: Console) -> ConvMAESegmenter:
+    """A segmenter with fresh weights, its encoder replaced by that of `config.init` where one is given."""
+    model = build_segmenter(
+        record.model, config.model, num_classes=len(record.classes), drop_path_rate=config.drop_path
+    )
+    if config.init is not None:
+        state, report = load_initial_encoder(config.init, record.model)
+        model.encoder.load_state_dict(state)
+        if report:
+            console.print("\n".join(report))
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    return model
+
+
+def pixel_loss(logits_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
+    """Cross-entropy of logits of any grid, resized to the labels' size; the mean over all pixels.
+
+    Pixels of no class (`IGNORE`) add nothing but count, as in the authors' mmsegmentation: so the mean over a batch is
+    that over its parts, and photos without any label give 0.
+    """
+    logits = F.interpolate(logits_bkhw.float(), size=labels_bhw.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels_bhw, ignore_index=IGNORE, reduction="none").mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecipe:
+    """The loss of a segmenter, and what follows each epoch."""
+
+    config: SegmentConfig
+    run: TrainingRun
+    validation: EvaluationSegmentation
+    log: EpochLog
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of both heads.
+
+        BatchNorm needs two values of each channel and pooling leaves one of a photo, so a lone photo is taken twice.
+        """
+        if len(images) == 1:
+            images, labels = images.expand(2, -1, -1, -1), labels.expand(2, -1, -1)
+        logits, auxiliary = self.run.model(images, auxiliary=True)
+        return pixel_loss(logits, labels) + self.config.auxiliary_weight * pixel_loss(auxiliary, labels)
+
+    def finish_epoch(self, epoch: int, train_loss: float) -> None:
+        """Validates, logs, draws, and saves `best`, where it is the best so far, and `last`."""
+        run, config = self.run, self.config
+        validation = None
+        if self.log.is_due(epoch):
+            result = evaluate_segmenter(
+                run.accelerator.unwrap_model(run.model),
+                self.validation,
+                run.accelerator,
+                batch_size=config.optimisation.micro_batch_size,
+                workers=config.run.workers,
+            )
+            validation = result.validation()
+        best = self.log.finish(epoch, train_loss, validation)
+        if best is not None:
+            run.save_weights("best", best)
+        run.save()
+
+
+def main() -> int:
+    """Command line: a preset, then flags that change it."""
+    config = tyro.extras.overridable_config_cli(
+        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.segment"
+    )
+    return segment(config)
+
+
+if __name__ == "__main__":
+    run_program(main)
