@@ -1,4 +1,4 @@
-"""From an RGB photo to the graph's input: timm's evaluation transform, bit for bit, without torch."""
+"""From an RGB photo to a classifier's input: timm's evaluation transform, bit for bit, without torch."""
 
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from convmae_deploy.runtime.manifest import Preprocessing
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
@@ -22,13 +22,19 @@ def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
         (3, crop height, crop width).
     """
     crop_height, crop_width = spec.crop
-    resized = image.resize(_covering_size(image.size, spec.resize), _FILTERS[spec.interpolation])
+    resized = image.resize(_covering_size(image.size, spec.resize), FILTERS[spec.interpolation])
     # Rounding half to even, as torchvision's centre crop does.
     left, top = round((resized.width - crop_width) / 2), round((resized.height - crop_height) / 2)
     cropped = resized.crop((left, top, left + crop_width, top + crop_height))
-    levels = np.asarray(cropped)  # (H, W, 3)
-    output = np.empty((3, crop_height, crop_width), dtype=np.float32)
-    for channel, table in enumerate(_tables(spec.mean, spec.std)):
+    return normalise(np.asarray(cropped), spec.mean, spec.std)
+
+
+def normalise(
+    levels: NDArray[np.uint8], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """RGB pixels (H, W, 3), scaled to [0, 1] and normalised per channel, as (3, H, W)."""
+    output = np.empty((3, *levels.shape[:2]), dtype=np.float32)
+    for channel, table in enumerate(_tables(mean, std)):
         # Every index fits the table; mode="clip" only spares numpy a checking pass and a buffer.
         np.take(table, levels[:, :, channel], out=output[channel], mode="clip")
     return output

@@ -91,6 +91,7 @@ def test_a_newer_schema_asks_for_a_newer_release(tmp_path: Path) -> None:
         (lambda manifest: manifest["input"].update(shape=[3, 32, 32]), "input shape"),
         (lambda manifest: manifest["classes"].pop(), "logits must be float32"),
         (lambda manifest: manifest["preprocessing"].update(interpolation="nearest"), "crop.interpolation"),
+        (lambda manifest: manifest.update(preprocessing="none"), "preprocessing"),
         (lambda manifest: manifest["files"]["model.onnx"].update(sha256="abc"), "files.model.onnx.sha256"),
     ],
 )

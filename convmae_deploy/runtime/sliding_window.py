@@ -1,0 +1,224 @@
+"""A photo through a segmenter window by window: where windows lie, and how their logits become one map of labels.
+
+The logits of a window have a quarter of its resolution. They are upsampled bilinearly, averaged where windows overlap,
+and resized bilinearly to the photo's own size, both as torch's `interpolate(mode="bilinear", align_corners=False)`
+does. All of this is linear and separable: what window i adds to the final map is Y_i @ logits @ X_i.T with constant
+matrices. So the final map is made a few rows at a time, and neither it nor the averaged one is ever held as a whole.
+
+Shapes: K classes, H W the resized photo, h w a window, u v the final map.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.runtime.manifest import SEGMENTER_STRIDE, Size, SlidingWindow
+from convmae_deploy.runtime.preprocess import FILTERS, normalise
+
+FloatArray = NDArray[np.float32]
+Labels = NDArray[np.uint8] | NDArray[np.uint16]
+RunWindows = Callable[[FloatArray], FloatArray]  # (B, 3, h, w) -> (B, K, h / 4, w / 4)
+
+MAX_BYTES = 32_000_000  # of the logits of the final map that are held at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """What each pixel of a photo shows."""
+
+    labels: Labels  # (H, W), index into the classes; uint8 for at most 256 classes
+    scores: FloatArray  # (K,), the mean probability of a class where it is the label; 0 for classes that are nowhere
+
+
+def resized_size(photo: Size, spec: SlidingWindow) -> Size:
+    """(height, width) in pixels at which a photo of (height, width) is looked at.
+
+    Each side times the same ratio, rounded as in `letterbox.fitted_size`; the shorter side is `short_side` exactly.
+    """
+    if spec.short_side is None:
+        return photo
+    ratio = spec.short_side / min(photo)
+    return round(photo[0] * ratio), round(photo[1] * ratio)
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every `stride` pixels, the last shifted back so that it ends with the photo."""
+    count = -(-max(side - window, 0) // stride) + 1
+    return [min(index * stride, max(side - window, 0)) for index in range(count)]
+
+
+def window_count(photo: Size, spec: SlidingWindow) -> int:
+    """How many windows a photo of (height, width) pixels takes."""
+    sides = zip(resized_size(photo, spec), spec.window, spec.stride, strict=True)
+    rows, columns = (len(window_starts(*side)) for side in sides)
+    return rows * columns
+
+
+def resize_and_normalise(image: Image.Image, spec: SlidingWindow) -> FloatArray:
+    """An RGB photo as the windows are cut from it, (3, H, W)."""
+    height, width = resized_size((image.height, image.width), spec)
+    return normalise(np.asarray(image.resize((width, height), FILTERS[spec.interpolation])), spec.mean, spec.std)
+
+
+def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> Segmentation:
+    """Labels of an RGB photo in its own size, by the largest averaged logit; of equal ones the first class."""
+    return segment_normalised(resize_and_normalise(image, spec), (image.height, image.width), spec, run)
+
+
+def segment_normalised(image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows) -> Segmentation:
+    """Labels of a photo that was resized and normalised already.
+
+    Args:
+        image_chw: (3, H, W) from `resize_and_normalise`.
+        size: (height, width) in pixels of the labels: the photo's own.
+        spec: windows and stride.
+        run: from windows to logits; is given the windows of one row or column at once.
+    """
+    labels: Labels = np.empty(size, dtype=np.uint8)
+    totals = counts = np.zeros(0)
+    for part, logits in averaged_logits(image_chw, size, spec, run):
+        classes = len(logits)
+        if not len(totals):
+            totals, counts = np.zeros(classes), np.zeros(classes)
+            labels = labels if classes <= 256 else np.empty(size, dtype=np.uint16)
+        best = logits.argmax(axis=0)
+        labels[part] = best
+        largest = np.take_along_axis(logits, best[None], axis=0)
+        probabilities = 1 / np.exp(logits - largest).sum(axis=0)  # softmax of the largest
+        totals += np.bincount(best.ravel(), weights=probabilities.ravel(), minlength=classes)
+        counts += np.bincount(best.ravel(), minlength=classes)
+    return Segmentation(labels=labels, scores=(totals / np.maximum(counts, 1)).astype(np.float32))
+
+
+def averaged_logits(
+    image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows
+) -> Iterator[tuple[tuple[slice, slice], FloatArray]]:
+    """The final map of logits in parts, each with its place in the map: a slice of u and one of v.
+
+    The parts are bands across the shorter side of the photo, so that the windows that lie across one band are few
+    however long the photo is; a window is run when the first band needs it and forgotten after the last.
+
+    Args:
+        image_chw: (3, H, W), normalised.
+        size: (u, v) of the final map.
+        spec: windows and stride.
+        run: from windows to logits.
+    """
+    _, height, width = image_chw.shape
+    if height >= width:
+        for rows, logits in _bands(image_chw, size, spec, run):
+            yield (rows, slice(None)), logits
+        return
+
+    def run_turned(windows: FloatArray) -> FloatArray:
+        return run(np.ascontiguousarray(windows.swapaxes(2, 3))).swapaxes(2, 3)
+
+    turned = spec.model_copy(update={"window": spec.window[::-1], "stride": spec.stride[::-1]})
+    for columns, logits in _bands(image_chw.swapaxes(1, 2), size[::-1], turned, run_turned):
+        yield (slice(None), columns), logits.swapaxes(1, 2)
+
+
+def _bands(
+    image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows
+) -> Iterator[tuple[slice, FloatArray]]:
+    """The final map from top to bottom, as many rows at a time as `MAX_BYTES` allows."""
+    (_, height, width), (window_height, window_width) = image_chw.shape, spec.window
+    tops = window_starts(height, window_height, spec.stride[0])
+    lefts = window_starts(width, window_width, spec.stride[1])
+    vertical = _share_matrices(height, tops, window_height, size[0])
+    horizontal = _share_matrices(width, lefts, window_width, size[1])
+    rows_of_windows: dict[int, FloatArray] = {}  # index of the row -> (windows, K, h / 4, w / 4)
+    start, step = 0, 1
+    while start < size[0]:
+        stop = min(start + step, size[0])
+        needed = [index for index, share in enumerate(vertical) if share.start < stop and share.stop > start]
+        for index in needed:
+            if index not in rows_of_windows:
+                rows_of_windows[index] = run(_cut(image_chw, tops[index], lefts, spec.window))
+        rows_of_windows = {index: rows_of_windows[index] for index in needed}
+        classes = rows_of_windows[needed[0]].shape[1]
+        yield slice(start, stop), _combine(rows_of_windows, vertical, horizontal, slice(start, stop))
+        start = stop
+        step = max(1, MAX_BYTES // (classes * size[1] * np.dtype(np.float32).itemsize))
+
+
+def _cut(image_chw: FloatArray, top: int, lefts: Sequence[int], window: Size) -> FloatArray:
+    """The windows of one row (len(lefts), 3, h, w); what lies outside the photo is 0."""
+    windows = np.zeros((len(lefts), 3, *window), dtype=np.float32)
+    for target, left in zip(windows, lefts, strict=True):
+        source = image_chw[:, top : top + window[0], left : left + window[1]]
+        target[:, : source.shape[1], : source.shape[2]] = source
+    return windows
+
+
+def _combine(
+    rows_of_windows: dict[int, FloatArray], vertical: "list[_Share]", horizontal: "list[_Share]", rows: slice
+) -> FloatArray:
+    """Rows of the final map (K, rows, v): the sum of what each window adds to them."""
+    classes = next(iter(rows_of_windows.values())).shape[1]
+    total = np.zeros((classes, rows.stop - rows.start, max(share.stop for share in horizontal)), dtype=np.float32)
+    for index, logits in rows_of_windows.items():
+        down = vertical[index]
+        first, last = max(rows.start, down.start), min(rows.stop, down.stop)
+        matrix = down.matrix[first - down.start : last - down.start]
+        for window, across in zip(logits, horizontal, strict=True):
+            part = total[:, first - rows.start : last - rows.start, across.start : across.stop]
+            part += matrix @ window @ across.matrix.T
+    return total
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a window adds to the final map along one axis: `matrix` @ cells for the pixels from `start` to `stop`."""
+
+    start: int
+    stop: int
+    matrix: FloatArray  # (stop - start, cells of the window)
+
+
+def _share_matrices(side: int, starts: Sequence[int], window: int, final: int) -> list[_Share]:
+    """One share a window, for one axis.
+
+    Args:
+        side: pixels of the resized photo.
+        starts: where the windows begin.
+        window: pixels of a window.
+        final: pixels of the final map.
+    """
+    upsampling = _bilinear_matrix(window // SEGMENTER_STRIDE, window)
+    covering = np.zeros(side)
+    for start in starts:
+        covering[start : start + window] += 1
+    lower, upper, weight = _bilinear_sources(side, final)
+    shares = []
+    for start in starts:
+        stop = min(start + window, side)
+        cells = upsampling[: stop - start] / covering[start:stop, None]  # the share of the average, at W
+        first, last = int(np.searchsorted(upper, start)), int(np.searchsorted(lower, stop))
+        matrix = np.zeros((last - first, cells.shape[1]))
+        for source, factor in ((lower, 1 - weight), (upper, weight)):
+            nearest = source[first:last] - start
+            inside = (nearest >= 0) & (nearest < len(cells))
+            matrix[inside] += factor[first:last][inside, None] * cells[nearest[inside]]
+        shares.append(_Share(first, last, matrix.astype(np.float32)))
+    return shares
+
+
+def _bilinear_matrix(cells: int, pixels: int) -> NDArray[np.float64]:
+    """(pixels, cells): upsampling along one axis as a matrix."""
+    lower, upper, weight = _bilinear_sources(cells, pixels)
+    matrix = np.zeros((pixels, cells))
+    index = np.arange(pixels)
+    matrix[index, lower] += 1 - weight
+    matrix[index, upper] += weight
+    return matrix
+
+
+def _bilinear_sources(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """For each of the new pixels the two old ones that it lies between, and the weight of the second."""
+    centres = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    lower = np.minimum(centres.astype(np.int64), old - 1)
+    return lower, np.minimum(lower + 1, old - 1), centres - lower
