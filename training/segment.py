@@ -27,14 +27,18 @@ from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.determinism import StepSampler, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
-from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter
+from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter, window_runner
+from convmae_deploy.engine.segmentation_pictures import segmentation_picture
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
 from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant, check_image_size
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence, SlidingWindow, standard_windows
+
+PICTURE_PHOTOS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,9 +270,29 @@ class SegmentRecipe:
             )
             validation = result.validation()
         best = self.log.finish(epoch, train_loss, validation)
+        if config.picture_epochs and (epoch + 1) % config.picture_epochs == 0:
+            self._draw(epoch + 1)
         if best is not None:
             run.save_weights("best", best)
         run.save()
+
+    def _draw(self, epoch: int) -> None:
+        """The first validation photos, by the main process."""
+        run, validation = self.run, self.validation
+        if not run.accelerator.is_main_process:
+            return
+        model = run.accelerator.unwrap_model(run.model)
+        model.eval()
+        picture = segmentation_picture(
+            validation.folder,
+            range(min(PICTURE_PHOTOS, len(validation))),
+            validation.preprocessing,
+            window_runner(model, run.accelerator, self.config.optimisation.micro_batch_size),
+        )
+        model.train()
+        if picture is not None:
+            with atomic_file(run.folder.path / "pictures" / f"epoch-{epoch:04}.png") as temporary:
+                picture.save(temporary, format="png")
 
 
 def main() -> int:

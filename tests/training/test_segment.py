@@ -70,7 +70,7 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
-    assert program.segment(config(photos, tmp_path / "run", epochs=8, validation_epochs=3)) == 0
+    assert program.segment(config(photos, tmp_path / "run", epochs=8, validation_epochs=3, picture_epochs=8)) == 0
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
     validated = [line for line in lines if "val_miou" in line]
@@ -83,6 +83,7 @@ def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: 
     assert re.match(r"mIoU \d\d\.\d\d %, mAcc .* on 4 photos", record.provenance["validation"])
     assert record.provenance["data"] == "8 training and 4 validation photos of shapes"
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 16, 16)
+    assert [picture.name for picture in (tmp_path / "run" / "pictures").iterdir()] == ["epoch-0008.png"]
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3])

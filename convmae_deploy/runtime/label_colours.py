@@ -1,0 +1,79 @@
+"""Label maps as colours, over a photo and with a legend.
+
+Shapes: K classes, H W a photo.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+UNLABELLED = (0, 0, 0)  # pixels of no class
+OPACITY = 0.6  # of the colours over a photo
+TONES = ((0.85, 0.95), (0.6, 0.7), (0.4, 1.0))  # saturation and brightness, in turn
+LEGEND_TEXT = 13  # size of the font
+LEGEND_LINE = 20  # pixels
+SWATCH = 12  # pixels along the side of a square of colour
+GAP = 6  # pixels around squares and names
+LEGEND_COLOUR = (32, 32, 32)
+
+
+@lru_cache
+def palette(classes: int) -> NDArray[np.uint8]:
+    """(K + 1, 3) RGB: a colour for each class, the same whatever K is; `UNLABELLED` behind them.
+
+    Hues follow one another at the golden ratio of the circle, so that neighbours differ and none repeats.
+    """
+    colours = [colorsys.hsv_to_rgb(index * 0.618034 % 1, *TONES[index // 5 % len(TONES)]) for index in range(classes)]
+    table = np.round(np.array([*colours, UNLABELLED]) * 255).astype(np.uint8)
+    table.flags.writeable = False
+    return table
+
+
+def coloured(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
+    """(H, W, 3): the colour of each label; what is no class, as 255 in data with fewer, is `UNLABELLED`."""
+    colours: NDArray[np.uint8] = palette(classes)[np.minimum(labels, classes)]
+    return colours
+
+
+def overlay(photo: Image.Image, labels: NDArray[np.integer], classes: int) -> Image.Image:
+    """An RGB photo under the colours of its labels (H, W)."""
+    colours = Image.fromarray(coloured(labels, classes))
+    return Image.blend(photo, colours, OPACITY)
+
+
+def with_legend(picture: Image.Image, names: Sequence[str], shown: Sequence[int]) -> Image.Image:
+    """A picture, and below it the colours of some classes with their names, in as many lines as they need.
+
+    Args:
+        picture: RGB.
+        names: of all classes, K.
+        shown: which of them, in the order of the legend.
+    """
+    font = ImageFont.load_default(LEGEND_TEXT)
+    places, left, line = [], GAP, 0
+    for label in shown:
+        width = SWATCH + GAP + round(font.getlength(names[label])) + 2 * GAP
+        if left > GAP and left + width > picture.width:
+            left, line = GAP, line + 1
+        places.append((label, left, line))
+        left += width
+    height = GAP + (line + 1) * LEGEND_LINE if shown else 0
+    result = Image.new("RGB", (picture.width, picture.height + height), "white")
+    result.paste(picture)
+    draw = ImageDraw.Draw(result)
+    for label, left, line in places:
+        middle = picture.height + GAP + line * LEGEND_LINE + LEGEND_LINE // 2
+        box = (left, middle - SWATCH // 2, left + SWATCH - 1, middle - SWATCH // 2 + SWATCH - 1)
+        draw.rectangle(box, fill=tuple(palette(len(names))[label].tolist()))
+        draw.text((left + SWATCH + GAP, middle), names[label], LEGEND_COLOUR, font, anchor="lm")
+    return result
+
+
+def classes_by_area(labels: NDArray[np.integer], classes: int) -> list[int]:
+    """The classes that a label map of any shape has, the largest first."""
+    counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
+    return [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
