@@ -4,7 +4,7 @@ run.json         config, command, versions, seed, data; written at the start, co
 metrics.jsonl    one JSON object a line, one line an epoch
 tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
-pictures/        reconstructions while pretraining
+pictures/        reconstructions while pretraining, predictions of segmenters
 features/        what a linear probe computed once
 last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
 """
