@@ -45,31 +45,33 @@ def overlay(photo: Image.Image, labels: NDArray[np.integer], classes: int) -> Im
     return Image.blend(photo, colours, OPACITY)
 
 
-def with_legend(picture: Image.Image, names: Sequence[str], shown: Sequence[int]) -> Image.Image:
+def with_legend(picture: Image.Image, names: Sequence[str], shown: Sequence[int], scale: int = 1) -> Image.Image:
     """A picture, and below it the colours of some classes with their names, in as many lines as they need.
 
     Args:
         picture: RGB.
         names: of all classes, K.
         shown: which of them, in the order of the legend.
+        scale: how many times larger than usual the legend is.
     """
-    font = ImageFont.load_default(LEGEND_TEXT)
-    places, left, line = [], GAP, 0
+    font = ImageFont.load_default(LEGEND_TEXT * scale)
+    swatch, gap, line_height = SWATCH * scale, GAP * scale, LEGEND_LINE * scale
+    places, left, line = [], gap, 0
     for label in shown:
-        width = SWATCH + GAP + round(font.getlength(names[label])) + 2 * GAP
-        if left > GAP and left + width > picture.width:
-            left, line = GAP, line + 1
+        width = swatch + gap + round(font.getlength(names[label])) + 2 * gap
+        if left > gap and left + width > picture.width:
+            left, line = gap, line + 1
         places.append((label, left, line))
         left += width
-    height = GAP + (line + 1) * LEGEND_LINE if shown else 0
+    height = gap + (line + 1) * line_height if shown else 0
     result = Image.new("RGB", (picture.width, picture.height + height), "white")
     result.paste(picture)
     draw = ImageDraw.Draw(result)
     for label, left, line in places:
-        middle = picture.height + GAP + line * LEGEND_LINE + LEGEND_LINE // 2
-        box = (left, middle - SWATCH // 2, left + SWATCH - 1, middle - SWATCH // 2 + SWATCH - 1)
+        middle = picture.height + gap + line * line_height + line_height // 2
+        box = (left, middle - swatch // 2, left + swatch - 1, middle - swatch // 2 + swatch - 1)
         draw.rectangle(box, fill=tuple(palette(len(names))[label].tolist()))
-        draw.text((left + SWATCH + GAP, middle), names[label], LEGEND_COLOUR, font, anchor="lm")
+        draw.text((left + swatch + gap, middle), names[label], LEGEND_COLOUR, font, anchor="lm")
     return result
 
 

@@ -42,7 +42,7 @@ def letterbox(image: Image.Image, spec: Letterbox) -> NDArray[np.float32]:
 
 
 def boxes_to_photo(boxes: NDArray[np.float32], photo: Size, spec: Letterbox) -> NDArray[np.float32]:
-    """Boxes in the input's pixels as boxes in the photo's, cut at its edges.
+    """Boxes in the input's pixels as boxes in the photo's; where they reach into the padding they leave the photo.
 
     Both axes are undone by their own ratio, as both sides were rounded.
 
@@ -52,9 +52,8 @@ def boxes_to_photo(boxes: NDArray[np.float32], photo: Size, spec: Letterbox) -> 
         spec: what `letterbox` was given.
 
     Returns:
-        (n, 4) XYXY, within [0, width] and [0, height] of the photo.
+        (n, 4) XYXY.
     """
     height, width = fitted_size(photo, spec.size)
     ratios = np.array([photo[1] / width, photo[0] / height] * 2)  # x, y, x, y
-    edges = np.array([photo[1], photo[0]] * 2)
-    return np.asarray(np.clip(boxes * ratios, 0, edges), dtype=np.float32)
+    return np.asarray(boxes * ratios, dtype=np.float32)

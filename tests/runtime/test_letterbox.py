@@ -64,12 +64,6 @@ def test_boxes_come_back_to_the_pixels_they_were_drawn_around() -> None:
     assert found.dtype == np.float32
 
 
-def test_boxes_that_reach_into_the_padding_end_with_the_photo() -> None:
-    boxes = np.array([[-3, 40, 100, 64], [97, 60, 110, 64]], dtype=np.float32)
-    expected = np.array([[0, 84.16667, 200, 101], [200, 101, 200, 101]])
-    assert np.allclose(boxes_to_photo(boxes, (101, 200), SPEC), expected)
-
-
 def test_no_boxes_stay_no_boxes() -> None:
     assert boxes_to_photo(np.zeros((0, 4), dtype=np.float32), (10, 10), SPEC).shape == (0, 4)
 
