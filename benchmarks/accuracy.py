@@ -19,7 +19,7 @@ from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.extraction import read_photo
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class BundleAccuracy:
         return 100 * sum(hits[key] for key in chosen) / sum(self.photos[key] for key in chosen)
 
 
-def measure(predictor: Predictor, data: Path, split: str) -> BundleAccuracy:
+def measure(predictor: Classifier, data: Path, split: str) -> BundleAccuracy:
     """Classifies every photo of a split.
 
     Raises:
@@ -78,7 +78,7 @@ def measure(predictor: Predictor, data: Path, split: str) -> BundleAccuracy:
 def main() -> None:
     """The command."""
     config = tyro.cli(AccuracyConfig, prog="python -m benchmarks.accuracy", description=AccuracyConfig.__doc__)
-    accuracy = measure(Predictor.open(config.bundle), config.data, config.split)
+    accuracy = measure(Classifier.open(config.bundle), config.data, config.split)
     table = Table("class", "photos", "top-1 %", "top-5 %")
     for name, count in accuracy.photos.items():
         shares = (f"{accuracy.percent(hits, name):.1f}" for hits in (accuracy.first, accuracy.five))

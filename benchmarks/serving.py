@@ -31,7 +31,7 @@ from benchmarks.machine import available_cores, processor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.runtime.images import ImageLimits
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.inference import Health, RequestLimits, Timings, classify_uploads
 from serving.models import warm_up
 from serving.parameters import ClassifyParameters, read_parameters
@@ -107,7 +107,7 @@ def main(options: Options) -> int:
     """Measures, prints, and says whether the gates hold."""
     with tempfile.TemporaryDirectory() as folder:
         photo = options.photo or write_photo(Path(folder) / "photo.jpg")
-        predictor = Predictor.open(options.bundle, device="cpu", threads=1)
+        predictor = Classifier.open(options.bundle, device="cpu", threads=1)
         describe(options, predictor, photo)
         with serve(options, Path(folder)) as (process, port):
             figures = measure(options, predictor, photo, process, port)
@@ -123,7 +123,7 @@ def main(options: Options) -> int:
     return 1 if options.check and failed else 0
 
 
-def describe(options: Options, predictor: Predictor, photo: Path) -> None:
+def describe(options: Options, predictor: Classifier, photo: Path) -> None:
     """Prints what is measured and on what."""
     manifest = predictor.manifest
     with Image.open(photo) as image:
@@ -138,7 +138,7 @@ def describe(options: Options, predictor: Predictor, photo: Path) -> None:
 
 
 def measure(
-    options: Options, predictor: Predictor, photo: Path, process: "subprocess.Popen[str]", port: int
+    options: Options, predictor: Classifier, photo: Path, process: "subprocess.Popen[str]", port: int
 ) -> Figures:
     """Alternates in-process and server measurements."""
     job = make_job(predictor, photo.read_bytes(), default_settings())
@@ -206,7 +206,7 @@ def default_settings() -> Settings:
     return Settings.model_construct()
 
 
-def make_job(predictor: Predictor, body: bytes, settings: Settings) -> Callable[[], bytes]:
+def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable[[], bytes]:
     """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
     image_limits = ImageLimits(
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect

@@ -21,7 +21,7 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
 from convmae_deploy.runtime.feature_files import check_feature_path, write_features
 from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 
 _MAX_DEFAULT_BATCH = 32
 
@@ -78,8 +78,7 @@ def predict(
         raise ConvMAEError("expected at least one photo after the bundle; got none")
     if top_k < 1:
         raise ConvMAEError(f"--top-k must be at least 1; got {top_k}")
-    predictor = Predictor.open(bundle, device=device, threads=threads)
-    predictor.check_is_classifier()
+    predictor = Classifier.open(bundle, device=device, threads=threads)
     table = Table("file", "label", "score")
     failures = 0
     for photo in photos:
@@ -125,7 +124,7 @@ def features(
     check_feature_path(out)
     if not photos:
         raise ConvMAEError("expected at least one photo or folder after the bundle; got none")
-    predictor = Predictor.open(bundle, device=device, threads=threads)
+    predictor = Classifier.open(bundle, device=device, threads=threads)
     files = find_photos(photos)
     levels = tuple(dict.fromkeys(levels))
     if batch_size is None:

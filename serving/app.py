@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from convmae_deploy.runtime.images import ImageLimits
 from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving import openapi
 from serving.draining import Drain
 from serving.errors import ApiError
@@ -314,7 +314,7 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     return application
 
 
-def check_levels(predictor: Predictor, levels: Sequence[str], field: str = "levels") -> list[str]:
+def check_levels(predictor: Classifier, levels: Sequence[str], field: str = "levels") -> list[str]:
     """The levels asked for, each once, in the order asked for.
 
     Raises:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.images import DecodedImage, ImageError, ImageLimits, decode_image
 from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.errors import ApiError
 from serving.parameters import ClassifyParameters, Common
 from serving.pool import Ticket
@@ -88,7 +88,7 @@ class Health:
 
 
 def decode_uploads(
-    predictor: Predictor, uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
+    predictor: Classifier, uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
 ) -> Decoded:
     """Decodes and preprocesses the images one after the other, so that only one full-size photo is in memory.
 
@@ -109,7 +109,7 @@ def decode_uploads(
     return decoded
 
 
-def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, Array]:
+def run_model(predictor: Classifier, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, Array]:
     """Runs the model and keeps count of its failures.
 
     Raises:
@@ -128,7 +128,7 @@ def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health
 
 
 def classify_uploads(
-    predictor: Predictor,
+    predictor: Classifier,
     uploads: Sequence[Upload],
     parameters: ClassifyParameters,
     limits: RequestLimits,

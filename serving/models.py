@@ -11,7 +11,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.errors import ApiError
 from serving.settings import Settings
 
@@ -26,7 +26,7 @@ ROUTE_OF_TASK: Final[Mapping[Task, str]] = {
     "video-classification": "/v1/classify-video",
 }
 
-Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
+Predictors = Mapping[str, Classifier]  # by name, in the order of CONVMAE_BUNDLE
 
 
 def load_bundles(settings: Settings) -> list[Bundle]:
@@ -53,7 +53,7 @@ def load_bundles(settings: Settings) -> list[Bundle]:
     return bundles
 
 
-def open_predictors(settings: Settings) -> dict[str, Predictor]:
+def open_predictors(settings: Settings) -> dict[str, Classifier]:
     """Checks every bundle, then starts each model and runs it once, so that the first request does not pay for it.
 
     Raises:
@@ -62,19 +62,19 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
     predictors = {}
     for bundle in load_bundles(settings):
         # One thread a run: the pool already runs as many requests at once as there are cores.
-        predictor = Predictor(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
+        predictor = Classifier(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
         warm_up(predictor)
         predictors[bundle.manifest.name] = predictor
     return predictors
 
 
-def warm_up(predictor: Predictor) -> None:
+def warm_up(predictor: Classifier) -> None:
     """Runs the model once on zeros, for all of its outputs."""
     shape = (1, *predictor.manifest.input.shape)
     predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
 
 
-def choose(predictors: Predictors, name: str | None, task: Task) -> Predictor:
+def choose(predictors: Predictors, name: str | None, task: Task) -> Classifier:
     """The model of that name, or the task's default.
 
     Raises:
@@ -101,7 +101,7 @@ def list_models(predictors: Predictors) -> dict[str, Any]:
     return {"object": "list", "data": [_summary(predictors, predictor) for predictor in predictors.values()]}
 
 
-def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
+def describe_model(predictors: Predictors, predictor: Classifier) -> dict[str, Any]:
     """The answer of /v1/models/{name}: everything a client needs to use the model, and what was proven about it."""
     manifest = predictor.manifest
     file_name, file = next(iter(manifest.files.items()))
@@ -118,7 +118,7 @@ def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, An
     }
 
 
-def _summary(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
+def _summary(predictors: Predictors, predictor: Classifier) -> dict[str, Any]:
     manifest = predictor.manifest
     first = next(other for other in predictors.values() if other.manifest.task == manifest.task)
     return {

@@ -12,7 +12,7 @@ import uvicorn.config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.app import Api, create_app
 from serving.draining import Drain
 from serving.models import open_predictors
@@ -37,7 +37,7 @@ def _settings() -> Settings:
 
 
 settings = _settings()
-predictors: dict[str, Predictor] = {}
+predictors: dict[str, Classifier] = {}
 application = create_app(settings, predictors)
 api: Api = application.state.api
 

@@ -1,4 +1,4 @@
-"""A tiny but real bundle, built without torch: pools and 1x1 convolutions with seeded random weights."""
+"""Tiny but real bundles, built without torch: pools and 1x1 convolutions with seeded random weights, fixed objects."""
 
 import json
 from collections.abc import Sequence
@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from convmae_deploy.files import sha256_of
-from convmae_deploy.runtime.manifest import MANIFEST_NAME, Manifest
+from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, MANIFEST_NAME, MASK_SIDE, MAX_DETECTIONS, Manifest
 
 CHANNELS = (4, 6, 8)  # of e1, e2 and e3; e4 and pooled have those of e3
 STRIDES = (4, 8, 16, 32)
 OPSET = 20
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+OBJECTS = (  # of the tiny detector: box XYXY as shares of the input, score before the photo's brightness, label
+    ((0.1, 0.1, 0.5, 0.6), 0.96, 1),
+    ((0.4, 0.2, 0.9, 0.9), 0.8, 0),
+    ((0.0, 0.5, 0.3, 1.0), 0.4, 2),
+)
 
 
 def make_bundle(
@@ -42,14 +49,117 @@ def make_bundle(
     Returns:
         `directory`.
     """
+    strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    fields = {
+        "name": name,
+        "task": "classification",
+        "input": {"shape": [3, *size], "max_batch": max_batch},
+        "preprocessing": {"resize": [side * 8 // 7 for side in size], "crop": list(size)},
+        "classes": list(classes),
+        "outputs": {
+            label: {"shape": list(shape), "stride": strides.get(label)}
+            for label, shape in output_shapes(len(classes), size).items()
+        },
+    }
+    return _write_bundle(directory, make_graph(len(classes), size), fields, verified, overrides)
+
+
+def make_detection_bundle(
+    directory: Path,
+    *,
+    name: str = "boxes",
+    classes: Sequence[str] = ("cat", "dog", "bird"),
+    size: tuple[int, int] = (64, 96),
+    max_batch: int = 4,
+    converged: bool = True,
+    **overrides: Any,
+) -> Path:
+    """Writes a detector that finds `OBJECTS` in every photo whose mean is above 0 when normalised, else nothing.
+
+    Scores are those of `OBJECTS` times the sigmoid of the photo's mean: the brighter, the surer.
+
+    Args:
+        directory: the folder to write into; made when missing.
+        name: the manifest's name.
+        classes: class names, at least 3.
+        size: (height, width) of the graph's input in pixels.
+        max_batch: the largest batch that the manifest allows.
+        converged: what the graph says of its suppression.
+        **overrides: as in `make_bundle`.
+
+    Returns:
+        `directory`.
+    """
+    fields = {
+        "name": name,
+        "task": "detection",
+        "input": {"shape": [3, *size], "max_batch": max_batch},
+        "preprocessing": {"size": list(size)},
+        "classes": list(classes),
+        "outputs": {label: spec.model_dump(mode="json") for label, spec in DETECTOR_OUTPUTS.items()},
+    }
+    return _write_bundle(directory, make_detection_graph(size, converged), fields, True, overrides)
+
+
+def make_segmentation_bundle(
+    directory: Path,
+    *,
+    name: str = "areas",
+    classes: Sequence[str] = ("sky", "road", "tree", "car"),
+    window: tuple[int, int] = (64, 64),
+    stride: tuple[int, int] = (43, 43),
+    short_side: int | None = None,
+    max_batch: int = 4,
+    **overrides: Any,
+) -> Path:
+    """Writes a segmenter whose logits are a seeded random mixture of the colours of 4x4 pixels.
+
+    Args:
+        directory: the folder to write into; made when missing.
+        name: the manifest's name.
+        classes: class names.
+        window: (height, width) of the graph's input in pixels.
+        stride: from one window to the next, (y, x).
+        short_side: of the resized photo; None: its own.
+        max_batch: the largest batch that the manifest allows.
+        **overrides: as in `make_bundle`.
+
+    Returns:
+        `directory`.
+    """
+    logits = [len(classes), window[0] // 4, window[1] // 4]
+    fields = {
+        "name": name,
+        "task": "segmentation",
+        "input": {"shape": [3, *window], "max_batch": max_batch},
+        "preprocessing": {"window": list(window), "stride": list(stride), "short_side": short_side},
+        "classes": list(classes),
+        "outputs": {"logits": {"shape": logits, "stride": 4}},
+    }
+    return _write_bundle(directory, make_segmentation_graph(len(classes), window), fields, True, overrides)
+
+
+def _write_bundle(
+    directory: Path, graph: onnx.ModelProto, fields: dict[str, Any], verified: bool, overrides: dict[str, Any]
+) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    onnx.save(make_graph(len(classes), size), directory / "model.onnx")
+    onnx.save(graph, directory / "model.onnx")
     (directory / "LICENSE-WEIGHTS").write_text("Random numbers; do as you please.\n", encoding="utf-8")
-    fields = _manifest_fields(directory, name, list(classes), size, max_batch)
-    if verified:
-        fields["files"]["model.onnx"]["numerics"] = _numerics(list(fields["outputs"]))
-    manifest = Manifest.model_validate(fields).model_dump(mode="json")
-    write_manifest(directory, manifest | overrides)
+    file = {
+        "sha256": sha256_of(directory / "model.onnx"),
+        "bytes": (directory / "model.onnx").stat().st_size,
+        "precision": "fp32",
+        "opset": OPSET,
+        "numerics": _numerics(list(fields["outputs"])) if verified else None,
+    }
+    about = {
+        "variant": "tiny-test",
+        "files": {"model.onnx": file},
+        "tools": {"onnx": onnx.__version__},
+        "licence": {"name": "test weights", "file": "LICENSE-WEIGHTS"},
+        "provenance": {"weights": "random, seed 0"},
+    }
+    write_manifest(directory, Manifest.model_validate(fields | about).model_dump(mode="json") | overrides)
     return directory
 
 
@@ -83,12 +193,72 @@ def make_graph(class_count: int, size: tuple[int, int]) -> onnx.ModelProto:
     head = weight("head", previous_channels, class_count)
     nodes.append(helper.make_node("MatMul", ["pooled", head], ["logits"]))
 
-    outputs = [
-        helper.make_tensor_value_info(label, TensorProto.FLOAT, ["batch", *shape])
-        for label, shape in output_shapes(class_count, size).items()
+    return _model(
+        nodes, weights, size, {label: (shape, FLOAT) for label, shape in output_shapes(class_count, size).items()}
+    )
+
+
+def make_detection_graph(size: tuple[int, int], converged: bool = True) -> onnx.ModelProto:
+    """The graph: image (batch, 3, H, W) -> the six outputs of a detector."""
+    empty = MAX_DETECTIONS - len(OBJECTS)
+    boxes = np.array([item[0] for item in OBJECTS], np.float32) * np.array([size[1], size[0]] * 2, np.float32)
+    masks = np.ones((len(OBJECTS), MASK_SIDE, MASK_SIDE), np.float32)
+    masks[1, :, MASK_SIDE // 2 :] = 0  # of the second object only the left half is there
+    values: dict[str, NDArray[Any]] = {
+        "boxes": np.pad(boxes, ((0, empty), (0, 0))),
+        "scores": np.pad(np.array([item[1] for item in OBJECTS], np.float32), (0, empty)),
+        "labels": np.pad(np.array([item[2] for item in OBJECTS], np.int64), (0, empty)),
+        "masks": np.pad(masks, ((0, empty), (0, 0), (0, 0))),
+        "num": np.array(len(OBJECTS), np.int64),
+    }
+    weights = [
+        *(numpy_helper.from_array(value[None], f"all_{name}") for name, value in values.items()),
+        *(numpy_helper.from_array(np.array([-1] + [1] * value.ndim), f"axes_{name}") for name, value in values.items()),
+        numpy_helper.from_array(np.array([int(converged)]), "all_converged"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array([1, 2, 3]), "axes"),
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, *size])
-    graph = helper.make_graph(nodes, "tiny", [image], outputs, initializer=weights)
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Sigmoid", ["mean"], ["brightness"]),
+        helper.make_node("Greater", ["mean", "zero"], ["bright"]),
+        helper.make_node("Cast", ["bright"], ["found_float32"], to=FLOAT),
+        helper.make_node("Cast", ["bright"], ["found_int64"], to=INT64),
+        helper.make_node("Mul", ["found_float32", "brightness"], ["sure"]),
+        helper.make_node("Shape", ["mean"], ["batch_size"]),
+        helper.make_node("Expand", ["all_converged", "batch_size"], ["converged"]),
+    ]
+    for name, value in values.items():
+        factor = "sure" if name == "scores" else f"found_{value.dtype}"
+        nodes.append(helper.make_node("Reshape", [factor, f"axes_{name}"], [f"factor_{name}"]))
+        nodes.append(helper.make_node("Mul", [f"all_{name}", f"factor_{name}"], [name]))
+    types = {"float32": FLOAT, "int64": INT64}
+    return _model(
+        nodes, weights, size, {name: (spec.shape, types[spec.dtype]) for name, spec in DETECTOR_OUTPUTS.items()}
+    )
+
+
+def make_segmentation_graph(class_count: int, window: tuple[int, int]) -> onnx.ModelProto:
+    """The graph: image (batch, 3, h, w) -> logits (batch, K, h / 4, w / 4)."""
+    weight = 3 * np.random.default_rng(0).standard_normal((class_count, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["cells", "weight"], ["logits"]),
+    ]
+    shape = (class_count, window[0] // 4, window[1] // 4)
+    return _model(nodes, [numpy_helper.from_array(weight, "weight")], window, {"logits": (shape, FLOAT)})
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Sequence[TensorProto],
+    size: tuple[int, int],
+    outputs: dict[str, tuple[tuple[int, ...], int]],
+) -> onnx.ModelProto:
+    """A checked model of one image input; `outputs` are shapes without the batch axis and element types."""
+    values = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, (shape, kind) in outputs.items()]
+    image = helper.make_tensor_value_info("image", FLOAT, ["batch", 3, *size])
+    graph = helper.make_graph(nodes, "tiny", [image], values, initializer=weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return model
@@ -101,36 +271,6 @@ def output_shapes(class_count: int, size: tuple[int, int]) -> dict[str, tuple[in
         for level, (channels, stride) in enumerate(zip((*CHANNELS, CHANNELS[-1]), STRIDES, strict=True), start=1)
     }
     return {"logits": (class_count,), "pooled": (CHANNELS[-1],), **maps}
-
-
-def _manifest_fields(
-    directory: Path, name: str, classes: list[str], size: tuple[int, int], max_batch: int
-) -> dict[str, Any]:
-    strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
-    model = directory / "model.onnx"
-    return {
-        "name": name,
-        "task": "classification",
-        "variant": "tiny-test",
-        "input": {"shape": [3, *size], "max_batch": max_batch},
-        "preprocessing": {"resize": [side * 8 // 7 for side in size], "crop": list(size)},
-        "classes": classes,
-        "outputs": {
-            label: {"shape": list(shape), "stride": strides.get(label)}
-            for label, shape in output_shapes(len(classes), size).items()
-        },
-        "files": {
-            "model.onnx": {
-                "sha256": sha256_of(model),
-                "bytes": model.stat().st_size,
-                "precision": "fp32",
-                "opset": OPSET,
-            }
-        },
-        "tools": {"onnx": onnx.__version__},
-        "licence": {"name": "test weights", "file": "LICENSE-WEIGHTS"},
-        "provenance": {"weights": "random, seed 0"},
-    }
 
 
 def _numerics(outputs: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.accuracy import measure
 from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 
 SHIPPED = Path(__file__).parents[1] / "serving" / "bundles" / "imagenette-nano"
 
@@ -28,7 +28,7 @@ def test_it_is_small_verified_and_carries_its_licence() -> None:
 @pytest.mark.skipif("CONVMAE_DATA" not in os.environ, reason="CONVMAE_DATA does not name a folder with the data packs")
 @pytest.mark.slow
 def test_its_accuracy_on_the_validation_photos_is_that_of_its_card() -> None:
-    accuracy = measure(Predictor.open(SHIPPED), Path(os.environ["CONVMAE_DATA"]) / "cls_imagenette160", "val")
+    accuracy = measure(Classifier.open(SHIPPED), Path(os.environ["CONVMAE_DATA"]) / "cls_imagenette160", "val")
     top1 = accuracy.percent(accuracy.first)
     assert top1 >= 75
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ logger = logging.getLogger("convmae_deploy")
 Device = Literal["auto", "cpu", "cuda"]
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_FLOAT32 = "tensor(float)"
+_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}  # as ONNX Runtime calls them
 _LOG_ERRORS_ONLY = 3  # of ONNX Runtime's severities
 
 
@@ -37,7 +37,7 @@ class Backend(Protocol):
     def providers(self) -> tuple[str, ...]:
         """Where it runs, by the backend's own names, the preferred one first."""
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs images (B, 3, H, W) and returns the named outputs, each (B, ...)."""
 
 
@@ -75,7 +75,7 @@ class OnnxRuntimeBackend:
         self._input = bundle.manifest.input.name
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs images (B, 3, H, W) and returns the named outputs, each (B, ...)."""
         return dict(zip(outputs, self._session.run(list(outputs), {self._input: image}), strict=True))
 
@@ -137,7 +137,7 @@ def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:
     if [item.name for item in inputs] != [manifest.input.name]:
         found = ", ".join(item.name for item in inputs)
         raise BundleError(f"{path} must have the one input {manifest.input.name!r}, found {found}; export it again")
-    _check_tensor(inputs[0], manifest.input.shape, "input", path)
+    _check_tensor(inputs[0], manifest.input.shape, "float32", "input", path)
     batch = inputs[0].shape[0]
     if isinstance(batch, int) and not manifest.input.min_batch == manifest.input.max_batch == batch:
         raise BundleError(
@@ -148,16 +148,16 @@ def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:
     for name, spec in manifest.outputs.items():
         if name not in outputs:
             raise BundleError(f"{path} must have an output {name!r}, found {', '.join(outputs)}; export it again")
-        _check_tensor(outputs[name], spec.shape, "output", path)
+        _check_tensor(outputs[name], spec.shape, spec.dtype, "output", path)
 
 
-def _check_tensor(found: Any, shape: tuple[int, ...], role: str, path: Path) -> None:
+def _check_tensor(found: Any, shape: tuple[int, ...], dtype: str, role: str, path: Path) -> None:
     # A name in place of a number is a dimension that the graph leaves open; its size is checked when it is known.
     fits = len(found.shape) == len(shape) + 1 and all(
         not isinstance(size, int) or size == expected for size, expected in zip(found.shape[1:], shape, strict=True)
     )
-    if found.type != _FLOAT32 or not fits:
+    if found.type != _TYPES[dtype] or not fits:
         raise BundleError(
-            f"{role} {found.name!r} of {path} must be float32 (batch, {', '.join(map(str, shape))}), "
+            f"{role} {found.name!r} of {path} must be {dtype} ({', '.join(map(str, ('batch', *shape)))}), "
             f"found {found.type} ({', '.join(map(str, found.shape))}); export it again"
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.images import DecodedImage, decode_image
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
@@ -70,7 +70,7 @@ def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
 
 
 def extract_features(
-    predictor: Predictor,
+    predictor: Classifier,
     files: Sequence[Path],
     levels: Sequence[str],
     *,
@@ -115,7 +115,7 @@ def extract_features(
     return Extraction(files=good, features=rows, failures=failures)
 
 
-def _allocate(predictor: Predictor, count: int, levels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def _allocate(predictor: Classifier, count: int, levels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     shapes = {level: (count, *predictor.manifest.outputs[level].shape) for level in levels}
     try:
         return {level: np.empty(shape, dtype=np.float32) for level, shape in shapes.items()}
@@ -128,7 +128,7 @@ def _allocate(predictor: Predictor, count: int, levels: Sequence[str]) -> dict[s
 
 
 def _prepare(
-    pool: ThreadPoolExecutor, predictor: Predictor, files: Sequence[Path]
+    pool: ThreadPoolExecutor, predictor: Classifier, files: Sequence[Path]
 ) -> Iterator[tuple[Path, NDArray[np.float32] | ConvMAEError]]:
     def prepare(path: Path) -> NDArray[np.float32] | ConvMAEError:
         try:

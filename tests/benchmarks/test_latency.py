@@ -11,7 +11,7 @@ from benchmarks.latency import BF16, EAGER, ONNX, LatencyConfig, check_logits, m
 from benchmarks.random_bundle import random_classifier, write_random_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from export.gates import FloatArray
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
@@ -88,7 +88,7 @@ def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.files["model.onnx"].numerics is None
     assert "never verified" in caplog.text
-    predictor = Predictor.open(tmp_path / "bundle", device="cpu")
+    predictor = Classifier.open(tmp_path / "bundle", device="cpu")
     images = np.zeros((1, *manifest.input.shape), dtype=np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()

@@ -14,7 +14,7 @@ from benchmarks import load
 from benchmarks.load import ROOT, Load, Plan, generate, run_load
 from benchmarks.serving import Figures, default_settings, make_job, write_photo
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.errors import ApiError
 from tests.bundle_factory import make_bundle
 
@@ -86,7 +86,7 @@ def test_the_work_in_process_has_the_servers_own_limits(tmp_path: Path, monkeypa
         50_000_000,
         100_000_000,
     )
-    predictor = Predictor.open(make_bundle(tmp_path / "tiny"), device="cpu", threads=1)
+    predictor = Classifier.open(make_bundle(tmp_path / "tiny"), device="cpu", threads=1)
     photo = write_photo(tmp_path / "photo.jpg").read_bytes()
     assert b"label" in make_job(predictor, photo, settings)()
     for limit in ("max_image_pixels", "max_image_side", "max_image_aspect", "max_request_pixels"):

@@ -16,7 +16,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import Preprocessing
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from export import __main__ as program
 from export.inputs import Batch, Photos, made_photos, verification_batches
 from export.packaging import find_licence
@@ -83,7 +83,7 @@ def test_the_manifest_says_what_the_model_is_and_where_it_came_from(bundle: Path
 
 
 def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classifier: ConvMAEClassifier) -> None:
-    predictor = Predictor.open(bundle, device="cpu")
+    predictor = Classifier.open(bundle, device="cpu")
     pixels = np.stack([predictor.preprocess(photo) for photo in made_photos(MAX_BATCH + 1)])
     found = predictor.run(pixels, ("logits", "e4"))
     with torch.inference_mode():

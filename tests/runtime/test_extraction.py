@@ -6,14 +6,14 @@ import pytest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
 from convmae_deploy.runtime.images import ImageError
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from tests.bundle_factory import make_bundle
 from tests.runtime.photo_files import photo
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    return Predictor.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    return Classifier.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
 
 
 def photos_in(folder: Path, count: int, *, bad: tuple[int, ...] = ()) -> list[Path]:
@@ -49,7 +49,7 @@ def test_missing_files_and_folders_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_bad_files_are_told_and_the_others_keep_their_rows(
-    tmp_path: Path, predictor: Predictor, batch_size: int
+    tmp_path: Path, predictor: Classifier, batch_size: int
 ) -> None:
     files = photos_in(tmp_path, 8, bad=(0, 4, 7))
     told: list[tuple[Path, bool]] = []
@@ -70,7 +70,7 @@ def test_bad_files_are_told_and_the_others_keep_their_rows(
         assert found.features[level].flags.c_contiguous
 
 
-def test_the_work_ends_early_when_it_is_told_to(tmp_path: Path, predictor: Predictor) -> None:
+def test_the_work_ends_early_when_it_is_told_to(tmp_path: Path, predictor: Classifier) -> None:
     told = []
 
     def on_file(path: Path, error: ConvMAEError | None) -> bool:
@@ -84,7 +84,7 @@ def test_the_work_ends_early_when_it_is_told_to(tmp_path: Path, predictor: Predi
 
 
 def test_unknown_levels_empty_batches_and_too_much_memory_are_refused(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConvMAEError, match="got e7"):
         extract_features(predictor, [], ("e7",), batch_size=1)

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.predictor import ModelOutputError, Predictor
-from tests.bundle_factory import make_bundle
+from convmae_deploy.runtime.predictor import (
+    Classifier,
+    Detector,
+    ModelOutputError,
+    Predictor,
+    Segmenter,
+    open_predictor,
+)
+from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
 from tests.runtime.photo_files import photo
 
 LEVELS = ("pooled", "e1", "e2", "e3", "e4")
@@ -25,8 +32,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def predictor(bundle: Path) -> Predictor:
-    return Predictor.open(bundle, device="cpu", threads=1)
+def predictor(bundle: Path) -> Classifier:
+    return Classifier.open(bundle, device="cpu", threads=1)
 
 
 def batch_of(count: int) -> NDArray[np.float32]:
@@ -49,11 +56,11 @@ class RecordingBackend:
         return {name: image.reshape(len(image), -1)[:, :8].copy() for name in outputs}
 
 
-def test_levels_are_all_outputs_but_the_logits(predictor: Predictor) -> None:
+def test_levels_are_all_outputs_but_the_logits(predictor: Classifier) -> None:
     assert predictor.levels == LEVELS
 
 
-def test_a_run_equals_onnxruntime_itself(predictor: Predictor, bundle: Path) -> None:
+def test_a_run_equals_onnxruntime_itself(predictor: Classifier, bundle: Path) -> None:
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
     batch = batch_of(3)
     results = predictor.run(batch, ["logits", *LEVELS])
@@ -63,7 +70,7 @@ def test_a_run_equals_onnxruntime_itself(predictor: Predictor, bundle: Path) -> 
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9])
-def test_a_batch_of_any_size_gives_what_single_images_give(predictor: Predictor, count: int) -> None:
+def test_a_batch_of_any_size_gives_what_single_images_give(predictor: Classifier, count: int) -> None:
     batch = batch_of(count)
     together = predictor.run(batch, ["e2", "pooled"])
     for index in range(count):
@@ -74,7 +81,7 @@ def test_a_batch_of_any_size_gives_what_single_images_give(predictor: Predictor,
 
 def test_no_chunk_exceeds_the_largest_batch(bundle: Path) -> None:
     backend = RecordingBackend()
-    results = Predictor(load_bundle(bundle), backend).run(batch_of(10), ["pooled"])
+    results = Classifier(load_bundle(bundle), backend).run(batch_of(10), ["pooled"])
     assert backend.sizes == [4, 4, 2]
     assert np.array_equal(results["pooled"], batch_of(10).reshape(10, -1)[:, :8])
 
@@ -84,7 +91,7 @@ def test_no_chunk_falls_short_of_the_smallest_batch(tmp_path: Path) -> None:
         make_bundle(tmp_path, input={"name": "image", "shape": [3, 64, 64], "min_batch": 4, "max_batch": 4})
     )
     backend = RecordingBackend()
-    results = Predictor(fixed, backend).run(batch_of(5), ["pooled"])
+    results = Classifier(fixed, backend).run(batch_of(5), ["pooled"])
     assert backend.sizes == [4, 4]
     assert np.array_equal(results["pooled"], batch_of(5).reshape(5, -1)[:, :8])
 
@@ -100,12 +107,12 @@ def test_no_chunk_falls_short_of_the_smallest_batch(tmp_path: Path) -> None:
         np.full((1, 3, 64, 64), np.inf, dtype=np.float32),
     ],
 )
-def test_a_batch_that_the_graph_does_not_take_is_refused(predictor: Predictor, batch: NDArray[Any]) -> None:
+def test_a_batch_that_the_graph_does_not_take_is_refused(predictor: Classifier, batch: NDArray[Any]) -> None:
     with pytest.raises(ConvMAEError, match="a batch must"):
         predictor.run(batch, ["logits"])
 
 
-def test_outputs_that_do_not_exist_are_refused(predictor: Predictor) -> None:
+def test_outputs_that_do_not_exist_are_refused(predictor: Classifier) -> None:
     for outputs in (["e9"], []):
         with pytest.raises(ConvMAEError, match="outputs of tiny are logits, pooled, e1"):
             predictor.run(batch_of(1), outputs)
@@ -117,12 +124,12 @@ def test_outputs_that_do_not_exist_are_refused(predictor: Predictor) -> None:
     "values", [np.zeros((1, 9), dtype=np.float32), np.full((1, 8), np.nan, dtype=np.float32)], ids=["shape", "nan"]
 )
 def test_a_graph_that_answers_nonsense_is_not_blamed_on_the_input(bundle: Path, values: NDArray[np.float32]) -> None:
-    predictor = Predictor(load_bundle(bundle), RecordingBackend({"pooled": values}))
+    predictor = Classifier(load_bundle(bundle), RecordingBackend({"pooled": values}))
     with pytest.raises(ModelOutputError, match="'pooled'"):
         predictor.run(batch_of(1), ["pooled"])
 
 
-def test_photos_are_classified_in_order_best_class_first(predictor: Predictor) -> None:
+def test_photos_are_classified_in_order_best_class_first(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(6)]
     found = predictor.classify(photos, top_k=3)
     logits = predictor.run(np.stack([predictor.preprocess(image) for image in photos]), ["logits"])["logits"]
@@ -135,18 +142,38 @@ def test_photos_are_classified_in_order_best_class_first(predictor: Predictor) -
     assert predictor.classify([]) == []
 
 
-def test_less_than_one_class_is_refused(predictor: Predictor) -> None:
+def test_less_than_one_class_is_refused(predictor: Classifier) -> None:
     with pytest.raises(ConvMAEError, match="top_k must be at least 1; got 0"):
         predictor.classify([photo()], top_k=0)
 
 
 def test_a_bundle_of_another_task_does_not_classify(tmp_path: Path) -> None:
-    other = Predictor.open(make_bundle(tmp_path, task="video-classification"), device="cpu")
-    with pytest.raises(ConvMAEError, match="tiny is a video-classification model"):
-        other.classify([photo()])
+    other = make_bundle(tmp_path, task="video-classification")
+    with pytest.raises(ConvMAEError, match="tiny is a video-classification model; give a classification bundle"):
+        Classifier.open(other, device="cpu")
+    with pytest.raises(ConvMAEError, match="expected a bundle for classification, detection, segmentation"):
+        open_predictor(other)
 
 
-def test_features_of_many_photos_have_one_row_each(predictor: Predictor) -> None:
+def test_what_a_bundle_is_opened_with_follows_from_its_task(tmp_path: Path) -> None:
+    kinds: dict[str, type[Predictor]] = {
+        "classification": Classifier,
+        "detection": Detector,
+        "segmentation": Segmenter,
+    }
+    makers = (make_bundle, make_detection_bundle, make_segmentation_bundle)
+    for (task, kind), make in zip(kinds.items(), makers, strict=True):
+        predictor = open_predictor(make(tmp_path / task), device="cpu", threads=1)
+        assert type(predictor) is kind and predictor.manifest.task == task
+
+
+def test_an_output_of_another_type_is_not_blamed_on_the_input(bundle: Path) -> None:
+    predictor = Classifier(load_bundle(bundle), RecordingBackend({"pooled": np.zeros((1, 8))}))
+    with pytest.raises(ModelOutputError, match="'pooled' must be float32, got float64"):
+        predictor.run(batch_of(1), ["pooled"])
+
+
+def test_features_of_many_photos_have_one_row_each(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(6)]
     features = predictor.features(photos, LEVELS)
     shapes = {level: values.shape[1:] for level, values in features.items()}
@@ -159,7 +186,7 @@ def test_features_of_many_photos_have_one_row_each(predictor: Predictor) -> None
         predictor.features([], LEVELS)
 
 
-def test_threads_share_one_predictor(predictor: Predictor) -> None:
+def test_threads_share_one_predictor(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(12)]
     expected = [predictor.classify([image]) for image in photos]
     with ThreadPoolExecutor(4) as pool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings
@@ -39,7 +39,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 @pytest.fixture(scope="session")
-def predictors(bundle: Path, second_bundle: Path) -> dict[str, Predictor]:
+def predictors(bundle: Path, second_bundle: Path) -> dict[str, Classifier]:
     """Both classifiers, `tiny` first."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         forget_settings(monkeypatch)
@@ -53,11 +53,11 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_client(predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
+def make_client(predictors: dict[str, Classifier], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
     """Makes clients of an application in this process: settings as keywords only, other models as `models`."""
     with ExitStack() as stack:
 
-        def make(models: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
+        def make(models: dict[str, Classifier] | None = None, **settings: Any) -> TestClient:
             forget_settings(monkeypatch)
             application = create_app(
                 Settings(device="cpu", **({"threads": 2} | settings)), predictors if models is None else models

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from convmae_deploy.runtime.images import decode_image
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.app import create_app
 from serving.settings import Settings
 from tests.serving.conftest import ClientFactory
@@ -30,7 +30,7 @@ class StubBackend:
     name = "stub"
     providers = ("StubExecutionProvider",)
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Classifier) -> None:
         self.real = predictor.backend
         self.failure: Exception | None = None
         self.value: float | None = None
@@ -50,29 +50,29 @@ class StubBackend:
 
 
 class _Bundle:
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Classifier) -> None:
         self.manifest = predictor.manifest
 
 
 @pytest.fixture
-def stub(predictors: dict[str, Predictor]) -> StubBackend:
+def stub(predictors: dict[str, Classifier]) -> StubBackend:
     return StubBackend(predictors["tiny"])
 
 
 @pytest.fixture
-def stubbed(predictors: dict[str, Predictor], stub: StubBackend) -> dict[str, Predictor]:
-    return {"tiny": Predictor(_Bundle(predictors["tiny"]), stub)}  # type: ignore[arg-type]
+def stubbed(predictors: dict[str, Classifier], stub: StubBackend) -> dict[str, Classifier]:
+    return {"tiny": Classifier(_Bundle(predictors["tiny"]), stub)}  # type: ignore[arg-type]
 
 
 def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def features(predictor: Predictor, *photos: bytes) -> dict[str, NDArray[np.float32]]:
+def features(predictor: Classifier, *photos: bytes) -> dict[str, NDArray[np.float32]]:
     return predictor.features([decode_image(photo).image for photo in photos], LEVELS)
 
 
-def test_the_answer_is_that_of_the_predictor(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_the_answer_is_that_of_the_predictor(client: TestClient, predictors: dict[str, Classifier]) -> None:
     expected = predictors["tiny"].classify([decode_image(PHOTO).image])[0]
     answer = client.post("/v1/classify", content=PHOTO)
     assert answer.json() == [{"label": found.label, "score": found.score} for found in expected]
@@ -126,7 +126,7 @@ def test_a_task_without_a_bundle_is_a_sentence(client: TestClient, path: str) ->
     assert "CONVMAE_BUNDLE" in answer.json()["error"]["message"]
 
 
-def test_features_come_as_safetensors(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_features_come_as_safetensors(client: TestClient, predictors: dict[str, Classifier]) -> None:
     headers = {"Accept": "application/x-safetensors"}
     answer = client.post(f"/v1/features?levels={','.join(LEVELS)}", content=PHOTO, headers=headers)
     assert answer.headers["content-type"] == "application/x-safetensors"
@@ -137,13 +137,13 @@ def test_features_come_as_safetensors(client: TestClient, predictors: dict[str, 
     assert found["e1"].shape == (1, 4, 16, 16)
 
 
-def test_features_come_as_npz(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_features_come_as_npz(client: TestClient, predictors: dict[str, Classifier]) -> None:
     answer = client.post("/v1/features?levels=e4", content=PHOTO, headers={"Accept": "application/x-npz"})
     with np.load(io.BytesIO(answer.content)) as found:
         assert np.array_equal(found["e4"], features(predictors["tiny"], PHOTO)["e4"])
 
 
-def test_features_come_as_plain_bytes_with_a_description(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_features_come_as_plain_bytes_with_a_description(client: TestClient, predictors: dict[str, Classifier]) -> None:
     headers = {"Accept": "application/octet-stream"}
     answer = client.post("/v1/features?levels=pooled,e4&dtype=f16", content=PHOTO, headers=headers)
     description = json.loads(answer.headers["x-features"])
@@ -157,7 +157,7 @@ def test_features_come_as_plain_bytes_with_a_description(client: TestClient, pre
     assert sum(entry["bytes"] for entry in description["levels"]) == len(answer.content)
 
 
-def test_small_features_come_as_json(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_small_features_come_as_json(client: TestClient, predictors: dict[str, Classifier]) -> None:
     answer = client.post("/v1/features", content=PHOTO, headers={"Accept": "application/json"}).json()
     assert np.allclose(answer["features"]["pooled"], features(predictors["tiny"], PHOTO)["pooled"])
 
@@ -169,14 +169,14 @@ def test_large_features_as_json_are_refused_with_a_hint(make_client: ClientFacto
     assert "application/x-safetensors" in answer.json()["error"]["message"]
 
 
-def test_features_of_a_batch_have_one_row_an_image(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_features_of_a_batch_have_one_row_an_image(client: TestClient, predictors: dict[str, Classifier]) -> None:
     photos = [jpeg(seed=seed) for seed in range(3)]
     answer = client.post("/v1/features", files=[("file", photo) for photo in photos])
     found = safetensors.numpy.load(answer.content)["pooled"]
     assert np.allclose(found, features(predictors["tiny"], *photos)["pooled"], atol=1e-6)
 
 
-def test_embeddings_have_openais_shape(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_embeddings_have_openais_shape(client: TestClient, predictors: dict[str, Classifier]) -> None:
     uri = f"data:image/jpeg;base64,{text(PHOTO)}"
     expected = features(predictors["tiny"], PHOTO)["pooled"][0]
     for reference in (uri, {"type": "image_url", "image_url": {"url": uri}}, {"type": "image_url", "image_url": uri}):
@@ -186,7 +186,7 @@ def test_embeddings_have_openais_shape(client: TestClient, predictors: dict[str,
         assert np.allclose(answer["data"][0]["embedding"], expected)
 
 
-def test_embeddings_as_base64_are_little_endian_floats(client: TestClient, predictors: dict[str, Predictor]) -> None:
+def test_embeddings_as_base64_are_little_endian_floats(client: TestClient, predictors: dict[str, Classifier]) -> None:
     content = {"input": [text(PHOTO), text(jpeg(seed=1))], "encoding_format": "base64"}
     data = client.post("/v1/embeddings", json=content).json()["data"]
     found = np.stack([np.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in data])
@@ -248,7 +248,7 @@ def test_unknown_paths_and_methods_have_the_usual_error(client: TestClient) -> N
 def test_a_failing_model_is_500_for_that_request_only(
     make_client: ClientFactory,
     stub: StubBackend,
-    stubbed: dict[str, Predictor],
+    stubbed: dict[str, Classifier],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     client = make_client(stubbed)  # row 39
@@ -263,7 +263,7 @@ def test_a_failing_model_is_500_for_that_request_only(
 
 
 def test_values_that_are_not_finite_are_500(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Classifier]
 ) -> None:
     client = make_client(stubbed)
     stub.value = float("nan")
@@ -272,7 +272,7 @@ def test_values_that_are_not_finite_are_500(
 
 
 def test_after_three_failures_the_server_is_not_ready_until_a_success(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Classifier]
 ) -> None:
     client = make_client(stubbed)
     stub.failure = RuntimeError("broken")
@@ -288,7 +288,7 @@ def test_after_three_failures_the_server_is_not_ready_until_a_success(
 
 
 def test_a_server_without_traffic_finds_out_by_itself_that_its_model_runs_again(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Classifier]
 ) -> None:
     client = make_client(stubbed)
     stub.failure = RuntimeError("broken")
@@ -303,7 +303,7 @@ def test_a_server_without_traffic_finds_out_by_itself_that_its_model_runs_again(
 
 
 def test_a_full_queue_is_refused_at_once_with_retry_after(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Classifier]
 ) -> None:
     client = make_client(stubbed, threads=1, max_queue_seconds=1e-9)  # row 37
     client.post("/v1/classify", content=PHOTO)  # so that the duration of a job is known
@@ -326,7 +326,7 @@ def test_a_full_queue_is_refused_at_once_with_retry_after(
 
 
 def test_a_request_that_takes_too_long_is_504(
-    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Predictor]
+    make_client: ClientFactory, stub: StubBackend, stubbed: dict[str, Classifier]
 ) -> None:
     client = make_client(stubbed, request_timeout_seconds=0.1)
     stub.release = threading.Event()
@@ -360,8 +360,8 @@ def test_a_client_has_no_settings_but_those_of_its_test(
     assert make_client().get("/v1/models").status_code == 200
 
 
-def test_before_its_models_are_there_the_server_is_not_ready(predictors: dict[str, Predictor]) -> None:
-    models: dict[str, Predictor] = {}
+def test_before_its_models_are_there_the_server_is_not_ready(predictors: dict[str, Classifier]) -> None:
+    models: dict[str, Classifier] = {}
     application = create_app(Settings(device="cpu", threads=1), models)
     with TestClient(application) as client:
         assert client.get("/readyz").status_code == 503

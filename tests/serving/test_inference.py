@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.app import check_levels
 from serving.errors import ApiError
 from serving.inference import Health, run_model
@@ -28,13 +28,13 @@ class BrokenBackend:
         raise RuntimeError("broken")
 
 
-def broken(predictor: Predictor) -> Predictor:
+def broken(predictor: Classifier) -> Classifier:
     bundle = Bundle.__new__(Bundle)
     object.__setattr__(bundle, "manifest", predictor.manifest)
-    return Predictor(bundle, BrokenBackend())
+    return Classifier(bundle, BrokenBackend())
 
 
-def test_only_failures_of_the_model_itself_count_against_it(predictors: dict[str, Predictor]) -> None:
+def test_only_failures_of_the_model_itself_count_against_it(predictors: dict[str, Classifier]) -> None:
     health = Health()
     for _ in range(3):
         with pytest.raises(ApiError) as refused:
@@ -50,7 +50,7 @@ def test_only_failures_of_the_model_itself_count_against_it(predictors: dict[str
 
 
 def test_one_model_that_fails_makes_the_server_not_ready_although_others_run(
-    make_client: ClientFactory, predictors: dict[str, Predictor]
+    make_client: ClientFactory, predictors: dict[str, Classifier]
 ) -> None:
     client = make_client({"tiny": predictors["tiny"], "other": broken(predictors["other"])})
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_one_model_that_fails_makes_the_server_not_ready_although_others_run(
 
 
 def test_embeddings_of_a_model_without_a_pooled_vector_are_refused_as_a_level_that_it_lacks(
-    make_client: ClientFactory, predictors: dict[str, Predictor]
+    make_client: ClientFactory, predictors: dict[str, Classifier]
 ) -> None:
     predictor = broken(predictors["tiny"])
     outputs = {name: spec for name, spec in predictor.manifest.outputs.items() if name != "pooled"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.predictor import Predictor
+from convmae_deploy.runtime.predictor import Classifier
 from serving.errors import ApiError
 from serving.models import choose, load_bundles, open_predictors
 from serving.settings import Settings
@@ -30,7 +30,7 @@ def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
         load_bundles(Settings(bundle=(path,)))
 
 
-def test_a_model_of_another_task_is_not_found(predictors: dict[str, Predictor]) -> None:
+def test_a_model_of_another_task_is_not_found(predictors: dict[str, Classifier]) -> None:
     assert choose(predictors, None, "classification") is predictors["tiny"]
     assert choose(predictors, "other", "classification") is predictors["other"]
     with pytest.raises(ApiError) as refused:
