@@ -15,13 +15,13 @@ from rich.text import Text
 
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.predictions import make_report
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.runtime.backends import Device
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
 from convmae_deploy.runtime.feature_files import check_feature_path, write_features
-from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Classifier, open_predictor
 
 _MAX_DEFAULT_BATCH = 32
 
@@ -59,31 +59,36 @@ def _run(arguments: Sequence[str] | None) -> int | None:
 def predict(
     bundle: BundlePath,
     photos: PhotoPaths,
-    top_k: int = 5,
+    out: Path | None = None,
+    top_k: int | None = None,
+    threshold: float | None = None,
     json: bool = False,
     device: Device = "auto",
     threads: int | None = None,
 ) -> int:
-    """Name what photos show.
+    """Say what photos show: their classes, the objects in them, or what each pixel is, whatever the model is for.
 
     Args:
         bundle: folder of the exported model.
         photos: image files.
-        top_k: classes a photo.
+        out: folder to write to. Detection: pictures with boxes and masks, and results.json in COCO's format, where
+            image_id is the photo's name (a number where it is one) and category_id counts the model's classes from 1.
+            Segmentation: the labels as PNG, and pictures with a legend.
+        top_k: classification: classes a photo (default: 5).
+        threshold: detection: the smallest score of an object (default: 0.5).
         json: print one JSON object a photo and line, in order, instead of a table.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
     """
     if not photos:
         raise ConvMAEError("expected at least one photo after the bundle; got none")
-    if top_k < 1:
-        raise ConvMAEError(f"--top-k must be at least 1; got {top_k}")
-    predictor = Classifier.open(bundle, device=device, threads=threads)
-    table = Table("file", "label", "score")
+    predictor = open_predictor(bundle, device=device, threads=threads)
+    report = make_report(predictor, photos, out=out, top_k=top_k, threshold=threshold)
+    table = Table("file", *report.columns)
     failures = 0
     for photo in photos:
         try:
-            predictions = predictor.classify([read_photo(photo).image], top_k=top_k)[0]
+            answer = report.answer(photo, read_photo(photo).image)
         except ConvMAEError as error:
             failures += 1
             _report(photo, error)
@@ -91,11 +96,13 @@ def predict(
                 _print_json({"file": str(photo), "error": str(error)})
             continue
         if json:
-            _print_json({"file": str(photo), "predictions": [vars(prediction) for prediction in predictions]})
+            _print_json({"file": str(photo), **answer.fields})
         else:
-            _add_rows(table, photo, predictions)
+            _add_rows(table, photo, answer.rows)
     if table.row_count:
         Console().print(table)
+    for sentence in report.finish():
+        print(sentence, file=sys.stderr if json else sys.stdout)
     return SOME_INPUTS_BAD if failures else 0
 
 
@@ -198,11 +205,11 @@ def _print_json(line: dict[str, object]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _add_rows(table: Table, photo: Path, predictions: Sequence[Prediction]) -> None:
+def _add_rows(table: Table, photo: Path, rows: Sequence[tuple[str, ...]]) -> None:
     # Text, not str: rich would read "[x]" in a label or file name as markup.
-    for rank, prediction in enumerate(predictions):
-        name = Text(readable(photo) if rank == 0 else "", overflow="fold")
-        table.add_row(name, Text(prediction.label, overflow="fold"), f"{prediction.score:.4f}")
+    for index, row in enumerate(rows or [("nothing found",)]):
+        name = readable(photo) if index == 0 else ""
+        table.add_row(*(Text(cell, overflow="fold") for cell in (name, *row)))
     table.add_section()
 
 

@@ -50,9 +50,10 @@ def _geometry(spec: AnyPreprocessing) -> str:
 
 
 def _outputs(manifest: Manifest) -> Table:
-    table = Table("output", "shape", "stride")
+    table = Table("output", "shape", "type", "stride")
     for name, spec in manifest.outputs.items():
-        table.add_row(Text(name), f"(B, {_shape(spec.shape)})", "" if spec.stride is None else str(spec.stride))
+        stride = "" if spec.stride is None else str(spec.stride)
+        table.add_row(Text(name), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, stride)
     return table
 
 

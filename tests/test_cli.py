@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from convmae_deploy import cli
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
 from tests.runtime.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
@@ -83,7 +83,14 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
     [
         (["predict", "BUNDLE"], "at least one photo"),
         (["predict", "BUNDLE", "PHOTO", "--top-k", "0"], "--top-k must be at least 1; got 0"),
+        (["predict", "BUNDLE", "PHOTO", "--out", "x.d"], "--out says nothing to a classification model"),
+        (["predict", "BUNDLE", "PHOTO", "--threshold", "0.5"], "--threshold says nothing to a classification model"),
+        (["predict", "DETECTOR", "PHOTO", "--top-k", "5"], "--top-k says nothing to a detection model"),
+        (["predict", "DETECTOR", "PHOTO", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
+        (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
+        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes --out; leave it out"),
         (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
+        (["features", "DETECTOR", "PHOTO", "--out", "x.npz"], "boxes is a detection model; give a classification"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.csv"], "choose one of these suffixes"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--levels", "e9"], "got e9"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--batch-size", "0"], "batch size must be at least 1"),
@@ -103,7 +110,15 @@ def test_a_wrong_request_is_one_sentence_with_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    places = {"BUNDLE": str(bundle), "PHOTO": str(photos / "a.jpg"), "EMPTY": str(tmp_path / "empty")}
+    make_detection_bundle(tmp_path / "detector")
+    make_segmentation_bundle(tmp_path / "segmenter")
+    places = {
+        "BUNDLE": str(bundle),
+        "DETECTOR": "detector",
+        "SEGMENTER": "segmenter",
+        "PHOTO": str(photos / "a.jpg"),
+        "EMPTY": str(tmp_path / "empty"),
+    }
     assert convmae(*[places.get(argument, argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -179,6 +194,20 @@ def test_info_shows_the_whole_bundle(bundle: Path) -> None:
         assert words in result.stdout
 
 
+def test_info_says_how_a_detector_and_a_segmenter_see_a_photo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert convmae("info", make_detection_bundle(tmp_path / "detector")) == 0
+    output = capsys.readouterr().out
+    for words in ("resize to fit into 64 x 96", "filled with 128", "(B, 100, 28, 28)", "(B) ", "int64"):
+        assert words in output
+    assert convmae("info", make_segmentation_bundle(tmp_path / "segmenter", short_side=70)) == 0
+    output = capsys.readouterr().out
+    for words in ("short side 70, windows of 64 x 64 every 43 x 43", "(B, 4, 16, 16)"):
+        assert words in output
+
+
 def test_an_unverified_bundle_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_bundle(bundle, verified=False)
     assert convmae("info", bundle) == 0
@@ -218,7 +247,7 @@ def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--top-k", "--json", "--device", "--threads"},
+        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"},
         "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"},
         "info": set[str](),
         "import": {"--out", "--variant", "--image-size", "--num-heads"},

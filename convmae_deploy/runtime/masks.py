@@ -6,7 +6,7 @@ Shapes: M cells a side of a predicted mask, H W the photo, r c the part of it th
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to the object
 _CHARACTER_BITS = 5  # of a number in a character of COCO's compressed run lengths
 _CONTINUES = 0x20  # a character with this bit is followed by another of the same number
 _FIRST_CHARACTER = 48
-_PNG_LEVEL = 1  # zlib: masks compress well at any level
+_PNG_LEVEL = 1  # of zlib: masks and labels compress well at any
 
 
 class RunLengths(TypedDict):
@@ -59,10 +59,19 @@ class ObjectMask:
         return mask_png(self.pixels())
 
 
+def label_png(labels: NDArray[np.integer[Any]]) -> bytes:
+    """A map of labels (H, W) as a grey PNG whose levels are the labels: 8 bits for uint8, 16 for uint16."""
+    return _png(Image.fromarray(labels))
+
+
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """A mask (H, W) as a grey PNG of 0 and 255."""
+    return _png(Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
+    picture.save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 

@@ -1,0 +1,212 @@
+"""What `convmae predict` makes of each photo, by task: rows of a table, a line of JSON, and files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file, check_can_create
+from convmae_deploy.program import readable
+from convmae_deploy.runtime.detections import Detection, coco_result
+from convmae_deploy.runtime.drawing import draw_detections, draw_segmentation
+from convmae_deploy.runtime.masks import label_png
+from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter
+
+RESULTS_NAME = "results.json"
+DEFAULT_TOP_K = 5
+DEFAULT_THRESHOLD = 0.5
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is said about one photo."""
+
+    fields: dict[str, object]  # as JSON
+    rows: Sequence[tuple[str, ...]]  # of the table, one text for each of the report's columns
+
+
+class Report(Protocol):
+    """Runs one photo after the other and says what was found."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the table, after the photo's name."""
+
+    def answer(self, file: Path, image: Image.Image) -> Answer:
+        """Runs an RGB photo, and writes the files that belong to it."""
+
+    def finish(self) -> list[str]:
+        """Writes what belongs to all photos; returns sentences on what was written."""
+
+
+class ClassReport:
+    """The best classes."""
+
+    columns = ("label", "score")
+
+    def __init__(self, classifier: Classifier, top_k: int) -> None:
+        self.classifier, self.top_k = classifier, top_k
+
+    def answer(self, file: Path, image: Image.Image) -> Answer:
+        """Runs an RGB photo."""
+        predictions = self.classifier.classify([image], top_k=self.top_k)[0]
+        return Answer(
+            fields={"predictions": [vars(prediction) for prediction in predictions]},
+            rows=[(prediction.label, f"{prediction.score:.4f}") for prediction in predictions],
+        )
+
+    def finish(self) -> list[str]:
+        """Nothing is written."""
+        return []
+
+
+class ObjectReport:
+    """Objects with boxes and masks: a picture for each photo, and all of them in COCO's results format.
+
+    In that file `image_id` is the name of the photo without its suffix, as a number where it is one, as in COCO's
+    photos; `category_id` counts the model's classes from 1; boxes and masks are in pixels of the upright photo.
+    """
+
+    columns = ("label", "score", "box: left, top, right, bottom")
+
+    def __init__(self, detector: Detector, threshold: float, out: Path | None) -> None:
+        self.detector, self.threshold, self.out = detector, threshold, out
+        self.results: list[dict[str, object]] = []
+        self.photos = 0
+
+    def answer(self, file: Path, image: Image.Image) -> Answer:
+        """Runs an RGB photo and draws what was found."""
+        found = self.detector.detect([image], threshold=self.threshold)[0]
+        if self.out is not None:
+            picture = draw_detections(image, found, len(self.detector.manifest.classes))
+            _save_picture(picture, self.out / f"{file.stem}.objects.jpg")
+            self.results += [coco_result(item, image_id(file), item.index + 1) for item in found]
+            self.photos += 1
+        rows = [(item.label, f"{item.score:.4f}", _box_text(item)) for item in found]
+        return Answer(fields={"detections": [_object_fields(item) for item in found]}, rows=rows)
+
+    def finish(self) -> list[str]:
+        """Writes the file of results."""
+        if self.out is None:
+            return []
+        path = self.out / RESULTS_NAME
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(self.results), encoding="utf-8")
+        objects = f"{len(self.results)} objects in {self.photos} photos"
+        return [f"{readable(path)}: {objects}; their pictures beside it"]
+
+
+class AreaReport:
+    """Labels of pixels: a map and a coloured picture with a legend for each photo."""
+
+    columns = ("label", "share of the pixels", "score")
+
+    def __init__(self, segmenter: Segmenter, out: Path | None) -> None:
+        self.segmenter, self.out = segmenter, out
+        self.photos = 0
+
+    def answer(self, file: Path, image: Image.Image) -> Answer:
+        """Runs an RGB photo and draws its labels."""
+        classes = self.segmenter.manifest.classes
+        found = self.segmenter.segment([image])[0]
+        if self.out is not None:
+            _save_picture(draw_segmentation(image, found, classes), self.out / f"{file.stem}.overlay.jpg")
+            with atomic_file(self.out / f"{file.stem}.labels.png") as temporary:
+                temporary.write_bytes(label_png(found.labels))
+            self.photos += 1
+        shares = np.bincount(found.labels.ravel(), minlength=len(classes)) / found.labels.size
+        order = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index]]
+        segments = [
+            {"label": classes[index], "score": float(found.scores[index]), "share": float(shares[index])}
+            for index in order
+        ]
+        rows = [(classes[index], f"{shares[index]:.4f}", f"{found.scores[index]:.4f}") for index in order]
+        return Answer(fields={"segments": segments}, rows=rows)
+
+    def finish(self) -> list[str]:
+        """Says where the files are."""
+        return [] if self.out is None else [f"{readable(self.out)}: labels and pictures of {self.photos} photos"]
+
+
+def make_report(
+    predictor: Classifier | Detector | Segmenter,
+    photos: Sequence[Path],
+    *,
+    out: Path | None,
+    top_k: int | None,
+    threshold: float | None,
+) -> Report:
+    """What fits the predictor's task.
+
+    Args:
+        predictor: the model.
+        photos: that will be run.
+        out: the folder to write to; None: nothing is written.
+        top_k: classes a photo, for classification alone; None: 5.
+        threshold: the smallest score of an object, for detection alone; None: 0.5.
+
+    Raises:
+        ConvMAEError: an option is not for this task or out of range, or two photos would get the same files.
+    """
+    given = {"--top-k": top_k, "--threshold": threshold, "--out": out}
+    taken = {Classifier: ("--top-k",), Detector: ("--threshold", "--out"), Segmenter: ("--out",)}[type(predictor)]
+    for option, value in given.items():
+        if value is not None and option not in taken:
+            task = predictor.manifest.task
+            raise ConvMAEError(
+                f"{option} says nothing to a {task} model, which takes {' and '.join(taken)}; leave it out"
+            )
+    if top_k is not None and top_k < 1:
+        raise ConvMAEError(f"--top-k must be at least 1; got {top_k}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConvMAEError(f"--threshold must be between 0 and 1; got {threshold:g}")
+    if out is not None:
+        check_names(photos)
+        check_can_create(out / RESULTS_NAME)
+    if isinstance(predictor, Classifier):
+        return ClassReport(predictor, DEFAULT_TOP_K if top_k is None else top_k)
+    if isinstance(predictor, Detector):
+        return ObjectReport(predictor, DEFAULT_THRESHOLD if threshold is None else threshold, out)
+    return AreaReport(predictor, out)
+
+
+def image_id(file: Path) -> int | str:
+    """Of a photo in COCO's format: its name without the suffix, as a number where it is one."""
+    return int(file.stem) if file.stem.isascii() and file.stem.isdigit() else file.stem
+
+
+def check_names(photos: Sequence[Path]) -> None:
+    """Refuses photos whose files or ids would be the same.
+
+    Raises:
+        ConvMAEError: there are two such.
+    """
+    seen: dict[int | str, Path] = {}
+    for photo in photos:
+        other = seen.setdefault(image_id(photo), photo)
+        if other is not photo:
+            both = f"{readable(other)} and {readable(photo)}"
+            raise ConvMAEError(f"with --out every photo needs a name of its own, but {both} would both be {photo.stem}")
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)  # colours sharp, for text
+
+
+def _object_fields(item: Detection) -> dict[str, object]:
+    return {
+        "label": item.label,
+        "score": item.score,
+        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), item.box, strict=True)),
+    }
+
+
+def _box_text(item: Detection) -> str:
+    return ", ".join(f"{edge:.0f}" for edge in item.box)
