@@ -8,7 +8,7 @@ matrices. So the final map is made a few rows at a time, and neither it nor the 
 Shapes: K classes, H W the resized photo, h w a window, u v the final map.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from convmae_deploy.runtime.preprocess import FILTERS, normalise
 FloatArray = NDArray[np.float32]
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 RunWindows = Callable[[FloatArray], FloatArray]  # (B, 3, h, w) -> (B, K, h / 4, w / 4)
+ReadPixels = Callable[[slice, slice], FloatArray]  # rows and columns of the resized photo -> (3, r, c), normalised
+Place = tuple[slice, slice]
 
 MAX_BYTES = 32_000_000  # of the logits of the final map that are held at once
 
@@ -57,15 +59,36 @@ def window_count(photo: Size, spec: SlidingWindow) -> int:
     return rows * columns
 
 
+def resize(image: Image.Image, spec: SlidingWindow) -> Image.Image:
+    """An RGB photo in the size at which it is looked at."""
+    height, width = resized_size((image.height, image.width), spec)
+    return image.resize((width, height), FILTERS[spec.interpolation])
+
+
 def resize_and_normalise(image: Image.Image, spec: SlidingWindow) -> FloatArray:
     """An RGB photo as the windows are cut from it, (3, H, W)."""
-    height, width = resized_size((image.height, image.width), spec)
-    return normalise(np.asarray(image.resize((width, height), FILTERS[spec.interpolation])), spec.mean, spec.std)
+    return normalise(np.asarray(resize(image, spec)), spec.mean, spec.std)
 
 
 def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> Segmentation:
-    """Labels of an RGB photo in its own size, by the largest averaged logit; of equal ones the first class."""
-    return segment_normalised(resize_and_normalise(image, spec), (image.height, image.width), spec, run)
+    """Labels of an RGB photo in its own size, by the largest averaged logit; of equal ones the first class.
+
+    Args:
+        image: upright.
+        spec: windows and stride.
+        run: from windows to logits; is given the windows of one row or column at once.
+    """
+    levels = np.asarray(resize(image, spec))
+
+    def read(
+        rows: slice, columns: slice
+    ) -> FloatArray:  # only what is looked at becomes float: a quarter of the memory
+        return normalise(levels[rows, columns], spec.mean, spec.std)
+
+    height, width = levels.shape[:2]
+    return _label(
+        averaged_logits(read, (height, width), (image.height, image.width), spec, run), (image.height, image.width)
+    )
 
 
 def segment_normalised(image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows) -> Segmentation:
@@ -77,15 +100,25 @@ def segment_normalised(image_chw: FloatArray, size: Size, spec: SlidingWindow, r
         spec: windows and stride.
         run: from windows to logits; is given the windows of one row or column at once.
     """
+    _, height, width = image_chw.shape
+
+    def read(rows: slice, columns: slice) -> FloatArray:
+        return image_chw[:, rows, columns]
+
+    return _label(averaged_logits(read, (height, width), size, spec, run), size)
+
+
+def _label(parts: Iterable[tuple[Place, FloatArray]], size: Size) -> Segmentation:
+    """The largest of each pixel's logits."""
     labels: Labels = np.empty(size, dtype=np.uint8)
     totals = counts = np.zeros(0)
-    for part, logits in averaged_logits(image_chw, size, spec, run):
+    for place, logits in parts:
         classes = len(logits)
         if not len(totals):
             totals, counts = np.zeros(classes), np.zeros(classes)
             labels = labels if classes <= 256 else np.empty(size, dtype=np.uint16)
         best = logits.argmax(axis=0)
-        labels[part] = best
+        labels[place] = best
         largest = np.take_along_axis(logits, best[None], axis=0)
         probabilities = 1 / np.exp(logits - largest).sum(axis=0)  # softmax of the largest
         totals += np.bincount(best.ravel(), weights=probabilities.ravel(), minlength=classes)
@@ -94,62 +127,63 @@ def segment_normalised(image_chw: FloatArray, size: Size, spec: SlidingWindow, r
 
 
 def averaged_logits(
-    image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows
-) -> Iterator[tuple[tuple[slice, slice], FloatArray]]:
+    read: ReadPixels, photo: Size, size: Size, spec: SlidingWindow, run: RunWindows
+) -> Iterator[tuple[Place, FloatArray]]:
     """The final map of logits in parts, each with its place in the map: a slice of u and one of v.
 
     The parts are bands across the shorter side of the photo, so that the windows that lie across one band are few
     however long the photo is; a window is run when the first band needs it and forgotten after the last.
 
     Args:
-        image_chw: (3, H, W), normalised.
+        read: pixels of the resized photo.
+        photo: (H, W) of it.
         size: (u, v) of the final map.
         spec: windows and stride.
         run: from windows to logits.
     """
-    _, height, width = image_chw.shape
-    if height >= width:
-        for rows, logits in _bands(image_chw, size, spec, run):
+    if photo[0] >= photo[1]:
+        for rows, logits in _bands(read, photo, size, spec, run):
             yield (rows, slice(None)), logits
         return
+
+    def read_turned(rows: slice, columns: slice) -> FloatArray:
+        return read(columns, rows).swapaxes(1, 2)
 
     def run_turned(windows: FloatArray) -> FloatArray:
         return run(np.ascontiguousarray(windows.swapaxes(2, 3))).swapaxes(2, 3)
 
     turned = spec.model_copy(update={"window": spec.window[::-1], "stride": spec.stride[::-1]})
-    for columns, logits in _bands(image_chw.swapaxes(1, 2), size[::-1], turned, run_turned):
+    for columns, logits in _bands(read_turned, photo[::-1], size[::-1], turned, run_turned):
         yield (slice(None), columns), logits.swapaxes(1, 2)
 
 
 def _bands(
-    image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows
+    read: ReadPixels, photo: Size, size: Size, spec: SlidingWindow, run: RunWindows
 ) -> Iterator[tuple[slice, FloatArray]]:
     """The final map from top to bottom, as many rows at a time as `MAX_BYTES` allows."""
-    (_, height, width), (window_height, window_width) = image_chw.shape, spec.window
-    tops = window_starts(height, window_height, spec.stride[0])
-    lefts = window_starts(width, window_width, spec.stride[1])
-    vertical = _share_matrices(height, tops, window_height, size[0])
-    horizontal = _share_matrices(width, lefts, window_width, size[1])
+    tops, lefts = (window_starts(*side) for side in zip(photo, spec.window, spec.stride, strict=True))
+    vertical = _share_matrices(photo[0], tops, spec.window[0], size[0])
+    horizontal = _share_matrices(photo[1], lefts, spec.window[1], size[1])
     rows_of_windows: dict[int, FloatArray] = {}  # index of the row -> (windows, K, h / 4, w / 4)
     start, step = 0, 1
     while start < size[0]:
         stop = min(start + step, size[0])
         needed = [index for index, share in enumerate(vertical) if share.start < stop and share.stop > start]
+        rows_of_windows = {index: rows_of_windows[index] for index in needed if index in rows_of_windows}
         for index in needed:
             if index not in rows_of_windows:
-                rows_of_windows[index] = run(_cut(image_chw, tops[index], lefts, spec.window))
-        rows_of_windows = {index: rows_of_windows[index] for index in needed}
+                rows_of_windows[index] = run(_cut(read, tops[index], lefts, spec.window))
         classes = rows_of_windows[needed[0]].shape[1]
         yield slice(start, stop), _combine(rows_of_windows, vertical, horizontal, slice(start, stop))
         start = stop
         step = max(1, MAX_BYTES // (classes * size[1] * np.dtype(np.float32).itemsize))
 
 
-def _cut(image_chw: FloatArray, top: int, lefts: Sequence[int], window: Size) -> FloatArray:
+def _cut(read: ReadPixels, top: int, lefts: Sequence[int], window: Size) -> FloatArray:
     """The windows of one row (len(lefts), 3, h, w); what lies outside the photo is 0."""
     windows = np.zeros((len(lefts), 3, *window), dtype=np.float32)
     for target, left in zip(windows, lefts, strict=True):
-        source = image_chw[:, top : top + window[0], left : left + window[1]]
+        source = read(slice(top, top + window[0]), slice(left, left + window[1]))
         target[:, : source.shape[1], : source.shape[2]] = source
     return windows
 

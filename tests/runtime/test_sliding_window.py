@@ -57,10 +57,18 @@ def literal(image_chw: FloatArray, size: tuple[int, int], spec: SlidingWindow, r
     return F.interpolate(averaged[None], size, mode="bilinear", align_corners=False)[0]
 
 
+def reader(image_chw: FloatArray) -> Callable[[slice, slice], FloatArray]:
+    return lambda rows, columns: image_chw[:, rows, columns]
+
+
+def photo_size(image_chw: FloatArray) -> tuple[int, int]:
+    return image_chw.shape[1], image_chw.shape[2]
+
+
 def assembled(image_chw: FloatArray, size: tuple[int, int], spec: SlidingWindow, run: object) -> FloatArray:
     assert callable(run)
     final = np.full((CLASSES, *size), np.nan, dtype=np.float32)
-    for part, logits in averaged_logits(image_chw, size, spec, run):
+    for part, logits in averaged_logits(reader(image_chw), photo_size(image_chw), size, spec, run):
         assert np.isnan(final[:, *part]).all(), "no pixel twice"
         final[:, *part] = logits
     return final
@@ -147,7 +155,7 @@ def test_windows_across_the_shorter_side_are_run_together_and_each_once(size: tu
         return random_model()(windows)
 
     image = np.zeros((3, *size), dtype=np.float32)
-    list(averaged_logits(image, size, SPEC, run))
+    list(averaged_logits(reader(image), size, size, SPEC, run))
     assert set(calls) == {(per_call, 3, 32, 64)}
     assert len(calls) * per_call == window_count(size, SPEC)
 
@@ -161,7 +169,7 @@ def test_few_windows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return random_model()(windows)
 
     image = np.zeros((3, 640, 64), dtype=np.float32)
-    behind = [(part[0].stop, len(asked)) for part, _ in averaged_logits(image, (640, 64), SPEC, run)]
+    behind = [(part[0].stop, len(asked)) for part, _ in averaged_logits(reader(image), (640, 64), (640, 64), SPEC, run)]
     assert all((count - 2) * 21 <= row for row, count in behind)  # no window before its rows are wanted
 
 
@@ -187,3 +195,12 @@ def test_labels_have_the_size_of_the_photo_whatever_size_is_looked_at() -> None:
     found = segment_photo(Image.fromarray(levels), spec, run)
     assert found.labels.shape == (101, 67)
     assert (found.labels[:, :31] == 0).all() and (found.labels[:, 36:] == 1).all()
+
+
+@pytest.mark.parametrize("size", [(75, 131), (131, 75), (20, 30)])
+def test_a_photo_gives_what_its_normalised_pixels_give(size: tuple[int, int]) -> None:
+    spec = SPEC.model_copy(update={"short_side": 50})
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    found = segment_photo(photo, spec, random_model())
+    expected = segment_normalised(resize_and_normalise(photo, spec), size, spec, random_model())
+    assert np.array_equal(found.labels, expected.labels) and np.array_equal(found.scores, expected.scores)
