@@ -26,6 +26,7 @@ from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
+from convmae_deploy.machine import keep_freed_memory
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
@@ -131,6 +132,8 @@ class TrainingRun:
             folder.begin(config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
         accelerator.wait_for_everyone()
         accelerator.gradient_accumulation_steps = micro_batches
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         if run.compile:
             model.compile()
         model, optimizer = accelerator.prepare(model, optimizer)
