@@ -1,10 +1,9 @@
 """The routes, as a Starlette application without any of BentoML."""
 
 import logging
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,23 +11,20 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from convmae_deploy.runtime.images import ImageLimits
 from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Classifier
 from serving import openapi
 from serving.draining import Drain
 from serving.errors import ApiError
 from serving.guard import Exchange, Guard, routes_by_endpoint
-from serving.inference import Health, RequestLimits, Timings, classify_uploads, decode_uploads, run_model
+from serving.inference import Timings
+from serving.jobs import Jobs, Work
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import ROUTE_OF_TASK, SERVED_TASKS, Predictors, choose, describe_model, list_models, warm_up
-from serving.parameters import ClassifyParameters, EmbeddingsParameters, FeaturesParameters, read_parameters
+from serving.models import Predictors, describe_model, find_model, list_models, warm_up
 from serving.pool import Ticket, WorkPool
 from serving.requests import Parsed, parse_embeddings, parse_images
-from serving.responses import choose_feature_type, classification, embeddings, encode_features, to_json
 from serving.settings import Settings
 
-T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger("convmae_serving")
 
@@ -44,9 +40,6 @@ ASSET_TYPES: Final = {
     ".png": "image/png",
     ".svg": "image/svg+xml",
 }
-OTHER_TASKS: Final[Mapping[str, Task]] = {
-    route: task for task, route in ROUTE_OF_TASK.items() if task not in SERVED_TASKS
-}
 
 
 class Api:
@@ -61,91 +54,47 @@ class Api:
         self.settings = settings
         self.predictors = predictors
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds)
-        self._health: dict[str, Health] = {}
+        self.jobs = Jobs(settings, predictors)
         self.metrics = Metrics()
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
-        self.limits = RequestLimits(
-            image=ImageLimits(
-                max_pixels=settings.max_image_pixels,
-                max_side=settings.max_image_side,
-                max_aspect=settings.max_image_aspect,
-            ),
-            max_request_pixels=settings.max_request_pixels,
-        )
         self._probe_pending = False
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
+    def tasks(self) -> dict[Task, tuple[str, Handler]]:
+        """What is done for each task, and at which path; a task that is not served has a path too, which says so."""
+        return {
+            "classification": ("/v1/classify", self.classify),
+            "detection": ("/v1/detect", self.detect),
+            "segmentation": ("/v1/segment", self.segment),
+            "video-classification": ("/v1/classify-video", self.other_task),
+        }
+
     async def classify(self, request: Request) -> Response:
         """POST /v1/classify."""
+        return await self._work(request, parse_images, self.jobs.classify)
 
-        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
-            parameters = read_parameters(ClassifyParameters, request.scope["query_string"], parsed.parameters)
-            predictor = choose(self.predictors, parameters.model, "classification")
-            predictions, decoded = classify_uploads(
-                predictor,
-                parsed.uploads,
-                parameters,
-                self.limits,
-                self.health(predictor.manifest.name),
-                ticket,
-                timings,
-            )
-            with timings.phase("encode"):
-                body = to_json(classification(predictions, parsed.batched))
-            headers = {"X-Model": predictor.manifest.name} | decoded.headers()
-            return Response(body, media_type="application/json", headers=headers)
+    async def detect(self, request: Request) -> Response:
+        """POST /v1/detect."""
+        return await self._work(request, parse_images, self.jobs.detect)
 
-        return await self._work(request, parse_images, job)
+    async def segment(self, request: Request) -> Response:
+        """POST /v1/segment."""
+        return await self._work(request, parse_images, self.jobs.segment)
 
     async def features(self, request: Request) -> Response:
         """POST /v1/features."""
-        accept = request.headers.get("accept", "")
-
-        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
-            parameters = read_parameters(FeaturesParameters, request.scope["query_string"], parsed.parameters)
-            predictor = choose(self.predictors, parameters.model, "classification")
-            levels = check_levels(predictor, parameters.levels)
-            shapes = (predictor.manifest.outputs[level].shape for level in levels)
-            size = 4 * len(parsed.uploads) * sum(math.prod(shape) for shape in shapes)
-            kind = choose_feature_type(accept, size, self.settings.max_json_features_bytes)
-            with timings.phase("decode"):
-                decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
-            ticket.check()
-            with timings.phase("inference"):
-                maps = run_model(predictor, decoded.batch, levels, self.health(predictor.manifest.name))
-            with timings.phase("encode"):
-                name = predictor.manifest.name
-                body, extra = encode_features({level: maps[level] for level in levels}, kind, parameters.dtype, name)
-            headers = {"X-Model": name} | decoded.headers() | extra
-            return Response(body, media_type=kind, headers=headers)
-
-        return await self._work(request, parse_images, job)
+        return await self._work(request, parse_images, self.jobs.features)
 
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
-
-        def job(parsed: Parsed, ticket: Ticket, timings: Timings) -> Response:
-            parameters = read_parameters(EmbeddingsParameters, request.scope["query_string"], parsed.parameters)
-            predictor = choose(self.predictors, parameters.model, "classification")
-            check_levels(predictor, ["pooled"], field="model")
-            name = predictor.manifest.name
-            with timings.phase("decode"):
-                decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, ticket)
-            ticket.check()
-            with timings.phase("inference"):
-                vectors = run_model(predictor, decoded.batch, ["pooled"], self.health(name))["pooled"]
-            with timings.phase("encode"):
-                body = to_json(embeddings(vectors, name, parameters.encoding_format))
-            headers = {"X-Model": predictor.manifest.name} | decoded.headers()
-            return Response(body, media_type="application/json", headers=headers)
-
-        return await self._work(request, parse_embeddings, job)
+        return await self._work(request, parse_embeddings, self.jobs.embeddings)
 
     async def other_task(self, request: Request) -> Response:
-        """POST on the route of a task that no loaded bundle is for."""
-        choose(self.predictors, request.query_params.get("model"), OTHER_TASKS[request.url.path])
+        """POST on the route of a task that nothing here is for."""
+        task = next(task for task, (route, _) in self.tasks().items() if route == request.url.path)
+        find_model(self.predictors, request.query_params.get("model"), task)
         raise ApiError(404, "no_model_for_task", "this server does not serve that task; see /openapi.json")
 
     async def list_models(self, request: Request) -> Response:
@@ -194,10 +143,6 @@ class Api:
         """GET /page/{asset}."""
         return page_file(request.path_params["asset"])
 
-    def health(self, name: str) -> Health:
-        """Of the model of that name."""
-        return self._health.setdefault(name, Health())
-
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
         if self.guard is not None and self.guard.draining:
@@ -205,7 +150,7 @@ class Api:
         if not self.predictors:
             return "the models are still being loaded; try again in a moment"
         for name in self.predictors:
-            if not self.health(name).ready:
+            if not self.jobs.health(name).ready:
                 return f"the model {name} failed several times in a row; see the server's log"
         return None
 
@@ -213,7 +158,7 @@ class Api:
         self,
         request: Request,
         parse: Callable[[bytes, str, int], Parsed],
-        job: Callable[[Parsed, Ticket, Timings], Response],
+        job: Callable[[Work], Response],
     ) -> Response:
         """Reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
@@ -229,7 +174,7 @@ class Api:
             nonlocal images
             with timings.phase("decode"):
                 parsed = parse(body, content_type, self.settings.max_images)
-            response = job(parsed, ticket, timings)
+            response = job(Work(request, parsed, ticket, timings))
             images = len(parsed.uploads)
             return response
 
@@ -257,9 +202,9 @@ class Api:
         def probe(ticket: Ticket) -> None:
             try:
                 for name, predictor in self.predictors.items():
-                    if not self.health(name).ready:
+                    if not self.jobs.health(name).ready:
                         warm_up(predictor)
-                        self.health(name).failures_in_a_row = 0
+                        self.jobs.health(name).failures_in_a_row = 0
             finally:
                 self._probe_pending = False
 
@@ -272,7 +217,7 @@ class Api:
 class Endpoint:
     """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions."""
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
+    def __init__(self, answer: Handler) -> None:
         self.answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -288,11 +233,10 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
         predictors: the models by name, in the order of the bundles. May be filled after this call.
     """
     api = Api(settings, predictors)
-    endpoints: list[tuple[str, str, Callable[..., Any]]] = [
-        ("POST", "/v1/classify", api.classify),
+    endpoints: list[tuple[str, str, Handler]] = [
+        *(("POST", path, answer) for path, answer in api.tasks().values()),
         ("POST", "/v1/features", api.features),
         ("POST", "/v1/embeddings", api.embeddings),
-        *(("POST", path, api.other_task) for path in OTHER_TASKS),
         ("GET", "/v1/models", api.list_models),
         ("GET", "/v1/models/{name}", api.describe_model),
         ("GET", "/livez", api.live),
@@ -312,19 +256,6 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
     application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of)
     return application
-
-
-def check_levels(predictor: Classifier, levels: Sequence[str], field: str = "levels") -> list[str]:
-    """The levels asked for, each once, in the order asked for.
-
-    Raises:
-        ApiError: 422, the model has no such level.
-    """
-    for level in levels:
-        if level not in predictor.levels:
-            message = f"{field}: expected some of {', '.join(predictor.levels)}, got {level[:40]!r}; correct it"
-            raise ApiError(422, "unknown_level", message, field=field)
-    return list(dict.fromkeys(levels))
 
 
 def page_file(name: str) -> Response:

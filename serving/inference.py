@@ -2,20 +2,23 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.detections import Detection
 from convmae_deploy.runtime.images import DecodedImage, ImageError, ImageLimits, decode_image
+from convmae_deploy.runtime.manifest import Size
 from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Classifier, Detector, Predictor, Segmenter
+from convmae_deploy.runtime.sliding_window import Segmentation, segment_photo
 from serving.errors import ApiError
-from serving.parameters import ClassifyParameters, Common
+from serving.parameters import ClassifyParameters, Common, DetectParameters, SegmentParameters
 from serving.pool import Ticket
 from serving.requests import Upload
 
@@ -27,6 +30,7 @@ STATUS_OF_IMAGE_ERROR: Final[Mapping[str, int]] = {
 FAILURES_UNTIL_NOT_READY: Final = 3
 
 Array = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Timings:
@@ -61,9 +65,16 @@ class RequestLimits:
 class Decoded:
     """The decoded images of one request: the model's input, and what is worth telling about the files."""
 
-    batch: Array  # (B, 3, H, W)
+    batch: Array = field(default_factory=lambda: np.empty(0, dtype=np.float32))  # (B, 3, H, W)
     frames: list[int] = field(default_factory=list)
     orientations: list[int] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)  # (height, width) of each upright photo
+
+    def add(self, image: DecodedImage) -> None:
+        """Takes note of one file."""
+        self.frames.append(image.frames)
+        self.orientations.append(image.orientation)
+        self.sizes.append((image.image.height, image.image.width))
 
     def headers(self) -> dict[str, str]:
         """X-Image-Frames and X-Image-Orientation, only where a file has several frames or was turned."""
@@ -87,36 +98,52 @@ class Health:
         return self.failures_in_a_row < FAILURES_UNTIL_NOT_READY
 
 
-def decode_uploads(
-    predictor: Classifier, uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
-) -> Decoded:
-    """Decodes and preprocesses the images one after the other, so that only one full-size photo is in memory.
+def decode_each(
+    uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
+) -> Iterator[DecodedImage]:
+    """Decodes the images one after the other, so that only one full-size photo is in memory.
 
     Raises:
-        ApiError: an image cannot be used; the field says which. Then none of the request's images is run.
+        ApiError: an image cannot be used; the field says which.
     """
-    inputs: list[Array] = []
-    decoded = Decoded(np.empty(0, dtype=np.float32))
     pixels_left = limits.max_request_pixels
     for upload in uploads:
         ticket.check()
         image = _decode(upload, parameters, limits, pixels_left)
         pixels_left -= image.original_size[0] * image.original_size[1]
+        yield image
+
+
+def decode_uploads(
+    predictor: Classifier | Detector,
+    uploads: Sequence[Upload],
+    parameters: Common,
+    limits: RequestLimits,
+    ticket: Ticket,
+) -> Decoded:
+    """Decodes and preprocesses the images one after the other.
+
+    Raises:
+        ApiError: an image cannot be used; the field says which. Then none of the request's images is run.
+    """
+    inputs: list[Array] = []
+    decoded = Decoded()
+    for image in decode_each(uploads, parameters, limits, ticket):
         inputs.append(predictor.preprocess(image.image))
-        decoded.frames.append(image.frames)
-        decoded.orientations.append(image.orientation)
+        decoded.add(image)
     decoded.batch = np.stack(inputs)
     return decoded
 
 
-def run_model(predictor: Classifier, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, Array]:
-    """Runs the model and keeps count of its failures.
+@contextmanager
+def counted(predictor: Predictor, health: Health, batch: Array) -> Iterator[None]:
+    """Runs the model inside, and keeps count of its failures.
 
     Raises:
         ApiError: 500 `inference_failed`.
     """
     try:
-        results = predictor.run(batch, outputs)
+        yield
     except Exception as error:
         # ConvMAEError refuses what it was given; only others say that the model does not run.
         health.failures_in_a_row += not isinstance(error, ConvMAEError)
@@ -124,7 +151,16 @@ def run_model(predictor: Classifier, batch: Array, outputs: Sequence[str], healt
         message = "the model failed on this request; the server's log says why under this request id"
         raise ApiError(500, "inference_failed", message) from error
     health.failures_in_a_row = 0
-    return results
+
+
+def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, NDArray[Any]]:
+    """Runs the model and keeps count of its failures.
+
+    Raises:
+        ApiError: 500 `inference_failed`.
+    """
+    with counted(predictor, health, batch):
+        return predictor.run(batch, outputs)
 
 
 def classify_uploads(
@@ -148,6 +184,72 @@ def classify_uploads(
         logits = run_model(predictor, decoded.batch, ["logits"], health)["logits"]
         predictions = predictor.rank(logits, top_k=parameters.top_k, function=parameters.function_to_apply)
     return predictions, decoded
+
+
+def detect_uploads(
+    predictor: Detector,
+    uploads: Sequence[Upload],
+    parameters: DetectParameters,
+    limits: RequestLimits,
+    health: Health,
+    ticket: Ticket,
+    timings: Timings,
+) -> tuple[list[list[Detection]], list[bool], Decoded]:
+    """Image files to objects: the whole work of a detection request, without HTTP.
+
+    Returns:
+        Objects of each image, best first; whether suppression came to its end for each; and what was decoded.
+    """
+    with timings.phase("decode"):
+        decoded = decode_uploads(predictor, uploads, parameters, limits, ticket)
+    ticket.check()
+    with timings.phase("inference"), counted(predictor, health, decoded.batch):
+        outputs = predictor.run(decoded.batch, predictor.OUTPUTS)
+        objects = predictor.find(outputs, decoded.sizes, threshold=parameters.threshold)
+    return objects, [bool(flag) for flag in outputs["converged"]], decoded
+
+
+def segment_uploads(
+    predictor: Segmenter,
+    uploads: Sequence[Upload],
+    parameters: SegmentParameters,
+    limits: RequestLimits,
+    health: Health,
+    ticket: Ticket,
+    timings: Timings,
+    encode: Callable[[Segmentation], T],
+) -> tuple[list[T], Decoded]:
+    """Image files to segmentations, each of which is encoded before the next image is decoded.
+
+    A large photo has many windows: between them the work ends when nobody waits for it any more.
+
+    Returns:
+        What `encode` makes of each segmentation, and what was decoded, without a batch.
+    """
+    decoded = Decoded()
+    answers: list[T] = []
+
+    def run(windows: Array) -> Array:
+        size = predictor.manifest.input.max_batch
+        logits = []
+        for start in range(0, len(windows), size):
+            ticket.check()
+            chunk = windows[start : start + size]
+            logits.append(run_model(predictor, chunk, ["logits"], health)["logits"])
+        return np.concatenate(logits)
+
+    images = decode_each(uploads, parameters, limits, ticket)
+    while True:
+        with timings.phase("decode"):
+            image = next(images, None)
+        if image is None:
+            return answers, decoded
+        decoded.add(image)
+        with timings.phase("inference"):
+            found = segment_photo(image.image, predictor.windows, run)
+        ticket.check()
+        with timings.phase("encode"):
+            answers.append(encode(found))
 
 
 def _decode(upload: Upload, parameters: Common, limits: RequestLimits, pixels_left: int) -> DecodedImage:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,22 +11,14 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Predictor, predictor_class
 from serving.errors import ApiError
 from serving.settings import Settings
 
 logger = logging.getLogger("convmae_serving")
 
-SERVED_TASKS: Final[tuple[Task, ...]] = ("classification",)
-# A task that is not served has a route too, which says so.
-ROUTE_OF_TASK: Final[Mapping[Task, str]] = {
-    "classification": "/v1/classify",
-    "detection": "/v1/detect",
-    "segmentation": "/v1/segment",
-    "video-classification": "/v1/classify-video",
-}
-
-Predictors = Mapping[str, Classifier]  # by name, in the order of CONVMAE_BUNDLE
+Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
+P = TypeVar("P", bound=Predictor)
 
 
 def load_bundles(settings: Settings) -> list[Bundle]:
@@ -40,9 +32,7 @@ def load_bundles(settings: Settings) -> list[Bundle]:
     for path in settings.bundle:
         bundle = load_bundle(path)
         manifest = bundle.manifest
-        if manifest.task not in SERVED_TASKS:
-            known = ", ".join(SERVED_TASKS)
-            raise ConvMAEError(f"expected a bundle for {known}, {path} is for {manifest.task}; take it out of the list")
+        predictor_class(bundle)
         if manifest.name in paths:
             raise ConvMAEError(
                 f"expected bundles with different names, {paths[manifest.name]} and {path} are both called "
@@ -53,33 +43,40 @@ def load_bundles(settings: Settings) -> list[Bundle]:
     return bundles
 
 
-def open_predictors(settings: Settings) -> dict[str, Classifier]:
+def open_predictors(settings: Settings) -> dict[str, Predictor]:
     """Checks every bundle, then starts each model and runs it once, so that the first request does not pay for it.
 
     Raises:
         ConvMAEError: a bundle cannot be served.
     """
-    predictors = {}
+    predictors: dict[str, Predictor] = {}
     for bundle in load_bundles(settings):
         # One thread a run: the pool already runs as many requests at once as there are cores.
-        predictor = Classifier(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
+        predictor = predictor_class(bundle)(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
         warm_up(predictor)
         predictors[bundle.manifest.name] = predictor
     return predictors
 
 
-def warm_up(predictor: Classifier) -> None:
+def warm_up(predictor: Predictor) -> None:
     """Runs the model once on zeros, for all of its outputs."""
     shape = (1, *predictor.manifest.input.shape)
     predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
 
 
-def choose(predictors: Predictors, name: str | None, task: Task) -> Classifier:
-    """The model of that name, or the task's default.
+def choose(predictors: Predictors, name: str | None, kind: type[P]) -> P:
+    """The model of that name, or the default of the task that `kind` is for.
 
     Raises:
         ApiError: 404, no such model, or none for this task.
     """
+    found = find_model(predictors, name, kind.TASK)
+    assert isinstance(found, kind)  # there is one class for a task
+    return found
+
+
+def find_model(predictors: Predictors, name: str | None, task: Task) -> Predictor:
+    """As `choose`, for a task by its name."""
     if name is None:
         for predictor in predictors.values():
             if predictor.manifest.task == task:
@@ -101,7 +98,7 @@ def list_models(predictors: Predictors) -> dict[str, Any]:
     return {"object": "list", "data": [_summary(predictors, predictor) for predictor in predictors.values()]}
 
 
-def describe_model(predictors: Predictors, predictor: Classifier) -> dict[str, Any]:
+def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
     """The answer of /v1/models/{name}: everything a client needs to use the model, and what was proven about it."""
     manifest = predictor.manifest
     file_name, file = next(iter(manifest.files.items()))
@@ -118,7 +115,7 @@ def describe_model(predictors: Predictors, predictor: Classifier) -> dict[str, A
     }
 
 
-def _summary(predictors: Predictors, predictor: Classifier) -> dict[str, Any]:
+def _summary(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
     manifest = predictor.manifest
     first = next(other for other in predictors.values() if other.manifest.task == manifest.task)
     return {

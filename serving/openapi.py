@@ -5,10 +5,11 @@ from typing import Any
 
 from serving.errors import code_of_status
 from serving.parameters import MAX_TOP_K
-from serving.responses import FEATURE_TYPES, NPZ, OCTETS, SAFETENSORS
+from serving.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
 from serving.settings import Settings
 
 Schema = dict[str, Any]
+Query = dict[str, tuple[Schema, str]]  # name -> schema, description
 
 _STRING: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
@@ -17,7 +18,7 @@ _IMAGE_TEXT: Schema = {
     "description": "The image file in base64, or as a data URI. URLs are never fetched.",
     "example": "data:image/jpeg;base64,/9j/4AAQSkZJRg...",
 }
-_QUERY: dict[str, tuple[Schema, str]] = {
+_QUERY: Query = {
     "model": (_STRING, "Name of a loaded model; see /v1/models."),
     "orientation": (
         {"type": "string", "enum": ["apply", "ignore"], "default": "apply"},
@@ -41,9 +42,28 @@ _QUERY: dict[str, tuple[Schema, str]] = {
     ),
     "dtype": ({"type": "string", "enum": ["f32", "f16"], "default": "f32"}, "Little-endian float type of the answer."),
 }
-_COMMON = ("model", "orientation", "strict")
-_CLASSIFY = ("top_k", "function_to_apply", *_COMMON)
-_FEATURES = ("levels", "dtype", *_COMMON)
+_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+_DETECT: Query = {
+    "threshold": (_SHARE | {"default": 0.5}, "The smallest score of an object."),
+    "masks": (
+        {"type": "string", "enum": ["none", "rle", "png"], "default": "none"},
+        "What `mask` of each object holds: nothing, COCO's compressed run lengths, or a PNG (0 and 255) in base64; "
+        "both of the upright photo's size.",
+    ),
+}
+_SEGMENT: Query = {
+    "threshold": (_SHARE | {"default": 0.0}, "The smallest score of a segment, the mean probability of its pixels."),
+    "masks": (
+        {"type": "string", "enum": ["png", "rle"], "default": "png"},
+        "What `mask` of each segment holds: a PNG (0 and 255) in base64, or COCO's compressed run lengths.",
+    ),
+    "subtask": ({"type": "string", "enum": ["semantic"], "default": "semantic"}, "As Hugging Face calls it."),
+}
+_COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
+_CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
+_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON
+_DETECT |= _COMMON
+_SEGMENT |= _COMMON
 
 
 def document(settings: Settings) -> Schema:
@@ -53,7 +73,7 @@ def document(settings: Settings) -> Schema:
         settings: limits that are stated, and whether a key is needed.
     """
     about = (
-        "Classification and multi-scale features with ConvMAE models.\n\n"
+        "Classification, detection, segmentation and multi-scale features with ConvMAE models.\n\n"
         f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
         f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
         "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
@@ -85,8 +105,35 @@ def _inference_paths() -> Schema:
                 "for a list of images or several files.",
                 _CLASSIFY,
                 _image_body(_CLASSIFY),
-                {"application/json": {"schema": _reference("Predictions")}},
+                {"application/json": {"schema": _one_or_many("Prediction")}},
                 (400, 401, 404, 408, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/detect": {
+            "post": _operation(
+                "Find objects",
+                "The answer has Hugging Face's shape: a list of labels, scores and boxes for one image, a list of such "
+                "lists for several. Boxes are in pixels of the upright photo. The header `X-Converged` comes only "
+                "where boxes that overlap may have been left: a 0 for each such image.",
+                _DETECT,
+                _image_body(_DETECT),
+                {"application/json": {"schema": _one_or_many("Detection")}},
+                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+            )
+        },
+        "/v1/segment": {
+            "post": _operation(
+                "Say what each pixel is",
+                "The answer has Hugging Face's shape: a list of labels, scores and masks for one image, the largest "
+                "segment first; a list of such lists for several. With `Accept: image/png` it is the labels of one "
+                "image instead: a grey picture whose levels count the model's labels from 0.",
+                _SEGMENT,
+                _image_body(_SEGMENT),
+                {
+                    JSON: {"schema": _one_or_many("Segment")},
+                    PNG: {"schema": {"type": "string", "format": "binary"}},
+                },
+                (400, 401, 404, 406, 408, 413, 415, 422, 500, 503),
             )
         },
         "/v1/features": {
@@ -105,7 +152,7 @@ def _inference_paths() -> Schema:
             "post": _operation(
                 "Pooled feature vectors of images",
                 "Request and answer have the shape of OpenAI's embeddings, with images where that has text.",
-                ("orientation", "strict"),
+                {name: _COMMON[name] for name in ("orientation", "strict")},
                 {"application/json": {"schema": _reference("EmbeddingsRequest")}},
                 {"application/json": {"schema": _reference("Embeddings")}},
                 (400, 401, 404, 408, 413, 422, 500, 503),
@@ -133,22 +180,23 @@ def _information_paths() -> Schema:
 
 
 def _operation(
-    summary: str, description: str, query: tuple[str, ...], body: Schema, answer: Schema, errors: tuple[int, ...]
+    summary: str, description: str, query: Query, body: Schema, answer: Schema, errors: tuple[int, ...]
 ) -> Schema:
     return {
         "tags": ["Inference"],
         "summary": summary,
         "description": description,
         "parameters": [
-            {"name": name, "in": "query", "schema": _QUERY[name][0], "description": _QUERY[name][1]} for name in query
+            {"name": name, "in": "query", "schema": schema, "description": text}
+            for name, (schema, text) in query.items()
         ],
         "requestBody": {"required": True, "content": body},
         "responses": {"200": {"description": "OK", "content": answer}} | _errors(errors),
     }
 
 
-def _image_body(parameters: tuple[str, ...]) -> Schema:
-    properties = {name: _QUERY[name][0] | {"description": _QUERY[name][1]} for name in parameters}
+def _image_body(parameters: Query) -> Schema:
+    properties = {name: schema | {"description": text} for name, (schema, text) in parameters.items()}
     file = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One or several files."}
     one_or_many = {"anyOf": [_IMAGE_TEXT, {"type": "array", "items": _IMAGE_TEXT}]}
     as_json = {
@@ -173,6 +221,8 @@ def _errors(statuses: tuple[int, ...]) -> Schema:
 
 def _schemas() -> Schema:
     prediction = {"type": "object", "properties": {"label": _STRING, "score": _NUMBER}}
+    box = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _NUMBER)
+    mask = {"anyOf": [{"type": "string", "format": "byte"}, _reference("RunLengths")]}
     part = {
         "type": "object",
         "properties": {
@@ -189,12 +239,20 @@ def _schemas() -> Schema:
     return {
         "Error": {"type": "object", "properties": {"error": {"type": "object", "properties": error}}},
         "Prediction": prediction,
-        "Predictions": {
-            "anyOf": [
-                {"type": "array", "items": _reference("Prediction")},
-                {"type": "array", "items": {"type": "array", "items": _reference("Prediction")}},
-            ]
+        "RunLengths": {
+            "type": "object",
+            "properties": {"size": {"type": "array", "items": {"type": "integer"}}, "counts": _STRING},
         },
+        "Detection": {
+            "type": "object",
+            "properties": {
+                "label": _STRING,
+                "score": _NUMBER,
+                "box": {"type": "object", "properties": box},
+                "mask": mask,
+            },
+        },
+        "Segment": {"type": "object", "properties": {"label": _STRING, "score": _NUMBER, "mask": mask}},
         "Features": {
             "type": "object",
             "properties": {
@@ -240,6 +298,12 @@ def _model() -> Schema:
             "numerics": {"type": ["object", "null"]},
         },
     }
+
+
+def _one_or_many(name: str) -> Schema:
+    """A list for one image, or a list of such lists."""
+    one = {"type": "array", "items": _reference(name)}
+    return {"anyOf": [one, {"type": "array", "items": one}]}
 
 
 def _reference(name: str) -> Schema:

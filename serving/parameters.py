@@ -14,12 +14,15 @@ MAX_TOP_K: Final = 10_000
 
 def _no_boolean(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a whole number is expected")
+        raise ValueError("a number is expected")
     return value
 
 
 def _split_levels(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Share = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Common(BaseModel):
@@ -37,6 +40,21 @@ class ClassifyParameters(Common):
 
     top_k: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_TOP_K)] = 5
     function_to_apply: ScoreFunction = "softmax"
+
+
+class DetectParameters(Common):
+    """Parameters of /v1/detect."""
+
+    threshold: Share = 0.5  # the smallest score of an object
+    masks: Literal["none", "rle", "png"] = "none"
+
+
+class SegmentParameters(Common):
+    """Parameters of /v1/segment."""
+
+    threshold: Share = 0.0  # the smallest score of a segment
+    masks: Literal["png", "rle"] = "png"
+    subtask: Literal["semantic"] = "semantic"  # Hugging Face's name of what this is
 
 
 class FeaturesParameters(Common):

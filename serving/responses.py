@@ -2,21 +2,26 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.runtime.detections import Detection
 from convmae_deploy.runtime.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.runtime.masks import encode_mask, mask_png
 from convmae_deploy.runtime.postprocess import Prediction
+from convmae_deploy.runtime.sliding_window import Segmentation
 from serving.errors import ApiError
 
 SAFETENSORS: Final = "application/x-safetensors"
 NPZ: Final = "application/x-npz"
 OCTETS: Final = "application/octet-stream"
 JSON: Final = "application/json"
+PNG: Final = "image/png"
 FEATURE_TYPES: Final = (SAFETENSORS, NPZ, OCTETS, JSON)  # in order of preference
+SEGMENT_TYPES: Final = (JSON, PNG)
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 FLOAT16_MAX: Final = float(np.finfo(np.float16).max)
 
@@ -32,6 +37,71 @@ def classification(predictions: Sequence[Sequence[Prediction]], batched: bool) -
     """Hugging Face's shape: `[{"label", "score"}]` for one image, a list of such lists for a list of images."""
     rows = [[{"label": found.label, "score": float(found.score)} for found in row] for row in predictions]
     return rows if batched else rows[0]
+
+
+def detections(
+    found: Sequence[Sequence[Detection]], masks: Literal["none", "rle", "png"], batched: bool, check: Callable[[], None]
+) -> list[Any]:
+    """Hugging Face's shape: `[{"label", "score", "box"}]` for one image, a list of such lists for a list of images.
+
+    Args:
+        found: the objects of each image.
+        masks: what `mask` holds besides: COCO's run lengths, or a PNG in base64; both of the upright photo's size.
+        batched: whether the request held a list.
+        check: called before each mask, as many of them take a while; raises when nobody waits any more.
+    """
+
+    def entry(item: Detection) -> dict[str, Any]:
+        left, top, right, bottom = (round(edge, 2) for edge in item.box)
+        box = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom}
+        content = {"label": item.label, "score": item.score, "box": box}
+        if masks != "none":
+            check()
+            content["mask"] = item.mask.run_lengths() if masks == "rle" else _base64(item.mask.png())
+        return content
+
+    rows = [[entry(item) for item in row] for row in found]
+    return rows if batched else rows[0]
+
+
+def segments(
+    found: Segmentation,
+    classes: Sequence[str],
+    threshold: float,
+    masks: Literal["png", "rle"],
+    check: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """Hugging Face's shape: `[{"label", "score", "mask"}]`, the largest segment first.
+
+    Args:
+        found: of one image.
+        classes: names of the labels.
+        threshold: segments with a lower score are left out.
+        masks: what `mask` holds: a PNG in base64, or COCO's run lengths; both of the upright photo's size.
+        check: as in `detections`.
+    """
+    areas = np.bincount(found.labels.ravel(), minlength=len(classes))
+    rows = []
+    for index in np.argsort(-areas, kind="stable"):
+        if areas[index] and found.scores[index] >= threshold:
+            check()
+            inside = found.labels == index
+            mask = encode_mask(inside) if masks == "rle" else _base64(mask_png(inside))
+            rows.append({"label": classes[index], "score": float(found.scores[index]), "mask": mask})
+    return rows
+
+
+def choose_segment_type(accept: str, photos: int) -> str:
+    """The format of a segmentation: JSON, or for a single photo its labels as a PNG.
+
+    Raises:
+        ApiError: 406, nothing that the client accepts is on offer.
+    """
+    chosen = _negotiate(accept, SEGMENT_TYPES if photos == 1 else (JSON,))
+    if chosen is None:
+        offer = f"one of {', '.join(SEGMENT_TYPES)}" if photos == 1 else f"{JSON}, as there are {photos} photos"
+        raise ApiError(406, "not_acceptable", f"expected an Accept header that allows {offer}", field="Accept")
+    return chosen
 
 
 def embeddings(vectors: NDArray[Any], model: str, encoding: Literal["float", "base64"]) -> dict[str, Any]:
@@ -67,11 +137,9 @@ def choose_feature_type(accept: str, json_bytes: int, max_json_bytes: int) -> st
     Raises:
         ApiError: 406, nothing that the client accepts is on offer.
     """
-    offered = [kind for kind in FEATURE_TYPES if kind != JSON or json_bytes <= max_json_bytes]
-    for wanted in _by_preference(accept or "*/*"):
-        for kind in offered:
-            if wanted in (kind, "*/*", kind.partition("/")[0] + "/*"):
-                return kind
+    chosen = _negotiate(accept, [kind for kind in FEATURE_TYPES if kind != JSON or json_bytes <= max_json_bytes])
+    if chosen is not None:
+        return chosen
     message = f"expected an Accept header that allows one of {', '.join(FEATURE_TYPES)}"
     if JSON in accept:
         message = (
@@ -114,6 +182,19 @@ def _encode_octets(arrays: Features, dtype: str) -> tuple[bytes, dict[str, str]]
         offset += array.nbytes
     header = json.dumps({"dtype": dtype, "levels": entries}, separators=(",", ":"))
     return b"".join(array.tobytes() for array in arrays.values()), {"X-Features": header}
+
+
+def _negotiate(accept: str, offered: Sequence[str]) -> str | None:
+    """What the client wants most of what is offered; of equal ones the first offered."""
+    for wanted in _by_preference(accept or "*/*"):
+        for kind in offered:
+            if wanted in (kind, "*/*", kind.partition("/")[0] + "/*"):
+                return kind
+    return None
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _by_preference(accept: str) -> list[str]:

@@ -12,7 +12,7 @@ import uvicorn.config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Predictor
 from serving.app import Api, create_app
 from serving.draining import Drain
 from serving.models import open_predictors
@@ -37,7 +37,7 @@ def _settings() -> Settings:
 
 
 settings = _settings()
-predictors: dict[str, Classifier] = {}
+predictors: dict[str, Predictor] = {}
 application = create_app(settings, predictors)
 api: Api = application.state.api
 
@@ -60,7 +60,7 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
 
 
 class ConvMAEService:
-    """Classification and features over HTTP."""
+    """The models over HTTP."""
 
     def __init__(self) -> None:
         if not predictors:

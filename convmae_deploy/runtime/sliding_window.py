@@ -78,17 +78,13 @@ def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> S
         spec: windows and stride.
         run: from windows to logits; is given the windows of one row or column at once.
     """
-    levels = np.asarray(resize(image, spec))
+    levels, size = np.asarray(resize(image, spec)), (image.height, image.width)
 
-    def read(
-        rows: slice, columns: slice
-    ) -> FloatArray:  # only what is looked at becomes float: a quarter of the memory
+    # Only what a window shows becomes float, a quarter of the memory of a whole photo's.
+    def read(rows: slice, columns: slice) -> FloatArray:
         return normalise(levels[rows, columns], spec.mean, spec.std)
 
-    height, width = levels.shape[:2]
-    return _label(
-        averaged_logits(read, (height, width), (image.height, image.width), spec, run), (image.height, image.width)
-    )
+    return _label(averaged_logits(read, (levels.shape[0], levels.shape[1]), size, spec, run), size)
 
 
 def segment_normalised(image_chw: FloatArray, size: Size, spec: SlidingWindow, run: RunWindows) -> Segmentation:

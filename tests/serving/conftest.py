@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Predictor
 from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
 from tests.serving.running_server import RunningServer, caller_settings, run_server
 
 ClientFactory = Callable[..., TestClient]
@@ -39,7 +39,29 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 @pytest.fixture(scope="session")
-def predictors(bundle: Path, second_bundle: Path) -> dict[str, Classifier]:
+def detection_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny detector, called `boxes`."""
+    return make_detection_bundle(tmp_path_factory.mktemp("bundle") / "boxes")
+
+
+@pytest.fixture(scope="session")
+def segmentation_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny segmenter, called `areas`."""
+    return make_segmentation_bundle(tmp_path_factory.mktemp("bundle") / "areas")
+
+
+@pytest.fixture(scope="session")
+def three_tasks(
+    bundle: Path, detection_bundle: Path, segmentation_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server with a model for each task, the classifier first."""
+    paths = ":".join(map(str, (bundle, detection_bundle, segmentation_bundle)))
+    with run_server(tmp_path_factory.mktemp("server"), {"CONVMAE_BUNDLE": paths}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def predictors(bundle: Path, second_bundle: Path) -> dict[str, Predictor]:
     """Both classifiers, `tiny` first."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         forget_settings(monkeypatch)
@@ -53,11 +75,11 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_client(predictors: dict[str, Classifier], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
+def make_client(predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
     """Makes clients of an application in this process: settings as keywords only, other models as `models`."""
     with ExitStack() as stack:
 
-        def make(models: dict[str, Classifier] | None = None, **settings: Any) -> TestClient:
+        def make(models: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
             forget_settings(monkeypatch)
             application = create_app(
                 Settings(device="cpu", **({"threads": 2} | settings)), predictors if models is None else models

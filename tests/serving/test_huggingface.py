@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
+from PIL import Image
 
 from tests.serving.running_server import RunningServer
 from tests.serving.sample_images import jpeg
@@ -36,3 +38,25 @@ def test_top_k_is_respected(client: InferenceClient, photo: str) -> None:
 def test_the_function_is_applied(client: InferenceClient, photo: str, function: str) -> None:
     found = client.image_classification(photo, function_to_apply=function)  # type: ignore[arg-type]
     assert (sum([entry.score for entry in found]) == pytest.approx(1)) == (function == "softmax")
+
+
+def test_objects_are_detected(three_tasks: RunningServer, photo: str) -> None:
+    client = InferenceClient(model=f"{three_tasks.url}/v1/detect")
+    found = client.object_detection(photo, threshold=0.1)
+    assert {entry.label for entry in found} <= {"cat", "dog", "bird"} and len(found) > 1
+    assert [entry.score for entry in found] == sorted((entry.score for entry in found), reverse=True)
+    with Image.open(photo) as opened:
+        width, height = opened.size
+    for entry in found:
+        assert 0 <= entry.box.xmin < entry.box.xmax <= width and 0 <= entry.box.ymin < entry.box.ymax <= height
+    assert len(client.object_detection(photo, threshold=found[0].score)) == 1
+
+
+def test_a_photo_is_segmented(three_tasks: RunningServer, photo: str) -> None:
+    client = InferenceClient(model=f"{three_tasks.url}/v1/segment")
+    found = client.image_segmentation(photo, subtask="semantic")
+    assert {entry.label for entry in found} <= {"sky", "road", "tree", "car"} and found
+    masks = np.stack([np.asarray(entry.mask) for entry in found])
+    with Image.open(photo) as opened:
+        assert masks.shape[1:] == opened.size[::-1]
+    assert (masks.sum(axis=0) == 255).all(), "every pixel belongs to one segment"

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.predictor import Classifier
-from serving.app import check_levels
 from serving.errors import ApiError
 from serving.inference import Health, run_model
+from serving.jobs import check_levels
 from tests.serving.conftest import ClientFactory
 from tests.serving.sample_images import jpeg
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.predictor import Classifier, Detector
 from serving.errors import ApiError
 from serving.models import choose, load_bundles, open_predictors
 from serving.settings import Settings
@@ -31,8 +31,8 @@ def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_task_is_not_found(predictors: dict[str, Classifier]) -> None:
-    assert choose(predictors, None, "classification") is predictors["tiny"]
-    assert choose(predictors, "other", "classification") is predictors["other"]
+    assert choose(predictors, None, Classifier) is predictors["tiny"]
+    assert choose(predictors, "other", Classifier) is predictors["other"]
     with pytest.raises(ApiError) as refused:
-        choose(predictors, "tiny", "detection")
+        choose(predictors, "tiny", Detector)
     assert (refused.value.status, refused.value.code) == (404, "no_model_for_task")

@@ -9,10 +9,16 @@ from pydantic import SecretStr
 
 from serving.app import create_app
 from serving.openapi import document
-from serving.parameters import ClassifyParameters, FeaturesParameters
+from serving.parameters import ClassifyParameters, Common, DetectParameters, FeaturesParameters, SegmentParameters
 from serving.settings import Settings
 
-PAGES = {"/", "/docs", "/openapi.json", "/page/{asset}", "/v1/detect", "/v1/segment", "/v1/classify-video"}
+PAGES = {"/", "/docs", "/openapi.json", "/page/{asset}", "/v1/classify-video"}
+PARAMETERS: dict[str, type[Common]] = {
+    "/v1/classify": ClassifyParameters,
+    "/v1/detect": DetectParameters,
+    "/v1/segment": SegmentParameters,
+    "/v1/features": FeaturesParameters,
+}
 
 
 def test_every_route_is_described_and_nothing_else() -> None:
@@ -23,7 +29,7 @@ def test_every_route_is_described_and_nothing_else() -> None:
 
 def test_the_query_parameters_are_those_that_are_accepted() -> None:
     paths = document(Settings())["paths"]
-    for path, kind in (("/v1/classify", ClassifyParameters), ("/v1/features", FeaturesParameters)):
+    for path, kind in PARAMETERS.items():
         described = {parameter["name"]: parameter["schema"] for parameter in paths[path]["post"]["parameters"]}
         assert set(described) == set(kind.model_fields)
         for name, schema in described.items():
