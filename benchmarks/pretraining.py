@@ -4,26 +4,28 @@
         [--precisions fp32 bf16] [--device cpu] [--out figures.json] [--check]
     python -m benchmarks.pretraining --sweep [--variant small] [--out sweep.json] [--plot cost.png]
 
-Timed: forward, backward and AdamW (fused) of one batch on the device; loading photos and drawing masks are not. All
-contenders train the same weights on the same images and masks, each once a round, in an order that rotates, so that a
-machine that slows down slows all of them. They are
+Timed: forward, backward and AdamW (fused) of one batch on the device; loading photos and drawing masks are not. Each
+contender has a process of its own for a workload, with the same weights, images and, in each round, masks. They take
+their steps one after the other, each once a round, in an order that rotates, so that a machine that slows down slows
+all of them. They are
 
-- visible cells: `ConvMAEPretraining`;
-- dense masked: `DenseMaskedPretraining`, every cell computed, hidden ones multiplied by zero, with PyTorch's own
-  convolutions, as in the authors' code. Its loss must be the first one's before anything is timed;
-- dense, our gradients: the encoder on whole maps without a mask, by the operations of the first. What it gains on the
-  second comes from faster gradients of convolutions, what the first gains on it from skipping hidden cells.
+- visible cells: `ConvMAEPretraining` as `python -m training.pretrain` runs it, which on a CPU keeps the memory that it
+  frees (`convmae_deploy.machine.keep_freed_memory`);
+- dense masked: `DenseMaskedPretraining`, as the authors' code computes it: every cell, hidden ones multiplied by zero,
+  PyTorch's own convolutions, and memory as PyTorch handles it by default. The first one must give its loss before
+  anything is timed;
+- dense, our gradients: whole maps and no mask, but with all else of the first: its gradients of convolutions, and freed
+  memory kept. What it gains on the second comes from those two, what the first gains on it from skipping hidden cells.
 
-Peak memory is that of a process that runs one contender alone: resident memory, PyTorch itself included, or allocated
-memory of the GPU. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU, without
+Peak memory is that of the same processes: resident memory, PyTorch itself included, or allocated memory of the GPU; all
+of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU, without
 torch.compile. On a GPU, where bfloat16 is the default and torch.compile is measured too, this was never run by us.
 """
 
 import json
-import logging
 import platform
-import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -40,12 +42,11 @@ from benchmarks.pretraining_steps import (
     DENSE,
     UNMASKED,
     VISIBLE,
-    Bench,
+    BenchProcess,
     Precision,
     Workload,
     check_losses,
     measure,
-    peak_gb_alone,
 )
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
@@ -81,7 +82,6 @@ class PretrainingBenchmark:
     warm_up: int = 1  # steps of each before them
     threads: int = available_cores()  # of the CPU
     device: str = field(default_factory=default_device)  # cpu or cuda
-    memory: bool = True  # measure peak memory, each contender in a process of its own
     sweep: bool = False  # image sizes and mask ratios instead, in the first precision, eager
     check: bool = False  # exit with status 1 where a gate is missed
     out: Path | None = None  # where to write the figures as JSON
@@ -131,9 +131,10 @@ class Figure:
     image_size: tuple[int, int]
     mask_ratio: float
     step_ms: float  # median
+    steps_ms: tuple[float, ...]  # all timed ones
     images_per_second: float  # at the median
     speed_against_dense: float  # the dense masked median / this one's; above 1 is faster
-    peak_gb: float | None  # None: not measured
+    peak_gb: float
     loss: float  # before the first step
 
 
@@ -167,20 +168,19 @@ def run_benchmark(config: PretrainingBenchmark, console: Console) -> list[Figure
         task = progress.add_task("", total=len(points) * (config.warm_up + config.rounds))
         for workload in points:
             label = f"{workload.precision}, {workload.image_size[0]} px, mask {workload.mask_ratio:g}"
-            progress.update(task, description=f"{label}: memory")
-            measured = config.memory and not config.sweep
-            peaks = {name: peak_gb_alone(workload, name) if measured else None for name in names}
             progress.update(task, description=f"{label}: losses")
-            bench = Bench(workload, names)
-            losses = check_losses(bench, names)
-            progress.update(task, description=f"{label}: steps")
-            seconds = measure(bench, names, config.warm_up, config.rounds, lambda: progress.advance(task))
+            with ExitStack() as stack:
+                contenders = {name: stack.enter_context(BenchProcess(workload, name)) for name in names}
+                losses = check_losses(contenders, workload.precision)
+                progress.update(task, description=f"{label}: steps")
+                seconds = measure(contenders, config.warm_up, config.rounds, lambda: progress.advance(task))
+                peaks = {name: contender.peak_gb() for name, contender in contenders.items()}
             figures += summarise(workload, seconds, peaks, losses)
     return figures
 
 
 def summarise(
-    workload: Workload, seconds: dict[str, list[float]], peaks: dict[str, float | None], losses: dict[str, float]
+    workload: Workload, seconds: dict[str, list[float]], peaks: dict[str, float], losses: dict[str, float]
 ) -> list[Figure]:
     """Medians and ratios of one workload."""
     medians = {name: median(taken) for name, taken in seconds.items()}
@@ -192,6 +192,7 @@ def summarise(
             image_size=workload.image_size,
             mask_ratio=workload.mask_ratio,
             step_ms=1000 * taken,
+            steps_ms=tuple(1000 * each for each in seconds[name]),
             images_per_second=workload.batch_size / taken,
             speed_against_dense=medians[DENSE] / taken,
             peak_gb=peaks[name],
@@ -213,11 +214,9 @@ def gates(figures: Sequence[Figure]) -> dict[str, bool]:
 
 def machine(config: PretrainingBenchmark) -> dict[str, str]:
     """What the figures depend on besides the code."""
-    device = f"CPU, {processor()}, {available_cores()} cores"
-    if config.device == "cuda":
-        device = f"{torch.cuda.get_device_name()} (this benchmark was never run by us on a GPU)"
+    on_gpu = config.device == "cuda"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {processor()}, {available_cores()} cores",
         "threads": str(config.threads),
         "platform": platform.platform(),
         "torch": str(torch.__version__),
@@ -237,7 +236,7 @@ def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, conso
         f"{facts['device']}; {config.threads} threads; torch {facts['torch']}",
         f"medians of {config.rounds} interleaved rounds after {config.warm_up} warm-up rounds",
         "timed: forward, backward, AdamW (fused); not timed: photos, drawing of masks, compilation",
-        f"{DENSE}: PyTorch's convolutions; the others: this project's gradients",
+        f"{DENSE}: PyTorch's convolutions and memory; the others: this project's gradients, freed memory kept",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(sweep_table(figures) if config.sweep else contender_table(figures))
@@ -256,7 +255,7 @@ def contender_table(figures: Sequence[Figure]) -> Table:
             f"{figure.step_ms:.0f}",
             f"{figure.images_per_second:.2f}",
             f"{figure.speed_against_dense:.2f}",
-            "" if figure.peak_gb is None else f"{figure.peak_gb:.2f}",
+            f"{figure.peak_gb:.2f}",
             f"{figure.loss:.5f}",
         )
     return table
@@ -317,11 +316,8 @@ def draw_sweep(path: Path, figures: Sequence[Figure], title: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 where `--check` finds a gate missed."""
     config = tyro.cli(PretrainingBenchmark, args=arguments, prog="python -m benchmarks.pretraining")
-    logging.getLogger("torch").setLevel(logging.ERROR)  # the compiler reports what it does not find
     console = Console()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's advice about settings and hardware
-        figures = run_benchmark(config, Console(stderr=True))
+    figures = run_benchmark(config, Console(stderr=True))
     print_figures(figures, config, console)
     held = gates(figures) if config.gated else {}
     for sentence, holds in held.items():

@@ -1,21 +1,24 @@
-"""One training step of each pretraining contender, and the memory that it takes; `benchmarks.pretraining` tells why."""
+"""One training step of each pretraining contender, each in a process of its own; `benchmarks.pretraining` tells why."""
 
 import copy
+import logging
 import multiprocessing
 import resource
+import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.dense_masked import DenseMaskedPretraining
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import MODELS, PATCH_SIZE
 from convmae_deploy.models.masking import draw_noise, keep_lowest
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
@@ -25,7 +28,6 @@ Precision = Literal["fp32", "bf16"]
 VISIBLE, DENSE, UNMASKED = "visible cells", "dense masked", "dense, our gradients"
 SEED = 0
 LOSS_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2}  # relative, of the two losses
-MEMORY_STEPS = 2  # the first makes AdamW's state, the second holds it throughout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +44,24 @@ class Workload:
     device: str
 
 
-class Bench:
-    """Contenders that train one set of weights, and the images and masks for it."""
+class Contender(Protocol):
+    """What is measured of a contender, wherever it runs."""
 
-    def __init__(self, workload: Workload, names: Sequence[str]) -> None:
+    def loss(self, turn: int) -> float:
+        """The loss on the masks of a round (from 0)."""
+
+    def step(self, turn: int) -> float:
+        """Seconds of a training step on the masks of a round."""
+
+    def peak_gb(self) -> float:
+        """Most memory that its process has used so far; of a GPU what was allocated."""
+
+
+class Bench:
+    """A contender in this process. Weights, images and each round's masks are the same for all of a workload."""
+
+    def __init__(self, workload: Workload, name: str) -> None:
         self.workload = workload
-        self._generator = torch.Generator().manual_seed(SEED)
         torch.set_num_threads(workload.threads)
         torch.manual_seed(SEED)
         config = replace(MODELS[workload.variant](), image_size=workload.image_size)
@@ -56,45 +70,119 @@ class Bench:
         unmasked = copy.copy(model)  # the same modules and parameters
         unmasked.masked_convolution = False
         models: dict[str, nn.Module] = {VISIBLE: model, DENSE: DenseMaskedPretraining(model), UNMASKED: unmasked}
-        self._models = {name: torch.compile(models[name]) if workload.compiled else models[name] for name in names}
+        self._model = torch.compile(models[name]) if workload.compiled else models[name]
         self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
         shape = (workload.batch_size, 3, *workload.image_size)
-        self._images = torch.randn(shape, generator=self._generator).to(workload.device)
+        self._images = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(workload.device)
 
-    def draw_mask(self) -> Tensor:
-        """Visible cells (B, K), others each time."""
-        workload = self.workload
-        noise = draw_noise(workload.batch_size, workload.image_size, PATCH_SIZE, self._generator)
+    def draw_masks(self, turn: int) -> Tensor:
+        """Visible cells (B, K) of a round, others each round."""
+        workload, generator = self.workload, torch.Generator().manual_seed(SEED + 1 + turn)
+        noise = draw_noise(workload.batch_size, workload.image_size, PATCH_SIZE, generator)
         return keep_lowest(noise, workload.mask_ratio).to(workload.device)
 
-    def loss(self, name: str, kept: Tensor) -> Tensor:
-        """A contender's loss, ready for the backward pass."""
-        enabled = self.workload.precision == "bf16"
-        with torch.autocast(self.workload.device, torch.bfloat16, enabled=enabled):
-            loss: Tensor = self._models[name](self._images, kept)
+    def loss(self, turn: int) -> float:
+        """See `Contender`."""
+        return self._loss(self.draw_masks(turn)).item()
+
+    def _loss(self, kept: Tensor) -> Tensor:
+        with torch.autocast(self.workload.device, torch.bfloat16, enabled=self.workload.precision == "bf16"):
+            loss: Tensor = self._model(self._images, kept)
         return loss
 
-    def step(self, name: str, kept: Tensor) -> float:
-        """Seconds of one training step."""
+    def step(self, turn: int) -> float:
+        """See `Contender`."""
+        kept = self.draw_masks(turn)
         begun = time.perf_counter()
-        self.loss(name, kept).backward()  # type: ignore[no-untyped-call]
+        self._loss(kept).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.workload.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - begun
 
+    def peak_gb(self) -> float:
+        """See `Contender`."""
+        if self.workload.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        status = Path("/proc/self/status")
+        if status.exists():  # getrusage would include what the parent had used when it started this process
+            (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+            return int(line.split()[1]) * 1024 / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-def check_losses(bench: Bench, names: Sequence[str]) -> dict[str, float]:
-    """Each contender's loss for the same weights, images and mask.
+
+class BenchProcess:
+    """A `Bench` in a process of its own, from the start to the end of the context.
+
+    On a CPU all but the authors' way keep the memory that they free, as our training programs do.
+    """
+
+    def __init__(self, workload: Workload, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._name = name
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=answer, args=(other, workload, name), daemon=True)
+        self._process.start()
+        other.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.terminate()
+        self._process.join()
+
+    def _ask(self, method: str, *arguments: int) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise ConvMAEError(
+                f"the process of {self._name} ended with status {self._process.exitcode}; its message is above, or "
+                "there is none where memory for all contenders at once was short: lower --batch-size"
+            ) from None
+
+    def loss(self, turn: int) -> float:
+        """See `Contender`."""
+        return float(self._ask("loss", turn))
+
+    def step(self, turn: int) -> float:
+        """See `Contender`."""
+        return float(self._ask("step", turn))
+
+    def peak_gb(self) -> float:
+        """See `Contender`."""
+        return float(self._ask("peak_gb"))
+
+
+def answer(connection: Connection, workload: Workload, name: str) -> None:
+    """The program of a contender's process: calls of `Bench` methods come in, results go out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    logging.getLogger("torch").setLevel(logging.ERROR)  # the compiler reports what it does not find
+    warnings.simplefilter("ignore")  # its advice about settings and hardware
+    if workload.device == "cpu" and name != DENSE:
+        keep_freed_memory()
+    bench = Bench(workload, name)
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            return
+        connection.send(getattr(bench, method)(*arguments))
+
+
+def check_losses(contenders: Mapping[str, Contender], precision: Precision) -> dict[str, float]:
+    """Each contender's loss before its first step, on the same masks.
 
     Raises:
         ConvMAEError: that of visible cells is not the dense masked one.
     """
-    kept = bench.draw_mask()
-    losses = {name: bench.loss(name, kept).item() for name in names}
+    losses = {name: contender.loss(0) for name, contender in contenders.items()}
     error = abs(losses[VISIBLE] - losses[DENSE]) / losses[DENSE]
-    if not error <= LOSS_TOLERANCE[bench.workload.precision]:
+    if not error <= LOSS_TOLERANCE[precision]:
         raise ConvMAEError(
             f"{VISIBLE} must give the loss of {DENSE}, {losses[DENSE]:.7f}; got {losses[VISIBLE]:.7f}: its speed means "
             "nothing"
@@ -103,38 +191,16 @@ def check_losses(bench: Bench, names: Sequence[str]) -> dict[str, float]:
 
 
 def measure(
-    bench: Bench, names: Sequence[str], warm_up: int, rounds: int, advance: Callable[[], None]
+    contenders: Mapping[str, Contender], warm_up: int, rounds: int, advance: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Seconds of every timed step of each contender; `advance` is called after each round, warm-up included."""
+    names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-warm_up, rounds):
-        kept = bench.draw_mask()
-        first = turn % len(names)
+    for turn in range(warm_up + rounds):
+        first = (turn - warm_up) % len(names)
         for name in (*names[first:], *names[:first]):
-            taken = bench.step(name, kept)
-            if turn >= 0:
+            taken = contenders[name].step(turn)
+            if turn >= warm_up:
                 seconds[name].append(taken)
         advance()
     return seconds
-
-
-def peak_gb(workload: Workload, name: str) -> float:
-    """Most memory that this process has used after some steps of one contender."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bench = Bench(workload, [name])
-        for _ in range(MEMORY_STEPS):
-            bench.step(name, bench.draw_mask())
-    if workload.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would include what the parent had used when it started this process
-        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def peak_gb_alone(workload: Workload, name: str) -> float:
-    """`peak_gb` of a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_gb, workload, name).result()

@@ -1,26 +1,30 @@
 """The pretraining benchmark: its arithmetic, its check of the losses, and short runs of the command."""
 
 import json
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import pretraining
+from benchmarks import pretraining, pretraining_steps
 from benchmarks.pretraining import PretrainingBenchmark, gates, main, summarise, workloads
 from benchmarks.pretraining_steps import (
     DENSE,
     UNMASKED,
     VISIBLE,
     Bench,
+    BenchProcess,
     Workload,
     check_losses,
     measure,
-    peak_gb_alone,
 )
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.pretraining import PretrainingConfig
 
 SMALL = Workload(
     variant="nano",
@@ -33,68 +37,107 @@ SMALL = Workload(
     device="cpu",
 )
 TINY_RUN = [
-    *("--variant", "nano", "--batch-size", "1", "--rounds", "1", "--device", "cpu", "--no-compiled", "--no-memory"),
+    *("--variant", "nano", "--batch-size", "1", "--rounds", "1", "--device", "cpu", "--no-compiled"),
     *("--precisions", "fp32", "--threads", str(torch.get_num_threads())),
 ]
-NO_PEAKS = dict.fromkeys((VISIBLE, DENSE, UNMASKED))
+PEAKS = {VISIBLE: 1.0, DENSE: 3.0, UNMASKED: 2.0}
 LOSSES = {VISIBLE: 1.0, DENSE: 1.0, UNMASKED: 1.1}
+
+
+class BenchHere(Bench):
+    """In the process of the tests, which is faster than one of its own."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def small_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = partial(PretrainingConfig, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    monkeypatch.setattr(pretraining_steps, "PretrainingConfig", small)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, small_decoder: None) -> None:
+    monkeypatch.setattr(pretraining, "BenchProcess", BenchHere)
 
 
 def test_ratios_are_of_the_medians_and_against_the_dense_masked_step() -> None:
     seconds = {VISIBLE: [0.4, 0.2, 0.3], DENSE: [0.6, 0.9, 0.3], UNMASKED: [0.4, 0.4, 0.1]}
-    visible, dense, unmasked = summarise(SMALL, seconds, NO_PEAKS, LOSSES)
+    visible, dense, unmasked = summarise(SMALL, seconds, PEAKS, LOSSES)
     assert (visible.contender, dense.contender, unmasked.contender) == (VISIBLE, DENSE, UNMASKED)
     assert visible.step_ms == pytest.approx(300)
     assert visible.images_per_second == pytest.approx(1 / 0.3)
     assert visible.speed_against_dense == pytest.approx(2)
     assert dense.speed_against_dense == 1
     assert unmasked.speed_against_dense == pytest.approx(1.5)
+    assert visible.steps_ms == pytest.approx([400, 200, 300])
+    assert (visible.peak_gb, dense.peak_gb, unmasked.peak_gb) == (1, 3, 2)
 
 
 @pytest.mark.parametrize(("ratio", "holds"), [(1.9, True), (1.89, False)])
 def test_a_gate_is_the_least_ratio_of_dense_to_visible(ratio: float, holds: bool) -> None:
-    figures = summarise(SMALL, {VISIBLE: [1.0], DENSE: [ratio], UNMASKED: [0.1]}, NO_PEAKS, LOSSES)
+    figures = summarise(SMALL, {VISIBLE: [1.0], DENSE: [ratio], UNMASKED: [0.1]}, PEAKS, LOSSES)
     assert list(gates(figures).values()) == [holds]
 
 
-def test_every_contender_steps_once_a_round_on_the_same_mask_and_each_leads_in_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    bench = Bench(SMALL, (VISIBLE, DENSE, UNMASKED))
+@dataclass
+class Recorded:
+    """A contender that notes its steps among those of all."""
+
+    name: str
+    steps: list[tuple[str, int]]
+    first_loss: float = 1.0
+
+    def loss(self, turn: int) -> float:
+        return self.first_loss
+
+    def step(self, turn: int) -> float:
+        self.steps.append((self.name, turn))
+        return float(len(self.steps))
+
+    def peak_gb(self) -> float:
+        return 0.0
+
+
+def test_every_contender_steps_once_a_round_on_the_same_masks_and_each_leads_in_turn() -> None:
     steps: list[tuple[str, int]] = []
-
-    def step(name: str, kept: torch.Tensor) -> float:
-        steps.append((name, id(kept)))
-        return float(len(steps))
-
-    monkeypatch.setattr(bench, "step", step)
-    seconds = measure(bench, "abc", 1, 3, lambda: None)
+    seconds = measure({name: Recorded(name, steps) for name in "abc"}, 1, 3, lambda: None)
     assert "".join(name for name, _ in steps) == "cababcbcacab"
-    assert all(len({mask for _, mask in steps[start : start + 3]}) == 1 for start in (0, 3, 6, 9))
+    assert [turn for _, turn in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert seconds == {"a": [4.0, 9.0, 11.0], "b": [5.0, 7.0, 12.0], "c": [6.0, 8.0, 10.0]}
 
 
-def test_a_step_updates_the_weights_that_all_contenders_share() -> None:
-    bench = Bench(SMALL, (VISIBLE, DENSE, UNMASKED))
-    kept = bench.draw_mask()
-    assert kept.shape == (1, 2)
-    before = check_losses(bench, (VISIBLE, DENSE, UNMASKED))
-    assert before[UNMASKED] != pytest.approx(before[VISIBLE], rel=1e-5)
-    for name in (VISIBLE, DENSE, UNMASKED):
-        losses = [bench.loss(each, kept).item() for each in (VISIBLE, DENSE)]
-        assert bench.step(name, kept) > 0
-        after = [bench.loss(each, kept).item() for each in (VISIBLE, DENSE)]
-        assert after == pytest.approx([after[0]] * 2, rel=1e-5)
-        assert after[0] < losses[0]
+@pytest.mark.usefixtures("small_decoder")
+def test_all_contenders_of_a_round_have_the_same_masks_and_the_next_round_has_others() -> None:
+    workload = replace(SMALL, image_size=(128, 128))
+    visible, dense = (Bench(workload, name) for name in (VISIBLE, DENSE))
+    assert visible.draw_masks(0).shape == (1, 16)
+    assert torch.equal(visible.draw_masks(3), dense.draw_masks(3))
+    assert not torch.equal(visible.draw_masks(3), visible.draw_masks(4))
 
 
-def test_a_fast_contender_with_another_loss_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(SMALL, (VISIBLE, DENSE))
-    monkeypatch.setattr(bench, "loss", lambda name, kept: torch.tensor(1.0 if name == DENSE else 1.0001))
+@pytest.mark.usefixtures("small_decoder")
+def test_visible_cells_and_the_dense_masked_step_learn_the_same_from_the_same_start() -> None:
+    visible, dense, unmasked = (Bench(SMALL, name) for name in (VISIBLE, DENSE, UNMASKED))
+    before = check_losses({VISIBLE: visible, DENSE: dense}, "fp32")
+    assert unmasked.loss(0) != pytest.approx(before[VISIBLE], rel=1e-5)
+    assert min(bench.step(0) for bench in (visible, dense, unmasked)) > 0
+    after = check_losses({VISIBLE: visible, DENSE: dense}, "bf16")
+    assert after[VISIBLE] == pytest.approx(after[DENSE], rel=1e-3)
+    assert after[VISIBLE] < before[VISIBLE]
+
+
+def test_a_fast_contender_with_another_loss_is_refused() -> None:
+    contenders = {VISIBLE: Recorded(VISIBLE, [], 1.0001), DENSE: Recorded(DENSE, [], 1.0)}
     with pytest.raises(ConvMAEError, match="must give the loss of dense masked, 1.0000000; got 1.0001000"):
-        check_losses(bench, (VISIBLE, DENSE))
+        check_losses(contenders, "fp32")
 
 
+@pytest.mark.usefixtures("here")
 def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY_RUN, "--image-size", "64", "32", "--out", str(tmp_path / "figures.json")]) == 0
     printed = capsys.readouterr().out
@@ -111,6 +154,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, capsy
     assert record["threads"] == str(torch.get_num_threads())
 
 
+@pytest.mark.usefixtures("here")
 def test_a_sweep_is_printed_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,9 +181,21 @@ def test_every_precision_is_measured_eager_and_where_asked_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    """Which holds weights, gradients and AdamW's two averages, 16 bytes a parameter, and PyTorch."""
-    assert 28e6 * 16 / 1e9 < peak_gb_alone(SMALL, VISIBLE) < 4
+def test_a_process_of_its_own_gives_the_same_losses_and_its_own_peak_memory() -> None:
+    """It holds weights, gradients and AdamW's two averages, 16 bytes a parameter, and PyTorch."""
+    with BenchProcess(SMALL, VISIBLE) as process:
+        assert process.loss(2) == pytest.approx(Bench(SMALL, VISIBLE).loss(2), rel=1e-6)
+        assert process.step(0) > 0
+        assert 28e6 * 16 / 1e9 < process.peak_gb() < 4
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_one_sentence() -> None:
+    with (
+        BenchProcess(replace(SMALL, variant="none"), VISIBLE) as process,
+        pytest.raises(ConvMAEError, match="the process of visible cells ended with status 1"),
+    ):
+        process.loss(0)
 
 
 @pytest.mark.parametrize(
