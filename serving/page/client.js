@@ -1,4 +1,4 @@
-/** The server as the page sees it: three calls, one kind of error. The API key lives in memory only. */
+/** The server as the page sees it: what it asks, and one kind of error. The API key lives in memory only. */
 
 /** A request that was refused (status 4xx, 5xx) or never arrived (status 0); the message is a sentence to show. */
 export class ServerError extends Error {
@@ -40,6 +40,17 @@ export function classifyPath(topK, model) {
 /** The path and query of the feature maps named by `levels`. */
 export function featuresPath(levels, model) {
   return `v1/features?levels=${levels.join(",")}&dtype=f32${modelParameter(model)}`;
+}
+
+/** The path and query of a detection; `masks` is how masks are to come, or null for none. */
+export function detectPath(threshold, masks, model) {
+  return `v1/detect?threshold=${threshold}${masks ? `&masks=${masks}` : ""}${modelParameter(model)}`;
+}
+
+/** The path and query of a segmentation; `masks` is how masks are to come, or null for the server's own way. */
+export function segmentPath(masks, model) {
+  const query = [masks ? `masks=${masks}` : null, model ? modelParameter(model).slice(1) : null].filter(Boolean);
+  return query.length > 0 ? `v1/segment?${query.join("&")}` : "v1/segment";
 }
 
 /**

@@ -6,17 +6,19 @@ import { shellQuote } from "./dom.js";
 export const KEY_HEADER = '-H "Authorization: Bearer $CONVMAE_API_KEY"';
 
 /**
- * [title, command] pairs for a classification and, where given, the features, of the photo `fileName`.
- * `paths` holds the two requests' paths with queries, the second null where there are no feature levels.
+ * [title, command] pairs that send the photo `fileName`, one for each of `requests`: {title, path with query, accept,
+ * output}, where accept is the media type to ask for and output the file that the answer goes to, or nothing.
  */
-export function curlCommands(origin, fileName, [classifyPath, featuresPath], withKey) {
-  const photo = `--data-binary ${shellQuote(`@${fileName}`)}`;
-  const key = withKey ? ` ${KEY_HEADER}` : "";
-  const commands = [["Classes", `curl -s${key} ${photo} ${shellQuote(`${origin}/${classifyPath}`)}`]];
-  if (featuresPath) {
-    const accept = "-H 'Accept: application/x-safetensors'";
-    const url = shellQuote(`${origin}/${featuresPath}`);
-    commands.push(["Feature levels", `curl -s${key} ${photo} ${accept} ${url} -o features.safetensors`]);
-  }
-  return commands;
+export function curlCommands(origin, fileName, requests, withKey) {
+  return requests.map(({ title, path, accept, output }) => {
+    const words = [
+      "curl -s",
+      withKey ? KEY_HEADER : null,
+      `--data-binary ${shellQuote(`@${fileName}`)}`,
+      accept ? `-H ${shellQuote(`Accept: ${accept}`)}` : null,
+      shellQuote(`${origin}/${path}`),
+      output ? `-o ${output}` : null,
+    ];
+    return [title, words.filter(Boolean).join(" ")];
+  });
 }

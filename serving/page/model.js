@@ -1,7 +1,8 @@
 /** What a model's details mean for the page: its feature levels, the part of a photo that it sees, facts to show. */
 
-/** The outputs of `details` that are feature maps, finest first: [{name, stride}]. */
+/** The outputs of `details` that are feature maps, finest first: [{name, stride}]; a classifier alone has them. */
 export function featureLevels(details) {
+  if (details.task !== "classification") return [];
   return Object.entries(details.outputs ?? {})
     .filter(([, output]) => output.stride && output.shape.length === 3)
     .map(([name, { stride }]) => ({ name, stride }))
@@ -13,7 +14,7 @@ export function featureLevels(details) {
  * the photo; null where it sees all of it, or where the server does not say.
  */
 export function visibleRegion(width, height, preprocessing) {
-  if (!preprocessing) return null;
+  if (!preprocessing?.crop) return null;
   const { resize, crop } = preprocessing; // (height, width) each; the resized photo covers `resize`
   const scale = Math.max(resize[0] / height, resize[1] / width);
   const shareHigh = Math.min(1, crop[0] / (height * scale));
@@ -28,8 +29,9 @@ export function modelFacts(details) {
   const [, height, width] = details.input?.shape ?? [];
   return [
     ["Name", details.id],
+    ["Task", details.task],
     ["Variant", details.variant],
-    ["Input", height ? `${height} × ${width} pixels` : null],
+    [details.task === "segmentation" ? "Windows" : "Input", height ? `${height} × ${width} pixels` : null],
     ["Classes", details.labels?.length],
     ["Feature levels", levels.length ? levelsSentence(levels) : null],
     ["Compared with PyTorch", numericsSentence(details)],

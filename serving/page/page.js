@@ -1,33 +1,27 @@
 /**
- * The page at `/`: one photo, its classes and its feature levels.
+ * The page at `/`: one photo, and what the chosen model says about it.
+ *
+ * What depends on the model's task (words, results, commands) is in `classification.js`, `detection.js` and
+ * `segmentation.js`; this is what they share.
  *
  * States, on `document.body.dataset.state`: idle (nothing asked yet), working, done, error. A new photo aborts the
  * requests in flight. Text from the server or from a file name reaches the document as text nodes only.
  */
 
-import {
-  ServerError,
-  classifyPath,
-  featuresPath,
-  fetchModel,
-  fetchModels,
-  hasApiKey,
-  postPhoto,
-  serverTimings,
-  useApiKey,
-} from "./client.js";
-import { commandBlock, element } from "./dom.js";
+import { classification } from "./classification.js";
+import { ServerError, fetchModel, fetchModels, hasApiKey, useApiKey } from "./client.js";
 import { curlCommands } from "./commands.js";
-import { principalComponents, toPixels } from "./components.js";
+import { detection } from "./detection.js";
+import { commandBlock, element } from "./dom.js";
 import { featureLevels, modelFacts, visibleRegion } from "./model.js";
-import { parseSafetensors } from "./tensors.js";
+import { clearOverlay } from "./overlay.js";
+import { segmentation } from "./segmentation.js";
 
-const TOP_K = 5;
+const VIEWS = { classification, detection, segmentation }; // task -> what the page does for it
 const PHOTO_HEIGHT_REM = 22;
-const SAFETENSORS = "application/x-safetensors";
 
 const session = {
-  models: [], // classification models being served
+  models: [], // those being served whose task this page knows
   details: null, // what the server says about the one chosen
   photo: null, // the File shown
   preview: null, // its object URL
@@ -42,10 +36,11 @@ function enter(state) {
   document.body.dataset.state = state;
   const shown = state === "working" || state === "done";
   byId("predictions").hidden = !shown;
-  byId("levels").hidden = !shown;
+  byId("levels").hidden = !shown || !hasLevels();
   byId("predictions").setAttribute("aria-busy", String(state === "working"));
   byId("terminal").hidden = state !== "done";
   byId("crop-note").hidden = !shown;
+  if (!shown) clearOverlay();
   updatePicker();
   if (state !== "error") byId("alert").replaceChildren();
 }
@@ -80,16 +75,19 @@ function askForKey() {
 /** Fetches the list of models and the details of the first default; resolves to whether there is a model to ask. */
 async function loadModels() {
   const models = await fetchModels();
-  session.models = models.filter((model) => model.task === "classification");
+  session.models = models.filter((model) => model.task in VIEWS);
   if (session.models.length === 0) {
     throw new ServerError(
-      "This server has no classification model; its API reference lists what it offers.",
+      "This server has no model that this page can show; its API reference lists what it offers.",
       404,
       "no_model",
     );
   }
   const first = session.models.find((model) => model.default) ?? session.models[0];
-  byId("model").replaceChildren(...session.models.map(({ id }) => element("option", { value: id }, id)));
+  const oneTask = new Set(session.models.map((model) => model.task)).size === 1;
+  byId("model").replaceChildren(
+    ...session.models.map(({ id, task }) => element("option", { value: id }, oneTask ? id : `${id} (${task})`)),
+  );
   byId("model").value = first.id;
   byId("model-choice").hidden = session.models.length < 2;
   await chooseModel(first.id);
@@ -99,6 +97,14 @@ async function loadModels() {
 async function chooseModel(id) {
   session.details = await fetchModel(id);
   const { labels = [], licence, variant } = session.details;
+  const { title, lead, heading, hasThreshold = false } = view();
+  document.title = `ConvMAE: ${title.toLowerCase()}`;
+  byId("title").textContent = title;
+  byId("lead").textContent = lead;
+  byId("predictions-title").textContent = heading;
+  byId("predictions").dataset.task = session.details.task;
+  byId("threshold-choice").hidden = !hasThreshold;
+  clearOverlay();
   byId("facts").replaceChildren(
     ...modelFacts(session.details).map(([term, text]) =>
       element("div", {}, element("dt", {}, term), element("dd", {}, text)),
@@ -112,6 +118,15 @@ async function chooseModel(id) {
   byId("colophon").textContent =
     `ConvMAE ${variant}, model ${id}. Licence of its weights: ${licence?.name ?? "not stated"}.`;
   showRegion();
+}
+
+/** What the page does for the task of the chosen model. */
+function view() {
+  return VIEWS[session.details?.task] ?? classification;
+}
+
+function hasLevels() {
+  return session.details !== null && featureLevels(session.details).length > 0;
 }
 
 /** The value of `?model=`, or null where the server has only one to choose from. */
@@ -161,27 +176,30 @@ function showRegion() {
 
 // ------------------------------------------------------------------------------------------------------------- run
 
-/** One round: classification and features of the photo; ends in done or error, or is aborted by the next round. */
+/** One round: everything about the photo; ends in done or error, or is aborted by the next round. */
 async function run() {
   session.requests?.abort();
   const requests = new AbortController();
   session.requests = requests;
   const { photo } = session;
+  clearOverlay();
   enter("working");
-  showPlaceholders();
+  view().placeholders(session.details);
   announce("Working on the photo");
   try {
     await checkReadable(photo);
     if (!session.details) await loadModels();
-    const [predictions, levels] = await Promise.all([
-      classify(photo, requests.signal),
-      extract(photo, requests.signal),
-    ]);
+    const { sentence, commands } = await view().ask({
+      photo,
+      details: session.details,
+      model: modelParameter(),
+      threshold: Number(byId("threshold").value) / 100,
+      signal: requests.signal,
+    });
     if (requests.signal.aborted) return;
-    showCommands(photo, levels);
+    showCommands(photo, commands);
     enter("done");
-    const [best] = predictions;
-    announce(`${best.label}, ${percent(best.score)}. ${levels.length} feature levels shown.`);
+    announce(sentence);
   } catch (error) {
     if (requests.signal.aborted) return;
     requests.abort();
@@ -198,114 +216,16 @@ async function checkReadable(photo) {
   }
 }
 
-function topK() {
-  return Math.min(TOP_K, session.details.labels?.length || TOP_K);
-}
-
-async function classify(photo, signal) {
-  const started = performance.now();
-  const response = await postPhoto(classifyPath(topK(), modelParameter()), photo, "application/json", signal);
-  const predictions = await response.json();
-  const elapsed = performance.now() - started;
-  if (!signal.aborted) showPredictions(predictions, serverTimings(response), elapsed);
-  return predictions;
-}
-
-async function extract(photo, signal) {
-  const levels = featureLevels(session.details);
-  if (levels.length === 0) return [];
-  const names = levels.map(({ name }) => name);
-  const response = await postPhoto(featuresPath(names, modelParameter()), photo, SAFETENSORS, signal);
-  const tensors = parseSafetensors(await response.arrayBuffer());
-  const figures = [];
-  for (const level of levels) {
-    if (signal.aborted) return [];
-    figures.push(mapFigure(level, tensors.get(level.name)));
-    // The components of a large model's maps take a while: let the browser paint and react between two levels.
-    await new Promise((resolve) => setTimeout(resolve));
-  }
-  if (!signal.aborted) byId("maps").replaceChildren(...figures);
-  return names;
-}
-
-// --------------------------------------------------------------------------------------------------------- results
-
-/** Grey bars in the places of what is to come, so that nothing jumps when it does. */
-function showPlaceholders() {
-  const count = session.details ? topK() : TOP_K;
-  const levels = session.details ? featureLevels(session.details) : [];
-  byId("ranking").replaceChildren(...Array.from({ length: count }, () => predictionRow("", 0, "pending")));
-  byId("timing").textContent = "";
-  byId("maps").replaceChildren(
-    ...levels.map(() =>
-      element("figure", { class: "pending", "aria-hidden": "true" }, element("div", { class: "map" })),
-    ),
-  );
-}
-
-function showPredictions(predictions, timings, elapsed) {
-  byId("ranking").replaceChildren(...predictions.map(({ label, score }) => predictionRow(label, score, null)));
-  const spent = timings.map(([name, duration]) => `${name} ${milliseconds(duration)}`);
-  byId("timing").textContent = [`${milliseconds(elapsed)} round trip`, ...spent].join(" · ");
-}
-
-function predictionRow(label, score, state) {
-  const fill = element("div", { class: "fill" });
-  fill.style.width = `${Math.max(0, Math.min(1, score)) * 100}%`;
-  return element(
-    "li",
-    { class: state, "aria-hidden": state ? "true" : null },
-    element("span", { class: "label" }, label),
-    element("span", { class: "score" }, state ? "" : percent(score)),
-    element("div", { class: "track", "aria-hidden": "true" }, fill),
-  );
-}
-
-/** One level as a picture with its caption; `tensor` is {shape: [1, C, H, W], data}. */
-function mapFigure({ name, stride }, tensor) {
-  if (!tensor) throw new ServerError(`The server's answer lacks the feature level ${name}.`, 0, "missing_level");
-  const [, channels, height, width] = tensor.shape;
-  const { scores, variances, total } = principalComponents(tensor.data, channels, height * width);
-  const explained = total > 0 ? variances.reduce((sum, variance) => sum + variance, 0) / total : 0;
-  const label = `Feature level ${name}: ${height} by ${width} cells as colours`;
-  const canvas = element("canvas", {
-    class: "map",
-    width,
-    height,
-    role: "img",
-    "aria-label": label,
-    "data-level": name,
-  });
-  canvas.getContext("2d").putImageData(new ImageData(toPixels(scores), width, height), 0, 0);
-  return element(
-    "figure",
-    {},
-    canvas,
-    element(
-      "figcaption",
-      {},
-      element("span", { class: "caption" }, element("strong", {}, name), `, stride ${stride}`),
-      element("span", { class: "shape" }, `${channels} × ${height} × ${width}`),
-      element("span", { class: "shape" }, `${(100 * explained).toFixed(0)} % of variance shown`),
-    ),
-  );
-}
-
-function showCommands(photo, levels) {
-  const paths = [classifyPath(topK(), modelParameter()), levels.length ? featuresPath(levels, modelParameter()) : null];
-  const commands = curlCommands(location.origin, photo.name, paths, hasApiKey());
+function showCommands(photo, requests) {
+  const commands = curlCommands(location.origin, photo.name, requests, hasApiKey());
   byId("commands").replaceChildren(...commands.map(([title, command]) => commandBlock(title, command)));
 }
 
-function percent(share) {
-  return `${(100 * share).toFixed(1)} %`;
-}
-
-function milliseconds(duration) {
-  return `${duration.toFixed(duration < 10 ? 1 : 0)} ms`;
-}
-
 // ---------------------------------------------------------------------------------------------------------- events
+
+function showThreshold() {
+  byId("threshold-text").textContent = `${byId("threshold").value} %`;
+}
 
 function takeFirst(files) {
   if (files.length === 0) return;
@@ -353,6 +273,14 @@ function listen() {
       fail(error);
     }
   });
+  byId("overlay-shown").addEventListener("change", (event) => {
+    byId("overlay").hidden = !event.target.checked;
+  });
+  byId("threshold").addEventListener("input", showThreshold);
+  byId("threshold").addEventListener("change", () => {
+    if (session.photo) run();
+  });
+  showThreshold();
   byId("key-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     useApiKey(byId("key").value.trim());

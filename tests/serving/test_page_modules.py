@@ -13,6 +13,9 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from convmae_deploy.runtime.label_colours import palette
+from convmae_deploy.runtime.masks import encode_mask
+
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
 
 from tests.serving.page_driver import PageDriver, missing_program  # noqa: E402
@@ -134,3 +137,23 @@ def test_safetensors_of_both_float_types_are_read_and_others_refused(page: PageD
     assert "has type I64; this page reads F32 and F16" in read(safetensors.numpy.save({"x": np.zeros(2, np.int64)}))
     assert "at least 8 bytes" in read(b"short")
     assert "claims" in read(safetensors.numpy.save(tensors)[:20])
+
+
+def test_classes_have_the_colours_that_pictures_of_the_command_have(page: PageDriver) -> None:
+    found = page.module("colours.js", "return given[0].map((index) => module.classColour(index))", list(range(150)))
+    assert np.abs(np.array(found) - palette(150)[:150].astype(int)).max() <= 1  # halves are rounded another way
+    assert page.module("colours.js", "return [module.classColour(-1), module.textColour([255, 255, 0])]") == [
+        [128, 128, 128],
+        "#101010",
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_run_lengths_are_read_as_the_server_writes_them(page: PageDriver, share: float) -> None:
+    mask = np.random.default_rng(0).random((70, 90)) < share
+    mask[20:60, 30:80] = share > 0
+    body = """const runs = module.decodeRunLengths(given[0]);
+        return [module.areaOf(runs), [...module.maskOf(runs, given[1], given[2])]];"""
+    area, columns = page.module("run_lengths.js", body, encode_mask(mask)["counts"], *mask.shape)
+    assert area == mask.sum()
+    assert np.array_equal(np.array(columns, dtype=bool).reshape(90, 70).T, mask)
