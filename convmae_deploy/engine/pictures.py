@@ -6,6 +6,7 @@ Shapes: B photos, N patches of a photo, P = 16 * 16 * 3 pixel values of a patch.
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -112,3 +113,12 @@ def draw_columns(columns: Mapping[str, Tensor]) -> Image.Image:
             tile = Image.fromarray(photo).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (left, CAPTION_HEIGHT + row * (height + GAP)))
     return picture
+
+
+def tile(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """An RGB picture fitted into `size` (width, height) in pixels, white around it, as (3, height, width) in [0, 1]."""
+    fitted = picture.copy()
+    fitted.thumbnail(size)
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(fitted, ((size[0] - fitted.width) // 2, (size[1] - fitted.height) // 2))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1) / 255

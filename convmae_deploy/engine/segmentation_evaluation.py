@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -20,6 +19,7 @@ from convmae_deploy.data.segmentation_metrics import SegmentationScores, confusi
 from convmae_deploy.data.sources import loaded
 from convmae_deploy.engine.epoch_log import Validation
 from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.engine.training_run import share_statistics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import SlidingWindow
 from convmae_deploy.runtime.sliding_window import RunWindows, resize_and_normalise, segment_normalised
@@ -140,12 +140,6 @@ def window_runner(model: nn.Module, accelerator: Accelerator, batch_size: int) -
         return torch.cat(logits).numpy()
 
     return run
-
-
-def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
-    if accelerator.num_processes > 1:
-        broadcast(list(model.buffers()))
 
 
 def the_one(samples: Sequence[Any]) -> Any:

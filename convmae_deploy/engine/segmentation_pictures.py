@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.data.segmentation_folder import SegmentationFolder
-from convmae_deploy.engine.pictures import draw_columns
+from convmae_deploy.engine.pictures import draw_columns, tile
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.label_colours import classes_by_area, overlay, with_legend
 from convmae_deploy.runtime.manifest import SlidingWindow
@@ -45,18 +45,9 @@ def segmentation_picture(
         seen += [labels.ravel(), predicted.ravel()]
         pictures = (photo, overlay(photo, labels, classes), overlay(photo, predicted, classes))
         for tiles, picture in zip(columns.values(), pictures, strict=True):
-            tiles.append(tile(picture))
+            tiles.append(tile(picture, TILE))
     if not seen:
         return None
     shown = classes_by_area(np.concatenate(seen), classes)[:MAX_LEGEND]
     drawn = draw_columns({caption: torch.stack(tiles) for caption, tiles in columns.items()})
     return with_legend(drawn, folder.classes, shown)
-
-
-def tile(picture: Image.Image) -> torch.Tensor:
-    """An RGB picture fitted into `TILE`, white around it, as (3, height, width) in [0, 1]."""
-    fitted = picture.copy()
-    fitted.thumbnail(TILE)
-    canvas = Image.new("RGB", TILE, "white")
-    canvas.paste(fitted, ((TILE[0] - fitted.width) // 2, (TILE[1] - fitted.height) // 2))
-    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1) / 255

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast
 from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -70,6 +71,12 @@ def refuse_sharding(accelerator: Accelerator) -> None:
     """Raises ConvMAEError under FSDP: processes validate different photos, so none may need the weights of another."""
     if accelerator.distributed_type is DistributedType.FSDP:
         raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
+
+
+def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))
 
 
 @dataclass(kw_only=True)
