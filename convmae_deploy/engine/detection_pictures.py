@@ -50,7 +50,7 @@ def detection_picture(
         image = torch.from_numpy(letterbox(photo, photos.preprocessing))[None]
         (outputs,) = detect(model, image, accelerator)
         found = in_photo(outputs, split, index, photos.preprocessing, threshold=SCORE_THRESHOLD)
-        annotated = [_annotated(item, split.photos[index], split.classes) for item in split.objects[index]]
+        annotated = [as_found(item, split.photos[index], split.classes) for item in split.objects[index]]
         for tiles, detections in zip(columns.values(), (annotated, found), strict=True):
             tiles.append(tile(draw_detections(photo, detections, len(split.classes)), TILE))
     model.train(was_training)
@@ -59,7 +59,7 @@ def detection_picture(
     return draw_columns({caption: torch.stack(tiles) for caption, tiles in columns.items()})
 
 
-def _annotated(item: CocoObject, photo: CocoPhoto, classes: tuple[str, ...]) -> Detection:
+def as_found(item: CocoObject, photo: CocoPhoto, classes: tuple[str, ...]) -> Detection:
     """An annotation as if it had been found with certainty."""
     size = photo.height, photo.width
     side = max(size)
