@@ -25,6 +25,9 @@ ReadPixels = Callable[[slice, slice], FloatArray]  # rows and columns of the res
 Place = tuple[slice, slice]
 
 MAX_BYTES = 32_000_000  # of the logits of the final map that are held at once
+# Rows and columns of the final map that are computed at once: products so small that the BLAS library does not divide
+# them among threads, which would make the work of several requests at once many times slower
+BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +159,7 @@ def averaged_logits(
 def _bands(
     read: ReadPixels, photo: Size, size: Size, spec: SlidingWindow, run: RunWindows
 ) -> Iterator[tuple[slice, FloatArray]]:
-    """The final map from top to bottom, as many rows at a time as `MAX_BYTES` allows."""
+    """The final map from top to bottom, a band of rows at a time: `BLOCK`, or fewer as `MAX_BYTES` demands."""
     tops, lefts = (window_starts(*side) for side in zip(photo, spec.window, spec.stride, strict=True))
     vertical = _share_matrices(photo[0], tops, spec.window[0], size[0])
     horizontal = _share_matrices(photo[1], lefts, spec.window[1], size[1])
@@ -172,7 +175,7 @@ def _bands(
         classes = rows_of_windows[needed[0]].shape[1]
         yield slice(start, stop), _combine(rows_of_windows, vertical, horizontal, slice(start, stop))
         start = stop
-        step = max(1, MAX_BYTES // (classes * size[1] * np.dtype(np.float32).itemsize))
+        step = min(BLOCK, max(1, MAX_BYTES // (classes * size[1] * np.dtype(np.float32).itemsize)))
 
 
 def _cut(read: ReadPixels, top: int, lefts: Sequence[int], window: Size) -> FloatArray:
@@ -191,12 +194,14 @@ def _combine(
     classes = next(iter(rows_of_windows.values())).shape[1]
     total = np.zeros((classes, rows.stop - rows.start, max(share.stop for share in horizontal)), dtype=np.float32)
     for index, logits in rows_of_windows.items():
-        down = vertical[index]
-        first, last = max(rows.start, down.start), min(rows.stop, down.stop)
-        matrix = down.matrix[first - down.start : last - down.start]
-        for window, across in zip(logits, horizontal, strict=True):
-            part = total[:, first - rows.start : last - rows.start, across.start : across.stop]
-            part += matrix @ window @ across.matrix.T
+        first, last = max(rows.start, vertical[index].start), min(rows.stop, vertical[index].stop)
+        cells, down = vertical[index].part(first, last)
+        for window, share in zip(logits, horizontal, strict=True):
+            lines = down @ window[:, cells]  # (K, last - first, w / 4)
+            for start in range(share.start, share.stop, BLOCK):
+                stop = min(start + BLOCK, share.stop)
+                cells_across, across = share.part(start, stop)
+                total[:, first - rows.start : last - rows.start, start:stop] += lines[..., cells_across] @ across.T
     return total
 
 
@@ -206,7 +211,15 @@ class _Share:
 
     start: int
     stop: int
-    matrix: FloatArray  # (stop - start, cells of the window)
+    matrix: FloatArray  # (stop - start, cells of the window); a row has a few neighbouring entries that are not 0
+    first_cells: NDArray[np.int64]  # (stop - start,), of the entries that are not 0; they only grow
+    last_cells: NDArray[np.int64]
+
+    def part(self, start: int, stop: int) -> tuple[slice, FloatArray]:
+        """For the pixels from `start` to `stop` alone: the cells that they need, and the matrix of those."""
+        rows = slice(start - self.start, stop - self.start)
+        cells = slice(int(self.first_cells[rows][0]), int(self.last_cells[rows][-1]) + 1)
+        return cells, self.matrix[rows, cells]
 
 
 def _share_matrices(side: int, starts: Sequence[int], window: int, final: int) -> list[_Share]:
@@ -218,7 +231,11 @@ def _share_matrices(side: int, starts: Sequence[int], window: int, final: int) -
         window: pixels of a window.
         final: pixels of the final map.
     """
-    upsampling = _bilinear_matrix(window // SEGMENTER_STRIDE, window)
+    cells = window // SEGMENTER_STRIDE
+    cell_lower, cell_upper, cell_weight = _bilinear_sources(cells, window)
+    upsampling = np.zeros((window, cells))
+    upsampling[np.arange(window), cell_lower] += 1 - cell_weight
+    upsampling[np.arange(window), cell_upper] += cell_weight
     covering = np.zeros(side)
     for start in starts:
         covering[start : start + window] += 1
@@ -226,25 +243,17 @@ def _share_matrices(side: int, starts: Sequence[int], window: int, final: int) -
     shares = []
     for start in starts:
         stop = min(start + window, side)
-        cells = upsampling[: stop - start] / covering[start:stop, None]  # the share of the average, at W
+        averaged = upsampling[: stop - start] / covering[start:stop, None]
         first, last = int(np.searchsorted(upper, start)), int(np.searchsorted(lower, stop))
-        matrix = np.zeros((last - first, cells.shape[1]))
+        matrix = np.zeros((last - first, cells))
         for source, factor in ((lower, 1 - weight), (upper, weight)):
             nearest = source[first:last] - start
-            inside = (nearest >= 0) & (nearest < len(cells))
-            matrix[inside] += factor[first:last][inside, None] * cells[nearest[inside]]
-        shares.append(_Share(first, last, matrix.astype(np.float32)))
+            inside = (nearest >= 0) & (nearest < stop - start)
+            matrix[inside] += factor[first:last][inside, None] * averaged[nearest[inside]]
+        pixels = (np.clip(source[first:last], start, stop - 1) - start for source in (lower, upper))
+        first_pixels, last_pixels = pixels
+        shares.append(_Share(first, last, matrix.astype(np.float32), cell_lower[first_pixels], cell_upper[last_pixels]))
     return shares
-
-
-def _bilinear_matrix(cells: int, pixels: int) -> NDArray[np.float64]:
-    """(pixels, cells): upsampling along one axis as a matrix."""
-    lower, upper, weight = _bilinear_sources(cells, pixels)
-    matrix = np.zeros((pixels, cells))
-    index = np.arange(pixels)
-    matrix[index, lower] += 1 - weight
-    matrix[index, upper] += weight
-    return matrix
 
 
 def _bilinear_sources(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

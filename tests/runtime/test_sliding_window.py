@@ -106,11 +106,12 @@ def test_windows_end_with_the_photo(side: int, window: int, stride: int, expecte
         ((64, 64), (1, 500)),
     ],
 )
-@pytest.mark.parametrize("bytes_held", [1, 30_000, 32_000_000])
+@pytest.mark.parametrize(("bytes_held", "block"), [(1, 64), (30_000, 17), (32_000_000, 64), (32_000_000, 1000)])
 def test_the_final_map_equals_a_literal_computation(
-    photo: tuple[int, int], final: tuple[int, int], bytes_held: int, monkeypatch: pytest.MonkeyPatch
+    photo: tuple[int, int], final: tuple[int, int], bytes_held: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sliding_window, "MAX_BYTES", bytes_held)
+    monkeypatch.setattr(sliding_window, "BLOCK", block)
     image = np.random.default_rng(1).standard_normal((3, *photo)).astype(np.float32)
     expected = literal(image, final, SPEC, random_model()).numpy()
     assert np.allclose(assembled(image, final, SPEC, random_model()), expected, atol=2e-5)
@@ -161,7 +162,7 @@ def test_windows_across_the_shorter_side_are_run_together_and_each_once(size: tu
 
 
 def test_few_windows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sliding_window, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(sliding_window, "BLOCK", 20)
     asked: list[int] = []
 
     def run(windows: FloatArray) -> FloatArray:
