@@ -147,9 +147,12 @@ class ConvMAEDetector(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(POSITION_PARAMETERS)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups by depth, in the authors' layer order: everything before stage 3 is the stem."""
+        """timm's parameter groups by depth, in the authors' layer order: everything before stage 3 is the stem.
+
+        But for the position embedding: their code gives it the learning rate of the heads (ViTDet's, that of the stem).
+        """
         return {
-            "stem": r"^encoder\.(?:pos_embed|patch_embed\d|blocks[12])",
+            "stem": r"^encoder\.(?:patch_embed\d|blocks[12])",
             "blocks": r"^encoder\.blocks3\.(\d+)",  # the rest matches nothing: timm puts it last, together
         }
 
