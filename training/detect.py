@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from torch import Tensor, nn
@@ -322,8 +323,8 @@ class DetectRecipe:
         run = self.run
         losses: dict[str, Tensor] = run.model(images, targets)
         if run.accelerator.is_main_process and run.accelerator.sync_gradients:
-            parts = {name: value.item() for name, value in losses.items()}
-            run.folder.log_update(run.progress.step + 1, **parts)
+            values = torch.stack([value.detach() for value in losses.values()]).tolist()
+            run.folder.log_update(run.progress.step + 1, **dict(zip(losses, values, strict=True)))
         return sum(losses.values(), start=images.new_zeros(()))
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
