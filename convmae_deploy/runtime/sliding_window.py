@@ -250,9 +250,8 @@ def _share_matrices(side: int, starts: Sequence[int], window: int, final: int) -
             nearest = source[first:last] - start
             inside = (nearest >= 0) & (nearest < stop - start)
             matrix[inside] += factor[first:last][inside, None] * averaged[nearest[inside]]
-        pixels = (np.clip(source[first:last], start, stop - 1) - start for source in (lower, upper))
-        first_pixels, last_pixels = pixels
-        shares.append(_Share(first, last, matrix.astype(np.float32), cell_lower[first_pixels], cell_upper[last_pixels]))
+        above, below = (np.clip(source[first:last], start, stop - 1) - start for source in (lower, upper))
+        shares.append(_Share(first, last, matrix.astype(np.float32), cell_lower[above], cell_upper[below]))
     return shares
 
 
