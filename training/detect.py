@@ -132,13 +132,14 @@ def nano() -> DetectConfig:
     return DetectConfig(
         detector="nano_fpn",
         drop_path=0.05,
+        layer_decay=0.9,
         validation_epochs=10,
         picture_epochs=10,
         optimisation=DenseOptimisationConfig(
             epochs=60,
             batch_size=8,
             micro_batch_size=8,
-            base_lr=3.2e-2,  # 1e-3 for 8 photos
+            base_lr=6.4e-2,  # 2e-3 for 8 photos
             min_lr=0.0,
             warmup_steps=100,
             weight_decay=0.1,
@@ -152,12 +153,21 @@ def overfit() -> DetectConfig:
     """The nano detector on 20 photos as they are, validated on the same: what can be learnt must be learnt here."""
     return replace(
         nano(),
+        image_size=(320, 320),
         train_images=20,
         validate_on="train",
         drop_path=0.0,
-        validation_epochs=20,
-        picture_epochs=20,
-        optimisation=replace(nano().optimisation, epochs=200, batch_size=4, micro_batch_size=4, weight_decay=0.0),
+        layer_decay=None,
+        validation_epochs=25,
+        picture_epochs=25,
+        optimisation=replace(
+            nano().optimisation,
+            epochs=300,
+            batch_size=4,
+            micro_batch_size=4,
+            base_lr=1.28e-1,  # 2e-3 for 4 photos
+            weight_decay=0.0,
+        ),
         augmentation=DetectionAugmentationConfig(scale=(1.0, 1.0), flip=0.0),
     )
 
