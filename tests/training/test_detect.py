@@ -50,6 +50,7 @@ def config(photos: Path, out: Path, *, resume: bool = False, epochs: int = 2, **
     plain = replace(
         preset,
         data=photos,
+        layer_decay=None,
         validation_epochs=1,
         picture_epochs=0,
         optimisation=replace(
