@@ -9,7 +9,7 @@ from convmae_deploy.data.photo_datasets import MaskedShardPhotos, collate_readab
 from convmae_deploy.data.shard_sampler import ShardSampler
 from convmae_deploy.data.shards import Shards
 from convmae_deploy.engine.determinism import MicroBatch, StepSampler
-from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.engine.interruption import end_workers_at_exit, leave_signals_to_parent
 from convmae_deploy.errors import ConvMAEError
 
 Collate = Callable[[Sequence[Any]], MicroBatch]
@@ -63,6 +63,7 @@ def loaded(loader: Iterable[Any]) -> Iterator[Any]:
     Raises:
         ConvMAEError: of the dataset.
     """
+    end_workers_at_exit()  # one that refused lives as long as its exception
     try:
         yield from loader
     except ConvMAEError as error:

@@ -19,7 +19,7 @@ class Interruption:
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
     """Collects SIGINT and SIGTERM while the block runs; a second one acts at once."""
-    _end_workers_at_exit()
+    end_workers_at_exit()
     interruption = Interruption()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -44,7 +44,7 @@ def leave_signals_to_parent(worker: int) -> None:
 
 
 @cache
-def _end_workers_at_exit() -> None:
+def end_workers_at_exit() -> None:
     """After an uncaught exception Python ends workers by SIGTERM, which they ignore, and would wait for ever."""
     atexit.register(_end_workers)
 
