@@ -67,6 +67,7 @@ def write_random_bundle(out: Path, model: ConvMAEClassifier, record: CheckpointR
     }
     content = BundleContent(
         name=f"random-{record.variant}",
+        task="classification",
         record=record,
         checkpoint=None,
         preprocessing=standard_preprocessing(record.model.image_size),

@@ -1,4 +1,4 @@
-"""`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a classifier as an ONNX bundle, written only if its numbers hold.
+"""`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a model as an ONNX bundle, written only if its numbers hold.
 
 Most of the time goes into the comparison with PyTorch: seconds for a nano, minutes for a ConvMAE-B on two CPU cores.
 """
@@ -17,13 +17,11 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
-from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN, Preprocessing, standard_preprocessing
+from convmae_deploy.runtime.manifest import NAME_PATTERN
 from export.divergence import Divergence, find_divergence
 from export.gates import FP32
 from export.inputs import Batch, verification_batches, verification_photos
@@ -35,7 +33,8 @@ from export.packaging import (
     write_manifest,
 )
 from export.report import FAILED_SUFFIX, failure_sentence, print_report, write_failure
-from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier
+from export.tasks import open_task
+from export.to_onnx import ExportedGraph, export_graph
 from export.traced import peak_bytes_per_image
 from export.verify import (
     Runner,
@@ -43,7 +42,6 @@ from export.verify import (
     VerificationError,
     onnx_runner,
     smallest_failing_images,
-    torch_runner,
     verify,
 )
 
@@ -54,9 +52,9 @@ PHOTOS = 32  # photos in the verification, at most
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Exports a finetuned classifier to ONNX and proves its numbers against PyTorch."""
+    """Exports a finetuned classifier or segmenter to ONNX and proves its numbers against PyTorch."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of training.finetune or convmae import
+    checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
@@ -95,17 +93,17 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     """
     check_output(config.out)
     photos = verification_photos(config.data, config.checkpoint, PHOTOS)
-    model, record = load_classifier(config.checkpoint, image_size=config.image_size)
-    check_record(record, config.checkpoint)
-    preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
-    assert isinstance(preprocessing, Preprocessing)
+    task = open_task(config.checkpoint, config.image_size)
+    record, preprocessing = task.record, task.preprocessing
+    size = preprocessing.input_size
     licence_file = find_licence(record, config.checkpoint, config.licence)
-    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, record.model.image_size))} ..."):
-        graph = export_classifier(model, record.model.image_size, config.max_batch or DEFAULT_MAX_BATCH)
+    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, size))} ..."):
+        graph = export_graph(task.wrapper, size, config.max_batch or DEFAULT_MAX_BATCH, task.outputs)
     first = verification_batches(preprocessing, photos, 1)[0]
     largest = config.max_batch or affordable_batch(graph, first, console)
     content = BundleContent(
         name=config.bundle_name,
+        task=task.task,
         record=record,
         checkpoint=config.checkpoint,
         preprocessing=preprocessing,
@@ -115,8 +113,8 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     batches = verification_batches(preprocessing, photos, largest)
     with atomic_directory(config.out) as directory:
         onnx.save(graph.model, directory / MODEL_NAME)
-        reference, candidate = runners(model, directory / MODEL_NAME)
-        verification = run_verification(reference, candidate, batches)
+        reference, candidate = task.reference, onnx_runner(directory / MODEL_NAME, task.outputs)
+        verification = run_verification(reference, candidate, batches, task.outputs)
         print_report(verification.report, console)
         if verification.failures:
             raise explain(config, graph, verification, (reference, candidate), command)
@@ -133,14 +131,6 @@ def check_output(out: Path) -> None:
     check_can_create(out)
 
 
-def check_record(record: CheckpointRecord, source: Path) -> None:
-    """Raises ConvMAEError unless the checkpoint has a head."""
-    if not record.classes:
-        raise ConvMAEError(
-            f"{source} has no classes, so there is no head to export; finetune it first (training.finetune)"
-        )
-
-
 def affordable_batch(graph: ExportedGraph, example: Batch, console: Console) -> int:
     """The default of the largest batch: 32, or, said aloud, what the verification has memory for."""
     fits = max(2, MEMORY_BUDGET // peak_bytes_per_image(graph.program, example.images))
@@ -153,19 +143,16 @@ def affordable_batch(graph: ExportedGraph, example: Batch, console: Console) -> 
     return min(fits, DEFAULT_MAX_BATCH)
 
 
-def runners(model: ConvMAEClassifier, path: Path) -> tuple[Runner, Runner]:
-    """PyTorch, which is right, and the exported file, which is to be tried."""
-    return torch_runner(ClassifierGraph(model).eval(), OUTPUTS), onnx_runner(path, OUTPUTS)
-
-
-def run_verification(reference: Runner, candidate: Runner, batches: list[Batch]) -> Verification:
+def run_verification(
+    reference: Runner, candidate: Runner, batches: list[Batch], outputs: tuple[str, ...]
+) -> Verification:
     """Compares the two on all batches behind a progress bar."""
     progress = track(batches, "Verifying", console=Console(stderr=True), transient=True)
     between = (
         f"torch {torch.__version__} eager fp32 (cpu)",
         f"onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
     )
-    return verify(reference, candidate, progress, FP32, outputs=OUTPUTS, between=between)
+    return verify(reference, candidate, progress, FP32, outputs=outputs, between=between)
 
 
 def explain(

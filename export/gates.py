@@ -23,7 +23,7 @@ class Tolerance:
         """The gate in words and numbers, for the table and the manifest."""
         return (
             f"each entry |difference| <= {self.absolute:g} + {self.relative:g} |reference|; cosine of each image >= "
-            f"{self.cosine}; no NaN or infinity; the same top class for every image whose best two logits lie further "
+            f"{self.cosine}; no NaN or infinity; the same top class wherever the best two logits lie further "
             "apart than twice that"
         )
 
@@ -40,7 +40,9 @@ class Comparison:
     cosine: float  # smallest over the images
     excess: float  # largest |difference| / allowed difference; at most 1 passes
     worst_image: int  # index in the batch of the image with the largest excess
-    images_decided: int = 0  # images whose top class is outside the margin; 0 when top classes are not compared
+    images_decided: int = (
+        0  # images, or cells of a map, whose top class is outside the margin; 0 when top classes are not compared
+    )
     images_agreeing: int = 0  # those of them with the same top class
     problem: str | None  # the first gate that failed, in words; None: passed
 
@@ -52,7 +54,7 @@ def compare(reference: FloatArray, found: FloatArray, tolerance: Tolerance, *, t
         reference: (B, ...).
         found: the same shape.
         tolerance: the gate.
-        top1: whether the rows are logits, whose largest entries must agree.
+        top1: whether axis 1 holds logits of classes, whose largest must agree, for each image or each cell of a map.
     """
     if found.shape != reference.shape:
         return incomparable(f"its shape is {found.shape} instead of {reference.shape}")
@@ -72,7 +74,7 @@ def compare(reference: FloatArray, found: FloatArray, tolerance: Tolerance, *, t
         problem = f"the cosine similarity is {cosine:.7f}, below {tolerance.cosine}"
         worst = min(range(len(images)), key=lambda image: images[image][2])
     elif agreeing < decided:
-        problem = f"{decided - agreeing} of {decided} images have another top class"
+        problem = f"{decided - agreeing} of {decided} have another top class"
     scale = float(np.abs(reference).max(initial=0.0))
     return Comparison(
         max_abs=max_abs,
@@ -124,10 +126,10 @@ def _compare_image(reference: FloatArray, found: FloatArray, tolerance: Toleranc
 
 
 def _count_top1(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[int, int]:
-    """(images whose best two reference logits differ by more than both may move, those that kept their top class)."""
+    """(images or cells whose best two reference logits lie further apart than both may move, those that agree)."""
     if reference.shape[1] < 2:
         return 0, 0
-    best_two = np.partition(reference.astype(np.float64), -2, axis=1)[:, -2:]  # (B, 2), ascending
+    best_two = np.partition(reference, -2, axis=1)[:, -2:].astype(np.float64)  # (B, 2, ...), ascending
     margin = 2 * tolerance.absolute + tolerance.relative * np.abs(best_two).sum(axis=1)
     decided = best_two[:, 1] - best_two[:, 0] > margin
     agreeing = decided & (reference.argmax(axis=1) == found.argmax(axis=1))

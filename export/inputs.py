@@ -12,13 +12,16 @@ from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.extraction import find_photos, read_photo
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.letterbox import letterbox
+from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, SlidingWindow
 from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.runtime.sliding_window import resize_and_normalise
 
 FloatArray = NDArray[np.float32]
 
 SEED = 20220508
 RUN_RECORD = "run.json"  # of a training run: says which photos it used
+VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
 logger = logging.getLogger("convmae_deploy")
@@ -40,7 +43,7 @@ class Photos:
     images: list[Image.Image]
 
 
-def verification_batches(spec: Preprocessing, photos: Photos, largest: int) -> list[Batch]:
+def verification_batches(spec: AnyPreprocessing, photos: Photos, largest: int) -> list[Batch]:
     """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
 
     Args:
@@ -51,7 +54,7 @@ def verification_batches(spec: Preprocessing, photos: Photos, largest: int) -> l
     generator = np.random.default_rng(SEED)
     sizes = sorted({1, min(2, largest), largest})
     between = sorted({3, (3 + largest) // 2} & set(range(3, largest)))
-    pixels = [preprocess(photo, spec) for photo in photos.images[:largest]]
+    pixels = [graph_input(photo, spec) for photo in photos.images[:largest]]
     constants = constant_images(spec)
     batches = []
     for size in sizes:
@@ -62,11 +65,23 @@ def verification_batches(spec: Preprocessing, photos: Photos, largest: int) -> l
     return batches + [_random_batch(generator, spec, size) for size in between]
 
 
-def constant_images(spec: Preprocessing) -> dict[str, FloatArray]:
+def graph_input(photo: Image.Image, spec: AnyPreprocessing) -> FloatArray:
+    """An RGB photo as the graph takes it, (3, H, W); of a segmenter's windows the one at the top left."""
+    if isinstance(spec, Letterbox):
+        return letterbox(photo, spec)
+    if isinstance(spec, SlidingWindow):
+        height, width = spec.window
+        resized = resize_and_normalise(photo, spec)[:, :height, :width]
+        missing = height - resized.shape[1], width - resized.shape[2]
+        return np.pad(resized, ((0, 0), (0, missing[0]), (0, missing[1])))
+    return preprocess(photo, spec)
+
+
+def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
     """Images (3, H, W) of one value each: 0, 1, and black and white photos, the extremes of the normalised range."""
     mean, std = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
     levels = {"zeros": np.zeros_like(mean), "ones": np.ones_like(mean), "black": -mean / std, "white": (1 - mean) / std}
-    return {name: np.broadcast_to(level, (3, *spec.crop)).copy() for name, level in levels.items()}
+    return {name: np.broadcast_to(level, (3, *spec.input_size)).copy() for name, level in levels.items()}
 
 
 def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Photos:
@@ -84,9 +99,10 @@ def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Phot
         return Photos("photos", read_photos(data, count))
     record = checkpoint / RUN_RECORD
     if record.is_file():
-        folder = Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"]) / "val"
-        if folder.is_dir():
-            return Photos("photos", read_photos(folder, count))
+        data = Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"])
+        for folder in (data / part for part in VALIDATION_FOLDERS):
+            if folder.is_dir():
+                return Photos("photos", read_photos(folder, count))
     return Photos("made pictures", made_photos(count))
 
 
@@ -136,8 +152,8 @@ def _made_photo(generator: np.random.Generator, size: tuple[int, int]) -> Image.
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _random_batch(generator: np.random.Generator, spec: Preprocessing, size: int) -> Batch:
-    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.crop), dtype=np.float32))
+def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int) -> Batch:
+    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.input_size), dtype=np.float32))
 
 
 def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[Batch]:

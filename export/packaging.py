@@ -25,6 +25,8 @@ from convmae_deploy.runtime.manifest import (
     Manifest,
     NumericsReport,
     OutputSpec,
+    Task,
+    expected_outputs,
 )
 from export.gates import Tolerance, compare
 from export.inputs import Batch
@@ -42,6 +44,7 @@ class BundleContent:
     """What the manifest says besides what the graph itself shows."""
 
     name: str
+    task: Task
     record: CheckpointRecord
     checkpoint: Path | None  # run folder or checkpoint, as the user gave it; None: the weights were never stored
     preprocessing: AnyPreprocessing
@@ -81,15 +84,18 @@ def write_manifest(
         numerics: the report of the graph; None: not verified.
     """
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    known = expected_outputs(content.task, len(content.record.classes), content.preprocessing.input_size)
     graph = directory / MODEL_NAME
     manifest = Manifest(
         name=content.name,
-        task="classification",
+        task=content.task,
         variant=content.record.variant,
         input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.input_size), max_batch=content.max_batch),
         preprocessing=content.preprocessing,
         classes=content.record.classes,
-        outputs={name: OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()},
+        outputs={
+            name: known.get(name) or OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()
+        },
         files={
             MODEL_NAME: BundleFile(
                 sha256=sha256_of(graph), bytes=graph.stat().st_size, precision="fp32", opset=OPSET, numerics=numerics

@@ -48,31 +48,30 @@ class ExportedGraph:
 
 
 def export_classifier(model: ConvMAEClassifier, image_size: tuple[int, int], max_batch: int) -> ExportedGraph:
-    """Traces and translates a classifier in evaluation mode; the batch axis stays open from 1 to `max_batch`.
-
-    Raises:
-        ConvMAEError: the weights do not fit into one ONNX file.
-    """
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    if weight_bytes > ONNX_LIMIT_BYTES:
-        raise ConvMAEError(
-            f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
-            f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
-        )
+    """`export_graph` of a classifier in evaluation mode."""
     return export_graph(ClassifierGraph(model).eval(), image_size, max_batch, OUTPUTS)
 
 
 def export_graph(
     wrapper: nn.Module, image_size: tuple[int, int], max_batch: int, outputs: tuple[str, ...]
 ) -> ExportedGraph:
-    """Exports a wrapper whose one argument is `image` and whose model is its attribute `model`.
+    """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
 
     Args:
-        wrapper: gives a flat tuple of tensors.
+        wrapper: its one argument is `image`, its model its attribute `model`; gives a flat tuple of tensors.
         image_size: (height, width) in pixels; fixed in the graph.
         max_batch: largest batch that the graph must take.
         outputs: the names of the tensors.
+
+    Raises:
+        ConvMAEError: the weights do not fit into one ONNX file.
     """
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in wrapper.state_dict().values())
+    if weight_bytes > ONNX_LIMIT_BYTES:
+        raise ConvMAEError(
+            f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
+            f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
+        )
     # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
     batch = Dim("batch", min=1, max=max(2, max_batch))
     example = torch.zeros(2, 3, *image_size)

@@ -61,7 +61,7 @@ def export_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExportedGraph], N
     """Makes the program use a graph that is there already instead of tracing the model again."""
 
     def use(graph: ExportedGraph) -> None:
-        monkeypatch.setattr(program, "export_classifier", lambda *_: graph)
+        monkeypatch.setattr(program, "export_graph", lambda *_: graph)
 
     return use
 

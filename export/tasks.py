@@ -1,0 +1,136 @@
+"""What differs between the models that can be exported: one function for each kind of checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convmae_deploy.checkpoints.native import (
+    CheckpointKind,
+    CheckpointRecord,
+    load_classifier,
+    load_segmenter,
+    read_checkpoint,
+)
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.segmenter import ConvMAESegmenter
+from convmae_deploy.runtime.manifest import (
+    AnyPreprocessing,
+    Preprocessing,
+    SlidingWindow,
+    Task,
+    standard_preprocessing,
+    standard_windows,
+)
+from export.gates import FloatArray
+from export.pooling import replace_adaptive_pooling
+from export.to_onnx import OUTPUTS, ClassifierGraph
+from export.verify import Outputs, Runner, torch_runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportTask:
+    """A model ready to be exported and to be compared with."""
+
+    task: Task
+    wrapper: nn.Module  # gives the tensors of `outputs` as a flat tuple; its model is its attribute `model`
+    outputs: tuple[str, ...]
+    reference: Runner  # PyTorch, which is right
+    record: CheckpointRecord
+    preprocessing: AnyPreprocessing
+
+
+class SegmenterGraph(nn.Module):
+    """A segmenter's logits of one window. Exists only to be exported: its adaptive pooling is matrix products."""
+
+    def __init__(self, model: ConvMAESegmenter) -> None:
+        super().__init__()
+        self.model = model
+        replace_adaptive_pooling(self.model)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, h, w) to logits (B, K, h / 4, w / 4).
+
+        The resize to the photo's own size is not in the graph: windows are averaged first, and full-size logits of 150
+        classes would take 157 MB a window of 512 pixels instead of 10 MB.
+        """
+        return (self.model(image),)
+
+
+def open_classifier(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+    """A classifier with its features."""
+    model, record = load_classifier(checkpoint, image_size=image_size)
+    check_classes(record, checkpoint)
+    preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
+    if not isinstance(preprocessing, Preprocessing):
+        raise wrong_preprocessing(checkpoint, "a classifier", Preprocessing)
+    wrapper = ClassifierGraph(model).eval()
+    return ExportTask(
+        task="classification",
+        wrapper=wrapper,
+        outputs=OUTPUTS,
+        reference=torch_runner(wrapper, OUTPUTS),
+        record=record,
+        preprocessing=preprocessing,
+    )
+
+
+def open_segmenter(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+    """A segmenter; the reference keeps PyTorch's own adaptive pooling."""
+    model, record = load_segmenter(checkpoint, image_size=image_size)
+    check_classes(record, checkpoint)
+    preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
+    if not isinstance(preprocessing, SlidingWindow):
+        raise wrong_preprocessing(checkpoint, "a segmenter", SlidingWindow)
+    plain, _ = load_segmenter(checkpoint, image_size=image_size)
+
+    @torch.inference_mode()
+    def reference(images: FloatArray) -> Outputs:
+        return {"logits": plain(torch.from_numpy(images)).numpy()}
+
+    return ExportTask(
+        task="segmentation",
+        wrapper=SegmenterGraph(model).eval(),
+        outputs=("logits",),
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+    )
+
+
+TASKS: dict[CheckpointKind, Callable[[Path, tuple[int, int] | None], ExportTask]] = {
+    "classifier": open_classifier,
+    "segmenter": open_segmenter,
+}
+
+
+def open_task(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+    """The model of a run folder or checkpoint for images of (height, width) pixels; None: the checkpoint's own.
+
+    Raises:
+        ConvMAEError: it is none that can be exported, or damaged.
+    """
+    record, _ = read_checkpoint(checkpoint)
+    if record.kind not in TASKS:
+        raise ConvMAEError(
+            f"{checkpoint} must hold one of {', '.join(TASKS)} and holds: {record.kind}; finetune it first "
+            "(training.finetune, training.detect, training.segment)"
+        )
+    return TASKS[record.kind](checkpoint, image_size)
+
+
+def check_classes(record: CheckpointRecord, source: Path) -> None:
+    """Raises ConvMAEError unless the checkpoint has a head."""
+    if not record.classes:
+        raise ConvMAEError(
+            f"{source} has no classes, so there is no head to export; finetune it first (training.finetune)"
+        )
+
+
+def wrong_preprocessing(source: Path, what: str, wanted: type[AnyPreprocessing]) -> ConvMAEError:
+    """What to raise where a checkpoint's preprocessing is that of another task."""
+    return ConvMAEError(
+        f"the preprocessing of {source} must be {wanted.__name__}, as {what} needs; train or import it again"
+    )
