@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
+from export.operators import refuse_operators
 
 OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
 INPUT = "image"
@@ -64,7 +65,7 @@ def export_graph(
         outputs: the names of the tensors.
 
     Raises:
-        ConvMAEError: the weights do not fit into one ONNX file.
+        ConvMAEError: the weights do not fit into one ONNX file, or an operator is not for every runtime.
     """
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in wrapper.state_dict().values())
     if weight_bytes > ONNX_LIMIT_BYTES:
@@ -92,6 +93,7 @@ def export_graph(
         model = program.model_proto
     _tidy(model)
     onnx.checker.check_model(model)
+    refuse_operators(model)
     return ExportedGraph(model, program.exported_program, outputs)
 
 

@@ -7,7 +7,7 @@ import torch
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from export import to_onnx
-from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier
+from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier, export_graph
 from export.traced import intermediate_values, peak_bytes_per_image
 from tests.export.conftest import CLASSES, SIZE
 
@@ -90,3 +90,12 @@ def test_memory_is_estimated_from_the_largest_tensor(graph: ExportedGraph) -> No
     estimate = peak_bytes_per_image(graph.program, images)
     assert 4 * hidden <= estimate <= 8 * hidden
     assert estimate == peak_bytes_per_image(graph.program, images[:1])
+
+
+def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> None:
+    class Positive(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (torch.nonzero(image.flatten(1)),)
+
+    with pytest.raises(ConvMAEError, match="is a NonZero, which is refused: the length of its output"):
+        export_graph(Positive().eval(), SIZE, 2, ("positive",))
