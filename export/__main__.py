@@ -24,7 +24,7 @@ from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import NAME_PATTERN
 from export.divergence import Divergence, find_divergence
 from export.gates import FP32
-from export.inputs import Batch, verification_batches, verification_photos
+from export.inputs import PICTURES, Batch, verification_batches, verification_photos
 from export.packaging import (
     MODEL_NAME,
     BundleContent,
@@ -33,8 +33,8 @@ from export.packaging import (
     write_manifest,
 )
 from export.report import FAILED_SUFFIX, failure_sentence, print_report, write_failure
-from export.tasks import open_task
-from export.to_onnx import ExportedGraph, export_graph
+from export.tasks import ExportTask, open_task
+from export.to_onnx import ExportedGraph, export_graph, without_outputs
 from export.traced import peak_bytes_per_image
 from export.verify import (
     Runner,
@@ -42,23 +42,23 @@ from export.verify import (
     VerificationError,
     onnx_runner,
     smallest_failing_images,
-    verify,
 )
 
-DEFAULT_MAX_BATCH = 32
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 PHOTOS = 32  # photos in the verification, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Exports a finetuned classifier or segmenter to ONNX and proves its numbers against PyTorch."""
+    """Exports a finetuned classifier, detector or segmenter to ONNX and proves its numbers against PyTorch."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
-    max_batch: int | None = None  # largest batch that the bundle takes, all of it verified; default: 32, or what fits
+    max_batch: int | None = (
+        None  # largest batch of the bundle, all of it verified; default: 32, detectors 2, or what fits
+    )
     data: Path | None = None  # photos for the verification; default: those the run was validated on, else made pictures
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
@@ -98,9 +98,9 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     size = preprocessing.input_size
     licence_file = find_licence(record, config.checkpoint, config.licence)
     with console.status(f"Exporting {record.variant} at {' x '.join(map(str, size))} ..."):
-        graph = export_graph(task.wrapper, size, config.max_batch or DEFAULT_MAX_BATCH, task.outputs)
+        graph = export_graph(task.wrapper, size, config.max_batch or task.max_batch, (*task.outputs, *task.probes))
     first = verification_batches(preprocessing, photos, 1)[0]
-    largest = config.max_batch or affordable_batch(graph, first, console)
+    largest = config.max_batch or affordable_batch(graph, first, task.max_batch, console)
     content = BundleContent(
         name=config.bundle_name,
         task=task.task,
@@ -112,15 +112,15 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     )
     batches = verification_batches(preprocessing, photos, largest)
     with atomic_directory(config.out) as directory:
-        onnx.save(graph.model, directory / MODEL_NAME)
-        reference, candidate = task.reference, onnx_runner(directory / MODEL_NAME, task.outputs)
-        verification = run_verification(reference, candidate, batches, task.outputs)
+        onnx.save(without_outputs(graph.model, task.probes), directory / MODEL_NAME)
+        verification = run_verification(task, graph, directory / MODEL_NAME, batches)
         print_report(verification.report, console)
         if verification.failures:
-            raise explain(config, graph, verification, (reference, candidate), command)
-        shapes = {name: value.shape[1:] for name, value in reference(first.images).items()}
+            candidate = onnx_runner(directory / MODEL_NAME, task.outputs)
+            raise explain(config, task, graph, candidate, verification, command)
+        shapes = {name: value.shape[1:] for name, value in task.reference(first.images).items()}
         write_manifest(directory, content, shapes=shapes, numerics=verification.report)
-        check_with_runtime(directory, reference, batches[-1], FP32)
+        check_with_runtime(directory, task.reference, photo_batch(batches), task.check)
     return verification
 
 
@@ -131,43 +131,49 @@ def check_output(out: Path) -> None:
     check_can_create(out)
 
 
-def affordable_batch(graph: ExportedGraph, example: Batch, console: Console) -> int:
-    """The default of the largest batch: 32, or, said aloud, what the verification has memory for."""
+def photo_batch(batches: list[Batch]) -> Batch:
+    """The largest batch of photos, or of the pictures made in their place."""
+    return max((batch for batch in batches if batch.name.startswith(PICTURES)), key=lambda batch: len(batch.images))
+
+
+def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console: Console) -> int:
+    """The default of the largest batch: as wanted, or, said aloud, what the verification has memory for."""
     fits = max(2, MEMORY_BUDGET // peak_bytes_per_image(graph.program, example.images))
-    if fits < DEFAULT_MAX_BATCH:
+    if fits < wanted:
         console.print(
-            f"The largest batch is {fits}: to verify one of {DEFAULT_MAX_BATCH} takes over {MEMORY_BUDGET >> 30} GiB; "
+            f"The largest batch is {fits}: to verify one of {wanted} takes over {MEMORY_BUDGET >> 30} GiB; "
             "give --max-batch to do it all the same.",
             highlight=False,
         )
-    return min(fits, DEFAULT_MAX_BATCH)
+    return min(fits, wanted)
 
 
-def run_verification(
-    reference: Runner, candidate: Runner, batches: list[Batch], outputs: tuple[str, ...]
-) -> Verification:
-    """Compares the two on all batches behind a progress bar."""
+def run_verification(task: ExportTask, graph: ExportedGraph, path: Path, batches: list[Batch]) -> Verification:
+    """Compares the graph at `path` with PyTorch on all batches behind a progress bar."""
     progress = track(batches, "Verifying", console=Console(stderr=True), transient=True)
     between = (
         f"torch {torch.__version__} eager fp32 (cpu)",
         f"onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
     )
-    return verify(reference, candidate, progress, FP32, outputs=outputs, between=between)
+    return task.verify(graph, path, progress, between)
 
 
 def explain(
     config: ExportConfig,
+    task: ExportTask,
     graph: ExportedGraph,
+    candidate: Runner,
     verification: Verification,
-    pair: tuple[Runner, Runner],
     command: Sequence[str],
 ) -> VerificationError:
     """Finds the layer, writes the reproducer beside the output and returns the error to raise."""
-    failure, (reference, candidate) = verification.worst, pair
+    failure, reference = verification.worst, task.reference
     divergence: Divergence | None = None
     arrays = {"image": failure.batch.images}
     try:
-        images = smallest_failing_images(reference, candidate, failure, FP32)
+        images = failure.batch.images
+        if failure.output in task.outputs:  # others cannot be had from the bundle's own graph
+            images = smallest_failing_images(reference, candidate, failure, FP32)
         arrays = {"image": images}
         arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
         arrays |= {f"found_{name}": value for name, value in candidate(images).items()}

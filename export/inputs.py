@@ -24,6 +24,8 @@ RUN_RECORD = "run.json"  # of a training run: says which photos it used
 VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
+PICTURES = ("photos", "made pictures")  # what `verification_photos` calls them
+
 logger = logging.getLogger("convmae_deploy")
 
 

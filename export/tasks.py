@@ -1,7 +1,8 @@
 """What differs between the models that can be exported: one function for each kind of checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from convmae_deploy.checkpoints.native import (
     CheckpointKind,
     CheckpointRecord,
     load_classifier,
+    load_detector,
     load_segmenter,
     read_checkpoint,
 )
@@ -18,16 +20,25 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
+    Letterbox,
     Preprocessing,
     SlidingWindow,
     Task,
     standard_preprocessing,
     standard_windows,
 )
-from export.gates import FloatArray
+from export import static_detector
+from export.gates import FP32, FloatArray, compare
+from export.inputs import Batch
 from export.pooling import replace_adaptive_pooling
-from export.to_onnx import OUTPUTS, ClassifierGraph
-from export.verify import Outputs, Runner, torch_runner
+from export.static_detector import StaticDetector
+from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
+from export.verify import Outputs, Runner, Verification, onnx_runner, torch_runner, verify
+from export.verify_detector import detections_problem, own_inference, verify_detector
+
+Between = tuple[str, str]  # what is compared, for the report: (reference, runtime)
+Verifier = Callable[[ExportedGraph, Path, Iterable[Batch], Between], Verification]  # the graph as traced and as written
+Check = Callable[[Outputs, Outputs], str | None]  # (expected, found) of a batch -> what is wrong, in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,10 @@ class ExportTask:
     reference: Runner  # PyTorch, which is right
     record: CheckpointRecord
     preprocessing: AnyPreprocessing
+    verify: Verifier
+    check: Check  # of the finished bundle's outputs against the reference's
+    probes: tuple[str, ...] = ()  # what the wrapper gives besides, for `verify` alone; not in the bundle
+    max_batch: int = 32  # default of the largest batch
 
 
 class SegmenterGraph(nn.Module):
@@ -67,13 +82,16 @@ def open_classifier(checkpoint: Path, image_size: tuple[int, int] | None) -> Exp
     if not isinstance(preprocessing, Preprocessing):
         raise wrong_preprocessing(checkpoint, "a classifier", Preprocessing)
     wrapper = ClassifierGraph(model).eval()
+    reference = torch_runner(wrapper, OUTPUTS)
     return ExportTask(
         task="classification",
         wrapper=wrapper,
         outputs=OUTPUTS,
-        reference=torch_runner(wrapper, OUTPUTS),
+        reference=reference,
         record=record,
         preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, OUTPUTS),
+        check=elementwise_problem,
     )
 
 
@@ -97,11 +115,61 @@ def open_segmenter(checkpoint: Path, image_size: tuple[int, int] | None) -> Expo
         reference=reference,
         record=record,
         preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, ("logits",)),
+        check=elementwise_problem,
     )
+
+
+def open_detector(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+    """A detector; the reference of its detections is the model's own inference."""
+    model, record = load_detector(checkpoint, image_size=image_size)
+    check_classes(record, checkpoint)
+    preprocessing = record.preprocessing or Letterbox(size=record.model.image_size)
+    if not isinstance(preprocessing, Letterbox):
+        raise wrong_preprocessing(checkpoint, "a detector", Letterbox)
+    wrapper = StaticDetector(model.eval(), preprocessing.size).eval()
+
+    def verify_all(graph: ExportedGraph, path: Path, batches: Iterable[Batch], between: Between) -> Verification:
+        return verify_detector(wrapper, graph.model, path, batches, between=between)
+
+    return ExportTask(
+        task="detection",
+        wrapper=wrapper,
+        outputs=static_detector.OUTPUTS,
+        reference=own_inference(model),
+        record=record,
+        preprocessing=preprocessing,
+        verify=verify_all,
+        check=partial(detections_problem, threshold=model.roi_heads.score_thresh),
+        probes=static_detector.PROBES,
+        max_batch=2,  # a batch of detections takes long, and photos come singly
+    )
+
+
+def verify_elementwise(
+    reference: Runner,
+    outputs: tuple[str, ...],
+    graph: ExportedGraph,
+    path: Path,
+    batches: Iterable[Batch],
+    between: Between,
+) -> Verification:
+    """Every output of the graph at `path`, element by element."""
+    return verify(reference, onnx_runner(path, outputs), batches, FP32, outputs=outputs, between=between)
+
+
+def elementwise_problem(expected: Outputs, found: Outputs) -> str | None:
+    """The first output of `found` that differs, and how."""
+    for name, values in found.items():
+        problem = compare(expected[name], values, FP32).problem
+        if problem is not None:
+            return f"{name}: {problem}"
+    return None
 
 
 TASKS: dict[CheckpointKind, Callable[[Path, tuple[int, int] | None], ExportTask]] = {
     "classifier": open_classifier,
+    "detector": open_detector,
     "segmenter": open_segmenter,
 }
 

@@ -3,7 +3,7 @@
 import ast
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -95,6 +95,15 @@ def export_graph(
     onnx.checker.check_model(model)
     refuse_operators(model)
     return ExportedGraph(model, program.exported_program, outputs)
+
+
+def without_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy of a graph that does not give the outputs of these names."""
+    fewer = onnx.ModelProto()
+    fewer.CopyFrom(model)
+    del fewer.graph.output[:]
+    fewer.graph.output.extend(output for output in model.graph.output if output.name not in names)
+    return fewer
 
 
 def module_path(path: str) -> str:

@@ -10,17 +10,15 @@ from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, buil
 from export.static_detector import OUTPUTS, PROBES, GridPool, Pooling, RoiAlignPool, StaticDetector, suppress
 
 SIZE = (64, 128)
+ENCODER = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE)
+DETECTOR = DetectorConfig(channels=16, fc_width=32, norm="layer")
 IMAGES = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
 def tiny_detector() -> ConvMAEDetector:
     """A detector in evaluation mode whose scores differ by much more than rounding."""
-    encoder = ConvMAEConfig(
-        embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
-    )
     torch.manual_seed(0)
-    small = DetectorConfig(channels=16, fc_width=32, norm="layer")
-    model = build_detector(encoder, small, num_classes=5).eval()
+    model = build_detector(ENCODER, DETECTOR, num_classes=5).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -95,14 +93,14 @@ def test_suppression_is_torchvisions(overlap: float) -> None:
     generator = torch.Generator().manual_seed(0)
     for case in range(40):
         boxes = random_boxes(generator, 20 + 10 * case, 1 + case % 8)
-        kept, settled = suppress(boxes, torch.ones(len(boxes), dtype=torch.bool), overlap)
+        kept, settled = suppress(boxes, torch.ones(len(boxes), dtype=torch.bool), overlap, 32)
         expected = nms(boxes, torch.arange(len(boxes), 0, -1).float(), overlap)
         assert settled and torch.equal(torch.where(kept)[0], expected)
 
 
 def test_groups_are_suppressed_apart_and_unusable_boxes_suppress_nothing() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 4)
-    kept, settled = suppress(boxes, torch.tensor([False, True, True, True]), 0.5, torch.tensor([0, 0, 1, 0]))
+    kept, settled = suppress(boxes, torch.tensor([False, True, True, True]), 0.5, 1, torch.tensor([0, 0, 1, 0]))
     assert settled and kept.tolist() == [False, True, True, False]
 
 
@@ -111,13 +109,13 @@ def test_a_chain_longer_than_the_rounds_is_not_settled() -> None:
     boxes = torch.stack((3 * starts, torch.zeros(60), 3 * starts + 10, torch.full((60,), 10.0)), dim=1)
     expected = nms(boxes, torch.arange(60, 0, -1).float(), 0.5)
     assert len(expected) == 30  # each suppresses only the next
-    long, short = (suppress(boxes[:count], torch.ones(count, dtype=torch.bool), 0.5) for count in (60, 15))
+    long, short = (suppress(boxes[:count], torch.ones(count, dtype=torch.bool), 0.5, 16) for count in (60, 15))
     assert not long[1] and len(torch.where(long[0])[0]) != 30
     assert short[1] and torch.where(short[0])[0].tolist() == list(range(0, 15, 2))
 
 
 def test_a_detector_that_does_not_settle_says_so(model: ConvMAEDetector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.static_detector.ROUNDS", 0)
+    monkeypatch.setattr("export.static_detector.PROPOSAL_ROUNDS", 0)
     assert static(model, IMAGES, "grid")["converged"].tolist() == [0, 0, 0]
 
 
