@@ -66,7 +66,7 @@ def test_another_image_size_resizes_the_embedding_and_the_preprocessing(checkpoi
     assert torch.equal(model.encoder.pos_embed, resize_position_embedding(stored, (4, 6), (8, 6)))
     assert model.encoder.grid_size == (8, 6)
     assert record.model.image_size == (128, 96)
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.crop, record.preprocessing.resize) == ((128, 96), (146, 109))
 
 
@@ -75,7 +75,7 @@ def test_the_standard_preprocessing_stays_the_standard_one() -> None:
     standard = standard_preprocessing((128, 128))
     record = CheckpointRecord(kind="encoder", variant="nano", model=nano(), preprocessing=standard)
     preprocessing = resized(record, state, (224, 224))[0].preprocessing
-    assert preprocessing is not None and preprocessing.resize == (256, 256)
+    assert isinstance(preprocessing, Preprocessing) and preprocessing.resize == (256, 256)
 
 
 def test_resizing_to_the_stored_size_changes_no_preprocessing() -> None:

@@ -17,6 +17,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAEClassifier, build_convmae
 from convmae_deploy.models.convmae import resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig
+from convmae_deploy.runtime.manifest import Preprocessing
 from tests.original_files import (
     CONFIG,
     DECODER_WIDTH,
@@ -47,7 +48,7 @@ def test_dimensions_are_inferred_from_shapes(tmp_path: Path) -> None:
     assert record.model == CONFIG == report.config
     assert (record.kind, record.variant, record.global_pool) == ("classifier", "custom", "avg")
     assert record.classes == tuple("0123456789")
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.resize, record.preprocessing.crop) == ((256, 256), (224, 224))
     assert "ImageNet-1K" in record.licence.name
     assert record.provenance["source"] == "original.pth"
@@ -146,7 +147,7 @@ def test_a_classifier_for_another_size_keeps_the_crop_share(tmp_path: Path) -> N
     source = write_pth(tmp_path / "a.pth", classifier_state())
     import_original(source, tmp_path / "out", num_heads=4, image_size=(96, 64))
     model, record = load_classifier(tmp_path / "out")
-    assert record.preprocessing is not None
+    assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.crop, record.preprocessing.resize) == ((96, 64), (109, 73))
     assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 10)
 

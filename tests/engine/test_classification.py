@@ -2,6 +2,7 @@
 
 from convmae_deploy.engine.classification import initial_record, told_accuracy
 from convmae_deploy.engine.evaluation import Accuracy
+from convmae_deploy.runtime.manifest import Preprocessing
 
 
 def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
@@ -10,7 +11,7 @@ def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
         record = initial_record("nano", ("a", "b"), asked, licence="mine", global_pool="token")
         assert (record.kind, record.classes, record.global_pool) == ("classifier", ("a", "b"), "token")
         assert record.model.image_size == expected and record.licence.name == "mine"
-        assert record.preprocessing is not None and record.preprocessing.crop == expected
+        assert isinstance(record.preprocessing, Preprocessing) and record.preprocessing.crop == expected
 
 
 def test_an_accuracy_is_told_with_the_names_of_metrics_jsonl() -> None:

@@ -71,6 +71,7 @@ def test_the_manifest_says_what_the_model_is_and_where_it_came_from(bundle: Path
     manifest = load_bundle(bundle).manifest
     assert (manifest.name, manifest.variant, manifest.classes) == ("mine", "custom", CLASSES)
     assert (manifest.input.shape, manifest.input.max_batch) == ((3, *SIZE), MAX_BATCH)
+    assert isinstance(manifest.preprocessing, Preprocessing)
     assert (manifest.preprocessing.crop, manifest.preprocessing.resize) == ((64, 96), (73, 109))
     assert {name: spec.stride for name, spec in manifest.outputs.items()} == {
         "logits": None, "pooled": None, "e1": 4, "e2": 8, "e3": 16, "e4": 32,
@@ -157,7 +158,7 @@ def test_another_image_size_for_single_images_is_exported_and_verified(checkpoin
     assert export(checkpoint, tmp_path / "wide", "--image-size", "32", "128", "--max-batch", "1") == 0
     manifest = load_bundle(tmp_path / "wide").manifest
     assert manifest.input.shape == (3, 32, 128) and manifest.input.max_batch == 1
-    assert manifest.preprocessing.crop == (32, 128)
+    assert manifest.preprocessing.input_size == (32, 128)
     assert manifest.outputs["e4"].shape == (32, 1, 4)
     numerics = manifest.files["model.onnx"].numerics
     assert numerics is not None and numerics.passed

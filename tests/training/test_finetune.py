@@ -20,6 +20,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_c
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.runtime.manifest import Preprocessing
 from tests.photo_folders import make_photo_folder
 from tests.training_runs import not_a_number, stop_after
 from training import finetune as program
@@ -66,7 +67,7 @@ def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_p
     assert max(line["val_top1"] for line in lines) == 100
     model, record = load_classifier(tmp_path / "run")
     assert record.classes == ("blue", "red")
-    assert record.preprocessing is not None and record.preprocessing.resize == (73, 73)
+    assert isinstance(record.preprocessing, Preprocessing) and record.preprocessing.resize == (73, 73)
     assert "top-1 100.00 %" in record.provenance["validation"]
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
