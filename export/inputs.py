@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float32]
 SEED = 20220508
 RUN_RECORD = "run.json"  # of a training run: says which photos it used
 VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
+DETECTED_PHOTOS = 8  # photos that a detector is tried on, at most
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
 PICTURES = ("photos", "made pictures")  # what `verification_photos` calls them
@@ -64,7 +65,10 @@ def verification_batches(spec: AnyPreprocessing, photos: Photos, largest: int) -
         chosen = [pixels[index % len(pixels)] for index in range(size)]
         batches.append(Batch(f"{photos.name} batch {size}", np.stack(chosen)))
         batches += _constant_batches(constants, size)
-    return batches + [_random_batch(generator, spec, size) for size in between]
+    batches += [_random_batch(generator, spec, size) for size in between]
+    if isinstance(spec, Letterbox):  # a few photos have too few objects to count
+        batches += _further_photos(spec, photos, largest)
+    return batches
 
 
 def graph_input(photo: Image.Image, spec: AnyPreprocessing) -> FloatArray:
@@ -156,6 +160,15 @@ def _made_photo(generator: np.random.Generator, size: tuple[int, int]) -> Image.
 
 def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int) -> Batch:
     return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.input_size), dtype=np.float32))
+
+
+def _further_photos(spec: Letterbox, photos: Photos, largest: int) -> Iterator[Batch]:
+    """The photos after the first `largest`, up to DETECTED_PHOTOS, in batches of `largest` or what is left."""
+    end = min(DETECTED_PHOTOS, len(photos.images))
+    for start in range(largest, end, largest):
+        chosen = photos.images[start : min(start + largest, end)]
+        name = f"{photos.name} {start + 1} to {start + len(chosen)}"
+        yield Batch(name, np.stack([graph_input(photo, spec) for photo in chosen]))
 
 
 def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.manifest import Letterbox, Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 from export.inputs import (
     Photos,
@@ -99,3 +99,17 @@ def test_a_folder_without_photos_is_refused_in_one_sentence(tmp_path: Path) -> N
         read_photos(tmp_path, 5)
     with pytest.raises(ConvMAEError, match="must be a folder of photos; found nothing"):
         read_photos(tmp_path / "missing", 5)
+
+
+def test_a_detector_is_tried_on_more_photos_than_the_largest_batch_takes() -> None:
+    batches = verification_batches(Letterbox(size=(32, 64)), Photos("photos", made_photos(10)), 3)
+    sizes = {batch.name: len(batch.images) for batch in batches if batch.name.startswith("photos")}
+    assert sizes == {
+        "photos batch 1": 1,
+        "photos batch 2": 2,
+        "photos batch 3": 3,
+        "photos 4 to 6": 3,
+        "photos 7 to 8": 2,
+    }
+    pixels = np.concatenate([batch.images for batch in batches if " to " in batch.name])
+    assert len(np.unique(pixels.reshape(5, -1), axis=0)) == 5
