@@ -113,7 +113,7 @@ class StaticDetector(nn.Module):
         logits = objectness.permute(0, 2, 3, 1).flatten(1)  # (B, H * W * 3)
         deltas = deltas.permute(0, 2, 3, 1).reshape(-1, len(anchors), 4)  # (B, H * W * 3, 4)
         logits, chosen = logits.topk(min(self.model.rpn.pre_nms_top_n(), len(anchors)), dim=1)
-        return logits, self.decode(self.model.rpn.box_coder, take(deltas, chosen), anchors[chosen])
+        return logits, self.decode(self.model.rpn.box_coder, take(deltas, chosen), F.embedding(chosen, anchors))
 
     def decode(self, coder: BoxCoder, deltas: Tensor, boxes: Tensor) -> Tensor:
         """What deltas (B, N, 4) make of boxes (B, N, 4), within the image."""
@@ -265,17 +265,16 @@ class GridPool(RegionPool):
         axes = []
         for axis in (0, 1):  # x, y
             size = self.image_size[1 - axis]
-            strides = regions.new_tensor(POOLED_STRIDES)[level]
-            lasts = regions.new_tensor([size // stride - 1 for stride in POOLED_STRIDES])[level]
-            first = regions.new_tensor([float(origin[axis]) for origin in origins])[level]
-            start, end = regions[..., axis] / strides - 0.5, regions[..., 2 + axis] / strides - 0.5
+            rows = [(s, size // s - 1, origin[axis]) for s, origin in zip(POOLED_STRIDES, origins, strict=True)]
+            stride, last, first = torch.split(F.embedding(level, regions.new_tensor(rows)), 1, dim=2)  # each (B, R, 1)
+            start, end = (regions[..., side : side + 1] / stride - 0.5 for side in (axis, 2 + axis))
             steps = torch.arange(samples, device=regions.device, dtype=regions.dtype) + 0.5
-            points = start[..., None] + steps * ((end - start)[..., None] / samples)  # (B, R, 2 S), in cells
-            points = torch.minimum(points.clamp(min=0), lasts[..., None]) + first[..., None]
+            points = start + steps * ((end - start) / samples)  # (B, R, 2 S), in cells
+            points = torch.minimum(points.clamp(min=0), last) + first
             axes.append(points * (2 / (atlas.shape[3 - axis] - 1)) - 1)
-        columns = axes[0][:, :, None, :].expand(-1, -1, samples, -1)
-        rows = axes[1][:, :, :, None].expand(-1, -1, -1, samples)
-        grid = torch.stack((columns, rows), dim=-1).flatten(1, 2)  # (B, R * 2 S, 2 S, 2)
+        x = axes[0][:, :, None, :].expand(-1, -1, samples, -1)
+        y = axes[1][:, :, :, None].expand(-1, -1, -1, samples)
+        grid = torch.stack((x, y), dim=-1).flatten(1, 2)  # (B, R * 2 S, 2 S, 2)
         sampled = F.grid_sample(atlas, grid, mode="bilinear", padding_mode="border", align_corners=True)
         pooled = F.avg_pool2d(sampled, SAMPLING_RATIO)  # (B, P, R * S, S)
         pooled = pooled.reshape(-1, atlas.shape[1], regions.shape[1], bins, bins).transpose(1, 2)

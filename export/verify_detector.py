@@ -3,7 +3,8 @@
 1. Dense maps: pyramid, objectness and deltas, element by element.
 2. Heads: class logits, box deltas and masks of the reference's own regions, which the graph is fed, element by element.
 3. Detections of photos, against the model's own inference, as sets: pairs of one class that overlap by 0.9 and more and
-   whose scores differ by at most 1e-3. Rows so near to the threshold or to the last of 100 do not count.
+   whose scores differ by at most 1e-3. Rows so near to the threshold or to the last of 100 do not count. Suppression
+   must have settled on all of them.
 """
 
 from collections.abc import Iterable
@@ -41,6 +42,7 @@ class Matching:
     decided: int  # rows of both sides that are far enough from the threshold and from the last of 100
     unmatched: int  # those of them without a partner
     score_difference: float  # largest of a pair
+    settled: bool  # whether the graph's suppression had rounds enough
     boxes: tuple[FloatArray, FloatArray]  # (pairs, 4) of each side
 
 
@@ -73,7 +75,8 @@ def with_fed_heads(model: onnx.ModelProto) -> onnx.ModelProto:
             if name in FED:
                 node.input[index] = FED_PREFIX + name
                 read.add(name)
-    assert read == set(FED), "the exporter has left out a value that the heads read"
+    if read != set(FED):
+        raise RuntimeError(f"nothing in the graph reads {', '.join(sorted(set(FED) - read))}")
     outputs = {output.name: output for output in model.graph.output}
     for name in FED:
         kind = outputs[name].type.tensor_type
@@ -140,7 +143,7 @@ def verify_detector(
     chosen = [batch for batch in batches if batch.name.startswith(PICTURES)]
     matchings = [match_batch(own(batch.images), graph(batch.images), threshold) for batch in chosen]
     comparison = judge([matching for batch in matchings for matching in batch])
-    worst = max(range(len(chosen)), key=lambda index: sum(matching.unmatched for matching in matchings[index]))
+    worst = max(range(len(chosen)), key=lambda index: badness(matchings[index]))
     failures = list(tiers.failures)
     if comparison.problem is not None:
         failures.append(Failure(batch=chosen[worst], output=DETECTIONS, comparison=comparison))
@@ -153,6 +156,11 @@ def verify_detector(
         }
     )
     return Verification(report=report, failures=tuple(failures))
+
+
+def badness(matchings: list[Matching]) -> tuple[int, int]:
+    """Order of batches, the worst last: by images whose suppression has not settled, then by rows without a partner."""
+    return sum(not matching.settled for matching in matchings), sum(matching.unmatched for matching in matchings)
 
 
 def detections_problem(expected: Outputs, found: Outputs, threshold: float) -> str | None:
@@ -197,6 +205,7 @@ def match_image(expected: Outputs, found: Outputs, threshold: float) -> Matching
     return Matching(
         decided=total,
         unmatched=sum(int(side.sum()) for side in unmatched),
+        settled=bool(found["converged"]),
         score_difference=float(difference[rows, columns].max(initial=0.0)),
         boxes=(expected_boxes[rows], found_boxes[columns]),
     )
@@ -217,14 +226,19 @@ def judge(matchings: list[Matching]) -> Comparison:
     )
     norms = float(np.linalg.norm(expected) * np.linalg.norm(found))
     difference = max(matching.score_difference for matching in matchings)
-    failed = f"{unmatched} of {total} detections have no partner, more than {UNMATCHED:.0%}"
+    unsettled = sum(not matching.settled for matching in matchings)
+    problem = None
+    if share > UNMATCHED:
+        problem = f"{unmatched} of {total} detections have no partner, more than {UNMATCHED:.0%}"
+    elif unsettled:
+        problem = f"on {unsettled} of {len(matchings)} images suppression needs more rounds than the graph has"
     return Comparison(
         max_abs=difference,
         max_rel=difference,  # scores are at most 1
         cosine=min(1.0, float(expected @ found) / norms) if norms else 1.0,
         excess=share / UNMATCHED,
-        worst_image=max(range(len(matchings)), key=lambda image: matchings[image].unmatched),
+        worst_image=max(range(len(matchings)), key=lambda image: badness([matchings[image]])),
         images_decided=total,
         images_agreeing=total - unmatched,
-        problem=failed if share > UNMATCHED else None,
+        problem=problem,
     )

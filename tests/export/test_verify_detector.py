@@ -126,7 +126,8 @@ def detections(*rows: tuple[float, int, float]) -> Outputs:
     """An image's detections from (left edge, label, score): boxes of 40 x 40 pixels."""
     boxes = np.array([(left, 0, left + 40, 40) for left, _, _ in rows], np.float32).reshape(-1, 4)
     labels, scores = np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.float32)
-    return {"boxes": boxes, "labels": labels, "scores": scores, "num": np.int64(len(rows))}  # type: ignore[dict-item]
+    counts = {"num": np.array(len(rows)), "converged": np.array(1)}
+    return {"boxes": boxes, "labels": labels, "scores": scores} | counts  # type: ignore[return-value]
 
 
 def test_detections_pair_by_class_place_and_score_in_any_order() -> None:
@@ -159,3 +160,9 @@ def test_more_than_two_percent_without_a_partner_is_a_problem() -> None:
 
     assert detections_problem(side(50), side(49), 0.05) is None  # 1 of 99
     assert detections_problem(side(50), side(47), 0.05) == "3 of 97 detections have no partner, more than 2%"
+
+
+def test_a_graph_that_does_not_settle_is_a_problem() -> None:
+    one = {name: np.asarray(values)[None] for name, values in detections((0, 1, 0.9)).items()}
+    problem = detections_problem(one, one | {"converged": np.array([0])}, 0.05)
+    assert problem == "on 1 of 1 images suppression needs more rounds than the graph has"
