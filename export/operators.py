@@ -54,7 +54,9 @@ def refusal(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> 
     """
     if node.domain not in STANDARD_DOMAINS:
         return f"the domain {node.domain} is not ONNX's own, and other runtimes do not know it"
-    if node.op_type == "TopK" and node.input[1] in constants:
+    if node.op_type == "TopK":
+        if node.input[1] not in constants:
+            return f"how many it takes is computed, and TensorRT takes a constant below {TOPK_LIMIT}"
         (count,) = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
         return None if count < TOPK_LIMIT else f"it takes the best {count}, and TensorRT fewer than {TOPK_LIMIT}"
     return REFUSED.get(node.op_type)

@@ -1,5 +1,6 @@
 """What differs between the models that can be exported: one function for each kind of checkpoint."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +103,7 @@ def open_segmenter(checkpoint: Path, image_size: tuple[int, int] | None) -> Expo
     preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
     if not isinstance(preprocessing, SlidingWindow):
         raise wrong_preprocessing(checkpoint, "a segmenter", SlidingWindow)
-    plain, _ = load_segmenter(checkpoint, image_size=image_size)
+    plain = copy.deepcopy(model)
 
     @torch.inference_mode()
     def reference(images: FloatArray) -> Outputs:
@@ -124,7 +125,7 @@ def open_detector(checkpoint: Path, image_size: tuple[int, int] | None) -> Expor
     """A detector; the reference of its detections is the model's own inference."""
     model, record = load_detector(checkpoint, image_size=image_size)
     check_classes(record, checkpoint)
-    preprocessing = record.preprocessing or Letterbox(size=record.model.image_size)
+    preprocessing = record.preprocessing or Letterbox(size=image_size or record.model.input_size)
     if not isinstance(preprocessing, Letterbox):
         raise wrong_preprocessing(checkpoint, "a detector", Letterbox)
     wrapper = StaticDetector(model.eval(), preprocessing.size).eval()

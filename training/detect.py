@@ -281,7 +281,7 @@ def initial_record(config: DetectConfig, classes: tuple[str, ...]) -> tuple[Chec
     """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
     architecture, detector = DETECTORS[config.detector]()
     architecture = for_input(architecture, config.image_size)
-    preprocessing = Letterbox(size=architecture.dense.relative_size or architecture.image_size)
+    preprocessing = Letterbox(size=architecture.input_size)
     record = CheckpointRecord(
         kind="detector",
         variant=config.detector.split("_")[0],  # the names of DETECTORS begin with the encoder's

@@ -205,7 +205,7 @@ def read_model(
     if record.kind != kind:
         wanted, remedy = WANTED[kind]
         raise ConvMAEError(f"{path} must hold a {wanted} and holds: {record.kind}; {remedy}")
-    if image_size is None or image_size == record.model.image_size:
+    if image_size is None or image_size == record.model.image_size == record.model.input_size:
         return record, state
     return resized(record, state, image_size)
 

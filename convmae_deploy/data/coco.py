@@ -18,7 +18,7 @@ import pydantic
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as run_lengths
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.extraction import read_photo
@@ -39,6 +39,8 @@ class _RunLengths(BaseModel):
 
 
 class _Annotation(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     id: int
     image_id: int
     category_id: int

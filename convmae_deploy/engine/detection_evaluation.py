@@ -59,7 +59,7 @@ def evaluate_detector(
         workers: decoding processes.
 
     Raises:
-        ConvMAEError: no photo could be read.
+        ConvMAEError: no photo could be read, or those that could hold no object.
     """
     was_training = model.training
     model.eval()
@@ -81,6 +81,10 @@ def evaluate_detector(
     if not seen:
         raise ConvMAEError(f"none of the {len(photos)} validation photos could be decoded; check the data folder")
     metrics = _shared_metrics(split.subset(seen), results, accelerator)
+    if not all("ap" in numbers for numbers in metrics.values()):
+        raise ConvMAEError(
+            f"none of the {len(seen)} validation photos holds an object to be found; check the annotations"
+        )
     return DetectionResult(metrics=metrics, images=len(seen), unreadable=len(photos) - len(seen))
 
 

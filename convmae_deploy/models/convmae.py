@@ -91,6 +91,14 @@ class ConvMAEConfig:
             )
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the model is made for.
+
+        The position embedding of the authors' second detector is stored for smaller ones and resized.
+        """
+        return self.dense.relative_size or self.image_size
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """(H, W) of the stage-3 tokens."""
         return self.image_size[0] // PATCH_SIZE, self.image_size[1] // PATCH_SIZE

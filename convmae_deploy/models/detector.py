@@ -23,7 +23,7 @@ from convmae_deploy.models.pyramid import PYRAMIDS, NormKind, PyramidKind
 from convmae_deploy.models.roi_heads import DetectionHeads
 
 AUTHORS_IMAGE_SIZE = (1024, 1024)  # (height, width) in pixels of the authors' inputs
-POSITION_PARAMETERS = ("pos_embed", ".table", "rel_pos_h", "rel_pos_w")  # how their names end
+UNDECAYED = ("pos_embed", ".table")  # how their names end; decomposed relative positions decay, as in the authors' code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +143,8 @@ class ConvMAEDetector(nn.Module):
         self.encoder.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that decay leaves alone besides one-dimensional ones: absolute and relative positions."""
-        return {name for name, _ in self.named_parameters() if name.endswith(POSITION_PARAMETERS)}
+        """Names of parameters that decay leaves alone besides one-dimensional ones: positions and tables of them."""
+        return {name for name, _ in self.named_parameters() if name.endswith(UNDECAYED)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's parameter groups by depth, in the authors' layer order: everything before stage 3 is the stem.

@@ -35,7 +35,7 @@ def palette(classes: int) -> NDArray[np.uint8]:
 
 def coloured(labels: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
     """(H, W, 3): the colour of each label; what is no class, as 255 in data with fewer, is `UNLABELLED`."""
-    colours: NDArray[np.uint8] = palette(classes)[np.minimum(labels, classes)]
+    colours: NDArray[np.uint8] = palette(classes)[np.minimum(labels.astype(np.intp), classes)]
     return colours
 
 

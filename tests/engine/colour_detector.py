@@ -53,3 +53,4 @@ if __name__ == "__main__":
     result = evaluate_detector(ColourDetector(), photos, accelerator, batch_size=2, workers=0)
     if accelerator.process_index == accelerator.num_processes - 1:  # what the main process computed is known to all
         print(json.dumps({"metrics": result.metrics, "images": result.images, "unreadable": result.unreadable}))
+    accelerator.end_training()

@@ -131,7 +131,7 @@ def test_layer_decay_follows_the_authors_order() -> None:
     )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert found["encoder.pos_embed"] == (0.125, 0.0)
+    assert found["encoder.pos_embed"] == (1.0, 0.0)  # in the authors' code the rate of the heads
     assert found["encoder.blocks2.0.conv1.weight"] == (0.125, 0.1)
     assert found["encoder.blocks3.0.mlp.fc1.weight"] == (0.25, 0.1)
     assert found["encoder.blocks3.1.mlp.fc1.bias"] == (0.5, 0.0)

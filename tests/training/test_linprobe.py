@@ -311,7 +311,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(program.LinearProbeRecipe, "loss", lambda self, inputs, labels: not_a_number(self.run.model))
-    with pytest.raises(ConvMAEError, match="the last 10 updates up to 10 gave no finite loss"):
+    with pytest.raises(
+        ConvMAEError, match="the last 10 updates up to 10 were skipped, the last because its loss was nan"
+    ):
         program.probe(config(photos, pretrained, tmp_path / "run", epochs=6))
 
 
