@@ -151,7 +151,7 @@ def verify_detector(
         update={
             "outputs": tiers.report.outputs | {DETECTIONS: worst_of([(chosen[worst].name, comparison)])},
             "tolerance": f"{FP32.describe()}; detections of photos: at most {UNMATCHED:.0%} without a partner of the "
-            f"same class with IoU >= {SAME_OVERLAP} and a score within {SAME_SCORE:g}",
+            f"same class with IoU >= {SAME_OVERLAP} and a score within {SAME_SCORE:g}, suppression settled on all",
             "passed": not failures,
         }
     )
