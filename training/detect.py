@@ -16,23 +16,30 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
-from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder
+from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.detection_evaluation import evaluate_detector
 from convmae_deploy.engine.detection_pictures import detection_picture
-from convmae_deploy.engine.determinism import StepSampler, seed_step
-from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
+from convmae_deploy.engine.determinism import seed_step
+from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
+from convmae_deploy.engine.training_run import (
+    RunConfig,
+    TrainingRun,
+    refuse_sharding,
+    start_from,
+    synchronised,
+    training_sampler,
+)
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
 from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
@@ -191,8 +198,6 @@ def detect(config: DetectConfig) -> int:
     """
     train, val = read_splits(config)
     loop = prepare(config, train, val)
-    if config.run.resume:
-        loop.run.resume()
     status = loop.fit()
     if status == 0:
         loop.console.print(f"best validation mask AP {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
@@ -233,26 +238,17 @@ def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingL
     accelerator = config.run.accelerator()
     refuse_sharding(accelerator)
     console = config.run.console(accelerator)
-    sampler = StepSampler(
-        len(train.photos),
-        batch_size=config.optimisation.batch_size,
-        micro_batch_size=config.optimisation.micro_batch_size,
-        seed=config.run.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
     seed_step(config.run.seed, 0)
     record, preprocessing = initial_record(config, train.classes)
-    model: nn.Module = initial_model(config, record, console)
+    model = initial_model(config, record, console)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     run = TrainingRun.begin(
         config,
         run=config.run,
         accelerator=accelerator,
         record=record,
-        model=model,
+        model=synchronised(model, accelerator),
         optimizer=optimizer,
         micro_batches=sampler.micro_batches_per_step,
         facts=data_facts(train, val),
@@ -270,6 +266,7 @@ def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingL
         data=config.data.name,
         epochs=config.optimisation.epochs,
         validation_epochs=config.validation_epochs,
+        picture_epochs=config.picture_epochs,
         best_by="val_mask_ap",
         best_by_label="validation mask AP (%)",
     )
@@ -310,10 +307,7 @@ def initial_model(config: DetectConfig, record: CheckpointRecord, console: Conso
         record.model, record.detector, num_classes=len(record.classes), drop_path_rate=config.drop_path
     )
     if config.init is not None:
-        state, report = load_initial_encoder(config.init, record.model)
-        model.encoder.load_state_dict(state)
-        if report:
-            console.print("\n".join(report))
+        start_from(model.encoder, config.init, record.model, console)
     model.encoder.pos_embed.requires_grad_(not config.freeze_positions)
     model.set_grad_checkpointing(config.grad_checkpointing)
     return model
@@ -338,35 +332,26 @@ class DetectRecipe:
         return sum(losses.values(), start=images.new_zeros(()))
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws, and saves `best`, where it is the best so far, and `last`."""
-        run, config = self.run, self.config
-        validation = None
-        if self.log.is_due(epoch):
-            result = evaluate_detector(
-                run.accelerator.unwrap_model(run.model),
-                self.validation,
-                run.accelerator,
-                batch_size=config.optimisation.micro_batch_size,
-                workers=config.run.workers,
-            )
-            validation = result.validation()
-        best = self.log.finish(epoch, train_loss, validation)
-        if config.picture_epochs and (epoch + 1) % config.picture_epochs == 0:
-            self._draw(epoch + 1)
-        if best is not None:
-            run.save_weights("best", best)
-        run.save()
+        """Validates, logs, draws and saves."""
+        self.log.finish_and_save(epoch, train_loss, validate=self.validate, draw=self.draw)
 
-    def _draw(self, epoch: int) -> None:
-        """The first validation photos, by the main process."""
+    def validate(self) -> Validation:
+        """What the detector scores on the validation photos."""
+        run = self.run
+        result = evaluate_detector(
+            run.accelerator.unwrap_model(run.model),
+            self.validation,
+            run.accelerator,
+            batch_size=self.config.optimisation.micro_batch_size,
+            workers=self.config.run.workers,
+        )
+        return result.validation()
+
+    def draw(self) -> Image.Image | None:
+        """The first validation photos."""
         run, photos = self.run, self.validation
-        if not run.accelerator.is_main_process:
-            return
         model = run.accelerator.unwrap_model(run.model)
-        picture = detection_picture(model, photos, range(min(PICTURE_PHOTOS, len(photos))), run.accelerator)
-        if picture is not None:
-            with atomic_file(run.folder.path / "pictures" / f"epoch-{epoch:04}.png") as temporary:
-                picture.save(temporary, format="png")
+        return detection_picture(model, photos, range(min(PICTURE_PHOTOS, len(photos))), run.accelerator)
 
 
 def main() -> int:

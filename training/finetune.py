@@ -18,7 +18,6 @@ from rich.console import Console
 from timm.data import Mixup
 from torch import Tensor
 
-from convmae_deploy.checkpoints import load_initial_encoder
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
@@ -29,14 +28,13 @@ from convmae_deploy.engine.classification import (
     read_splits,
     split_facts,
     told_accuracy,
-    training_sampler,
 )
 from convmae_deploy.engine.determinism import seed_step
-from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
+from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding, start_from, training_sampler
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
@@ -119,8 +117,6 @@ def finetune(config: FinetuneConfig) -> int:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
     loop = prepare(config, *read_splits(config.data))
-    if config.run.resume:
-        loop.run.resume()
     status = loop.fit()
     if status == 0:
         loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
@@ -131,7 +127,7 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
     """Everything a run needs, before its first update."""
     accelerator = config.run.accelerator()
     refuse_sharding(accelerator)
-    sampler = training_sampler(train, config.optimisation, config.run.seed, accelerator)
+    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
     seed_step(config.run.seed, 0)
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
     console = config.run.console(accelerator)
@@ -186,9 +182,7 @@ def initial_model(
         head_init_std=config.head_init_std,
     )
     if config.init is not None:
-        state, report = load_initial_encoder(config.init, architecture)
-        model.encoder.load_state_dict(state)
-        console.print("\n".join(report))
+        start_from(model.encoder, config.init, architecture, console)
     return model
 
 
@@ -213,22 +207,20 @@ class FinetuneRecipe:
         return F.cross_entropy(self.run.model(images).float(), targets, label_smoothing=smoothing)
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws, and saves `best`, where it is the best so far, and `last`."""
+        """Validates, logs and saves."""
+        self.log.finish_and_save(epoch, train_loss, validate=self.validate)
+
+    def validate(self) -> Validation:
+        """What the classifier scores on the validation photos."""
         run = self.run
-        validation = None
-        if self.log.is_due(epoch):
-            accuracy = evaluate(
-                run.accelerator.unwrap_model(run.model),
-                self.validation,
-                run.accelerator,
-                batch_size=self.config.optimisation.micro_batch_size,
-                workers=self.config.run.workers,
-            )
-            validation = told_accuracy(accuracy)
-        best = self.log.finish(epoch, train_loss, validation)
-        if best is not None:
-            run.save_weights("best", best)
-        run.save()
+        accuracy = evaluate(
+            run.accelerator.unwrap_model(run.model),
+            self.validation,
+            run.accelerator,
+            batch_size=self.config.optimisation.micro_batch_size,
+            workers=self.config.run.workers,
+        )
+        return told_accuracy(accuracy)
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor, nn
 
-from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder, load_pretraining_norm
+from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
@@ -39,15 +39,14 @@ from convmae_deploy.engine.classification import (
     read_splits,
     split_facts,
     told_accuracy,
-    training_sampler,
 )
 from convmae_deploy.engine.determinism import StepSampler, StepSource, seed_step
-from convmae_deploy.engine.epoch_log import EpochLog, check_validation_epochs
+from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding, start_from, training_sampler
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import Variant, check_image_size
@@ -125,8 +124,6 @@ def probe(config: LinprobeConfig) -> int:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
     loop = prepare(config, *read_splits(config.data))
-    if config.run.resume:
-        loop.run.resume()
     status = loop.fit()
     if status == 0:
         loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
@@ -138,7 +135,7 @@ def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
     accelerator = config.run.accelerator()
     refuse_sharding(accelerator)
     console = config.run.console(accelerator)
-    sampler = training_sampler(train, config.optimisation, config.run.seed, accelerator)
+    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
     record = initial_record(
         config.variant, train.classes, config.image_size, licence=config.licence, global_pool=config.global_pool
     )
@@ -183,9 +180,8 @@ def frozen_classifier(config: LinprobeConfig, record: CheckpointRecord, console:
     Raises:
         ConvMAEError: no such encoder, or, for the first token, no pretraining norm.
     """
-    state, report = load_initial_encoder(config.init, record.model)
     classifier = build_classifier(record.model, num_classes=len(record.classes), global_pool=config.global_pool)
-    classifier.encoder.load_state_dict(state)
+    start_from(classifier.encoder, config.init, record.model, console)
     if config.global_pool == "token":  # for the mean fc_norm stays as it starts, as in the authors' code
         norm = load_pretraining_norm(config.init)
         if norm is None:
@@ -196,8 +192,6 @@ def frozen_classifier(config: LinprobeConfig, record: CheckpointRecord, console:
         classifier.fc_norm.load_state_dict(norm)
     if config.run.compile:
         classifier.encoder.compile()
-    if report:
-        console.print("\n".join(report))
     return classifier.requires_grad_(False).eval()
 
 
@@ -312,23 +306,26 @@ class LinearProbeRecipe:
         return F.cross_entropy(self.run.model(features).float(), labels)
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates what would be served, logs, draws, and saves `best`, where it is the best so far, and `last`."""
-        run, classifier, cached = self.run, self.features.classifier, self.config.cached_views > 0
-        validation = None
-        if self.log.is_due(epoch):
-            self.fold()
-            accuracy = evaluate(
-                classifier.head if cached else classifier,
-                self.validation,
-                run.accelerator,
-                batch_size=self.config.optimisation.micro_batch_size,
-                workers=0 if cached else self.config.run.workers,
-            )
-            validation = told_accuracy(accuracy)
-        best = self.log.finish(epoch, train_loss, validation)
-        if best is not None and run.accelerator.is_main_process:
-            run.folder.save("best", classifier.state_dict(), best)
-        run.save()
+        """Validates, logs and saves; `best` is the whole classifier."""
+        self.log.finish_and_save(epoch, train_loss, validate=self.validate, save_best=self.save_classifier)
+
+    def validate(self) -> Validation:
+        """What would be served scores on the validation photos."""
+        classifier, cached = self.features.classifier, self.config.cached_views > 0
+        self.fold()
+        accuracy = evaluate(
+            classifier.head if cached else classifier,
+            self.validation,
+            self.run.accelerator,
+            batch_size=self.config.optimisation.micro_batch_size,
+            workers=0 if cached else self.config.run.workers,
+        )
+        return told_accuracy(accuracy)
+
+    def save_classifier(self, record: CheckpointRecord) -> None:
+        """Writes `best`, by the main process."""
+        if self.run.accelerator.is_main_process:
+            self.run.folder.save("best", self.features.classifier.state_dict(), record)
 
     def fold(self) -> None:
         """Makes the probe, as it is in evaluation, the classifier's head; on all processes the main one's.

@@ -17,6 +17,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -26,14 +27,13 @@ from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import FolderSource, ShardSource
-from convmae_deploy.engine.determinism import StepSampler, StepSource, seed_step
+from convmae_deploy.engine.determinism import StepSource, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.pictures import reconstruction_picture
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun, training_sampler
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
 from convmae_deploy.models.convmae import MODELS, Variant, check_image_size
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
@@ -181,8 +181,6 @@ def pretrain(config: PretrainConfig) -> int:
         ConvMAEError: bad data or settings, or losses that stay not finite.
     """
     loop = prepare(config)
-    if config.run.resume:
-        loop.run.resume()
     status = loop.fit()
     if status == 0:
         loop.console.print(f"pretrained encoder: {config.run.out}; finetune it with --init {config.run.out}")
@@ -208,7 +206,13 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
         micro_batches=source.micro_batches_per_step,
         facts=facts,
     )
-    log = EpochLog(run=run, console=console, data=Path(config.data).name, epochs=config.optimisation.epochs)
+    log = EpochLog(
+        run=run,
+        console=console,
+        data=Path(config.data).name,
+        epochs=config.optimisation.epochs,
+        picture_epochs=config.picture_epochs,
+    )
     recipe = PretrainRecipe(config=config, run=run, console=console, log=log)
     return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
@@ -247,14 +251,7 @@ def open_source(
     shards = Shards(names)
     photos = () if names else find_training_photos(Path(config.data))
     samples = count_samples(config, shards, accelerator, console) if names else len(photos)
-    sampler = StepSampler(
-        samples,
-        batch_size=config.optimisation.batch_size,
-        micro_batch_size=config.optimisation.micro_batch_size,
-        seed=config.run.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
+    sampler = training_sampler(samples, config.optimisation, config.run.seed, accelerator)
     workers, pin_memory = config.run.workers, accelerator.device.type == "cuda"
     if names:
         shard_photos = MaskedShardPhotos(transform, config.run.seed, cells=cells)
@@ -290,27 +287,22 @@ class PretrainRecipe:
         return self.run.model(images, kept)  # type: ignore[no-any-return]
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Logs, draws curves and pictures, and saves `last`."""
-        self.log.finish(epoch, train_loss)
-        if self.config.picture_epochs and (epoch + 1) % self.config.picture_epochs == 0:
-            self._draw(epoch + 1)
-        self.run.save()
+        """Logs, draws and saves."""
+        self.log.finish_and_save(epoch, train_loss, draw=self.draw)
 
-    def _draw(self, epoch: int) -> None:
-        """The photos last trained on, by the main process; not under FSDP, where no process has a whole model."""
+    def draw(self) -> Image.Image | None:
+        """The photos last trained on; not under FSDP, where no process has a whole model."""
         run = self.run
         if run.is_sharded:
             self.console.print("no picture: under FSDP no process has the whole model; use training.reconstruct")
-        if self.latest is None or not run.accelerator.is_main_process or run.is_sharded:
-            return
+        if self.latest is None or run.is_sharded:
+            return None
         images, kept = self.latest
         preprocessing = run.record.preprocessing
         assert isinstance(preprocessing, Preprocessing)
         shown = min(PICTURE_PHOTOS, len(images))
         model = run.accelerator.unwrap_model(run.model)
-        picture = reconstruction_picture(model, images[:shown], kept[:shown], preprocessing)
-        with atomic_file(run.folder.path / "pictures" / f"epoch-{epoch:04}.png") as temporary:
-            picture.save(temporary, format="png")
+        return reconstruction_picture(model, images[:shown], kept[:shown], preprocessing)
 
 
 def main() -> int:

@@ -4,15 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
-from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.engine.epoch_log import EpochLog, Validation
 from convmae_deploy.engine.evaluation import Accuracy
-from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
@@ -36,20 +33,6 @@ def read_splits(root: Path) -> tuple[PhotoFolder, PhotoFolder]:
 def split_facts(train: PhotoFolder, val: PhotoFolder) -> dict[str, Any]:
     """What run.json says of the photos."""
     return {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
-
-
-def training_sampler(
-    train: PhotoFolder, optimisation: OptimisationConfig, seed: int, accelerator: Accelerator
-) -> StepSampler:
-    """This process's share of the photos of every update."""
-    return StepSampler(
-        len(train.photos),
-        batch_size=optimisation.batch_size,
-        micro_batch_size=optimisation.micro_batch_size,
-        seed=seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
 
 
 def initial_record(

@@ -1,15 +1,17 @@
 """What is told and kept of each epoch of a training program, whatever it trains."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from PIL import Image
 from rich.console import Console
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.engine.progress import draw_curves, peak_memory_gb
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
 
 
 def check_validation_epochs(validation_epochs: int) -> None:
@@ -36,15 +38,53 @@ class EpochLog:
     data: str  # name of the photos, for the provenance
     epochs: int
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
+    picture_epochs: int = 0  # a picture every so many epochs; 0: never
     best_by: str | None = None  # the score that `best` is chosen by, larger is better; it is drawn beside the losses
     best_by_label: str = ""  # of its axis, with the unit
     began: float = field(default_factory=time.monotonic)  # the epoch, or what came before the first
+
+    def finish_and_save(
+        self,
+        epoch: int,
+        train_loss: float,
+        *,
+        validate: Callable[[], Validation] | None = None,
+        draw: Callable[[], Image.Image | None] | None = None,
+        save_best: Callable[[CheckpointRecord], None] | None = None,
+    ) -> None:
+        """Validates where it is due, logs, draws, and saves `best`, where it is the best so far, and `last`.
+
+        Args:
+            epoch: from 0; all processes must call this.
+            train_loss: mean of its updates.
+            validate: on all processes.
+            draw: a picture for `pictures/`, or None; every `picture_epochs`, on the main process alone.
+            save_best: on all processes; None saves the run's model.
+        """
+        run = self.run
+        validation = validate() if validate is not None and self.is_due(epoch) else None
+        best = self.finish(epoch, train_loss, validation)
+        picture = None
+        if draw is not None and run.accelerator.is_main_process and self.picture_is_due(epoch):
+            picture = draw()
+        if picture is not None:
+            with atomic_file(run.folder.path / "pictures" / f"epoch-{epoch + 1:04}.png") as temporary:
+                picture.save(temporary, format="png")
+        if best is not None and save_best is not None:
+            save_best(best)
+        elif best is not None:
+            run.save_weights("best", best)
+        run.save()
 
     def is_due(self, epoch: int) -> bool:
         """Whether a validation follows this epoch (from 0)."""
         if not self.validation_epochs:
             return False
         return (epoch + 1) % self.validation_epochs == 0 or epoch + 1 == self.epochs
+
+    def picture_is_due(self, epoch: int) -> bool:
+        """Whether a picture follows this epoch (from 0)."""
+        return self.picture_epochs > 0 and (epoch + 1) % self.picture_epochs == 0
 
     def finish(self, epoch: int, train_loss: float, validation: Validation | None = None) -> CheckpointRecord | None:
         """Logs, draws and prints an epoch; all processes must call it.

@@ -92,8 +92,6 @@ def evaluate_segmenter(
     Raises:
         ConvMAEError: a label map is wrong, or no photo could be read or has labels.
     """
-    was_training = model.training
-    model.eval()
     share_statistics(model, accelerator)
     run = window_runner(model, accelerator, batch_size)
     own = Subset(photos, range(accelerator.process_index, len(photos), accelerator.num_processes))
@@ -109,7 +107,6 @@ def evaluate_segmenter(
         found = segment_normalised(image_chw, (labels.shape[0], labels.shape[1]), photos.preprocessing, run)
         confusion += confusion_of(labels, found.labels, len(classes))
         images += 1
-    model.train(was_training)
 
     counts = torch.tensor([*confusion.flatten(), images, unreadable], device=accelerator.device)
     *cells, images, unreadable = accelerator.reduce(counts, "sum").tolist()
@@ -125,18 +122,21 @@ def window_runner(model: nn.Module, accelerator: Accelerator, batch_size: int) -
     """A model as the sliding window of the runtime runs it: from windows to logits, NumPy on both sides.
 
     Args:
-        model: in evaluation mode, on the accelerator's device.
+        model: on the accelerator's device; left in the mode it was in.
         accelerator: of the training, for its precision.
         batch_size: windows at once.
     """
 
     @torch.inference_mode()
     def run(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        was_training = model.training
+        model.eval()
         logits = []
         for first in range(0, len(windows), batch_size):
             part = torch.from_numpy(windows[first : first + batch_size]).to(accelerator.device)
             with accelerator.autocast():
                 logits.append(model(part).float().cpu())
+        model.train(was_training)
         return torch.cat(logits).numpy()
 
     return run

@@ -57,11 +57,16 @@ class TrainingLoop:
     console: Console
 
     def fit(self) -> int:
-        """Trains from where the run is; returns the exit status (0, or 128 + signal when stopped).
+        """Trains from the start, or from where a resumed run was; ends the group of processes.
+
+        Returns:
+            The exit status: 0, or 128 + signal when stopped.
 
         Raises:
             ConvMAEError: the numbers stay not finite, or photos unreadable.
         """
+        if self.run.config.resume:
+            self.run.resume()
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
         with interruptible() as interruption:
@@ -73,6 +78,7 @@ class TrainingLoop:
                     train_loss = progress.epoch_loss / counted if counted else math.nan
                     progress.epoch_loss, progress.epoch_skipped = 0.0, 0
                     self.recipe.finish_epoch(epoch, train_loss)
+        self.run.accelerator.end_training()  # a process that exits with its group open may abort
         if progress.step < last_step and interruption.signal_number is not None:
             self.console.print(f"stopped after update {progress.step} of {last_step}; continue with --resume")
             return 128 + interruption.signal_number

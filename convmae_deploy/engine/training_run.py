@@ -22,12 +22,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.engine.interruption import Interruption
+from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
+from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
@@ -71,6 +75,37 @@ def refuse_sharding(accelerator: Accelerator) -> None:
     """Raises ConvMAEError under FSDP: processes validate different photos, so none may need the weights of another."""
     if accelerator.distributed_type is DistributedType.FSDP:
         raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
+
+
+def training_sampler(photos: int, optimisation: OptimisationConfig, seed: int, accelerator: Accelerator) -> StepSampler:
+    """This process's share of so many photos in every update."""
+    return StepSampler(
+        photos,
+        batch_size=optimisation.batch_size,
+        micro_batch_size=optimisation.micro_batch_size,
+        seed=seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def start_from(encoder: ConvMAE, path: Path, architecture: ConvMAEConfig, console: Console) -> None:
+    """Gives an encoder of `architecture` trained weights, ours or the authors', and says what was changed to fit.
+
+    Raises:
+        ConvMAEError: not such an encoder, or damaged.
+    """
+    state, report = load_initial_encoder(path, architecture)
+    encoder.load_state_dict(state)
+    if report:
+        console.print("\n".join(report))
+
+
+def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model, its BatchNorms with the statistics of all processes where there are several GPUs."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return, no-untyped-call]
+    return model
 
 
 def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
