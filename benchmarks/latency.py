@@ -1,11 +1,16 @@
-"""How fast is a classifier in PyTorch, compiled, and exported? All on this machine's CPU, in one run.
+"""How fast is a model in PyTorch, compiled, and exported? All on this machine's CPU, in one run.
 
     python -m benchmarks.latency [--variant base] [--batch-sizes 1 8] [--rounds N] [--out latency.json]
+    python -m benchmarks.latency --task segment --batch-sizes 1 --rounds 5
+    python -m benchmarks.latency --task detect --batch-sizes 1 --rounds 3 --warm-up 1
 
-Random weights, 1000 classes. Timed: from a normalised float32 NumPy array (B, 3, H, W) to the logits as a NumPy array;
-decoding, preprocessing, compilation and session start are not. All contenders run once in every round, in an order that
+Random weights; 1000 classes, or 80 (detect, at the detector's size) or 150 (segment, at 512 pixels). Timed: from a
+normalised float32 NumPy array (B, 3, H, W) to the outputs as NumPy arrays; decoding, preprocessing, compilation and
+session start are not. A detector's score threshold is 0 on both sides, so that both give 100 boxes with masks; eager is
+the model's own inference with torchvision's operators. All contenders run once in every round, in an order that
 rotates, so that a machine that slows down slows all of them. Every contender's logits are held against eager PyTorch
-before anything is timed. The exported graph is what `python -m export` makes, without its full verification.
+before anything is timed; of detections only their number, because random scores are ties. The exported graph
+is what `python -m export` makes, without its full verification.
 """
 
 import json
@@ -28,21 +33,27 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.machine import available_cores, processor
-from benchmarks.random_bundle import SEED, random_classifier, write_random_bundle
+from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import load_bundle
 from export.gates import FP32, compare
+from export.tasks import ExportTask
 
 FloatArray = NDArray[np.float32]
 Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) -> logits (B, K)
 
 EAGER, COMPILED, ONNX, BF16 = "eager fp32", "torch.compile fp32", "ONNX Runtime fp32", "eager bf16"
+MODEL_NAMES: dict[TaskName, str] = {
+    "classify": "ConvMAE classifier, 1000 classes",
+    "detect": "ConvMAE Mask R-CNN with an FPN, 80 classes, score threshold 0",
+    "segment": "ConvMAE UperNet, 150 classes",
+}
 SETTLE_SECONDS = 0.25  # before each timed run: the last one's idle threads spin for up to 0.2 s and would disturb it
 REDUCED = {BF16}  # whose logits may differ from eager fp32 by more than its gate
 
@@ -51,7 +62,8 @@ REDUCED = {BF16}  # whose logits may differ from eager fp32 by more than its gat
 class LatencyConfig:
     """Measures eager PyTorch, torch.compile and ONNX Runtime on the CPU."""
 
-    variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge
+    task: TaskName = "classify"
+    variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     batch_sizes: tuple[int, ...] = (1, 8)  # images a run
     rounds: int = 20  # timed runs of each contender at each batch size
     warm_up: int = 3  # runs before them, at each batch size
@@ -79,9 +91,15 @@ class Figure:
     max_abs_difference: float  # of the logits, from eager fp32
 
 
-def contenders(model: nn.Module, bundle: Path, threads: int) -> dict[str, Contender]:
+def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Contender]:
     """Everything that is compared, by name; eager fp32 first."""
     backend = OnnxRuntimeBackend(load_bundle(bundle), device="cpu", threads=threads)
+    if task.task == "detection":  # with lengths that depend on the image it is neither compiled nor cast as a whole
+        return {
+            EAGER: lambda images: task.reference(images)["scores"],
+            ONNX: lambda images: backend.run(images, task.outputs)["scores"],
+        }
+    model = task.model
     # Shapes stay static: each batch size is compiled for itself, during the warm-up.
     compiled = torch.compile(model, dynamic=False)
     return {
@@ -119,6 +137,19 @@ def check_logits(entries: dict[str, Contender], images: FloatArray) -> dict[str,
             )
         differences[name] = comparison.max_abs
     return differences
+
+
+def check_detections(entries: dict[str, Contender], images: FloatArray) -> dict[str, float]:
+    """Largest difference of each contender's scores, best first, from eager's.
+
+    Raises:
+        ConvMAEError: one gives another number of detections.
+    """
+    found = {name: run(images) for name, run in entries.items()}
+    for name, scores in found.items():
+        if not (scores > 0).all():
+            raise ConvMAEError(f"{name} must give {scores.shape[1]} detections; it gave fewer: its speed means nothing")
+    return {name: float(np.abs(scores - found[EAGER]).max()) for name, scores in found.items()}
 
 
 def measure(
@@ -168,25 +199,26 @@ def summarise(seconds: dict[str, list[float]], differences: dict[str, float], ba
 def run_benchmark(config: LatencyConfig, console: Console) -> list[Figure]:
     """Builds, exports, compiles, checks and measures."""
     torch.set_num_threads(config.threads)
-    model, record = random_classifier(config.variant)
+    task = random_task(config.task, config.variant)
     generator = np.random.default_rng(SEED)
     figures: list[Figure] = []
     # That the bundle was not verified is stated in the heading; the compiler reports what it does not find.
     for name in ("convmae_deploy", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Exporting", total=len(config.batch_sizes) * (config.rounds + 1) + 1)
-        write_random_bundle(Path(folder) / "bundle", model, record, max(config.batch_sizes))
-        entries = contenders(model, Path(folder) / "bundle", config.threads)
+        bar = progress.add_task("Exporting", total=len(config.batch_sizes) * (config.rounds + 1) + 1)
+        write_random_bundle(Path(folder) / "bundle", task, max(config.batch_sizes))
+        entries = contenders(task, Path(folder) / "bundle", config.threads)
         for batch_size in config.batch_sizes:
-            progress.update(task, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
-            images = generator.standard_normal((batch_size, 3, *record.model.image_size), dtype=np.float32)
-            differences = check_logits(entries, images)
+            progress.update(bar, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
+            images = generator.standard_normal((batch_size, 3, *task.preprocessing.input_size), dtype=np.float32)
+            check = check_detections if config.task == "detect" else check_logits
+            differences = check(entries, images)
             for _ in range(config.warm_up):
                 for run in entries.values():
                     run(images)
-            progress.update(task, description=f"Batch {batch_size}: measuring")
-            seconds = measure(entries, images, config.rounds, lambda: progress.advance(task))
+            progress.update(bar, description=f"Batch {batch_size}: measuring")
+            seconds = measure(entries, images, config.rounds, lambda: progress.advance(bar))
             figures += summarise(seconds, differences, batch_size)
     return figures
 
@@ -206,10 +238,10 @@ def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Con
     """The heading that a figure must not be quoted without, and the table."""
     facts = machine(config)
     for line in (
-        f"ConvMAE {config.variant}, random weights, 1000 classes; the exported graph is not fully verified here",
+        f"{MODEL_NAMES[config.task]}, {config.variant}, random weights; the exported graph is not fully verified here",
         f"{facts['device']}; {config.threads} threads; torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}",
         f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {SETTLE_SECONDS:g} s rest before",
-        "timed: normalised float32 array to logits; not timed: decoding, preprocessing, compilation, session start",
+        "timed: normalised float32 array to outputs; not timed: decoding, preprocessing, compilation, session start",
     ):
         console.print(line, highlight=False)
     table = Table(box=box.SIMPLE, padding=0)
@@ -237,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures = run_benchmark(config, Console(stderr=True))
     print_figures(figures, config, Console())
     if config.out is not None:
-        settings = {"variant": config.variant, "rounds": config.rounds, "warm_up": config.warm_up}
+        settings = {"task": config.task, "variant": config.variant, "rounds": config.rounds, "warm_up": config.warm_up}
         record = settings | machine(config) | {"figures": [asdict(figure) for figure in figures]}
         with atomic_file(config.out) as path:
             path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

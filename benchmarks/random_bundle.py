@@ -1,12 +1,15 @@
-"""A bundle of any variant with random weights, for measuring speed where no trained one is at hand.
+"""A bundle of any model with random weights, for measuring speed where no trained one is at hand.
 
     python -m benchmarks.random_bundle --variant base --out bundles/random-base
+    python -m benchmarks.random_bundle --task detect --variant base --max-batch 1 --out bundles/random-detector
 
 Its manifest carries no numerics report, so that the runtime warns: nobody should take its predictions for anything.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -15,15 +18,21 @@ import tyro
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
-from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
+from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import MODELS
+from convmae_deploy.models.detector import DETECTORS, build_detector
+from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
+from convmae_deploy.runtime.manifest import Licence
 from export.packaging import MODEL_NAME, BundleContent, write_manifest
-from export.to_onnx import export_classifier
+from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task
+from export.to_onnx import export_graph, without_outputs
+
+TaskName = Literal["classify", "detect", "segment"]
 
 SEED = 0
-CLASSES = 1000
+DETECTOR_VARIANTS = ("nano", "tiny", "base")
+WINDOW = (512, 512)  # (height, width) in pixels of a segmenter's input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,59 +40,99 @@ class RandomBundleConfig:
     """Writes a bundle with random weights."""
 
     out: Path  # the bundle to create; must not exist
-    variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge
+    task: TaskName = "classify"  # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes
+    variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     max_batch: int = 32  # largest batch that the bundle takes
 
 
-def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """A variant with 1000 classes and the same random weights every time, in evaluation mode, with its record.
+def random_classifier(variant: str) -> ExportTask:
+    """A classifier with 1000 classes."""
+    check_variant(variant, MODELS)
+    config = MODELS[variant]()
+    model = build_classifier(config, num_classes=1000).eval()
+    return classifier_task(model, CheckpointRecord(kind="classifier", model=config, **random_facts(variant, 1000)))
+
+
+def random_detector(variant: str) -> ExportTask:
+    """A Mask R-CNN with an FPN; its score threshold is 0, so that it gives 100 detections whatever it sees."""
+    check_variant(variant, DETECTOR_VARIANTS)
+    config, detector = DETECTORS[f"{variant}_fpn"]()
+    model = build_detector(config, detector, num_classes=80).eval()
+    model.roi_heads.score_thresh = 0.0
+    record = CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
+    return detector_task(model, record)
+
+
+def random_segmenter(variant: str) -> ExportTask:
+    """An UperNet in the form of the authors' code."""
+    check_variant(variant, MODELS)
+    config = replace(MODELS[variant](), image_size=WINDOW, dense=authors_dense())
+    segmenter = SegmenterConfig(e4="convolution")
+    model = build_segmenter(config, segmenter, num_classes=150).eval()
+    record = CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
+    return segmenter_task(model, record)
+
+
+RANDOM_TASKS: dict[TaskName, Callable[[str], ExportTask]] = {
+    "classify": random_classifier,
+    "detect": random_detector,
+    "segment": random_segmenter,
+}
+
+
+def random_task(task: TaskName, variant: str) -> ExportTask:
+    """A model in evaluation mode with the same random weights every time; the global generator is left alone.
 
     Raises:
         ConvMAEError: there is no such variant.
     """
-    if variant not in MODELS:
-        raise ConvMAEError(f"--variant must be one of {', '.join(MODELS)}; got {variant!r}")
-    config = MODELS[variant]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = build_classifier(config, num_classes=CLASSES).eval()
-    record = CheckpointRecord(
-        kind="classifier",
-        variant=variant,
-        model=config,
-        classes=tuple(f"class {index}" for index in range(CLASSES)),
-        licence=Licence(name="none: random numbers"),
-        provenance={"weights": f"random, seed {SEED}"},
-    )
-    return model, record
+        return RANDOM_TASKS[task](variant)
 
 
-def write_random_bundle(out: Path, model: ConvMAEClassifier, record: CheckpointRecord, max_batch: int) -> None:
+def check_variant(variant: str, known: Iterable[str]) -> None:
+    """Raises ConvMAEError unless there is such a variant."""
+    if variant not in known:
+        raise ConvMAEError(f"--variant must be one of {', '.join(known)}; got {variant!r}")
+
+
+def random_facts(variant: str, classes: int) -> dict[str, Any]:
+    """What the record of every random model says besides its architecture."""
+    return {
+        "variant": variant,
+        "classes": tuple(f"class {index}" for index in range(classes)),
+        "licence": Licence(name="none: random numbers"),
+        "provenance": {"weights": f"random, seed {SEED}"},
+    }
+
+
+def write_random_bundle(out: Path, task: ExportTask, max_batch: int) -> None:
     """Exports without comparing: the manifest says that the graph was not verified."""
-    graph = export_classifier(model, record.model.image_size, max_batch)
+    graph = export_graph(task.wrapper, task.preprocessing.input_size, max_batch, (*task.outputs, *task.probes))
+    model = without_outputs(graph.model, task.probes)
     shapes = {
         value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
-        for value in graph.model.graph.output
+        for value in model.graph.output
     }
     content = BundleContent(
-        name=f"random-{record.variant}",
-        task="classification",
-        record=record,
+        name=f"random-{task.record.variant}",
+        task=task.task,
+        record=task.record,
         checkpoint=None,
-        preprocessing=standard_preprocessing(record.model.image_size),
+        preprocessing=task.preprocessing,
         max_batch=max_batch,
         licence_file=None,
     )
     with atomic_directory(out) as directory:
-        onnx.save(graph.model, directory / MODEL_NAME)
+        onnx.save(model, directory / MODEL_NAME)
         write_manifest(directory, content, shapes=shapes, numerics=None)
 
 
 def main() -> None:
     """The command."""
     config = tyro.cli(RandomBundleConfig, prog="python -m benchmarks.random_bundle")
-    model, record = random_classifier(config.variant)
-    write_random_bundle(config.out, model, record, config.max_batch)
+    write_random_bundle(config.out, random_task(config.task, config.variant), config.max_batch)
     print(f"Written, not verified: {config.out}")
 
 

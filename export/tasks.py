@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from convmae_deploy.checkpoints.native import (
     read_checkpoint,
 )
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
@@ -47,6 +50,7 @@ class ExportTask:
     """A model ready to be exported and to be compared with."""
 
     task: Task
+    model: nn.Module  # in evaluation mode, as it was loaded
     wrapper: nn.Module  # gives the tensors of `outputs` as a flat tuple; its model is its attribute `model`
     outputs: tuple[str, ...]
     reference: Runner  # PyTorch, which is right
@@ -75,17 +79,16 @@ class SegmenterGraph(nn.Module):
         return (self.model(image),)
 
 
-def open_classifier(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
     """A classifier with its features."""
-    model, record = load_classifier(checkpoint, image_size=image_size)
-    check_classes(record, checkpoint)
     preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
     if not isinstance(preprocessing, Preprocessing):
-        raise wrong_preprocessing(checkpoint, "a classifier", Preprocessing)
+        raise wrong_preprocessing("a classifier", Preprocessing)
     wrapper = ClassifierGraph(model).eval()
     reference = torch_runner(wrapper, OUTPUTS)
     return ExportTask(
         task="classification",
+        model=model,
         wrapper=wrapper,
         outputs=OUTPUTS,
         reference=reference,
@@ -96,22 +99,20 @@ def open_classifier(checkpoint: Path, image_size: tuple[int, int] | None) -> Exp
     )
 
 
-def open_segmenter(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportTask:
     """A segmenter; the reference keeps PyTorch's own adaptive pooling."""
-    model, record = load_segmenter(checkpoint, image_size=image_size)
-    check_classes(record, checkpoint)
     preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
     if not isinstance(preprocessing, SlidingWindow):
-        raise wrong_preprocessing(checkpoint, "a segmenter", SlidingWindow)
-    plain = copy.deepcopy(model)
+        raise wrong_preprocessing("a segmenter", SlidingWindow)
 
     @torch.inference_mode()
     def reference(images: FloatArray) -> Outputs:
-        return {"logits": plain(torch.from_numpy(images)).numpy()}
+        return {"logits": model(torch.from_numpy(images)).numpy()}
 
     return ExportTask(
         task="segmentation",
-        wrapper=SegmenterGraph(model).eval(),
+        model=model,
+        wrapper=SegmenterGraph(copy.deepcopy(model)).eval(),
         outputs=("logits",),
         reference=reference,
         record=record,
@@ -121,13 +122,11 @@ def open_segmenter(checkpoint: Path, image_size: tuple[int, int] | None) -> Expo
     )
 
 
-def open_detector(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTask:
+def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTask:
     """A detector; the reference of its detections is the model's own inference."""
-    model, record = load_detector(checkpoint, image_size=image_size)
-    check_classes(record, checkpoint)
-    preprocessing = record.preprocessing or Letterbox(size=image_size or record.model.input_size)
+    preprocessing = record.preprocessing or Letterbox(size=record.model.input_size)
     if not isinstance(preprocessing, Letterbox):
-        raise wrong_preprocessing(checkpoint, "a detector", Letterbox)
+        raise wrong_preprocessing("a detector", Letterbox)
     wrapper = StaticDetector(model.eval(), preprocessing.size).eval()
 
     def verify_all(graph: ExportedGraph, path: Path, batches: Iterable[Batch], between: Between) -> Verification:
@@ -135,6 +134,7 @@ def open_detector(checkpoint: Path, image_size: tuple[int, int] | None) -> Expor
 
     return ExportTask(
         task="detection",
+        model=model,
         wrapper=wrapper,
         outputs=static_detector.OUTPUTS,
         reference=own_inference(model),
@@ -168,10 +168,10 @@ def elementwise_problem(expected: Outputs, found: Outputs) -> str | None:
     return None
 
 
-TASKS: dict[CheckpointKind, Callable[[Path, tuple[int, int] | None], ExportTask]] = {
-    "classifier": open_classifier,
-    "detector": open_detector,
-    "segmenter": open_segmenter,
+TASKS: dict[CheckpointKind, tuple[Callable[..., tuple[Any, CheckpointRecord]], Callable[..., ExportTask]]] = {
+    "classifier": (load_classifier, classifier_task),
+    "detector": (load_detector, detector_task),
+    "segmenter": (load_segmenter, segmenter_task),
 }
 
 
@@ -187,19 +187,15 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTas
             f"{checkpoint} must hold one of {', '.join(TASKS)} and holds: {record.kind}; finetune it first "
             "(training.finetune, training.detect, training.segment)"
         )
-    return TASKS[record.kind](checkpoint, image_size)
-
-
-def check_classes(record: CheckpointRecord, source: Path) -> None:
-    """Raises ConvMAEError unless the checkpoint has a head."""
+    load, assemble = TASKS[record.kind]
+    model, record = load(checkpoint, image_size=image_size)
     if not record.classes:
         raise ConvMAEError(
-            f"{source} has no classes, so there is no head to export; finetune it first (training.finetune)"
+            f"{checkpoint} has no classes, so there is no head to export; finetune it first (training.finetune)"
         )
+    return assemble(model, record)
 
 
-def wrong_preprocessing(source: Path, what: str, wanted: type[AnyPreprocessing]) -> ConvMAEError:
+def wrong_preprocessing(what: str, wanted: type[AnyPreprocessing]) -> ConvMAEError:
     """What to raise where a checkpoint's preprocessing is that of another task."""
-    return ConvMAEError(
-        f"the preprocessing of {source} must be {wanted.__name__}, as {what} needs; train or import it again"
-    )
+    return ConvMAEError(f"the preprocessing of {what} must be {wanted.__name__}; train or import it again")

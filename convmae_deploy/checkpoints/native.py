@@ -21,7 +21,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
-from convmae_deploy.runtime.manifest import AnyPreprocessing, Licence
+from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, Licence
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -227,7 +227,9 @@ def resized(
     model = replace(record.model, image_size=image_size)
     tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
-    if preprocessing is not None:
+    if preprocessing is None and record.kind == "detector":
+        preprocessing = Letterbox(size=image_size)
+    elif preprocessing is not None:
         preprocessing = resize_preprocessing(preprocessing, image_size)
     return record.model_copy(update={"model": model, "preprocessing": preprocessing}), tensors
 

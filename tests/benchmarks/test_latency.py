@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from benchmarks import latency
-from benchmarks.latency import BF16, EAGER, ONNX, LatencyConfig, check_logits, measure, summarise, torch_contender
-from benchmarks.random_bundle import random_classifier, write_random_bundle
+from benchmarks.latency import (
+    BF16,
+    EAGER,
+    ONNX,
+    LatencyConfig,
+    check_detections,
+    check_logits,
+    measure,
+    summarise,
+    torch_contender,
+)
+from benchmarks.random_bundle import RANDOM_TASKS, random_task, write_random_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.predictor import Classifier
@@ -61,6 +71,17 @@ def test_reduced_precision_may_differ_and_the_difference_is_told() -> None:
     assert check_logits(entries, IMAGES)[BF16] == pytest.approx(0.01, rel=1e-3)
 
 
+def test_a_detector_with_fewer_detections_is_refused() -> None:
+    scores = np.linspace(1, 0.5, 8, dtype=np.float32).reshape(2, 4)
+    entries: dict[str, latency.Contender] = {
+        EAGER: lambda images: scores,
+        ONNX: lambda images: scores + np.float32(0.1),
+    }
+    assert check_detections(entries, IMAGES) == {EAGER: 0, ONNX: pytest.approx(0.1, rel=1e-3)}
+    with pytest.raises(ConvMAEError, match="ONNX Runtime fp32 must give 4 detections"):
+        check_detections(entries | {ONNX: lambda images: scores * np.array([1, 1, 1, 0], np.float32)}, IMAGES)
+
+
 def test_a_torch_contender_takes_and_gives_float32_whatever_it_computes_in() -> None:
     layer = torch.nn.Flatten()
     found = torch_contender(layer, torch.bfloat16)(IMAGES)
@@ -76,29 +97,38 @@ def test_settings_below_one_are_refused(arguments: dict[str, object]) -> None:
 
 
 def test_an_unknown_variant_is_refused() -> None:
-    with pytest.raises(ConvMAEError, match="--variant must be one of nano.*got 'giant'"):
-        random_classifier("giant")
+    for task in RANDOM_TASKS:
+        with pytest.raises(ConvMAEError, match="--variant must be one of nano.*got 'giant'"):
+            random_task(task, "giant")
 
 
 def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, record = random_classifier("nano")
-    write_random_bundle(tmp_path / "bundle", model, record, 2)
+    task = random_task("classify", "nano")
+    write_random_bundle(tmp_path / "bundle", task, 2)
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.files["model.onnx"].numerics is None
     assert "never verified" in caplog.text
     predictor = Classifier.open(tmp_path / "bundle", device="cpu")
     images = np.zeros((1, *manifest.input.shape), dtype=np.float32)
     with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).numpy()
+        expected = task.model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(predictor.run(images, ["logits"])["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_random_segmenter_s_bundle_is_one(tmp_path: Path) -> None:
+    task = random_task("segment", "nano")
+    write_random_bundle(tmp_path / "bundle", task, 1)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.task == "segmentation" and manifest.outputs["logits"].shape == (150, 128, 128)
 
 
 def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, second = random_classifier("nano")[0], random_classifier("nano")[0]
+    first, second = random_task("classify", "nano").model, random_task("classify", "nano").model
     assert torch.equal(torch.rand(1), expected)
-    assert torch.equal(first.head.weight, second.head.weight)  # type: ignore[arg-type]
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
