@@ -72,7 +72,8 @@ def predict(
         bundle: folder of the exported model.
         photos: image files.
         out: folder to write to. Detection: pictures with boxes and masks, and results.json in COCO's format, where
-            image_id is the photo's name (a number where it is one) and category_id counts the model's classes from 1.
+            image_id is the photo's name (a number where it is one) and category_id the one of the annotations that the
+            model learnt from.
             Segmentation: the labels as PNG, and pictures with a legend.
         top_k: classification: classes a photo (default: 5).
         threshold: detection: the smallest score of an object (default: 0.5).

@@ -45,6 +45,7 @@ def _geometry(spec: AnyPreprocessing) -> str:
         return f"resize to fit into {height} x {width}, filled with {spec.fill} right and below"
     if isinstance(spec, SlidingWindow):
         size = "own size" if spec.short_side is None else f"short side {spec.short_side}"
+        size += "" if spec.long_side is None else f", long side at most {spec.long_side}"
         return f"{size}, windows of {height} x {width} every {spec.stride[0]} x {spec.stride[1]}"
     return f"resize to cover {spec.resize[0]} x {spec.resize[1]}, centre crop {height} x {width}"
 

@@ -70,13 +70,16 @@ class ObjectReport:
     """Objects with boxes and masks: a picture for each photo, and all of them in COCO's results format.
 
     In that file `image_id` is the name of the photo without its suffix, as a number where it is one, as in COCO's
-    photos; `category_id` counts the model's classes from 1; boxes and masks are in pixels of the upright photo.
+    photos; `category_id` is the one of the annotations that the model learnt from; boxes and masks are in pixels of the
+    upright photo.
     """
 
     columns = ("label", "score", "box: left, top, right, bottom")
 
     def __init__(self, detector: Detector, threshold: float, out: Path | None) -> None:
         self.detector, self.threshold, self.out = detector, threshold, out
+        manifest = detector.manifest
+        self.category_ids = manifest.category_ids or range(1, len(manifest.classes) + 1)
         self.results: list[dict[str, object]] = []
         self.photos = 0
 
@@ -86,7 +89,7 @@ class ObjectReport:
         if self.out is not None:
             picture = draw_detections(image, found, len(self.detector.manifest.classes))
             _save_picture(picture, self.out / f"{file.stem}.objects.jpg")
-            self.results += [coco_result(item, image_id(file), item.index + 1) for item in found]
+            self.results += [coco_result(item, image_id(file), self.category_ids[item.index]) for item in found]
             self.photos += 1
         rows = [(item.label, f"{item.score:.4f}", _box_text(item)) for item in found]
         return Answer(fields={"detections": [_object_fields(item) for item in found]}, rows=rows)

@@ -93,6 +93,7 @@ def write_manifest(
         input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.input_size), max_batch=content.max_batch),
         preprocessing=content.preprocessing,
         classes=content.record.classes,
+        category_ids=content.record.category_ids,
         outputs={
             name: known.get(name) or OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()
         },

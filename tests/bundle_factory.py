@@ -96,6 +96,7 @@ def make_detection_bundle(
         "input": {"shape": [3, *size], "max_batch": max_batch},
         "preprocessing": {"size": list(size)},
         "classes": list(classes),
+        "category_ids": [17, 18, 16, *range(19, 16 + len(classes))],
         "outputs": {label: spec.model_dump(mode="json") for label, spec in DETECTOR_OUTPUTS.items()},
     }
     return _write_bundle(directory, make_detection_graph(size, converged), fields, True, overrides)

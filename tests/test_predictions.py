@@ -48,7 +48,7 @@ def test_a_detector_draws_its_objects_and_writes_them_in_cocos_format(
     }
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [entry["image_id"] for entry in results] == [42, 42, "turned"]
-    assert [entry["category_id"] for entry in results[:2]] == [2, 1], "dog and cat, counted from 1"
+    assert [entry["category_id"] for entry in results[:2]] == [18, 17], "dog and cat, as the manifest numbers them"
     found = Detector.open(bundle, device="cpu").detect([opened(files[0])], threshold=0.3)[0]
     for item, entry, line in zip(found, results[:2], lines[0]["detections"], strict=True):
         left, top, right, bottom = item.box

@@ -240,7 +240,7 @@ def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingL
     console = config.run.console(accelerator)
     sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
     seed_step(config.run.seed, 0)
-    record, preprocessing = initial_record(config, train.classes)
+    record, preprocessing = initial_record(config, train.classes, train.category_ids)
     model = initial_model(config, record, console)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
     run = TrainingRun.begin(
@@ -274,7 +274,9 @@ def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingL
     return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
 
-def initial_record(config: DetectConfig, classes: tuple[str, ...]) -> tuple[CheckpointRecord, Letterbox]:
+def initial_record(
+    config: DetectConfig, classes: tuple[str, ...], category_ids: tuple[int, ...] = ()
+) -> tuple[CheckpointRecord, Letterbox]:
     """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
     architecture, detector = DETECTORS[config.detector]()
     architecture = for_input(architecture, config.image_size)
@@ -285,6 +287,7 @@ def initial_record(config: DetectConfig, classes: tuple[str, ...]) -> tuple[Chec
         model=architecture,
         detector=detector,
         classes=classes,
+        category_ids=category_ids,
         preprocessing=preprocessing,
         licence=Licence(name=config.licence),
     )

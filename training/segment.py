@@ -197,7 +197,7 @@ def prepare(config: SegmentConfig, train: SegmentationFolder, val: SegmentationF
 def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[CheckpointRecord, SlidingWindow]:
     """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
     dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
-    windows = standard_windows(config.image_size, config.augmentation.short_side)
+    windows = standard_windows(config.image_size, config.augmentation.short_side, config.augmentation.long_side)
     record = CheckpointRecord(
         kind="segmenter",
         variant=config.variant,

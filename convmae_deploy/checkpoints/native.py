@@ -50,6 +50,7 @@ class CheckpointRecord(BaseModel):
     detector: DetectorConfig | None = None  # detector: its pyramid and heads
     segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
     classes: tuple[str, ...] = ()  # classifier, detector, segmenter: the name of each label
+    category_ids: tuple[int, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
     global_pool: GlobalPool = "avg"
     preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")

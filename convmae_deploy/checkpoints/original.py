@@ -25,7 +25,7 @@ from convmae_deploy.checkpoints.original_configs import (
 from convmae_deploy.checkpoints.original_detector import infer_detector
 from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
 from convmae_deploy.checkpoints.resizing import resize_positions
-from convmae_deploy.data.coco_classes import COCO_CLASSES
+from convmae_deploy.data.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import build_classifier
@@ -43,6 +43,7 @@ DETECTOR_LICENCES = {
 }
 SEGMENTER_LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K and ADE20K, research use")
 AUTHORS_SHORT_SIDE = 512  # pixels of photos in their evaluation of segmenters
+AUTHORS_LONG_SIDE = 2048  # pixels, at most
 CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
     "pretraining": "pretraining",
     "encoder": "encoder",
@@ -207,10 +208,12 @@ def completed(
         grid_size = file_grid({"pos_embed": keys.state["encoder.pos_embed"]})
         detector, dense, num_classes = infer_detector(keys.state, grid_size)
         numbered = tuple(f"class {index}" for index in range(num_classes))
+        is_coco = num_classes == len(COCO_CLASSES)
         changed = {
             "model": replace(record.model, dense=dense),
             "detector": detector,
-            "classes": COCO_CLASSES if num_classes == len(COCO_CLASSES) else numbered,
+            "classes": COCO_CLASSES if is_coco else numbered,
+            "category_ids": COCO_CATEGORY_IDS if is_coco else (),
             "licence": DETECTOR_LICENCES[detector.pyramid],
         }
         return record.model_copy(update=changed), {}
@@ -220,7 +223,7 @@ def completed(
         changed = {
             "model": replace(record.model, dense=dense),
             "segmenter": segmenter,
-            "preprocessing": standard_windows(record.model.image_size, AUTHORS_SHORT_SIDE),
+            "preprocessing": standard_windows(record.model.image_size, AUTHORS_SHORT_SIDE, AUTHORS_LONG_SIDE),
             "licence": SEGMENTER_LICENCE,
             "classes": file.classes if len(file.classes) == num_classes else numbered,
         }

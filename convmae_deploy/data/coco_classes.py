@@ -10,3 +10,4 @@ _NAMES = """
     refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
 """
 COCO_CLASSES = tuple(" ".join(name.split()) for name in _NAMES.split(","))
+COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))

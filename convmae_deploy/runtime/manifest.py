@@ -82,6 +82,7 @@ class SlidingWindow(_Normalised):
     window: Size  # (height, width) in pixels of the graph's input
     stride: Size  # (vertical, horizontal) distance of windows in pixels, at most `window`
     short_side: Annotated[int, Field(gt=0)] | None = None  # in pixels; None: the photo keeps its own size
+    long_side: Annotated[int, Field(gt=0)] | None = None  # in pixels, at most; then the short side is shorter
     interpolation: Interpolation = "bilinear"
 
     @property
@@ -121,14 +122,16 @@ def standard_preprocessing(image_size: Size) -> Preprocessing:
     return Preprocessing(resize=(height * 8 // 7, width * 8 // 7), crop=image_size)
 
 
-def standard_windows(window: Size, short_side: int | None) -> SlidingWindow:
+def standard_windows(window: Size, short_side: int | None, long_side: int | None = None) -> SlidingWindow:
     """The authors' evaluation of segmenters: a window every two thirds of its size, 341 pixels for 512.
 
     Args:
         window: (height, width) in pixels.
         short_side: in pixels, of the resized photo; None: the photo's own.
+        long_side: in pixels, at most; None: no limit.
     """
-    return SlidingWindow(window=window, stride=(window[0] * 2 // 3, window[1] * 2 // 3), short_side=short_side)
+    stride = window[0] * 2 // 3, window[1] * 2 // 3
+    return SlidingWindow(window=window, stride=stride, short_side=short_side, long_side=long_side)
 
 
 class InputSpec(_Record):
@@ -210,6 +213,7 @@ class Manifest(_Record):
     input: InputSpec
     preprocessing: AnyPreprocessing  # classification: Preprocessing; detection: Letterbox; segmentation: SlidingWindow
     classes: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
     outputs: dict[str, OutputSpec]  # see `expected_outputs`
     files: dict[str, BundleFile]  # file name -> what it is; the first is the default
     tools: dict[str, str]  # package -> version at export
@@ -220,6 +224,8 @@ class Manifest(_Record):
     def _is_consistent(self) -> Self:
         if not self.files:
             raise ValueError("files must name at least one graph")
+        if self.category_ids and len(self.category_ids) != len(self.classes):
+            raise ValueError(f"category_ids must be one for each of {len(self.classes)} classes, or none")
         size = self.preprocessing.input_size
         if self.input.shape[0] != 3 or self.input.shape[-2:] != size:
             raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")

@@ -41,12 +41,13 @@ class Segmentation:
 def resized_size(photo: Size, spec: SlidingWindow) -> Size:
     """(height, width) in pixels at which a photo of (height, width) is looked at.
 
-    Each side times the same ratio, rounded as in `letterbox.fitted_size`; the shorter side is `short_side` exactly.
+    Each side times the same ratio, rounded as in `letterbox.fitted_size`; the shorter side is `short_side` exactly, or
+    less where the longer one would pass `long_side`.
     """
-    if spec.short_side is None:
-        return photo
-    ratio = spec.short_side / min(photo)
-    return round(photo[0] * ratio), round(photo[1] * ratio)
+    ratio = 1.0 if spec.short_side is None else spec.short_side / min(photo)
+    if spec.long_side is not None:
+        ratio = min(ratio, spec.long_side / max(photo))
+    return max(1, round(photo[0] * ratio)), max(1, round(photo[1] * ratio))
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:

@@ -55,7 +55,7 @@ def test_an_imported_segmenter_computes_what_its_source_did(tmp_path: Path) -> N
     model, record = load_segmenter(tmp_path / "out")
     assert (record.kind, record.model, record.segmenter, record.classes) == ("segmenter", CONFIG, HEADS, CLASSES)
     assert "ADE20K" in record.licence.name
-    assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), short_side=512)
+    assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), short_side=512, long_side=2048)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), original(images))
     lines = report.lines()

@@ -205,3 +205,12 @@ def test_a_photo_gives_what_its_normalised_pixels_give(size: tuple[int, int]) ->
     found = segment_photo(photo, spec, random_model())
     expected = segment_normalised(resize_and_normalise(photo, spec), size, spec, random_model())
     assert np.array_equal(found.labels, expected.labels) and np.array_equal(found.scores, expected.scores)
+
+
+def test_a_long_photo_is_looked_at_smaller_than_its_short_side_asks_for() -> None:
+    spec = SlidingWindow(window=(512, 512), stride=(341, 341), short_side=512, long_side=2048)
+    assert resized_size((400, 600), spec) == (512, 768)
+    assert resized_size((100, 1000), spec) == (205, 2048)
+    assert resized_size((3, 3000), spec) == (2, 2048)
+    own = SlidingWindow(window=(64, 64), stride=(64, 64), long_side=100)
+    assert resized_size((50, 90), own) == (50, 90) and resized_size((50, 200), own) == (25, 100)

@@ -79,7 +79,7 @@ def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: 
     assert {f"val_iou/{name}" for name in CLASSES} < validated[0].keys()
     model, record = load_segmenter(tmp_path / "run")
     assert record.classes == CLASSES and record.variant == "nano"
-    assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42))
+    assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), long_side=2048)
     assert re.match(r"mIoU \d\d\.\d\d %, mAcc .* on 4 photos", record.provenance["validation"])
     assert record.provenance["data"] == "8 training and 4 validation photos of shapes"
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 16, 16)
