@@ -197,7 +197,7 @@ class TableBias:
         """See `Bias`. It is made for every image of the batch: a graph would keep one for all as a constant, whole."""
         heads, width, offsets, _ = self.spread.shape
         height = (offsets + 1) // 2
-        spread = self.spread.expand(len(query_bhnd), -1, -1, -1, -1)
+        spread = self.spread.expand(query_bhnd.shape[0], -1, -1, -1, -1)
         rows = [spread.narrow(3, height - 1 - row, height) for row in range(first, last)]  # each (B, h, W, H, W)
         return torch.stack(rows, dim=2).reshape(-1, heads, (last - first) * width, height * width)
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
+from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
+from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.runtime.manifest import SlidingWindow
 from convmae_deploy.runtime.predictor import Segmenter, open_predictor
 from convmae_deploy.runtime.sliding_window import segment_photo
@@ -25,11 +25,16 @@ WINDOW = (64, 96)
 CLASSES = ("sky", "road", "tree")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[DenseConfig(), authors_dense()], ids=["plain", "relative positions"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A segmenter with random weights that tells its classes apart."""
     config = ConvMAEConfig(
-        embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=WINDOW
+        embed_dims=(8, 16, 32),
+        depths=(1, 1, 1),
+        mlp_ratios=(2, 2, 2),
+        num_heads=2,
+        image_size=WINDOW,
+        dense=request.param,
     )
     torch.manual_seed(0)
     segmenter = SegmenterConfig(channels=16)
