@@ -1,14 +1,19 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.models.attention import RelativePosition
+from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
 from export import to_onnx
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier, export_graph
 from export.traced import intermediate_values, peak_bytes_per_image
+from export.verify import onnx_runner, torch_runner
 from tests.export.conftest import CLASSES, SIZE
 
 
@@ -99,3 +104,22 @@ def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> 
 
     with pytest.raises(ConvMAEError, match="is a NonZero, which is refused: the length of its output"):
         export_graph(Positive().eval(), SIZE, 2, ("positive",))
+
+
+@pytest.mark.parametrize("relative_position", ["shared", "decomposed"])
+def test_windows_and_relative_positions_follow_the_batch(relative_position: RelativePosition, tmp_path: Path) -> None:
+    dense = DenseConfig(relative_position=relative_position, window_size=3, global_blocks=(0,))
+    config = ConvMAEConfig(
+        embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 96), dense=dense
+    )
+    torch.manual_seed(0)
+    model = build_classifier(config, num_classes=3).eval()
+    for name, parameter in model.named_parameters():
+        if "position" in name:
+            torch.nn.init.normal_(parameter)
+    onnx.save(export_classifier(model, (64, 96), 4).model, tmp_path / "model.onnx")
+    reference, candidate = torch_runner(ClassifierGraph(model), OUTPUTS), onnx_runner(tmp_path / "model.onnx", OUTPUTS)
+    for batch in (1, 3):
+        images = np.random.default_rng(batch).standard_normal((batch, 3, 64, 96), dtype=np.float32)
+        expected, found = reference(images)["e3"], candidate(images)["e3"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
