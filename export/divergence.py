@@ -8,7 +8,7 @@ Limits: only float32 values are cut, so a wrong integer (a shape, an index) show
 the exporter has fused with its neighbour is named as the one of the two that comes last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -72,19 +72,29 @@ def cut_points(graph: ExportedGraph) -> dict[str, str]:
     return {name: renamed.get(name, name) for name in produced if renamed.get(name, name) in operations}
 
 
-def cut(model: onnx.ModelProto, values: Mapping[str, FloatArray]) -> onnx.ModelProto:
-    """A copy of `model` in which each of `values` is an output, and its readers read an input `reference/NAME`."""
-    pieces = onnx.ModelProto()
-    pieces.CopyFrom(model)
+def reading_inputs(model: onnx.ModelProto, values: Mapping[str, tuple[int, Sequence[int] | None]]) -> onnx.ModelProto:
+    """A copy of `model` in which whatever reads one of `values` reads an input `reference/NAME` instead.
+
+    Args:
+        model: the graph.
+        values: name of a value -> its ONNX element type and its shape, None where it is open; one that nothing reads
+            becomes no input.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
     read = set()
-    for node in pieces.graph.node:
+    for node in copy.graph.node:
         for index, name in enumerate(node.input):
             if name in values:
                 node.input[index] = REFERENCE + name
                 read.add(name)
-    pieces.graph.input.extend(
-        helper.make_tensor_value_info(REFERENCE + name, TensorProto.FLOAT, values[name].shape) for name in sorted(read)
-    )
+    copy.graph.input.extend(helper.make_tensor_value_info(REFERENCE + name, *values[name]) for name in sorted(read))
+    return copy
+
+
+def cut(model: onnx.ModelProto, values: Mapping[str, FloatArray]) -> onnx.ModelProto:
+    """A copy of `model` in which each of `values` is an output, and its readers read an input `reference/NAME`."""
+    pieces = reading_inputs(model, {name: (TensorProto.FLOAT, value.shape) for name, value in values.items()})
     del pieces.graph.output[:]
     pieces.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in values)
     return pieces

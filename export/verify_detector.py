@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import helper
 from torchvision.ops import box_iou
 
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, MAX_DETECTIONS
+from export.divergence import REFERENCE, reading_inputs
 from export.gates import FP32, Comparison, FloatArray, worst_of
 from export.inputs import PICTURES, Batch
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
@@ -29,7 +29,6 @@ from export.verify import Failure, Outputs, Runner, Verification, onnx_runner, t
 DETECTIONS = "detections"  # the third tier's row of the report
 FED = ("proposals", "mask_boxes", "labels", "num")  # what the heads get from the reference in the second tier
 ELEMENTWISE = (*DENSE, *HEADS, "masks")
-FED_PREFIX = "reference/"  # of the names of the inputs that carry it
 SAME_OVERLAP = 0.9  # least IoU of a pair
 SAME_SCORE = 1e-3  # largest difference of a pair's scores
 UNMATCHED = 0.02  # largest share of rows without a partner
@@ -67,20 +66,12 @@ def own_inference(model: ConvMAEDetector) -> Runner:
 
 def with_fed_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the graph with probes whose heads read FED from inputs `reference/NAME`; gives ELEMENTWISE."""
-    fed = onnx.ModelProto()
-    fed.CopyFrom(model)
-    read = set()
-    for node in fed.graph.node:
-        for index, name in enumerate(node.input):
-            if name in FED:
-                node.input[index] = FED_PREFIX + name
-                read.add(name)
-    if read != set(FED):
-        raise RuntimeError(f"nothing in the graph reads {', '.join(sorted(set(FED) - read))}")
     outputs = {output.name: output for output in model.graph.output}
-    for name in FED:
-        kind = outputs[name].type.tensor_type
-        fed.graph.input.append(helper.make_tensor_value_info(FED_PREFIX + name, kind.elem_type, None))
+    kinds = {name: (outputs[name].type.tensor_type.elem_type, None) for name in FED}
+    fed = reading_inputs(model, kinds)
+    read = {value.name.removeprefix(REFERENCE) for value in fed.graph.input}
+    if not read.issuperset(FED):
+        raise RuntimeError(f"nothing in the graph reads {', '.join(sorted(set(FED) - read))}")
     del fed.graph.output[:]
     fed.graph.output.extend(outputs[name] for name in ELEMENTWISE)
     return fed
@@ -114,7 +105,7 @@ class FedRunner:
     def candidate(self, images: FloatArray) -> Outputs:
         """The graph's ELEMENTWISE with PyTorch's regions."""
         expected = self.reference(images)
-        feeds = {FED_PREFIX + name: expected[name] for name in FED}
+        feeds = {REFERENCE + name: expected[name] for name in FED}
         return dict(zip(ELEMENTWISE, self.session.run(list(ELEMENTWISE), {INPUT: images} | feeds), strict=True))
 
 
