@@ -69,12 +69,13 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 def test_it_learns_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
     still = DetectionAugmentationConfig(scale=(1, 1), flip=0)
     plain = config(photos, tmp_path / "run", epochs=30, validation_epochs=10, picture_epochs=30, augmentation=still)
-    assert program.detect(replace(plain, validate_on="train", drop_path=0.0)) == 0
+    slow = replace(plain.optimisation, base_lr=0.15)  # at higher rates the rounding of the machine decides the AP
+    assert program.detect(replace(plain, validate_on="train", drop_path=0.0, optimisation=slow)) == 0
     lines = lines_of(tmp_path / "run")
-    assert lines[-1]["train_loss"] < 0.5 * lines[0]["train_loss"]
+    assert lines[-1]["train_loss"] < 0.65 * lines[0]["train_loss"]
     validated = [line for line in lines if "val_mask_ap" in line]
     assert [line["epoch"] for line in validated] == [10, 20, 30]
-    assert max(line["val_mask_ap50"] for line in validated) > 20
+    assert max(line["val_mask_ap50"] for line in validated) > 40
     model, record = load_detector(tmp_path / "run")
     assert (record.kind, record.variant, record.detector) == ("detector", "nano", TEST_DETECTOR)
     assert record.classes == ("red thing", "blue thing")
