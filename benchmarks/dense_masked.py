@@ -1,14 +1,22 @@
-"""The dense masked computation that the authors' code does: every cell computed, hidden ones multiplied by zero.
+"""The dense masked computation, operation by operation as the authors' code does it.
 
-The slow literal reference for `ConvMAEPretraining`: tests compare with it, and `benchmarks.pretraining` measures
-against it.
+Every cell is computed and hidden ones are multiplied by zero. Maps have their channels first, with 1x1 convolutions and
+two permutations around each normalisation; attention makes its whole matrix of scores. The slow literal reference for
+`ConvMAEPretraining`: tests compare with it, and `benchmarks.pretraining` measures against it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmae_deploy.models.convmae import PATCH_SIZE, ConvBlock, PatchEmbed, resize_position_embedding
+from convmae_deploy.models.attention import Attention
+from convmae_deploy.models.convmae import (
+    PATCH_SIZE,
+    ConvBlock,
+    PatchEmbed,
+    TransformerBlock,
+    resize_position_embedding,
+)
 from convmae_deploy.models.pretraining import ConvMAEPretraining
 
 
@@ -29,7 +37,7 @@ class DenseMaskedPretraining(nn.Module):
         position = resize_position_embedding(model.decoder_pos_embed, model.grid_size, grid_size)
         tokens = hidden_tokens.scatter(1, index, tokens) + position
         for block in model.decoder_blocks:
-            tokens = block(tokens)
+            tokens = transformer_block(block, tokens)
         prediction = model.decoder_pred(model.decoder_norm(tokens))
         return model.loss(images_bchw, prediction, self._removed(images_bchw, kept_bk).unsqueeze(2))
 
@@ -38,18 +46,18 @@ class DenseMaskedPretraining(nn.Module):
         encoder = self.model.encoder
         grid_size = self._grid_size(images_bchw)
         visible = 1 - self._removed(images_bchw, kept_bk).reshape(-1, 1, *grid_size)  # (B, 1, H, W)
-        stage1 = masked_stage(encoder.patch_embed1, encoder.blocks1, images_bchw.permute(0, 2, 3, 1), visible)
+        stage1 = masked_stage(encoder.patch_embed1, encoder.blocks1, images_bchw, visible)
         stage2 = masked_stage(encoder.patch_embed2, encoder.blocks2, stage1, visible)
-        embedded = encoder.patch_embed4(embed(encoder.patch_embed3, stage2)).flatten(1, 2)  # (B, N, D)
+        embedded = encoder.patch_embed4(as_tokens(embed(encoder.patch_embed3, stage2)))  # (B, N, D)
         tokens = self._take(embedded + encoder.position_embedding(grid_size), kept_bk)
         for block in encoder.blocks3:
-            tokens = block(tokens)
+            tokens = transformer_block(block, tokens)
         if self.model.multi_scale:
             for convolution, stage in (
                 (self.model.stage1_output_decode, stage1),
                 (self.model.stage2_output_decode, stage2),
             ):
-                tokens = tokens + self._take(convolution(stage.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2), kept_bk)
+                tokens = tokens + self._take(as_tokens(convolution(stage)), kept_bk)
         return self.model.norm(tokens)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -66,18 +74,51 @@ class DenseMaskedPretraining(nn.Module):
         return tokens_bnd.gather(1, kept_bk[:, :, None].expand(-1, -1, tokens_bnd.shape[2]))
 
 
-def embed(layer: PatchEmbed, map_bhwc: Tensor) -> Tensor:
+def as_tokens(map_bchw: Tensor) -> Tensor:
+    """(B, H * W, C)"""
+    return map_bchw.flatten(2).transpose(1, 2)
+
+
+def normalise(norm: nn.Module, map_bchw: Tensor) -> Tensor:
+    """LayerNorm over the channels."""
+    return norm(map_bchw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+
+
+def pointwise(layer: nn.Linear | nn.Conv2d, map_bchw: Tensor) -> Tensor:
+    """A linear layer as a 1x1 convolution."""
+    return F.conv2d(map_bchw, layer.weight[:, :, None, None], layer.bias)
+
+
+def embed(layer: PatchEmbed, map_bchw: Tensor) -> Tensor:
     """A patch embedding by PyTorch's own convolution."""
-    return F.gelu(layer.norm(layer.proj(map_bhwc.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+    return F.gelu(normalise(layer.norm, layer.proj(map_bchw)))
 
 
-def masked_stage(layer: PatchEmbed, blocks: nn.ModuleList, map_bhwc: Tensor, visible_bhw: Tensor) -> Tensor:
+def masked_stage(layer: PatchEmbed, blocks: nn.ModuleList, map_bchw: Tensor, visible_bhw: Tensor) -> Tensor:
     """A convolution stage on whole maps; hidden places become zero in front of PyTorch's depthwise convolution."""
-    map_bhwc = embed(layer, map_bhwc)
-    mask = F.interpolate(visible_bhw, size=map_bhwc.shape[1:3]).to(map_bhwc.dtype)  # (B, 1, H, W)
+    map_bchw = embed(layer, map_bchw)
+    mask = F.interpolate(visible_bhw, size=map_bchw.shape[2:]).to(map_bchw.dtype)  # (B, 1, H, W)
     for block in blocks:
         assert isinstance(block, ConvBlock)
-        hidden = block.conv1(block.norm1(map_bhwc)).permute(0, 3, 1, 2)  # (B, C, H, W)
-        map_bhwc = map_bhwc + block.conv2(block.attn(hidden * mask).permute(0, 2, 3, 1))
-        map_bhwc = map_bhwc + block.mlp(block.norm2(map_bhwc))
-    return map_bhwc
+        hidden = pointwise(block.conv1, normalise(block.norm1, map_bchw))
+        map_bchw = map_bchw + pointwise(block.conv2, block.attn(hidden * mask))
+        hidden = F.gelu(pointwise(block.mlp.fc1, normalise(block.norm2, map_bchw)))
+        map_bchw = map_bchw + pointwise(block.mlp.fc2, hidden)
+    return map_bchw
+
+
+def transformer_block(block: nn.Module, tokens_bnd: Tensor) -> Tensor:
+    """A pre-norm block without options."""
+    assert isinstance(block, TransformerBlock)
+    tokens_bnd = tokens_bnd + attend(block.attn, block.norm1(tokens_bnd))
+    return tokens_bnd + block.mlp(block.norm2(tokens_bnd))  # type: ignore[no-any-return]
+
+
+def attend(layer: Attention, tokens_bnd: Tensor) -> Tensor:
+    """Self-attention with its scores (B, h, N, N) in memory."""
+    batch, length, width = tokens_bnd.shape
+    qkv = layer.qkv(tokens_bnd).reshape(batch, length, 3, layer.num_heads, width // layer.num_heads)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, h, N, d)
+    scores = query @ key.transpose(2, 3) * (width // layer.num_heads) ** -0.5
+    attended = scores.softmax(dim=3) @ value
+    return layer.proj(attended.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]

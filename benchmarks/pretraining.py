@@ -4,18 +4,18 @@
         [--precisions fp32 bf16] [--device cpu] [--out figures.json] [--check]
     python -m benchmarks.pretraining --sweep [--variant small] [--out sweep.json] [--plot cost.png]
 
-Timed: forward, backward and AdamW (fused) of one batch on the device; loading photos and drawing masks are not. Each
+Timed: forward, backward and AdamW of one batch on the device; loading photos and drawing masks are not. Each
 contender has a process of its own for a workload, with the same weights, images and, in each round, masks. They take
 their steps one after the other, each once a round, in an order that rotates, so that a machine that slows down slows
 all of them. They are
 
-- visible cells: `ConvMAEPretraining` as `python -m training.pretrain` runs it, which on a CPU keeps the memory that it
-  frees (`convmae_deploy.machine.keep_freed_memory`);
-- dense masked: `DenseMaskedPretraining`, as the authors' code computes it: every cell, hidden ones multiplied by zero,
-  PyTorch's own convolutions, and memory as PyTorch handles it by default. The first one must give its loss before
-  anything is timed;
-- dense, our gradients: whole maps and no mask, but with all else of the first: its gradients of convolutions, and freed
-  memory kept. What it gains on the second comes from those two, what the first gains on it from skipping hidden cells.
+- visible cells: `ConvMAEPretraining` as `python -m training.pretrain` runs it: fused AdamW and, on a CPU, freed memory
+  kept (`convmae_deploy.machine.keep_freed_memory`);
+- dense masked: `DenseMaskedPretraining`, the authors' computation operation by operation, with AdamW and memory as
+  PyTorch has them by default. The first one must give its loss before anything is timed;
+- dense, our gradients: whole maps and no mask, but with all else of the first: channels last, attention without its
+  matrix, gradients of convolutions, fused AdamW, freed memory kept. What it gains on the second comes from those, what
+  the first gains on it from skipping hidden cells.
 
 Peak memory is that of the same processes: resident memory, PyTorch itself included, or allocated memory of the GPU; all
 of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU, without
@@ -235,8 +235,9 @@ def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, conso
         f"batch {config.images}, {pixels}; {', '.join(precisions)} (bf16: autocast, weights and AdamW in fp32)",
         f"{facts['device']}; {config.threads} threads; torch {facts['torch']}",
         f"medians of {config.rounds} interleaved rounds after {config.warm_up} warm-up rounds",
-        "timed: forward, backward, AdamW (fused); not timed: photos, drawing of masks, compilation",
-        f"{DENSE}: PyTorch's convolutions and memory; the others: this project's gradients, freed memory kept",
+        "timed: forward, backward, AdamW; not timed: photos, drawing of masks, compilation",
+        f"{DENSE}: the authors' operations, PyTorch's defaults; the others: this project's model, fused AdamW, "
+        "freed memory kept",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(sweep_table(figures) if config.sweep else contender_table(figures))

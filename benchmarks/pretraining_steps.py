@@ -71,7 +71,7 @@ class Bench:
         unmasked.masked_convolution = False
         models: dict[str, nn.Module] = {VISIBLE: model, DENSE: DenseMaskedPretraining(model), UNMASKED: unmasked}
         self._model = torch.compile(models[name]) if workload.compiled else models[name]
-        self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+        self._optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=name != DENSE)
         shape = (workload.batch_size, 3, *workload.image_size)
         self._images = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(workload.device)
 
