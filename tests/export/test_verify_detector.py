@@ -14,11 +14,12 @@ from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox
 from convmae_deploy.runtime.predictor import Detector, open_predictor
 from export import __main__ as program
 from export.__main__ import ExportConfig, export_bundle
+from export.gates import FloatArray
 from export.inputs import Photos, made_photos, verification_batches
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
-from export.verify import Outputs, onnx_runner
+from export.verify import Outputs, Runner, onnx_runner
 from export.verify_detector import decided, detections_problem, match_image
 from tests.export.conftest import copy_of
 from tests.export.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
@@ -79,6 +80,36 @@ def test_onnx_runtime_gives_what_pytorch_gives(
     for name, spec in DETECTOR_OUTPUTS.items():
         assert found[name].dtype == spec.dtype and found[name].shape == (batch, *spec.shape)
         np.testing.assert_allclose(found[name], expected[name].numpy(), atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def openvino_runner(graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    openvino = pytest.importorskip("openvino")
+    path = tmp_path_factory.mktemp("openvino") / "model.onnx"
+    onnx.save(without_outputs(graph.model, PROBES), path)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}  # else bf16 where the CPU has it
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+    def run(images: FloatArray) -> Outputs:
+        found = compiled([images])
+        return {name: found[name] for name in OUTPUTS}
+
+    return run
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_openvino_gives_what_pytorch_and_onnx_runtime_give(
+    task: ExportTask, graph: ExportedGraph, openvino_runner: Runner, tmp_path: Path, batch: int
+) -> None:
+    images = IMAGES[:batch].numpy()
+    onnx.save(without_outputs(graph.model, PROBES), tmp_path / "model.onnx")
+    found = openvino_runner(images)
+    assert (found["num"] > 20).all() and found["converged"].tolist() == [1] * batch
+    for expected in (task.reference(images), onnx_runner(tmp_path / "model.onnx", OUTPUTS)(images)):
+        np.testing.assert_array_equal(found["num"], expected["num"])
+        np.testing.assert_array_equal(found["labels"], expected["labels"])
+        for name in ("boxes", "scores", "masks"):
+            np.testing.assert_allclose(found[name], expected[name], atol=2e-4, rtol=2e-4)
 
 
 def test_a_bundle_carries_all_three_tiers_and_detects_what_the_model_detects(bundle: Path, task: ExportTask) -> None:
