@@ -1,6 +1,7 @@
 """The ConvMAE classifier with timm's model interface: features, head, intermediates, parameter groups.
 
-Shapes: B batch, C channels, H W grid of a map, D width of stage 3, K classes.
+Shapes: B batch, C channels, H W grid of a map, D width of stage 3, K classes. With a video encoder inputs and maps have
+a time axis in front of the grid, and tokens are those of all its slots.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from convmae_deploy.models.convmae import (
     ConvMAEConfig,
     build_convmae,
 )
+from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
 
 GlobalPool = Literal["avg", "token"]  # mean over all tokens, or the top-left token (the authors' linear-probe default)
 FEATURE_LEVELS = ("e1", "e2", "e3", "e4")
@@ -28,11 +30,16 @@ class ConvMAEClassifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: ConvMAE, *, num_classes: int, global_pool: GlobalPool = "avg", head_init_std: float = 0.02
+        self,
+        encoder: ConvMAE | VideoConvMAE,
+        *,
+        num_classes: int,
+        global_pool: GlobalPool = "avg",
+        head_init_std: float = 0.02,
     ) -> None:
         """
         Args:
-            encoder: the backbone.
+            encoder: the backbone, of images or of videos.
             num_classes: size of the logits; 0 makes the pooled vector the output.
             global_pool: how tokens become one vector.
             head_init_std: standard deviation of the head's initial weights; the authors finetune from 2e-5.
@@ -173,3 +180,16 @@ def build_classifier(
     """The classifier of a configuration, with fresh weights."""
     encoder = build_convmae(config, drop_path_rate=drop_path_rate)
     return ConvMAEClassifier(encoder, num_classes=num_classes, global_pool=global_pool, head_init_std=head_init_std)
+
+
+def build_video_classifier(
+    config: ConvMAEConfig,
+    video: VideoConfig,
+    *,
+    num_classes: int,
+    drop_path_rate: float = 0.0,
+    head_init_std: float = 0.02,
+) -> ConvMAEClassifier:
+    """The same for clips: the mean over the tokens of all slots, as in VideoMAE, with fresh weights."""
+    encoder = build_video_convmae(config, video, drop_path_rate=drop_path_rate)
+    return ConvMAEClassifier(encoder, num_classes=num_classes, head_init_std=head_init_std)

@@ -181,21 +181,29 @@ class ConvBlock(nn.Module):
     """Pre-norm block of the convolution stages: 1x1, depthwise, 1x1; then an MLP. Each branch with a skip."""
 
     def __init__(
-        self, channels: int, mlp_ratio: float, kernel_size: int, drop_path: float, norm_eps: float = CONV_NORM_EPS
+        self,
+        channels: int,
+        mlp_ratio: float,
+        kernel_size: int,
+        drop_path: float,
+        *,
+        kernel_depth: int | None = None,
+        norm_eps: float = CONV_NORM_EPS,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels, eps=norm_eps)
         self.conv1 = nn.Linear(channels, channels)  # a 1x1 convolution on channels-last maps
-        self.attn = nn.Conv2d(  # named as in the authors' files
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-        )
+        self.attn = depthwise_layer(channels, kernel_size, kernel_depth)  # named as in the authors' files
         self.conv2 = nn.Linear(channels, channels)
         self.norm2 = nn.LayerNorm(channels, eps=norm_eps)
         self.mlp = Mlp(channels, round(channels * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, map_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
-        """A whole map (B, H, W, C), or that of the visible cells (M, s, s, C); the result has the same shape."""
+        """A whole map (B, H, W, C), or that of the visible cells (M, s, s, C); the result has the same shape.
+
+        With a kernel depth the maps are those of videos, (B, T, H, W, C) or (M, T, s, s, C).
+        """
         hidden = self.conv1(self.norm1(map_bhwc))
         if visible is None:
             mixed = depthwise_convolution(self.attn, hidden)
@@ -203,6 +211,15 @@ class ConvBlock(nn.Module):
             mixed = visible.depthwise(self.attn, hidden)
         map_bhwc = map_bhwc + self.drop_path(self.conv2(mixed))
         return map_bhwc + self.drop_path(self.mlp(self.norm2(map_bhwc)))  # type: ignore[no-any-return]
+
+
+def depthwise_layer(channels: int, kernel_size: int, kernel_depth: int | None) -> nn.Conv2d | nn.Conv3d:
+    """A depthwise convolution over space that keeps the size; with a depth over space and time."""
+    reach = kernel_size // 2
+    if kernel_depth is None:
+        return nn.Conv2d(channels, channels, kernel_size, padding=reach, groups=channels)
+    kernel, padding = (kernel_depth, kernel_size, kernel_size), (kernel_depth // 2, reach, reach)
+    return nn.Conv3d(channels, channels, kernel, padding=padding, groups=channels)
 
 
 class TransformerBlock(nn.Module):
@@ -280,11 +297,13 @@ class ConvMAE(nn.Module):
         dim1, dim2, dim3 = embed_dims
         self.patch_embed1 = PatchEmbed(3, dim1, 4)
         self.blocks1 = nn.ModuleList(
-            ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates), dense.conv_norm_eps) for _ in range(depths[0])
+            ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates), norm_eps=dense.conv_norm_eps)
+            for _ in range(depths[0])
         )
         self.patch_embed2 = PatchEmbed(dim1, dim2, 2)
         self.blocks2 = nn.ModuleList(
-            ConvBlock(dim2, mlp_ratios[1], kernel_size, next(rates), dense.conv_norm_eps) for _ in range(depths[1])
+            ConvBlock(dim2, mlp_ratios[1], kernel_size, next(rates), norm_eps=dense.conv_norm_eps)
+            for _ in range(depths[1])
         )
         self.patch_embed3 = PatchEmbed(dim2, dim3, 2)
         self.patch_embed4 = nn.Linear(dim3, dim3)  # in the code, not in the paper
@@ -369,7 +388,7 @@ class ConvMAE(nn.Module):
     def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleCells | None = None) -> Tensor:
         if visible is None:
             return run_blocks(blocks, x, recompute=self.grad_checkpointing)
-        visible.window_tokens(x.shape[1], self.kernel_size)  # here: it is remembered, which recomputing must not do
+        visible.windows(x, self.kernel_size)  # here: it is remembered, which recomputing must not do
         return run_blocks(blocks, x, visible, recompute=self.grad_checkpointing)
 
 

@@ -5,9 +5,12 @@ whole training steps; here it is one matrix product per channel. A convolution w
 product in both directions. `python -m benchmarks.pretraining` measures what that gains.
 
 Shapes: M maps or windows, H W their grid, C channels, p kernel size of a strided convolution, k of a depthwise one,
-s side of a square of tokens, e = s + k - 1 side of its window: the square and all that the kernel reaches from it.
+s side of a square of tokens, e = s + k - 1 side of its window: the square and all that the kernel reaches from it. Maps
+of a video have a time axis of T slots in front of the grid, and a depthwise kernel for them a depth d.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,13 +29,24 @@ def strided_convolution(convolution: nn.Conv2d, map_mhwc: Tensor) -> Tensor:
     return F.linear(patches.flatten(3), weight, convolution.bias)  # patches: (M, H, W, p * p * C)
 
 
-def depthwise_convolution(convolution: nn.Conv2d, map_mhwc: Tensor) -> Tensor:
-    """A depthwise convolution with zero padding that keeps the size; (M, H, W, C) to the same."""
+def cube_convolution(convolution: nn.Conv3d, map_mthwc: Tensor) -> Tensor:
+    """`strided_convolution` of a video, a cube at a time; (M, T * t, H * p, W * p, C) to (M, T, H, W, out)."""
+    depth, patch, _ = convolution.kernel_size
+    _, frames, height, width, channels = map_mthwc.shape
+    cubes = map_mthwc.reshape(
+        -1, frames // depth, depth, height // patch, patch, width // patch, patch, channels
+    )  # (M, T, t, H, p, W, p, C)
+    cubes = cubes.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)  # (M, T, H, W, t * p * p * C)
+    return F.linear(cubes, convolution.weight.permute(0, 2, 3, 4, 1).flatten(1), convolution.bias)
+
+
+def depthwise_convolution(convolution: nn.Conv2d | nn.Conv3d, map_mhwc: Tensor) -> Tensor:
+    """A depthwise convolution with zero padding that keeps the size; (M, H, W, C) or (M, T, H, W, C) to the same."""
     if map_mhwc.device.type == "cpu" and map_mhwc.requires_grad:
         mixed: Tensor = _Depthwise.apply(map_mhwc, convolution.weight.to(map_mhwc.dtype))
         assert convolution.bias is not None
         return mixed + convolution.bias.to(mixed.dtype)
-    return convolution(map_mhwc.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+    return convolution(map_mhwc.movedim(-1, 1)).movedim(1, -1)  # type: ignore[no-any-return]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -41,35 +55,82 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, map_mhwc: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(map_mhwc, weight)
-        return convolve(map_mhwc, weight, padding=weight.shape[-1] // 2)
+        return convolve(map_mhwc, weight, padding=tuple(size // 2 for size in weight.shape[2:]))
 
     @staticmethod
     def backward(ctx: Any, gradient_mhwc: Tensor) -> tuple[Tensor, Tensor]:
         map_mhwc, weight = ctx.saved_tensors
-        reach = weight.shape[-1] // 2
-        maps, height, width, channels = map_mhwc.shape
-        gradient_map = convolve(gradient_mhwc, weight.flip(2, 3), padding=reach)
+        kernel = weight.shape[2:]
+        gradient_map = convolve(gradient_mhwc, flipped(weight), padding=tuple(size // 2 for size in kernel))
+        *outer, height, width, channels = map_mhwc.shape  # outer: (M,) or (M, T)
+        reach = kernel[-1] // 2
         padded = F.pad(map_mhwc, (0, 0, reach, reach, reach, reach))
-        windows = padded.unfold(1, SQUARE + 2 * reach, SQUARE).unfold(2, SQUARE + 2 * reach, SQUARE)
-        windows = windows.permute(0, 1, 2, 4, 5, 3).flatten(0, 2)  # (M * H / s * W / s, e, e, C)
-        squares = gradient_mhwc.reshape(maps, height // SQUARE, SQUARE, width // SQUARE, SQUARE, channels)
-        squares = squares.transpose(2, 3).flatten(0, 2)  # (M * H / s * W / s, s, s, C)
-        return gradient_map, depthwise_weight_gradient(windows, squares, weight.shape[-1])
+        windows = padded.unfold(-3, SQUARE + 2 * reach, SQUARE).unfold(-3, SQUARE + 2 * reach, SQUARE)
+        squares = gradient_mhwc.reshape(*outer, height // SQUARE, SQUARE, width // SQUARE, SQUARE, channels)
+        if len(outer) == 1:  # to (M * H / s * W / s, e, e, C) and (M * H / s * W / s, s, s, C)
+            windows = windows.permute(0, 1, 2, 4, 5, 3).flatten(0, 2)
+            squares = squares.permute(0, 1, 3, 2, 4, 5).flatten(0, 2)
+        else:  # to (M * H / s * W / s, T, e, e, C) and (M * H / s * W / s, T, s, s, C)
+            windows = windows.permute(0, 2, 3, 1, 5, 6, 4).flatten(0, 2)
+            squares = squares.permute(0, 2, 4, 1, 3, 5, 6).flatten(0, 2)
+        return gradient_map, depthwise_weight_gradient(windows, squares, kernel)
 
 
-def convolve(map_mhwc: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
-    """Depthwise, without bias; (M, H, W, C) to (M, H + 2 * padding - k + 1, W + ..., C), contiguous."""
-    mixed = F.conv2d(map_mhwc.permute(0, 3, 1, 2), weight, padding=padding, groups=len(weight))  # (M, C, H, W)
-    return mixed.permute(0, 2, 3, 1).contiguous()
+def convolve(map_mhwc: Tensor, weight: Tensor, padding: Sequence[int] | int = 0) -> Tensor:
+    """Depthwise, without bias; (M, H, W, C) to (M, H + 2 * padding - k + 1, W + ..., C), contiguous; with time as well.
+
+    Args:
+        map_mhwc: (M, H, W, C) or (M, T, H, W, C).
+        weight: (C, 1, k, k) or (C, 1, d, k, k).
+        padding: on both sides of each axis of the kernel.
+    """
+    operation = F.conv2d if weight.dim() == 4 else F.conv3d
+    mixed = operation(map_mhwc.movedim(-1, 1), weight, padding=padding, groups=len(weight))
+    return mixed.movedim(1, -1).contiguous()
 
 
-def depthwise_weight_gradient(windows_meec: Tensor, gradient_mssc: Tensor, kernel_size: int) -> Tensor:
-    """Gradient (C, 1, k, k): for each channel all products of windows and gradients, summed over the windows."""
-    number, side, _, channels = gradient_mssc.shape
-    extent = windows_meec.shape[1]
+def flipped(weight: Tensor) -> Tensor:
+    """The kernel that takes gradients back to what it was given."""
+    return weight.flip(tuple(range(2, weight.dim())))
+
+
+def depthwise_weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
+    """The weight's gradient, (C, 1, k, k) or (C, 1, d, k, k).
+
+    Args:
+        windows: (M, e, e, C) or (M, T, e, e, C).
+        gradient: of the convolution's result, (M, s, s, C) or (M, T, s, s, C).
+        kernel: (k, k) or (d, k, k).
+    """
+    if len(kernel) == 2:
+        return _square_gradient(windows.flatten(1), gradient.flatten(1), gradient.shape[-1], kernel[-1]).unsqueeze(1)
+    slots, depth = gradient.shape[1], kernel[0]
+    windows_tmx = windows.transpose(0, 1).flatten(2)  # (T, M, e * e * C)
+    gradient_tmx = gradient.transpose(0, 1).flatten(2)
+    parts = []
+    for place in range(depth):  # of the kernel: slot t of the gradient reaches slot t + ahead of the windows
+        ahead = place - depth // 2
+        reached = windows_tmx[max(ahead, 0) : slots + min(ahead, 0)].flatten(0, 1)
+        own = gradient_tmx[max(-ahead, 0) : slots - max(ahead, 0)].flatten(0, 1)
+        parts.append(_square_gradient(reached, own, gradient.shape[-1], kernel[-1]))
+    return torch.stack(parts, dim=1).unsqueeze(1)
+
+
+def _square_gradient(windows_mx: Tensor, gradient_my: Tensor, channels: int, kernel_size: int) -> Tensor:
+    """(C, k, k): for each channel all products of windows and gradients, summed over the windows.
+
+    Args:
+        windows_mx: (M, e * e * C).
+        gradient_my: (M, s * s * C).
+        channels: C.
+        kernel_size: k.
+    """
+    number = len(gradient_my)
+    side = math.isqrt(gradient_my.shape[1] // channels)
+    extent = side + kernel_size - 1
     # transposed as plain matrices, which is several times faster than permuting three axes
-    windows_ecm = windows_meec.reshape(number, -1).t().contiguous().reshape(extent**2, channels, number)
-    gradient_scm = gradient_mssc.reshape(number, -1).t().contiguous().reshape(side**2, channels, number)
+    windows_ecm = windows_mx.t().contiguous().reshape(extent**2, channels, number)
+    gradient_scm = gradient_my.t().contiguous().reshape(side**2, channels, number)
     products = torch.bmm(windows_ecm.transpose(0, 1), gradient_scm.permute(1, 2, 0))  # (C, e * e, s * s)
     products = products.reshape(channels, extent, extent, side, side)
     # kernel place (i, j) multiplies window token (y + i, x + j) into output token (y, x)
@@ -78,4 +139,4 @@ def depthwise_weight_gradient(windows_meec: Tensor, gradient_mssc: Tensor, kerne
         (channels, kernel_size, kernel_size, side, side),
         (per_channel, row, column, row + own_row, column + own_column),
     )
-    return diagonal.sum((3, 4)).unsqueeze(1)
+    return diagonal.sum((3, 4))

@@ -33,9 +33,19 @@ def keep_lowest(noise_bn: Tensor, mask_ratio: float) -> Tensor:
     Raises:
         ConvMAEError: no cell would stay visible, or none hidden.
     """
+    return lowest(noise_bn, visible_cells(noise_bn.shape[1], mask_ratio))
+
+
+def keep_tubes(noise_bn: Tensor, mask_ratio: float) -> Tensor:
+    """VideoMAE's tubes: all but int(N * mask_ratio) cells of a slot, the same in every slot; (B, K) int64, ascending.
+
+    Raises:
+        ConvMAEError: no cell would stay visible, or none hidden.
+    """
     cells = noise_bn.shape[1]
-    kept = visible_cells(cells, mask_ratio)
-    return noise_bn.argsort(dim=1)[:, :kept].sort(dim=1).values
+    kept = cells - int(cells * mask_ratio)
+    check_visible(kept, cells, mask_ratio)
+    return lowest(noise_bn, kept)
 
 
 def keep_each_in_turn(noise_bn: Tensor, mask_ratio: float) -> Tensor:
@@ -65,11 +75,21 @@ def visible_cells(cells: int, mask_ratio: float) -> int:
         ConvMAEError: K is not between 1 and N - 1.
     """
     kept = int(cells * (1 - mask_ratio))
+    check_visible(kept, cells, mask_ratio)
+    return kept
+
+
+def check_visible(kept: int, cells: int, mask_ratio: float) -> None:
+    """Raises ConvMAEError unless some of the cells are kept and some hidden."""
     if not 0 < kept < cells:
         raise ConvMAEError(
             f"a mask must hide some of {cells} cells and leave some; got mask_ratio {mask_ratio}, which leaves {kept}"
         )
-    return kept
+
+
+def lowest(noise_bn: Tensor, kept: int) -> Tensor:
+    """The cells of lowest noise, (B, K) int64 in ascending order."""
+    return noise_bn.argsort(dim=1)[:, :kept].sort(dim=1).values
 
 
 def complementary_groups(mask_ratio: float) -> int:

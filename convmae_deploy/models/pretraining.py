@@ -31,6 +31,7 @@ from convmae_deploy.models.convmae import (
 )
 from convmae_deploy.models.convolution import strided_convolution
 from convmae_deploy.models.masking import MASKING, MaskingName
+from convmae_deploy.models.video import VideoConvMAE
 from convmae_deploy.models.visible import VisibleCells
 
 PIXEL_VARIANCE_EPS = 1e-6
@@ -121,25 +122,7 @@ class ConvMAEPretraining(nn.Module):
         self.decoder_pred = nn.Linear(decoder_width, PATCH_SIZE * PATCH_SIZE * 3)
         self.encoder.pos_embed.requires_grad_(False)
         self.mask_token.requires_grad_(cell_size == PATCH_SIZE)  # smaller cells leave a piece of every token visible
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """As in the authors' code: Xavier for Linears and for the last patch embedding only, 0.02 for the mask token.
-
-        What they hold as 1x1 convolutions keeps PyTorch's default for those, which is that of a Linear.
-        """
-        convolution_stages = [self.encoder.blocks1, self.encoder.blocks2]
-        pointwise = {layer for stage in convolution_stages for layer in stage.modules() if isinstance(layer, nn.Linear)}
-        for layer in self.modules():
-            if layer in pointwise:
-                layer.reset_parameters()
-            elif isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        projection = self.encoder.patch_embed3
-        assert isinstance(projection, PatchEmbed)
-        nn.init.xavier_uniform_(projection.proj.weight.view(len(projection.proj.weight), -1))
-        nn.init.normal_(self.mask_token, std=0.02)
+        initialise_pretraining(self, encoder, self.mask_token)
 
     def forward(self, images_bchw: Tensor, kept: Tensor) -> Tensor:
         """The loss, a float32 scalar, of reconstructing what `kept` hides.
@@ -250,6 +233,25 @@ def build_pretraining(config: ConvMAEConfig, pretraining: PretrainingConfig) -> 
         masked_convolution=pretraining.masked_convolution,
         norm_pix_loss=pretraining.norm_pix_loss,
     )
+
+
+def initialise_pretraining(model: nn.Module, encoder: ConvMAE | VideoConvMAE, mask_token: nn.Parameter) -> None:
+    """As in the authors' code: Xavier for Linears and for the last patch embedding only, 0.02 for the mask token.
+
+    What they hold as 1x1 convolutions keeps PyTorch's default for those, which is that of a Linear.
+    """
+    convolution_stages = [encoder.blocks1, encoder.blocks2]
+    pointwise = {layer for stage in convolution_stages for layer in stage.modules() if isinstance(layer, nn.Linear)}
+    for layer in model.modules():
+        if layer in pointwise:
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    projection = encoder.patch_embed3
+    assert isinstance(projection, PatchEmbed)
+    nn.init.xavier_uniform_(projection.proj.weight.view(len(projection.proj.weight), -1))
+    nn.init.normal_(mask_token, std=0.02)
 
 
 def patchify(images_bchw: Tensor) -> Tensor:

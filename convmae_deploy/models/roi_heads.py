@@ -40,6 +40,7 @@ class PyramidRoIAlign(nn.Module):
         """`output_size`: bins along a side."""
         super().__init__()
         self.output_size = output_size
+        self.sampling_ratio = SAMPLING_RATIO
 
     def forward(self, levels: list[Tensor], regions: list[Tensor], image_shapes: Sequence[tuple[int, int]]) -> Tensor:
         """(R, P, side, side) of the regions, a list of (R_b, 4) for each image; the shapes of images do not matter."""
@@ -59,7 +60,7 @@ class PyramidRoIAlign(nn.Module):
     def pool(self, level: Tensor, rois: Tensor, index: int) -> Tensor:
         """(R, P, side, side) of rois (R, 5), image and box, all on the one level `index` (0 for P2)."""
         return roi_align(  # type: ignore[no-any-return]
-            level, rois, self.output_size, 1 / POOLED_STRIDES[index], SAMPLING_RATIO, aligned=True
+            level, rois, self.output_size, 1 / POOLED_STRIDES[index], self.sampling_ratio, aligned=True
         )
 
 

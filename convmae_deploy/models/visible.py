@@ -6,6 +6,7 @@ and multiplies by a mask. The convolution sees zeros where a neighbour is hidden
 
 Shapes: B batch, H W the grid of cells, K visible cells of each image, M = B * K, s tokens along a cell's side, C
 channels, k kernel size, e = s + k - 1 tokens along the side of a cell with the surroundings that the kernel reaches.
+The same cells are visible in every one of a video's T slots, so there a cell is a tube.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient
+from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient, flipped
 
 
 class VisibleCells:
@@ -57,15 +58,19 @@ class VisibleCells:
         map_bhswsc = filled.reshape(-1, height, width, side, side, channels).transpose(2, 3)  # (B, H, s, W, s, C)
         return map_bhswsc.reshape(-1, height * side, width * side, channels)
 
-    def depthwise(self, convolution: nn.Conv2d, cells_mssc: Tensor) -> Tensor:
+    def depthwise(self, convolution: nn.Conv2d | nn.Conv3d, cells_mssc: Tensor) -> Tensor:
         """The depthwise convolution of the scattered map, at the visible cells; (M, s, s, C) to the same."""
-        _, side, _, channels = cells_mssc.shape
         weight = convolution.weight.to(cells_mssc.dtype)  # as autocast would
-        mixed: Tensor = _DepthwiseOfCells.apply(
-            cells_mssc.reshape(-1, channels), weight, self.window_tokens(side, weight.shape[-1])
-        )
+        mixed: Tensor = _DepthwiseOfCells.apply(cells_mssc, weight, self.windows(cells_mssc, weight.shape[-1]))
         assert convolution.bias is not None
         return mixed + convolution.bias.to(mixed.dtype)
+
+    def windows(self, cells_mssc: Tensor, kernel_size: int) -> Tensor:
+        """Which of the visible tokens the kernel reaches from each cell; one more than there are for none.
+
+        Asked for the first time it is computed, then it is remembered.
+        """
+        return self.window_tokens(cells_mssc.shape[-2], kernel_size)
 
     def window_tokens(self, side: int, kernel_size: int) -> Tensor:
         """Which of the M * s * s visible tokens the kernel reaches from each cell, (M, e, e); M * s * s for none."""
@@ -93,6 +98,47 @@ class VisibleCells:
         return self._windows[key]
 
 
+class VisibleTubes(VisibleCells):
+    """The same of a video, whose visible cells are those of every slot: maps (B, T, H * s, W * s, C).
+
+    A map of tubes is (M, T, s, s, C): all slots of the first cell, then those of the next.
+    """
+
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int]) -> None:
+        """Arguments as for `VisibleCells`."""
+        super().__init__(kept_bk, grid_size)
+        self._tube_windows: dict[tuple[int, int, int], Tensor] = {}
+
+    def gather(self, map_bthwc: Tensor, side: int) -> Tensor:
+        """(B, T, H * s, W * s, C) to its visible tubes (M, T, s, s, C)."""
+        height, width = self.grid_size
+        slots, channels = map_bthwc.shape[1], map_bthwc.shape[-1]
+        tubes = map_bthwc.reshape(-1, slots, height, side, width, side, channels).permute(0, 2, 4, 1, 3, 5, 6)
+        rows: Tensor = _GatherRows.apply(tubes.reshape(-1, slots * side * side * channels), self.rows)
+        return rows.reshape(-1, slots, side, side, channels)
+
+    def scatter(self, tubes_mtssc: Tensor) -> Tensor:
+        """(M, T, s, s, C) to the map (B, T, H * s, W * s, C), zero where cells are hidden."""
+        height, width = self.grid_size
+        _, slots, side, _, channels = tubes_mtssc.shape
+        filled = tubes_mtssc.new_zeros(len(self.kept) * height * width, slots, side, side, channels)
+        filled = filled.index_put((self.rows,), tubes_mtssc)
+        map_bthswsc = filled.reshape(-1, height, width, slots, side, side, channels).permute(0, 3, 1, 4, 2, 5, 6)
+        return map_bthswsc.reshape(-1, slots, height * side, width * side, channels)
+
+    def windows(self, tubes_mtssc: Tensor, kernel_size: int) -> Tensor:
+        """(M, T, e, e): in each slot the tokens around a cell; the kernel's depth is left to the convolution."""
+        tubes, slots, side, _, _ = tubes_mtssc.shape
+        key = slots, side, kernel_size
+        if key not in self._tube_windows:
+            tokens = self.window_tokens(side, kernel_size).unsqueeze(1)  # (M, 1, e, e), as if there were one slot
+            area = side * side
+            slot = torch.arange(slots, device=tokens.device)[:, None, None]  # (T, 1, 1)
+            own = tokens // area * slots * area + slot * area + tokens % area
+            self._tube_windows[key] = torch.where(tokens < tubes * area, own, tubes * slots * area)
+        return self._tube_windows[key]
+
+
 class _GatherRows(torch.autograd.Function):
     """`rows[index]` for indices that occur once: its gradient is a copy, where `index_select` adds one by one."""
 
@@ -109,27 +155,34 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _DepthwiseOfCells(torch.autograd.Function):
-    """Depthwise convolution of visible tokens (T, C), from the window around each cell, to (M, s, s, C)."""
+    """Depthwise convolution of visible cells (M, s, s, C) or tubes (M, T, s, s, C), from the window around each."""
 
     @staticmethod
-    def forward(ctx: Any, tokens_tc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens_tc, weight, windows)
-        return convolve(_take(tokens_tc, windows), weight)
+    def forward(ctx: Any, cells_mssc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
+        ctx.save_for_backward(cells_mssc, weight, windows)
+        return convolve(_take(cells_mssc, windows), weight, padding=window_padding(weight))
 
     @staticmethod
     def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        tokens_tc, weight, windows = ctx.saved_tensors
-        gradient_tokens = gradient_weight = None
+        cells_mssc, weight, windows = ctx.saved_tensors
+        gradient_cells = gradient_weight = None
         if ctx.needs_input_grad[0]:
             # a reaches b by an offset exactly when b reaches a by the opposite one
-            reached = _take(gradient_mssc.reshape(tokens_tc.shape), windows)
-            gradient_tokens = convolve(reached, weight.flip(2, 3)).reshape(tokens_tc.shape)
+            reached = _take(gradient_mssc, windows)
+            gradient_cells = convolve(reached, flipped(weight), padding=window_padding(weight))
         if ctx.needs_input_grad[1]:
-            gradient_weight = depthwise_weight_gradient(_take(tokens_tc, windows), gradient_mssc, weight.shape[-1])
-        return gradient_tokens, gradient_weight, None
+            gradient_weight = depthwise_weight_gradient(_take(cells_mssc, windows), gradient_mssc, weight.shape[2:])
+        return gradient_cells, gradient_weight, None
 
 
-def _take(tokens_tc: Tensor, windows: Tensor) -> Tensor:
-    """The tokens of each window (M, e, e, C), zero where there is none."""
-    padded = torch.cat([tokens_tc, tokens_tc.new_zeros(1, tokens_tc.shape[1])])
-    return padded.index_select(0, windows.flatten()).reshape(*windows.shape, -1)
+def window_padding(weight: Tensor) -> tuple[int, ...]:
+    """Windows hold all that the kernel reaches within a slot, so only the time axis is padded, if there is one."""
+    *depth, _, _ = weight.shape[2:]
+    return (*(size // 2 for size in depth), 0, 0)
+
+
+def _take(cells_mssc: Tensor, windows: Tensor) -> Tensor:
+    """The tokens of each window, (M, e, e, C) or (M, T, e, e, C), zero where there is none."""
+    channels = cells_mssc.shape[-1]
+    padded = torch.cat([cells_mssc.reshape(-1, channels), cells_mssc.new_zeros(1, channels)])
+    return padded.index_select(0, windows.flatten()).reshape(*windows.shape, channels)

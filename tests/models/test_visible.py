@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.models.visible import VisibleCells
+from convmae_deploy.models.visible import VisibleCells, VisibleTubes
 from tests.original_files import relative_error
 
 TOLERANCE = 1e-12  # relative, in float64
@@ -145,3 +145,46 @@ def test_the_mask_is_one_where_a_cell_is_removed() -> None:
     removed = VisibleCells(torch.tensor([[1, 4], [5, 0]]), (2, 3)).removed()
     assert removed.dtype == torch.float32
     assert removed.tolist() == [[1, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0]]
+
+
+def every_tube(grid_size: tuple[int, int], size: int) -> VisibleTubes:
+    """As `every_set`, of videos."""
+    return VisibleTubes(torch.tensor(list(combinations(range(grid_size[0] * grid_size[1]), size))), grid_size)
+
+
+def depthwise_3d(depth: int, kernel_size: int) -> nn.Conv3d:
+    torch.manual_seed(1)
+    kernel, padding = (depth, kernel_size, kernel_size), (depth // 2, kernel_size // 2, kernel_size // 2)
+    return nn.Conv3d(CHANNELS, CHANNELS, kernel, padding=padding, groups=CHANNELS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+@pytest.mark.parametrize(("side", "kernel_size"), [(4, 5), (2, 5), (1, 7)])
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_the_convolution_of_any_visible_tubes_is_that_of_the_scattered_video(
+    slots: int, side: int, kernel_size: int, depth: int
+) -> None:
+    for size in range(1, 7):
+        visible = every_tube((2, 3), size)
+        convolution = depthwise_3d(depth, kernel_size)
+        tubes = noise(visible.kept.numel(), slots, side, side, CHANNELS).requires_grad_()
+        whole = convolution(visible.scatter(tubes).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+        found, expected = visible.depthwise(convolution, tubes), visible.gather(whole, side)
+        assert relative_error(found, expected) <= TOLERANCE
+        assert convolution.bias is not None
+        inputs = (tubes, convolution.weight, convolution.bias)
+        upstream = noise(*found.shape, seed=3)
+        for each, other in zip(
+            torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        ):
+            assert relative_error(each, other) <= TOLERANCE
+
+
+def test_tubes_are_the_cells_of_every_slot() -> None:
+    cells = VisibleCells(torch.tensor([[4, 1], [0, 5]]), (2, 3))
+    tubes = VisibleTubes(cells.kept, (2, 3))
+    video = noise(2, 3, 8, 12, CHANNELS)
+    gathered = tubes.gather(video, 4)
+    for slot in range(3):
+        assert torch.equal(gathered[:, slot], cells.gather(video[:, slot], 4))
+        assert torch.equal(tubes.scatter(gathered)[:, slot], cells.scatter(gathered[:, slot]))
