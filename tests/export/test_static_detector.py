@@ -15,10 +15,10 @@ DETECTOR = DetectorConfig(channels=16, fc_width=32, norm="layer")
 IMAGES = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def tiny_detector() -> ConvMAEDetector:
+def tiny_detector(num_classes: int = 5) -> ConvMAEDetector:
     """A detector in evaluation mode whose scores differ by much more than rounding."""
     torch.manual_seed(0)
-    model = build_detector(ENCODER, DETECTOR, num_classes=5).eval()
+    model = build_detector(ENCODER, DETECTOR, num_classes=num_classes).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
