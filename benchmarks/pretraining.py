@@ -3,6 +3,7 @@
     python -m benchmarks.pretraining [--variant base] [--image-size 224 224] [--batch-size 8] [--rounds N] [--compiled]
         [--precisions fp32 bf16] [--device cpu] [--out figures.json] [--check]
     python -m benchmarks.pretraining --sweep [--variant small] [--out sweep.json] [--plot cost.png]
+    python -m benchmarks.pretraining --video [--frames 16] [--batch-size 1] [--rounds N] [--check] …
 
 Timed: forward, backward and AdamW of one batch on the device; loading photos and drawing masks are not. Each
 contender has a process of its own for a workload, with the same weights, images and, in each round, masks. They take
@@ -17,14 +18,18 @@ all of them. They are
   matrix, gradients of convolutions, fused AdamW, freed memory kept. What it gains on the second comes from those, what
   the first gains on it from skipping hidden cells.
 
+With `--video` they are `VideoPretraining` on visible tubes and `DenseMaskedVideo`, which has all else of the first, and
+of both the encoder alone, trained by the mean square of its output.
+
 Peak memory is that of the same processes: resident memory, PyTorch itself included, or allocated memory of the GPU; all
-of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU, without
-torch.compile. On a GPU, where bfloat16 is the default and torch.compile is measured too, this was never run by us.
+of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU (16
+frames and batch 1 with `--video`), without torch.compile. On a GPU, where bfloat16 is the default and torch.compile is
+measured too, this was never run by us.
 """
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,8 +45,11 @@ from rich.table import Table
 from benchmarks.machine import available_cores, processor
 from benchmarks.pretraining_steps import (
     DENSE,
-    UNMASKED,
+    DENSE_ENCODER,
+    IMAGE_CONTENDERS,
+    VIDEO_CONTENDERS,
     VISIBLE,
+    VISIBLE_ENCODER,
     BenchProcess,
     Precision,
     Workload,
@@ -54,6 +62,7 @@ from convmae_deploy.models.convmae import MODELS
 from convmae_deploy.program import run_program
 
 GATES: dict[Precision, float] = {"fp32": 1.9, "bf16": 1.6}  # least ratio of dense masked to visible cells
+VIDEO_GATES: dict[Precision, float] = {"fp32": 2.4, "bf16": 2.0}
 SWEEP_SIZES = (128, 160, 192, 224, 288, 320)  # pixels, at the mask ratio that is asked for
 SWEEP_RATIOS = (0.5, 0.6, 0.75, 0.9)  # at the image size that is asked for
 
@@ -74,8 +83,8 @@ class PretrainingBenchmark:
 
     variant: str | None = None  # one of MODELS; None: base, small for a sweep
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels
-    batch_size: int | None = None  # images a step; None: 8, 2 for a sweep
-    mask_ratio: float = 0.75  # share of the cells that is hidden
+    batch_size: int | None = None  # images or clips a step; None: 8, 2 for a sweep, 1 for videos
+    mask_ratio: float | None = None  # share of the cells that is hidden; None: 0.75, 0.9 of videos
     precisions: tuple[Precision, ...] = field(default_factory=default_precisions)  # bf16: autocast
     compiled: bool = field(default_factory=torch.cuda.is_available)  # also by torch.compile
     rounds: int = 5  # timed steps of each contender
@@ -83,6 +92,8 @@ class PretrainingBenchmark:
     threads: int = available_cores()  # of the CPU
     device: str = field(default_factory=default_device)  # cpu or cuda
     sweep: bool = False  # image sizes and mask ratios instead, in the first precision, eager
+    video: bool = False  # the video model instead
+    frames: int = 16  # of a clip, with --video
     check: bool = False  # exit with status 1 where a gate is missed
     out: Path | None = None  # where to write the figures as JSON
     plot: Path | None = None  # where to draw a sweep, PNG
@@ -98,10 +109,13 @@ class PretrainingBenchmark:
             raise ConvMAEError(f"--variant must be one of {', '.join(MODELS)}; got {self.model!r}")
         if self.plot is not None and not self.sweep:
             raise ConvMAEError("--plot draws a sweep; add --sweep")
+        if self.video and self.sweep:
+            raise ConvMAEError("--sweep is for images; leave out --video")
         if self.check and not self.gated:
             raise ConvMAEError(
-                "--check holds the gates of ConvMAE-B, 224 x 224, batch 8, mask ratio 0.75 on a CPU; leave --variant, "
-                "--image-size, --batch-size, --mask-ratio, --device and --sweep as they are"
+                "--check holds the gates of ConvMAE-B, 224 x 224, batch 8, mask ratio 0.75 on a CPU (16 frames, batch "
+                "1, 0.9 with --video); leave --variant, --image-size, --frames, --batch-size, --mask-ratio, --device "
+                "and --sweep as they are"
             )
 
     @property
@@ -112,13 +126,19 @@ class PretrainingBenchmark:
     @property
     def images(self) -> int:
         """The batch size that is measured."""
-        return (2 if self.sweep else 8) if self.batch_size is None else self.batch_size
+        return (1 if self.video else 2 if self.sweep else 8) if self.batch_size is None else self.batch_size
+
+    @property
+    def hidden(self) -> float:
+        """The share of the cells that is hidden."""
+        return (0.9 if self.video else 0.75) if self.mask_ratio is None else self.mask_ratio
 
     @property
     def gated(self) -> bool:
         """Whether the gates are meant for these settings."""
-        settings = self.model, self.image_size, self.images, self.mask_ratio, self.device
-        return settings == ("base", (224, 224), 8, 0.75, "cpu") and not self.sweep
+        settings = self.model, self.image_size, self.device, self.images, self.hidden
+        gated = ("base", (224, 224), "cpu", *((1, 0.9) if self.video else (8, 0.75)))
+        return settings == gated and not self.sweep and self.frames == 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +153,7 @@ class Figure:
     step_ms: float  # median
     steps_ms: tuple[float, ...]  # all timed ones
     images_per_second: float  # at the median
-    speed_against_dense: float  # the dense masked median / this one's; above 1 is faster
+    speed_against_dense: float  # the dense masked median (of the encoder for one) / this one's; above 1 is faster
     peak_gb: float
     loss: float  # before the first step
 
@@ -144,11 +164,12 @@ def workloads(config: PretrainingBenchmark) -> Iterator[Workload]:
         variant=config.model,
         image_size=config.image_size,
         batch_size=config.images,
-        mask_ratio=config.mask_ratio,
+        mask_ratio=config.hidden,
         precision=config.precisions[0],
         compiled=False,
         threads=config.threads,
         device=config.device,
+        frames=config.frames if config.video else None,
     )
     if config.sweep:
         yield from (replace(point, image_size=(side, side)) for side in SWEEP_SIZES)
@@ -161,7 +182,7 @@ def workloads(config: PretrainingBenchmark) -> Iterator[Workload]:
 
 def run_benchmark(config: PretrainingBenchmark, console: Console) -> list[Figure]:
     """Checks and measures every workload."""
-    names = (VISIBLE, DENSE) if config.sweep else (VISIBLE, DENSE, UNMASKED)
+    names = VIDEO_CONTENDERS if config.video else IMAGE_CONTENDERS[:2] if config.sweep else IMAGE_CONTENDERS
     figures: list[Figure] = []
     points = list(workloads(config))
     with Progress(console=console, transient=True) as progress:
@@ -184,6 +205,7 @@ def summarise(
 ) -> list[Figure]:
     """Medians and ratios of one workload."""
     medians = {name: median(taken) for name, taken in seconds.items()}
+    encoders = VISIBLE_ENCODER, DENSE_ENCODER
     return [
         Figure(
             contender=name,
@@ -194,7 +216,7 @@ def summarise(
             step_ms=1000 * taken,
             steps_ms=tuple(1000 * each for each in seconds[name]),
             images_per_second=workload.batch_size / taken,
-            speed_against_dense=medians[DENSE] / taken,
+            speed_against_dense=medians[DENSE_ENCODER if name in encoders else DENSE] / taken,
             peak_gb=peaks[name],
             loss=losses[name],
         )
@@ -202,11 +224,11 @@ def summarise(
     ]
 
 
-def gates(figures: Sequence[Figure]) -> dict[str, bool]:
+def gates(figures: Sequence[Figure], least: Mapping[Precision, float]) -> dict[str, bool]:
     """A sentence for each gate, and whether it holds; torch.compile has none."""
     return {
         f"{figure.precision}: {DENSE} / {VISIBLE} {figure.speed_against_dense:.2f}, at least "
-        f"{GATES[figure.precision]}": figure.speed_against_dense >= GATES[figure.precision]
+        f"{least[figure.precision]}": figure.speed_against_dense >= least[figure.precision]
         for figure in figures
         if figure.contender == VISIBLE and not figure.compiled
     }
@@ -227,17 +249,20 @@ def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, conso
     """The heading that a figure must not be quoted without, and the table."""
     facts = machine(config)
     height, width = config.image_size
-    pixels, precisions = f"{height} x {width} pixels, mask ratio {config.mask_ratio:g}", config.precisions
+    pixels, precisions = f"{height} x {width} pixels, mask ratio {config.hidden:g}", config.precisions
+    if config.video:
+        pixels = f"{config.frames} x {pixels}"
     if config.sweep:
         pixels, precisions = "image size and mask ratio as in the table", config.precisions[:1]
+    model, decoder = ("VideoConvMAE", "384 and 4") if config.video else ("ConvMAE", "512 and 8")
+    dense = "all else of the first" if config.video else "the authors' operations, PyTorch's defaults"
     for line in (
-        f"ConvMAE {config.model} with a decoder of width 512 and 8 blocks, random weights and images",
+        f"{model} {config.model} with a decoder of width {decoder} blocks, random weights and inputs",
         f"batch {config.images}, {pixels}; {', '.join(precisions)} (bf16: autocast, weights and AdamW in fp32)",
         f"{facts['device']}; {config.threads} threads; torch {facts['torch']}",
         f"medians of {config.rounds} interleaved rounds after {config.warm_up} warm-up rounds",
         "timed: forward, backward, AdamW; not timed: photos, drawing of masks, compilation",
-        f"{DENSE}: the authors' operations, PyTorch's defaults; the others: this project's model, fused AdamW, "
-        "freed memory kept",
+        f"{DENSE}: {dense}; otherwise this project's model, fused AdamW, freed memory kept",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(sweep_table(figures) if config.sweep else contender_table(figures))
@@ -320,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     figures = run_benchmark(config, Console(stderr=True))
     print_figures(figures, config, console)
-    held = gates(figures) if config.gated else {}
+    held = gates(figures, VIDEO_GATES if config.video else GATES) if config.gated else {}
     for sentence, holds in held.items():
         console.print(f"gate {'held' if holds else 'missed'}: {sentence}", highlight=False)
     if config.out is not None:

@@ -15,8 +15,11 @@ from benchmarks import pretraining, pretraining_steps
 from benchmarks.pretraining import PretrainingBenchmark, gates, main, summarise, workloads
 from benchmarks.pretraining_steps import (
     DENSE,
+    DENSE_ENCODER,
     UNMASKED,
+    VIDEO_CONTENDERS,
     VISIBLE,
+    VISIBLE_ENCODER,
     Bench,
     BenchProcess,
     Workload,
@@ -81,7 +84,7 @@ def test_ratios_are_of_the_medians_and_against_the_dense_masked_step() -> None:
 @pytest.mark.parametrize(("ratio", "holds"), [(1.9, True), (1.89, False)])
 def test_a_gate_is_the_least_ratio_of_dense_to_visible(ratio: float, holds: bool) -> None:
     figures = summarise(SMALL, {VISIBLE: [1.0], DENSE: [ratio], UNMASKED: [0.1]}, PEAKS, LOSSES)
-    assert list(gates(figures).values()) == [holds]
+    assert list(gates(figures, pretraining.GATES).values()) == [holds]
 
 
 @dataclass
@@ -155,6 +158,23 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, capsy
 
 
 @pytest.mark.usefixtures("here")
+def test_videos_are_measured_whole_and_by_their_encoder_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = ["--video", "--image-size", "64", "64", "--frames", "4"]
+    assert main([*TINY_RUN, *clip, "--out", str(tmp_path / "figures.json")]) == 0
+    assert "VideoConvMAE nano" in (printed := capsys.readouterr().out) and "4 x 64 x 64 pixels" in printed
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]
+    found = {figure["contender"]: figure for figure in figures}
+    assert tuple(found) == VIDEO_CONTENDERS
+    for visible, dense in ((VISIBLE, DENSE), (VISIBLE_ENCODER, DENSE_ENCODER)):
+        assert found[visible]["loss"] == pytest.approx(found[dense]["loss"], rel=1e-5)
+        ratio = found[dense]["step_ms"] / found[visible]["step_ms"]
+        assert found[visible]["speed_against_dense"] == pytest.approx(ratio)
+    assert found[VISIBLE]["mask_ratio"] == 0.9
+
+
+@pytest.mark.usefixtures("here")
 def test_a_sweep_is_printed_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +225,8 @@ def test_a_process_that_ends_is_one_sentence() -> None:
         ({"precisions": ()}, "--precisions named"),
         ({"variant": "giant"}, "--variant must be one of nano.*got 'giant'"),
         ({"plot": Path("cost.png")}, "add --sweep"),
+        ({"video": True, "sweep": True}, "leave out --video"),
+        ({"check": True, "video": True, "frames": 8}, "--check holds the gates of ConvMAE-B"),
         ({"check": True, "variant": "nano"}, "--check holds the gates of ConvMAE-B"),
         ({"check": True, "sweep": True}, "--check holds the gates of ConvMAE-B"),
     ],
