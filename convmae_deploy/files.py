@@ -1,10 +1,10 @@
-"""Writing files and folders so that a reader never finds half of one."""
+"""Finding files, and writing files and folders so that a reader never finds half of one."""
 
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,35 @@ def check_can_create(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConvMAEError(f"{path} cannot be made: {parent} is not a folder that can be written to; choose another")
+
+
+def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> list[Path]:
+    """The files among `paths`, and for each folder those of some kind in it, at any depth, sorted; no hidden files.
+
+    Args:
+        paths: files, whatever their names, and folders.
+        suffixes: of the files to take from a folder, in lower case with their dot.
+        kind: what these are called, for the message.
+
+    Raises:
+        ConvMAEError: a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)  # whether it exists shows when it is read: a missing file is one bad file
+            continue
+        inside = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+        )
+        if not inside:
+            raise ConvMAEError(
+                f"expected {kind} ({' '.join(sorted(suffixes))}) in the folder {path}, found none; check the path"
+            )
+        found.extend(inside)
+    return found
 
 
 def sha256_of(path: Path) -> str:

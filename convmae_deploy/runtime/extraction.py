@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import find_files
 from convmae_deploy.runtime.images import DecodedImage, decode_image
 from convmae_deploy.runtime.predictor import Classifier
 
@@ -35,21 +36,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     Raises:
         ConvMAEError: a folder holds no photo.
     """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)  # whether it exists shows when it is read: a missing file is one bad file
-            continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
-        if not inside:
-            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-            raise ConvMAEError(f"expected photos ({suffixes}) in the folder {path}, found none; check the path")
-        found.extend(inside)
-    return found
+    return find_files(paths, IMAGE_SUFFIXES, "photos")
 
 
 def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:

@@ -48,6 +48,19 @@ def identify(data: bytes) -> str:
     Raises:
         ImageError: `not_an_image` when no format is recognised.
     """
+    name = known_format(data)
+    if name is None:
+        found = "text" if is_text(data) else "bytes of no known image format"
+        raise ImageError("not_an_image", f"expected an image file, found {found}; send the bytes of a photo")
+    return name
+
+
+def known_format(data: bytes) -> str | None:
+    """Name of the format, or None where it is not known.
+
+    Args:
+        data: the file's content, not empty; its first 4096 bytes are enough.
+    """
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
@@ -55,14 +68,17 @@ def identify(data: bytes) -> str:
         return "WEBP"
     if data[4:8] == b"ftyp":
         return _iso_format(data)
-    if data[:2] == b"BM" and not _is_text(data[:64]):
+    if data[:2] == b"BM" and not is_text(data[:64]):
         return "BMP"
     if data[:1] == b"P" and data[1:2] in b"123456" and data[2:3].isspace():
         return "PNM"
-    if _is_svg(data[:4096]):
-        return "SVG"
-    found = "text" if _is_text(data[:512]) else "bytes of no known image format"
-    raise ImageError("not_an_image", f"expected an image file, found {found}; send the bytes of a photo")
+    return "SVG" if _is_svg(data[:4096]) else None
+
+
+def is_text(data: bytes) -> bool:
+    """Whether a file begins like text in UTF-8."""
+    head = data[:512]
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) and b"\x7f" not in head and _is_utf8(head)
 
 
 def _iso_format(data: bytes) -> str:
@@ -74,10 +90,6 @@ def _iso_format(data: bytes) -> str:
     if major in (b"mif1", b"msf1") and compatible & {b"avif", b"avis"}:
         return "AVIF"
     return _ISO_BRANDS.get(major, "MP4 or QuickTime video")
-
-
-def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) and b"\x7f" not in head and _is_utf8(head)
 
 
 def _is_utf8(head: bytes) -> bool:
