@@ -17,6 +17,11 @@ CHANNELS = (4, 6, 8)  # of e1, e2 and e3; e4 and pooled have those of e3
 STRIDES = (4, 8, 16, 32)
 OPSET = 20
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+VIDEO_FIELDS: dict[str, Any] = {  # make a video model's manifest of a classifier's
+    "task": "video-classification",
+    "input": {"name": "clip", "shape": [3, 16, 64, 64], "max_batch": 8},
+    "preprocessing": {"resize": [64, 64], "crop": [64, 64], "frames": 16, "stride": 4},
+}
 OBJECTS = (  # of the tiny detector: box XYXY as shares of the input, score before the photo's brightness, label
     ((0.1, 0.1, 0.5, 0.6), 0.96, 1),
     ((0.4, 0.2, 0.9, 0.9), 0.8, 0),

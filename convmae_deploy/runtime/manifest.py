@@ -31,14 +31,10 @@ class _Normalised(_Record):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-class Preprocessing(_Normalised):
-    """From a decoded RGB photo to the graph's input; timm's evaluation transform, bit for bit.
+class _Cropped(_Normalised):
+    """A picture resized with Pillow's antialiased filter so that it covers `resize`, of which `crop` is cut out."""
 
-    The photo is resized with Pillow's antialiased filter so that it covers `resize` (aspect ratio kept), the centre
-    `crop` is cut out, values are scaled to [0, 1], then normalised per channel by `mean` and `std`.
-    """
-
-    resize: Size  # (height, width) in pixels that the resized photo covers
+    resize: Size  # (height, width) in pixels that the resized picture covers
     crop: Size  # (height, width) in pixels of the graph's input
     interpolation: Interpolation = "bicubic"
 
@@ -52,6 +48,26 @@ class Preprocessing(_Normalised):
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
             raise ValueError(f"crop {self.crop} must fit into resize {self.resize}")
         return self
+
+
+class Preprocessing(_Cropped):
+    """From a decoded RGB photo to the graph's input; timm's evaluation transform, bit for bit.
+
+    The photo is resized with Pillow's antialiased filter so that it covers `resize` (aspect ratio kept), the centre
+    `crop` is cut out, values are scaled to [0, 1], then normalised per channel by `mean` and `std`.
+    """
+
+
+class ClipPreprocessing(_Cropped):
+    """From a video to the graph's input: `frames` of its frames, each resized, cut and normalised as a photo is.
+
+    Dense sampling takes frames that are `stride` apart, in frames at the video's own average rate; from a video too
+    short for that it takes the last frame again and again. Segment sampling cuts the video into `frames` equal parts
+    and takes one frame of each. One view is the middle one: of the dense clips, of each part, and of the picture.
+    """
+
+    frames: Annotated[int, Field(gt=0)] = 16  # of a clip
+    stride: Annotated[int, Field(gt=0)] | None = 4  # in frames; None: segment sampling
 
 
 class Letterbox(_Normalised):
@@ -100,19 +116,22 @@ class SlidingWindow(_Normalised):
 def _kind(value: Any) -> str:
     """Which preprocessing a record or an instance is, by the field that only this one has."""
     fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "letterbox" if "size" in fields else "windows" if "window" in fields else "crop"
+    marks = {"size": "letterbox", "window": "windows", "frames": "clip"}
+    return next((kind for mark, kind in marks.items() if mark in fields), "crop")
 
 
 AnyPreprocessing = Annotated[
     Annotated[Preprocessing, Tag("crop")]
     | Annotated[Letterbox, Tag("letterbox")]
-    | Annotated[SlidingWindow, Tag("windows")],
+    | Annotated[SlidingWindow, Tag("windows")]
+    | Annotated[ClipPreprocessing, Tag("clip")],
     Discriminator(_kind),
 ]
 TASK_PREPROCESSING: dict[str, type[_Normalised]] = {
     "classification": Preprocessing,
     "detection": Letterbox,
     "segmentation": SlidingWindow,
+    "video-classification": ClipPreprocessing,
 }
 
 
@@ -120,6 +139,17 @@ def standard_preprocessing(image_size: Size) -> Preprocessing:
     """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224."""
     height, width = image_size
     return Preprocessing(resize=(height * 8 // 7, width * 8 // 7), crop=image_size)
+
+
+def standard_clips(image_size: Size, *, frames: int = 16, stride: int | None = 4) -> ClipPreprocessing:
+    """VideoMAE's evaluation: the short side of the frames becomes that of the model, and the crop is as large.
+
+    Args:
+        image_size: (height, width) in pixels of the model's input.
+        frames: of a clip.
+        stride: from one frame to the next (4 on Kinetics); None: segment sampling (Something-Something).
+    """
+    return ClipPreprocessing(resize=image_size, crop=image_size, frames=frames, stride=stride)
 
 
 def standard_windows(window: Size, short_side: int | None, long_side: int | None = None) -> SlidingWindow:
@@ -211,7 +241,7 @@ class Manifest(_Record):
     task: Task
     variant: str  # "nano", "base", ...
     input: InputSpec
-    preprocessing: AnyPreprocessing  # classification: Preprocessing; detection: Letterbox; segmentation: SlidingWindow
+    preprocessing: AnyPreprocessing  # of the kind that TASK_PREPROCESSING says
     classes: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
     outputs: dict[str, OutputSpec]  # see `expected_outputs`
@@ -229,6 +259,8 @@ class Manifest(_Record):
         size = self.preprocessing.input_size
         if self.input.shape[0] != 3 or self.input.shape[-2:] != size:
             raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")
+        if isinstance(self.preprocessing, ClipPreprocessing) and self.input.shape[1:-2] != (self.preprocessing.frames,):
+            raise ValueError(f"input shape {self.input.shape} must be (3, {self.preprocessing.frames} frames, ...)")
         wanted = TASK_PREPROCESSING.get(self.task)
         if wanted is not None and not isinstance(self.preprocessing, wanted):
             raise ValueError(f"a {self.task} model needs {wanted.__name__} as its preprocessing")

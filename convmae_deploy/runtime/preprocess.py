@@ -6,27 +6,46 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.manifest import ClipPreprocessing, Preprocessing
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def preprocess(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
+def preprocess(image: Image.Image, spec: Preprocessing | ClipPreprocessing) -> NDArray[np.float32]:
     """Resizes to cover `spec.resize`, cuts out the centre `spec.crop`, scales to [0, 1] and normalises.
 
     Args:
-        image: an RGB photo of any size.
+        image: an RGB photo, or a frame of a clip, of any size.
         spec: the numbers of the model.
 
     Returns:
         (3, crop height, crop width).
     """
-    crop_height, crop_width = spec.crop
+    return normalise(cropped_views(image, spec, 1)[0], spec.mean, spec.std)
+
+
+def cropped_views(image: Image.Image, spec: Preprocessing | ClipPreprocessing, views: int) -> list[NDArray[np.uint8]]:
+    """Resizes to cover `spec.resize` and cuts out `spec.crop`, once or several times.
+
+    Args:
+        image: an RGB photo of any size.
+        spec: the numbers of the model.
+        views: one in the centre, or several from end to end of the axis where more is cut off, equally far apart.
+
+    Returns:
+        RGB pixels (crop height, crop width, 3) of each view.
+    """
+    height, width = spec.crop
     resized = image.resize(_covering_size(image.size, spec.resize), FILTERS[spec.interpolation])
-    # Rounding half to even, as torchvision's centre crop does.
-    left, top = round((resized.width - crop_width) / 2), round((resized.height - crop_height) / 2)
-    cropped = resized.crop((left, top, left + crop_width, top + crop_height))
-    return normalise(np.asarray(cropped), spec.mean, spec.std)
+    spare_x, spare_y = resized.width - width, resized.height - height
+    cropped = []
+    for view in range(views):
+        share = view / (views - 1) if views > 1 else 0.5
+        # Rounding half to even, as torchvision's centre crop does.
+        left = round(spare_x * (share if spare_x >= spare_y else 0.5))
+        top = round(spare_y * (share if spare_y > spare_x else 0.5))
+        cropped.append(np.asarray(resized.crop((left, top, left + width, top + height))))
+    return cropped
 
 
 def normalise(

@@ -8,13 +8,15 @@ from pydantic import ValidationError
 
 from convmae_deploy.runtime.manifest import (
     DETECTOR_OUTPUTS,
+    ClipPreprocessing,
     Letterbox,
     Manifest,
     OutputSpec,
     SlidingWindow,
+    standard_clips,
     standard_windows,
 )
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import VIDEO_FIELDS, make_bundle
 
 
 def classifier_fields(tmp_path: Path) -> dict[str, Any]:
@@ -55,6 +57,17 @@ def test_a_segmenter_s_logits_have_a_quarter_of_the_window_s_sides(tmp_path: Pat
     assert Manifest.model_validate(fields | {"outputs": {"logits": logits}}).task == "segmentation"
     with pytest.raises(ValidationError, match="logits must be float32"):
         Manifest.model_validate(fields | {"outputs": {"logits": OutputSpec(shape=(3, 64, 96))}})
+
+
+def test_a_video_model_has_clips_of_the_frames_that_its_preprocessing_says(tmp_path: Path) -> None:
+    fields = classifier_fields(tmp_path) | VIDEO_FIELDS
+    manifest = Manifest.model_validate(fields)
+    assert manifest.preprocessing == ClipPreprocessing(resize=(64, 64), crop=(64, 64), frames=16, stride=4)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    with pytest.raises(ValidationError, match="8 frames"):
+        Manifest.model_validate(fields | {"preprocessing": standard_clips((64, 64), frames=8)})
+    with pytest.raises(ValidationError, match="needs ClipPreprocessing"):
+        Manifest.model_validate(fields | {"preprocessing": {"resize": [64, 64], "crop": [64, 64]}})
 
 
 def test_windows_that_leave_pixels_out_are_refused() -> None:

@@ -20,7 +20,7 @@ from convmae_deploy.runtime.predictor import (
     Segmenter,
     open_predictor,
 )
-from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
+from tests.bundle_factory import VIDEO_FIELDS, make_bundle, make_detection_bundle, make_segmentation_bundle
 from tests.runtime.photo_files import photo
 
 LEVELS = ("pooled", "e1", "e2", "e3", "e4")
@@ -148,7 +148,7 @@ def test_less_than_one_class_is_refused(predictor: Classifier) -> None:
 
 
 def test_a_bundle_of_another_task_does_not_classify(tmp_path: Path) -> None:
-    other = make_bundle(tmp_path, task="video-classification")
+    other = make_bundle(tmp_path, **VIDEO_FIELDS)
     with pytest.raises(ConvMAEError, match="tiny is a video-classification model; give a classification bundle"):
         Classifier.open(other, device="cpu")
     with pytest.raises(ConvMAEError, match="expected a bundle for classification, detection, segmentation"):

@@ -10,7 +10,7 @@ from timm.data.transforms_factory import create_transform
 
 from convmae_deploy.runtime.images import decode_image
 from convmae_deploy.runtime.manifest import Preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.runtime.preprocess import cropped_views, preprocess
 
 SIZES = [(1, 1), (1, 100), (99, 1), (7, 3), (500, 375), (333, 501), (224, 224), (256, 256), (257, 255), (640, 64)]
 
@@ -64,3 +64,14 @@ def test_the_result_is_float32_channels_first_and_contiguous() -> None:
     result = preprocess(Image.new("RGB", (50, 40)), specification((32, 64), 1.0))
     assert result.shape == (3, 32, 64)
     assert result.dtype == np.float32 and result.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("size", "axis"), [((90, 40), 1), ((40, 90), 0)])
+def test_several_views_go_from_end_to_end_of_the_longer_side(size: tuple[int, int], axis: int) -> None:
+    ramp = np.indices((size[1], size[0]))[axis].astype(np.uint8)
+    photo = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    spec = Preprocessing(resize=(40, 40), crop=(32, 32))
+    views = cropped_views(photo, spec, 3)
+    assert [(int(view[0, 0, 0]), int(view[-1, -1, 0])) for view in views] == [(0, 31), (29, 60), (58, 89)]
+    assert np.array_equal(views[1], cropped_views(photo, spec, 1)[0])
+    assert len(cropped_views(photo, spec, 5)) == 5

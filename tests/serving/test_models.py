@@ -9,7 +9,7 @@ from convmae_deploy.runtime.predictor import Classifier, Detector
 from serving.errors import ApiError
 from serving.models import choose, load_bundles, open_predictors
 from serving.settings import Settings
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import VIDEO_FIELDS, make_bundle
 
 
 def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_bundle_is_read_and_warned_about_once(tmp_path: Path, caplog: pytest.L
 
 
 def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "boxes", task="video-classification")
+    path = make_bundle(tmp_path / "boxes", **VIDEO_FIELDS)
     with pytest.raises(ConvMAEError, match="is for video-classification"):
         load_bundles(Settings(bundle=(path,)))
 
