@@ -11,6 +11,9 @@ the model's own inference with torchvision's operators. All contenders run once 
 rotates, so that a machine that slows down slows all of them. Every contender's logits are held against eager PyTorch
 before anything is timed; of detections only their number, because random scores are ties. The exported graph
 is what `python -m export` makes, without its full verification.
+
+Before that the start of a session, with the bundle in the file cache, and the most memory with one image are measured
+in processes of their own (`benchmarks.session`); they depend on neither rounds nor batch sizes.
 """
 
 import json
@@ -21,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ from torch import Tensor
 
 from benchmarks.machine import available_cores, processor
 from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
+from benchmarks.session import SessionConfig, SessionCost, measure_apart
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
@@ -196,7 +200,13 @@ def summarise(seconds: dict[str, list[float]], differences: dict[str, float], ba
     return figures
 
 
-def run_benchmark(config: LatencyConfig, console: Console) -> list[Figure]:
+def session_costs(config: LatencyConfig, bundle: Path) -> dict[str, SessionCost]:
+    """What starting eager PyTorch and ONNX Runtime takes, by contender."""
+    eager = SessionConfig(task=config.task, variant=config.variant, threads=config.threads)
+    return {EAGER: measure_apart(eager), ONNX: measure_apart(replace(eager, bundle=bundle))}
+
+
+def run_benchmark(config: LatencyConfig, console: Console) -> tuple[list[Figure], dict[str, SessionCost]]:
     """Builds, exports, compiles, checks and measures."""
     torch.set_num_threads(config.threads)
     task = random_task(config.task, config.variant)
@@ -208,6 +218,8 @@ def run_benchmark(config: LatencyConfig, console: Console) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
         bar = progress.add_task("Exporting", total=len(config.batch_sizes) * (config.rounds + 1) + 1)
         write_random_bundle(Path(folder) / "bundle", task, max(config.batch_sizes))
+        progress.update(bar, description="Starting each in a process of its own")
+        costs = session_costs(config, Path(folder) / "bundle")
         entries = contenders(task, Path(folder) / "bundle", config.threads)
         for batch_size in config.batch_sizes:
             progress.update(bar, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
@@ -220,7 +232,7 @@ def run_benchmark(config: LatencyConfig, console: Console) -> list[Figure]:
             progress.update(bar, description=f"Batch {batch_size}: measuring")
             seconds = measure(entries, images, config.rounds, lambda: progress.advance(bar))
             figures += summarise(seconds, differences, batch_size)
-    return figures
+    return figures, costs
 
 
 def machine(config: LatencyConfig) -> dict[str, str]:
@@ -261,16 +273,32 @@ def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Con
     console.print(table)
 
 
+def print_costs(costs: dict[str, SessionCost], console: Console) -> None:
+    """The second table."""
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("a process of its own", no_wrap=True)
+    for heading in ("session start s", "peak GB until then", "peak GB with one image"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, cost in costs.items():
+        seconds = "" if cost.start_seconds is None else f"{cost.start_seconds:.2f}"
+        table.add_row(name, seconds, f"{cost.started_gb:.2f}", f"{cost.peak_gb:.2f}")
+    console.print(table)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     config = tyro.cli(LatencyConfig, args=arguments, prog="python -m benchmarks.latency")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's advice about settings and hardware
-        figures = run_benchmark(config, Console(stderr=True))
+        figures, costs = run_benchmark(config, Console(stderr=True))
     print_figures(figures, config, Console())
+    print_costs(costs, Console())
     if config.out is not None:
         settings = {"task": config.task, "variant": config.variant, "rounds": config.rounds, "warm_up": config.warm_up}
-        record = settings | machine(config) | {"figures": [asdict(figure) for figure in figures]}
+        processes = {name: asdict(cost) for name, cost in costs.items()}
+        record = (
+            settings | machine(config) | {"figures": [asdict(figure) for figure in figures], "processes": processes}
+        )
         with atomic_file(config.out) as path:
             path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

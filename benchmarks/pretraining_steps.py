@@ -3,14 +3,12 @@
 import copy
 import logging
 import multiprocessing
-import resource
 import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.dense_masked import DenseMaskedPretraining
 from benchmarks.dense_masked_video import DenseMaskedVideo
+from benchmarks.machine import peak_memory_gb
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
@@ -157,11 +156,7 @@ class Bench:
         """See `Contender`."""
         if self.workload.device == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
-        status = Path("/proc/self/status")
-        if status.exists():  # getrusage would include what the parent had used when it started this process
-            (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
-            return int(line.split()[1]) * 1024 / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        return peak_memory_gb()
 
 
 class BenchProcess:

@@ -14,14 +14,15 @@ from typing import Any, Literal
 import onnx
 import torch
 import tyro
+from torch import nn
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
-from convmae_deploy.models.classifier import build_classifier
+from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import MODELS
-from convmae_deploy.models.detector import DETECTORS, build_detector
-from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
+from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
+from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence
 from export.packaging import MODEL_NAME, BundleContent, write_manifest
@@ -45,42 +46,40 @@ class RandomBundleConfig:
     max_batch: int = 32  # largest batch that the bundle takes
 
 
-def random_classifier(variant: str) -> ExportTask:
+def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """A classifier with 1000 classes."""
     check_variant(variant, MODELS)
     config = MODELS[variant]()
-    model = build_classifier(config, num_classes=1000).eval()
-    return classifier_task(model, CheckpointRecord(kind="classifier", model=config, **random_facts(variant, 1000)))
+    model = build_classifier(config, num_classes=1000)
+    return model, CheckpointRecord(kind="classifier", model=config, **random_facts(variant, 1000))
 
 
-def random_detector(variant: str) -> ExportTask:
+def random_detector(variant: str) -> tuple[ConvMAEDetector, CheckpointRecord]:
     """A Mask R-CNN with an FPN; its score threshold is 0, so that it gives 100 detections whatever it sees."""
     check_variant(variant, DETECTOR_VARIANTS)
     config, detector = DETECTORS[f"{variant}_fpn"]()
-    model = build_detector(config, detector, num_classes=80).eval()
+    model = build_detector(config, detector, num_classes=80)
     model.roi_heads.score_thresh = 0.0
-    record = CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
-    return detector_task(model, record)
+    return model, CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
 
 
-def random_segmenter(variant: str) -> ExportTask:
+def random_segmenter(variant: str) -> tuple[ConvMAESegmenter, CheckpointRecord]:
     """An UperNet in the form of the authors' code."""
     check_variant(variant, MODELS)
     config = replace(MODELS[variant](), image_size=WINDOW, dense=authors_dense())
     segmenter = SegmenterConfig(e4="convolution")
-    model = build_segmenter(config, segmenter, num_classes=150).eval()
-    record = CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
-    return segmenter_task(model, record)
+    model = build_segmenter(config, segmenter, num_classes=150)
+    return model, CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
 
 
-RANDOM_TASKS: dict[TaskName, Callable[[str], ExportTask]] = {
-    "classify": random_classifier,
-    "detect": random_detector,
-    "segment": random_segmenter,
+RANDOM_TASKS: dict[TaskName, tuple[Callable[[str], tuple[Any, CheckpointRecord]], Callable[..., ExportTask]]] = {
+    "classify": (random_classifier, classifier_task),
+    "detect": (random_detector, detector_task),
+    "segment": (random_segmenter, segmenter_task),
 }
 
 
-def random_task(task: TaskName, variant: str) -> ExportTask:
+def random_model(task: TaskName, variant: str) -> tuple[nn.Module, CheckpointRecord]:
     """A model in evaluation mode with the same random weights every time; the global generator is left alone.
 
     Raises:
@@ -88,7 +87,13 @@ def random_task(task: TaskName, variant: str) -> ExportTask:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return RANDOM_TASKS[task](variant)
+        model, record = RANDOM_TASKS[task][0](variant)
+    return model.eval(), record
+
+
+def random_task(task: TaskName, variant: str) -> ExportTask:
+    """The same, ready to be exported."""
+    return RANDOM_TASKS[task][1](*random_model(task, variant))
 
 
 def check_variant(variant: str, known: Iterable[str]) -> None:

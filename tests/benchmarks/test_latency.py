@@ -1,6 +1,9 @@
 """The latency benchmark: its arithmetic, its check of the contenders, and the random bundle it measures."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 from benchmarks import latency
 from benchmarks.latency import (
     BF16,
+    COMPILED,
     EAGER,
     ONNX,
     LatencyConfig,
@@ -29,6 +33,11 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32
 
 def logits(images: FloatArray) -> FloatArray:
     return images.reshape(len(images), -1)
+
+
+def without_compiler(contenders: Callable[..., dict[str, latency.Contender]]) -> Callable[..., Any]:
+    """All contenders but the compiled one, which takes a minute."""
+    return lambda *arguments: {name: run for name, run in contenders(*arguments).items() if name != COMPILED}
 
 
 def test_percentiles_and_ratios_are_those_of_the_runs() -> None:
@@ -115,6 +124,35 @@ def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     with torch.inference_mode():
         expected = task.model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(predictor.run(images, ["logits"])["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_tells_speed_and_what_a_process_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(latency, "contenders", without_compiler(latency.contenders))
+    arguments = [
+        "--variant",
+        "nano",
+        "--batch-sizes",
+        "1",
+        "--rounds",
+        "1",
+        "--warm-up",
+        "1",
+        "--threads",
+        str(threads),
+    ]
+    latency.main([*arguments, "--out", str(tmp_path / "figures.json")])
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["contender"] for figure in record["figures"]] == [EAGER, ONNX, BF16]
+    eager, onnx = record["processes"][EAGER], record["processes"][ONNX]
+    assert eager["start_seconds"] is None and 0 < onnx["start_seconds"] < 60
+    for cost in (eager, onnx):
+        assert 0.01 < cost["started_gb"] <= cost["peak_gb"] < 4
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "eager fp32" in line]
+    assert rows[-1] == ["eager", "fp32", f"{eager['started_gb']:.2f}", f"{eager['peak_gb']:.2f}"]
 
 
 @pytest.mark.slow
