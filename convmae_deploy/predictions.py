@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
@@ -14,6 +13,7 @@ from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.program import readable
 from convmae_deploy.runtime.detections import Detection, coco_result
 from convmae_deploy.runtime.drawing import draw_detections, draw_segmentation
+from convmae_deploy.runtime.label_colours import class_areas
 from convmae_deploy.runtime.masks import label_png
 from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter
 
@@ -123,13 +123,13 @@ class AreaReport:
             with atomic_file(self.out / f"{file.stem}.labels.png") as temporary:
                 temporary.write_bytes(label_png(found.labels))
             self.photos += 1
-        shares = np.bincount(found.labels.ravel(), minlength=len(classes)) / found.labels.size
-        order = [int(index) for index in np.argsort(-shares, kind="stable") if shares[index]]
+        areas = class_areas(found.labels, len(classes))
+        shares = {index: area / found.labels.size for index, area in areas.items()}
         segments = [
-            {"label": classes[index], "score": float(found.scores[index]), "share": float(shares[index])}
-            for index in order
+            {"label": classes[index], "score": float(found.scores[index]), "share": share}
+            for index, share in shares.items()
         ]
-        rows = [(classes[index], f"{shares[index]:.4f}", f"{found.scores[index]:.4f}") for index in order]
+        rows = [(classes[index], f"{share:.4f}", f"{found.scores[index]:.4f}") for index, share in shares.items()]
         return Answer(fields={"segments": segments}, rows=rows)
 
     def finish(self) -> list[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.runtime.detections import Detection
 from convmae_deploy.runtime.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.runtime.label_colours import class_areas
 from convmae_deploy.runtime.masks import encode_mask, mask_png
 from convmae_deploy.runtime.postprocess import Prediction
 from convmae_deploy.runtime.sliding_window import Segmentation
@@ -80,10 +81,9 @@ def segments(
         masks: what `mask` holds: a PNG in base64, or COCO's run lengths; both of the upright photo's size.
         check: as in `detections`.
     """
-    areas = np.bincount(found.labels.ravel(), minlength=len(classes))
     rows = []
-    for index in np.argsort(-areas, kind="stable"):
-        if areas[index] and found.scores[index] >= threshold:
+    for index in class_areas(found.labels, len(classes)):
+        if found.scores[index] >= threshold:
             check()
             inside = found.labels == index
             mask = encode_mask(inside) if masks == "rle" else _base64(mask_png(inside))

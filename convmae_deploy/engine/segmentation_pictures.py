@@ -11,7 +11,7 @@ from PIL import Image
 from convmae_deploy.data.segmentation_folder import SegmentationFolder
 from convmae_deploy.engine.pictures import draw_columns, tile
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.label_colours import classes_by_area, overlay, with_legend
+from convmae_deploy.runtime.label_colours import class_areas, overlay, with_legend
 from convmae_deploy.runtime.manifest import SlidingWindow
 from convmae_deploy.runtime.sliding_window import RunWindows, segment_photo
 
@@ -48,6 +48,6 @@ def segmentation_picture(
             tiles.append(tile(picture, TILE))
     if not seen:
         return None
-    shown = classes_by_area(np.concatenate(seen), classes)[:MAX_LEGEND]
+    shown = list(class_areas(np.concatenate(seen), classes))[:MAX_LEGEND]
     drawn = draw_columns({caption: torch.stack(tiles) for caption, tiles in columns.items()})
     return with_legend(drawn, folder.classes, shown)

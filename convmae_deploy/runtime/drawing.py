@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from convmae_deploy.runtime.detections import Detection
-from convmae_deploy.runtime.label_colours import classes_by_area, overlay, palette, with_legend
+from convmae_deploy.runtime.label_colours import class_areas, overlay, palette, with_legend
 from convmae_deploy.runtime.sliding_window import Segmentation
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -63,10 +63,9 @@ def draw_segmentation(photo: Image.Image, segmentation: Segmentation, classes: S
         rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], labels.shape, strict=True))
         labels = labels[rows[:, None], columns]
     picture = overlay(photo, labels, len(classes))
-    shown = classes_by_area(segmentation.labels, len(classes))[:MAX_LEGEND]
-    shares = np.bincount(segmentation.labels.ravel(), minlength=len(classes)) / segmentation.labels.size
-    names = [f"{name} {_percent(share)}" for name, share in zip(classes, shares, strict=True)]
-    return with_legend(picture, names, shown, scale=max(1, round(max(size) / LEGEND_LENGTH)))
+    areas, pixels = class_areas(segmentation.labels, len(classes)), segmentation.labels.size
+    names = [f"{name} {_percent(areas.get(index, 0) / pixels)}" for index, name in enumerate(classes)]
+    return with_legend(picture, names, list(areas)[:MAX_LEGEND], scale=max(1, round(max(size) / LEGEND_LENGTH)))
 
 
 def _drawing_scale(photo: Image.Image) -> float:

@@ -75,7 +75,7 @@ def with_legend(picture: Image.Image, names: Sequence[str], shown: Sequence[int]
     return result
 
 
-def classes_by_area(labels: NDArray[np.integer], classes: int) -> list[int]:
-    """The classes that a label map of any shape has, the largest first."""
+def class_areas(labels: NDArray[np.integer], classes: int) -> dict[int, int]:
+    """Pixels of each class that a label map of any shape has, the largest first."""
     counts = np.bincount(labels.ravel(), minlength=classes)[:classes]
-    return [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
+    return {int(label): int(counts[label]) for label in np.argsort(-counts, kind="stable") if counts[label]}

@@ -6,7 +6,7 @@ from PIL import Image
 from convmae_deploy.runtime.label_colours import (
     LEGEND_LINE,
     UNLABELLED,
-    classes_by_area,
+    class_areas,
     coloured,
     overlay,
     palette,
@@ -49,5 +49,6 @@ def test_a_legend_names_the_classes_in_as_many_lines_as_they_need() -> None:
     assert with_legend(picture, names, []).size == picture.size
 
 
-def test_classes_are_ordered_by_their_area() -> None:
-    assert classes_by_area(np.array([[3, 3, 3], [1, 255, 255], [255, 0, 1]]), 5) == [3, 1, 0]
+def test_classes_are_ordered_by_their_area_and_what_is_no_class_is_left_out() -> None:
+    areas = class_areas(np.array([[3, 3, 3], [1, 255, 255], [255, 0, 1]]), 5)
+    assert list(areas.items()) == [(3, 3), (1, 2), (0, 1)]
