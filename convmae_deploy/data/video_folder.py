@@ -1,0 +1,137 @@
+"""Videos with labels: as `ROOT/{train,val}/<class>/*`, or in lists, `ROOT/{train,val}.csv` or `.txt`. Without torch.
+
+A line of a list is a path and a label: "clips/a.mp4,3" or "clips/a.mp4 3", as Kinetics and Something-Something come.
+With a comma in its first line a list is read as CSV (quotes allowed, so are paths with spaces), otherwise the label is
+what follows the last space. Labels are class indices or class names. Paths are relative to the list's own folder.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convmae_deploy.data.class_folder import find_training_files, read_class_folders, read_class_names
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.video_formats import VIDEO_SUFFIXES, find_videos
+
+_LIST_SUFFIXES = (".csv", ".txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFolder:
+    """One split: video paths with their class indices, and what each class is called."""
+
+    videos: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+
+def read_video_splits(root: Path) -> tuple[VideoFolder, VideoFolder]:
+    """The videos of `train` and `val`, class folders or lists.
+
+    Raises:
+        ConvMAEError: a split is missing or of another form, or has classes that the other has not.
+    """
+    train = read_video_folder(root, "train")
+    val = read_video_folder(root, "val", classes=None if (root / "val").is_dir() else train.classes)
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        raise ConvMAEError(f"train and val of {root} must have the same classes; only one of them has {differing}")
+    return train, val
+
+
+def read_video_folder(root: Path, split: str, *, classes: Sequence[str] | None = None) -> VideoFolder:
+    """The videos of `root/split/<class>/*` (see `read_class_folders`), else of a list `root/split.csv` or `.txt`.
+
+    Args:
+        root: of the data.
+        split: "train" or "val".
+        classes: those of a list; None: the ones it names itself.
+
+    Raises:
+        ConvMAEError: the split is missing or of another form.
+    """
+    list_file = _list_of(root, split)
+    if list_file is not None:
+        return read_video_list(list_file, classes=classes)
+    videos, labels, names = read_class_folders(root, split, find_videos, "videos")
+    return VideoFolder(videos=videos, labels=labels, classes=names)
+
+
+def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[str] | None = None) -> VideoFolder:
+    """The videos that a list names.
+
+    Args:
+        file: the list.
+        root: what its paths are relative to; None: its own folder.
+        classes: the name of each index; None: the labels in sorted order, or where all of them are whole numbers these
+            numbers, from 0 to the largest. A `classes.json` {"label": "class name"} beside the list names them.
+
+    Raises:
+        ConvMAEError: it cannot be read, a line has another form, a label is none of the classes, or its first video is
+            not there (further missing ones are skipped and counted as they come).
+    """
+    entries = _entries(file, root or file.parent)
+    names = read_class_names(file.parent / "classes.json")
+    labels = [label for _, label in entries]
+    if not all(labels):
+        raise ConvMAEError(f"every line of {file} must be a path and a label; line {labels.index('') + 1} has no label")
+    if all(label.isdecimal() for label in labels):
+        indices = [int(label) for label in labels]
+        classes = classes or [names.get(str(index), str(index)) for index in range(max(indices) + 1)]
+        foreign = [label for label, index in zip(labels, indices, strict=True) if index >= len(classes)]
+    else:
+        classes = classes or [names.get(label, label) for label in sorted(set(labels))]
+        known = {name: index for index, name in enumerate(classes)}
+        foreign = [label for label in labels if names.get(label, label) not in known]
+        indices = [known.get(names.get(label, label), -1) for label in labels]
+    if foreign:
+        raise ConvMAEError(f"{file} has the label {foreign[0]!r}, which is none of the {len(classes)} classes; mend it")
+    return VideoFolder(videos=tuple(path for path, _ in entries), labels=tuple(indices), classes=tuple(classes))
+
+
+def find_training_videos(root: Path) -> tuple[Path, ...]:
+    """Videos to pretrain on: those of a list, with labels or without; else as `find_training_files` finds them.
+
+    Args:
+        root: a list, a folder with a list `train.csv` or `train.txt`, or a folder of videos.
+
+    Raises:
+        ConvMAEError: there is no such folder or list, or no video in it.
+    """
+    list_file = root if root.is_file() else _list_of(root, "train")
+    if list_file is not None:
+        return tuple(path for path, _ in _entries(list_file, list_file.parent))
+    return find_training_files(root, find_videos, "videos")
+
+
+def _list_of(root: Path, split: str) -> Path | None:
+    if (root / split).is_dir():
+        return None
+    return next((root / f"{split}{suffix}" for suffix in _LIST_SUFFIXES if (root / f"{split}{suffix}").is_file()), None)
+
+
+def _entries(file: Path, root: Path) -> list[tuple[Path, str]]:
+    """Paths with their labels, "" where a line has only a path."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConvMAEError(f"the list {file} cannot be read ({error}); give a text file of paths and labels") from None
+    if not lines:
+        raise ConvMAEError(f"expected lines of a path and a label in {file}, found none; check the file")
+    if "," in lines[0]:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
+    else:
+        rows = [line.rsplit(maxsplit=1) for line in lines]
+        if all(Path(row[-1]).suffix.lower() in VIDEO_SUFFIXES for row in rows):
+            rows = [[line] for line in lines]  # no labels, though perhaps spaces in the paths
+    for number, row in enumerate(rows, start=1):
+        if len(row) > 2 or not row[0]:
+            raise ConvMAEError(
+                f"every line of {file} must be a path and a label, as in 'a.mp4,3' or 'a.mp4 3'; line {number} has "
+                f"{len(row)} columns"
+            )
+    entries = [(root / row[0], row[1] if len(row) == 2 else "") for row in rows]
+    if not entries[0][0].is_file():
+        raise ConvMAEError(f"{file} names {rows[0][0]}, which is not in {root}; check the paths of the list")
+    return entries

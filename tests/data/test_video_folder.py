@@ -1,0 +1,131 @@
+"""Labelled videos, in folders and in lists."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from convmae_deploy.data.video_folder import (
+    find_training_videos,
+    read_video_folder,
+    read_video_list,
+    read_video_splits,
+)
+from convmae_deploy.errors import ConvMAEError
+from tests.video_packs import MOTION8, needs_motion8
+
+
+def make_files(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")  # nothing is decoded here
+    return root
+
+
+def make_list(root: Path, text: str, name: str = "train.csv") -> Path:
+    make_files(root, "clips/a.mp4", "clips/b c.webm", "clips/d.avi")
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+def test_class_folders_are_read_as_for_photos(tmp_path: Path) -> None:
+    make_files(tmp_path, "train/up/1.mp4", "train/up/2.WEBM", "train/down/3.mkv", "train/down/notes.txt")
+    folder = read_video_folder(tmp_path, "train")
+    assert folder.classes == ("down", "up") and folder.labels == (0, 1, 1)
+    assert [video.name for video in folder.videos] == ["3.mkv", "1.mp4", "2.WEBM"]
+    (tmp_path / "classes.json").write_text(json.dumps({"up": "Going up", "down": "Going down"}))
+    assert read_video_folder(tmp_path, "train").classes == ("Going down", "Going up")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "clips/a.mp4,2\nclips/b c.webm,0\n\nclips/d.avi,2\n",
+        "clips/a.mp4 2\nclips/b c.webm 0\nclips/d.avi\t2\n",
+        '"clips/a.mp4", 2\n"clips/b c.webm", 0\n"clips/d.avi", 2\n',
+    ],
+)
+def test_a_list_of_paths_and_class_indices(tmp_path: Path, text: str) -> None:
+    found = read_video_list(make_list(tmp_path, text))
+    assert found.labels == (2, 0, 2) and found.classes == ("0", "1", "2")
+    assert found.videos == tuple(tmp_path / "clips" / name for name in ("a.mp4", "b c.webm", "d.avi"))
+
+
+def test_a_list_of_paths_and_class_names(tmp_path: Path) -> None:
+    text = "clips/a.mp4,riding a bike\nclips/d.avi,abseiling\n"
+    found = read_video_list(make_list(tmp_path, text))
+    assert found.classes == ("abseiling", "riding a bike") and found.labels == (1, 0)
+
+
+def test_classes_json_names_the_labels_of_a_list(tmp_path: Path) -> None:
+    file = make_list(tmp_path, "clips/a.mp4 1\nclips/d.avi 0\n", "train.txt")
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "up", "1": "down"}))
+    assert read_video_folder(tmp_path, "train").classes == ("up", "down")
+    file.write_text("clips/a.mp4 x\nclips/d.avi y\n")
+    (tmp_path / "classes.json").write_text(json.dumps({"x": "up", "y": "down"}))
+    assert read_video_folder(tmp_path, "train").classes == ("up", "down")
+    assert read_video_folder(tmp_path, "train", classes=("down", "up")).labels == (1, 0)
+
+
+def test_paths_are_relative_to_the_root_that_is_given(tmp_path: Path) -> None:
+    file = make_list(tmp_path, "a.mp4 0\n")
+    assert read_video_list(file, root=tmp_path / "clips").videos == (tmp_path / "clips" / "a.mp4",)
+    with pytest.raises(ConvMAEError, match=r"names a\.mp4, which is not in"):
+        read_video_list(file)
+
+
+def test_the_validation_list_may_lack_classes_but_not_add_any(tmp_path: Path) -> None:
+    make_list(tmp_path, "clips/a.mp4 0\nclips/d.avi 2\n")
+    make_list(tmp_path, "clips/d.avi 1\n", "val.txt")
+    train, val = read_video_splits(tmp_path)
+    assert train.classes == val.classes == ("0", "1", "2") and val.labels == (1,)
+    make_list(tmp_path, "clips/d.avi 3\n", "val.txt")
+    with pytest.raises(ConvMAEError, match="label '3', which is none of the 3 classes"):
+        read_video_splits(tmp_path)
+    make_list(tmp_path, "clips/d.avi up\n", "val.txt")
+    with pytest.raises(ConvMAEError, match="label 'up'"):
+        read_video_splits(tmp_path)
+
+
+def test_folders_that_differ_in_their_classes_are_refused(tmp_path: Path) -> None:
+    make_files(tmp_path, "train/up/1.mp4", "train/down/3.mkv", "val/up/1.mp4", "val/left/3.mkv")
+    with pytest.raises(ConvMAEError, match=r"\['down', 'left'\]"):
+        read_video_splits(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "found none"),
+        ("clips/a.mp4,0,7\n", "line 1 has 3 columns"),
+        ("clips/a.mp4 0\nclips/d.avi\n", "line 2 has no label"),
+        ("clips/none.mp4 0\n", "which is not in"),
+    ],
+)
+def test_lists_of_another_form_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConvMAEError, match=words):
+        read_video_list(make_list(tmp_path, text))
+
+
+def test_a_missing_split_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="must hold videos as train/<class>/"):
+        read_video_folder(tmp_path, "train")
+
+
+def test_pretraining_takes_a_list_with_or_without_labels_or_a_folder(tmp_path: Path) -> None:
+    file = make_list(tmp_path, "clips/a.mp4\nclips/b c.webm\n", "train.txt")
+    wanted = (tmp_path / "clips" / "a.mp4", tmp_path / "clips" / "b c.webm")
+    assert find_training_videos(file) == find_training_videos(tmp_path) == wanted
+    file.write_text("clips/a.mp4 5\nclips/b c.webm 6\n")
+    assert find_training_videos(file) == wanted
+    assert len(find_training_videos(tmp_path / "clips")) == 3
+    make_files(tmp_path, "train/up/1.mp4")  # a folder goes before a list
+    assert find_training_videos(tmp_path) == (tmp_path / "train" / "up" / "1.mp4",)
+    with pytest.raises(ConvMAEError, match="expected a folder of videos"):
+        find_training_videos(tmp_path / "nowhere")
+
+
+@needs_motion8
+def test_the_motion_pack_is_read() -> None:
+    train, val = read_video_splits(MOTION8)
+    assert (len(train.videos), len(val.videos), len(train.classes)) == (384, 128, 8)
