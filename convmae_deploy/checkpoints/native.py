@@ -3,9 +3,10 @@
 Nothing in it can execute code. `config.json` says everything needed to rebuild the model, feed it and name its classes.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,14 +14,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing
+from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
-from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
+from convmae_deploy.models.classifier import (
+    ConvMAEClassifier,
+    GlobalPool,
+    build_classifier,
+    build_video_classifier,
+)
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
+from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.models.video_pretraining import (
+    VideoPretraining,
+    VideoPretrainingConfig,
+    build_video_pretraining,
+)
 from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, Licence
 
 CONFIG_NAME = "config.json"
@@ -28,13 +40,9 @@ WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
 
-CheckpointKind = Literal["encoder", "pretraining", "classifier", "detector", "segmenter"]
-WANTED = {  # kind -> what it is called, and what to do for one
-    "classifier": ("classifier", "finetune it first (training.finetune)"),
-    "pretraining": ("pretraining model with its decoder", "give a run of training.pretrain"),
-    "detector": ("detector", "train one first (training.detect)"),
-    "segmenter": ("segmenter", "train one first (training.segment)"),
-}
+CheckpointKind = Literal[
+    "encoder", "pretraining", "classifier", "detector", "segmenter", "video_pretraining", "video_classifier"
+]
 
 
 class CheckpointRecord(BaseModel):
@@ -49,7 +57,9 @@ class CheckpointRecord(BaseModel):
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
     detector: DetectorConfig | None = None  # detector: its pyramid and heads
     segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
-    classes: tuple[str, ...] = ()  # classifier, detector, segmenter: the name of each label
+    video: VideoConfig | None = None  # video models: what they have besides the image model's
+    video_pretraining: VideoPretrainingConfig | None = None  # video pretraining: the decoder and the masks
+    classes: tuple[str, ...] = ()  # all but pretraining: the name of each label
     category_ids: tuple[int, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
     global_pool: GlobalPool = "avg"
     preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
@@ -115,110 +125,145 @@ def read_checkpoint(path: Path) -> tuple[CheckpointRecord, dict[str, Tensor]]:
         raise ConvMAEError(f"{directory / WEIGHTS_NAME} cannot be read ({error}); export or copy it again") from None
 
 
-def load_classifier(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """A classifier in evaluation mode with its record, its position embedding resized when another size is asked for.
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What a checkpoint of one kind holds, and how its model is made."""
+
+    name: str
+    remedy: str  # what to do where one is wanted and there is another
+    parts: tuple[str, ...]  # fields of the record that it must have
+    build: Callable[[Any], nn.Module]  # from a record that has them
+
+
+KINDS: dict[CheckpointKind, _Kind] = {
+    "classifier": _Kind(
+        name="classifier",
+        remedy="finetune it first (training.finetune)",
+        parts=(),
+        build=lambda record: build_classifier(
+            record.model, num_classes=len(record.classes), global_pool=record.global_pool
+        ),
+    ),
+    "pretraining": _Kind(
+        name="pretraining model with its decoder",
+        remedy="give a run of training.pretrain",
+        parts=("pretraining",),
+        build=lambda record: build_pretraining(record.model, record.pretraining),
+    ),
+    "detector": _Kind(
+        name="detector",
+        remedy="train one first (training.detect)",
+        parts=("detector",),
+        build=lambda record: build_detector(record.model, record.detector, num_classes=len(record.classes)),
+    ),
+    "segmenter": _Kind(
+        name="segmenter",
+        remedy="train one first (training.segment)",
+        parts=("segmenter",),
+        build=lambda record: build_segmenter(record.model, record.segmenter, num_classes=len(record.classes)),
+    ),
+    "video_pretraining": _Kind(
+        name="video pretraining model with its decoder",
+        remedy="give a run of training.video_pretrain",
+        parts=("video", "video_pretraining"),
+        build=lambda record: build_video_pretraining(record.model, record.video, record.video_pretraining),
+    ),
+    "video_classifier": _Kind(
+        name="video classifier",
+        remedy="finetune one first (training.video_finetune)",
+        parts=("video",),
+        build=lambda record: build_video_classifier(record.model, record.video, num_classes=len(record.classes)),
+    ),
+}
+
+
+def load_model(
+    path: Path, kind: CheckpointKind, *, image_size: tuple[int, int] | None = None
+) -> tuple[Any, CheckpointRecord]:
+    """A model in evaluation mode with its record, its position embeddings resized when another size is asked for.
 
     Args:
         path: run folder or checkpoint.
-        image_size: (height, width) in pixels; None keeps the checkpoint's.
+        kind: what it must hold; one of `KINDS`.
+        image_size: (height, width) in pixels of its inputs; None keeps the checkpoint's.
 
     Raises:
-        ConvMAEError: not a classifier, or its tensors are not those of its config.
+        ConvMAEError: it is of another kind or damaged, or its tensors are not those of its config.
     """
-    record, state = read_model(path, "classifier", image_size)
-    model = build_classifier(record.model, num_classes=len(record.classes), global_pool=record.global_pool)
+    record, state = read_checkpoint(path)
+    wanted = KINDS[kind]
+    if record.kind != kind:
+        raise ConvMAEError(f"{path} must hold a {wanted.name} and holds: {record.kind}; {wanted.remedy}")
+    missing = [part for part in wanted.parts if getattr(record, part) is None]
+    if missing:
+        raise ConvMAEError(
+            f"{path} must say in {CONFIG_NAME} what its {missing[0]} is and does not; copy it again, or import the "
+            "original file again"
+        )
+    if image_size is not None and not image_size == record.model.image_size == record.model.input_size:
+        record, state = resized(record, state, image_size)
+    model = wanted.build(record)
     load_exactly(model, state, path)
     return model.eval(), record
+
+
+def load_classifier(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """`load_model` of a classifier."""
+    return load_model(path, "classifier", image_size=image_size)
 
 
 def load_pretraining(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[ConvMAEPretraining, CheckpointRecord]:
-    """A pretraining model in evaluation mode with its record, both position embeddings resized when asked for.
-
-    Args:
-        path: run folder or checkpoint.
-        image_size: (height, width) in pixels; None keeps the checkpoint's.
-
-    Raises:
-        ConvMAEError: not a pretraining model with its decoder, or its tensors are not those of its config.
-    """
-    record, state = read_model(path, "pretraining", image_size)
-    if record.pretraining is None:
-        raise ConvMAEError(
-            f"{path} must say in {CONFIG_NAME} what its decoder is (pretraining) and does not, as it was imported by "
-            "an older version; import the original file again"
-        )
-    model = build_pretraining(record.model, record.pretraining)
-    load_exactly(model, state, path)
-    return model.eval(), record
+    """`load_model` of a pretraining model, whose decoder has a position embedding too."""
+    return load_model(path, "pretraining", image_size=image_size)
 
 
 def load_detector(path: Path, *, image_size: tuple[int, int] | None = None) -> tuple[ConvMAEDetector, CheckpointRecord]:
-    """A detector in evaluation mode with its record, for inputs of another size when asked for.
-
-    Args:
-        path: run folder or checkpoint.
-        image_size: (height, width) in pixels; None keeps the checkpoint's.
-
-    Raises:
-        ConvMAEError: not a detector, or its tensors are not those of its config.
-    """
-    record, state = read_model(path, "detector", image_size)
-    if record.detector is None:
-        raise ConvMAEError(f"{path} must say in {CONFIG_NAME} what its heads are (detector); copy it again")
-    model = build_detector(record.model, record.detector, num_classes=len(record.classes))
-    load_exactly(model, state, path)
-    return model.eval(), record
+    """`load_model` of a detector."""
+    return load_model(path, "detector", image_size=image_size)
 
 
 def load_segmenter(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[ConvMAESegmenter, CheckpointRecord]:
-    """A segmenter in evaluation mode with its record, for windows of another size when asked for.
-
-    Args:
-        path: run folder or checkpoint.
-        image_size: (height, width) in pixels of a window; None keeps the checkpoint's.
-
-    Raises:
-        ConvMAEError: not a segmenter, or its tensors are not those of its config.
-    """
-    record, state = read_model(path, "segmenter", image_size)
-    if record.segmenter is None:
-        raise ConvMAEError(f"{path} must say in {CONFIG_NAME} what its heads are (segmenter); copy it again")
-    model = build_segmenter(record.model, record.segmenter, num_classes=len(record.classes))
-    load_exactly(model, state, path)
-    return model.eval(), record
+    """`load_model` of a segmenter; the size is that of a window."""
+    return load_model(path, "segmenter", image_size=image_size)
 
 
-def read_model(
-    path: Path, kind: CheckpointKind, image_size: tuple[int, int] | None
-) -> tuple[CheckpointRecord, dict[str, Tensor]]:
-    """Record and weights of a checkpoint that must be of one kind, for the image size asked for (None: its own).
+def load_video_pretraining(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[VideoPretraining, CheckpointRecord]:
+    """`load_model` of a video pretraining model."""
+    return load_model(path, "video_pretraining", image_size=image_size)
 
-    Raises:
-        ConvMAEError: it is of another kind, or damaged.
-    """
-    record, state = read_checkpoint(path)
-    if record.kind != kind:
-        wanted, remedy = WANTED[kind]
-        raise ConvMAEError(f"{path} must hold a {wanted} and holds: {record.kind}; {remedy}")
-    if image_size is None or image_size == record.model.image_size == record.model.input_size:
-        return record, state
-    return resized(record, state, image_size)
+
+def load_video_classifier(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """`load_model` of a video classifier."""
+    return load_model(path, "video_classifier", image_size=image_size)
 
 
 def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
     """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
     record, state = read_checkpoint(path)
+    if record.video is not None:
+        raise ConvMAEError(
+            f"{path} must hold a model of images and holds: {record.kind}; give one of training.pretrain"
+        )
     record, state = resized(record, state, image_size)
     if record.kind == "encoder":
         return record.model, {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
+    return record.model, encoder_part(state)
+
+
+def encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors of a whole model, keys without their prefix."""
     encoder = {name: value for name, value in state.items() if name.startswith(ENCODER_PREFIX)}
-    return record.model, {name.removeprefix(ENCODER_PREFIX): value for name, value in encoder.items()}
+    return {name.removeprefix(ENCODER_PREFIX): value for name, value in encoder.items()}
 
 
 def resized(
@@ -226,7 +271,11 @@ def resized(
 ) -> tuple[CheckpointRecord, dict[str, Tensor]]:
     """The same checkpoint for another image size: positions, model and preprocessing."""
     model = replace(record.model, image_size=image_size)
-    tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
+    if record.video is not None:
+        slots = record.video.slots
+        tensors = resize_video_positions(state, (slots, record.model.grid_size), (slots, model.grid_size))
+    else:
+        tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
     if preprocessing is None and record.kind == "detector":
         preprocessing = Letterbox(size=image_size)

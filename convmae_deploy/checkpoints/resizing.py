@@ -12,10 +12,10 @@ from torch import Tensor
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import DenseConfig, relative_grid, resize_position_embedding
+from convmae_deploy.models.video import resize_space_time_embedding
 from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
     Letterbox,
-    Preprocessing,
     SlidingWindow,
     standard_preprocessing,
 )
@@ -61,6 +61,32 @@ def resize_positions(
     return tensors, changes
 
 
+def resize_video_positions(
+    state: Mapping[str, Tensor], old: tuple[int, tuple[int, int]], new: tuple[int, tuple[int, int]]
+) -> dict[str, Tensor]:
+    """A video model's state dict with its position embeddings for clips of another length or size.
+
+    Args:
+        state: with the prefix of the encoder or without.
+        old: (T, (H, W)) in slots and tokens that the tensors are for.
+        new: that they are to be for.
+
+    Raises:
+        ConvMAEError: a tensor is not for the old ones.
+    """
+    tensors = dict(state)
+    positions = old[0] * math.prod(old[1])
+    for name in POSITION_EMBEDDINGS:
+        if name in state and old != new:
+            if state[name].shape[:-1] != (1, positions):
+                raise ConvMAEError(
+                    f"{name} must be for the {positions} tokens of its config; found the shape "
+                    f"{tuple(state[name].shape)}: copy the checkpoint again"
+                )
+            tensors[name] = resize_space_time_embedding(state[name], old, new).flatten(1, 2)
+    return tensors
+
+
 def is_windowed(block: str | None, dense: DenseConfig) -> bool:
     """Whether a block of stage 3 (its number; None: what the global blocks share) attends within windows."""
     return block is not None and dense.window_size is not None and int(block) not in dense.global_blocks
@@ -100,4 +126,4 @@ def resize_preprocessing(preprocessing: AnyPreprocessing, image_size: tuple[int,
     if preprocessing.resize == standard_preprocessing(preprocessing.crop).resize:
         resize = standard_preprocessing(image_size).resize  # not by way of a figure that was rounded down
     changed = {"crop": image_size, "resize": resize}
-    return Preprocessing.model_validate(preprocessing.model_dump() | changed)
+    return type(preprocessing).model_validate(preprocessing.model_dump() | changed)

@@ -57,6 +57,11 @@ class VideoConfig:
         if self.kernel_depth < 1 or self.kernel_depth % 2 == 0:
             raise ConvMAEError(f"kernel_depth must be odd and positive; got {self.kernel_depth}")
 
+    @property
+    def slots(self) -> int:
+        """T of those clips."""
+        return self.frames // TUBELET
+
 
 class CubeEmbed(nn.Module):
     """`PatchEmbed` of a video: cubes of 2 frames and 4 x 4 pixels."""
@@ -204,7 +209,7 @@ def build_video_convmae(config: ConvMAEConfig, video: VideoConfig, *, drop_path_
         depths=config.depths,
         mlp_ratios=config.mlp_ratios,
         num_heads=config.num_heads,
-        slots=video.frames // TUBELET,
+        slots=video.slots,
         grid_size=config.grid_size,
         kernel_size=config.kernel_size,
         kernel_depth=video.kernel_depth,
