@@ -9,7 +9,7 @@ from timm.data import Mixup, create_transform
 from torch import Tensor
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.manifest import ClipPreprocessing, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class AugmentationConfig:
 
 
 def training_transform(
-    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing
+    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing | ClipPreprocessing
 ) -> Callable[[Image.Image], Tensor]:
     """From a decoded RGB photo to an augmented, normalised tensor (3, *image_size)."""
     transform = create_transform(
@@ -56,13 +56,21 @@ def training_transform(
 def batch_mixing(config: AugmentationConfig, num_classes: int) -> Mixup | None:
     """timm's mixup and cutmix (one or the other a batch, half and half), or None where both are off.
 
-    It smooths its targets itself; without it the loss does.
+    It takes photos (B, 3, H, W) and clips (B, 3, T, H, W), and smooths its targets itself; without it the loss does.
     """
     if not (config.mixup or config.cutmix):
         return None
-    return Mixup(  # type: ignore[no-untyped-call]
+    return _BatchMixing(  # type: ignore[no-untyped-call]
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,
         label_smoothing=config.label_smoothing,
         num_classes=num_classes,
     )
+
+
+class _BatchMixing(Mixup):
+    """timm's own cuts its box out of axes 2 and 3, which of a clip are time and height."""
+
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, targets = super().__call__(x.flatten(1, -3), target)  # type: ignore[no-untyped-call]
+        return mixed.reshape(x.shape), targets

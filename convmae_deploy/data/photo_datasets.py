@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from convmae_deploy.runtime.images import decode_image
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 
+Source = TypeVar("Source")
 Transform = Callable[[Image.Image], Tensor]  # from an RGB photo to a tensor (3, H, W)
 LabelledSample = tuple[Tensor, int]  # image (3, H, W), class index
 MaskedSample = tuple[Tensor, Tensor]  # image (3, H, W), noise (N,) that `models.masking` turns into a mask
@@ -32,17 +34,19 @@ def seed_sample(*key: int) -> None:
     torch.default_generator.manual_seed(int(state[0]))  # the CPU's only: workers must not touch CUDA
 
 
-def masked_sample(photo: Image.Image, transform: Transform, cells: int, key: tuple[int, ...]) -> MaskedSample:
-    """A photo's augmented image and the noise of its mask, both a pure function of the photo and `key`.
+def masked_sample(
+    source: Source, transform: Callable[[Source], Tensor], cells: int, key: tuple[int, ...]
+) -> MaskedSample:
+    """An augmented image and the noise of its mask, both a pure function of what they are made of and `key`.
 
     Args:
-        photo: RGB.
+        source: an RGB photo, or a video's file.
         transform: random, from the global generators.
         cells: N, of the masking strategy's grid.
         key: what tells this sample from every other of the run, the run's seed included.
     """
     seed_sample(*key)
-    image = transform(photo)
+    image = transform(source)
     return image, torch.rand(cells)
 
 

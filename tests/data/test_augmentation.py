@@ -48,3 +48,28 @@ def test_mixing_is_off_only_when_both_are() -> None:
     assert targets.shape == (6, 4)
     assert torch.allclose(targets.sum(dim=1), torch.ones(6))
     assert float(targets.min()) >= 0.1 / 4 - 1e-6
+
+
+def test_cutmix_cuts_the_same_box_out_of_every_frame_of_a_clip() -> None:
+    clips = torch.zeros(4, 3, 6, 32, 48)
+    clips[2:] = 1.0
+    mixing = batch_mixing(AugmentationConfig(mixup=0.0, cutmix=1.0, label_smoothing=0.0), 2)
+    assert mixing is not None
+    for seed in range(8):
+        np.random.seed(seed)
+        mixed, targets = mixing(clips.clone(), torch.tensor([0, 0, 1, 1]))
+        assert mixed.shape == clips.shape
+        box = mixed[0, 0, 0]
+        assert torch.equal(mixed[0], box.expand(3, 6, 32, 48))  # all colours and frames alike
+        rows, columns = (torch.nonzero(box.sum(dim=axis)).flatten() for axis in (1, 0))
+        assert int(box.sum()) == len(rows) * len(columns)  # a rectangle of the frame
+        assert float(targets[0, 1]) == pytest.approx(float(box.mean()), abs=1e-6)
+
+
+def test_mixup_blends_whole_clips() -> None:
+    clips = torch.arange(4.0).reshape(4, 1, 1, 1, 1).expand(4, 3, 6, 8, 8).clone()
+    mixing = batch_mixing(AugmentationConfig(mixup=0.8, cutmix=0.0, label_smoothing=0.0), 4)
+    assert mixing is not None
+    mixed, targets = mixing(clips, torch.arange(4))
+    assert torch.allclose(mixed, mixed[:, :1, :1, :1, :1].expand_as(mixed))
+    assert torch.allclose(mixed[:, 0, 0, 0, 0], targets @ torch.arange(4.0))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,10 +10,14 @@ from torch import Tensor, nn
 
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
-from convmae_deploy.engine.evaluation import evaluate
+from convmae_deploy.data.video_datasets import EvaluationVideos
+from convmae_deploy.data.video_folder import VideoFolder
+from convmae_deploy.engine.evaluation import AverageOfViews, evaluate
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.clips import ClipViews, average_views, read_clips
+from convmae_deploy.runtime.manifest import Preprocessing, standard_clips
 from tests.photo_folders import make_photo_folder
+from tests.video_files import make_video
 
 
 class Projection(nn.Module):
@@ -61,5 +66,31 @@ def test_a_split_without_one_readable_photo_is_refused(tmp_path: Path) -> None:
     make_photo_folder(tmp_path, classes=("a",), per_class=1)
     (tmp_path / "val" / "a" / "0.png").write_bytes(b"damaged")
     photos = EvaluationPhotos(read_photo_folder(tmp_path, "val"), Preprocessing(resize=(36, 36), crop=(32, 32)))
-    with pytest.raises(ConvMAEError, match="none of the 1 validation photos"):
+    with pytest.raises(ConvMAEError, match="none of the 1 validation files"):
         evaluate(Projection(), photos, Accelerator(), batch_size=4, workers=0)
+
+
+class MiddlePixel(nn.Module):
+    """Logits that depend strongly on which frames and which crop of a video (B, 3, T, H, W) are seen."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        seen = clips[:, 0, 0, 4, 4]
+        return torch.stack([seen, -seen, seen * seen], dim=1) * 3
+
+
+def test_views_of_a_video_count_by_the_mean_of_their_probabilities(tmp_path: Path) -> None:
+    videos = tuple(tmp_path / f"{index}.mp4" for index in range(3))
+    for index, video in enumerate(videos):
+        video.write_bytes(make_video(frames=10 + 5 * index, size=(48, 96)))
+    videos[1].write_bytes(b"damaged")
+    folder = VideoFolder(videos=videos, labels=(0, 1, 2), classes=("a", "b", "c"))
+    spec, views = standard_clips((32, 32), frames=2, stride=2), ClipViews(temporal=2, spatial=3)
+    model = AverageOfViews(MiddlePixel())
+    accuracy = evaluate(model, EvaluationVideos(folder, spec, views), Accelerator(), batch_size=2, workers=0)
+    losses = []
+    for video, label in ((videos[0], 0), (videos[2], 2)):
+        logits = MiddlePixel()(torch.from_numpy(read_clips(video, spec, views=views))).numpy()
+        assert len(np.unique(logits[:, 0])) > 2  # the views differ
+        losses.append(-np.log(average_views(logits)[label]))
+    assert (accuracy.images, accuracy.unreadable) == (2, 1)
+    assert accuracy.loss == pytest.approx(float(np.mean(losses)), rel=1e-5)
