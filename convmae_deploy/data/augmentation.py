@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from convmae_deploy.errors import ConvMAEError
@@ -34,23 +35,47 @@ class AugmentationConfig:
 
 
 def training_transform(
-    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing | ClipPreprocessing
+    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing
 ) -> Callable[[Image.Image], Tensor]:
     """From a decoded RGB photo to an augmented, normalised tensor (3, *image_size)."""
     transform = create_transform(
-        image_size,
-        is_training=True,
-        scale=config.crop_scale,
-        hflip=config.flip,
-        auto_augment=config.rand_augment,
-        color_jitter=config.color_jitter,
+        **_picture_options(config, image_size, preprocessing),
         re_prob=config.random_erasing,
         re_mode="pixel",
-        interpolation=preprocessing.interpolation,
         mean=preprocessing.mean,
         std=preprocessing.std,
     )
     return cast(Callable[[Image.Image], Tensor], transform)
+
+
+def training_stages(
+    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: ClipPreprocessing
+) -> tuple[Callable[[Image.Image], Image.Image], Callable[[Tensor], Tensor]]:
+    """The two halves of `training_transform`, for who normalises between them.
+
+    Returns:
+        What is done to an RGB picture, and what is done to a normalised tensor (C, *image_size), in place.
+    """
+    shape, change, _ = create_transform(
+        **_picture_options(config, image_size, preprocessing), mean=preprocessing.mean, separate=True
+    )
+    erase = RandomErasing(config.random_erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+    return lambda picture: change(shape(picture)), erase
+
+
+def _picture_options(
+    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing | ClipPreprocessing
+) -> dict[str, Any]:
+    """timm's arguments for what is done before normalisation."""
+    return {
+        "input_size": image_size,
+        "is_training": True,
+        "scale": config.crop_scale,
+        "hflip": config.flip,
+        "auto_augment": config.rand_augment,
+        "color_jitter": config.color_jitter,
+        "interpolation": preprocessing.interpolation,
+    }
 
 
 def batch_mixing(config: AugmentationConfig, num_classes: int) -> Mixup | None:

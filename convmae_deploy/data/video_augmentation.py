@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.augmentation import AugmentationConfig, training_stages
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import ClipPreprocessing
@@ -50,7 +50,7 @@ def video_augmentation(*, flip: float) -> AugmentationConfig:
 def clip_training_transform(
     config: AugmentationConfig, image_size: tuple[int, int], preprocessing: ClipPreprocessing
 ) -> ClipTransform:
-    """The augmentation of photos, with the same draws for every frame; random erasing's noise included.
+    """The augmentation of photos with the same draws for every frame; random erasing takes one box out of all frames.
 
     The crop comes before RandAugment as for photos, where VideoMAE has it after: the same changes on fewer pixels.
 
@@ -59,15 +59,17 @@ def clip_training_transform(
         image_size: (h, w).
         preprocessing: the normalisation and interpolation.
     """
-    transform = training_transform(config, image_size, preprocessing)
+    change, erase = training_stages(config, image_size, preprocessing)
 
     def apply(frames: Frames) -> Tensor:
         seed = random.getrandbits(64)
-        augmented = []
-        for frame in frames:
+        changed = np.empty((len(frames), *image_size, 3), dtype=np.uint8)
+        for frame, result in zip(frames, changed, strict=True):
             seed_sample(seed)
-            augmented.append(transform(Image.fromarray(frame)))
-        return torch.stack(augmented, dim=1)
+            result[:] = np.asarray(change(Image.fromarray(frame)))
+        clip = normalised_clip(changed, preprocessing)
+        erase(clip.flatten(0, 1))  # (3 T, h, w): a view, so in place
+        return clip
 
     return apply
 

@@ -44,7 +44,9 @@ def levels(clip: Tensor) -> NDArray[np.float64]:
     return np.asarray((clip.numpy() * std + mean) * 255).transpose(1, 2, 3, 0)
 
 
-@pytest.mark.parametrize("config", [video_augmentation(flip=0.5), replace(OFF, crop_scale=(0.1, 1.0), flip=0.5)])
+@pytest.mark.parametrize(
+    "config", [replace(video_augmentation(flip=0.5), random_erasing=0.0), replace(OFF, crop_scale=(0.1, 1.0), flip=0.5)]
+)
 def test_equal_frames_stay_equal_whatever_is_drawn(config: AugmentationConfig) -> None:
     transform = clip_training_transform(config, (32, 32), SPEC)
     clips = []
@@ -55,6 +57,20 @@ def test_equal_frames_stay_equal_whatever_is_drawn(config: AugmentationConfig) -
         assert torch.equal(clip, clip[:, :1].expand_as(clip)), seed
         clips.append(clip)
     assert len({float(clip.sum()) for clip in clips}) == 20
+
+
+def test_random_erasing_takes_the_same_box_out_of_every_frame() -> None:
+    transform = clip_training_transform(replace(OFF, random_erasing=1.0), (32, 32), SPEC)
+    whole = clip_training_transform(OFF, (32, 32), SPEC)([picture(32, 32)] * 6)
+    boxes = set()
+    for seed in range(10):
+        seed_sample(seed)
+        erased = (transform([picture(32, 32)] * 6) != whole).any(dim=0)  # (T, h, w)
+        assert torch.equal(erased, erased[:1].expand_as(erased))
+        rows, columns = (torch.nonzero(erased[0].any(dim=axis)).flatten() for axis in (1, 0))
+        assert int(erased[0].sum()) == len(rows) * len(columns) > 0
+        boxes.add((int(rows[0]), int(columns[0]), len(rows), len(columns)))
+    assert len(boxes) > 5
 
 
 def test_frames_keep_their_order_and_their_differences() -> None:
