@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 MILLISECOND = Fraction(1, 1000)
@@ -99,15 +100,23 @@ def make_gif(frames: int = 12) -> bytes:
     return make_video("gif", codec="gif", frames=frames, rate=10, pixels="gray")
 
 
-def make_audio(container: str = "mp4") -> bytes:
-    """Half a second of silence, no picture."""
+def make_audio(container: str = "mp4", *, cover: bool = False) -> bytes:
+    """Half a second of silence, no picture but perhaps that of its cover."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "audio"
         with av.open(path, "w", format=container) as output:
             stream = output.add_stream("aac", rate=16_000, layout="mono")
+            picture = output.add_stream("png", rate=1) if cover else None
+            if picture is not None:
+                assert isinstance(picture, av.VideoStream)
+                picture.height, picture.width, picture.pix_fmt = 48, 64, "rgb24"
+                picture.disposition = Disposition.attached_pic
             for start in range(0, 8000, 1000):
                 frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), dtype=np.float32), format="fltp", layout="mono")
                 frame.sample_rate, frame.pts = 16_000, start
                 output.mux(stream.encode(frame))
             output.mux(stream.encode(None))
+            if picture is not None:
+                output.mux(picture.encode(av.VideoFrame.from_ndarray(make_frame(0, 1, (48, 64)))))
+                output.mux(picture.encode(None))
         return path.read_bytes()

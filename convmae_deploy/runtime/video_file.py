@@ -170,8 +170,7 @@ class VideoFile:
             if self._timeline.shown is not None:
                 number = self._timeline.shown.get(-1 if frame.pts is None else frame.pts, -1)
             self._count += 1
-            if number >= 0:
-                self._decoded.append((number, frame))
+            self._decoded.append((number, frame))
 
 
 @contextmanager
@@ -265,10 +264,9 @@ def _video_stream(container: "InputContainer", name: str, data: bytes) -> "Video
         return streams[0]
     if name == "mov" and not mp4_has_index(data):
         raise truncated("an MP4 without its index (moov)")
-    kinds = ", ".join(sorted({str(stream.type) for stream in container.streams})) or "nothing"
-    raise VideoError(
-        "no_video_stream", f"expected a video, found a file that holds no picture but {kinds}; send a video"
-    )
+    names = {"video": "a cover picture"}
+    kinds = ", ".join(sorted({names.get(stream.type, stream.type) for stream in container.streams})) or "nothing"
+    raise VideoError("no_video_stream", f"expected a video, found a file that holds {kinds} only; send a video")
 
 
 def _read_header(container: "InputContainer", stream: "VideoStream", name: str, limits: VideoLimits) -> VideoHeader:

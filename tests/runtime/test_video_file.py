@@ -93,6 +93,12 @@ def test_frames_are_upright(rotation: int, mirrored: bool, size: tuple[int, int]
     assert red == {corner}
 
 
+def test_a_frame_is_on_screen_from_its_time_on() -> None:
+    with open_video(make_video()) as video:
+        moments = np.array([0.0, 0.0499, 0.5, 0.999])  # of 0.8 seconds with a frame every 0.04
+        assert video.on_screen(moments).tolist() == [0, 0, 10, 19]
+
+
 def test_uneven_frames_are_found_by_their_times() -> None:
     shown = [0, 10, 20, 30, 40, 1000, 1500, 1510, 1900, 2000]
     with open_video(make_video("matroska", frames=10, milliseconds=shown)) as video:
@@ -121,6 +127,36 @@ def test_odd_pixels_and_sizes_are_converted(container: str, codec: str, pixels: 
         frames = list(video.frames([0, 10, 19]))
     assert {frame.shape for frame in frames} == {(*size, 3)}
     assert [number_of(frame, 20) for frame in frames] == [0, 10, 19]
+
+
+def test_frames_of_avi_are_counted_where_its_times_are_those_of_decoding() -> None:
+    assert numbers(make_video("avi", codec="libx264"), list(range(20))) == list(range(20))
+
+
+def test_frames_before_the_first_keyframe_are_no_part_of_the_video() -> None:
+    stream = make_video("mpegts", codec_options={"g": "5"})
+    with open_video(stream[188 * 9 :]) as video:
+        assert [number_of(frame, 20) for frame in video.frames(range(len(video)))] == list(range(4, 20))
+
+
+def test_frames_that_an_edit_list_cuts_off_are_no_part_of_the_video() -> None:
+    data = make_video(
+        milliseconds=[40 * number - 120 for number in range(20)],
+        options={"avoid_negative_ts": "disabled", "use_editlist": "1"},
+        codec_options={"bf": "0"},
+    )
+    with open_video(data) as video:
+        assert video.seconds == pytest.approx(0.68)
+        assert [number_of(frame, 20) for frame in video.frames(range(len(video)))] == list(range(3, 20))
+
+
+def test_frames_that_change_their_size_come_in_that_of_the_first() -> None:
+    data = make_video("mpegts", size=(48, 64)) + make_video("mpegts", size=(96, 128))
+    with open_video(data) as video:
+        frames = list(video.frames([5, 35]))
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
+    assert [number_of(frame, 20) for frame in frames] == [5, 15]
+    assert refusal(data, max_pixels=5000)[0] == "video_corrupt"  # the decoder is held to it
 
 
 def test_interlaced_frames_are_whole_frames() -> None:
@@ -155,7 +191,8 @@ def test_a_file_cut_off_is_refused_even_where_it_could_be_decoded(data: bytes, w
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "still_image", "still picture (PNG)"),
         (b"\0\0\0\x18ftypheic" + bytes(50), "still_image", "still picture (HEIC)"),
         (make_gif(1), "still_image", "GIF of a single picture"),
-        (make_audio(), "no_video_stream", "no picture but audio"),
+        (make_audio(cover=True), "no_video_stream", "holds a cover picture, audio only"),
+        (make_audio(), "no_video_stream", "holds audio only"),
         (make_video()[:40] + bytes(4000), "video_truncated", "without its index"),
         (b"\x1aE\xdf\xa3" + bytes(400), "video_corrupt", "matroska that cannot be opened"),
     ],
