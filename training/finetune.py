@@ -12,7 +12,6 @@ run by us). `nano` is ours for a CPU and made the model that ships: see its mode
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from timm.data import Mixup
@@ -24,6 +23,7 @@ from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.classification import (
     classification_log,
+    classification_loss,
     initial_record,
     read_splits,
     split_facts,
@@ -199,12 +199,7 @@ class FinetuneRecipe:
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy against smoothed, and where there are two images mixed, targets."""
         smoothing = self.config.augmentation.label_smoothing
-        targets = labels
-        if self.mixing is not None and len(images) > 1:
-            even = len(images) // 2 * 2  # mixing pairs the images of a batch; it smooths the targets itself
-            images, targets = self.mixing(images[:even], labels[:even])
-            smoothing = 0.0
-        return F.cross_entropy(self.run.model(images).float(), targets, label_smoothing=smoothing)
+        return classification_loss(self.run.model, images, labels, self.mixing, smoothing)
 
     def finish_epoch(self, epoch: int, train_loss: float) -> None:
         """Validates, logs and saves."""

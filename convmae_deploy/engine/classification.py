@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch.nn.functional as F
 from rich.console import Console
+from timm.data import Mixup
+from torch import Tensor, nn
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
@@ -67,7 +70,13 @@ def initial_record(
 
 
 def classification_log(
-    run: TrainingRun, console: Console, *, data: Path, epochs: int, validation_epochs: int
+    run: TrainingRun,
+    console: Console,
+    *,
+    data: Path,
+    epochs: int,
+    validation_epochs: int,
+    kind: Literal["photos", "videos"] = "photos",
 ) -> EpochLog:
     """The epoch log of a classifier, whose `best` is the one with the best top-1."""
     return EpochLog(
@@ -75,13 +84,34 @@ def classification_log(
         console=console,
         data=data.name,
         epochs=epochs,
+        kind=kind,
         validation_epochs=validation_epochs,
         best_by="val_top1",
         best_by_label="validation top-1 (%)",
     )
 
 
-def told_accuracy(accuracy: Accuracy) -> Validation:
+def classification_loss(
+    model: nn.Module, inputs: Tensor, labels: Tensor, mixing: Mixup | None, smoothing: float
+) -> Tensor:
+    """Cross-entropy against smoothed, and where there are two inputs mixed, targets.
+
+    Args:
+        model: to logits (B, K).
+        inputs: images (B, 3, H, W) or clips (B, 3, T, H, W).
+        labels: (B,).
+        mixing: Mixup and CutMix; None: neither.
+        smoothing: share of the target that is spread over all classes.
+    """
+    targets = labels
+    if mixing is not None and len(inputs) > 1:
+        even = len(inputs) // 2 * 2  # mixing pairs the inputs of a batch; it smooths the targets itself
+        inputs, targets = mixing(inputs[:even], labels[:even])
+        smoothing = 0.0
+    return F.cross_entropy(model(inputs).float(), targets, label_smoothing=smoothing)
+
+
+def told_accuracy(accuracy: Accuracy, kind: Literal["photos", "videos"] = "photos") -> Validation:
     """What a validation of a classifier found."""
     percentages = f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %"
     return Validation(
@@ -92,5 +122,5 @@ def told_accuracy(accuracy: Accuracy) -> Validation:
             "unreadable_val": accuracy.unreadable,
         },
         told=f"validation loss {accuracy.loss:.4f}, {percentages}",
-        summary=f"{percentages} on {accuracy.images} photos",
+        summary=f"{percentages} on {accuracy.images} {kind}",
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL import Image
 from rich.console import Console
@@ -35,8 +36,9 @@ class EpochLog:
 
     run: TrainingRun
     console: Console
-    data: str  # name of the photos, for the provenance
+    data: str  # name of the photos or videos, for the provenance
     epochs: int
+    kind: Literal["photos", "videos"] = "photos"  # of the data
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs; 0: never
     best_by: str | None = None  # the score that `best` is chosen by, larger is better; it is drawn beside the losses
@@ -129,8 +131,9 @@ class EpochLog:
             return run.record  # it saves nothing, and where nodes share no disk it cannot read run.json
         described = run.folder.description()
         facts = described["data"]
+        train, val = facts[f"train_{self.kind}"], facts[f"val_{self.kind}"]
         provenance = {
-            "data": f"{facts['train_photos']} training and {facts['val_photos']} validation photos of {self.data}",
+            "data": f"{train} training and {val} validation {self.kind} of {self.data}",
             "command": described["command"],
             "seed": str(run.config.seed),
             "epoch": f"{epoch + 1} of {self.epochs}",

@@ -19,7 +19,7 @@ from convmae_deploy.models.pretraining import (
     patchify,
     unpatchify,
 )
-from convmae_deploy.runtime.manifest import Preprocessing
+from convmae_deploy.runtime.manifest import ClipPreprocessing, Preprocessing
 
 GREY = 0.5  # of hidden pixels
 GAP = 4  # pixels between photos and around them
@@ -84,7 +84,7 @@ def reconstruction_columns(
     return {caption: photos.cpu() for caption, photos in columns.items()}
 
 
-def to_pixels(images_bchw: Tensor, preprocessing: Preprocessing) -> Tensor:
+def to_pixels(images_bchw: Tensor, preprocessing: Preprocessing | ClipPreprocessing) -> Tensor:
     """Normalised values to [0, 1], clipped; what is not finite becomes 0."""
     mean, std = (
         torch.tensor(values, device=images_bchw.device).reshape(3, 1, 1)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
 from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.optimisation import OptimisationConfig
@@ -31,7 +32,8 @@ from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
-from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.video import VideoConfig
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
@@ -89,13 +91,32 @@ def training_sampler(photos: int, optimisation: OptimisationConfig, seed: int, a
     )
 
 
-def start_from(encoder: ConvMAE, path: Path, architecture: ConvMAEConfig, console: Console) -> None:
+def start_from(encoder: nn.Module, path: Path, architecture: ConvMAEConfig, console: Console) -> None:
     """Gives an encoder of `architecture` trained weights, ours or the authors', and says what was changed to fit.
 
     Raises:
         ConvMAEError: not such an encoder, or damaged.
     """
     state, report = load_initial_encoder(path, architecture)
+    encoder.load_state_dict(state)
+    if report:
+        console.print("\n".join(report))
+
+
+def start_video_from(
+    encoder: nn.Module,
+    path: Path,
+    architecture: ConvMAEConfig,
+    video: VideoConfig,
+    inflation: Inflation,
+    console: Console,
+) -> None:
+    """`start_from` of a video encoder, from another or from an image encoder.
+
+    Raises:
+        ConvMAEError: not such an encoder, or damaged.
+    """
+    state, report = load_initial_video_encoder(path, architecture, video, inflation)
     encoder.load_state_dict(state)
     if report:
         console.print("\n".join(report))

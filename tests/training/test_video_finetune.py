@@ -1,0 +1,152 @@
+"""The video finetuning program and the test with views: they learn motions, resume exactly, refuse bad input."""
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from convmae_deploy.checkpoints.native import load_video_classifier
+from convmae_deploy.data.augmentation import AugmentationConfig
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.runtime.manifest import standard_clips
+from tests.training_runs import stop_after
+from tests.video_folders import make_motion_folder
+from training import video_finetune as program
+from training import video_pretrain, video_test
+
+TEST_MODEL = ConvMAEConfig(
+    embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
+)
+PLAIN = AugmentationConfig(
+    crop_scale=(0.9, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
+)
+CHANGING = {"seconds", "peak_memory_gb"}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_motion_folder(tmp_path_factory.mktemp("videos") / "motions")
+
+
+def config(
+    videos: Path, out: Path, *, resume: bool = False, epochs: int = 2, **changes: Any
+) -> program.VideoFinetuneConfig:
+    preset = program.nano()
+    plain = replace(
+        preset,
+        data=videos,
+        image_size=(32, 32),
+        video=VideoConfig(frames=8),
+        augmentation=PLAIN,
+        optimisation=replace(
+            preset.optimisation, epochs=epochs, warmup_epochs=0.5, batch_size=8, micro_batch_size=4, base_lr=0.2
+        ),
+        run=replace(preset.run, out=out, resume=resume, workers=0, precision="fp32"),
+    )
+    return replace(plain, **changes)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
+
+
+@pytest.mark.slow
+def test_it_learns_which_way_things_move_and_is_tested_with_views(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.finetune(config(videos, tmp_path / "run", epochs=25, validation_epochs=5)) == 0
+    assert lines_of(tmp_path / "run")[-1]["train_loss"] < 0.3
+    assert max(line.get("val_top1", 0) for line in lines_of(tmp_path / "run")) == 100
+    _, record = load_video_classifier(tmp_path / "run")
+    assert record.classes == ("left", "right")
+    assert record.preprocessing == standard_clips((32, 32), frames=8, stride=1)
+    assert record.provenance["data"] == "16 training and 8 validation videos of motions"
+    assert record.provenance["validation"].endswith("on 8 videos")
+    tested = video_test.VideoTestConfig(
+        checkpoint=tmp_path / "run", data=videos, temporal=2, precision="fp32", workers=0
+    )
+    assert video_test.test(tested) == 0
+    assert "top-1 100.00 %, top-5 100.00 % on 8 videos, 2 x 3 views" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert (written["top1"], written["images"], written["temporal_views"], written["spatial_views"]) == (100, 8, 2, 3)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "copies": 2,
+        "augmentation": replace(PLAIN, mixup=0.8, cutmix=1.0, rand_augment="rand-m7-n4-mstd0.5-inc1"),
+    }
+    assert program.finetune(config(videos, tmp_path / "whole", **changes)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert program.finetune(config(videos, tmp_path / "parts", **changes)) == 128 + signal.SIGTERM
+    assert program.finetune(config(videos, tmp_path / "parts", resume=True, **changes)) == 0
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_it_starts_from_a_pretrained_encoder_of_another_size(videos: Path, tmp_path: Path) -> None:
+    preset = video_pretrain.nano()
+    pretraining = replace(
+        preset,
+        data=videos,
+        image_size=(64, 64),
+        picture_epochs=0,
+        video=VideoConfig(frames=4),
+        model=replace(preset.model, decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=0.75),
+        optimisation=replace(preset.optimisation, epochs=1, warmup_epochs=0.5, batch_size=8),
+        run=replace(preset.run, out=tmp_path / "pretrained", workers=0, precision="fp32"),
+    )
+    assert video_pretrain.pretrain(pretraining) == 0
+    started = config(videos, tmp_path / "run", epochs=1, init=tmp_path / "pretrained")
+    model = program.initial_model(started, replace(TEST_MODEL, image_size=(32, 32)), 2, Console(quiet=True))
+    expected = load_file(tmp_path / "pretrained" / "last" / "model.safetensors")
+    assert torch.equal(model.encoder.state_dict()["blocks1.0.attn.weight"], expected["encoder.blocks1.0.attn.weight"])
+    assert program.finetune(started) == 0
+
+
+def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        files = sorted((videos / split).rglob("*.mp4"))
+        lines = [f"{file},{int(file.parent.name == 'right')}\n" for file in files]
+        (tmp_path / f"{split}.csv").write_text("".join(lines))
+    assert program.finetune(config(tmp_path, tmp_path / "run", epochs=1, stride=None)) == 0
+    _, record = load_video_classifier(tmp_path / "run")
+    assert record.classes == ("0", "1")
+    assert record.preprocessing == standard_clips((32, 32), frames=8, stride=None)
+
+
+def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="stride must be at least 1"):
+        replace(program.nano(), stride=0)
+    with pytest.raises(ConvMAEError, match="must be a run folder or a checkpoint"):
+        video_test.test(video_test.VideoTestConfig(checkpoint=tmp_path, data=videos))
+    with pytest.raises(ConvMAEError):
+        program.finetune(config(tmp_path / "none", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_presets_are_the_papers_and_videomaes() -> None:
+    k400, ssv2 = (program.PRESETS[name][1] for name in ("k400", "ssv2"))
+    assert (k400.optimisation.epochs, ssv2.optimisation.epochs) == (100, 40)
+    assert (k400.stride, ssv2.stride) == (4, None)
+    assert (k400.augmentation.flip, ssv2.augmentation.flip) == (0.5, 0.0)
+    assert (k400.copies, k400.layer_decay, k400.drop_path) == (2, 0.75, 0.1)
+    assert k400.augmentation.rand_augment == "rand-m7-n4-mstd0.5-inc1"

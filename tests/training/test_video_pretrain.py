@@ -1,0 +1,173 @@
+"""The video pretraining program: it learns, resumes exactly, survives bad videos, and has the paper's recipes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
+from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.runtime.manifest import standard_clips
+from tests.training_runs import not_a_number, stop_after
+from tests.video_folders import make_motion_folder
+from training import video_pretrain as program
+
+ROOT = Path(__file__).parents[2]
+TEST_MODEL = ConvMAEConfig(
+    embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
+)
+CHANGING = {"seconds", "peak_memory_gb"}
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_motion_folder(tmp_path_factory.mktemp("videos") / "motions", train=4)
+
+
+def config(
+    videos: Path, out: Path, *, resume: bool = False, epochs: int = 3, **changes: Any
+) -> program.VideoPretrainConfig:
+    preset = program.nano()
+    return replace(
+        preset,
+        data=videos,
+        image_size=(64, 64),
+        picture_epochs=0,
+        video=VideoConfig(frames=8),
+        model=replace(preset.model, decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=0.75),
+        optimisation=replace(
+            preset.optimisation, epochs=epochs, warmup_epochs=0.5, batch_size=4, micro_batch_size=2, base_lr=0.1
+        ),
+        run=replace(preset.run, out=out, resume=resume, workers=0, precision="fp32"),
+        **changes,
+    )
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
+
+
+def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, tmp_path: Path) -> None:
+    run = replace(config(videos, tmp_path / "run", epochs=10), picture_epochs=5)
+    assert program.pretrain(run) == 0
+    lines = lines_of(tmp_path / "run")
+    assert lines[-1]["train_loss"] < 0.97 * lines[0]["train_loss"]
+    _, record = load_video_pretraining(tmp_path / "run")
+    assert record.video == VideoConfig(frames=8)
+    assert record.preprocessing == standard_clips((64, 64), frames=8, stride=1)
+    pictures = sorted((tmp_path / "run" / "pictures").iterdir())
+    assert [picture.name for picture in pictures] == ["epoch-0005.png", "epoch-0010.png"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 4 * 64 and picture.height > 3 * 2 * 64  # four slots; three rows of two clips
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == {"train_videos": 8, "processes": 1}
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    assert program.pretrain(config(videos, tmp_path / "whole")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        assert program.pretrain(config(videos, tmp_path / "parts")) == 128 + signal.SIGTERM
+    assert program.pretrain(config(videos, tmp_path / "parts", resume=True)) == 0
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
+    videos = make_motion_folder(tmp_path / "motions", train=4)
+    broken = videos / "train" / "left" / "0.mp4"
+    broken.write_bytes(broken.read_bytes()[:300])
+    assert program.pretrain(config(videos, tmp_path / "run", epochs=2)) == 0
+    assert [line["unreadable_train"] for line in lines_of(tmp_path / "run")] == [1, 2]
+
+
+def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = program.VideoPretrainRecipe.loss, 0
+
+    def sometimes(self: program.VideoPretrainRecipe, clips: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return not_a_number(self.run.model) if calls == 4 else original(self, clips, noise)
+
+    monkeypatch.setattr(program.VideoPretrainRecipe, "loss", sometimes)
+    assert program.pretrain(config(videos, tmp_path / "run")) == 0
+    assert lines_of(tmp_path / "run")[-1]["skipped_updates"] == 1
+
+
+def test_it_can_start_from_an_image_encoder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    save_checkpoint(tmp_path / "image", build_convmae(TEST_MODEL).state_dict(), record)
+    assert program.pretrain(config(videos, tmp_path / "run", epochs=1, init=tmp_path / "image")) == 0
+    assert "inflated the kernels of an image model (centre); the paper trains" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_losses_of_one(videos: Path, tmp_path: Path) -> None:
+    command = ["-m", "tests.training.test_video_pretrain", str(videos)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    for name, arguments in (("one", command), ("two", two)):
+        run = subprocess.run(
+            [sys.executable, *arguments, str(tmp_path / name)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+    found, expected = ([line["train_loss"] for line in lines_of(tmp_path / out)] for out in ("two", "one"))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"stride": 0}, "stride at least 1"), ({"picture_epochs": -1}, "at least 0"), ({"image_size": (60, 64)}, "32")],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConvMAEError, match=sentence):
+        replace(program.nano(), **changes)
+
+
+def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError):
+        program.pretrain(config(tmp_path / "none", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_presets_are_the_papers_and_videomaes() -> None:
+    k400, ssv2 = (program.PRESETS[name][1] for name in ("k400", "ssv2"))
+    assert (k400.stride, ssv2.stride, ssv2.augmentation.flip) == (4, 2, 0.0)
+    assert k400.video == VideoConfig(frames=16, kernel_depth=3)
+    assert (k400.model.decoder_width, k400.model.decoder_depth, k400.model.mask_ratio) == (384, 4, 0.9)
+    assert k400.optimisation.learning_rate == pytest.approx(1.2e-3)
+    assert k400.optimisation.min_lr == pytest.approx(8e-5)
+    assert (k400.optimisation.epochs, k400.optimisation.warmup_epochs, k400.optimisation.betas) == (
+        800,
+        40,
+        (0.9, 0.95),
+    )
+
+
+if __name__ == "__main__":  # a process of the test above
+    MODELS["nano"] = lambda: TEST_MODEL
+    sys.exit(program.pretrain(config(Path(sys.argv[1]), Path(sys.argv[2]))))
