@@ -38,7 +38,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_motion_folder(tmp_path_factory.mktemp("videos") / "motions")
+    return make_motion_folder(tmp_path_factory.mktemp("videos") / "motions", train=12)
 
 
 def config(
@@ -68,13 +68,13 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 def test_it_learns_which_way_things_move_and_is_tested_with_views(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program.finetune(config(videos, tmp_path / "run", epochs=25, validation_epochs=5)) == 0
+    assert program.finetune(config(videos, tmp_path / "run", epochs=30, validation_epochs=5)) == 0
     assert lines_of(tmp_path / "run")[-1]["train_loss"] < 0.3
     assert max(line.get("val_top1", 0) for line in lines_of(tmp_path / "run")) == 100
     _, record = load_video_classifier(tmp_path / "run")
     assert record.classes == ("left", "right")
     assert record.preprocessing == standard_clips((32, 32), frames=8, stride=1)
-    assert record.provenance["data"] == "16 training and 8 validation videos of motions"
+    assert record.provenance["data"] == "24 training and 8 validation videos of motions"
     assert record.provenance["validation"].endswith("on 8 videos")
     tested = video_test.VideoTestConfig(
         checkpoint=tmp_path / "run", data=videos, temporal=2, precision="fp32", workers=0
@@ -88,7 +88,7 @@ def test_it_learns_which_way_things_move_and_is_tested_with_views(
 def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "copies": 2,
         "augmentation": replace(PLAIN, mixup=0.8, cutmix=1.0, rand_augment="rand-m7-n4-mstd0.5-inc1"),
     }
