@@ -21,7 +21,7 @@ from convmae_deploy.runtime.backends import Device
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
 from convmae_deploy.runtime.feature_files import check_feature_path, write_features
-from convmae_deploy.runtime.predictor import Classifier, open_predictor
+from convmae_deploy.runtime.predictor import Classifier, VideoClassifier, open_predictor
 
 _MAX_DEFAULT_BATCH = 32
 
@@ -84,6 +84,8 @@ def predict(
     if not photos:
         raise ConvMAEError("expected at least one photo after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads)
+    if isinstance(predictor, VideoClassifier):
+        raise ConvMAEError(f"{predictor.manifest.name} is a model of videos, got photos; give another bundle")
     report = make_report(predictor, photos, out=out, top_k=top_k, threshold=threshold)
     table = Table("file", *report.columns)
     failures = 0

@@ -17,11 +17,7 @@ CHANNELS = (4, 6, 8)  # of e1, e2 and e3; e4 and pooled have those of e3
 STRIDES = (4, 8, 16, 32)
 OPSET = 20
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-VIDEO_FIELDS: dict[str, Any] = {  # make a video model's manifest of a classifier's
-    "task": "video-classification",
-    "input": {"name": "clip", "shape": [3, 16, 64, 64], "max_batch": 8},
-    "preprocessing": {"resize": [64, 64], "crop": [64, 64], "frames": 16, "stride": 4},
-}
+VIDEO_FRAMES = 4  # of the tiny video model's clips
 OBJECTS = (  # of the tiny detector: box XYXY as shares of the input, score before the photo's brightness, label
     ((0.1, 0.1, 0.5, 0.6), 0.96, 1),
     ((0.4, 0.2, 0.9, 0.9), 0.8, 0),
@@ -145,6 +141,52 @@ def make_segmentation_bundle(
     return _write_bundle(directory, make_segmentation_graph(len(classes), window), fields, True, overrides)
 
 
+def make_video_bundle(
+    directory: Path,
+    *,
+    name: str = "motion",
+    classes: Sequence[str] = ("left", "right", "up"),
+    size: tuple[int, int] = (64, 64),
+    frames: int = VIDEO_FRAMES,
+    max_batch: int = 4,
+    **overrides: Any,
+) -> Path:
+    """Writes a video classifier made as the one of `make_bundle`, on slots of two frames; frames are taken in a row.
+
+    Args:
+        directory: the folder to write into; made when missing.
+        name: the manifest's name.
+        classes: class names, one per logit.
+        size: (height, width) of the graph's input in pixels, multiples of 32.
+        frames: of a clip, a multiple of 2.
+        max_batch: the largest batch that the manifest allows.
+        **overrides: as in `make_bundle`.
+
+    Returns:
+        `directory`.
+    """
+    fields = {"name": name, "classes": list(classes), **video_fields(len(classes), size, frames, max_batch)}
+    return _write_bundle(directory, make_graph(len(classes), size, frames), fields, True, overrides)
+
+
+def video_fields(class_count: int, size: tuple[int, int], frames: int, max_batch: int = 4) -> dict[str, Any]:
+    """What the manifest of a video classifier says otherwise than that of a classifier of photos."""
+    strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    return {
+        "task": "video-classification",
+        "input": {"name": "clip", "shape": [3, frames, *size], "max_batch": max_batch},
+        "preprocessing": {"resize": list(size), "crop": list(size), "frames": frames, "stride": 1},
+        "outputs": {
+            label: {
+                "shape": list(shape),
+                "stride": strides.get(label),
+                "time_stride": None if label in ("logits", "pooled") else 2,
+            }
+            for label, shape in output_shapes(class_count, size, frames).items()
+        },
+    }
+
+
 def _write_bundle(
     directory: Path, graph: onnx.ModelProto, fields: dict[str, Any], verified: bool, overrides: dict[str, Any]
 ) -> Path:
@@ -174,8 +216,12 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     (directory / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def make_graph(class_count: int, size: tuple[int, int]) -> onnx.ModelProto:
-    """The graph: image (batch, 3, H, W) -> logits, pooled, e1, e2, e3, e4, all float32."""
+def make_graph(class_count: int, size: tuple[int, int], frames: int | None = None) -> onnx.ModelProto:
+    """The graph: image (batch, 3, H, W) -> logits, pooled, e1, e2, e3, e4, all float32.
+
+    With `frames` it takes clip (batch, 3, T, H, W), has slots of two frames, and gives pooled_frames as well.
+    """
+    source, ones = ("image", []) if frames is None else ("clip", [1])
     random = np.random.default_rng(0)
     weights: list[TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -184,24 +230,26 @@ def make_graph(class_count: int, size: tuple[int, int]) -> onnx.ModelProto:
         weights.append(numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), label))
         return label
 
-    previous, previous_channels = "image", 3
+    previous, previous_channels = source, 3
     for level, channels in enumerate(CHANNELS, start=1):
-        window = 4 if level == 1 else 2
-        pool, kernel = f"pool{level}", weight(f"weight{level}", channels, previous_channels, 1, 1)
-        nodes.append(
-            helper.make_node("AveragePool", [previous], [pool], kernel_shape=[window] * 2, strides=[window] * 2)
-        )
+        window = [4, 4] if level == 1 else [2, 2]
+        window = [2 if level == 1 else 1 for _ in ones] + window
+        pool, kernel = f"pool{level}", weight(f"weight{level}", channels, previous_channels, *ones, 1, 1)
+        nodes.append(helper.make_node("AveragePool", [previous], [pool], kernel_shape=window, strides=window))
         nodes.append(helper.make_node("Conv", [pool, kernel], [f"e{level}"]))
         previous, previous_channels = f"e{level}", channels
-    nodes.append(helper.make_node("MaxPool", ["e3"], ["e4"], kernel_shape=[2, 2], strides=[2, 2]))
+    nodes.append(helper.make_node("MaxPool", ["e3"], ["e4"], kernel_shape=[*ones, 2, 2], strides=[*ones, 2, 2]))
     nodes.append(helper.make_node("GlobalAveragePool", ["e3"], ["mean"]))
     nodes.append(helper.make_node("Flatten", ["mean"], ["pooled"]))
+    if frames is not None:
+        weights.append(numpy_helper.from_array(np.array([3, 4]), "places"))
+        nodes.append(helper.make_node("ReduceMean", ["e3", "places"], ["slots"], keepdims=0))
+        nodes.append(helper.make_node("Transpose", ["slots"], ["pooled_frames"], perm=[0, 2, 1]))
     head = weight("head", previous_channels, class_count)
     nodes.append(helper.make_node("MatMul", ["pooled", head], ["logits"]))
 
-    return _model(
-        nodes, weights, size, {label: (shape, FLOAT) for label, shape in output_shapes(class_count, size).items()}
-    )
+    outputs = {label: (shape, int(FLOAT)) for label, shape in output_shapes(class_count, size, frames).items()}
+    return _model(nodes, weights, size if frames is None else (frames, *size), outputs, source)
 
 
 def make_detection_graph(size: tuple[int, int], converged: bool = True) -> onnx.ModelProto:
@@ -258,25 +306,28 @@ def make_segmentation_graph(class_count: int, window: tuple[int, int]) -> onnx.M
 def _model(
     nodes: Sequence[onnx.NodeProto],
     weights: Sequence[TensorProto],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     outputs: dict[str, tuple[tuple[int, ...], int]],
+    source: str = "image",
 ) -> onnx.ModelProto:
-    """A checked model of one image input; `outputs` are shapes without the batch axis and element types."""
+    """A checked model of one input, `source`; `outputs` are shapes without the batch axis and element types."""
     values = [helper.make_tensor_value_info(name, kind, ["batch", *shape]) for name, (shape, kind) in outputs.items()]
-    image = helper.make_tensor_value_info("image", FLOAT, ["batch", 3, *size])
+    image = helper.make_tensor_value_info(source, FLOAT, ["batch", 3, *size])
     graph = helper.make_graph(nodes, "tiny", [image], values, initializer=weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return model
 
 
-def output_shapes(class_count: int, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+def output_shapes(class_count: int, size: tuple[int, int], frames: int | None = None) -> dict[str, tuple[int, ...]]:
     """Shape of each output without the batch axis, in the manifest's order."""
+    slots = [] if frames is None else [frames // 2]
     maps = {
-        f"e{level}": (channels, size[0] // stride, size[1] // stride)
+        f"e{level}": (channels, *slots, size[0] // stride, size[1] // stride)
         for level, (channels, stride) in enumerate(zip((*CHANNELS, CHANNELS[-1]), STRIDES, strict=True), start=1)
     }
-    return {"logits": (class_count,), "pooled": (CHANNELS[-1],), **maps}
+    vectors = {"pooled": (CHANNELS[-1],)} | ({"pooled_frames": (*slots, CHANNELS[-1])} if slots else {})
+    return {"logits": (class_count,), **vectors, **maps}
 
 
 def _numerics(outputs: Sequence[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Backend(Protocol):
         """Where it runs, by the backend's own names, the preferred one first."""
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Runs images (B, 3, H, W) and returns the named outputs, each (B, ...)."""
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
 
 
 class OnnxRuntimeBackend:
@@ -76,7 +76,7 @@ class OnnxRuntimeBackend:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Runs images (B, 3, H, W) and returns the named outputs, each (B, ...)."""
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
         return dict(zip(outputs, self._session.run(list(outputs), {self._input: image}), strict=True))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import ClipPreprocessing
-from convmae_deploy.runtime.postprocess import scores
+from convmae_deploy.runtime.postprocess import ScoreFunction, scores
 from convmae_deploy.runtime.preprocess import cropped_views, normalise
 from convmae_deploy.runtime.video_file import VideoFile, open_video
 from convmae_deploy.runtime.video_limits import VideoLimits
@@ -133,16 +133,17 @@ def video_clips(video: VideoFile, spec: ClipPreprocessing, views: ClipViews) -> 
     return clips.reshape(views.total, *clips.shape[2:])
 
 
-def average_views(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def average_views(logits: NDArray[np.float32], function: ScoreFunction = "softmax") -> NDArray[np.float32]:
     """One answer from several views: the mean of their probabilities (softmax), as VideoMAE has it, not of the logits.
 
     Args:
         logits: (V, K) of one video.
+        function: how logits become scores, before they are averaged.
 
     Returns:
-        (K,) probabilities.
+        (K,) scores.
     """
-    return np.asarray(scores(logits, "softmax").mean(axis=0, dtype=np.float64), dtype=np.float32)
+    return np.asarray(scores(logits, function).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def _spare(spec: ClipPreprocessing, count: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 CLASSIFIER_OUTPUTS = ("logits", "pooled", "e1", "e2", "e3", "e4")
+VIDEO_OUTPUTS = ("logits", "pooled", "pooled_frames", "e1", "e2", "e3", "e4")
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -165,9 +166,9 @@ def standard_windows(window: Size, short_side: int | None, long_side: int | None
 
 
 class InputSpec(_Record):
-    """The graph's one input: float32 (B, 3, H, W), B between `min_batch` and `max_batch`."""
+    """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
-    name: str = "image"
+    name: str = "image"  # "clip" for videos
     shape: tuple[int, ...]  # without the batch axis: (3, H, W); video (3, T, H, W)
     min_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(ge=1)
@@ -179,6 +180,8 @@ class OutputSpec(_Record):
     shape: tuple[int, ...]  # without the batch axis: (classes,), (C,) or (C, H / stride, W / stride)
     dtype: Literal["float32", "int64"] = "float32"
     stride: int | None = None  # input pixels per cell of a feature map; None for vectors
+    # Videos: frames per slot of the time axis, which is a map's second and a vector's first; None: there is none.
+    time_stride: Annotated[int, Field(gt=0)] | None = None
 
 
 MAX_DETECTIONS = 100  # of an image
@@ -270,7 +273,24 @@ class Manifest(_Record):
                 raise ValueError(f"a {self.task} model's outputs must include {name}; found {', '.join(self.outputs)}")
             if expected is not None and (found.shape, found.dtype) != (expected.shape, expected.dtype):
                 raise ValueError(f"{name} must be {expected.dtype} {expected.shape}, found {found.dtype} {found.shape}")
+        if isinstance(self.preprocessing, ClipPreprocessing):
+            for name in VIDEO_OUTPUTS[2:]:
+                _check_slots(name, self.outputs[name], (self.preprocessing.frames, *size))
         return self
+
+
+def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, int, int]) -> None:
+    """Raises ValueError unless an output has the slots and cells of a clip of (frames, height, width)."""
+    frames, height, width = clip
+    if spec.time_stride is None:
+        raise ValueError(f"{name} must have a time_stride, found none")
+    axes = [(frames, spec.time_stride)]
+    if spec.stride is not None:
+        axes += [(height, spec.stride), (width, spec.stride)]
+    expected = tuple(side // stride for side, stride in axes)
+    found = spec.shape[:-1] if spec.stride is None else spec.shape[1:]
+    if found != expected or len(spec.shape) != len(expected) + 1:
+        raise ValueError(f"{name} must have slots and cells {expected}, found the shape {spec.shape}")
 
 
 def expected_outputs(task: Task, classes: int, size: Size) -> dict[str, OutputSpec | None]:
@@ -283,9 +303,9 @@ def expected_outputs(task: Task, classes: int, size: Size) -> dict[str, OutputSp
     """
     if task == "classification":
         return dict.fromkeys(CLASSIFIER_OUTPUTS) | {"logits": OutputSpec(shape=(classes,))}
+    if task == "video-classification":
+        return dict.fromkeys(VIDEO_OUTPUTS) | {"logits": OutputSpec(shape=(classes,))}
     if task == "segmentation":
         height, width = (side // SEGMENTER_STRIDE for side in size)
         return {"logits": OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
-    if task == "detection":
-        return dict(DETECTOR_OUTPUTS)
-    return {}
+    return dict(DETECTOR_OUTPUTS)

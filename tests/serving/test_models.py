@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.predictor import Classifier, Detector
 from serving.errors import ApiError
 from serving.models import choose, load_bundles, open_predictors
 from serving.settings import Settings
-from tests.bundle_factory import VIDEO_FIELDS, make_bundle
+from tests.bundle_factory import make_bundle
 
 
 def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path) -> None:
@@ -22,12 +21,6 @@ def test_a_bundle_is_read_and_warned_about_once(tmp_path: Path, caplog: pytest.L
     path = make_bundle(tmp_path / "unproven", verified=False)
     open_predictors(Settings(bundle=(path,), device="cpu"))
     assert len(caplog.records) == 1
-
-
-def test_a_task_that_is_not_served_is_one_sentence(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "boxes", **VIDEO_FIELDS)
-    with pytest.raises(ConvMAEError, match="is for video-classification"):
-        load_bundles(Settings(bundle=(path,)))
 
 
 def test_a_model_of_another_task_is_not_found(predictors: dict[str, Classifier]) -> None:
