@@ -24,15 +24,33 @@ UNWATCHED_SECONDS: Final = 0.05
 class Ticket:
     """A job's way to learn that nobody waits for it any more."""
 
-    def __init__(self, job: Callable[["Ticket"], Any] | None = None) -> None:
+    def __init__(self, job: Callable[["Ticket"], Any] | None = None, kind: str = "") -> None:
         self.abandoned = False
         self.job = job  # given up when abandoned, so that a cancelled job does not hold its request's body
+        self.kind = kind
         self.started: float | None = None  # by time.perf_counter(); None while queued
+        self._stop: Callable[[], None] | None = None
 
     def check(self) -> None:
         """Raises ClientGone when the job has been abandoned."""
         if self.abandoned:
             raise ClientGone
+
+    def when_abandoned(self, stop: Callable[[], None]) -> None:
+        """Has `stop` called, in another thread, once the job is abandoned: for work that does not come back to check.
+
+        Raises:
+            ClientGone: it has been abandoned already.
+        """
+        self._stop = stop
+        self.check()
+
+    def abandon(self) -> None:
+        """Tells the job that nobody waits for it."""
+        self.abandoned = True
+        self.job = None
+        if self._stop is not None:
+            self._stop()
 
 
 class Outcome(Generic[T]):
@@ -59,7 +77,8 @@ class WorkPool:
         self._ended = threading.Condition(self._lock)  # told whenever a job has ended
         self._pending = 0  # queued and running
         self._running = 0
-        self._mean_seconds = 0.0  # 0: no job has finished yet
+        self._pending_of_kind: dict[str, int] = {}
+        self._mean_seconds: dict[str, float] = {}  # by kind; none: no such job has finished yet
 
     @property
     def pending(self) -> int:
@@ -73,8 +92,13 @@ class WorkPool:
 
     def estimated_wait(self) -> float:
         """Seconds that a job given now would probably wait for its thread."""
-        ahead = self._pending - self.threads + 1
-        return max(0, ahead) * self._mean_seconds / self.threads
+        if self._pending < self.threads:
+            return 0.0
+        with self._lock:
+            pending = max(self._pending, 1)
+            # A video takes a hundred times as long as a photo: each kind of job counts with its own mean.
+            seconds = sum(count * self._mean_seconds.get(kind, 0.0) for kind, count in self._pending_of_kind.items())
+        return max(0, pending - self.threads + 1) * seconds / pending / self.threads
 
     def admit(self) -> None:
         """Raises ApiError 503 when the queue is full; called before a body is read, so that a refusal costs nothing."""
@@ -82,8 +106,12 @@ class WorkPool:
         if wait > self.max_queue_seconds or self._pending >= MAX_JOBS_PER_THREAD * self.threads:
             raise busy("every thread is busy and the queue is full", max(1, math.ceil(wait)))
 
-    def submit(self, job: Callable[[Ticket], T]) -> tuple[Ticket, "Future[Outcome[T]]"]:
+    def submit(self, job: Callable[[Ticket], T], kind: str = "") -> tuple[Ticket, "Future[Outcome[T]]"]:
         """Queues a job.
+
+        Args:
+            job: called in one of the threads.
+            kind: jobs of one kind take about as long as each other.
 
         Returns:
             Its ticket, to be marked when nobody waits any more, and the future of its outcome.
@@ -92,14 +120,18 @@ class WorkPool:
             ApiError: 503, the queue is full.
         """
         self.admit()
-        ticket = Ticket(job)
+        ticket = Ticket(job, kind)
         with self._lock:
-            self._pending += 1
+            self._count(ticket, 1)
         future: Future[Outcome[T]] = self._executor.submit(self._work, ticket, time.perf_counter())
         return ticket, future
 
     async def run(
-        self, job: Callable[[Ticket], T], timeout: float, disconnected: Callable[[], Coroutine[Any, Any, None]]
+        self,
+        job: Callable[[Ticket], T],
+        timeout: float,
+        disconnected: Callable[[], Coroutine[Any, Any, None]],
+        kind: str = "",
     ) -> Outcome[T]:
         """Queues a job and waits for its outcome; a job that nobody waits for any more is abandoned.
 
@@ -107,6 +139,7 @@ class WorkPool:
             job: called in one of the threads.
             timeout: seconds to wait.
             disconnected: returns when the client has gone away.
+            kind: as in `submit`.
 
         Raises:
             ApiError: 503, the queue is full.
@@ -119,7 +152,7 @@ class WorkPool:
                 loop.call_soon_threadsafe(awake.set)
 
         loop = asyncio.get_running_loop()
-        ticket, future = self.submit(job)
+        ticket, future = self.submit(job, kind)
         # Not asyncio.wait on wrap_future: their tasks, futures and callbacks would cost every request twice as much.
         awake = asyncio.Event()  # set when the job has ended, the time is over, or the client has gone away
         future.add_done_callback(wake)
@@ -148,14 +181,13 @@ class WorkPool:
 
     def abandon(self, ticket: Ticket, future: "Future[Outcome[T]]") -> None:
         """Takes a job out of the queue, or makes it stop at its next check; until it ends, it counts as pending."""
-        ticket.abandoned = True
-        ticket.job = None
+        ticket.abandon()
         cancelled = future.cancel()
         with self._lock:
             if cancelled:
-                self._pending -= 1
+                self._count(ticket, -1)
             elif ticket.started is not None and not future.done():
-                self._learn(time.perf_counter() - ticket.started, abandoned=True)
+                self._learn(ticket, time.perf_counter() - ticket.started)
 
     def shutdown(self, seconds: float | None = None) -> None:
         """Drops queued jobs and waits for those that run; threads end with the job that they run.
@@ -179,16 +211,22 @@ class WorkPool:
             return Outcome(job(ticket), started - queued)
         finally:
             with self._lock:
-                self._pending -= 1
+                self._count(ticket, -1)
                 self._running -= 1
-                self._learn(time.perf_counter() - started, abandoned=ticket.abandoned)
+                self._learn(ticket, time.perf_counter() - started)
                 self._ended.notify_all()
 
-    def _learn(self, seconds: float, *, abandoned: bool) -> None:
-        """Takes a job's duration into the mean.
+    def _count(self, ticket: Ticket, change: int) -> None:
+        self._pending += change
+        self._pending_of_kind[ticket.kind] = self._pending_of_kind.get(ticket.kind, 0) + change
+
+    def _learn(self, ticket: Ticket, seconds: float) -> None:
+        """Takes a job's duration into the mean of its kind.
 
         What an abandoned job took is too little when it was stopped, so it may only raise the mean.
         """
-        if not abandoned or seconds > self._mean_seconds:
-            weight = SMOOTHING if self._mean_seconds else 1.0
-            self._mean_seconds += weight * (seconds - self._mean_seconds)
+        mean = self._mean_seconds.get(ticket.kind)
+        if mean is None:
+            self._mean_seconds[ticket.kind] = seconds
+        elif not ticket.abandoned or seconds > mean:
+            self._mean_seconds[ticket.kind] = mean + SMOOTHING * (seconds - mean)

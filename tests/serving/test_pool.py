@@ -185,3 +185,39 @@ def test_the_end_waits_for_a_running_job_but_not_for_ever() -> None:
     threading.Timer(0.05, release.set).start()
     pool.shutdown(5)
     assert pool.running == 0
+
+
+def test_jobs_of_each_kind_count_with_their_own_duration(pool: WorkPool) -> None:
+    release = threading.Event()
+    pool.submit(lambda ticket: time.sleep(0.3), "video")
+    pool.submit(lambda ticket: None, "image")
+    wait_until_idle(pool)
+    futures = [pool.submit(lambda ticket: release.wait(5), "image")[1] for _ in range(4)]
+    assert pool.estimated_wait() < 0.1  # one video an hour ago says nothing of four photos
+    futures.append(pool.submit(lambda ticket: release.wait(5), "video")[1])
+    assert pool.estimated_wait() == pytest.approx(0.3, rel=0.3)
+    release.set()
+    for future in futures:
+        future.result(5)
+    wait_until_idle(pool)
+
+
+def test_a_running_job_can_be_stopped_from_outside(pool: WorkPool) -> None:
+    stopped = threading.Event()
+
+    def job(ticket: Ticket) -> bool:
+        ticket.when_abandoned(stopped.set)
+        return stopped.wait(5)
+
+    with pytest.raises(ClientGone):
+        asyncio.run(pool.run(job, 5.0, goes))
+    assert stopped.is_set()
+    wait_until_idle(pool)
+
+
+def test_who_asks_to_be_stopped_too_late_is_told_at_once() -> None:
+    ticket, stops = Ticket(), []
+    ticket.abandon()
+    with pytest.raises(ClientGone):
+        ticket.when_abandoned(lambda: stops.append(1))
+    assert not stops
