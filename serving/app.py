@@ -1,6 +1,7 @@
 """The routes, as a Starlette application without any of BentoML."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -12,16 +13,17 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from convmae_deploy.runtime.manifest import Task
+from convmae_deploy.runtime.predictor import VideoClassifier
 from serving import openapi
 from serving.draining import Drain
 from serving.errors import ApiError
-from serving.guard import Exchange, Guard, routes_by_endpoint
+from serving.guard import VIDEO_PATH, Exchange, Guard, routes_by_endpoint
 from serving.inference import Timings
 from serving.jobs import Jobs, Work
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.models import Predictors, describe_model, find_model, list_models, warm_up
 from serving.pool import Ticket, WorkPool
-from serving.requests import Parsed, parse_embeddings, parse_images
+from serving.requests import IMAGE, VIDEO, Medium, Parsed, parse_embeddings, parse_images, parse_videos
 from serving.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -30,7 +32,8 @@ logger = logging.getLogger("convmae_serving")
 
 PAGE: Final = Path(__file__).parent / "page"
 CONTENT_SECURITY_POLICY: Final = (
-    "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 ASSET_TYPES: Final = {
     ".css": "text/css",
@@ -63,12 +66,12 @@ class Api:
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
     def tasks(self) -> dict[Task, tuple[str, Handler]]:
-        """What is done for each task, and at which path; a task that is not served has a path too, which says so."""
+        """What is done for each task, and at which path; without a model for it, it says so."""
         return {
             "classification": ("/v1/classify", self.classify),
             "detection": ("/v1/detect", self.detect),
             "segmentation": ("/v1/segment", self.segment),
-            "video-classification": ("/v1/classify-video", self.other_task),
+            "video-classification": (VIDEO_PATH, self.classify_video),
         }
 
     async def classify(self, request: Request) -> Response:
@@ -83,6 +86,11 @@ class Api:
         """POST /v1/segment."""
         return await self._work(request, parse_images, self.jobs.segment)
 
+    async def classify_video(self, request: Request) -> Response:
+        """POST /v1/classify-video."""
+        find_model(self.predictors, None, VideoClassifier.TASK)  # before a large body is read for nothing
+        return await self._work(request, parse_videos, self.jobs.classify_video, VIDEO)
+
     async def features(self, request: Request) -> Response:
         """POST /v1/features."""
         return await self._work(request, parse_images, self.jobs.features)
@@ -90,12 +98,6 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
         return await self._work(request, parse_embeddings, self.jobs.embeddings)
-
-    async def other_task(self, request: Request) -> Response:
-        """POST on the route of a task that nothing here is for."""
-        task = next(task for task, (route, _) in self.tasks().items() if route == request.url.path)
-        find_model(self.predictors, request.query_params.get("model"), task)
-        raise ApiError(404, "no_model_for_task", "this server does not serve that task; see /openapi.json")
 
     async def list_models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -159,6 +161,7 @@ class Api:
         request: Request,
         parse: Callable[[bytes, str, int], Parsed],
         job: Callable[[Work], Response],
+        medium: Medium = IMAGE,
     ) -> Response:
         """Reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
@@ -168,30 +171,38 @@ class Api:
         content_type = exchange.headers.get(b"content-type", b"").decode("latin-1")
         timings = Timings()
         timings.seconds["queue"] = 0.0
-        images = 0
+        seconds, most, less = self._bounds(medium)
+        deadline = time.monotonic() + seconds
+        count = 0
 
         def work(ticket: Ticket) -> Response:
-            nonlocal images
+            nonlocal count
             with timings.phase("decode"):
-                parsed = parse(body, content_type, self.settings.max_images)
-            response = job(Work(request, parsed, ticket, timings))
-            images = len(parsed.uploads)
+                parsed = parse(body, content_type, most)
+            response = job(Work(request, parsed, ticket, timings, deadline))
+            count = len(parsed.uploads)
             return response
 
         try:
-            outcome = await self.pool.run(work, self.settings.request_timeout_seconds, exchange.disconnected)
+            outcome = await self.pool.run(work, seconds, exchange.disconnected, medium.name)
         except TimeoutError:
-            seconds = self.settings.request_timeout_seconds
-            raise ApiError(504, "timeout", f"no answer within {seconds:g} s; try again, or send fewer images") from None
+            raise ApiError(504, "timeout", f"no answer within {seconds:g} s; try again, or {less}") from None
         except ApiError as error:
             if error.code == "inference_failed":
                 self.metrics.count("convmae_inference_failures_total")
                 logger.error("request %s: the model failed", exchange.request_id, exc_info=error.__cause__)
             raise
-        self.metrics.count("convmae_images_total", images)
+        self.metrics.count(f"convmae_{medium.name}s_total", count)
         timings.seconds["queue"] = outcome.queue_seconds
         outcome.value.raw_headers.append((b"server-timing", timings.header().encode()))
         return outcome.value
+
+    def _bounds(self, medium: Medium) -> tuple[float, int, str]:
+        """Seconds and files that a request may take, and what to do where that is not enough."""
+        settings = self.settings
+        if medium is VIDEO:
+            return settings.video_request_timeout_seconds, 1, "ask for fewer views"
+        return settings.request_timeout_seconds, settings.max_images, "send fewer images"
 
     def _probe(self) -> None:
         """Tries the models once in the background, so that a server without traffic can become ready again."""

@@ -28,6 +28,7 @@ LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 OPEN_PREFIX: Final = "/page/"
+VIDEO_PATH: Final = "/v1/classify-video"  # its bodies are larger than others and may take longer
 ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -43,6 +44,7 @@ class Exchange:
         self.status = 0  # of the answer; 0 until it has started
         self.body_bytes = 0
         self.body_limit = 0
+        self.body_seconds = 0.0  # that receiving the body may take
         self.held_bytes = 0  # of the body, until the answer is sent
         self.more_body = True
         self.close = False
@@ -208,10 +210,14 @@ class Guard:
         content_type = headers.get(b"content-type", b"").lower()
         is_json = content_type.startswith(b"application/json")
         exchange.body_limit = settings.max_json_body_bytes if is_json else settings.max_body_bytes
+        exchange.body_seconds = settings.body_timeout_seconds
+        if exchange.scope["path"] == VIDEO_PATH:
+            exchange.body_limit = exchange.body_limit if is_json else settings.max_video_body_bytes
+            exchange.body_seconds = settings.video_body_timeout_seconds
         if PICKLE_TYPES.search(content_type):
             raise ApiError(415, "unsupported_media_type", "pickled data is never read; send an image file")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
-            message = "compressed request bodies are not read; send the image file as it is, without Content-Encoding"
+            message = "compressed request bodies are not read; send the file as it is, without Content-Encoding"
             raise ApiError(415, "unsupported_content_encoding", message)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > exchange.body_limit:
@@ -233,7 +239,7 @@ class Guard:
         exchange: Exchange = scope["convmae.exchange"]
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(self.settings.body_timeout_seconds):
+            async with asyncio.timeout(exchange.body_seconds):
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -245,16 +251,15 @@ class Guard:
                     if self.buffered_bytes > self.settings.max_buffered_bytes:
                         raise busy("the server holds as many request bodies as it may", 1)
         except TimeoutError:
-            seconds = self.settings.body_timeout_seconds
             exchange.close = True
-            message_text = f"expected the whole body within {seconds:g} s; send it faster or send less"
+            message_text = f"expected the whole body within {exchange.body_seconds:g} s; send it faster or send less"
             raise ApiError(408, "body_timeout", message_text) from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def too_large(limit: int) -> ApiError:
     """The refusal of a body beyond `limit` bytes."""
-    return ApiError(413, "body_too_large", f"expected a body of at most {limit} bytes; send a smaller image or fewer")
+    return ApiError(413, "body_too_large", f"expected a body of at most {limit} bytes; send a smaller file or fewer")
 
 
 def routes_by_endpoint(routes: Iterable[tuple[object, str]]) -> Callable[[object], str]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from convmae_deploy.runtime.images import ImageLimits
 from convmae_deploy.runtime.masks import label_png
-from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter
+from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter, VideoClassifier
 from convmae_deploy.runtime.sliding_window import Segmentation
 from serving.errors import ApiError
 from serving.inference import (
@@ -30,6 +30,7 @@ from serving.parameters import (
     EmbeddingsParameters,
     FeaturesParameters,
     SegmentParameters,
+    VideoParameters,
     read_parameters,
 )
 from serving.pool import Ticket
@@ -47,6 +48,7 @@ from serving.responses import (
     to_json,
 )
 from serving.settings import Settings
+from serving.videos import classify_video, video_limits
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Work:
     parsed: Parsed
     ticket: Ticket
     timings: Timings
+    deadline: float  # by time.monotonic(): when the client has its answer, or 504
 
     @property
     def query(self) -> bytes:
@@ -89,6 +92,7 @@ class Jobs:
             ),
             max_request_pixels=settings.max_request_pixels,
         )
+        self.video_limits = video_limits(settings)
         self._health: dict[str, Health] = {}
 
     def health(self, name: str) -> Health:
@@ -107,6 +111,26 @@ class Jobs:
         with timings.phase("encode"):
             body = to_json(classification(predictions, parsed.batched))
         return Response(body, media_type=JSON, headers={"X-Model": name} | decoded.headers())
+
+    def classify_video(self, work: Work) -> Response:
+        """/v1/classify-video."""
+        parsed, timings = work.parsed, work.timings
+        parameters = read_parameters(VideoParameters, work.query, parsed.parameters)
+        predictor = choose(self.predictors, parameters.model, VideoClassifier)
+        name = predictor.manifest.name
+        predictions, headers = classify_video(
+            predictor,
+            parsed.uploads[0],
+            parameters,
+            self.video_limits,
+            self.health(name),
+            work.ticket,
+            timings,
+            work.deadline,
+        )
+        with timings.phase("encode"):
+            body = to_json(classification([predictions], parsed.batched))
+        return Response(body, media_type=JSON, headers={"X-Model": name} | headers)
 
     def detect(self, work: Work) -> Response:
         """/v1/detect."""

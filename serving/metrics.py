@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -24,6 +24,7 @@ class Metrics:
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._counters: dict[str, tuple[str, int]] = {
             "convmae_images_total": ("Photos run through a model.", 0),
+            "convmae_videos_total": ("Videos run through a model.", 0),
             "convmae_inference_failures_total": ("Requests whose model run failed.", 0),
         }
 
@@ -32,7 +33,7 @@ class Metrics:
         self._gauges[name] = (description, read)
 
     def count(self, name: str, amount: int = 1) -> None:
-        """Adds to one of the two plain counters."""
+        """Adds to one of the plain counters."""
         description, value = self._counters[name]
         self._counters[name] = (description, value + amount)
 

@@ -11,7 +11,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Predictor, predictor_class
+from convmae_deploy.runtime.predictor import Predictor, VideoClassifier, predictor_class
 from serving.errors import ApiError
 from serving.settings import Settings
 
@@ -25,14 +25,16 @@ def load_bundles(settings: Settings) -> list[Bundle]:
     """Reads and checks every bundle of the settings, without starting a model.
 
     Raises:
-        ConvMAEError: a bundle is missing or broken, two have the same name, or a task is not served.
+        ConvMAEError: a bundle is missing or broken, two have the same name, a task is not served, or PyAV is missing.
     """
     bundles: list[Bundle] = []
     paths: dict[str, Path] = {}
     for path in settings.bundle:
         bundle = load_bundle(path)
         manifest = bundle.manifest
-        predictor_class(bundle)
+        kind = predictor_class(bundle)
+        if kind is VideoClassifier:
+            _check_pyav(bundle)
         if manifest.name in paths:
             raise ConvMAEError(
                 f"expected bundles with different names, {paths[manifest.name]} and {path} are both called "
@@ -41,6 +43,17 @@ def load_bundles(settings: Settings) -> list[Bundle]:
         paths[manifest.name] = path
         bundles.append(bundle)
     return bundles
+
+
+def _check_pyav(bundle: Bundle) -> None:
+    """Raises ConvMAEError where videos cannot be decoded, before anybody sends one."""
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise ConvMAEError(
+            f"{bundle.path} is for videos and needs PyAV, which is not installed; "
+            "install it with: pip install 'convmae-deploy[video]'"
+        ) from error
 
 
 def open_predictors(settings: Settings) -> dict[str, Predictor]:

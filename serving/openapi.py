@@ -4,7 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from serving.errors import code_of_status
-from serving.parameters import MAX_TOP_K
+from serving.guard import VIDEO_PATH
+from serving.parameters import MAX_STRIDE, MAX_TOP_K
 from serving.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
 from serving.settings import Settings
 
@@ -17,6 +18,11 @@ _IMAGE_TEXT: Schema = {
     "type": "string",
     "description": "The image file in base64, or as a data URI. URLs are never fetched.",
     "example": "data:image/jpeg;base64,/9j/4AAQSkZJRg...",
+}
+_VIDEO_TEXT: Schema = {
+    "type": "string",
+    "description": "The video file in base64, or as a data URI. URLs are never fetched.",
+    "example": "data:video/mp4;base64,AAAAIGZ0eXBpc29t...",
 }
 _QUERY: Query = {
     "model": (_STRING, "Name of a loaded model; see /v1/models."),
@@ -59,9 +65,20 @@ _SEGMENT: Query = {
     ),
     "subtask": ({"type": "string", "enum": ["semantic"], "default": "semantic"}, "As Hugging Face calls it."),
 }
+_VIEWS: Schema = {"type": "integer", "minimum": 1, "default": 1}
+_VIDEO: Query = {
+    "temporal_views": (_VIEWS, "Clips spread over the video, whose scores are averaged."),
+    "spatial_views": (_VIEWS, "Crops along the longer side of the frames, whose scores are averaged."),
+    "frame_sampling_rate": (
+        {"type": "integer", "minimum": 1, "maximum": MAX_STRIDE},
+        "From one frame of a clip to the next, in frames; without it, as the model was trained.",
+    ),
+    "num_frames": ({"type": "integer"}, "Frames of a clip, which the model decides: only its own number is accepted."),
+}
 _COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
 _CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
 _FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON
+_VIDEO |= {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
 _DETECT |= _COMMON
 _SEGMENT |= _COMMON
 
@@ -73,11 +90,14 @@ def document(settings: Settings) -> Schema:
         settings: limits that are stated, and whether a key is needed.
     """
     about = (
-        "Classification, detection, segmentation and multi-scale features with ConvMAE models.\n\n"
+        "Classification, detection, segmentation and multi-scale features with ConvMAE models; classes of videos.\n\n"
         f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
         f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
         "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
-        "dropped; of animated files the first frame is taken and `X-Image-Frames` says how many there are."
+        "dropped; of animated files the first frame is taken and `X-Image-Frames` says how many there are.\n\n"
+        f"A video may have {settings.max_video_body_bytes / 1e6:g} MB, {settings.max_video_seconds:g} seconds, "
+        f"{settings.max_video_frames} frames of {settings.max_video_pixels / 1e6:.3g} megapixels, and be seen in "
+        f"{settings.max_video_views} views."
     )
     content: Schema = {
         "openapi": "3.1.0",
@@ -104,7 +124,19 @@ def _inference_paths() -> Schema:
                 "The answer has Hugging Face's shape: a list of labels and scores for one image, a list of such lists "
                 "for a list of images or several files.",
                 _CLASSIFY,
-                _image_body(_CLASSIFY),
+                _body("image", _CLASSIFY),
+                {"application/json": {"schema": _one_or_many("Prediction")}},
+                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+            )
+        },
+        VIDEO_PATH: {
+            "post": _operation(
+                "Classify a video",
+                "MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV. The answer has Hugging Face's shape: "
+                "a list of labels and scores. The headers `X-Video-Frames` and `X-Video-Seconds` say what the file "
+                "holds. A file that ends too early is refused, also where its beginning could be decoded.",
+                _VIDEO,
+                _body("video", _VIDEO),
                 {"application/json": {"schema": _one_or_many("Prediction")}},
                 (400, 401, 404, 408, 413, 415, 422, 500, 503),
             )
@@ -116,7 +148,7 @@ def _inference_paths() -> Schema:
                 "lists for several. Boxes are in pixels of the upright photo. The header `X-Converged` comes only "
                 "where boxes that overlap may have been left: a 0 for each such image.",
                 _DETECT,
-                _image_body(_DETECT),
+                _body("image", _DETECT),
                 {"application/json": {"schema": _one_or_many("Detection")}},
                 (400, 401, 404, 408, 413, 415, 422, 500, 503),
             )
@@ -128,7 +160,7 @@ def _inference_paths() -> Schema:
                 "segment first; a list of such lists for several. With `Accept: image/png` it is the labels of one "
                 "image instead: a grey picture whose levels count the model's labels from 0.",
                 _SEGMENT,
-                _image_body(_SEGMENT),
+                _body("image", _SEGMENT),
                 {
                     JSON: {"schema": _one_or_many("Segment")},
                     PNG: {"schema": {"type": "string", "format": "binary"}},
@@ -143,7 +175,7 @@ def _inference_paths() -> Schema:
                 "Every array begins with the image axis, also for one image. `application/octet-stream` is the arrays "
                 "one after the other, described by the header `X-Features`. JSON only while it is small; else 406.",
                 _FEATURES,
-                _image_body(_FEATURES),
+                _body("image", _FEATURES),
                 features,
                 (400, 401, 404, 406, 408, 413, 415, 422, 500, 503),
             )
@@ -195,17 +227,20 @@ def _operation(
     }
 
 
-def _image_body(parameters: Query) -> Schema:
+def _body(medium: str, parameters: Query) -> Schema:
     properties = {name: schema | {"description": text} for name, (schema, text) in parameters.items()}
-    file = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One or several files."}
-    one_or_many = {"anyOf": [_IMAGE_TEXT, {"type": "array", "items": _IMAGE_TEXT}]}
+    file: Schema = {"type": "string", "format": "binary"}
+    inputs = _VIDEO_TEXT
+    if medium == "image":
+        file = {"type": "array", "items": file, "description": "One or several files."}
+        inputs = {"anyOf": [_IMAGE_TEXT, {"type": "array", "items": _IMAGE_TEXT}]}
     as_json = {
         "type": "object",
         "required": ["inputs"],
-        "properties": {"inputs": one_or_many, "parameters": {"type": "object", "properties": properties}},
+        "properties": {"inputs": inputs, "parameters": {"type": "object", "properties": properties}},
     }
     return {
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        f"{medium}/*": {"schema": {"type": "string", "format": "binary"}},
         "multipart/form-data": {"schema": {"type": "object", "properties": {"file": file} | properties}},
         "application/json": {"schema": as_json},
     }

@@ -10,6 +10,8 @@ from serving.errors import ApiError
 
 MAX_QUERY_FIELDS: Final = 32
 MAX_TOP_K: Final = 10_000
+MAX_VIEWS: Final = 100  # of one kind; how many there may be in all is a setting
+MAX_STRIDE: Final = 1000  # frames
 
 
 def _no_boolean(value: object) -> object:
@@ -23,14 +25,21 @@ def _split_levels(value: object) -> object:
 
 
 Share = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, le=1, allow_inf_nan=False)]
+TopK = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_TOP_K)]
+Views = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_VIEWS)]
 
 
-class Common(BaseModel):
-    """What every route that takes images understands."""
+class Parameters(BaseModel):
+    """What every route understands."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = None  # name of a loaded bundle; None: the task's default
+
+
+class Common(Parameters):
+    """What every route that takes images understands."""
+
     orientation: Literal["apply", "ignore"] = "apply"  # of the EXIF orientation; ignore: as timm's loader does
     strict: bool = False  # refuse animated and multi-page files instead of taking the first frame
 
@@ -38,8 +47,19 @@ class Common(BaseModel):
 class ClassifyParameters(Common):
     """Parameters of /v1/classify."""
 
-    top_k: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_TOP_K)] = 5
+    top_k: TopK = 5
     function_to_apply: ScoreFunction = "softmax"
+
+
+class VideoParameters(Parameters):
+    """Parameters of /v1/classify-video; the last two are Hugging Face's."""
+
+    top_k: TopK = 5
+    function_to_apply: ScoreFunction = "softmax"
+    temporal_views: Views = 1  # clips spread over the video
+    spatial_views: Views = 1  # crops along the longer side of the frames
+    frame_sampling_rate: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_STRIDE)] | None = None
+    num_frames: Annotated[int, BeforeValidator(_no_boolean)] | None = None  # only that of the model
 
 
 class DetectParameters(Common):
@@ -71,7 +91,7 @@ class EmbeddingsParameters(Common):
     user: str | None = None  # accepted because OpenAI's clients may send it; not used
 
 
-P = TypeVar("P", bound=Common)
+P = TypeVar("P", bound=Parameters)
 
 
 def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
@@ -100,7 +120,7 @@ def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
         raise _explain(kind, error) from None
 
 
-def _explain(kind: type[Common], error: ValidationError) -> ApiError:
+def _explain(kind: type[Parameters], error: ValidationError) -> ApiError:
     problem = error.errors(include_url=False)[0]
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":

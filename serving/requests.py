@@ -1,6 +1,6 @@
-"""From the body of a request to image files and parameters: raw bytes, multipart forms, JSON.
+"""From the body of a request to files and parameters: raw bytes, multipart forms, JSON.
 
-Nothing is ever fetched: an image arrives in the request or not at all.
+Nothing is ever fetched: a file arrives in the request or not at all.
 """
 
 import base64
@@ -15,20 +15,54 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+from convmae_deploy.runtime.video_errors import VideoError
+from convmae_deploy.runtime.video_formats import identify
 from serving.errors import ApiError
 
 MAX_PARTS: Final = 64
 MAX_FIELD_BYTES: Final = 64 * 1024
 MAX_JSON_ITEMS: Final = 1000  # commas and opening brackets; a request of 32 images needs about 70
-FILE_FIELDS: Final = frozenset({"file", "files", "image", "images", "inputs"})
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 DATA_URI: Final = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
 IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+ENVELOPES: Final = (b"-", b"{", b"[")  # how forms and JSON begin, and no video
+
+
+def _is_image(body: bytes) -> bool:
+    return body.startswith(IMAGE_MAGIC)
+
+
+def _is_video(body: bytes) -> bool:
+    if not body or body.startswith(ENVELOPES):
+        return False
+    try:
+        identify(body[:4096])
+    except VideoError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What a route takes."""
+
+    name: str  # in messages, and as the name of a form's field
+    types: tuple[str, ...]  # how the types of its data URIs begin
+    recognise: Callable[[bytes], bool]  # whether a body is such a file itself
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names that a form's field with such a file may have."""
+        return ("file", "files", self.name, f"{self.name}s", "inputs")
+
+
+IMAGE: Final = Medium("image", ("image/",), _is_image)
+VIDEO: Final = Medium("video", ("video/", "image/gif"), _is_video)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One image file and the part of the request that it came in, for error messages."""
+    """One file and the part of the request that it came in, for error messages."""
 
     data: bytes
     field: str
@@ -36,7 +70,7 @@ class Upload:
 
 @dataclass
 class Parsed:
-    """What a request carries: images, whether they came as a list, and parameters as they were written."""
+    """What a request carries: files, whether they came as a list, and parameters as they were written."""
 
     uploads: list[Upload]
     batched: bool = False
@@ -51,16 +85,25 @@ def parse_images(body: bytes, content_type: str, max_images: int) -> Parsed:
     Raises:
         ApiError: the body cannot be read, or holds too many images.
     """
+    return _parse(body, content_type, max_images, IMAGE)
+
+
+def parse_videos(body: bytes, content_type: str, max_videos: int) -> Parsed:
+    """As `parse_images`, for videos."""
+    return _parse(body, content_type, max_videos, VIDEO)
+
+
+def _parse(body: bytes, content_type: str, limit: int, medium: Medium) -> Parsed:
     kind = content_type.partition(";")[0].strip().lower()
-    if body.startswith(IMAGE_MAGIC):
+    if medium.recognise(body):
         return Parsed([Upload(body, "body")])
     if kind == "multipart/form-data":
-        parsed = _parse_multipart(body, content_type)
+        parsed = _parse_multipart(body, content_type, medium)
     elif kind == "application/json" or kind.endswith("+json"):
-        parsed = _parse_inputs(load_json(body), max_images)
+        parsed = _parse_inputs(load_json(body, medium), limit, medium)
     else:
         parsed = Parsed([Upload(body, "body")])
-    check_count(len(parsed.uploads), max_images)
+    check_count(len(parsed.uploads), limit, medium)
     return parsed
 
 
@@ -74,20 +117,21 @@ def parse_embeddings(body: bytes, content_type: str, max_images: int) -> Parsed:
     if "input" not in content:
         message = "expected the image in 'input', as a data URI; send one"
         raise ApiError(400, "missing_field", message, field="input")
-    uploads, _ = _decode_references(content.pop("input"), "input", max_images, _decode_image_part)
+    uploads, _ = _decode_references(content.pop("input"), "input", max_images, IMAGE, _decode_image_part)
     return Parsed(uploads, True, content)
 
 
-def load_json(body: bytes) -> dict[str, Any]:
+def load_json(body: bytes, medium: Medium = IMAGE) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         ApiError: 400, the body is empty, not JSON, or not an object.
     """
     if not body:
-        raise ApiError(400, "empty_body", "expected a JSON object, got an empty body; send an image")
+        raise ApiError(400, "empty_body", f"expected a JSON object, got an empty body; send {_a(medium)}")
     if sum(map(body.count, (b",", b"{", b"["))) > MAX_JSON_ITEMS:  # before a small body becomes large objects
-        message = f"expected a JSON object of at most {MAX_JSON_ITEMS} items, got more; send an object with its images"
+        what = f"an object with its {medium.name}s"
+        message = f"expected a JSON object of at most {MAX_JSON_ITEMS} items, got more; send {what}"
         raise ApiError(400, "invalid_json", message)
     try:
         content = json.loads(body)
@@ -99,50 +143,54 @@ def load_json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def decode_reference(reference: object, where: str) -> Upload:
-    """An image written as base64 or as a data URI.
+def decode_reference(reference: object, where: str, medium: Medium = IMAGE) -> Upload:
+    """A file written as base64 or as a data URI.
 
     Args:
         reference: what the client wrote.
         where: its place in the request.
+        medium: what it should be.
 
     Raises:
-        ApiError: 400, it is a URL, not a string, or not valid base64 of an image.
+        ApiError: 400, it is a URL, not a string, or not valid base64.
     """
+    name = medium.name
     if not isinstance(reference, str):
-        message = f"expected a string of base64 or a data URI, got a {type(reference).__name__}; send the image itself"
+        message = f"expected a string of base64 or a data URI, got a {type(reference).__name__}; send the {name} itself"
         raise ApiError(400, "invalid_input", message, field=where)
     if URL.match(reference[:256]):
-        message = "URLs are never fetched; send the image itself as bytes, base64 or a data URI"
+        message = f"URLs are never fetched; send the {name} itself as bytes, base64 or a data URI"
         raise ApiError(400, "url_not_supported", message, field=where)
     encoded = reference
     if reference[:5].lower() == "data:":
-        encoded = _data_of_uri(reference, where)
+        encoded = _data_of_uri(reference, where, medium)
     if not encoded:
-        raise ApiError(400, "empty_body", "expected an image, got an empty string; send base64", field=where)
-    return Upload(_decode_base64(encoded, where), where)
+        raise ApiError(400, "empty_body", f"expected {_a(medium)}, got an empty string; send base64", field=where)
+    return Upload(_decode_base64(encoded, where, medium), where)
 
 
-def check_count(count: int, max_images: int) -> None:
-    """Refuses a request of too many images with 413."""
-    if count > max_images:
-        message = f"expected at most {max_images} images in one request, got {count}; send several requests"
-        raise ApiError(413, "too_many_images", message)
+def check_count(count: int, limit: int, medium: Medium = IMAGE) -> None:
+    """Refuses a request of too many files with 413."""
+    if count > limit:
+        name = medium.name if limit == 1 else f"{medium.name}s"
+        message = f"expected at most {limit} {name} in one request, got {count}; send several requests"
+        raise ApiError(413, f"too_many_{medium.name}s", message)
 
 
 def _decode_references(
-    value: object, where: str, max_images: int, decode: Callable[[object, str], Upload]
+    value: object, where: str, limit: int, medium: Medium, decode: Callable[[object, str, Medium], Upload]
 ) -> tuple[list[Upload], bool]:
-    """The images of a JSON field that holds one or a list, and whether it was a list."""
+    """The files of a JSON field that holds one or a list, and whether it was a list."""
     if not isinstance(value, list):
-        return [decode(value, where)], False
+        return [decode(value, where, medium)], False
     if not value:
-        raise ApiError(400, "empty_body", "expected at least one image, got an empty list; send one", field=where)
-    check_count(len(value), max_images)
-    return [decode(reference, f"{where}[{index}]") for index, reference in enumerate(value)], True
+        message = f"expected at least one {medium.name}, got an empty list; send one"
+        raise ApiError(400, "empty_body", message, field=where)
+    check_count(len(value), limit, medium)
+    return [decode(reference, f"{where}[{index}]", medium) for index, reference in enumerate(value)], True
 
 
-def _decode_image_part(part: object, where: str) -> Upload:
+def _decode_image_part(part: object, where: str, medium: Medium) -> Upload:
     """An image as a string, or as `{"type": "image_url", "image_url": {"url": "data:..."}}`."""
     if isinstance(part, dict):
         if part.get("type") != "image_url":
@@ -151,20 +199,21 @@ def _decode_image_part(part: object, where: str) -> Upload:
         part, where = part.get("image_url"), f"{where}.image_url"
         if isinstance(part, dict):
             part, where = part.get("url"), f"{where}.url"
-    return decode_reference(part, where)
+    return decode_reference(part, where, medium)
 
 
-def _data_of_uri(uri: str, where: str) -> str:
+def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
     match = DATA_URI.match(uri[:256])
-    if match is None or not match["type"].lower().startswith("image/"):
-        message = "expected a data URI that starts with 'data:image/...;base64,'; send one, or the base64 alone"
+    if match is None or not match["type"].lower().startswith(medium.types):
+        start = f"data:{medium.name}/...;base64,"
+        message = f"expected a data URI that starts with '{start}'; send one, or the base64 alone"
         raise ApiError(400, "invalid_data_uri", message, field=where)
     if not match["options"].lower().endswith(";base64"):
         raise ApiError(400, "invalid_data_uri", "expected a data URI in base64; add ';base64' and encode", field=where)
     return uri[match.end() :]
 
 
-def _decode_base64(encoded: str, where: str) -> bytes:
+def _decode_base64(encoded: str, where: str, medium: Medium) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
@@ -172,43 +221,45 @@ def _decode_base64(encoded: str, where: str) -> bytes:
     try:  # wrapped lines, as the base64 command writes them, are fine; anything else is not
         return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        message = f"expected base64 of an image, got something else ({error}); encode the whole file"
+        message = f"expected base64 of {_a(medium)}, got something else ({error}); encode the whole file"
         raise ApiError(400, "invalid_base64", message, field=where) from None
 
 
-def _parse_inputs(content: dict[str, Any], max_images: int) -> Parsed:
+def _parse_inputs(content: dict[str, Any], limit: int, medium: Medium) -> Parsed:
     unknown = sorted(set(content) - {"inputs", "parameters"})
     if unknown:
         message = f"expected only 'inputs' and 'parameters', got {unknown[0]!r} as well; remove it"
         raise ApiError(422, "unknown_parameter", message, field=unknown[0])
     if "inputs" not in content:
-        raise ApiError(400, "missing_field", "expected the image in 'inputs'; send base64 there", field="inputs")
+        message = f"expected the {medium.name} in 'inputs'; send base64 there"
+        raise ApiError(400, "missing_field", message, field="inputs")
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
-    uploads, batched = _decode_references(content["inputs"], "inputs", max_images, decode_reference)
+    uploads, batched = _decode_references(content["inputs"], "inputs", limit, medium, decode_reference)
     return Parsed(uploads, batched, parameters)
 
 
-def _parse_multipart(body: bytes, content_type: str) -> Parsed:
+def _parse_multipart(body: bytes, content_type: str, medium: Medium) -> Parsed:
     files: list[tuple[str, bytes]] = []
     parameters: dict[str, Any] = {}
     for part in _read_parts(body, content_type):
         name = part.name.removesuffix("[]")
         if part.is_file:
-            if name not in FILE_FIELDS:
-                message = f"expected the image in the field 'file', got a file in {name!r}; rename the field"
+            if name not in medium.fields:
+                message = f"expected the {medium.name} in the field 'file', got a file in {name!r}; rename the field"
                 raise ApiError(400, "unknown_field", message, field=name)
             files.append((name, bytes(part.data)))
-        elif name in FILE_FIELDS:
-            message = f"expected a file in the field {name!r}, got text; attach the image file itself"
+        elif name in medium.fields:
+            message = f"expected a file in the field {name!r}, got text; attach the {medium.name} file itself"
             raise ApiError(400, "file_expected", message, field=name)
         elif name in parameters:
             raise ApiError(422, "invalid_parameter", f"{name!r} is given twice; give it once", field=name)
         else:
             parameters[name] = _text(part)
     if not files:
-        raise ApiError(400, "missing_field", "expected an image file in the field 'file'; attach one", field="file")
+        message = f"expected {_a(medium)} file in the field 'file'; attach one"
+        raise ApiError(400, "missing_field", message, field="file")
     if len(files) == 1:
         return Parsed([Upload(files[0][1], files[0][0])], False, parameters)
     uploads = [Upload(data, f"{name}[{index}]") for index, (name, data) in enumerate(files)]
@@ -301,6 +352,10 @@ def _read_parts(body: bytes, content_type: str) -> list[_Part]:
     if not reader.complete:
         raise ApiError(400, "invalid_multipart", "the multipart form ends before its last boundary; send all of it")
     return reader.parts
+
+
+def _a(medium: Medium) -> str:
+    return f"an {medium.name}" if medium.name[0] in "aeiou" else f"a {medium.name}"
 
 
 def _text(part: _Part) -> str:

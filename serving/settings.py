@@ -67,6 +67,21 @@ class Settings(BaseSettings):
     max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")
     max_images: int = Field(default=32, ge=1, description="Photos in one request.")
     max_request_pixels: int = Field(default=100_000_000, ge=1, description="Pixels of all photos of one request.")
+    max_video_body_bytes: int = Field(
+        default=50_000_000, ge=1, description="Largest request body with a video in bytes; JSON as above."
+    )
+    max_video_seconds: float = Field(default=300.0, gt=0, description="Longest video, read from its header first.")
+    max_video_frames: int = Field(default=18_000, ge=1, description="Frames of a video, read from its header first.")
+    max_video_pixels: int = Field(
+        default=4096 * 2304, ge=1, description="Largest frame of a video in pixels, read from its header first."
+    )
+    max_video_aspect: float = Field(default=20.0, ge=1, description="Largest ratio of the sides of a video's frames.")
+    max_video_views: int = Field(
+        default=15, ge=1, description="Clips of one video, `temporal_views` times `spatial_views`; all are in memory."
+    )
+    video_decoding_seconds: float = Field(
+        default=20.0, gt=0, description="Time to decode a video; beyond it, 422, as the same video would fail again."
+    )
     max_json_features_bytes: int = Field(
         default=262_144, ge=1, description="Features as JSON only up to this many bytes of float32; beyond it, 406."
     )
@@ -76,6 +91,12 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(default=10.0, gt=0, description="Time to receive a request's body; then 408.")
     request_timeout_seconds: float = Field(
         default=10.0, gt=0, description="Time from the received body to the answer; then 504."
+    )
+    video_body_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Time to receive a request's body with a video; then 408."
+    )
+    video_request_timeout_seconds: float = Field(
+        default=60.0, gt=0, description="Time from the received video to the answer; then 504."
     )
     shutdown_seconds: float = Field(
         default=30.0, gt=0, description="Time that requests in flight get to finish after SIGTERM."

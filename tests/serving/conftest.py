@@ -12,7 +12,7 @@ from convmae_deploy.runtime.predictor import Predictor
 from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings
-from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
+from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.serving.running_server import RunningServer, caller_settings, run_server
 
 ClientFactory = Callable[..., TestClient]
@@ -51,11 +51,25 @@ def segmentation_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def video_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny video classifier, called `motion`, with the classes left, right and up."""
+    return make_video_bundle(tmp_path_factory.mktemp("bundle") / "motion")
+
+
+@pytest.fixture(scope="session")
 def three_tasks(
     bundle: Path, detection_bundle: Path, segmentation_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     """A server with a model for each task, the classifier first."""
     paths = ":".join(map(str, (bundle, detection_bundle, segmentation_bundle)))
+    with run_server(tmp_path_factory.mktemp("server"), {"CONVMAE_BUNDLE": paths}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def video_server(bundle: Path, video_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with the tiny video classifier and, after it, the tiny classifier."""
+    paths = f"{video_bundle}:{bundle}"
     with run_server(tmp_path_factory.mktemp("server"), {"CONVMAE_BUNDLE": paths}) as running:
         yield running
 

@@ -379,7 +379,8 @@ def test_the_page_comes_with_its_type_and_a_strict_policy(client: TestClient, pa
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith(media_type)
     assert answer.headers["content-security-policy"] == (
-        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+        "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     )
     assert answer.headers["x-content-type-options"] == "nosniff"
 

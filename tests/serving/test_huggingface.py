@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, VideoClassificationOutputElement
 from PIL import Image
 
 from tests.serving.running_server import RunningServer
 from tests.serving.sample_images import jpeg
+from tests.video_files import make_video
 
 
 @pytest.fixture
@@ -60,3 +61,17 @@ def test_a_photo_is_segmented(three_tasks: RunningServer, photo: str) -> None:
     with Image.open(photo) as opened:
         assert masks.shape[1:] == opened.size[::-1]
     assert (masks.sum(axis=0) == 255).all(), "every pixel belongs to one segment"
+
+
+def test_a_video_is_classified(video_server: RunningServer, tmp_path: Path) -> None:
+    """The client has no method for videos; that for images sends any file, and the two tasks answer alike."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(make_video())
+    client = InferenceClient(model=f"{video_server.url}/v1/classify-video")
+    found = client.image_classification(str(path))
+    assert sorted(entry.label for entry in found) == ["left", "right", "up"]
+    assert sum(entry.score for entry in found) == pytest.approx(1)
+    assert len(client.image_classification(str(path), top_k=2)) == 2
+    answer = video_server.request("/v1/classify-video", path.read_bytes()).body
+    entries = VideoClassificationOutputElement.parse_obj_as_list(answer)
+    assert [(entry.label, entry.score) for entry in entries] == [(entry.label, entry.score) for entry in found]

@@ -9,12 +9,20 @@ from pydantic import SecretStr
 
 from serving.app import create_app
 from serving.openapi import document
-from serving.parameters import ClassifyParameters, Common, DetectParameters, FeaturesParameters, SegmentParameters
+from serving.parameters import (
+    ClassifyParameters,
+    DetectParameters,
+    FeaturesParameters,
+    Parameters,
+    SegmentParameters,
+    VideoParameters,
+)
 from serving.settings import Settings
 
-PAGES = {"/", "/docs", "/openapi.json", "/page/{asset}", "/v1/classify-video"}
-PARAMETERS: dict[str, type[Common]] = {
+PAGES = {"/", "/docs", "/openapi.json", "/page/{asset}"}
+PARAMETERS: dict[str, type[Parameters]] = {
     "/v1/classify": ClassifyParameters,
+    "/v1/classify-video": VideoParameters,
     "/v1/detect": DetectParameters,
     "/v1/segment": SegmentParameters,
     "/v1/features": FeaturesParameters,

@@ -1,0 +1,438 @@
+"""Classification of videos over HTTP, in this process."""
+
+import base64
+import random
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from starlette.testclient import TestClient
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.clips import ClipViews, read_clips
+from convmae_deploy.runtime.predictor import Predictor, VideoClassifier
+from convmae_deploy.runtime.video_errors import VideoErrorCode
+from convmae_deploy.runtime.video_file import VideoFile
+from serving import videos
+from serving.errors import ApiError, ClientGone
+from serving.guard import Guard
+from serving.models import load_bundles, open_predictors
+from serving.pool import Ticket
+from serving.requests import Upload
+from serving.settings import Settings
+from serving.videos import STATUS_OF_VIDEO_ERROR, decode_video, video_limits
+from tests.serving.conftest import ClientFactory, forget_settings
+from tests.serving.sample_images import jpeg
+from tests.video_files import make_audio, make_gif, make_video
+
+ROUTE = "/v1/classify-video"
+VIDEO = make_video()
+FASTSTART = {"movflags": "faststart"}  # the index in front, so that a file cut off can be opened
+
+
+@pytest.fixture(scope="module")
+def models(bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forget_settings(monkeypatch)
+        return open_predictors(Settings(bundle=(bundle, video_bundle), device="cpu"))
+
+
+@pytest.fixture
+def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
+    return make_client(models)
+
+
+@pytest.fixture
+def classifier(models: dict[str, Predictor]) -> VideoClassifier:
+    found = models["motion"]
+    assert isinstance(found, VideoClassifier)
+    return found
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def expected(classifier: VideoClassifier, data: bytes, **options: Any) -> list[dict[str, Any]]:
+    found = classifier.classify(data, **options)
+    return [{"label": item.label, "score": pytest.approx(item.score, rel=1e-5)} for item in found]
+
+
+def refusal(client: TestClient, data: bytes, query: str = "") -> tuple[int, str, str]:
+    answer = client.post(f"{ROUTE}{query}", content=data)
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["message"]
+
+
+def with_matroska_seconds(data: bytes, seconds: float) -> bytes:
+    """A Matroska file whose header says another duration."""
+    at = data.index(b"\x44\x89\x88") + 3
+    return data[:at] + struct.pack(">d", seconds * 1000) + data[at + 8 :]
+
+
+def without_frames() -> bytes:
+    """The header of an MP4 made for streaming, which says nothing of what is to come."""
+    data = make_video(options={"movflags": "frag_keyframe+empty_moov"})
+    return data[: data.index(b"moof") - 4]
+
+
+class SlowBackend:
+    """A backend that takes its time."""
+
+    name, providers = "slow", ("SlowExecutionProvider",)
+
+    def __init__(self, real: VideoClassifier, seconds: float) -> None:
+        self.real, self.seconds, self.runs = real.backend, seconds, 0
+
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        self.runs += 1
+        time.sleep(self.seconds)
+        return self.real.run(image, outputs)
+
+
+def wait_until_idle(client: TestClient, seconds: float = 2.0) -> None:
+    pool = client.app.state.api.pool  # type: ignore[attr-defined]
+    deadline = time.monotonic() + seconds
+    while pool.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not pool.running
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        VIDEO,
+        make_video("webm"),
+        make_video("avi"),
+        make_video("matroska"),
+        make_video("mov", rotation=90),
+        make_gif(),
+        make_video("matroska", frames=10, milliseconds=[0, 10, 20, 30, 40, 1000, 1500, 1510, 1900, 2000]),
+        make_video("matroska", codec="ffv1", pixels="gray16le", size=(47, 63)),
+        make_video("webm", codec="libvpx-vp9", pixels="yuva420p"),
+        make_video(frames=1),
+    ],
+    ids=["mp4", "webm", "avi", "mkv", "turned mov", "gif", "variable rate", "16-bit grey", "alpha", "one frame"],
+)
+def test_the_answer_is_that_of_the_predictor(client: TestClient, classifier: VideoClassifier, data: bytes) -> None:
+    answer = client.post(ROUTE, content=data)
+    assert answer.json() == expected(classifier, data)
+    assert sum(entry["score"] for entry in answer.json()) == pytest.approx(1)
+    assert answer.headers["x-model"] == "motion"
+    phases = [phase.split(";")[0] for phase in answer.headers["server-timing"].split(", ")]
+    assert phases == ["queue", "decode", "inference", "encode"]
+
+
+def test_headers_say_what_the_file_holds(client: TestClient) -> None:
+    headers = client.post(ROUTE, content=VIDEO).headers
+    assert (headers["x-video-frames"], headers["x-video-seconds"]) == ("20", "0.800")
+
+
+def test_bytes_forms_and_json_give_the_same(client: TestClient) -> None:
+    by_bytes = client.post(ROUTE, content=VIDEO).json()
+    assert [entry["label"] for entry in by_bytes]
+    for name in ("file", "video", "inputs"):
+        assert client.post(ROUTE, files={name: VIDEO}).json() == by_bytes
+    for inputs in (text(VIDEO), f"data:video/mp4;base64,{text(VIDEO)}"):
+        assert client.post(ROUTE, json={"inputs": inputs}).json() == by_bytes
+    assert client.post(ROUTE, json={"inputs": [text(VIDEO)]}).json() == [by_bytes]
+    assert client.post(ROUTE, json={"inputs": f"data:image/gif;base64,{text(make_gif())}"}).status_code == 200
+
+
+@pytest.mark.parametrize("label", ["video/mp4", "image/jpeg", "text/plain", "application/json", "multipart/form-data"])
+def test_the_bytes_decide_and_not_the_label(client: TestClient, label: str) -> None:
+    for data in (VIDEO, make_video("webm"), make_video("avi"), make_gif()):
+        assert client.post(ROUTE, content=data, headers={"Content-Type": label}).status_code == 200
+
+
+def test_views_are_averaged_as_the_predictor_does(client: TestClient, classifier: VideoClassifier) -> None:
+    data = make_video(size=(48, 128), frames=40)
+    once = client.post(ROUTE, content=data).json()
+    for temporal, spatial in ((5, 1), (1, 3), (2, 3), (5, 3)):
+        answer = client.post(f"{ROUTE}?temporal_views={temporal}&spatial_views={spatial}", content=data)
+        assert answer.json() == expected(classifier, data, views=ClipViews(temporal=temporal, spatial=spatial))
+        assert answer.json() != once
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+def test_parameters_work_in_query_json_and_form(client: TestClient, classifier: VideoClassifier, function: str) -> None:
+    wanted = {"top_k": 2, "function_to_apply": function, "temporal_views": 3, "num_frames": 4}
+    query = "&".join(f"{name}={value}" for name, value in wanted.items())
+    views = ClipViews(temporal=3)
+    answers = [
+        client.post(f"{ROUTE}?{query}", content=VIDEO),
+        client.post(ROUTE, json={"inputs": text(VIDEO), "parameters": wanted}),
+        client.post(ROUTE, data={name: str(value) for name, value in wanted.items()}, files={"file": VIDEO}),
+    ]
+    for answer in answers:
+        assert answer.json() == expected(classifier, VIDEO, views=views, top_k=2, function=function)
+
+
+def test_the_sampling_rate_is_the_distance_of_frames(client: TestClient, classifier: VideoClassifier) -> None:
+    spec = classifier.sampling.model_copy(update={"stride": 5})
+    answer = client.post(f"{ROUTE}?frame_sampling_rate=5", content=VIDEO).json()
+    logits = classifier.run(read_clips(VIDEO, spec), ("logits",))["logits"]
+    assert [entry["score"] for entry in answer] == pytest.approx([item.score for item in classifier.rank(logits)])
+    assert answer != client.post(ROUTE, content=VIDEO).json()
+
+
+@pytest.mark.parametrize(
+    ("query", "code", "field"),
+    [
+        ("temporal_views=0", "invalid_parameter", "temporal_views"),
+        ("spatial_views=-1", "invalid_parameter", "spatial_views"),
+        ("temporal_views=1000000000", "invalid_parameter", "temporal_views"),
+        ("temporal_views=6&spatial_views=3", "too_many_views", "temporal_views"),
+        ("spatial_views=three", "invalid_parameter", "spatial_views"),
+        ("top_k=0", "invalid_parameter", "top_k"),
+        ("num_frames=16", "invalid_parameter", "num_frames"),
+        ("frame_sampling_rate=0", "invalid_parameter", "frame_sampling_rate"),
+        ("frame_sampling_rate=1001", "invalid_parameter", "frame_sampling_rate"),
+        ("orientation=apply", "unknown_parameter", "orientation"),
+        ("strict=1", "unknown_parameter", "strict"),
+    ],
+)
+def test_wrong_parameters_are_422(client: TestClient, query: str, code: str, field: str) -> None:
+    answer = client.post(f"{ROUTE}?{query}", content=VIDEO)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (422, code, field)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code", "words"),
+    [
+        (b"", 400, "empty_body", "no bytes at all"),
+        (b"hello" * 50, 400, "not_a_video", "found text"),
+        (bytes(range(256)), 400, "not_a_video", "no known video format"),
+        (b"#EXTM3U\n#EXTINF:10,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", 400, "not_a_video", "found text"),
+        (VIDEO[:2000], 400, "video_truncated", "send the whole file"),
+        (make_video(options=FASTSTART, frames=60)[:-2000], 400, "video_truncated", "promises 60 frames"),
+        (make_video("webm")[: len(make_video("webm")) // 2], 400, "video_truncated", "send the whole file"),
+        (b"\x1aE\xdf\xa3" + bytes(400), 400, "video_corrupt", "send an intact file"),
+        (without_frames(), 400, "no_frames", "no frames"),
+        (make_audio(), 415, "no_video_stream", "audio only"),
+        (make_audio(cover=True), 415, "no_video_stream", "cover picture, audio only"),
+        (jpeg(), 415, "still_image", "send this picture to /v1/classify"),
+        (make_gif(1), 415, "still_image", "send this picture to /v1/classify"),
+        (with_matroska_seconds(make_video("matroska"), 36_000), 413, "video_too_long", "36000.0 seconds"),
+        (make_video("matroska", size=(4320, 7680), frames=1), 413, "video_too_large", "7680 x 4320"),
+        (make_video(size=(16, 640)), 422, "aspect_ratio", "crop them"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_a_bad_video_is_a_sentence(client: TestClient, data: bytes, status: int, code: str, words: str) -> None:
+    started = time.monotonic()
+    assert refusal(client, data)[:2] == (status, code)
+    assert time.monotonic() - started < 2
+    assert words in refusal(client, data)[2]
+    assert client.get("/readyz").status_code == 200
+
+
+def test_every_reason_to_refuse_a_video_is_an_error_of_the_client() -> None:
+    assert set(STATUS_OF_VIDEO_ERROR) == set(get_args(VideoErrorCode))
+    assert all(400 <= status < 500 for status in STATUS_OF_VIDEO_ERROR.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "code"),
+    [
+        ({"max_video_seconds": 0.5}, 413, "video_too_long"),
+        ({"max_video_frames": 19}, 413, "video_too_long"),
+        ({"max_video_pixels": 3000}, 413, "video_too_large"),
+        ({"max_video_aspect": 1.2}, 422, "aspect_ratio"),
+        ({"video_decoding_seconds": 1e-9}, 422, "decoding_too_slow"),
+        ({"max_video_body_bytes": 1000}, 413, "body_too_large"),
+    ],
+)
+def test_limits_are_settings(
+    make_client: ClientFactory, models: dict[str, Predictor], settings: dict[str, Any], status: int, code: str
+) -> None:
+    assert refusal(make_client(models, **settings), VIDEO)[:2] == (status, code)
+
+
+def test_videos_have_body_limits_of_their_own(make_client: ClientFactory, models: dict[str, Predictor]) -> None:
+    client = make_client(models, max_body_bytes=1000, max_video_body_bytes=1_000_000)
+    assert client.post(ROUTE, content=VIDEO).status_code == 200
+    assert client.post("/v1/classify", content=jpeg(400, 400)).json()["error"]["code"] == "body_too_large"
+
+
+def test_references_are_checked_as_those_of_images_are(client: TestClient) -> None:
+    for inputs, status, code in (
+        ("http://127.0.0.1:1/a.mp4", 400, "url_not_supported"),
+        ("no base64!", 400, "invalid_base64"),
+        (f"data:image/png;base64,{text(VIDEO)}", 400, "invalid_data_uri"),
+        (7, 400, "invalid_input"),
+        ([], 400, "empty_body"),
+        ([text(VIDEO)] * 2, 413, "too_many_videos"),
+    ):
+        answer = client.post(ROUTE, json={"inputs": inputs})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert "image itself" not in answer.json()["error"]["message"]
+    two = client.post(ROUTE, files=[("file", VIDEO), ("file", VIDEO)])
+    assert (two.status_code, two.json()["error"]["code"]) == (413, "too_many_videos")
+    other = client.post(ROUTE, files={"image": VIDEO})
+    assert (other.status_code, other.json()["error"]["code"]) == (400, "unknown_field")
+
+
+def test_flipped_bytes_are_answered_or_refused(client: TestClient) -> None:
+    generator, statuses = random.Random(0), set()
+    for data in (VIDEO, make_video("webm"), make_video("avi"), make_gif()):
+        for _ in range(12):
+            flipped = bytearray(data)
+            for _ in range(8):
+                flipped[generator.randrange(32, len(data))] = generator.randrange(256)
+            statuses.add(client.post(ROUTE, content=bytes(flipped)).status_code)
+    assert {200, 400} <= statuses <= {200, 400, 413, 415, 422}
+
+
+def test_memory_that_a_file_asks_ffmpeg_for_in_vain_is_the_fault_of_the_file(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[BaseException] = [av.error.MemoryError(12, "Cannot allocate memory"), MemoryError()]
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(videos, "open_video", fail)
+    assert refusal(client, VIDEO)[:2] == (400, "video_corrupt")
+    assert refusal(client, VIDEO)[:2] == (500, "internal_error")
+
+
+def test_decoding_ends_when_the_request_does(
+    make_client: ClientFactory, models: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packets, decode = 0, VideoFile._decode_packet
+
+    def slowly(self: VideoFile) -> None:
+        nonlocal packets
+        packets += 1
+        time.sleep(0.05)
+        decode(self)
+
+    monkeypatch.setattr(VideoFile, "_decode_packet", slowly)
+    client = make_client(models, video_request_timeout_seconds=0.3)
+    data = make_video(frames=200, codec_options={"g": "200"})
+    assert refusal(client, data, "?temporal_views=15")[:2] == (504, "timeout")
+    wait_until_idle(client)
+    assert packets < 20
+
+
+def test_a_video_whose_client_has_gone_is_not_decoded(
+    classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VideoFile, "frames", None)
+    limits = video_limits(Settings(bundle=(Path("none"),), threads=1)).video
+    ticket = Ticket()
+    ticket.abandon()
+    with pytest.raises(ClientGone):
+        decode_video(Upload(VIDEO, "body"), classifier.sampling, ClipViews(), limits, ticket, time.monotonic() + 10)
+
+
+def test_reading_packets_ends_soon_after_the_request_too(
+    classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(videos, "GRACE_SECONDS", 1e-9)
+    limits = video_limits(Settings(bundle=(Path("none"),), threads=1)).video
+    with pytest.raises(ApiError) as refused:
+        decode_video(Upload(VIDEO, "body"), classifier.sampling, ClipViews(), limits, Ticket(), time.monotonic() - 1)
+    assert refused.value.code == "decoding_too_slow"
+
+
+def test_between_two_views_the_work_ends_when_its_time_is_over(
+    make_client: ClientFactory, classifier: VideoClassifier, video_bundle: Path
+) -> None:
+    backend = SlowBackend(classifier, 0.05)
+    model = VideoClassifier(load_bundle(video_bundle), backend)
+    client = make_client({"motion": model}, video_request_timeout_seconds=0.3)
+    assert refusal(client, VIDEO, "?temporal_views=15")[:2] == (504, "timeout")
+    wait_until_idle(client)
+    assert 1 <= backend.runs < 12
+
+
+def test_many_uploads_at_once_are_answered_or_told_to_come_again(
+    make_client: ClientFactory, classifier: VideoClassifier, video_bundle: Path
+) -> None:
+    model = VideoClassifier(load_bundle(video_bundle), SlowBackend(classifier, 0.1))
+    client = make_client({"motion": model}, threads=2, max_queue_seconds=0.2)
+    assert client.post(ROUTE, content=VIDEO).status_code == 200  # from now on it is known how long they take
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(client.post(ROUTE, content=VIDEO))) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    statuses = [answer.status_code for answer in answers]
+    assert len(statuses) == 16 and set(statuses) == {200, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    assert client.post(ROUTE, content=VIDEO).status_code == 200
+
+
+def test_bodies_of_videos_count_towards_what_may_be_held(
+    make_client: ClientFactory, models: dict[str, Predictor]
+) -> None:
+    client = make_client(models, max_buffered_bytes=1000)
+    assert refusal(client, VIDEO)[:2] == (503, "overloaded")
+    assert client.app.state.api.guard.buffered_bytes == 0  # type: ignore[attr-defined]
+
+
+def test_videos_are_counted_as_such(client: TestClient) -> None:
+    client.post(ROUTE, content=VIDEO)
+    client.post(ROUTE, content=b"hello")
+    page = client.get("/metrics").text
+    assert "convmae_videos_total 1\n" in page and "convmae_images_total 0\n" in page
+    for status in (200, 400):
+        assert f'convmae_requests_total{{route="{ROUTE}",method="POST",status="{status}"}} 1\n' in page
+
+
+def test_the_model_is_chosen_as_for_other_tasks(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()["data"]
+    assert [(model["id"], model["task"], model["default"]) for model in listed] == [
+        ("tiny", "classification", True),
+        ("motion", "video-classification", True),
+    ]
+    assert refusal(client, VIDEO, "?model=tiny")[:2] == (404, "no_model_for_task")
+    assert refusal(client, VIDEO, "?model=none")[:2] == (404, "unknown_model")
+    assert client.post(f"{ROUTE}?model=motion", content=VIDEO).status_code == 200
+    photo = client.post("/v1/classify?model=motion", content=jpeg())
+    assert (photo.status_code, photo.json()["error"]["code"]) == (404, "no_model_for_task")
+
+
+def test_without_a_video_model_no_body_is_read(
+    make_client: ClientFactory, models: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "read_body", None)
+    client = make_client({"tiny": models["tiny"]})
+    assert refusal(client, VIDEO)[:2] == (404, "no_model_for_task")
+
+
+def test_a_model_that_answers_nonsense_is_500_and_not_ready_after_three(
+    make_client: ClientFactory, classifier: VideoClassifier, video_bundle: Path
+) -> None:
+    class BrokenBackend(SlowBackend):
+        def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+            return {name: np.full_like(values, np.nan) for name, values in super().run(image, outputs).items()}
+
+    model = VideoClassifier(load_bundle(video_bundle), BrokenBackend(classifier, 0))
+    client = make_client({"motion": model})
+    for _ in range(3):
+        assert client.get("/readyz").status_code == 200
+        assert refusal(client, VIDEO)[:2] == (500, "inference_failed")
+    assert client.get("/readyz").status_code == 503
+
+
+def test_without_pyav_the_server_says_so_before_it_starts(
+    video_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConvMAEError, match=r"PyAV, which is not installed.*convmae-deploy\[video\]"):
+        load_bundles(Settings(bundle=(bundle, video_bundle)))
+    assert len(load_bundles(Settings(bundle=(bundle,)))) == 1
