@@ -21,6 +21,8 @@ from serving.settings import BUNDLES, default_bundles
 ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("convmae_deploy", "serving")
 LEFT_OUT: Final = ("__pycache__", "*.pyc")
+BENTOFILE: Final = Path("serving/bentofile.yaml")
+VIDEO_PACKAGES: Final = ("av>=14",)  # the extra `video`, for bentos with a video model only: it is 100 MB
 
 
 def build(bundles: Sequence[Path]) -> str:
@@ -35,12 +37,13 @@ def build(bundles: Sequence[Path]) -> str:
     Raises:
         ConvMAEError: a bundle is not in order, or BentoML fails.
     """
-    for bundle in bundles:
-        load_bundle(bundle)
+    has_videos = any([load_bundle(bundle).manifest.task == "video-classification" for bundle in bundles])
     with tempfile.TemporaryDirectory(prefix="convmae-bento-") as folder:
         context = Path(folder)
         copy_sources(context, bundles)
-        command = [sys.executable, "-m", "bentoml", "build", "-f", "serving/bentofile.yaml", "--output", "tag", "."]
+        if has_videos:
+            add_packages(context / BENTOFILE, VIDEO_PACKAGES)
+        command = [sys.executable, "-m", "bentoml", "build", "-f", str(BENTOFILE), "--output", "tag", "."]
         environment = os.environ | {"BENTOML_DO_NOT_TRACK": "true", "PYTHONDONTWRITEBYTECODE": "1"}
         environment.pop("CONVMAE_BUNDLE", None)  # the bento's own bundles are what it serves
         finished = subprocess.run(command, cwd=context, env=environment, capture_output=True, text=True)
@@ -59,6 +62,13 @@ def copy_sources(context: Path, bundles: Sequence[Path]) -> None:
         # The server takes the bundles beside it in the order of their names.
         name = bundle.name if len(bundles) == 1 else f"{index:02d}-{bundle.name}"
         shutil.copytree(bundle, context / "serving" / BUNDLES.name / name)
+
+
+def add_packages(bentofile: Path, packages: Sequence[str]) -> None:
+    """Adds to what a bento installs."""
+    head, mark, rest = bentofile.read_text(encoding="utf-8").partition("  packages:\n")
+    added = "".join(f'    - "{package}"\n' for package in packages)
+    bentofile.write_text(head + mark + added + rest, encoding="utf-8")
 
 
 def _ignore(folder: str, names: list[str]) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.build import copy_sources
+from serving.build import build, copy_sources
 from tests.bundle_factory import make_bundle
 from tests.serving.running_server import ROOT, caller_environment, post_head, read_answer, run_server
 from tests.serving.sample_images import jpeg
@@ -59,6 +59,22 @@ def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path)
         assert running.stop() == 0
 
 
+def test_a_bento_installs_pyav_only_for_a_video_model(
+    bundle: Path, video_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[list[str]] = []
+
+    def build_nothing(command: list[str], cwd: Path, **_: object) -> "subprocess.CompletedProcess[str]":
+        packed.append(re.findall(r'^    - "(.+)"$', (cwd / command[command.index("-f") + 1]).read_text(), re.MULTILINE))
+        return subprocess.CompletedProcess(command, 0, "__tag__:convmae:1", "")
+
+    monkeypatch.setattr(subprocess, "run", build_nothing)
+    assert build([bundle]) == build([bundle, video_bundle]) == "convmae:1"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(packed[1]) - set(packed[0]) == set(extras["video"]) and set(packed[0]) < set(packed[1])
+    assert set(extras["serve"]).isdisjoint(extras["video"])
+
+
 def test_several_bundles_keep_their_order(tmp_path: Path) -> None:
     bundles = [make_bundle(tmp_path / name, name=name) for name in ("zebra", "ant")]
     copy_sources(tmp_path / "context", bundles)
@@ -86,7 +102,8 @@ def test_whatever_the_server_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
-    requirements = [*project["dependencies"], *extras["serve"], *extras["parquet"]]
+    # The extra `video` is only for who serves a video model.
+    requirements = [*project["dependencies"], *extras["serve"], *extras["parquet"], *extras["video"]]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
     files = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "convmae_deploy/runtime").rglob("*.py")]
