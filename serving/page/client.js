@@ -37,6 +37,12 @@ export function classifyPath(topK, model) {
   return `v1/classify?top_k=${topK}${modelParameter(model)}`;
 }
 
+/** The path and query of a video's classification; `views` is {temporal, spatial}, or null for one. */
+export function classifyVideoPath(topK, views, model) {
+  const several = views ? `&temporal_views=${views.temporal}&spatial_views=${views.spatial}` : "";
+  return `v1/classify-video?top_k=${topK}${several}${modelParameter(model)}`;
+}
+
 /** The path and query of the feature maps named by `levels`. */
 export function featuresPath(levels, model) {
   return `v1/features?levels=${levels.join(",")}&dtype=f32${modelParameter(model)}`;
@@ -54,7 +60,7 @@ export function segmentPath(masks, model) {
 }
 
 /**
- * Posts the bytes of `photo` (a File) to `path`; `accept` is the media type wanted. The bytes are labelled as nothing
+ * Posts the bytes of `photo` (a File, also a video's) to `path`; `accept` is the media type wanted. The bytes are labelled as nothing
  * in particular: what a file's name makes a browser believe (a .json, say) must not change how the server reads it.
  */
 export function postPhoto(path, photo, accept, signal) {
@@ -93,9 +99,9 @@ async function send(path, options = {}) {
 }
 
 /** A server that refuses a large body closes the connection early, which a browser reports like an absent server. */
-function connectionSentence(photo) {
-  const large = photo && photo.size > 10e6;
-  const size = large ? `, or the photo of ${(photo.size / 1e6).toFixed(0)} MB is larger than it accepts` : "";
+function connectionSentence(file) {
+  const large = file && file.size > 10e6;
+  const size = large ? `, or the file of ${(file.size / 1e6).toFixed(0)} MB is larger than it accepts` : "";
   return `The connection to the server broke off: it may have stopped${size}.`;
 }
 

@@ -5,8 +5,8 @@ import { commandBlock, element, shellQuote } from "./dom.js";
 import { exampleOf, resolve, typeInWords } from "./schema.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
-const DATA_URI = /(data:image\/[a-z]+;base64,)[^"]*/;
-const RAW_BODY = /^(image\/|application\/octet-stream|\*\/\*)/;
+const DATA_URI = /(data:(?:image|video)\/[a-z0-9]+;base64,)[^"]*/;
+const RAW_BODY = /^(image\/|video\/|application\/octet-stream|\*\/\*)/;
 const BINARY_ANSWERS = [
   [/safetensors/, "answer.safetensors"],
   [/npz/, "answer.npz"],
@@ -206,11 +206,12 @@ function curlCommands(document, method, path, operation) {
   const types = Object.keys(body?.content ?? {});
   const ways = [types.find((type) => RAW_BODY.test(type)), ...types.filter((type) => !RAW_BODY.test(type))];
   const sent = body ? ways.filter(Boolean) : [null];
+  const file = types.some((type) => type.startsWith("video/")) ? "clip.mp4" : "photo.jpg";
   const start = ["curl -s", ...methodOption(method, body), ...keyOption(document, operation)].join(" ");
   const [accept, output] = answerOptions(document, operation);
   const url = shellQuote(`${location.origin}${filledPath(document, path, operation)}`);
   return sent.map((type) => {
-    const [source, option] = type ? bodyOption(document, type, body.content[type]) : [];
+    const [source, option] = type ? bodyOption(document, type, body.content[type], file) : [];
     const command = [start, option, accept, url, output].filter(Boolean).join(" ");
     return [type ? `curl, ${type}` : "curl", source ? `${source} |\n  ${command}` : command];
   });
@@ -240,19 +241,19 @@ function filledPath(document, path, operation) {
   return query.length > 0 ? `${filled}?${query.join("&")}` : filled;
 }
 
-/** [command that writes the body or null, curl's option for the body]. */
-function bodyOption(document, type, media) {
+/** [command that writes the body or null, curl's option for the body] that sends `file`. */
+function bodyOption(document, type, media, file) {
   if (type.startsWith("multipart/")) {
     const properties = Object.keys(resolve(document, media.schema ?? {}).properties ?? { file: {} });
-    return [null, `-F ${properties[0]}=@photo.jpg`];
+    return [null, `-F ${properties[0]}=@${file}`];
   }
-  if (!type.includes("json")) return [null, "--data-binary @photo.jpg"];
+  if (!type.includes("json")) return [null, `--data-binary @${file}`];
   const header = `-H ${shellQuote(`Content-Type: ${type}`)}`;
   const body = JSON.stringify(mediaExample(document, media, true));
   if (!DATA_URI.test(body)) return [null, `${header} -d ${shellQuote(body)}`];
-  // The example's photo is cut short; the command puts a whole one in its place.
+  // The example's file is cut short; the command puts a whole one in its place.
   const template = body.replaceAll("%", "%%").replace(DATA_URI, "$1%s");
-  return [`printf ${shellQuote(template)} "$(base64 < photo.jpg | tr -d '\\n')"`, `${header} --data-binary @-`];
+  return [`printf ${shellQuote(template)} "$(base64 < ${file} | tr -d '\\n')"`, `${header} --data-binary @-`];
 }
 
 /** Where the answer is bytes: the Accept header that asks for them, and the file they go to. */

@@ -26,17 +26,26 @@ export function visibleRegion(width, height, preprocessing) {
 /** Facts about a model as [term, text] pairs; what the server does not say is left out. */
 export function modelFacts(details) {
   const levels = featureLevels(details);
-  const [, height, width] = details.input?.shape ?? [];
+  const { shape = [] } = details.input ?? {}; // (3, height, width), or (3, frames, height, width)
+  const [height, width] = shape.slice(-2);
+  const frames = shape.length === 4 ? `${shape[1]} frames of ` : "";
   return [
     ["Name", details.id],
     ["Task", details.task],
     ["Variant", details.variant],
-    [details.task === "segmentation" ? "Windows" : "Input", height ? `${height} × ${width} pixels` : null],
+    [details.task === "segmentation" ? "Windows" : "Input", height ? `${frames}${height} × ${width} pixels` : null],
+    ["Sampling", frames ? samplingSentence(details.preprocessing) : null],
     ["Classes", details.labels?.length],
     ["Feature levels", levels.length ? levelsSentence(levels) : null],
     ["Compared with PyTorch", numericsSentence(details)],
     ["Licence of the weights", details.licence?.name],
   ].filter(([, text]) => text !== null && text !== undefined);
+}
+
+/** Which frames of a video make a clip. */
+function samplingSentence({ frames, stride }) {
+  if (!stride) return `one frame from each of ${frames} equal parts`;
+  return stride === 1 ? "frames in a row" : `one frame in ${stride}`;
 }
 
 function levelsSentence(levels) {

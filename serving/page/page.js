@@ -1,8 +1,8 @@
 /**
- * The page at `/`: one photo, and what the chosen model says about it.
+ * The page at `/`: one photo or video, and what the chosen model says about it.
  *
- * What depends on the model's task (words, results, commands) is in `classification.js`, `detection.js` and
- * `segmentation.js`; this is what they share.
+ * What depends on the model's task (words, results, commands) is in `classification.js`, `detection.js`,
+ * `segmentation.js` and `video.js`; this is what they share, in which a photo may be a video too.
  *
  * States, on `document.body.dataset.state`: idle (nothing asked yet), working, done, error. A new photo aborts the
  * requests in flight. Text from the server or from a file name reaches the document as text nodes only.
@@ -15,9 +15,12 @@ import { detection } from "./detection.js";
 import { commandBlock, element } from "./dom.js";
 import { featureLevels, modelFacts, visibleRegion } from "./model.js";
 import { clearOverlay } from "./overlay.js";
+import { percent } from "./results.js";
 import { segmentation } from "./segmentation.js";
+import { video } from "./video.js";
 
-const VIEWS = { classification, detection, segmentation }; // task -> what the page does for it
+const VIEWS = { classification, detection, segmentation, "video-classification": video }; // what is done for each task
+const PHOTO_TYPES = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff";
 const PHOTO_HEIGHT_REM = 22;
 
 const session = {
@@ -49,7 +52,7 @@ function enter(state) {
 function updatePicker() {
   const picked = !byId("photo-frame").hidden || ["working", "done"].includes(document.body.dataset.state);
   document.body.dataset.picked = picked ? "yes" : "no";
-  byId("picker-title").textContent = picked ? "Choose another photo" : "Choose a photo";
+  byId("picker-title").textContent = `Choose ${picked ? "another" : "a"} ${medium()}`;
 }
 
 function announce(sentence) {
@@ -97,10 +100,13 @@ async function loadModels() {
 async function chooseModel(id) {
   session.details = await fetchModel(id);
   const { labels = [], licence, variant } = session.details;
-  const { title, lead, heading, hasThreshold = false } = view();
+  const { title, lead, heading, accept = PHOTO_TYPES, hasThreshold = false } = view();
   document.title = `ConvMAE: ${title.toLowerCase()}`;
   byId("title").textContent = title;
   byId("lead").textContent = lead;
+  byId("medium").textContent = document.body.dataset.medium = medium();
+  byId("stage").setAttribute("aria-label", medium() === "video" ? "Video" : "Photo");
+  byId("photo").accept = accept;
   byId("predictions-title").textContent = heading;
   byId("predictions").dataset.task = session.details.task;
   byId("threshold-choice").hidden = !hasThreshold;
@@ -118,11 +124,17 @@ async function chooseModel(id) {
   byId("colophon").textContent =
     `ConvMAE ${variant}, model ${id}. Licence of its weights: ${licence?.name ?? "not stated"}.`;
   showRegion();
+  updatePicker();
 }
 
 /** What the page does for the task of the chosen model. */
 function view() {
   return VIEWS[session.details?.task] ?? classification;
+}
+
+/** What the chosen model looks at, in a word. */
+function medium() {
+  return view().medium ?? "photo";
 }
 
 function hasLevels() {
@@ -142,14 +154,47 @@ function take(file) {
   session.photo = file;
   session.preview = URL.createObjectURL(file);
   byId("photo-frame").hidden = true;
-  byId("preview").src = session.preview;
-  byId("preview").alt = `The photo ${file.name}`;
+  const moves = file.type.startsWith("video/"); // a GIF is shown as a picture, which moves too
+  byId("preview").hidden = moves;
+  byId("clip").hidden = !moves;
+  emptyFrame();
+  shownElement().src = session.preview;
+  byId("preview").alt = `The ${medium()} ${file.name}`;
+  byId("clip").setAttribute("aria-label", `The video ${file.name}`);
   run();
+}
+
+/** Forgets the photo, as a model that takes videos cannot be asked about it, nor the other way round. */
+function putAway() {
+  if (session.preview) URL.revokeObjectURL(session.preview);
+  session.photo = session.preview = null;
+  byId("photo-frame").hidden = true;
+  emptyFrame();
+  enter("idle");
+}
+
+function emptyFrame() {
+  byId("preview").removeAttribute("src");
+  byId("clip").removeAttribute("src");
+  byId("clip").load(); // a video goes on playing until then
+}
+
+function shownElement() {
+  return byId(byId("clip").hidden ? "preview" : "clip");
+}
+
+/** (width, height) in pixels of what is shown; zeros where the browser cannot tell. */
+function shownSize() {
+  const shown = shownElement();
+  return shown instanceof HTMLVideoElement
+    ? [shown.videoWidth, shown.videoHeight]
+    : [shown.naturalWidth, shown.naturalHeight];
 }
 
 /** Small photos grow and large ones shrink to one size, so that the page does not jump from photo to photo. */
 function previewLoaded() {
-  const { naturalWidth: width, naturalHeight: height } = byId("preview");
+  const [width, height] = shownSize();
+  if (!width) return previewFailed(); // a file of sound alone plays as a video
   byId("photo-frame").style.aspectRatio = `${width} / ${height}`;
   byId("photo-frame").style.width = `min(100%, ${(PHOTO_HEIGHT_REM * width) / height}rem)`;
   byId("photo-frame").hidden = false;
@@ -163,15 +208,24 @@ function previewFailed() {
   updatePicker();
 }
 
-/** Dims what the model's centre crop leaves out of the photo. */
+/** Dims what the model's centre crop leaves out of the photo; of a video, whose controls are there too, it is said. */
 function showRegion() {
-  const { naturalWidth: width, naturalHeight: height } = byId("preview");
+  const [width, height] = shownSize();
   if (byId("photo-frame").hidden || !width) return;
   const region = session.details ? visibleRegion(width, height, session.details.preprocessing) : null;
-  byId("crop").hidden = !region;
+  const moves = !byId("clip").hidden;
+  byId("crop").hidden = !region || moves;
   if (region) for (const [side, share] of Object.entries(region)) byId("crop").style[side] = `${100 * share}%`;
-  byId("crop-note").textContent =
-    `${session.photo.name}, ${width} × ${height}${region ? "; the model sees the bright part" : ""}`;
+  const { duration } = byId("clip");
+  const facts = [session.photo.name, `${width} × ${height}`];
+  if (moves && Number.isFinite(duration)) facts.push(`${duration.toFixed(1)} s`);
+  let sees = region ? "; the model sees the bright part" : "";
+  if (region && moves) sees = `; the model sees the middle ${middle(region)}`;
+  byId("crop-note").textContent = facts.join(", ") + sees;
+}
+
+function middle({ width, height }) {
+  return width < height ? `${percent(width)} of its width` : `${percent(height)} of its height`;
 }
 
 // ------------------------------------------------------------------------------------------------------------- run
@@ -185,7 +239,7 @@ async function run() {
   clearOverlay();
   enter("working");
   view().placeholders(session.details);
-  announce("Working on the photo");
+  announce(`Working on the ${medium()}`);
   try {
     await checkReadable(photo);
     if (!session.details) await loadModels();
@@ -212,7 +266,7 @@ async function checkReadable(photo) {
   try {
     await photo.slice(0, 1).arrayBuffer();
   } catch {
-    throw new ServerError(`${photo.name} cannot be read; choose a photo file.`, 0, "unreadable");
+    throw new ServerError(`${photo.name} cannot be read; choose a ${medium()} file.`, 0, "unreadable");
   }
 }
 
@@ -249,7 +303,7 @@ function listenToDrops() {
     if (event.dataTransfer.files.length > 0) takeFirst(event.dataTransfer.files);
     else
       fail(
-        new ServerError("What was dropped is not a file; save the photo first, then drop it here.", 0, "not_a_file"),
+        new ServerError("What was dropped is not a file; save it first, then drop it here.", 0, "not_a_file"),
       );
   });
 }
@@ -257,6 +311,8 @@ function listenToDrops() {
 function listen() {
   byId("preview").addEventListener("load", previewLoaded);
   byId("preview").addEventListener("error", previewFailed);
+  byId("clip").addEventListener("loadedmetadata", previewLoaded);
+  byId("clip").addEventListener("error", previewFailed);
   byId("photo").addEventListener("change", (event) => {
     const files = [...event.target.files];
     event.target.value = ""; // so that picking the same photo again is a change too
@@ -266,9 +322,11 @@ function listen() {
   listenToDrops();
   byId("model").addEventListener("change", async (event) => {
     session.requests?.abort();
+    const before = medium();
     try {
       await chooseModel(event.target.value);
-      if (session.photo) run();
+      if (medium() !== before) putAway();
+      else if (session.photo) run();
     } catch (error) {
       fail(error);
     }

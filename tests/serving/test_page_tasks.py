@@ -234,7 +234,7 @@ def test_every_command_of_the_reference_that_sends_a_photo_works(page: PageDrive
     page.open("/docs")
     page.wait(lambda: page.texts("[data-path]"), "the operations")
 
-    commands = page.texts("[data-method='post'] .command code")
+    commands = page.texts("[data-method='post']:not([data-path='/v1/classify-video']) .command code")
     assert len(commands) >= 12
     for command in commands:
         printed = run(command, tmp_path)

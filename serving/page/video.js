@@ -1,0 +1,44 @@
+/** Classification of videos: the best classes. */
+
+import { classifyVideoPath, postPhoto, serverTimings } from "./client.js";
+import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
+
+const TOP_K = 5;
+const VIEWS = { temporal: 2, spatial: 3 }; // of the second command
+
+export const video = {
+  title: "Classify a video",
+  lead: "What happens in it: its most likely classes.",
+  heading: "Prediction",
+  medium: "video",
+  accept: "video/*,image/gif,.mkv,.avi,.ts,.flv,.wmv,.ogv",
+
+  placeholders(details) {
+    showPendingRows(details ? topK(details) : TOP_K);
+  },
+
+  /** Resolves to {sentence, commands} once everything is shown. */
+  async ask({ photo, details, model, signal }) {
+    const started = performance.now();
+    const path = classifyVideoPath(topK(details), null, model);
+    const response = await postPhoto(path, photo, "application/json", signal);
+    const predictions = await response.json();
+    if (!signal.aborted) {
+      showRows(predictions.map(({ label, score }) => resultRow(label, score)));
+      showTimings(serverTimings(response), performance.now() - started);
+    }
+    const commands = [
+      { title: "Classes", path },
+      {
+        title: `Classes, averaged over ${VIEWS.temporal} × ${VIEWS.spatial} views`,
+        path: classifyVideoPath(topK(details), VIEWS, model),
+      },
+    ];
+    const [best] = predictions;
+    return { sentence: `${best.label}, ${percent(best.score)}.`, commands };
+  },
+};
+
+function topK(details) {
+  return Math.min(TOP_K, details.labels?.length || TOP_K);
+}
