@@ -151,6 +151,8 @@ def decode_video(
     Raises:
         ApiError: the video cannot be used; the code says why.
     """
+    from av.error import FFmpegError
+
     left = max(0.0, deadline - time.monotonic()) + GRACE_SECONDS
     limits = dataclasses.replace(limits, decoding_seconds=min(limits.decoding_seconds, left))
     try:
@@ -162,10 +164,8 @@ def decode_video(
             ticket.when_abandoned(stop)
             clips = video_clips(video, sampling, views)
             headers = {"X-Video-Frames": str(len(video)), "X-Video-Seconds": f"{video.seconds:.3f}"}
-    except MemoryError as error:
-        if not _is_ffmpegs(error):
-            raise
-        message = "the video is broken: it asks for more memory than can be had; send an intact file"
+    except FFmpegError as error:  # what the runtime lets pass: sizes that a file makes up, colours that nobody converts
+        message = f"the video cannot be decoded ({error.strerror}); send an intact file, best of all H.264 in MP4"
         raise ApiError(400, "video_corrupt", message, field=upload.field) from error
     except VideoError as error:
         ticket.check()  # the deadline of a job that was given up is no fault of its video
@@ -174,10 +174,3 @@ def decode_video(
             message += ", or send this picture to /v1/classify"
         raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None
     return clips, headers
-
-
-def _is_ffmpegs(error: MemoryError) -> bool:
-    """Whether a file asked FFmpeg for memory, with a size that it made up; else it is this process that has no more."""
-    from av.error import FFmpegError
-
-    return isinstance(error, FFmpegError)

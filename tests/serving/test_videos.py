@@ -294,16 +294,20 @@ def test_flipped_bytes_are_answered_or_refused(client: TestClient) -> None:
     assert {200, 400} <= statuses <= {200, 400, 413, 415, 422}
 
 
-def test_memory_that_a_file_asks_ffmpeg_for_in_vain_is_the_fault_of_the_file(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    errors: list[BaseException] = [av.error.MemoryError(12, "Cannot allocate memory"), MemoryError()]
+def test_what_ffmpeg_cannot_do_is_the_fault_of_the_file(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[BaseException] = [
+        av.error.MemoryError(12, "Cannot allocate memory"),
+        av.error.OSError(95, "Operation not supported"),
+        MemoryError(),  # of this process
+    ]
 
     def fail(*arguments: Any, **options: Any) -> None:
         raise errors.pop(0)
 
     monkeypatch.setattr(videos, "open_video", fail)
-    assert refusal(client, VIDEO)[:2] == (400, "video_corrupt")
+    for reason in ("Cannot allocate memory", "Operation not supported"):
+        status, code, message = refusal(client, VIDEO)
+        assert (status, code) == (400, "video_corrupt") and reason in message
     assert refusal(client, VIDEO)[:2] == (500, "internal_error")
 
 
