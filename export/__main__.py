@@ -21,10 +21,10 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN
+from convmae_deploy.runtime.manifest import NAME_PATTERN, AnyPreprocessing, ClipPreprocessing, input_axes
 from export.divergence import Divergence, find_divergence
 from export.gates import FP32
-from export.inputs import PICTURES, Batch, verification_batches, verification_photos
+from export.inputs import PICTURES, Batch, Samples, verification_batches, verification_photos
 from export.packaging import (
     MODEL_NAME,
     BundleContent,
@@ -43,23 +43,26 @@ from export.verify import (
     onnx_runner,
     smallest_failing_images,
 )
+from export.video_inputs import verification_clips
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 PHOTOS = 32  # photos in the verification, at most
+CLIPS = 8  # the same of clips, which are held in memory as the graph takes them
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Exports a finetuned classifier, detector or segmenter to ONNX and proves its numbers against PyTorch."""
+    """Exports a finetuned model, of photos or of videos, to ONNX and proves its numbers against PyTorch."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     max_batch: int | None = (
-        None  # largest batch of the bundle, all of it verified; default: 32, detectors 2, or what fits
+        None  # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
     )
-    data: Path | None = None  # photos for the verification; default: those the run was validated on, else made pictures
+    # photos or videos for the verification; default: those the run was validated on, else made pictures
+    data: Path | None = None
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
     def __post_init__(self) -> None:
@@ -92,10 +95,10 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         ConvMAEError: the request cannot be carried out.
     """
     check_output(config.out)
-    photos = verification_photos(config.data, config.checkpoint, PHOTOS)
     task = open_task(config.checkpoint, config.image_size)
     record, preprocessing = task.record, task.preprocessing
-    size = preprocessing.input_size
+    photos = verification_samples(preprocessing, config.data, config.checkpoint)
+    size = input_axes(preprocessing)
     licence_file = find_licence(record, config.checkpoint, config.licence)
     with console.status(f"Exporting {record.variant} at {' x '.join(map(str, size))} ..."):
         graph = export_graph(task.wrapper, size, config.max_batch or task.max_batch, (*task.outputs, *task.probes))
@@ -124,6 +127,13 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     return verification
 
 
+def verification_samples(spec: AnyPreprocessing, data: Path | None, checkpoint: Path) -> Samples:
+    """Photos, or the clips of videos; see `verification_photos` and `verification_clips`."""
+    if isinstance(spec, ClipPreprocessing):
+        return verification_clips(spec, data, checkpoint, CLIPS)
+    return verification_photos(data, checkpoint, PHOTOS)
+
+
 def check_output(out: Path) -> None:
     """Raises ConvMAEError unless a folder can be made at `out`."""
     if out.exists():
@@ -132,7 +142,7 @@ def check_output(out: Path) -> None:
 
 
 def photo_batch(batches: list[Batch]) -> Batch:
-    """The largest batch of photos, or of the pictures made in their place."""
+    """The largest batch of photos or clips, or of what was made in their place."""
     return max((batch for batch in batches if batch.name.startswith(PICTURES)), key=lambda batch: len(batch.images))
 
 
@@ -169,12 +179,12 @@ def explain(
     """Finds the layer, writes the reproducer beside the output and returns the error to raise."""
     failure, reference = verification.worst, task.reference
     divergence: Divergence | None = None
-    arrays = {"image": failure.batch.images}
+    arrays = {graph.input: failure.batch.images}
     try:
         images = failure.batch.images
         if failure.output in task.outputs:  # others cannot be had from the bundle's own graph
             images = smallest_failing_images(reference, candidate, failure, FP32)
-        arrays = {"image": images}
+        arrays = {graph.input: images}
         arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
         arrays |= {f"found_{name}": value for name, value in candidate(images).items()}
         divergence = find_divergence(graph, images, FP32)

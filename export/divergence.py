@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from export.gates import Comparison, FloatArray, Tolerance, compare
-from export.to_onnx import INPUT, ExportedGraph, module_path
+from export.to_onnx import ExportedGraph, module_path
 from export.traced import intermediate_values, module_of
 
 REFERENCE = "reference/"  # prefix of the inputs that carry PyTorch's values
@@ -44,7 +44,7 @@ class Divergence:
 
 
 def find_divergence(graph: ExportedGraph, images: FloatArray, tolerance: Tolerance) -> Divergence:
-    """Names the first layer of `graph` whose own error on `images` (B, 3, H, W) exceeds the tolerance.
+    """Names the first layer of `graph` whose own error on `images` (B, 3, ...) exceeds the tolerance.
 
     Where none does alone, it names the layer with the largest error of its own, or, when the graph agrees with PyTorch
     as soon as ONNX Runtime's graph optimisations are off, the optimiser.
@@ -54,7 +54,7 @@ def find_divergence(graph: ExportedGraph, images: FloatArray, tolerance: Toleran
     traced = intermediate_values(graph.program, images, program_names)
     expected = {value: traced[name] for value, name in operations.items() if name in traced}
     output_values = {name: expected[name] for name in graph.outputs if name in expected}
-    plain = _run(graph.model, {INPUT: images}, list(output_values))
+    plain = _run(graph.model, {graph.input: images}, list(output_values))
     if all(compare(output_values[name], plain[name], tolerance).problem is None for name in output_values):
         return Divergence(
             layers=(), first=None, explanation="none, without ONNX Runtime's graph optimisations it agrees"
@@ -113,12 +113,12 @@ def layer_errors(
         graph: the graph.
         operations: ONNX value -> operation of the program.
         expected: ONNX value -> PyTorch's value.
-        images: (B, 3, H, W).
+        images: (B, 3, H, W), or clips (B, 3, T, H, W).
         tolerance: what a piece may be off by.
     """
     pieces = cut(graph.model, expected)
-    inputs = {entry.name for entry in pieces.graph.input} - {INPUT}
-    feeds = {INPUT: images} | {name: expected[name.removeprefix(REFERENCE)] for name in inputs}
+    inputs = {entry.name for entry in pieces.graph.input} - {graph.input}
+    feeds = {graph.input: images} | {name: expected[name.removeprefix(REFERENCE)] for name in inputs}
     found = _run(pieces, feeds, list(expected))
     modules = {node.name: module_path(module_of(node)) or TOP_LEVEL for node in graph.program.graph.nodes}
     operators = {name: node.op_type for node in graph.model.graph.node for name in node.output}

@@ -1,10 +1,11 @@
-"""What the graph is tried on: random numbers, photos and constant images, in batches of several sizes."""
+"""What the graph is tried on: random numbers, photos or clips, and constants, in batches of several sizes."""
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from PIL import Image
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.extraction import find_photos, read_photo
 from convmae_deploy.runtime.letterbox import letterbox
-from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, SlidingWindow
+from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
 from convmae_deploy.runtime.preprocess import preprocess
 from convmae_deploy.runtime.sliding_window import resize_and_normalise
 
@@ -25,7 +26,9 @@ VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # wh
 DETECTED_PHOTOS = 8  # photos that a detector is tried on, at most
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
-PICTURES = ("photos", "made pictures")  # what `verification_photos` calls them
+PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples` are called
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -35,23 +38,23 @@ class Batch:
     """One input of the graph with the name that reports use."""
 
     name: str
-    images: FloatArray  # (B, 3, H, W), normalised
+    images: FloatArray  # (B, 3, H, W) or (B, 3, T, H, W), normalised
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Pictures for the verification, at least one, with what reports call them."""
+class Samples:
+    """What the model is for, at least one of it, with what reports call them."""
 
-    name: str  # "photos", or "made pictures" for those of `made_photos`
-    images: list[Image.Image]
+    name: str  # one of PICTURES: "photos", or "made pictures" for those of `made_photos`; of videos likewise
+    images: Sequence[Image.Image | FloatArray]  # photos, or clips (3, T, H, W) as the graph takes them
 
 
-def verification_batches(spec: AnyPreprocessing, photos: Photos, largest: int) -> list[Batch]:
+def verification_batches(spec: AnyPreprocessing, photos: Samples, largest: int) -> list[Batch]:
     """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
 
     Args:
         spec: preprocessing of the model; sets the size of the images and the range of normalised values.
-        photos: repeated where a batch needs more.
+        photos: or clips; repeated where a batch needs more.
         largest: the largest batch to try.
     """
     generator = np.random.default_rng(SEED)
@@ -71,8 +74,10 @@ def verification_batches(spec: AnyPreprocessing, photos: Photos, largest: int) -
     return batches
 
 
-def graph_input(photo: Image.Image, spec: AnyPreprocessing) -> FloatArray:
+def graph_input(photo: Image.Image | FloatArray, spec: AnyPreprocessing) -> FloatArray:
     """An RGB photo as the graph takes it, (3, H, W); of a segmenter's windows the one at the top left."""
+    if isinstance(photo, np.ndarray):  # a clip
+        return photo
     if isinstance(spec, Letterbox):
         return letterbox(photo, spec)
     if isinstance(spec, SlidingWindow):
@@ -84,13 +89,14 @@ def graph_input(photo: Image.Image, spec: AnyPreprocessing) -> FloatArray:
 
 
 def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
-    """Images (3, H, W) of one value each: 0, 1, and black and white photos, the extremes of the normalised range."""
-    mean, std = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    """Images or clips of one value each: 0, 1, black and white, which are the extremes of the normalised range."""
+    axes = input_axes(spec)
+    mean, std = (np.array(values, np.float32).reshape(3, *(1 for _ in axes)) for values in (spec.mean, spec.std))
     levels = {"zeros": np.zeros_like(mean), "ones": np.ones_like(mean), "black": -mean / std, "white": (1 - mean) / std}
-    return {name: np.broadcast_to(level, (3, *spec.input_size)).copy() for name, level in levels.items()}
+    return {name: np.broadcast_to(level, (3, *axes)).copy() for name, level in levels.items()}
 
 
-def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Photos:
+def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Samples:
     """Real photos where there are any: of the folder given, else the validation photos of the checkpoint's own run.
 
     Args:
@@ -102,14 +108,20 @@ def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Phot
         ConvMAEError: `data` holds no readable photo.
     """
     if data is not None:
-        return Photos("photos", read_photos(data, count))
+        return Samples("photos", read_photos(data, count))
+    own = data_of_run(checkpoint)
+    for folder in (own / part for part in VALIDATION_FOLDERS if own is not None):
+        if folder.is_dir():
+            return Samples("photos", read_photos(folder, count))
+    return Samples("made pictures", made_photos(count))
+
+
+def data_of_run(checkpoint: Path) -> Path | None:
+    """What a run folder says that it was trained on; None: nothing, or it is no run folder."""
     record = checkpoint / RUN_RECORD
-    if record.is_file():
-        data = Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"])
-        for folder in (data / part for part in VALIDATION_FOLDERS):
-            if folder.is_dir():
-                return Photos("photos", read_photos(folder, count))
-    return Photos("made pictures", made_photos(count))
+    if not record.is_file():
+        return None
+    return Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"])
 
 
 def read_photos(folder: Path, count: int) -> list[Image.Image]:
@@ -122,17 +134,22 @@ def read_photos(folder: Path, count: int) -> list[Image.Image]:
         raise ConvMAEError(
             f"--data must be a folder of photos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
         )
-    files = find_photos([folder])
-    photos: list[Image.Image] = []
-    for index in range(min(count, len(files))):
-        path = files[index * len(files) // min(count, len(files))]
-        try:
-            photos.append(read_photo(path).image)
-        except ConvMAEError as error:
-            logger.warning("%s is left out of the verification: %s", path, error)
+    photos = read_some(find_photos([folder]), count, lambda path: read_photo(path).image)
     if not photos:
         raise ConvMAEError(f"--data {folder} holds no readable photo; choose another folder")
     return photos
+
+
+def read_some(files: Sequence[Path], count: int, read: Callable[[Path], Item]) -> list[Item]:
+    """Up to `count` files, spread evenly; those that `read` refuses are logged and skipped."""
+    items: list[Item] = []
+    for index in range(min(count, len(files))):
+        path = files[index * len(files) // min(count, len(files))]
+        try:
+            items.append(read(path))
+        except ConvMAEError as error:
+            logger.warning("%s is left out of the verification: %s", path, error)
+    return items
 
 
 def made_photos(count: int) -> list[Image.Image]:
@@ -159,10 +176,10 @@ def _made_photo(generator: np.random.Generator, size: tuple[int, int]) -> Image.
 
 
 def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int) -> Batch:
-    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.input_size), dtype=np.float32))
+    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *input_axes(spec)), dtype=np.float32))
 
 
-def _further_photos(spec: Letterbox, photos: Photos, largest: int) -> Iterator[Batch]:
+def _further_photos(spec: Letterbox, photos: Samples, largest: int) -> Iterator[Batch]:
     """The photos after the first `largest`, up to DETECTED_PHOTOS, in batches of `largest` or what is left."""
     end = min(DETECTED_PHOTOS, len(photos.images))
     for start in range(largest, end, largest):

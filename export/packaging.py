@@ -15,6 +15,7 @@ from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, fi
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.convmae import STRIDES
+from convmae_deploy.models.video import TUBELET
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import (
@@ -28,9 +29,11 @@ from convmae_deploy.runtime.manifest import (
     OutputSpec,
     Task,
     expected_outputs,
+    input_axes,
+    input_name,
 )
 from export.inputs import Batch
-from export.to_onnx import INPUT, OPSET
+from export.to_onnx import OPSET
 from export.verify import Outputs, Runner, VerificationError
 
 MODEL_NAME = "model.onnx"
@@ -84,18 +87,26 @@ def write_manifest(
         numerics: the report of the graph; None: not verified.
     """
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    vectors = ("logits", "pooled")
+    time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if content.task == "video-classification" else {}
     known = expected_outputs(content.task, len(content.record.classes), content.preprocessing.input_size)
     graph = directory / MODEL_NAME
     manifest = Manifest(
         name=content.name,
         task=content.task,
         variant=content.record.variant,
-        input=InputSpec(name=INPUT, shape=(3, *content.preprocessing.input_size), max_batch=content.max_batch),
+        input=InputSpec(
+            name=input_name(content.preprocessing),
+            shape=(3, *input_axes(content.preprocessing)),
+            max_batch=content.max_batch,
+        ),
         preprocessing=content.preprocessing,
         classes=content.record.classes,
         category_ids=content.record.category_ids,
         outputs={
-            name: known.get(name) or OutputSpec(shape=shape, stride=strides.get(name)) for name, shape in shapes.items()
+            name: known.get(name)
+            or OutputSpec(shape=shape, stride=strides.get(name), time_stride=time_strides.get(name))
+            for name, shape in shapes.items()
         },
         files={
             MODEL_NAME: BundleFile(

@@ -71,7 +71,7 @@ def write_failure(
         model: the graph that failed.
         verification: its report and failures.
         divergence: where it leaves PyTorch; None where the graph does not even run.
-        arrays: the failing images as `image`, with what was expected and found.
+        arrays: the failing images by the name of the graph's input, with what was expected and found.
         command: the arguments that led here.
     """
     failures = [

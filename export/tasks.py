@@ -16,6 +16,7 @@ from convmae_deploy.checkpoints.native import (
     load_classifier,
     load_detector,
     load_segmenter,
+    load_video_classifier,
     read_checkpoint,
 )
 from convmae_deploy.errors import ConvMAEError
@@ -23,11 +24,14 @@ from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.runtime.manifest import (
+    VIDEO_OUTPUTS,
     AnyPreprocessing,
+    ClipPreprocessing,
     Letterbox,
     Preprocessing,
     SlidingWindow,
     Task,
+    standard_clips,
     standard_preprocessing,
     standard_windows,
 )
@@ -35,8 +39,9 @@ from export import static_detector
 from export.gates import FP32, FloatArray, compare
 from export.inputs import Batch
 from export.pooling import replace_adaptive_pooling
+from export.slotwise import replace_depthwise_3d
 from export.static_detector import StaticDetector
-from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
+from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, VideoClassifierGraph
 from export.verify import Outputs, Runner, Verification, onnx_runner, torch_runner, verify
 from export.verify_detector import detections_problem, own_inference, verify_detector
 
@@ -96,6 +101,30 @@ def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> Expor
         preprocessing=preprocessing,
         verify=partial(verify_elementwise, reference, OUTPUTS),
         check=elementwise_problem,
+    )
+
+
+def video_classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
+    """A video classifier with its features; the reference keeps PyTorch's own 3-D convolutions."""
+    assert record.video is not None  # the record of a video classifier says so
+    preprocessing = record.preprocessing or standard_clips(record.model.image_size, frames=record.video.frames)
+    if not isinstance(preprocessing, ClipPreprocessing):
+        raise wrong_preprocessing("a video classifier", ClipPreprocessing)
+    # frozen: where gradients are wanted the model convolves by itself, and asks its layers for their weights alone
+    wrapper = VideoClassifierGraph(copy.deepcopy(model)).eval().requires_grad_(False)
+    replace_depthwise_3d(wrapper)
+    reference = torch_runner(VideoClassifierGraph(model).eval(), VIDEO_OUTPUTS)
+    return ExportTask(
+        task="video-classification",
+        model=model,
+        wrapper=wrapper,
+        outputs=VIDEO_OUTPUTS,
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, VIDEO_OUTPUTS),
+        check=elementwise_problem,
+        max_batch=8,  # a clip is as much work as eight photos
     )
 
 
@@ -172,6 +201,7 @@ TASKS: dict[CheckpointKind, tuple[Callable[..., tuple[Any, CheckpointRecord]], C
     "classifier": (load_classifier, classifier_task),
     "detector": (load_detector, detector_task),
     "segmenter": (load_segmenter, segmenter_task),
+    "video_classifier": (load_video_classifier, video_classifier_task),
 }
 
 
@@ -185,13 +215,14 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None) -> ExportTas
     if record.kind not in TASKS:
         raise ConvMAEError(
             f"{checkpoint} must hold one of {', '.join(TASKS)} and holds: {record.kind}; finetune it first "
-            "(training.finetune, training.detect, training.segment)"
+            "(training.finetune, training.detect, training.segment, training.video_finetune)"
         )
     load, assemble = TASKS[record.kind]
     model, record = load(checkpoint, image_size=image_size)
     if not record.classes:
         raise ConvMAEError(
-            f"{checkpoint} has no classes, so there is no head to export; finetune it first (training.finetune)"
+            f"{checkpoint} has no classes, so there is no head to export; finetune it first (training.finetune, "
+            "training.video_finetune)"
         )
     return assemble(model, record)
 

@@ -1,6 +1,7 @@
-"""The classifier as one ONNX graph: input `image`, outputs `logits`, `pooled` and the four feature maps."""
+"""A classifier as one ONNX graph: input `image` or `clip`, outputs `logits`, pooled vectors, four feature maps."""
 
 import ast
+import inspect
 import logging
 import warnings
 from collections.abc import Collection, Iterator
@@ -17,7 +18,6 @@ from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
 from export.operators import refuse_operators
 
 OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
-INPUT = "image"
 OUTPUTS = ("logits", "pooled", *FEATURE_LEVELS)
 MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
 WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
@@ -39,6 +39,24 @@ class ClassifierGraph(nn.Module):
         return (self.model.head(pooled), pooled, *maps)
 
 
+class VideoClassifierGraph(nn.Module):
+    """The same of a video classifier, with a vector for each slot. Exists only to be exported and to be its reference.
+
+    The head was trained on vectors that `fc_norm` gives, so that of a slot goes through it too.
+    """
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, F, H, W) to the tensors named by VIDEO_OUTPUTS."""
+        maps = self.model.encoder(clip)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        slots_btd = self.model.fc_norm(maps[2].mean(dim=(3, 4)).transpose(1, 2))
+        return (self.model.head(pooled), pooled, slots_btd, *maps)
+
+
 @dataclass(frozen=True)
 class ExportedGraph:
     """An ONNX graph with the traced program that it was translated from."""
@@ -47,20 +65,24 @@ class ExportedGraph:
     program: ExportedProgram
     outputs: tuple[str, ...]
 
+    @property
+    def input(self) -> str:
+        """The name of its one input."""
+        (only,) = self.model.graph.input
+        return str(only.name)
+
 
 def export_classifier(model: ConvMAEClassifier, image_size: tuple[int, int], max_batch: int) -> ExportedGraph:
     """`export_graph` of a classifier in evaluation mode."""
     return export_graph(ClassifierGraph(model).eval(), image_size, max_batch, OUTPUTS)
 
 
-def export_graph(
-    wrapper: nn.Module, image_size: tuple[int, int], max_batch: int, outputs: tuple[str, ...]
-) -> ExportedGraph:
+def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...]) -> ExportedGraph:
     """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
 
     Args:
-        wrapper: its one argument is `image`, its model its attribute `model`; gives a flat tuple of tensors.
-        image_size: (height, width) in pixels; fixed in the graph.
+        wrapper: its one argument is the input, its model its attribute `model`; gives a flat tuple of tensors.
+        axes: (height, width) in pixels, or (frames, height, width); fixed in the graph.
         max_batch: largest batch that the graph must take.
         outputs: the names of the tensors.
 
@@ -75,7 +97,8 @@ def export_graph(
         )
     # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
     batch = Dim("batch", min=1, max=max(2, max_batch))
-    example = torch.zeros(2, 3, *image_size)
+    example = torch.zeros(2, 3, *axes)
+    (name,) = inspect.signature(wrapper.forward).parameters
     with _quiet():
         program = torch.onnx.export(
             wrapper,
@@ -83,9 +106,9 @@ def export_graph(
             dynamo=True,
             opset_version=OPSET,
             external_data=False,
-            input_names=[INPUT],
+            input_names=[name],
             output_names=list(outputs),
-            dynamic_shapes={INPUT: {0: batch}},
+            dynamic_shapes={name: {0: batch}},
             verbose=False,
         )
         if program is None or program.exported_program is None:

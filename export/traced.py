@@ -18,7 +18,7 @@ def intermediate_values(program: ExportedProgram, images: FloatArray, names: Col
 
     Args:
         program: the traced program.
-        images: (B, 3, H, W).
+        images: (B, 3, H, W), or clips (B, 3, T, H, W).
         names: names of operations of the program.
     """
     recorder = _Recorder(program, set(names))
@@ -53,7 +53,7 @@ class _Recorder(Interpreter):
 
     @torch.inference_mode()
     def run_on(self, images: FloatArray) -> None:
-        """Runs on `images` (B, 3, H, W) with the program's own weights and constants."""
+        """Runs on `images` (B, 3, ...) with the program's own weights and constants."""
         signature = self.program.graph_signature
         lifted = (
             signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants

@@ -15,7 +15,7 @@ from export.gates import Comparison, FloatArray, Tolerance, compare, incomparabl
 from export.inputs import Batch
 
 Outputs = dict[str, FloatArray]
-Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) -> name -> (B, ...)
+Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
 
 LOGITS = "logits"
 

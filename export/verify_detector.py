@@ -23,7 +23,6 @@ from export.divergence import REFERENCE, reading_inputs
 from export.gates import FP32, Comparison, FloatArray, worst_of
 from export.inputs import PICTURES, Batch
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.to_onnx import INPUT
 from export.verify import Failure, Outputs, Runner, Verification, onnx_runner, torch_runner, verify
 
 DETECTIONS = "detections"  # the third tier's row of the report
@@ -106,7 +105,7 @@ class FedRunner:
         """The graph's ELEMENTWISE with PyTorch's regions."""
         expected = self.reference(images)
         feeds = {REFERENCE + name: expected[name] for name in FED}
-        return dict(zip(ELEMENTWISE, self.session.run(list(ELEMENTWISE), {INPUT: images} | feeds), strict=True))
+        return dict(zip(ELEMENTWISE, self.session.run(list(ELEMENTWISE), {"image": images} | feeds), strict=True))
 
 
 def verify_detector(

@@ -136,6 +136,16 @@ TASK_PREPROCESSING: dict[str, type[_Normalised]] = {
 }
 
 
+def input_name(spec: AnyPreprocessing) -> str:
+    """What the input of a graph with this preprocessing is called."""
+    return "clip" if isinstance(spec, ClipPreprocessing) else "image"
+
+
+def input_axes(spec: AnyPreprocessing) -> tuple[int, ...]:
+    """(height, width) of the graph's input, of clips (frames, height, width)."""
+    return (spec.frames, *spec.crop) if isinstance(spec, ClipPreprocessing) else spec.input_size
+
+
 def standard_preprocessing(image_size: Size) -> Preprocessing:
     """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224."""
     height, width = image_size
@@ -168,7 +178,7 @@ def standard_windows(window: Size, short_side: int | None, long_side: int | None
 class InputSpec(_Record):
     """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
-    name: str = "image"  # "clip" for videos
+    name: str = "image"  # see `input_name`
     shape: tuple[int, ...]  # without the batch axis: (3, H, W); video (3, T, H, W)
     min_batch: int = Field(default=1, ge=1)
     max_batch: int = Field(ge=1)

@@ -9,7 +9,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Letterbox, Preprocessing
 from convmae_deploy.runtime.preprocess import preprocess
 from export.inputs import (
-    Photos,
+    Samples,
     constant_images,
     made_photos,
     read_photos,
@@ -27,7 +27,7 @@ def save_photos(folder: Path, *names: str) -> None:
 
 
 def test_batches_cover_every_kind_at_one_two_and_the_largest_and_sizes_in_between() -> None:
-    batches = verification_batches(SPEC, Photos("photos", made_photos(2)), 32)
+    batches = verification_batches(SPEC, Samples("photos", made_photos(2)), 32)
     sizes = {kind: [len(b.images) for b in batches if b.name.startswith(kind)] for kind in ("random", "photos")}
     assert sizes == {"random": [1, 2, 32, 3, 17], "photos": [1, 2, 32]}
     constants = [len(b.images) for b in batches if not b.name.startswith(("random", "photos"))]
@@ -39,18 +39,18 @@ def test_batches_cover_every_kind_at_one_two_and_the_largest_and_sizes_in_betwee
 @pytest.mark.parametrize(("largest", "sizes"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (4, {1, 2, 3, 4})])
 def test_no_batch_is_larger_than_the_largest(largest: int, sizes: set[int]) -> None:
     assert {
-        len(batch.images) for batch in verification_batches(SPEC, Photos("photos", made_photos(1)), largest)
+        len(batch.images) for batch in verification_batches(SPEC, Samples("photos", made_photos(1)), largest)
     } == sizes
 
 
 def test_batches_are_the_same_every_time() -> None:
-    first, second = (verification_batches(SPEC, Photos("photos", made_photos(2)), 2) for _ in range(2))
+    first, second = (verification_batches(SPEC, Samples("photos", made_photos(2)), 2) for _ in range(2))
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first, second, strict=True))
 
 
 def test_photo_batches_hold_what_the_runtime_makes_of_the_photos() -> None:
     photos = made_photos(2)
-    (batch,) = (b for b in verification_batches(SPEC, Photos("photos", photos), 2) if b.name == "photos batch 2")
+    (batch,) = (b for b in verification_batches(SPEC, Samples("photos", photos), 2) if b.name == "photos batch 2")
     assert np.array_equal(batch.images, np.stack([preprocess(photo, SPEC) for photo in photos]))
 
 
@@ -102,7 +102,7 @@ def test_a_folder_without_photos_is_refused_in_one_sentence(tmp_path: Path) -> N
 
 
 def test_a_detector_is_tried_on_more_photos_than_the_largest_batch_takes() -> None:
-    batches = verification_batches(Letterbox(size=(32, 64)), Photos("photos", made_photos(10)), 3)
+    batches = verification_batches(Letterbox(size=(32, 64)), Samples("photos", made_photos(10)), 3)
     sizes = {batch.name: len(batch.images) for batch in batches if batch.name.startswith("photos")}
     assert sizes == {
         "photos batch 1": 1,

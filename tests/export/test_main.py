@@ -18,7 +18,7 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.predictor import Classifier
 from export import __main__ as program
-from export.inputs import Batch, Photos, made_photos, verification_batches
+from export.inputs import Batch, Samples, made_photos, verification_batches
 from export.packaging import find_licence
 from export.to_onnx import ExportedGraph
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
@@ -145,8 +145,8 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     Image.new("RGB", (120, 80), (9, 8, 7)).save(tmp_path / "photos" / "a.png")
     seen: list[int] = []
 
-    def spy(spec: Preprocessing, photos: Photos, largest: int) -> list[Batch]:
-        seen.append(photos.images[0].getpixel((0, 0))[0])  # type: ignore[index]
+    def spy(spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
+        seen.append(np.asarray(photos.images[0])[0, 0, 0])
         return verification_batches(spec, photos, largest)
 
     monkeypatch.setattr(program, "verification_batches", spy)

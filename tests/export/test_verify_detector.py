@@ -15,7 +15,7 @@ from convmae_deploy.runtime.predictor import Detector, open_predictor
 from export import __main__ as program
 from export.__main__ import ExportConfig, export_bundle
 from export.gates import FloatArray
-from export.inputs import Photos, made_photos, verification_batches
+from export.inputs import Samples, made_photos, verification_batches
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
@@ -146,7 +146,7 @@ def test_a_broken_layer_fails_in_its_own_tier(
     (bias,) = [tensor for tensor in broken.model.graph.initializer if tensor.name == name]
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
-    batches = verification_batches(task.preprocessing, Photos("photos", made_photos(1)), 1)[:2]
+    batches = verification_batches(task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
     verification = task.verify(broken, tmp_path / "model.onnx", batches, ("PyTorch", "the graph"))
     elementwise = {failure.output for failure in verification.failures} - {"detections"}
     assert elementwise and all(name.startswith(output) for name in elementwise)
