@@ -155,7 +155,7 @@ class Guard:
             await self._answer(exchange)
         finally:
             self.in_flight -= 1
-            self.buffered_bytes -= exchange.held_bytes
+            self._let_go(exchange)
             endpoint = scope.get("endpoint")
             route = UNMATCHED if endpoint is None else self.route_of(endpoint)
             self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
@@ -239,6 +239,17 @@ class Guard:
         exchange: Exchange = scope["convmae.exchange"]
         chunks: list[bytes] = []
         try:
+            await self._receive_body(exchange, chunks)
+        except BaseException:
+            # Now, and not once the client has read its refusal: else of many large bodies that come at once each would
+            # take the room of the others, and all would be refused.
+            chunks.clear()
+            self._let_go(exchange)
+            raise
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _receive_body(self, exchange: Exchange, chunks: list[bytes]) -> None:
+        try:
             async with asyncio.timeout(exchange.body_seconds):
                 while exchange.more_body:
                     message = await exchange.receive()
@@ -254,7 +265,10 @@ class Guard:
             exchange.close = True
             message_text = f"expected the whole body within {exchange.body_seconds:g} s; send it faster or send less"
             raise ApiError(408, "body_timeout", message_text) from None
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _let_go(self, exchange: Exchange) -> None:
+        self.buffered_bytes -= exchange.held_bytes
+        exchange.held_bytes = 0
 
 
 def too_large(limit: int) -> ApiError:
