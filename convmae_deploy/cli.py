@@ -1,4 +1,4 @@
-"""`convmae`: predictions and features of photos, the contents of a bundle, import of the authors' checkpoints."""
+"""`convmae`: predictions and features of photos and videos, what a bundle holds, import of the authors' checkpoints."""
 
 import json
 import logging
@@ -15,18 +15,21 @@ from rich.text import Text
 
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.predictions import make_report
+from convmae_deploy.predictions import ViewOptions, make_report, open_for_features
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.runtime.backends import Device
 from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.extraction import extract_features, find_photos, read_photo
+from convmae_deploy.runtime.extraction import extract_features, find_photos
 from convmae_deploy.runtime.feature_files import check_feature_path, write_features
-from convmae_deploy.runtime.predictor import Classifier, VideoClassifier, open_predictor
+from convmae_deploy.runtime.predictor import VideoClassifier, open_predictor
+from convmae_deploy.runtime.video_formats import find_videos
 
 _MAX_DEFAULT_BATCH = 32
 
 BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
-PhotoPaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO ...")]
+FilePaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
+Views = Annotated[ViewOptions, tyro.conf.arg(name="")]
+NO_VIEWS = ViewOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -49,7 +52,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     status: int | None = tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="convmae",
-        description="ConvMAE from photos to predictions and features.",
+        description="ConvMAE from photos and videos to predictions and features.",
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -58,50 +61,50 @@ def _run(arguments: Sequence[str] | None) -> int | None:
 
 def predict(
     bundle: BundlePath,
-    photos: PhotoPaths,
+    files: FilePaths,
     out: Path | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
+    views: Views = NO_VIEWS,
     json: bool = False,
     device: Device = "auto",
     threads: int | None = None,
 ) -> int:
-    """Say what photos show: their classes, the objects in them, or what each pixel is, whatever the model is for.
+    """Say what photos or videos show: their classes, the objects in them, or what each pixel is.
 
     Args:
-        bundle: folder of the exported model.
-        photos: image files.
+        bundle: folder of the exported model; what it was trained for decides.
+        files: photos, or videos where the model is for them.
         out: folder to write to. Detection: pictures with boxes and masks, and results.json in COCO's format, where
             image_id is the photo's name (a number where it is one) and category_id the one of the annotations that the
             model learnt from.
             Segmentation: the labels as PNG, and pictures with a legend.
-        top_k: classification: classes a photo (default: 5).
+        top_k: classification: classes a photo or video (default: 5).
         threshold: detection: the smallest score of an object (default: 0.5).
-        json: print one JSON object a photo and line, in order, instead of a table.
+        views: how often a video is looked at.
+        json: print one JSON object a file and line, in order, instead of a table.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
     """
-    if not photos:
-        raise ConvMAEError("expected at least one photo after the bundle; got none")
+    if not files:
+        raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads)
-    if isinstance(predictor, VideoClassifier):
-        raise ConvMAEError(f"{predictor.manifest.name} is a model of videos, got photos; give another bundle")
-    report = make_report(predictor, photos, out=out, top_k=top_k, threshold=threshold)
+    report = make_report(predictor, files, out=out, top_k=top_k, threshold=threshold, views=views)
     table = Table("file", *report.columns)
     failures = 0
-    for photo in photos:
+    for file in files:
         try:
-            answer = report.answer(photo, read_photo(photo).image)
+            answer = report.answer(file)
         except ConvMAEError as error:
             failures += 1
-            _report(photo, error)
+            _report(file, error)
             if json:
-                _print_json({"file": str(photo), "error": str(error)})
+                _print_json({"file": str(file), "error": str(error)})
             continue
         if json:
-            _print_json({"file": str(photo), **answer.fields})
+            _print_json({"file": str(file), **answer.fields})
         else:
-            _add_rows(table, photo, answer.rows)
+            _add_rows(table, file, answer.rows)
     if table.row_count:
         Console().print(table)
     for sentence in report.finish():
@@ -111,38 +114,41 @@ def predict(
 
 def features(
     bundle: BundlePath,
-    photos: PhotoPaths,
+    files: FilePaths,
     out: Path,
     levels: tuple[str, ...] = ("pooled",),
     batch_size: int | None = None,
+    views: Views = NO_VIEWS,
     strict: bool = False,
     device: Device = "auto",
     threads: int | None = None,
 ) -> int:
-    """Write features of photos to a file; a photo that cannot be read is reported and left out.
+    """Write features of photos or videos to a file; one that cannot be read is reported and left out.
 
     Args:
         bundle: folder of the exported model.
-        photos: image files, or folders that are searched for them.
+        files: photos, or videos where the model is for them, or folders that are searched for them.
         out: the file to write, .safetensors, .npz or .parquet.
-        levels: pooled, e1, e2, e3, e4: what to write.
-        batch_size: photos a run (default: what the bundle allows, at most 32).
-        strict: end with the first photo that cannot be read, and write nothing.
+        levels: pooled, e1, e2, e3, e4, of videos pooled_frames too: what to write. Of several views only pooled.
+        batch_size: photos or videos a run (default: what the bundle allows, at most 32).
+        views: how often a video is looked at.
+        strict: end with the first file that cannot be read, and write nothing.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
     """
     check_feature_path(out)
-    if not photos:
-        raise ConvMAEError("expected at least one photo or folder after the bundle; got none")
-    predictor = Classifier.open(bundle, device=device, threads=threads)
-    files = find_photos(photos)
-    levels = tuple(dict.fromkeys(levels))
+    if not files:
+        raise ConvMAEError("expected at least one photo, video or folder after the bundle; got none")
+    predictor = open_for_features(bundle, views, device, threads)
+    kind = "videos" if isinstance(predictor, VideoClassifier) else "photos"
+    found_files = find_videos(files) if isinstance(predictor, VideoClassifier) else find_photos(files)
+    levels, chosen = tuple(dict.fromkeys(levels)), views.views()
     if batch_size is None:
-        batch_size = min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH)
+        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // chosen.total)
 
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("photos", total=len(files))
+        bar = progress.add_task(kind, total=len(found_files))
 
         def on_file(path: Path, error: ConvMAEError | None) -> bool:
             progress.advance(bar)
@@ -150,15 +156,15 @@ def features(
                 _report(path, error)
             return error is None or not strict
 
-        found = extract_features(predictor, files, levels, batch_size=batch_size, on_file=on_file)
+        found = extract_features(predictor, found_files, levels, batch_size=batch_size, views=chosen, on_file=on_file)
     if found.failures and strict:
         return SOME_INPUTS_BAD
     if not found.files:
-        raise ConvMAEError(f"none of the {len(files)} photos could be read, so {out} was not written; see above")
+        raise ConvMAEError(f"none of the {len(found_files)} {kind} could be read, so {out} was not written; see above")
     write_features(out, [str(file) for file in found.files], found.features)
     shapes = ", ".join(f"{level} {tuple(values.shape)}" for level, values in found.features.items())
     left_out = f"; {len(found.failures)} left out" if found.failures else ""
-    print(f"{readable(out)}: {len(found.files)} photos{left_out}; {shapes}")
+    print(f"{readable(out)}: {len(found.files)} {kind}{left_out}; {shapes}")
     return 0
 
 
@@ -199,8 +205,8 @@ def import_checkpoint(
         print(line)
 
 
-def _report(photo: Path, error: ConvMAEError) -> None:
-    print(f"error: {photo}: {error}", file=sys.stderr)
+def _report(file: Path, error: ConvMAEError) -> None:
+    print(f"error: {file}: {error}", file=sys.stderr)
 
 
 def _print_json(line: dict[str, object]) -> None:
@@ -208,10 +214,10 @@ def _print_json(line: dict[str, object]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _add_rows(table: Table, photo: Path, rows: Sequence[tuple[str, ...]]) -> None:
+def _add_rows(table: Table, file: Path, rows: Sequence[tuple[str, ...]]) -> None:
     # Text, not str: rich would read "[x]" in a label or file name as markup.
     for index, row in enumerate(rows or [("nothing found",)]):
-        name = readable(photo) if index == 0 else ""
+        name = readable(file) if index == 0 else ""
         table.add_row(*(Text(cell, overflow="fold") for cell in (name, *row)))
     table.add_section()
 

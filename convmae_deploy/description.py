@@ -5,7 +5,15 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.manifest import AnyPreprocessing, BundleFile, Letterbox, Manifest, SlidingWindow
+from convmae_deploy.runtime.manifest import (
+    AnyPreprocessing,
+    BundleFile,
+    ClipPreprocessing,
+    Letterbox,
+    Manifest,
+    OutputSpec,
+    SlidingWindow,
+)
 
 
 def describe(bundle: Bundle, console: Console) -> None:
@@ -39,7 +47,7 @@ def _summary(manifest: Manifest) -> Table:
 
 
 def _geometry(spec: AnyPreprocessing) -> str:
-    """What becomes of a photo's pixels, before they are normalised."""
+    """What becomes of a photo's pixels, or of a video's, before they are normalised."""
     height, width = spec.input_size
     if isinstance(spec, Letterbox):
         return f"resize to fit into {height} x {width}, filled with {spec.fill} right and below"
@@ -47,15 +55,24 @@ def _geometry(spec: AnyPreprocessing) -> str:
         size = "own size" if spec.short_side is None else f"short side {spec.short_side}"
         size += "" if spec.long_side is None else f", long side at most {spec.long_side}"
         return f"{size}, windows of {height} x {width} every {spec.stride[0]} x {spec.stride[1]}"
-    return f"resize to cover {spec.resize[0]} x {spec.resize[1]}, centre crop {height} x {width}"
+    cropped = f"resize to cover {spec.resize[0]} x {spec.resize[1]}, centre crop {height} x {width}"
+    if isinstance(spec, ClipPreprocessing):
+        each = f"one of each of {spec.frames} equal parts" if spec.stride is None else f"{spec.stride} apart"
+        return f"{spec.frames} frames, {each}, {cropped}"
+    return cropped
 
 
 def _outputs(manifest: Manifest) -> Table:
     table = Table("output", "shape", "type", "stride")
     for name, spec in manifest.outputs.items():
-        stride = "" if spec.stride is None else str(spec.stride)
-        table.add_row(Text(name), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, stride)
+        table.add_row(Text(name), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, _stride(spec))
     return table
+
+
+def _stride(spec: OutputSpec) -> str:
+    """Pixels, with a time axis behind frames."""
+    parts = [] if spec.time_stride is None else [f"{spec.time_stride} frames"]
+    return ", ".join(parts + ([] if spec.stride is None else [str(spec.stride)]))
 
 
 def _files(manifest: Manifest) -> Table:

@@ -1,7 +1,7 @@
-"""What `convmae predict` makes of each photo, by task: rows of a table, a line of JSON, and files."""
+"""What `convmae predict` makes of each photo or video, by task: rows of a table, a line of JSON, and files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,38 +11,81 @@ from PIL import Image
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.program import readable
+from convmae_deploy.runtime.backends import Device
+from convmae_deploy.runtime.clips import ClipViews
 from convmae_deploy.runtime.detections import Detection, coco_result
 from convmae_deploy.runtime.drawing import draw_detections, draw_segmentation
+from convmae_deploy.runtime.extraction import read_photo
 from convmae_deploy.runtime.label_colours import class_areas
 from convmae_deploy.runtime.masks import label_png
-from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter
+from convmae_deploy.runtime.postprocess import Prediction
+from convmae_deploy.runtime.predictor import (
+    AnyPredictor,
+    Classifier,
+    Detector,
+    Segmenter,
+    VideoClassifier,
+    open_predictor,
+)
+from convmae_deploy.runtime.video_file import import_av
 
 RESULTS_NAME = "results.json"
 DEFAULT_TOP_K = 5
 DEFAULT_THRESHOLD = 0.5
+TAKEN_OPTIONS: dict[type[AnyPredictor], tuple[str, ...]] = {
+    Classifier: ("--top-k",),
+    Detector: ("--threshold", "--out"),
+    Segmenter: ("--out",),
+    VideoClassifier: ("--top-k", "--temporal-views", "--spatial-views"),
+}
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """How often a video is looked at; the answers are averaged."""
+
+    temporal_views: int | None = None  # videos: clips spread over each (default: 1; the usual test on Kinetics has 5)
+    spatial_views: int | None = None  # videos: crops along the longer side of the frames (default: 1; there 3)
+
+    def views(self) -> ClipViews:
+        """The numbers, with what is not given.
+
+        Raises:
+            ConvMAEError: one is less than 1.
+        """
+        temporal, spatial = (1 if count is None else count for count in (self.temporal_views, self.spatial_views))
+        return ClipViews(temporal=temporal, spatial=spatial)
+
+    def flags(self) -> dict[str, int | None]:
+        """What was given, by the names of the flags."""
+        return {"--temporal-views": self.temporal_views, "--spatial-views": self.spatial_views}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is said about one photo."""
+    """What is said about one file."""
 
     fields: dict[str, object]  # as JSON
     rows: Sequence[tuple[str, ...]]  # of the table, one text for each of the report's columns
 
 
 class Report(Protocol):
-    """Runs one photo after the other and says what was found."""
+    """Runs one file after the other and says what was found."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the table, after the photo's name."""
+        """Of the table, after the file's name."""
 
-    def answer(self, file: Path, image: Image.Image) -> Answer:
-        """Runs an RGB photo, and writes the files that belong to it."""
+    def answer(self, file: Path) -> Answer:
+        """Reads and runs one, and writes the files that belong to it.
+
+        Raises:
+            ConvMAEError: it cannot be read.
+        """
 
     def finish(self) -> list[str]:
-        """Writes what belongs to all photos; returns sentences on what was written."""
+        """Writes what belongs to all files; returns sentences on what was written."""
 
 
 class ClassReport:
@@ -50,12 +93,12 @@ class ClassReport:
 
     columns = ("label", "score")
 
-    def __init__(self, classifier: Classifier, top_k: int) -> None:
-        self.classifier, self.top_k = classifier, top_k
+    def __init__(self, classify: Callable[[Path], list[Prediction]]) -> None:
+        self.classify = classify
 
-    def answer(self, file: Path, image: Image.Image) -> Answer:
-        """Runs an RGB photo."""
-        predictions = self.classifier.classify([image], top_k=self.top_k)[0]
+    def answer(self, file: Path) -> Answer:
+        """Runs a photo or a video."""
+        predictions = self.classify(file)
         return Answer(
             fields={"predictions": [vars(prediction) for prediction in predictions]},
             rows=[(prediction.label, f"{prediction.score:.4f}") for prediction in predictions],
@@ -83,8 +126,9 @@ class ObjectReport:
         self.results: list[dict[str, object]] = []
         self.photos = 0
 
-    def answer(self, file: Path, image: Image.Image) -> Answer:
-        """Runs an RGB photo and draws what was found."""
+    def answer(self, file: Path) -> Answer:
+        """Runs a photo and draws what was found."""
+        image = read_photo(file).image
         found = self.detector.detect([image], threshold=self.threshold)[0]
         if self.out is not None:
             picture = draw_detections(image, found, len(self.detector.manifest.classes))
@@ -114,8 +158,9 @@ class AreaReport:
         self.segmenter, self.out = segmenter, out
         self.photos = 0
 
-    def answer(self, file: Path, image: Image.Image) -> Answer:
-        """Runs an RGB photo and draws its labels."""
+    def answer(self, file: Path) -> Answer:
+        """Runs a photo and draws its labels."""
+        image = read_photo(file).image
         classes = self.segmenter.manifest.classes
         found = self.segmenter.segment([image])[0]
         if self.out is not None:
@@ -138,45 +183,77 @@ class AreaReport:
 
 
 def make_report(
-    predictor: Classifier | Detector | Segmenter,
-    photos: Sequence[Path],
+    predictor: AnyPredictor,
+    files: Sequence[Path],
     *,
     out: Path | None,
     top_k: int | None,
     threshold: float | None,
+    views: ViewOptions,
 ) -> Report:
     """What fits the predictor's task.
 
     Args:
         predictor: the model.
-        photos: that will be run.
+        files: photos or videos that will be run.
         out: the folder to write to; None: nothing is written.
-        top_k: classes a photo, for classification alone; None: 5.
+        top_k: classes a photo or video, for classification alone; None: 5.
         threshold: the smallest score of an object, for detection alone; None: 0.5.
+        views: of each video, for videos alone.
 
     Raises:
-        ConvMAEError: an option is not for this task or out of range, or two photos would get the same files.
+        ConvMAEError: an option is not for this task or out of range, two photos would get the same files, or videos
+            cannot be read as PyAV is not installed.
     """
-    given = {"--top-k": top_k, "--threshold": threshold, "--out": out}
-    taken = {Classifier: ("--top-k",), Detector: ("--threshold", "--out"), Segmenter: ("--out",)}[type(predictor)]
-    for option, value in given.items():
-        if value is not None and option not in taken:
-            task = predictor.manifest.task
-            raise ConvMAEError(
-                f"{option} says nothing to a {task} model, which takes {' and '.join(taken)}; leave it out"
-            )
+    _check_options(predictor, {"--top-k": top_k, "--threshold": threshold, "--out": out, **views.flags()})
     if top_k is not None and top_k < 1:
         raise ConvMAEError(f"--top-k must be at least 1; got {top_k}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConvMAEError(f"--threshold must be between 0 and 1; got {threshold:g}")
     if out is not None:
-        check_names(photos)
+        check_names(files)
         check_can_create(out / RESULTS_NAME)
+    best = DEFAULT_TOP_K if top_k is None else top_k
     if isinstance(predictor, Classifier):
-        return ClassReport(predictor, DEFAULT_TOP_K if top_k is None else top_k)
+        return ClassReport(lambda file: predictor.classify([read_photo(file).image], top_k=best)[0])
+    if isinstance(predictor, VideoClassifier):
+        import_av()
+        chosen = views.views()
+        return ClassReport(lambda file: predictor.classify(file, views=chosen, top_k=best))
     if isinstance(predictor, Detector):
         return ObjectReport(predictor, DEFAULT_THRESHOLD if threshold is None else threshold, out)
     return AreaReport(predictor, out)
+
+
+def open_for_features(
+    bundle: Path, views: ViewOptions, device: Device, threads: int | None
+) -> Classifier | VideoClassifier:
+    """Starts a model that has features.
+
+    Raises:
+        ConvMAEError: as `open_predictor`, it has none, an option is not for it, or videos cannot be read as PyAV is not
+            installed.
+    """
+    predictor = open_predictor(bundle, device=device, threads=threads)
+    if not isinstance(predictor, Classifier | VideoClassifier):
+        manifest = predictor.manifest
+        raise ConvMAEError(
+            f"{manifest.name} is a {manifest.task} model; give a classification bundle, of photos or videos"
+        )
+    _check_options(predictor, views.flags())
+    if isinstance(predictor, VideoClassifier):
+        import_av()
+    return predictor
+
+
+def _check_options(predictor: AnyPredictor, given: Mapping[str, object]) -> None:
+    taken = TAKEN_OPTIONS[type(predictor)]
+    for option, value in given.items():
+        if value is not None and option not in taken:
+            raise ConvMAEError(
+                f"{option} says nothing to a {predictor.manifest.task} model, which takes {' and '.join(taken)}; "
+                "leave it out"
+            )
 
 
 def image_id(file: Path) -> int | str:

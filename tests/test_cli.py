@@ -14,6 +14,7 @@ from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmen
 from tests.runtime.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
+VIEWS = {"--temporal-views", "--spatial-views"}
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["predict", "BUNDLE", "PHOTO", "--top-k", "0"], "--top-k must be at least 1; got 0"),
         (["predict", "BUNDLE", "PHOTO", "--out", "x.d"], "--out says nothing to a classification model"),
         (["predict", "BUNDLE", "PHOTO", "--threshold", "0.5"], "--threshold says nothing to a classification model"),
+        (["predict", "BUNDLE", "PHOTO", "--spatial-views", "3"], "--spatial-views says nothing to a classification"),
+        (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--temporal-views", "2"], "--temporal-views says nothing"),
         (["predict", "DETECTOR", "PHOTO", "--top-k", "5"], "--top-k says nothing to a detection model"),
         (["predict", "DETECTOR", "PHOTO", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
         (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
@@ -94,7 +97,7 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["features", "BUNDLE", "PHOTO", "--out", "x.csv"], "choose one of these suffixes"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--levels", "e9"], "got e9"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--batch-size", "0"], "batch size must be at least 1"),
-        (["features", "BUNDLE", "--out", "x.npz"], "at least one photo or folder"),
+        (["features", "BUNDLE", "--out", "x.npz"], "at least one photo, video or folder"),
         (["features", "BUNDLE", "EMPTY", "--out", "x.npz"], "found none"),
         (["info", "nowhere"], "a bundle is a folder"),
     ],
@@ -247,8 +250,8 @@ def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"},
-        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"},
+        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS,
+        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"} | VIEWS,
         "info": set[str](),
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
     }

@@ -146,6 +146,22 @@ def average_views(logits: NDArray[np.float32], function: ScoreFunction = "softma
     return np.asarray(scores(logits, function).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
+def merge_views(features: NDArray[np.float32], views: int) -> NDArray[np.float32]:
+    """Features of several videos from those of their views: the mean, or as they are where there is one view.
+
+    Args:
+        features: (N * V, ...), the views of a video next to each other.
+        views: V.
+
+    Returns:
+        (N, ...).
+    """
+    if views == 1:
+        return features
+    by_video = features.reshape(-1, views, *features.shape[1:])
+    return np.asarray(by_video.mean(axis=1, dtype=np.float64), dtype=np.float32)
+
+
 def _spare(spec: ClipPreprocessing, count: int) -> int:
     """Slots that a dense clip leaves over; 0 where the video is too short for one."""
     assert spec.stride is not None

@@ -118,9 +118,8 @@ def decode_image(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS, apply_or
     name = identify(data)
     if name not in limits.formats:
         accepted = ", ".join(limits.formats)
-        raise ImageError(
-            "unsupported_format", f"found {name}, accepted are {accepted}; convert the image to one of these"
-        )
+        remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
+        raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
 
     def check_size(width: int, height: int) -> None:
         _check_size(width, height, limits)

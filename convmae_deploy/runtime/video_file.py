@@ -191,7 +191,7 @@ def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, t
         ConvMAEError: the file cannot be read, or PyAV is not installed.
     """
     deadline = time.monotonic() + limits.decoding_seconds
-    av = _import_av()
+    av = import_av()
     data = _read(source, limits)
     name = identify(data[:4096])
     try:
@@ -220,7 +220,12 @@ def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, t
         )
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """PyAV, which only videos need.
+
+    Raises:
+        ConvMAEError: it is not installed.
+    """
     try:
         import av
         import av.video.reformatter

@@ -3,7 +3,7 @@
 Shapes: V views of one video, T frames of a clip, H W its size, D width of the features, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.base_predictor import LOGITS, Predictor
-from convmae_deploy.runtime.clips import ClipViews, average_views, read_clips
+from convmae_deploy.runtime.clips import ClipViews, average_views, merge_views, read_clips
 from convmae_deploy.runtime.manifest import ClipPreprocessing
 from convmae_deploy.runtime.postprocess import Prediction, ScoreFunction, top_k
 from convmae_deploy.runtime.video_limits import VideoLimits
@@ -127,14 +127,8 @@ class VideoClassifier(Predictor):
             ConvMAEError: as `check_levels`, the file cannot be read, or PyAV is not installed.
         """
         self.check_levels(levels, views)
-        return self.merge(self.run(self.clips(source, views=views, limits=limits), levels))
-
-    def merge(self, features: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """Features (V, ...) of a video's views as those of the video: their mean, or those of the only view."""
-        return {
-            level: values[0] if len(values) == 1 else values.mean(axis=0, dtype=np.float64).astype(np.float32)
-            for level, values in features.items()
-        }
+        clips = self.clips(source, views=views, limits=limits)
+        return {level: merge_views(values, len(clips))[0] for level, values in self.run(clips, levels).items()}
 
 
 _best = top_k  # `classify` and `rank` have parameters of that name

@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import ClipViews, average_views, random_moments, read_clips, view_moments
+from convmae_deploy.runtime.clips import (
+    ClipViews,
+    average_views,
+    merge_views,
+    random_moments,
+    read_clips,
+    view_moments,
+)
 from convmae_deploy.runtime.manifest import ClipPreprocessing, standard_clips
 from convmae_deploy.runtime.preprocess import preprocess
 from convmae_deploy.runtime.video_file import VideoError, VideoLimits, open_video
@@ -114,3 +121,11 @@ def test_real_clips_become_five_by_three_views() -> None:
         clips = read_clips(file, spec, views=ClipViews(temporal=5, spatial=3))
         assert clips.shape == (15, 3, 16, 64, 64) and np.isfinite(clips).all()
         assert float(np.abs(clips[0] - clips[-1]).mean()) > 0.01
+
+
+def test_features_of_views_are_merged_video_by_video() -> None:
+    features = np.arange(24, dtype=np.float32).reshape(6, 4)
+    merged = merge_views(features, 3)
+    assert merged.dtype == np.float32
+    assert np.array_equal(merged, np.stack([features[:3].mean(axis=0), features[3:].mean(axis=0)]))
+    assert np.array_equal(merge_views(features, 1), features)

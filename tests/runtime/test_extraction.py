@@ -95,5 +95,5 @@ def test_unknown_levels_empty_batches_and_too_much_memory_are_refused(
         raise MemoryError
 
     monkeypatch.setattr(np, "empty", no_memory)
-    with pytest.raises(ConvMAEError, match=r"features of 1000000 photos need 4\.1 GB"):
+    with pytest.raises(ConvMAEError, match=r"features of 1000000 files need 4\.1 GB"):
         extract_features(predictor, [Path("a")] * 1_000_000, ("e1",), batch_size=1)
