@@ -69,7 +69,9 @@ def test_a_photo_for_a_video_model_and_a_video_for_a_model_of_photos_are_one_sen
     assert message.count("\n") == 1
     assert convmae("predict", make_bundle(tmp_path / "photos"), videos / "b.mp4") == 1
     message = capsys.readouterr().err
-    assert re.search("b.mp4: found MP4 or QuickTime video, accepted are JPEG.*; videos are for models of videos", message)
+    assert re.search(
+        "b.mp4: found MP4 or QuickTime video, accepted are JPEG.*; videos are for models of videos", message
+    )
     assert message.count("\n") == 1
 
 
