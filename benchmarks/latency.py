@@ -3,14 +3,15 @@
     python -m benchmarks.latency [--variant base] [--batch-sizes 1 8] [--rounds N] [--out latency.json]
     python -m benchmarks.latency --task segment --batch-sizes 1 --rounds 5
     python -m benchmarks.latency --task detect --batch-sizes 1 --rounds 3 --warm-up 1
+    python -m benchmarks.latency --task video --batch-sizes 1 --rounds 5 --warm-up 1
 
-Random weights; 1000 classes, or 80 (detect, at the detector's size) or 150 (segment, at 512 pixels). Timed: from a
-normalised float32 NumPy array (B, 3, H, W) to the outputs as NumPy arrays; decoding, preprocessing, compilation and
-session start are not. A detector's score threshold is 0 on both sides, so that both give 100 boxes with masks; eager is
-the model's own inference with torchvision's operators. All contenders run once in every round, in an order that
-rotates, so that a machine that slows down slows all of them. Every contender's logits are held against eager PyTorch
-before anything is timed; of detections only their number, because random scores are ties. The exported graph
-is what `python -m export` makes, without its full verification.
+Random weights; 1000 classes, or 80 (detect, at the detector's size), 150 (segment, at 512 pixels) or 400 (video, of 16
+frames). Timed: from a normalised float32 NumPy array (B, 3, H, W), or (B, 3, T, H, W), to the outputs as NumPy arrays;
+decoding, preprocessing, compilation and session start are not. A detector's score threshold is 0 on both sides, so that
+both give 100 boxes with masks; eager is the model's own inference with torchvision's operators. All contenders run once
+in every round, in an order that rotates, so that a machine that slows down slows all of them. Every contender's logits
+are held against eager PyTorch before anything is timed; of detections only their number, because random scores are
+ties. The exported graph is what `python -m export` makes, without its full verification.
 
 Before that the start of a session, with the bundle in the file cache, and the most memory with one image are measured
 in processes of their own (`benchmarks.session`); they depend on neither rounds nor batch sizes.
@@ -46,17 +47,19 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.manifest import input_axes
 from export.gates import FP32, compare
 from export.tasks import ExportTask
 
 FloatArray = NDArray[np.float32]
-Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) -> logits (B, K)
+Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)
 
 EAGER, COMPILED, ONNX, BF16 = "eager fp32", "torch.compile fp32", "ONNX Runtime fp32", "eager bf16"
 MODEL_NAMES: dict[TaskName, str] = {
     "classify": "ConvMAE classifier, 1000 classes",
     "detect": "ConvMAE Mask R-CNN with an FPN, 80 classes, score threshold 0",
     "segment": "ConvMAE UperNet, 150 classes",
+    "video": "VideoConvMAE classifier, 16 frames, 400 classes",
 }
 SETTLE_SECONDS = 0.25  # before each timed run: the last one's idle threads spin for up to 0.2 s and would disturb it
 REDUCED = {BF16}  # whose logits may differ from eager fp32 by more than its gate
@@ -68,7 +71,7 @@ class LatencyConfig:
 
     task: TaskName = "classify"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
-    batch_sizes: tuple[int, ...] = (1, 8)  # images a run
+    batch_sizes: tuple[int, ...] = (1, 8)  # images, or clips, a run
     rounds: int = 20  # timed runs of each contender at each batch size
     warm_up: int = 3  # runs before them, at each batch size
     threads: int = available_cores()  # of every contender
@@ -223,7 +226,7 @@ def run_benchmark(config: LatencyConfig, console: Console) -> tuple[list[Figure]
         entries = contenders(task, Path(folder) / "bundle", config.threads)
         for batch_size in config.batch_sizes:
             progress.update(bar, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
-            images = generator.standard_normal((batch_size, 3, *task.preprocessing.input_size), dtype=np.float32)
+            images = generator.standard_normal((batch_size, 3, *input_axes(task.preprocessing)), dtype=np.float32)
             check = check_detections if config.task == "detect" else check_logits
             differences = check(entries, images)
             for _ in range(config.warm_up):

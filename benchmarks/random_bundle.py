@@ -2,11 +2,14 @@
 
     python -m benchmarks.random_bundle --variant base --out bundles/random-base
     python -m benchmarks.random_bundle --task detect --variant base --max-batch 1 --out bundles/random-detector
+    python -m benchmarks.random_bundle --task video --variant base --max-batch 2 --verify --out bundles/random-video
 
 Its manifest carries no numerics report, so that the runtime warns: nobody should take its predictions for anything.
+With `--verify` it is made by `python -m export`, with all that this compares.
 """
 
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,22 +17,25 @@ from typing import Any, Literal
 import onnx
 import torch
 import tyro
+from rich.console import Console
 from torch import nn
 
-from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
-from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
+from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier, build_video_classifier
 from convmae_deploy.models.convmae import MODELS
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
+from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence
+from convmae_deploy.runtime.manifest import Licence, input_axes
+from export.__main__ import ExportConfig, export_bundle
 from export.packaging import MODEL_NAME, BundleContent, write_manifest
-from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task
+from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
 from export.to_onnx import export_graph, without_outputs
 
-TaskName = Literal["classify", "detect", "segment"]
+TaskName = Literal["classify", "detect", "segment", "video"]
 
 SEED = 0
 DETECTOR_VARIANTS = ("nano", "tiny", "base")
@@ -41,9 +47,11 @@ class RandomBundleConfig:
     """Writes a bundle with random weights."""
 
     out: Path  # the bundle to create; must not exist
-    task: TaskName = "classify"  # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes
+    # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes; video: 16 frames, 400 classes
+    task: TaskName = "classify"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     max_batch: int = 32  # largest batch that the bundle takes
+    verify: bool = False  # compare the graph with PyTorch as every export does
 
 
 def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
@@ -72,10 +80,19 @@ def random_segmenter(variant: str) -> tuple[ConvMAESegmenter, CheckpointRecord]:
     return model, CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
 
 
+def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """A video classifier with 400 classes, of 16 frames."""
+    check_variant(variant, MODELS)
+    config, video = MODELS[variant](), VideoConfig()
+    model = build_video_classifier(config, video, num_classes=400)
+    return model, CheckpointRecord(kind="video_classifier", model=config, video=video, **random_facts(variant, 400))
+
+
 RANDOM_TASKS: dict[TaskName, tuple[Callable[[str], tuple[Any, CheckpointRecord]], Callable[..., ExportTask]]] = {
     "classify": (random_classifier, classifier_task),
     "detect": (random_detector, detector_task),
     "segment": (random_segmenter, segmenter_task),
+    "video": (random_video_classifier, video_classifier_task),
 }
 
 
@@ -114,7 +131,7 @@ def random_facts(variant: str, classes: int) -> dict[str, Any]:
 
 def write_random_bundle(out: Path, task: ExportTask, max_batch: int) -> None:
     """Exports without comparing: the manifest says that the graph was not verified."""
-    graph = export_graph(task.wrapper, task.preprocessing.input_size, max_batch, (*task.outputs, *task.probes))
+    graph = export_graph(task.wrapper, input_axes(task.preprocessing), max_batch, (*task.outputs, *task.probes))
     model = without_outputs(graph.model, task.probes)
     shapes = {
         value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
@@ -134,9 +151,27 @@ def write_random_bundle(out: Path, task: ExportTask, max_batch: int) -> None:
         write_manifest(directory, content, shapes=shapes, numerics=None)
 
 
-def main() -> None:
+def write_verified_bundle(config: RandomBundleConfig) -> None:
+    """Exports the same model from a checkpoint, as a trained one is.
+
+    Raises:
+        ConvMAEError: the numbers do not hold, or the request cannot be carried out.
+    """
+    model, record = random_model(config.task, config.variant)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "random"
+        save_checkpoint(checkpoint, model.state_dict(), record)
+        export = ExportConfig(checkpoint=checkpoint, out=config.out, max_batch=config.max_batch)
+        export_bundle(export, Console(), ["python", "-m", "benchmarks.random_bundle"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    config = tyro.cli(RandomBundleConfig, prog="python -m benchmarks.random_bundle")
+    config = tyro.cli(RandomBundleConfig, args=arguments, prog="python -m benchmarks.random_bundle")
+    if config.verify:
+        write_verified_bundle(config)
+        print(f"Verified and written: {config.out}")
+        return
     write_random_bundle(config.out, random_task(config.task, config.variant), config.max_batch)
     print(f"Written, not verified: {config.out}")
 

@@ -36,7 +36,7 @@ Run = Callable[[NDArray[np.float32]], object]
 class SessionConfig:
     """Starts a model, runs one image, and prints what that took as JSON."""
 
-    task: Literal["classify", "detect", "segment"] = "classify"
+    task: Literal["classify", "detect", "segment", "video"] = "classify"
     bundle: Path | None = None  # to run in ONNX Runtime on the CPU; None: eager PyTorch with random weights
     variant: str = "base"  # of the model in PyTorch
     threads: int = available_cores()  # of a run
@@ -51,29 +51,33 @@ class SessionCost:
     peak_gb: float  # and with one image
 
 
-def start(config: SessionConfig) -> tuple[Run, tuple[int, int]]:
-    """What runs images, and their (height, width)."""
+def start(config: SessionConfig) -> tuple[Run, tuple[int, ...]]:
+    """What runs images or clips, and their (3, height, width) or (3, frames, height, width)."""
     if config.bundle is not None:
         bundle = load_bundle(config.bundle)
         backend = OnnxRuntimeBackend(bundle, device="cpu", threads=config.threads)
         outputs = list(bundle.manifest.outputs) if config.task == "detect" else ["logits"]
-        _, height, width = bundle.manifest.input.shape
-        return lambda images: backend.run(images, outputs), (height, width)
+        return lambda images: backend.run(images, outputs), bundle.manifest.input.shape
     import torch  # not where a bundle is measured
 
     from benchmarks.random_bundle import random_model
 
     torch.set_num_threads(config.threads)
     model, record = random_model(config.task, config.variant)
-    return torch.inference_mode()(lambda images: model(torch.from_numpy(images))), record.model.input_size
+    frames = () if record.video is None else (record.video.frames,)
+    return torch.inference_mode()(lambda images: model(torch.from_numpy(images))), (
+        3,
+        *frames,
+        *record.model.input_size,
+    )
 
 
 def measure(config: SessionConfig) -> SessionCost:
     """Starts and runs in this process, which should have done nothing else."""
     begun = time.perf_counter()
-    run, size = start(config)
+    run, shape = start(config)
     seconds, started = time.perf_counter() - begun, peak_memory_gb()
-    run(np.random.default_rng(0).standard_normal((1, 3, *size), dtype=np.float32))
+    run(np.random.default_rng(0).standard_normal((1, *shape), dtype=np.float32))
     told = None if config.bundle is None else seconds
     return SessionCost(start_seconds=told, started_gb=started, peak_gb=peak_memory_gb())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import latency
+from benchmarks import latency, random_bundle, session
 from benchmarks.latency import (
     BF16,
     COMPILED,
@@ -170,3 +170,27 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     first, second = random_task("classify", "nano").model, random_task("classify", "nano").model
     assert torch.equal(torch.rand(1), expected)
     assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_a_random_video_model_takes_clips_and_is_verified_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    random_bundle.main(["--task", "video", "--variant", "nano", "--max-batch", "1", "--verify", "--out", str(out)])
+    manifest = load_bundle(out).manifest
+    numerics = manifest.files["model.onnx"].numerics
+    assert numerics is not None and numerics.passed and "random batch 1" in numerics.inputs
+    assert (manifest.task, manifest.input.shape, len(manifest.classes)) == (
+        "video-classification",
+        (3, 16, 128, 128),
+        400,
+    )
+    task = random_task("video", "nano")
+    clips = np.random.default_rng(0).standard_normal((1, *manifest.input.shape), dtype=np.float32)
+    entries = latency.contenders(task, out, torch.get_num_threads())
+    del entries[COMPILED]
+    differences = check_logits(entries, clips)
+    assert differences[EAGER] == 0 < differences[BF16] and differences[ONNX] < 1e-4
+    for bundle in (out, None):
+        config = session.SessionConfig(task="video", variant="nano", bundle=bundle, threads=torch.get_num_threads())
+        run, shape = session.start(config)
+        assert shape == manifest.input.shape
+        run(clips)
