@@ -96,7 +96,9 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="Time to receive a request's body with a video; then 408."
     )
     video_request_timeout_seconds: float = Field(
-        default=60.0, gt=0, description="Time from the received video to the answer; then 504."
+        default=120.0,  # 15 views of ConvMAE-B take a minute on one core
+        gt=0,
+        description="Time from the received video to the answer; then 504.",
     )
     shutdown_seconds: float = Field(
         default=30.0, gt=0, description="Time that requests in flight get to finish after SIGTERM."
