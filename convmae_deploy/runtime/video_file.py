@@ -125,13 +125,24 @@ class VideoFile:
         """
         self._rewind(0)
         size: tuple[int, int] | None = None
+        matrix: NDArray[np.int32] | None = None
         for number in np.unique(np.asarray(wanted)).tolist():
             if not 0 <= number < len(self):
                 raise ConvMAEError(f"frames must be in [0, {len(self)}); got {number}")
             frame = self._frame(number)
-            size = size or (frame.width, frame.height)
-            rgb = self._reformatter.reformat(frame, format="rgb24", width=size[0], height=size[1]).to_ndarray()
-            yield _upright(rgb, frame)
+            if size is None:  # of the first frame alone: a frame whose side data were read stays in memory for long
+                size, matrix = (frame.width, frame.height), _display_matrix(frame)
+            yield _upright(self._to_rgb(frame, size), matrix)
+
+    def _to_rgb(self, frame: "VideoFrame", size: tuple[int, int]) -> NDArray[np.uint8]:
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", width=size[0], height=size[1])
+        except OSError as error:  # PyAV's errors are; there are matrices of colours that FFmpeg does not convert
+            raise VideoError(
+                "unsupported_format", f"the video's colours cannot be converted ({_reason(error)}); use H.264 in MP4"
+            ) from error
+        pixels: NDArray[np.uint8] = rgb.to_ndarray()
+        return pixels
 
     def _frame(self, number: int) -> "VideoFrame":
         """Frame `number`, or the first after it that the decoder gives: some packets are never shown."""
@@ -160,9 +171,8 @@ class VideoFile:
         self._next_packet += 1
         try:
             decoded = self._stream.codec_context.decode(packet)
-        except MemoryError:
-            raise
         except Exception as error:  # decoders raise anything on hostile bytes
+            _raise_own(error)
             raise corrupt(f"{self.header.codec} that cannot be decoded ({_reason(error)})") from error
         for frame in decoded:
             check_size(frame.width, frame.height, self.limits)
@@ -196,9 +206,8 @@ def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, t
     name = identify(data[:4096])
     try:
         container = av.open(io.BytesIO(data), format=name, options={"protocol_whitelist": ""})  # no other file
-    except MemoryError:
-        raise
     except Exception as error:  # demuxers raise anything on hostile bytes
+        _raise_own(error)
         raise _unopenable(name, data, error) from error
     with container:
         stream = _video_stream(container, name, data)
@@ -307,9 +316,10 @@ def _read_packets(
             if packet.stream_index == stream.index and packet.size:  # an empty one ends each stream
                 packets.append(packet)
                 check_length(0.0, len(packets), limits)
-    except (MemoryError, VideoError):
+    except VideoError:
         raise
     except Exception as error:  # demuxers raise anything on hostile bytes
+        _raise_own(error)
         raise corrupt(f"its packets cannot be read ({_reason(error)})") from error
     keyframes = [number for number, packet in enumerate(packets) if packet.is_keyframe]
     return packets[keyframes[0] if keyframes else 0 :], end  # what is before the first cannot be decoded
@@ -367,19 +377,30 @@ def _read_timeline(
     return timeline
 
 
+def _raise_own(error: Exception) -> None:
+    """Raises the MemoryError of a process that has no more; FFmpeg's is that of a file that makes up sizes."""
+    if type(error) is MemoryError:
+        raise error
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".") or type(error).__name__
 
 
-def _upright(rgb: NDArray[np.uint8], frame: "VideoFrame") -> NDArray[np.uint8]:
+def _display_matrix(frame: "VideoFrame") -> NDArray[np.int32] | None:
+    """How a player turns the video's frames; PyAV's side data and their frame hold each other in a cycle."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(data, dtype=np.int32).copy()
+
+
+def _upright(rgb: NDArray[np.uint8], matrix: NDArray[np.int32] | None) -> NDArray[np.uint8]:
     """Applies a display matrix of quarter turns and mirrorings; others are left alone.
 
     The matrix sends a pixel (x, y) to (a x + c y, b x + d y), x rightwards and y downwards.
     """
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    if matrix is None:
         return rgb
-    a, b, _, c, d = (int(value) for value in np.frombuffer(data, dtype=np.int32)[:5])
+    a, b, _, c, d = (int(value) for value in matrix[:5])
     if {abs(a), abs(d)} == {0} and {abs(b), abs(c)} == {_FIXED_POINT}:
         rgb, across, down = rgb.transpose(1, 0, 2), c, b
     elif {abs(a), abs(d)} == {_FIXED_POINT} and {abs(b), abs(c)} == {0}:

@@ -1,10 +1,12 @@
 """Videos: the right frames, upright, in the right order, and a sentence for everything else."""
 
+import gc
 import random
 import struct
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -246,6 +248,38 @@ def test_time_also_runs_out_while_decoding() -> None:
         video.deadline = 0.0
         with pytest.raises(VideoError, match="longer to decode"):
             list(frames)
+
+
+def test_frames_are_let_go_as_soon_as_they_have_been_seen() -> None:
+    def alive() -> int:
+        return sum(isinstance(item, av.VideoFrame) for item in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        with open_video(make_video(frames=40)) as video:
+            for _ in video.frames(range(40)):
+                assert alive() - before < 10
+    finally:
+        gc.enable()
+
+
+def test_colours_that_nobody_converts_are_a_sentence() -> None:
+    code, message = refusal(make_video(codec_options={"x264-params": "colormatrix=YCgCo"}))
+    assert code == "unsupported_format" and "colours cannot be converted" in message
+
+
+@pytest.mark.parametrize("error, expected", [(av.error.MemoryError(12, "no"), VideoError), (MemoryError, MemoryError)])
+def test_memory_that_a_file_asks_for_in_vain_is_its_own_fault(
+    error: type[Exception], expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(expected), open_video(b"\x1aE\xdf\xa3"):
+        pass
 
 
 def test_flipped_bytes_give_frames_or_a_sentence() -> None:
