@@ -11,6 +11,7 @@ training/README.md has its figures.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -23,7 +24,7 @@ from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
-from convmae_deploy.data.video_folder import VideoFolder, read_video_splits
+from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
 from convmae_deploy.engine.classification import classification_log, classification_loss, told_accuracy
 from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
@@ -60,6 +61,7 @@ class VideoFinetuneConfig:
     head_init_std: float = 2e-5  # of the new head's weights
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     validation_epochs: int = 1  # a validation every so many epochs, and after the last
+    validate_on: Literal["val", "train"] = "val"  # train: the videos trained on, to see whether they can be learnt
     grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
     licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -126,7 +128,10 @@ def finetune(config: VideoFinetuneConfig) -> int:
     Raises:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
-    train, val = read_video_splits(config.data)
+    if config.validate_on == "train":
+        train = val = read_video_folder(config.data, "train")
+    else:
+        train, val = read_video_splits(config.data)
     loop = prepare(config, train, val)
     status = loop.fit()
     if status == 0:

@@ -133,6 +133,12 @@ def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) ->
     assert record.preprocessing == standard_clips((32, 32), frames=8, stride=None)
 
 
+def test_what_is_trained_on_can_be_validated_on_where_there_is_nothing_else(tmp_path: Path) -> None:
+    videos = make_motion_folder(tmp_path / "motions", train=2, val=0)
+    assert program.finetune(config(videos, tmp_path / "run", epochs=1, validate_on="train")) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["val_videos"] == 4
+
+
 def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match="stride must be at least 1"):
         replace(program.nano(), stride=0)
