@@ -1,0 +1,243 @@
+"""`python -m export.to_triton BUNDLE --out model_repository/`: a bundle as a model of the Triton Inference Server.
+
+Nothing is run and no Triton is needed. The folder `model_repository/NAME` that appears is all that its server takes:
+
+    config.pbtxt    the model's tensors, batching and instances; `parameters` hold the preprocessing as JSON
+    1/model.onnx    the bundle's graph, a hard link where the file system allows it
+    labels.txt      a class a line
+    README.md       what a client must do before and after, with this model's numbers
+    LICENSE-WEIGHTS the licence of the weights, where the bundle has one
+
+Triton resizes and normalises nothing by itself: clients send what the manifest describes. The tests read config.pbtxt
+with the protobuf definition of the model configuration; no Triton server has loaded it here.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import onnx
+import tyro
+from rich.console import Console
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
+from convmae_deploy.runtime.manifest import NAME_PATTERN, Manifest
+from export.triton_readme import readme
+
+CONFIG_NAME = "config.pbtxt"
+LABELS_NAME = "labels.txt"
+README_NAME = "README.md"
+VERSION = "1"  # folder of the graph
+GRAPH_NAME = "model.onnx"  # what Triton's backend looks for
+BACKEND, PLATFORM = "onnxruntime", "onnxruntime_onnx"
+DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+RANKED_TASKS = ("classification", "video-classification")  # whose logits Triton's classification extension can rank
+
+logger = logging.getLogger("convmae_deploy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TritonConfig:
+    """Writes a bundle as a model of a Triton model repository."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
+    out: Path  # the repository; made when missing, else the model is added to it
+    name: str | None = None  # of the model in Triton; default: the bundle's
+    file: str | None = None  # a graph of the bundle; default: its first
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: every GPU of the server, or its CPU where it has none
+    instances: int = 1  # copies of the model on each device, which run at the same time
+    threads: int | None = None  # CPU threads of one instance; default: as many as there are cores
+    max_queue_ms: float = 2.0  # how long a request may wait for others to join its batch
+    # batches that are run without waiting; default: none but the largest, as Triton's documentation advises
+    preferred_batches: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--instances", self.instances), ("--threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConvMAEError(f"{flag} must be at least 1; got {value}")
+        if not 0 <= self.max_queue_ms <= 60_000:
+            raise ConvMAEError(f"--max-queue-ms must be between 0 and 60000; got {self.max_queue_ms:g}")
+        if self.name is not None and not re.match(NAME_PATTERN, self.name):
+            raise ConvMAEError(
+                "--name must be 1 to 64 letters, digits, '.', '_' or '-' and start with a letter or digit; "
+                f"got {self.name!r}"
+            )
+
+
+def write_model(config: TritonConfig) -> Path:
+    """Adds the bundle to the repository and returns the model's folder.
+
+    Raises:
+        ConvMAEError: the bundle is damaged or none that Triton's batches fit, or the model is there already.
+    """
+    bundle = load_bundle(config.bundle)
+    manifest, (graph, description) = bundle.manifest, bundle.graph(config.file)
+    name = config.name or manifest.name
+    if (config.out / name).exists():
+        raise ConvMAEError(f"{config.out / name} exists already; remove it or choose another --name or --out")
+    check_can_create(config.out / name)
+    check_graph(bundle, graph)
+    check_preferred(config.preferred_batches, manifest)
+    if description.precision == "bf16" and config.device != "gpu":
+        raise ConvMAEError(
+            f"{graph.name} is bf16, which ONNX Runtime does not run on a CPU; choose another --file or --device gpu"
+        )
+    if graph.name != bundle.default_file and (description.numerics is None or not description.numerics.passed):
+        logger.warning("%s of bundle %s was not verified against PyTorch", graph.name, config.bundle)
+    with new_model_folder(config.out, name) as folder:
+        (folder / VERSION).mkdir()
+        link_or_copy(graph, folder / VERSION / GRAPH_NAME)
+        files = {
+            CONFIG_NAME: model_config(config, manifest),
+            LABELS_NAME: "".join(f"{one_line(label)}\n" for label in manifest.classes),
+            README_NAME: readme(name, manifest, description),
+        }
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        if manifest.licence.file is not None:
+            shutil.copyfile(config.bundle / manifest.licence.file, folder / manifest.licence.file)
+    return config.out / name
+
+
+def check_graph(bundle: Bundle, graph: Path) -> None:
+    """Raises BundleError unless the graph is an ONNX file that takes every batch Triton may make of requests."""
+    if graph.suffix != ".onnx":
+        raise BundleError(f"{graph} is no ONNX graph, and only those can be written for Triton; choose another --file")
+    try:
+        model = onnx.load(graph, load_external_data=False)
+    except Exception as error:  # protobuf's exceptions differ from version to version
+        raise BundleError(f"{graph} is no ONNX model; export it again") from error
+    spec = bundle.manifest.input
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.HasField("dim_value") or spec.min_batch > 1:
+        least = batch.dim_value or spec.min_batch
+        raise BundleError(
+            f"{graph} must take batches from 1 upwards, which Triton makes of requests as they come; "
+            f"found {least} as the smallest, export it again"
+        )
+
+
+def check_preferred(sizes: Sequence[int], manifest: Manifest) -> None:
+    """Raises ConvMAEError unless all sizes are batches of the model."""
+    largest = manifest.input.max_batch
+    for size in sizes:
+        if not 1 <= size <= largest:
+            raise ConvMAEError(f"--preferred-batches must be between 1 and the model's largest, {largest}; got {size}")
+
+
+@contextmanager
+def new_model_folder(repository: Path, name: str) -> Iterator[Path]:
+    """Yields an empty folder that becomes `repository` / `name` on success; on an exception nothing is left."""
+    if repository.exists():
+        with atomic_directory(repository / name) as folder:
+            yield folder
+    else:
+        with atomic_directory(repository) as directory:
+            (directory / name).mkdir()
+            yield directory / name
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """One file under two names where the file system can, as graphs are large; else a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def model_config(config: TritonConfig, manifest: Manifest) -> str:
+    """The content of config.pbtxt: a ModelConfig message in protobuf's text format."""
+    spec = manifest.input
+    lines = [
+        f"name: {quoted(config.name or manifest.name)}",
+        f"backend: {quoted(BACKEND)}",
+        f"platform: {quoted(PLATFORM)}",
+        f"max_batch_size: {spec.max_batch}",
+        *block("input", tensor_fields(spec.name, "float32", spec.shape)),
+    ]
+    for output, described in manifest.outputs.items():
+        fields = tensor_fields(output, described.dtype, described.shape)
+        if output == "logits" and manifest.task in RANKED_TASKS:
+            fields.append(f"label_filename: {quoted(LABELS_NAME)}")
+        lines += block("output", fields)
+    lines += block("instance_group", [f"count: {config.instances}", f"kind: {KINDS[config.device]}"])
+    if spec.max_batch > 1:
+        batching = [f"preferred_batch_size: {size}" for size in sorted(set(config.preferred_batches))]
+        lines += block("dynamic_batching", [*batching, f"max_queue_delay_microseconds: {delay(config.max_queue_ms)}"])
+    for key, value in parameters(config, manifest).items():
+        lines += block("parameters", [f"key: {quoted(key)}", f"value {{ string_value: {quoted(value)} }}"])
+    return "\n".join(lines) + "\n"
+
+
+def tensor_fields(name: str, dtype: str, shape: tuple[int, ...]) -> list[str]:
+    """The fields of an input or output; `shape` is without the batch axis.
+
+    Triton knows no tensor without further axes: a number for each image is declared as one of length 1, and `reshape`
+    says that the graph gives it without that axis.
+    """
+    fields = [
+        f"name: {quoted(name)}",
+        f"data_type: {DATA_TYPES[dtype]}",
+        f"dims: [{', '.join(map(str, shape or (1,)))}]",
+    ]
+    return fields if shape else [*fields, "reshape { shape: [] }"]
+
+
+def parameters(config: TritonConfig, manifest: Manifest) -> dict[str, str]:
+    """What clients can ask the server for, and the backend's threads."""
+    values = {
+        "task": manifest.task,
+        "variant": manifest.variant,
+        "preprocessing": manifest.preprocessing.model_dump_json(),
+        "licence": manifest.licence.name,
+    }
+    if manifest.category_ids:
+        values["category_ids"] = json.dumps(manifest.category_ids)
+    if config.threads is not None:
+        values["intra_op_thread_count"] = str(config.threads)
+    return values
+
+
+def block(name: str, fields: Sequence[str]) -> list[str]:
+    """The lines of a message."""
+    return [f"{name} {{", *(f"  {field}" for field in fields), "}"]
+
+
+def quoted(text: str) -> str:
+    """A string in protobuf's text format, which escapes as JSON does."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def one_line(text: str) -> str:
+    """A class name without line breaks, as the label file has one a line."""
+    return " ".join(text.split())
+
+
+def delay(milliseconds: float) -> int:
+    """In whole microseconds."""
+    return round(milliseconds * 1000)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    config = tyro.cli(TritonConfig, args=given, prog="python -m export.to_triton", description=TritonConfig.__doc__)
+    folder = write_model(config)
+    console = Console()
+    console.print(f"Written: {folder}; what clients must send is in {folder / README_NAME}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_program(main)
