@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -17,11 +18,12 @@ from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.predictions import ViewOptions, make_report, open_for_features
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
-from convmae_deploy.runtime.backends import Device
+from convmae_deploy.runtime.backends import Device, describe_backend
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.extraction import extract_features, find_photos
 from convmae_deploy.runtime.feature_files import check_feature_path, write_features
 from convmae_deploy.runtime.predictor import VideoClassifier, open_predictor
+from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.runtime.video_formats import find_videos
 
 _MAX_DEFAULT_BATCH = 32
@@ -29,6 +31,7 @@ _MAX_DEFAULT_BATCH = 32
 BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
 FilePaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
 Views = Annotated[ViewOptions, tyro.conf.arg(name="")]
+Runtime = Annotated[RuntimeOptions, tyro.conf.arg(name="")]
 NO_VIEWS = ViewOptions()
 
 
@@ -69,6 +72,7 @@ def predict(
     json: bool = False,
     device: Device = "auto",
     threads: int | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
 ) -> int:
     """Say what photos or videos show: their classes, the objects in them, or what each pixel is.
 
@@ -85,10 +89,11 @@ def predict(
         json: print one JSON object a file and line, in order, instead of a table.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
+        runtime: what runs the model.
     """
     if not files:
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
-    predictor = open_predictor(bundle, device=device, threads=threads)
+    predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
     report = make_report(predictor, files, out=out, top_k=top_k, threshold=threshold, views=views)
     table = Table("file", *report.columns)
     failures = 0
@@ -122,6 +127,7 @@ def features(
     strict: bool = False,
     device: Device = "auto",
     threads: int | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
 ) -> int:
     """Write features of photos or videos to a file; one that cannot be read is reported and left out.
 
@@ -135,11 +141,12 @@ def features(
         strict: end with the first file that cannot be read, and write nothing.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
+        runtime: what runs the model.
     """
     check_feature_path(out)
     if not files:
         raise ConvMAEError("expected at least one photo, video or folder after the bundle; got none")
-    predictor = open_for_features(bundle, views, device, threads)
+    predictor = open_for_features(bundle, views, device, threads, runtime)
     kind = "videos" if isinstance(predictor, VideoClassifier) else "photos"
     found_files = find_videos(files) if isinstance(predictor, VideoClassifier) else find_photos(files)
     levels, chosen = tuple(dict.fromkeys(levels)), views.views()
@@ -168,13 +175,22 @@ def features(
     return 0
 
 
-def info(bundle: BundlePath) -> None:
-    """Show what a bundle holds and what was proven about it.
+def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME) -> None:
+    """Show what a bundle holds and what was proven about it; with a runtime, start it there too.
 
     Args:
         bundle: folder of the exported model.
+        runtime: what to start the model with.
     """
-    describe(load_bundle(bundle), Console())
+    found = load_bundle(bundle)
+    if runtime == DEFAULT_RUNTIME:
+        describe(found, Console())
+        return
+    begun = time.perf_counter()
+    backend = start_backend(found, options=runtime)
+    seconds = time.perf_counter() - begun
+    describe(found, Console())
+    print(f"runs in {describe_backend(backend)}; started in {seconds:.1f} s")
 
 
 def import_checkpoint(

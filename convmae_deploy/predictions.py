@@ -27,6 +27,7 @@ from convmae_deploy.runtime.predictor import (
     VideoClassifier,
     open_predictor,
 )
+from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.runtime.video_file import import_av
 
 RESULTS_NAME = "results.json"
@@ -226,7 +227,7 @@ def make_report(
 
 
 def open_for_features(
-    bundle: Path, views: ViewOptions, device: Device, threads: int | None
+    bundle: Path, views: ViewOptions, device: Device, threads: int | None, options: RuntimeOptions = DEFAULT_RUNTIME
 ) -> Classifier | VideoClassifier:
     """Starts a model that has features.
 
@@ -234,7 +235,7 @@ def open_for_features(
         ConvMAEError: as `open_predictor`, it has none, an option is not for it, or videos cannot be read as PyAV is not
             installed.
     """
-    predictor = open_predictor(bundle, device=device, threads=threads)
+    predictor = open_predictor(bundle, device=device, threads=threads, options=options)
     if not isinstance(predictor, Classifier | VideoClassifier):
         manifest = predictor.manifest
         raise ConvMAEError(

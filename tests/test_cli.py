@@ -15,6 +15,7 @@ from tests.runtime.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}
+RUNTIME = {"--runtime", "--precision", "--hint"}
 
 
 @pytest.fixture
@@ -100,6 +101,8 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["features", "BUNDLE", "--out", "x.npz"], "at least one photo, video or folder"),
         (["features", "BUNDLE", "EMPTY", "--out", "x.npz"], "found none"),
         (["info", "nowhere"], "a bundle is a folder"),
+        (["info", "BUNDLE", "--hint", "latency"], "hint latency is for runtime openvino"),
+        (["predict", "BUNDLE", "PHOTO", "--precision", "bf16"], "precision bf16 is for runtime openvino"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_with_status_2(
@@ -211,6 +214,29 @@ def test_info_says_how_a_detector_and_a_segmenter_see_a_photo(
         assert words in output
 
 
+def test_openvino_predicts_writes_features_and_is_shown(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    openvino, photo_file = ("--runtime", "openvino"), photos / "a.jpg"
+    answers = []
+    for options in ((), openvino, (*openvino, "--hint", "throughput", "--threads", "1")):
+        assert convmae("predict", bundle, photo_file, "--json", *options) == 0
+        answers.append(json.loads(capsys.readouterr().out)["predictions"])
+    for answer in answers[1:]:
+        assert [entry["label"] for entry in answer] == [entry["label"] for entry in answers[0]]
+        scores = [[entry["score"] for entry in entries] for entries in (answer, answers[0])]
+        np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+    found = []
+    for name, options in (("a.npz", ()), ("b.npz", openvino)):
+        assert convmae("features", bundle, photos, "--out", tmp_path / name, "--levels", "e1", *options) == 0
+        found.append(np.load(tmp_path / name)["e1"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    capsys.readouterr()
+    assert convmae("info", bundle, *openvino) == 0
+    assert "runs in openvino fp32 (CPU); started in " in capsys.readouterr().out
+
+
 def test_an_unverified_bundle_says_so(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_bundle(bundle, verified=False)
     assert convmae("info", bundle) == 0
@@ -250,9 +276,9 @@ def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS,
-        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"} | VIEWS,
-        "info": set[str](),
+        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
+        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"} | VIEWS | RUNTIME,
+        "info": RUNTIME,
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
     }
     for command, expected in options.items():

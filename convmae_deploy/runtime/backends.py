@@ -1,4 +1,4 @@
-"""What runs a graph: ONNX Runtime on the CPU or on an NVIDIA GPU."""
+"""What runs a graph, in few words, and ONNX Runtime on the CPU or on an NVIDIA GPU."""
 
 import contextlib
 import ctypes
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle, BundleError
-from convmae_deploy.runtime.manifest import Manifest
-from convmae_deploy.runtime.onnx_header import read_opset
+from convmae_deploy.runtime.graph_checks import GraphTensor, check_graph, checked_path
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -41,6 +40,11 @@ class Backend(Protocol):
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
 
 
+def describe_backend(backend: Backend) -> str:
+    """What runs the graph, and where, in a few words."""
+    return f"{backend.name} ({', '.join(backend.providers)})"
+
+
 class OnnxRuntimeBackend:
     """A graph in ONNX Runtime, known to be the one that the manifest describes."""
 
@@ -61,23 +65,23 @@ class OnnxRuntimeBackend:
             BundleError: the graph is not the one that the manifest describes, or ONNX Runtime refuses it.
             ConvMAEError: the GPU was asked for and does not start, or `threads` is less than 1.
         """
-        if threads is not None and threads < 1:
-            raise ConvMAEError(f"threads must be at least 1; got {threads}")
-        path, description = bundle.graph(file)
-        opset = read_opset(path)
-        if opset != description.opset:
-            found = "no ONNX model" if opset is None else f"opset {opset}"
-            raise BundleError(
-                f"{path} must be an ONNX model of opset {description.opset}, found {found}; export it again"
-            )
+        check_threads(threads)
+        path = checked_path(bundle, file)
         self._session = _start(path, device, threads)
-        _check_graph(self._session, bundle.manifest, path)
+        inputs, outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
+        check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
         self._input = bundle.manifest.input.name
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
         return dict(zip(outputs, self._session.run(list(outputs), {self._input: image}), strict=True))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises ConvMAEError unless `threads` is at least 1, or None."""
+    if threads is not None and threads < 1:
+        raise ConvMAEError(f"threads must be at least 1; got {threads}")
 
 
 def _start(path: Path, device: Device, threads: int | None) -> Any:
@@ -132,32 +136,5 @@ def _gpu_is_present() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def _check_graph(session: Any, manifest: Manifest, path: Path) -> None:
-    inputs = session.get_inputs()
-    if [item.name for item in inputs] != [manifest.input.name]:
-        found = ", ".join(item.name for item in inputs)
-        raise BundleError(f"{path} must have the one input {manifest.input.name!r}, found {found}; export it again")
-    _check_tensor(inputs[0], manifest.input.shape, "float32", "input", path)
-    batch = inputs[0].shape[0]
-    if isinstance(batch, int) and not manifest.input.min_batch == manifest.input.max_batch == batch:
-        raise BundleError(
-            f"{path} must take batches of {manifest.input.min_batch} to {manifest.input.max_batch}, "
-            f"found a fixed batch of {batch}; export it again"
-        )
-    outputs = {item.name: item for item in session.get_outputs()}
-    for name, spec in manifest.outputs.items():
-        if name not in outputs:
-            raise BundleError(f"{path} must have an output {name!r}, found {', '.join(outputs)}; export it again")
-        _check_tensor(outputs[name], spec.shape, spec.dtype, "output", path)
-
-
-def _check_tensor(found: Any, shape: tuple[int, ...], dtype: str, role: str, path: Path) -> None:
-    # A name in place of a number is a dimension that the graph leaves open; its size is checked when it is known.
-    fits = len(found.shape) == len(shape) + 1 and all(
-        not isinstance(size, int) or size == expected for size, expected in zip(found.shape[1:], shape, strict=True)
-    )
-    if found.type != _TYPES[dtype] or not fits:
-        raise BundleError(
-            f"{role} {found.name!r} of {path} must be {dtype} ({', '.join(map(str, ('batch', *shape)))}), "
-            f"found {found.type} ({', '.join(map(str, found.shape))}); export it again"
-        )
+def _tensors(items: Any) -> list[GraphTensor]:
+    return [GraphTensor(item.name, item.type, tuple(item.shape)) for item in items]

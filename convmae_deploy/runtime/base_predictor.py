@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import Backend, Device, OnnxRuntimeBackend
+from convmae_deploy.runtime.backends import Backend, Device
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Manifest, Task
+from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 
 LOGITS = "logits"
 
@@ -55,20 +56,29 @@ class Predictor:
             raise ConvMAEError(f"{manifest.name} is a {manifest.task} model; give a {cls.TASK} bundle")
 
     @classmethod
-    def open(cls, path: Path, *, device: Device = "auto", threads: int | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        options: RuntimeOptions = DEFAULT_RUNTIME,
+    ) -> Self:
         """Loads the bundle at `path` and starts its default graph.
 
         Args:
             path: the bundle's folder.
             device: where to run; "auto" prefers a GPU that works.
             threads: CPU threads for one run; None leaves the number to the backend.
+            options: what runs the graph.
 
         Raises:
-            ConvMAEError: the bundle is not in order or for another task, or the device does not start.
+            ConvMAEError: the bundle is not in order or for another task, or the runtime or the device does not
+                start.
         """
         bundle = load_bundle(path)
         cls.check_task(bundle)
-        return cls(bundle, OnnxRuntimeBackend(bundle, device=device, threads=threads))
+        return cls(bundle, start_backend(bundle, device=device, threads=threads, options=options))
 
     def run(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
         """Runs a batch of any size, in chunks that the graph takes.

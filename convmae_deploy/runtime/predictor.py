@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import Device, OnnxRuntimeBackend
+from convmae_deploy.runtime.backends import Device
 from convmae_deploy.runtime.base_predictor import LOGITS, ModelOutputError, Predictor
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.detections import Detection, find_detections
@@ -19,6 +19,7 @@ from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox, Preproc
 from convmae_deploy.runtime.postprocess import Prediction, ScoreFunction, scores, top_k
 from convmae_deploy.runtime.preprocess import preprocess
 from convmae_deploy.runtime.sliding_window import Segmentation, segment_photo
+from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.runtime.video_predictor import VideoClassifier
 
 __all__ = [
@@ -212,19 +213,22 @@ PREDICTORS: dict[Task, type[AnyPredictor]] = {
 }
 
 
-def open_predictor(path: Path, *, device: Device = "auto", threads: int | None = None) -> AnyPredictor:
+def open_predictor(
+    path: Path, *, device: Device = "auto", threads: int | None = None, options: RuntimeOptions = DEFAULT_RUNTIME
+) -> AnyPredictor:
     """Loads the bundle at `path` and starts its default graph; what comes back depends on its task.
 
     Args:
         path: the bundle's folder.
         device: where to run; "auto" prefers a GPU that works.
         threads: CPU threads for one run; None leaves the number to the backend.
+        options: what runs the graph.
 
     Raises:
-        ConvMAEError: the bundle is not in order, or the device does not start.
+        ConvMAEError: the bundle is not in order, or the runtime or the device does not start.
     """
     bundle = load_bundle(path)
-    return predictor_class(bundle)(bundle, OnnxRuntimeBackend(bundle, device=device, threads=threads))
+    return predictor_class(bundle)(bundle, start_backend(bundle, device=device, threads=threads, options=options))
 
 
 def predictor_class(bundle: Bundle) -> type[AnyPredictor]:

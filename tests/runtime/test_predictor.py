@@ -1,6 +1,6 @@
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,12 @@ def test_what_a_bundle_is_opened_with_follows_from_its_task(tmp_path: Path) -> N
         "segmentation": Segmenter,
         "video-classification": VideoClassifier,
     }
-    makers = (make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle)
+    makers: list[Callable[[Path], Path]] = [
+        make_bundle,
+        make_detection_bundle,
+        make_segmentation_bundle,
+        make_video_bundle,
+    ]
     for (task, kind), make in zip(kinds.items(), makers, strict=True):
         predictor = open_predictor(make(tmp_path / task), device="cpu", threads=1)
         assert type(predictor) is kind and predictor.manifest.task == task

@@ -1,0 +1,59 @@
+"""Choosing what runs a bundle's graph."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.backends import Backend, Device, OnnxRuntimeBackend
+from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.runtime.openvino_backend import ComputePrecision, OpenVinoBackend, PerformanceHint
+
+RuntimeName = Literal["onnxruntime", "openvino"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """What runs the model."""
+
+    runtime: RuntimeName | None = None  # what runs the model; openvino is for CPUs (default: onnxruntime)
+    precision: ComputePrecision | None = None  # openvino: bf16 is faster and less exact (default: fp32)
+    hint: PerformanceHint | None = None  # openvino: what to be fast for (default: latency, that of one run)
+
+
+DEFAULT_RUNTIME = RuntimeOptions()
+
+
+def start_backend(
+    bundle: Bundle,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    options: RuntimeOptions = DEFAULT_RUNTIME,
+) -> Backend:
+    """Starts the default graph of a bundle.
+
+    Args:
+        bundle: where the graph is.
+        device: where to run; "auto" prefers a GPU that works.
+        threads: CPU threads for one run, of OpenVINO for all runs together; None leaves the number to the backend.
+        options: what runs it.
+
+    Raises:
+        ConvMAEError: the graph is not in order, the runtime or the device does not start, or an option is not for this
+            runtime.
+    """
+    if options.runtime == "openvino":
+        return OpenVinoBackend(
+            bundle,
+            device=device,
+            threads=threads,
+            precision=options.precision or "fp32",
+            hint=options.hint or "latency",
+        )
+    for name, value in (("precision", options.precision), ("hint", options.hint)):
+        if value is not None:
+            raise ConvMAEError(
+                f"{name} {value} is for runtime openvino, ONNX Runtime runs a graph as it is; "
+                f"choose runtime openvino or leave {name} out"
+            )
+    return OnnxRuntimeBackend(bundle, device=device, threads=threads)
