@@ -5,6 +5,8 @@
     python -m benchmarks.latency --task detect --batch-sizes 1 --rounds 3 --warm-up 1
     python -m benchmarks.latency --task video --batch-sizes 1 --rounds 5 --warm-up 1
 
+Where OpenVINO is installed it is measured too, in bf16 as well where it finds that on the CPU; detectors leave it out.
+
 Random weights; 1000 classes, or 80 (detect, at the detector's size), 150 (segment, at 512 pixels) or 400 (video, of 16
 frames). Timed: from a normalised float32 NumPy array (B, 3, H, W), or (B, 3, T, H, W), to the outputs as NumPy arrays;
 decoding, preprocessing, compilation and session start are not. A detector's score threshold is 0 on both sides, so that
@@ -45,9 +47,15 @@ from benchmarks.session import SessionConfig, SessionCost, measure_apart
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.backends import OnnxRuntimeBackend
+from convmae_deploy.runtime.backends import Backend, OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import input_axes
+from convmae_deploy.runtime.openvino_backend import (
+    ComputePrecision,
+    OpenVinoBackend,
+    import_openvino,
+    openvino_precisions,
+)
 from export.gates import FP32, compare
 from export.tasks import ExportTask
 
@@ -55,6 +63,7 @@ FloatArray = NDArray[np.float32]
 Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)
 
 EAGER, COMPILED, ONNX, BF16 = "eager fp32", "torch.compile fp32", "ONNX Runtime fp32", "eager bf16"
+OPENVINO: dict[ComputePrecision, str] = {"fp32": "OpenVINO fp32", "bf16": "OpenVINO bf16"}
 MODEL_NAMES: dict[TaskName, str] = {
     "classify": "ConvMAE classifier, 1000 classes",
     "detect": "ConvMAE Mask R-CNN with an FPN, 80 classes, score threshold 0",
@@ -62,12 +71,12 @@ MODEL_NAMES: dict[TaskName, str] = {
     "video": "VideoConvMAE classifier, 16 frames, 400 classes",
 }
 SETTLE_SECONDS = 0.25  # before each timed run: the last one's idle threads spin for up to 0.2 s and would disturb it
-REDUCED = {BF16}  # whose logits may differ from eager fp32 by more than its gate
+REDUCED = {BF16, OPENVINO["bf16"]}  # whose logits may differ from eager fp32 by more than its gate
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyConfig:
-    """Measures eager PyTorch, torch.compile and ONNX Runtime on the CPU."""
+    """Measures eager PyTorch, torch.compile, ONNX Runtime and OpenVINO on the CPU."""
 
     task: TaskName = "classify"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
@@ -100,7 +109,8 @@ class Figure:
 
 def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Contender]:
     """Everything that is compared, by name; eager fp32 first."""
-    backend = OnnxRuntimeBackend(load_bundle(bundle), device="cpu", threads=threads)
+    opened = load_bundle(bundle)
+    backend = OnnxRuntimeBackend(opened, device="cpu", threads=threads)
     if task.task == "detection":  # with lengths that depend on the image it is neither compiled nor cast as a whole
         return {
             EAGER: lambda images: task.reference(images)["scores"],
@@ -112,9 +122,17 @@ def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Conten
     return {
         EAGER: torch_contender(model),
         COMPILED: torch_contender(compiled),
-        ONNX: lambda images: backend.run(images, ["logits"])["logits"],
+        ONNX: backend_contender(backend),
         BF16: torch_contender(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
+    } | {
+        OPENVINO[precision]: backend_contender(OpenVinoBackend(opened, threads=threads, precision=precision))
+        for precision in openvino_precisions()
     }
+
+
+def backend_contender(backend: Backend) -> Contender:
+    """The exported graph's logits."""
+    return lambda images: backend.run(images, ["logits"])["logits"]
 
 
 def torch_contender(model: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Contender:
@@ -246,15 +264,18 @@ def machine(config: LatencyConfig) -> dict[str, str]:
         "platform": platform.platform(),
         "torch": str(torch.__version__),
         "onnxruntime": onnxruntime.__version__,
+        **({"openvino": import_openvino().__version__} if openvino_precisions() else {}),
     }
 
 
 def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Console) -> None:
     """The heading that a figure must not be quoted without, and the table."""
     facts = machine(config)
+    openvino = f", OpenVINO {facts['openvino']}" if "openvino" in facts else ""
     for line in (
         f"{MODEL_NAMES[config.task]}, {config.variant}, random weights; the exported graph is not fully verified here",
-        f"{facts['device']}; {config.threads} threads; torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}",
+        f"{facts['device']}; {config.threads} threads",
+        f"torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}{openvino}",
         f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {SETTLE_SECONDS:g} s rest before",
         "timed: normalised float32 array to outputs; not timed: decoding, preprocessing, compilation, session start",
     ):

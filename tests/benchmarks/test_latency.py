@@ -15,6 +15,7 @@ from benchmarks.latency import (
     COMPILED,
     EAGER,
     ONNX,
+    OPENVINO,
     LatencyConfig,
     check_detections,
     check_logits,
@@ -25,6 +26,7 @@ from benchmarks.latency import (
 from benchmarks.random_bundle import RANDOM_TASKS, random_task, write_random_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.openvino_backend import openvino_precisions
 from convmae_deploy.runtime.predictor import Classifier
 from export.gates import FloatArray
 
@@ -76,8 +78,9 @@ def test_a_fast_contender_with_wrong_logits_is_refused() -> None:
 
 
 def test_reduced_precision_may_differ_and_the_difference_is_told() -> None:
-    entries = {EAGER: logits, BF16: lambda images: logits(images) + np.float32(0.01)}
-    assert check_logits(entries, IMAGES)[BF16] == pytest.approx(0.01, rel=1e-3)
+    for name in (BF16, OPENVINO["bf16"]):
+        entries = {EAGER: logits, name: lambda images: logits(images) + np.float32(0.01)}
+        assert check_logits(entries, IMAGES)[name] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_detector_with_fewer_detections_is_refused() -> None:
@@ -146,7 +149,9 @@ def test_the_command_tells_speed_and_what_a_process_takes(
     ]
     latency.main([*arguments, "--out", str(tmp_path / "figures.json")])
     record = json.loads((tmp_path / "figures.json").read_text())
-    assert [figure["contender"] for figure in record["figures"]] == [EAGER, ONNX, BF16]
+    openvino = [OPENVINO[precision] for precision in openvino_precisions()]
+    assert [figure["contender"] for figure in record["figures"]] == [EAGER, ONNX, BF16, *openvino]
+    assert ("openvino" in record) == bool(openvino)
     eager, onnx = record["processes"][EAGER], record["processes"][ONNX]
     assert eager["start_seconds"] is None and 0 < onnx["start_seconds"] < 60
     for cost in (eager, onnx):
