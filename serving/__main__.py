@@ -11,6 +11,7 @@ import socket
 import sys
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.backends import describe_backend
 from serving.models import open_predictors
 from serving.settings import Settings, load_settings
 
@@ -99,7 +100,9 @@ def announce(settings: Settings, listener: socket.socket) -> None:
     print(f"ConvMAE server on http://{shown}:{port}  (page at /, interface at /docs, Ctrl+C to stop)")
     for name, predictor in predictors.items():
         manifest = predictor.manifest
-        print(f"  {name}: {manifest.task}, {len(manifest.classes)} classes")
+        print(
+            f"  {name}: {manifest.task}, {len(manifest.classes)} classes; runs in {describe_backend(predictor.backend)}"
+        )
         print(f"  licence of its weights: {manifest.licence.name}")
     sys.stdout.flush()
 

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import OnnxRuntimeBackend
+from convmae_deploy.runtime.backends import Backend
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
 from convmae_deploy.runtime.predictor import Predictor, VideoClassifier, predictor_class
+from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
 from serving.errors import ApiError
 from serving.settings import Settings
 
@@ -64,11 +65,19 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
     """
     predictors: dict[str, Predictor] = {}
     for bundle in load_bundles(settings):
-        # One thread a run: the pool already runs as many requests at once as there are cores.
-        predictor = predictor_class(bundle)(bundle, OnnxRuntimeBackend(bundle, device=settings.device, threads=1))
+        predictor = predictor_class(bundle)(bundle, _start(bundle, settings))
         warm_up(predictor)
         predictors[bundle.manifest.name] = predictor
     return predictors
+
+
+def _start(bundle: Bundle, settings: Settings) -> Backend:
+    if settings.runtime == "openvino":  # which shares the threads among the runs itself
+        options = RuntimeOptions(runtime="openvino", precision=settings.precision, hint=settings.hint)
+        return start_backend(bundle, device=settings.device, threads=settings.threads, options=options)
+    options = RuntimeOptions(precision=None if settings.precision == "fp32" else settings.precision)
+    # One thread a run: the pool already runs as many requests at once as there are cores.
+    return start_backend(bundle, device=settings.device, threads=1, options=options)
 
 
 def warm_up(predictor: Predictor) -> None:

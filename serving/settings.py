@@ -41,6 +41,16 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
     )
+    runtime: Literal["onnxruntime", "openvino"] = Field(
+        default="onnxruntime", description="What runs the models; `openvino` is for CPUs and the pip extra `openvino`."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="With OpenVINO: `bf16` is faster where the CPU has it, and less exact."
+    )
+    hint: Literal["throughput", "latency"] = Field(
+        default="throughput",
+        description="With OpenVINO: `throughput` runs requests side by side, `latency` each with all threads.",
+    )
     threads: int = Field(
         default_factory=available_cores,
         ge=1,

@@ -29,7 +29,17 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "70000"), ("THREADS", "0"), ("DEVICE", "tpu"), ("API_KEY", ""), ("BUNDLE", ":"), ("MAX_IMAGES", "many")],
+    [
+        ("PORT", "70000"),
+        ("THREADS", "0"),
+        ("DEVICE", "tpu"),
+        ("RUNTIME", "tensorrt"),
+        ("PRECISION", "fp64"),
+        ("HINT", "speed"),
+        ("API_KEY", ""),
+        ("BUNDLE", ":"),
+        ("MAX_IMAGES", "many"),
+    ],
 )
 def test_a_bad_value_is_one_sentence_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str

@@ -77,6 +77,21 @@ def test_of_two_bundles_the_first_is_the_default_and_the_model_parameter_chooses
     assert (unknown.status, unknown.code) == (404, "unknown_model")
 
 
+def test_with_openvino_it_says_so_and_answers_as_with_onnx_runtime(
+    bundle: Path, server: RunningServer, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    expected = server.request("/v1/classify", jpeg()).json()
+    assert "runs in onnxruntime (CPUExecutionProvider)" in server.log.read_text()
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_RUNTIME": "openvino"}) as other:
+        found = other.request("/v1/classify", jpeg()).json()
+        model = other.request("/v1/models/tiny").json()
+    assert "runs in openvino fp32 (CPU)" in other.log.read_text()
+    assert model["backend"] == {"name": "openvino fp32", "providers": ["CPU"]}
+    assert [entry["label"] for entry in found] == [entry["label"] for entry in expected]
+    assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+
+
 def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_THREADS="none"), "CONVMAE_THREADS")
 
