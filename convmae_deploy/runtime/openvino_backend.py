@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: the same graphs as ONNX Runtime's, in bf16 too where the CPU has it."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -72,13 +72,14 @@ class OpenVinoBackend:
         computes_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if computes_in != _PRECISION_HINTS[precision]:
             raise ConvMAEError(f"OpenVINO was asked for {precision} and compiled {path} in {computes_in}")
-        inputs, outputs = _tensors(self._compiled.inputs), _tensors(self._compiled.outputs)
-        check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
+        manifest = bundle.manifest
+        inputs = _tensors(self._compiled.inputs, [manifest.input.name])
+        check_graph(inputs, _tensors(self._compiled.outputs, manifest.outputs), manifest, path, _TYPES)
         self.name = f"openvino {precision}"
         self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
         self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # of all of them
-        self._input, self._shape = bundle.manifest.input.name, bundle.manifest.input.shape
-        self._smallest_batch = bundle.manifest.input.min_batch
+        self._input, self._shape = manifest.input.name, manifest.input.shape
+        self._smallest_batch = manifest.input.min_batch
         # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
         self._idle: deque[Any] = deque()
 
@@ -160,12 +161,14 @@ def _outputs(results: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     return {name: np.array(results[name]) for name in names}
 
 
-def _tensors(ports: Any) -> list[GraphTensor]:
+def _tensors(ports: Any, known: Collection[str]) -> list[GraphTensor]:
+    """Inputs or outputs by their known names: a tensor that passes through an Identity has the one before it too."""
     return [
         GraphTensor(
-            port.any_name,
+            name,
             port.element_type.to_string(),
             tuple("batch" if size.is_dynamic else size.get_length() for size in port.partial_shape),
         )
         for port in ports
+        for name in sorted(port.get_names() & set(known)) or [port.any_name]
     ]

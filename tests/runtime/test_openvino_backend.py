@@ -15,7 +15,12 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
-from convmae_deploy.runtime.openvino_backend import OpenVinoBackend, openvino_precisions
+from convmae_deploy.runtime.openvino_backend import (
+    ComputePrecision,
+    OpenVinoBackend,
+    PerformanceHint,
+    openvino_precisions,
+)
 from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter, VideoClassifier, open_predictor
 from convmae_deploy.runtime.starting import RuntimeOptions
 from tests.bundle_factory import (
@@ -34,6 +39,7 @@ MAKERS: Mapping[str, Callable[[Path], Path]] = {
     "segmentation": make_segmentation_bundle,
     "video-classification": make_video_bundle,
 }
+SHIPPED = Path(__file__).parents[2] / "serving" / "bundles" / "imagenette-nano"
 OPENVINO = RuntimeOptions(runtime="openvino")
 needs_bf16 = pytest.mark.skipif("bf16" not in openvino_precisions(), reason="OpenVINO finds no bf16 on this CPU")
 
@@ -69,6 +75,18 @@ def test_every_output_equals_onnx_runtime_s_at_every_batch_size(bundles: dict[st
         for name, values in expected.items():
             assert found[name].dtype == values.dtype
             assert_close(found[name], values, name)
+
+
+def test_a_trained_model_gives_the_same_classes_in_each_precision() -> None:
+    bundle = load_bundle(SHIPPED)
+    batch, outputs = batch_for(bundle, 4), list(bundle.manifest.outputs)
+    expected = OnnxRuntimeBackend(bundle, device="cpu", threads=1).run(batch, outputs)
+    gates: dict[ComputePrecision, float] = {"fp32": 1e-5, "bf16": 0.03}  # of the largest value
+    for precision in openvino_precisions():
+        found = OpenVinoBackend(bundle, threads=1, precision=precision).run(batch, outputs)
+        for name, values in expected.items():
+            assert np.abs(found[name] - values).max() < gates[precision] * np.abs(values).max()
+        assert np.array_equal(found["logits"].argmax(axis=1), expected["logits"].argmax(axis=1))
 
 
 def test_photos_and_videos_get_the_same_answers(bundles: dict[str, Bundle]) -> None:
@@ -219,6 +237,22 @@ def changed(folder: Path, change: Callable[[onnx.ModelProto], None]) -> Bundle:
     manifest["files"]["model.onnx"].update(sha256=sha256_of(graph), bytes=graph.stat().st_size)
     write_manifest(folder, manifest)
     return load_bundle(folder)
+
+
+def give_a_copy(model: onnx.ModelProto) -> None:
+    """`pooled` comes out of an Identity, so that its tensor has two names."""
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["inner" if name == "pooled" else name for name in names]
+    model.graph.node.append(onnx.helper.make_node("Identity", ["inner"], ["pooled"]))
+
+
+def test_an_output_whose_tensor_has_two_names_is_found(tmp_path: Path, backend: OpenVinoBackend) -> None:
+    image = np.ones((2, 3, 64, 64), dtype=np.float32)
+    hints: tuple[PerformanceHint, ...] = ("latency", "throughput")
+    for hint in hints:
+        copied = OpenVinoBackend(changed(tmp_path / hint, give_a_copy), threads=2, hint=hint)
+        assert_close(copied.run(image, ["pooled"])["pooled"], backend.run(image, ["pooled"])["pooled"])
 
 
 def fix_batch(model: onnx.ModelProto) -> None:
