@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Annotated
 
 import onnx
-import onnxruntime
-import torch
 import tyro
 from rich.console import Console
-from rich.progress import track
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN, AnyPreprocessing, ClipPreprocessing, input_axes
-from export.divergence import Divergence, find_divergence
-from export.gates import FP32
-from export.inputs import PICTURES, Batch, Samples, verification_batches, verification_photos
+from convmae_deploy.runtime.manifest import NAME_PATTERN, input_axes
+from export.inputs import Batch, verification_batches
 from export.packaging import (
     MODEL_NAME,
     BundleContent,
@@ -32,22 +27,14 @@ from export.packaging import (
     find_licence,
     write_manifest,
 )
-from export.report import FAILED_SUFFIX, failure_sentence, print_report, write_failure
-from export.tasks import ExportTask, open_task
+from export.report import FAILED_SUFFIX, print_report
+from export.tasks import open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
 from export.traced import peak_bytes_per_image
-from export.verify import (
-    Runner,
-    Verification,
-    VerificationError,
-    onnx_runner,
-    smallest_failing_images,
-)
-from export.video_inputs import verification_clips
+from export.verification import explain, photo_batch, run_verification, verification_samples
+from export.verify import Verification, onnx_runner
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
-PHOTOS = 32  # photos in the verification, at most
-CLIPS = 8  # the same of clips, which are held in memory as the graph takes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,18 +107,12 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         print_report(verification.report, console)
         if verification.failures:
             candidate = onnx_runner(directory / MODEL_NAME, task.outputs)
-            raise explain(config, task, graph, candidate, verification, command)
+            folder = config.out.with_name(config.out.name + FAILED_SUFFIX)
+            raise explain(task, graph, candidate, verification, folder, command, ", so no bundle was written")
         shapes = {name: value.shape[1:] for name, value in task.reference(first.images).items()}
         write_manifest(directory, content, shapes=shapes, numerics=verification.report)
         check_with_runtime(directory, task.reference, photo_batch(batches), task.check)
     return verification
-
-
-def verification_samples(spec: AnyPreprocessing, data: Path | None, checkpoint: Path) -> Samples:
-    """Photos, or the clips of videos; see `verification_photos` and `verification_clips`."""
-    if isinstance(spec, ClipPreprocessing):
-        return verification_clips(spec, data, checkpoint, CLIPS)
-    return verification_photos(data, checkpoint, PHOTOS)
 
 
 def check_output(out: Path) -> None:
@@ -139,11 +120,6 @@ def check_output(out: Path) -> None:
     if out.exists():
         raise ConvMAEError(f"{out} exists already; remove it or choose another --out")
     check_can_create(out)
-
-
-def photo_batch(batches: list[Batch]) -> Batch:
-    """The largest batch of photos or clips, or of what was made in their place."""
-    return max((batch for batch in batches if batch.name.startswith(PICTURES)), key=lambda batch: len(batch.images))
 
 
 def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console: Console) -> int:
@@ -156,50 +132,6 @@ def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console:
             highlight=False,
         )
     return min(fits, wanted)
-
-
-def run_verification(task: ExportTask, graph: ExportedGraph, path: Path, batches: list[Batch]) -> Verification:
-    """Compares the graph at `path` with PyTorch on all batches behind a progress bar."""
-    progress = track(batches, "Verifying", console=Console(stderr=True), transient=True)
-    between = (
-        f"torch {torch.__version__} eager fp32 (cpu)",
-        f"onnxruntime {onnxruntime.__version__} (CPUExecutionProvider)",
-    )
-    return task.verify(graph, path, progress, between)
-
-
-def explain(
-    config: ExportConfig,
-    task: ExportTask,
-    graph: ExportedGraph,
-    candidate: Runner,
-    verification: Verification,
-    command: Sequence[str],
-) -> VerificationError:
-    """Finds the layer, writes the reproducer beside the output and returns the error to raise."""
-    failure, reference = verification.worst, task.reference
-    divergence: Divergence | None = None
-    arrays = {graph.input: failure.batch.images}
-    try:
-        images = failure.batch.images
-        if failure.output in task.outputs:  # others cannot be had from the bundle's own graph
-            images = smallest_failing_images(reference, candidate, failure, FP32)
-        arrays = {graph.input: images}
-        arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
-        arrays |= {f"found_{name}": value for name, value in candidate(images).items()}
-        divergence = find_divergence(graph, images, FP32)
-    except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
-        Console(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
-    folder = config.out.with_name(config.out.name + FAILED_SUFFIX)
-    write_failure(
-        folder,
-        model=graph.model,
-        verification=verification,
-        divergence=divergence,
-        arrays=arrays,
-        command=list(command),
-    )
-    return VerificationError(failure_sentence(failure, divergence, folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

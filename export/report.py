@@ -46,11 +46,11 @@ def print_report(report: NumericsReport, console: Console) -> None:
     console.print(f"Gate: {report.tolerance}.", highlight=False)
 
 
-def failure_sentence(failure: Failure, divergence: Divergence | None, folder: Path) -> str:
-    """What is wrong, where, and where the evidence is."""
+def failure_sentence(failure: Failure, divergence: Divergence | None, folder: Path, consequence: str) -> str:
+    """What is wrong, what follows from it, where it is wrong, and where the evidence is."""
     layer = "" if divergence is None else f"; first diverging layer: {divergence.explanation}"
     return (
-        f"the graph does not give PyTorch's numbers, so no bundle was written: worst output {failure.output} on "
+        f"the graph does not give PyTorch's numbers{consequence}: worst output {failure.output} on "
         f"{failure.batch.name}, {failure.comparison.problem}{layer}; everything to reproduce it is in {folder}"
     )
 

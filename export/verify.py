@@ -1,4 +1,7 @@
-"""Does the graph give PyTorch's numbers? Compares every output on every batch and keeps the evidence."""
+"""Does the graph give PyTorch's numbers? Compares every output on every batch and keeps the evidence.
+
+`python -m export.verify BUNDLE --checkpoint RUN` is the command for a finished bundle, see `verify_bundle`.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import NumericsReport
 from export.gates import Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
 from export.inputs import Batch
@@ -163,3 +167,9 @@ def _one_by_one(runner: Runner) -> Runner:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run
+
+
+if __name__ == "__main__":  # the command; it builds on modules that build on this one, so it is no part of it
+    from export.verify_bundle import main
+
+    run_program(main)

@@ -13,13 +13,14 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox
 from convmae_deploy.runtime.predictor import Detector, open_predictor
 from export import __main__ as program
+from export import verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.gates import FloatArray
 from export.inputs import Samples, made_photos, verification_batches
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
-from export.verify import Outputs, Runner, onnx_runner
+from export.verify import Outputs, Runner, VerificationError, onnx_runner
 from export.verify_detector import decided, detections_problem, match_image
 from tests.export.conftest import copy_of
 from tests.export.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
@@ -197,3 +198,21 @@ def test_a_graph_that_does_not_settle_is_a_problem() -> None:
     one = {name: np.asarray(values)[None] for name, values in detections((0, 1, 0.9)).items()}
     problem = detections_problem(one, one | {"converged": np.array([0])}, 0.05)
     assert problem == "on 1 of 1 images suppression needs more rounds than the graph has"
+
+
+def test_a_finished_bundle_is_held_against_its_checkpoint_in_all_three_tiers(
+    checkpoint: Path, graph: ExportedGraph, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_bundle, "export_graph", lambda *_: graph)
+    config = verify_bundle.VerifyConfig(bundle=bundle, checkpoint=checkpoint, out=tmp_path / "failed")
+    report = verify_bundle.verify_bundle(config, Console(quiet=True), ["test"]).report
+    assert report.passed and {*DENSE, *HEADS, "masks", "detections"} == set(report.outputs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_graph_without_the_values_that_are_looked_at_is_refused(graph: ExportedGraph) -> None:
+    renamed = copy_of(graph).model
+    for node in renamed.graph.node:
+        node.output[:] = ["elsewhere" if name == "proposals" else name for name in node.output]
+    with pytest.raises(VerificationError, match="the graph lacks the values proposals"):
+        verify_bundle.with_outputs(renamed, graph.model, PROBES)

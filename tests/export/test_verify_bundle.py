@@ -1,0 +1,280 @@
+"""A finished bundle held against its checkpoint: a damaged weight, swapped channels, a wrong mean are each found."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from rich.console import Console
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.bundle import load_bundle
+from export import __main__ as exporting
+from export import verify_bundle as program
+from export.agreement import Agreement
+from export.tasks import open_task
+from export.to_onnx import ExportedGraph
+from tests.bundle_factory import make_segmentation_bundle, write_manifest
+from tests.export.conftest import CLASSES, MAX_BATCH
+from tests.export.test_divergence import store, transpose_weight, weight_of
+from tests.photo_folders import make_photo_folder
+
+Damage = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def good(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "export_graph", lambda *_: graph)
+        config = exporting.ExportConfig(checkpoint=checkpoint, out=out, max_batch=MAX_BATCH)
+        exporting.export_bundle(config, Console(quiet=True), ["test"])
+    return out
+
+
+@pytest.fixture
+def bundle(good: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that a test may damage; its checkpoint need not be traced again."""
+    monkeypatch.setattr(program, "export_graph", lambda *_: graph)
+    return Path(shutil.copytree(good, tmp_path / "mine"))
+
+
+def verify(bundle: Path, checkpoint: Path, *more: str) -> int:
+    """Runs the program and returns its exit status."""
+    with pytest.raises(SystemExit) as exit_info:
+        run_program(lambda: program.main([str(bundle), "--checkpoint", str(checkpoint), *more]))
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
+
+
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    edit(content)
+    write_manifest(bundle, content)
+
+
+def damage_graph(bundle: Path, damage: Damage) -> None:
+    """Changes the graph, and writes a hash that fits: only the numbers can tell."""
+    model = onnx.load(bundle / "model.onnx")
+    damage(model)
+    content = model.SerializeToString()
+    (bundle / "model.onnx").write_bytes(content)
+    fits = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(bundle, lambda manifest: manifest["files"]["model.onnx"].update(fits))
+
+
+def swap_red_and_blue(model: onnx.ModelProto) -> None:
+    weight = weight_of(model, "encoder.patch_embed1", "MatMul")  # (4 * 4 * 3, C), channels last
+    values = numpy_helper.to_array(weight)
+    store(weight, values.reshape(16, 3, -1)[:, ::-1].reshape(values.shape))
+
+
+def perturb_one_number(model: onnx.ModelProto) -> None:
+    weight = weight_of(model, "encoder.blocks1.0.mlp.fc2", "MatMul")
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 4] += 0.5
+    store(weight, values)
+
+
+def stop_on_every_batch(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "MaxPool").op_type = "NoSuchOperator"
+
+
+def test_a_good_bundle_passes_with_the_table_and_leaves_nothing(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(bundle, checkpoint) == 0
+    printed = capsys.readouterr().out
+    for output in ("logits", "pooled", "e1", "e2", "e3", "e4"):
+        assert output in printed
+    assert "random batch 4" in printed and "made pictures batch 4" in printed and "Verified:" in printed
+    assert "failed" not in printed and "Note" not in printed
+    assert [path.name for path in bundle.parent.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "module"),
+    [
+        (perturb_one_number, "encoder.blocks1.0.mlp.fc2"),
+        (transpose_weight, "encoder.blocks2.0.conv1"),
+        (swap_red_and_blue, "encoder.patch_embed1"),
+    ],
+    ids=["weight", "transposed", "channels"],
+)
+def test_a_damaged_graph_fails_and_the_layer_is_named(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], damage: Damage, module: str
+) -> None:
+    damage_graph(bundle, damage)
+    assert verify(bundle, checkpoint) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: the graph does not give PyTorch's numbers: worst output")
+    assert f"first diverging layer: {module} (" in error and "\n" not in error
+    failed = bundle.with_name("mine.failed")
+    assert str(failed) in error
+    assert sorted(path.name for path in failed.iterdir()) == ["command.txt", "inputs.npz", "model.onnx", "report.json"]
+    assert (failed / "command.txt").read_text().startswith(f"python -m export.verify {bundle} --checkpoint")
+    with np.load(failed / "inputs.npz") as arrays:
+        assert len(arrays["image"]) == 1 and "found_logits" in arrays
+
+
+def test_the_reproducer_goes_where_it_is_told(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    damage_graph(bundle, transpose_weight)
+    assert verify(bundle, checkpoint, "--out", str(tmp_path / "evidence" / "first")) == 1
+    assert (tmp_path / "evidence" / "first" / "report.json").is_file()
+    assert not bundle.with_name("mine.failed").exists()
+
+
+def test_a_graph_that_does_not_run_fails_with_that_reason(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage_graph(bundle, stop_on_every_batch)
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=1)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 1
+    assert "the graph does not run" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_one_sentence_before_anything_is_run(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    assert verify(bundle, checkpoint) == 1
+    captured = capsys.readouterr()
+    assert "it was changed" in captured.err and captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_wrong_mean_is_found_without_any_photo(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update(mean=[0.406, 0.456, 0.485]))
+    assert verify(bundle, checkpoint) == 1
+    assert capsys.readouterr().err.strip() == (
+        "error: the manifest's preprocessing.mean must be (0.485, 0.456, 0.406) as in the checkpoint, "
+        "found (0.406, 0.456, 0.485)"
+    )
+    assert not bundle.with_name("mine.failed").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("std", [0.225, 0.224, 0.229], "preprocessing.std must be (0.229, 0.224, 0.225)"),
+        ("interpolation", "bilinear", "interpolation must be bicubic as in the checkpoint, found bilinear"),
+        ("resize", [64, 96], "preprocessing.resize must be (73, 109)"),
+    ],
+)
+def test_every_figure_of_the_preprocessing_must_be_the_checkpoints(
+    bundle: Path, checkpoint: Path, field: str, value: Any, sentence: str
+) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update({field: value}))
+    (problem,) = program.manifest_problems(load_bundle(bundle).manifest, open_task(checkpoint, None))
+    assert sentence in problem
+
+
+def test_classes_in_another_order_are_found(bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.update(classes=["bee", "ant", *CLASSES[2:]]))
+    assert verify(bundle, checkpoint) == 1
+    assert "the manifest's class 0 must be 'ant' as in the checkpoint, found 'bee'" in capsys.readouterr().err
+
+
+def test_labelled_photos_give_the_same_top1_of_both(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", classes=("bee", "eel"), per_class=9)
+    (data / "val" / "eel" / "broken.png").write_bytes(b"no photo")
+    assert verify(bundle, checkpoint, "--data", str(data)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(change +0.00 points) on 18 photos; 1 could not be decoded; the same class on" in printed
+    assert "photos batch 4" in printed
+
+
+def test_labelled_photos_that_are_classified_otherwise_fail(
+    bundle: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Agreement(photos=8, unreadable=0, reference_right=6, found_right=5, decided=7, agreeing=6)
+    monkeypatch.setattr(program, "measure_agreement", lambda *_: found)
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=1)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 1
+    assert capsys.readouterr().err.strip() == f"error: {found.sentence()}"
+
+
+def test_photos_without_labels_take_part_in_the_comparison_alone(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", per_class=2) / "train"
+    assert verify(bundle, checkpoint, "--data", str(data)) == 0
+    assert "has no folder val of classes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_other_weights_than_the_stated_ones_are_pointed_out(
+    bundle: Path,
+    checkpoint: Path,
+    classifier: ConvMAEClassifier,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = CheckpointRecord.model_validate_json((checkpoint / "best" / "config.json").read_bytes())
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    state["head.bias"] += 1
+    save_checkpoint(tmp_path / "other", state, record)
+    assert verify(bundle, tmp_path / "other") == 1
+    error = capsys.readouterr().err
+    assert "worst output logits" in error and "it was exported from other weights" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data", "missing"), "--data must be a folder of photos"),
+        (("--checkpoint", "missing"), "must be a run folder or a checkpoint"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_ends_with_2(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert verify(bundle, checkpoint, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error and "\n" not in error
+
+
+def test_what_is_no_bundle_ends_with_2(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, checkpoint) == 2
+    assert "a bundle is a folder with a manifest.json; found none" in capsys.readouterr().err
+
+
+def test_a_bundle_of_another_task_ends_with_2(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_segmentation_bundle(tmp_path / "areas")
+    assert verify(bundle, checkpoint) == 2
+    assert "is a segmentation model and" in capsys.readouterr().err
+
+
+def test_classes_that_the_model_does_not_know_end_with_2(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "zebra"), per_class=1)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 2
+    assert "has classes that the model does not know, for instance 'zebra'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_module_of_the_comparison_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "export.verify", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--checkpoint" in done.stdout and done.stderr == ""
