@@ -17,12 +17,14 @@ from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.runtime.clips import ClipViews, average_views, read_clips
 from convmae_deploy.runtime.manifest import VIDEO_OUTPUTS, Preprocessing, standard_clips
 from convmae_deploy.runtime.predictor import VideoClassifier, open_predictor
+from convmae_deploy.runtime.video_formats import find_videos
 from export.__main__ import ExportConfig, export_bundle
 from export.tasks import open_task
 from export.to_onnx import ExportedGraph, export_graph
 from export.verify import VerificationError
 from tests.export.conftest import copy_of
 from tests.video_files import make_video
+from tests.video_packs import ASL20, MOTION8, needs_asl20, needs_motion8
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(32, 64))
 VIDEO = VideoConfig(frames=4)
@@ -117,6 +119,28 @@ def test_a_video_gets_pytorch_s_classes_and_features(bundle: Path, model: ConvMA
     run = predictor.run(clips[:1].numpy(), ("pooled_frames", "e1", "e4"))
     for name, value in (("pooled_frames", slots), ("e1", maps[0]), ("e4", maps[3])):
         np.testing.assert_allclose(run[name], value.numpy(), atol=1e-4)
+
+
+@needs_motion8
+def test_clips_of_real_videos_take_part_in_the_verification(
+    checkpoint: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.__main__.export_graph", lambda *_: graph)
+    config = ExportConfig(checkpoint=checkpoint, out=tmp_path / "mine", max_batch=2, data=MOTION8)
+    report = export_bundle(config, Console(quiet=True), ["test"]).report
+    assert report.passed and {"videos batch 1", "videos batch 2"} <= set(report.inputs)
+
+
+@needs_asl20
+def test_a_real_video_gets_pytorch_s_classes(bundle: Path, model: ConvMAEClassifier) -> None:
+    predictor, views = VideoClassifier.open(bundle, device="cpu"), ClipViews(temporal=5, spatial=3)
+    video = find_videos([ASL20])[0]
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(read_clips(video, predictor.sampling, views=views))).numpy()
+    assert np.ptp(logits, axis=0).max() > 1e-3, "its views differ"
+    expected = dict(zip(CLASSES, average_views(logits).tolist(), strict=True))
+    found = {prediction.label: prediction.score for prediction in predictor.classify(video, views=views)}
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_graph_has_no_3d_convolution(graph: ExportedGraph) -> None:
