@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ class OpenVinoBackend:
             raise ConvMAEError("runtime openvino runs on the CPU, not on device cuda; use device cpu or auto")
         openvino = import_openvino()
         path = checked_path(bundle, file)
-        core = openvino.Core()
+        core = openvino_core()
         _require(precision, core)
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],  # else bf16 wherever the CPU has it
@@ -128,10 +129,24 @@ def import_openvino() -> Any:
     return openvino
 
 
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, never let go.
+
+    Each one gives the thread that makes it a larger stack for signal handlers, which AMX needs, and takes it away at
+    its end. When two end in the order in which they were made, the thread is left with a stack that is gone, and the
+    next signal, such as the end of a child process, ends this one (OpenVINO 2026.4).
+
+    Raises:
+        ConvMAEError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
+
+
 def openvino_precisions() -> tuple[ComputePrecision, ...]:
     """What OpenVINO can compute in on this CPU; nothing where it is not installed."""
     try:
-        core = import_openvino().Core()
+        core = openvino_core()
     except ConvMAEError:
         return ()
     found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

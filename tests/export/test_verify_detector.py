@@ -11,6 +11,7 @@ from rich.console import Console
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox
+from convmae_deploy.runtime.openvino_backend import openvino_core
 from convmae_deploy.runtime.predictor import Detector, open_predictor
 from export import __main__ as program
 from export import verify_bundle
@@ -85,11 +86,11 @@ def test_onnx_runtime_gives_what_pytorch_gives(
 
 @pytest.fixture(scope="module")
 def openvino_runner(graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     path = tmp_path_factory.mktemp("openvino") / "model.onnx"
     onnx.save(without_outputs(graph.model, PROBES), path)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}  # else bf16 where the CPU has it
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = openvino_core().compile_model(path, "CPU", settings)
 
     def run(images: FloatArray) -> Outputs:
         found = compiled([images])

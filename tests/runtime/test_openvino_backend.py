@@ -2,6 +2,8 @@
 
 import builtins
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
+from convmae_deploy.runtime import openvino_backend
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
 from convmae_deploy.runtime.openvino_backend import (
     ComputePrecision,
     OpenVinoBackend,
     PerformanceHint,
+    openvino_core,
     openvino_precisions,
 )
 from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter, VideoClassifier, open_predictor
@@ -180,13 +184,11 @@ def test_bf16_is_close_to_fp32_and_not_the_same(bundles: dict[str, Bundle], back
 def test_bf16_where_the_cpu_has_none_is_one_sentence(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import openvino
-
     class OldCpu:
         def get_property(self, device: str, name: str) -> Any:
             return {"OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"], "FULL_DEVICE_NAME": "Old CPU"}[name]
 
-    monkeypatch.setattr(openvino, "Core", OldCpu)
+    monkeypatch.setattr(openvino_backend, "openvino_core", OldCpu)
     assert openvino_precisions() == ("fp32",)
     with pytest.raises(ConvMAEError, match="precision bf16 needs a CPU that has it, OpenVINO finds FP32, INT8 on Old"):
         OpenVinoBackend(bundles["classification"], precision="bf16")
@@ -203,10 +205,30 @@ def test_without_the_package_one_sentence_names_the_extra(
         return real_import(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", no_openvino)
+    monkeypatch.setattr(openvino_backend, "openvino_core", openvino_core.__wrapped__)  # as if not asked for before
     assert openvino_precisions() == ()
     with pytest.raises(ConvMAEError, match=r"pip install 'convmae-deploy\[openvino\]'") as caught:
         OpenVinoBackend(bundles["classification"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_child_process_may_end_after_models_have_come_and_gone(bundles: dict[str, Bundle]) -> None:
+    """In a process of its own: where there is more than one `Core`, the signal of the child's end kills it."""
+    program = f"""
+import signal, subprocess, sys
+from pathlib import Path
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.openvino_backend import OpenVinoBackend, openvino_precisions
+signal.signal(signal.SIGCHLD, lambda *_: None)
+bundle = load_bundle(Path({str(bundles["classification"].path)!r}))
+first = OpenVinoBackend(bundle)
+second = OpenVinoBackend(bundle)
+del first
+openvino_precisions()
+del second
+subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_a_gpu_is_refused(bundles: dict[str, Bundle]) -> None:
