@@ -19,7 +19,7 @@ all of them. They are
   the first gains on it from skipping hidden cells.
 
 With `--video` they are `VideoPretraining` on visible tubes and `DenseMaskedVideo`, which has all else of the first, and
-of both the encoder alone, trained by the mean square of its output.
+of both the encoder alone, trained by the square of its output along one direction.
 
 Peak memory is that of the same processes: resident memory, PyTorch itself included, or allocated memory of the GPU; all
 of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU (16

@@ -77,8 +77,11 @@ class EncoderAlone(nn.Module):
         self.latent = latent
 
     def forward(self, clips_bcfhw: Tensor, kept_bk: Tensor) -> Tensor:
-        """The mean square of the latent."""
-        return self.latent(clips_bcfhw, kept_bk).float().square().mean()
+        """The mean square of the latent seen along one random direction; of all of it a LayerNorm would make 1."""
+        latent = self.latent(clips_bcfhw, kept_bk).float()
+        generator = torch.Generator().manual_seed(SEED)
+        direction = torch.randn(latent.shape[-1], generator=generator).to(latent.device)
+        return (latent @ direction).square().mean()
 
 
 def image_models(config: ConvMAEConfig) -> dict[str, nn.Module]:

@@ -44,6 +44,7 @@ from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, Variant, check_
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
+from convmae_deploy.runtime.video_file import import_av
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ def finetune(config: VideoFinetuneConfig) -> int:
 
 def prepare(config: VideoFinetuneConfig, train: VideoFolder, val: VideoFolder) -> TrainingLoop:
     """Everything a run needs, before its first update."""
+    import_av()  # else every video would count as one that cannot be decoded
     accelerator = config.run.accelerator()
     refuse_sharding(accelerator)
     sampler = training_sampler(len(train.videos), config.optimisation, config.run.seed, accelerator)

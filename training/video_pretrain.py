@@ -41,6 +41,7 @@ from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import VideoPretrainingConfig, build_video_pretraining
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
+from convmae_deploy.runtime.video_file import import_av
 
 PICTURE_CLIPS = 3
 
@@ -139,6 +140,7 @@ def pretrain(config: VideoPretrainConfig) -> int:
 
 def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
+    import_av()  # else every video would count as one that cannot be decoded
     accelerator = config.run.accelerator()
     seed_step(config.run.seed, 0)
     record = initial_record(config)

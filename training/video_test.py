@@ -23,6 +23,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.clips import ClipViews
 from convmae_deploy.runtime.manifest import ClipPreprocessing
+from convmae_deploy.runtime.video_file import import_av
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def test(config: VideoTestConfig) -> int:
     Raises:
         ConvMAEError: bad data or checkpoint.
     """
+    import_av()  # else every video would count as one that cannot be decoded
     model, record = load_video_classifier(config.checkpoint)
     spec = record.preprocessing
     assert isinstance(spec, ClipPreprocessing)

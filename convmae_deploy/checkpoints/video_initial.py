@@ -14,9 +14,9 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig, build_video_convmae
 
-# How a kernel of one place in time becomes one of several: all of it in the middle (of the two frames of a cube in the
-# first), or as the same share in each. Either way a clip of equal frames gives what the image model gives away from the
-# clip's ends, where zeros are seen beyond the first and last slot.
+# How a kernel of one place in time becomes one of several: all of it in the middle (in a cube, its second frame), or
+# the same share in each. Either way stages 1 and 2 of a clip of equal frames are those of the image away from the
+# clip's ends, where zeros are seen beyond the first and last slot; stage 3 gets the position embedding of videos.
 Inflation = Literal["centre", "mean"]
 
 

@@ -46,16 +46,24 @@ def read_video_folder(root: Path, split: str, *, classes: Sequence[str] | None =
     Args:
         root: of the data.
         split: "train" or "val".
-        classes: those of a list; None: the ones it names itself.
+        classes: the name of each index, of which the split may lack some; None: the ones that it has itself.
 
     Raises:
-        ConvMAEError: the split is missing or of another form.
+        ConvMAEError: the split is missing or of another form, or has another class.
     """
     list_file = _list_of(root, split)
     if list_file is not None:
         return read_video_list(list_file, classes=classes)
     videos, labels, names = read_class_folders(root, split, find_videos, "videos")
-    return VideoFolder(videos=videos, labels=labels, classes=names)
+    if classes is None:
+        return VideoFolder(videos=videos, labels=labels, classes=names)
+    foreign = [name for name in names if name not in classes]
+    if foreign:
+        raise ConvMAEError(
+            f"{root / split} has the class {foreign[0]!r}, which is none of the {len(classes)} classes; take it away"
+        )
+    known = [list(classes).index(name) for name in names]
+    return VideoFolder(videos=videos, labels=tuple(known[label] for label in labels), classes=tuple(classes))
 
 
 def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[str] | None = None) -> VideoFolder:

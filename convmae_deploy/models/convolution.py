@@ -110,8 +110,8 @@ def depthwise_weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequenc
     parts = []
     for place in range(depth):  # of the kernel: slot t of the gradient reaches slot t + ahead of the windows
         ahead = place - depth // 2
-        reached = windows_tmx[max(ahead, 0) : slots + min(ahead, 0)].flatten(0, 1)
-        own = gradient_tmx[max(-ahead, 0) : slots - max(ahead, 0)].flatten(0, 1)
+        reached = windows_tmx[max(ahead, 0) : max(slots + ahead, 0)].flatten(0, 1)
+        own = gradient_tmx[max(-ahead, 0) : max(slots - ahead, 0)].flatten(0, 1)
         parts.append(_square_gradient(reached, own, gradient.shape[-1], kernel[-1]))
     return torch.stack(parts, dim=1).unsqueeze(1)
 

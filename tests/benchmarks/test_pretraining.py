@@ -157,6 +157,14 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path: Path, capsy
     assert record["threads"] == str(torch.get_num_threads())
 
 
+def test_the_encoder_alone_has_a_loss_that_masks_and_updates_change() -> None:
+    bench = Bench(replace(SMALL, image_size=(64, 64), frames=2), VISIBLE_ENCODER)
+    assert bench.loss(0) != pytest.approx(bench.loss(1), rel=1e-3)
+    before = bench.loss(0)
+    bench.step(0)
+    assert bench.loss(0) != pytest.approx(before, rel=1e-3)
+
+
 @pytest.mark.usefixtures("here")
 def test_videos_are_measured_whole_and_by_their_encoder_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

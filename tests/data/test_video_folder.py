@@ -129,3 +129,13 @@ def test_pretraining_takes_a_list_with_or_without_labels_or_a_folder(tmp_path: P
 def test_the_motion_pack_is_read() -> None:
     train, val = read_video_splits(MOTION8)
     assert (len(train.videos), len(val.videos), len(train.classes)) == (384, 128, 8)
+
+
+def test_a_split_that_lacks_a_class_keeps_the_indices_of_the_others(tmp_path: Path) -> None:
+    for name in ("b", "c"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        (tmp_path / "val" / name / "1.mp4").write_bytes(b"")
+    folder = read_video_folder(tmp_path, "val", classes=("a", "b", "c"))
+    assert (folder.labels, folder.classes) == ((1, 2), ("a", "b", "c"))
+    with pytest.raises(ConvMAEError, match="has the class 'c', which is none of the 2 classes"):
+        read_video_folder(tmp_path, "val", classes=("a", "b"))

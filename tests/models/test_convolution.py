@@ -79,7 +79,7 @@ def test_a_convolution_of_cubes_equals_torch(patch: int, maps: int, slots: int, 
     assert_equals_torch(cube_convolution, convolution, seeded_map(maps, 2 * slots, height * patch, width * patch, 3))
 
 
-@pytest.mark.parametrize(("depth", "kernel_size"), [(1, 5), (3, 5), (5, 3), (3, 1)])
+@pytest.mark.parametrize(("depth", "kernel_size"), [(1, 5), (3, 5), (5, 3), (3, 1), (7, 3)])
 @pytest.mark.parametrize(
     ("maps", "slots", "height", "width"), [(1, 1, 4, 4), (2, 2, 8, 12), (3, 8, 12, 4), (1, 5, 4, 8)]
 )
