@@ -3,7 +3,7 @@
 It is the same sum in another order. ONNX Runtime has a fast 2-D depthwise convolution on the CPU and none in 3-D: on
 8 x 56 x 56 places of 256 channels with a kernel of 3 x 5 x 5 the latter takes 67 ms, this 37 ms; on 8 x 28 x 28 places
 of 384 channels 29 and 14 (medians of 12 runs in turn, two cores, layout changes included, of which most of the 37 are).
-A ConvMAE-B takes 4.51 s instead of 4.88 for a clip of 16 x 224 x 224 (medians of 5 runs in turn, on shared cores).
+A ConvMAE-B takes 1.70 s instead of 1.82 for a clip of 16 x 224 x 224 (the fastest of 12 runs in turn, shared cores).
 PyTorch is faster in 3-D, so nothing but the graph is written so.
 """
 

@@ -7,7 +7,9 @@ itself:
 
 - 16 frames and cubes 2 frames deep, so that 16 x 224 x 224 pixels become 8 x 14 x 14 tokens: the same stage 3;
 - the position embedding is VideoMAE's: a sinusoid over all positions in order, slot by slot and row by row, which is
-  not trained. For clips of another size or length it is resized, over space bicubically and over time linearly;
+  not trained. For clips of another size or length it is resized, over space bicubically and over time linearly, so
+  that a place keeps about the embedding that it was trained with (ours: a table made anew would give each place that of
+  another; fast channels lose amplitude by it);
 - between the stages each slot is embedded by itself, as in the image model: the paper names no stride in time but the
   cubes', and eight slots leave none to spare;
 - kernels of the depthwise convolutions are 3 slots deep: with two frames to a slot that is six frames, about what 5 x 5

@@ -4,7 +4,8 @@ Paper: arXiv 2205.03892, section 2.4. Where it is silent: the fusion and the nor
 the image model (`models.pretraining`), slot by slot; the decoder (384 wide, 4 blocks, 6 heads), its position embedding,
 the tube mask (90 %) and the target (each colour of a cube less its mean, divided by its deviation) are VideoMAE's
 (arXiv 2203.12602). The target is made from the clip as the model sees it, where VideoMAE first undoes the clip's own
-normalisation: a scale and a shift of a whole colour, which its target takes out again.
+normalisation: a scale and a shift of a whole colour, which its target takes out again. Without `norm_pix_loss` the
+target is those values, as for photos.
 
 Shapes: B clips, T slots of 2 frames, H W the stage-3 grid, N = H * W cells, K visible ones, M = B * K tubes, D encoder
 width, P = 2 * 16 * 16 * 3 pixel values of a cube. Mask convention: 1 = removed, 0 = kept.
