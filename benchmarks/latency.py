@@ -20,7 +20,6 @@ in processes of their own (`benchmarks.session`); they depend on neither rounds 
 """
 
 import json
-import logging
 import platform
 import tempfile
 import time
@@ -41,7 +40,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import available_cores, processor
+from benchmarks.machine import available_cores, processor, quiet_loggers
 from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
 from benchmarks.session import SessionConfig, SessionCost, measure_apart
 from convmae_deploy.errors import ConvMAEError
@@ -233,10 +232,12 @@ def run_benchmark(config: LatencyConfig, console: Console) -> tuple[list[Figure]
     task = random_task(config.task, config.variant)
     generator = np.random.default_rng(SEED)
     figures: list[Figure] = []
-    # That the bundle was not verified is stated in the heading; the compiler reports what it does not find.
-    for name in ("convmae_deploy", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
+    with (
+        # that the bundle was not verified is stated in the heading; the compiler reports what it does not find
+        quiet_loggers("convmae_deploy", "torch"),
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=console, transient=True) as progress,
+    ):
         bar = progress.add_task("Exporting", total=len(config.batch_sizes) * (config.rounds + 1) + 1)
         write_random_bundle(Path(folder) / "bundle", task, max(config.batch_sizes))
         progress.update(bar, description="Starting each in a process of its own")

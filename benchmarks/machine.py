@@ -1,13 +1,16 @@
-"""What a measurement ran on, and what it took."""
+"""What a measurement ran on and took, and what it keeps from the terminal."""
 
+import logging
 import platform
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from convmae_deploy.machine import available_cores
 
-__all__ = ["available_cores", "peak_memory_gb", "processor"]
+__all__ = ["available_cores", "peak_memory_gb", "processor", "quiet_loggers"]
 
 
 def processor() -> str:
@@ -26,3 +29,16 @@ def peak_memory_gb() -> float:
         (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Keeps all but errors of these loggers from the terminal, and leaves their levels as they were."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -8,7 +8,6 @@ resident, libraries included: first when the model is ready, then after one imag
 """
 
 import json
-import logging
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from benchmarks.machine import available_cores, peak_memory_gb
+from benchmarks.machine import available_cores, peak_memory_gb, quiet_loggers
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.backends import OnnxRuntimeBackend
@@ -102,8 +101,8 @@ def measure_apart(config: SessionConfig) -> SessionCost:
 def main() -> None:
     """The command."""
     config = tyro.cli(SessionConfig, prog="python -m benchmarks.session")
-    logging.getLogger("convmae_deploy").setLevel(logging.ERROR)  # that a random bundle was never verified
-    print(json.dumps(asdict(measure(config))))
+    with quiet_loggers("convmae_deploy"):  # that a random bundle was never verified
+        print(json.dumps(asdict(measure(config))))
 
 
 if __name__ == "__main__":

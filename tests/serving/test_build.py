@@ -102,8 +102,9 @@ def test_whatever_the_server_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
-    # The extra `video` is only for who serves a video model.
-    requirements = [*project["dependencies"], *extras["serve"], *extras["parquet"], *extras["video"]]
+    # The extras `video` and `openvino` are only for who serves a video model, or with OpenVINO.
+    chosen = [*extras["parquet"], *extras["video"], *extras["openvino"]]
+    requirements = [*project["dependencies"], *extras["serve"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
     files = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "convmae_deploy/runtime").rglob("*.py")]
