@@ -73,9 +73,12 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
 
 def _start(bundle: Bundle, settings: Settings) -> Backend:
     if settings.runtime == "openvino":  # which shares the threads among the runs itself
-        options = RuntimeOptions(runtime="openvino", precision=settings.precision, hint=settings.hint)
+        options = RuntimeOptions(
+            runtime="openvino", file=settings.file, precision=settings.precision, hint=settings.hint
+        )
         return start_backend(bundle, device=settings.device, threads=settings.threads, options=options)
-    options = RuntimeOptions(precision=None if settings.precision == "fp32" else settings.precision)
+    precision = None if settings.precision == "fp32" else settings.precision
+    options = RuntimeOptions(runtime=settings.runtime, file=settings.file, precision=precision)
     # One thread a run: the pool already runs as many requests at once as there are cores.
     return start_backend(bundle, device=settings.device, threads=1, options=options)
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores
 from convmae_deploy.runtime.manifest import MANIFEST_NAME
+from convmae_deploy.runtime.starting import RuntimeName
 
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
@@ -41,8 +42,15 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
     )
-    runtime: Literal["onnxruntime", "openvino"] = Field(
-        default="onnxruntime", description="What runs the models; `openvino` is for CPUs and the pip extra `openvino`."
+    runtime: RuntimeName = Field(
+        default="onnxruntime",
+        description=(
+            "What runs the models; `openvino` is for CPUs and the pip extra `openvino`, "
+            "`tensorrt` and `onnxruntime-tensorrt` are for NVIDIA GPUs."
+        ),
+    )
+    file: str | None = Field(
+        default=None, description="Graph of the bundles to run, such as `model.fp16.onnx`; by default each one's first."
     )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="With OpenVINO: `bf16` is faster where the CPU has it, and less exact."

@@ -15,7 +15,7 @@ from tests.runtime.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}
-RUNTIME = {"--runtime", "--precision", "--hint"}
+RUNTIME = {"--runtime", "--file", "--precision", "--hint"}
 
 
 @pytest.fixture

@@ -8,14 +8,16 @@ from convmae_deploy.runtime.backends import Backend, Device, OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.openvino_backend import ComputePrecision, OpenVinoBackend, PerformanceHint
 
-RuntimeName = Literal["onnxruntime", "openvino"]
+RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "onnxruntime-tensorrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
     """What runs the model."""
 
-    runtime: RuntimeName | None = None  # what runs the model; openvino is for CPUs (default: onnxruntime)
+    # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs (default: onnxruntime)
+    runtime: RuntimeName | None = None
+    file: str | None = None  # which graph of the bundle, for instance model.fp16.onnx (default: its first)
     precision: ComputePrecision | None = None  # openvino: bf16 is faster and less exact (default: fp32)
     hint: PerformanceHint | None = None  # openvino: what to be fast for (default: latency, that of one run)
 
@@ -30,7 +32,7 @@ def start_backend(
     threads: int | None = None,
     options: RuntimeOptions = DEFAULT_RUNTIME,
 ) -> Backend:
-    """Starts the default graph of a bundle.
+    """Starts a graph of a bundle.
 
     Args:
         bundle: where the graph is.
@@ -45,6 +47,7 @@ def start_backend(
     if options.runtime == "openvino":
         return OpenVinoBackend(
             bundle,
+            file=options.file,
             device=device,
             threads=threads,
             precision=options.precision or "fp32",
@@ -53,7 +56,9 @@ def start_backend(
     for name, value in (("precision", options.precision), ("hint", options.hint)):
         if value is not None:
             raise ConvMAEError(
-                f"{name} {value} is for runtime openvino, ONNX Runtime runs a graph as it is; "
+                f"{name} {value} is for runtime openvino, the others run a graph as it is; "
                 f"choose runtime openvino or leave {name} out"
             )
-    return OnnxRuntimeBackend(bundle, device=device, threads=threads)
+    if options.runtime in ("tensorrt", "onnxruntime-tensorrt"):
+        raise ConvMAEError(f"runtime {options.runtime} is not built yet; use runtime onnxruntime")
+    return OnnxRuntimeBackend(bundle, file=options.file, device=device, threads=threads)
