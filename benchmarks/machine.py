@@ -3,12 +3,11 @@
 import logging
 import platform
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convmae_deploy.machine import available_cores
+from convmae_deploy.machine import available_cores, peak_memory_bytes
 
 __all__ = ["available_cores", "peak_memory_gb", "processor", "quiet_loggers"]
 
@@ -24,11 +23,7 @@ def processor() -> str:
 
 def peak_memory_gb() -> float:
     """Most resident memory that this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would include what the parent had used when it started this process
-        (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return peak_memory_bytes() / 1e9
 
 
 @contextmanager
