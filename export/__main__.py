@@ -28,11 +28,12 @@ from export.packaging import (
     write_manifest,
 )
 from export.report import FAILED_SUFFIX, print_report
+from export.runners import onnx_runner
 from export.tasks import open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
 from export.traced import peak_bytes_per_image
 from export.verification import explain, photo_batch, run_verification, verification_samples
-from export.verify import Verification, onnx_runner
+from export.verify import Verification
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 

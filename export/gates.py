@@ -6,29 +6,53 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.runtime.manifest import OutputNumerics
+from convmae_deploy.runtime.manifest import OutputNumerics, Precision
 
 FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What an output may differ by."""
+    """What an output may differ by. The defaults allow anything finite."""
 
-    absolute: float  # an entry may differ by absolute + relative * |reference|
-    relative: float
-    cosine: float  # least cosine similarity of an image's flattened output with the reference
+    absolute: float = math.inf  # an entry may differ by absolute + relative * |reference|
+    relative: float = 0.0
+    cosine: float = -math.inf  # least cosine similarity of an image's flattened output with the reference
+    snr_db: float = -math.inf  # least ratio of the power of an image's output to that of its difference, in decibels
+    top1: float = 1.0  # least share of images, or of cells of a map, with the same top class outside of the margin
+
+    @property
+    def noise(self) -> float:
+        """Largest root mean square of an image's difference, as a share of that of its output."""
+        return 10 ** (-self.snr_db / 20)
 
     def describe(self) -> str:
         """The gate in words and numbers, for the table and the manifest."""
+        parts = []
+        if math.isfinite(self.absolute):
+            parts.append(f"each entry |difference| <= {self.absolute:g} + {self.relative:g} |reference|")
+            margin = "twice that"
+        if math.isfinite(self.snr_db):
+            parts.append(f"SNR of each image >= {self.snr_db:g} dB")
+            margin = f"{TOP1_MARGIN * self.noise:.2g} of the logits' RMS, twice what this noise moves two of them apart"
+        if not parts:
+            return "reported only: the right shapes, no NaN or infinity"
+        share = "" if self.top1 == 1 else f" on at least {self.top1:.1%} of"
         return (
-            f"each entry |difference| <= {self.absolute:g} + {self.relative:g} |reference|; cosine of each image >= "
-            f"{self.cosine}; no NaN or infinity; the same top class wherever the best two logits lie further "
-            "apart than twice that"
+            f"{'; '.join(parts)}; cosine of each image >= {self.cosine}; no NaN or infinity; the same top class{share} "
+            f"wherever the best two logits lie further apart than {margin}"
         )
 
 
+EXACT_DB = 200.0  # the SNR of equal arrays, and the highest that is told; JSON has no infinity
+TOP1_MARGIN = 2 * math.sqrt(2)  # of the noise allowed: the difference of two logits has sqrt(2) of the noise of one
 FP32 = Tolerance(absolute=1e-4, relative=1e-3, cosine=0.99999)
+GATES: dict[Precision, Tolerance] = {
+    "fp32": FP32,
+    "fp16": Tolerance(snr_db=40.0, cosine=0.9995, top1=0.995),
+    "bf16": Tolerance(snr_db=28.0, cosine=0.998, top1=0.99),
+    "int8": Tolerance(),  # the gate of int8 is the metric of the task
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +62,8 @@ class Comparison:
     max_abs: float  # infinity when the arrays cannot be compared
     max_rel: float  # max_abs / largest absolute reference value
     cosine: float  # smallest over the images
-    excess: float  # largest |difference| / allowed difference; at most 1 passes
+    snr_db: float | None = None  # smallest over the images, at most EXACT_DB; None where nothing could be compared
+    excess: float  # largest |difference| / allowed difference, or noise / allowed noise; at most 1 passes
     worst_image: int  # index in the batch of the image with the largest excess
     images_decided: int = (
         0  # images, or cells of a map, whose top class is outside the margin; 0 when top classes are not compared
@@ -65,21 +90,24 @@ def compare(reference: FloatArray, found: FloatArray, tolerance: Tolerance, *, t
     images = [_compare_image(reference[image], found[image], tolerance) for image in range(len(reference))]
     worst = max(range(len(images)), key=lambda image: images[image][1])
     max_abs, excess = max(entry[0] for entry in images), images[worst][1]
-    cosine = min(entry[2] for entry in images)
+    cosine, snr_db = (min(entry[index] for entry in images) for index in (2, 3))
     decided, agreeing = _count_top1(reference, found, tolerance) if top1 else (0, 0)
     problem = None
-    if excess > 1:
+    if snr_db < tolerance.snr_db:
+        problem = f"the signal-to-noise ratio is {snr_db:.1f} dB, below {tolerance.snr_db:g} dB"
+    elif excess > 1:
         problem = f"an entry is off by {excess:.3g} times the allowed difference (max |difference| {max_abs:.3g})"
     elif cosine < tolerance.cosine:
         problem = f"the cosine similarity is {cosine:.7f}, below {tolerance.cosine}"
         worst = min(range(len(images)), key=lambda image: images[image][2])
-    elif agreeing < decided:
+    elif agreeing < tolerance.top1 * decided:
         problem = f"{decided - agreeing} of {decided} have another top class"
     scale = float(np.abs(reference).max(initial=0.0))
     return Comparison(
         max_abs=max_abs,
         max_rel=max_abs / scale if scale else max_abs,
         cosine=cosine,
+        snr_db=snr_db,
         excess=excess,
         worst_image=worst,
         images_decided=decided,
@@ -105,6 +133,7 @@ def worst_of(comparisons: list[tuple[str, Comparison]]) -> OutputNumerics:
         max_abs=max(comparison.max_abs for comparison in every),
         max_rel=max(comparison.max_rel for comparison in every),
         cosine=min(comparison.cosine for comparison in every),
+        snr_db=min((comparison.snr_db for comparison in every if comparison.snr_db is not None), default=None),
         top1_agreement=agreeing / decided if decided else None,
         excess=worst.excess,
         worst_input=worst_input,
@@ -112,8 +141,8 @@ def worst_of(comparisons: list[tuple[str, Comparison]]) -> OutputNumerics:
     )
 
 
-def _compare_image(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[float, float, float]:
-    """(largest absolute difference, excess, cosine) of one image's output."""
+def _compare_image(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[float, float, float, float]:
+    """(largest absolute difference, excess, cosine, SNR in dB) of one image's output."""
     expected, actual = reference.astype(np.float64).ravel(), found.astype(np.float64).ravel()
     difference = np.abs(expected - actual)
     allowed = tolerance.absolute + tolerance.relative * np.abs(expected)
@@ -122,7 +151,16 @@ def _compare_image(reference: FloatArray, found: FloatArray, tolerance: Toleranc
         cosine = min(1.0, float(expected @ actual) / (norms[0] * norms[1]))  # rounding may pass 1
     else:
         cosine = 1.0 if norms[0] == norms[1] else 0.0
-    return float(difference.max(initial=0.0)), float((difference / allowed).max(initial=0.0)), cosine
+    snr_db = signal_to_noise(norms[0], float(np.linalg.norm(difference)))
+    excess = max(float((difference / allowed).max(initial=0.0)), 10 ** ((tolerance.snr_db - snr_db) / 20))
+    return float(difference.max(initial=0.0)), excess, cosine, snr_db
+
+
+def signal_to_noise(signal: float, noise: float) -> float:
+    """The ratio of two root mean squares in decibels, within +-EXACT_DB."""
+    if noise == 0:
+        return EXACT_DB
+    return max(-EXACT_DB, min(EXACT_DB, 20 * math.log10(signal / noise))) if signal else -EXACT_DB
 
 
 def _count_top1(reference: FloatArray, found: FloatArray, tolerance: Tolerance) -> tuple[int, int]:
@@ -130,7 +168,12 @@ def _count_top1(reference: FloatArray, found: FloatArray, tolerance: Tolerance) 
     if reference.shape[1] < 2:
         return 0, 0
     best_two = np.partition(reference, -2, axis=1)[:, -2:].astype(np.float64)  # (B, 2, ...), ascending
-    margin = 2 * tolerance.absolute + tolerance.relative * np.abs(best_two).sum(axis=1)
+    if math.isfinite(tolerance.absolute):
+        margin = 2 * tolerance.absolute + tolerance.relative * np.abs(best_two).sum(axis=1)
+    else:
+        axes = tuple(range(1, reference.ndim))
+        rms = np.sqrt(np.square(reference, dtype=np.float64).mean(axis=axes, keepdims=True))[:, 0]  # (B, 1, ...)
+        margin = TOP1_MARGIN * tolerance.noise * rms
     decided = best_two[:, 1] - best_two[:, 0] > margin
     agreeing = decided & (reference.argmax(axis=1) == found.argmax(axis=1))
     return int(decided.sum()), int(agreeing.sum())

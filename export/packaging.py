@@ -33,8 +33,9 @@ from convmae_deploy.runtime.manifest import (
     input_name,
 )
 from export.inputs import Batch
+from export.runners import Outputs, Runner
 from export.to_onnx import OPSET
-from export.verify import Outputs, Runner, VerificationError
+from export.verify import VerificationError
 
 MODEL_NAME = "model.onnx"
 LICENCE_NAME = "LICENSE-WEIGHTS"

@@ -39,10 +39,11 @@ from export import static_detector
 from export.gates import FP32, FloatArray, compare
 from export.inputs import Batch
 from export.pooling import replace_adaptive_pooling
+from export.runners import Outputs, Runner, onnx_runner, torch_runner
 from export.slotwise import replace_depthwise_3d
 from export.static_detector import StaticDetector
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, VideoClassifierGraph
-from export.verify import Outputs, Runner, Verification, onnx_runner, torch_runner, verify
+from export.verify import Verification, verify
 from export.verify_detector import detections_problem, own_inference, verify_detector
 
 Between = tuple[str, str]  # what is compared, for the report: (reference, runtime)

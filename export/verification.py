@@ -13,9 +13,10 @@ from export.divergence import Divergence, find_divergence
 from export.gates import FP32
 from export.inputs import PICTURES, Batch, Samples, verification_photos
 from export.report import failure_sentence, write_failure
+from export.runners import Runner
 from export.tasks import ExportTask
 from export.to_onnx import ExportedGraph
-from export.verify import Runner, Verification, VerificationError, smallest_failing_images
+from export.verify import Verification, VerificationError, smallest_failing_images
 from export.video_inputs import verification_clips
 
 PHOTOS = 32  # photos in the verification, at most

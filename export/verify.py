@@ -3,23 +3,17 @@
 `python -m export.verify BUNDLE --checkpoint RUN` is the command for a finished bundle, see `verify_bundle`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import onnxruntime
-import torch
-from torch import nn
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import NumericsReport
 from export.gates import Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
 from export.inputs import Batch
-
-Outputs = dict[str, FloatArray]
-Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
+from export.runners import Outputs, Runner
 
 LOGITS = "logits"
 
@@ -97,36 +91,6 @@ def verify(
         passed=not failures,
     )
     return Verification(report=report, failures=tuple(failures))
-
-
-def torch_runner(model: nn.Module, outputs: Sequence[str]) -> Runner:
-    """A module that gives a tuple of tensors, run eagerly in its own precision on the CPU."""
-
-    @torch.inference_mode()
-    def run(images: FloatArray) -> Outputs:
-        return {name: tensor.numpy() for name, tensor in zip(outputs, model(torch.from_numpy(images)), strict=True)}
-
-    return run
-
-
-def onnx_runner(path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
-    """An ONNX file on ONNX Runtime's CPU provider, with the graph optimisations that the runtime also uses.
-
-    The session is started by the first run, so that a graph which does not load fails like one that does not run.
-    """
-    sessions: list[onnxruntime.InferenceSession] = []
-
-    def run(images: FloatArray) -> Outputs:
-        if not sessions:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4  # the exception says it all
-            options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
-            options.intra_op_num_threads = threads or 0
-            sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
-        (image,) = sessions[0].get_inputs()
-        return dict(zip(outputs, sessions[0].run(list(outputs), {image.name: images}), strict=True))
-
-    return run
 
 
 def smallest_failing_images(reference: Runner, candidate: Runner, failure: Failure, tolerance: Tolerance) -> FloatArray:

@@ -38,10 +38,11 @@ from export.agreement import SPLIT, measure_agreement, read_labelled
 from export.inputs import verification_batches
 from export.packaging import check_with_runtime
 from export.report import FAILED_SUFFIX, print_report
+from export.runners import onnx_runner
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph
 from export.verification import explain, photo_batch, run_verification, verification_samples
-from export.verify import Verification, VerificationError, onnx_runner
+from export.verify import Verification, VerificationError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, MAX_DETECTIONS
 from export.divergence import REFERENCE, reading_inputs
 from export.gates import FP32, Comparison, FloatArray, worst_of
 from export.inputs import PICTURES, Batch
+from export.runners import Outputs, Runner, onnx_runner, torch_runner
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.verify import Failure, Outputs, Runner, Verification, onnx_runner, torch_runner, verify
+from export.verify import Failure, Verification, verify
 
 DETECTIONS = "detections"  # the third tier's row of the report
 FED = ("proposals", "mask_boxes", "labels", "num")  # what the heads get from the reference in the second tier

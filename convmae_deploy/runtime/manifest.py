@@ -212,8 +212,9 @@ class OutputNumerics(_Record):
     max_abs: float  # largest absolute difference
     max_rel: float  # largest absolute difference / largest absolute reference value
     cosine: float  # smallest cosine similarity of the flattened output of one image
+    snr_db: float | None = None  # smallest ratio of one image's output to its difference; None: not measured
     top1_agreement: float | None = None  # share of images with the same largest entry; logits only
-    excess: float = 0.0  # largest absolute difference / what the tolerance allows at that entry; at most 1 passes
+    excess: float = 0.0  # largest difference / what the tolerance allows there, or noise / allowed; at most 1 passes
     worst_input: str = ""  # the input on which `excess` was seen
     passed: bool
 

@@ -12,8 +12,8 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.predictor import Classifier
 from export.agreement import Agreement, measure_agreement, read_labelled
+from export.runners import onnx_runner
 from export.tasks import ExportTask, open_task
-from export.verify import onnx_runner
 from tests.bundle_factory import make_bundle
 
 CLASSES = ("red", "green", "blue")

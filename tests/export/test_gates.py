@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from export.gates import FP32, FloatArray, Tolerance, compare, worst_of
+from convmae_deploy.runtime.manifest import Precision
+from export.gates import EXACT_DB, FP32, GATES, FloatArray, Tolerance, compare, worst_of
 
 LOOSE = Tolerance(absolute=1e9, relative=0, cosine=-1)
 
@@ -113,3 +114,65 @@ def test_the_report_row_counts_top_classes_over_all_inputs() -> None:
         [("one", compare(reference, half, FP32, top1=True)), ("two", compare(reference, reference, FP32, top1=True))]
     )
     assert row.top1_agreement == pytest.approx(0.75)
+
+
+def noisy(reference: FloatArray, decibels: float) -> FloatArray:
+    noise = np.random.default_rng(1).standard_normal(reference.shape)
+    rms = np.sqrt(np.square(reference).mean(axis=(1, 2), keepdims=True) / np.square(noise).mean((1, 2), keepdims=True))
+    return np.asarray(reference + rms * noise * 10 ** (-decibels / 20), dtype=np.float32)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_noise_just_below_what_a_precision_may_have_passes_and_just_above_fails(
+    reference: FloatArray, precision: Precision
+) -> None:
+    gate = GATES[precision]
+    passed = compare(reference, noisy(reference, gate.snr_db + 0.1), gate)
+    assert passed.problem is None and passed.snr_db == pytest.approx(gate.snr_db + 0.1, abs=1e-2)
+    assert passed.excess == pytest.approx(10 ** (-0.1 / 20), rel=1e-3)
+    failed = compare(reference, noisy(reference, gate.snr_db - 0.1), gate)
+    assert failed.problem is not None and "signal-to-noise" in failed.problem and failed.excess > 1
+
+
+def test_the_noisiest_image_counts(reference: FloatArray) -> None:
+    found = reference.copy()
+    found[1] = noisy(reference, 30)[1]
+    comparison = compare(reference, found, GATES["fp16"])
+    assert comparison.worst_image == 1 and comparison.snr_db == pytest.approx(30, abs=1e-2)
+    row = worst_of([("noisy", comparison), ("equal", compare(reference, reference, GATES["fp16"]))])
+    assert row.snr_db == pytest.approx(30, abs=1e-2) and row.worst_input == "noisy"
+
+
+def test_equal_arrays_have_a_finite_ratio_and_a_zero_output_none_but_its_own(reference: FloatArray) -> None:
+    assert compare(reference, reference, GATES["fp16"]).snr_db == EXACT_DB
+    zeros = np.zeros_like(reference)
+    assert compare(zeros, zeros, GATES["fp16"]).problem is None
+    assert compare(zeros, reference, GATES["fp16"]).snr_db == -EXACT_DB
+
+
+def test_noise_may_swap_the_top_two_within_the_margin_alone() -> None:
+    gate = GATES["fp16"]
+    apart = 2 * 2**0.5 * 0.01 * 1.0  # of logits whose root mean square is 1
+    for distance, decided in ((0.95 * apart, 0), (1.05 * apart, 1)):
+        reference = np.array([[1 + distance / 2, 1 - distance / 2]], dtype=np.float32)
+        comparison = compare(reference, reference[:, ::-1].copy(), gate, top1=True)
+        assert (comparison.images_decided, comparison.images_agreeing) == (decided, 0)
+
+
+def test_a_small_share_of_cells_may_have_another_top_class() -> None:
+    reference = np.zeros((1, 2, 1000), dtype=np.float32)
+    reference[:, 0] = 1
+    found = reference.copy()
+    found[0, :, :5] = reference[0, ::-1, :5]
+    lenient = Tolerance(snr_db=10.0, cosine=0.9, top1=0.995)
+    assert compare(reference, found, lenient, top1=True).problem is None
+    found[0, :, 5] = reference[0, ::-1, 5]
+    problem = compare(reference, found, lenient, top1=True).problem
+    assert problem == "6 of 1000 have another top class"
+
+
+def test_int8_is_reported_unless_it_is_not_finite(reference: FloatArray) -> None:
+    comparison = compare(reference, -reference, GATES["int8"], top1=True)
+    assert (comparison.problem, comparison.excess, comparison.images_decided) == (None, 0, 0)
+    assert compare(reference, reference * np.float32(np.nan), GATES["int8"]).problem is not None
+    assert GATES["int8"].describe().startswith("reported only")

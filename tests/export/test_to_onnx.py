@@ -11,9 +11,9 @@ from convmae_deploy.models.attention import RelativePosition
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
 from export import to_onnx
+from export.runners import onnx_runner, torch_runner
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier, export_graph
 from export.traced import intermediate_values, peak_bytes_per_image
-from export.verify import onnx_runner, torch_runner
 from tests.export.conftest import CLASSES, SIZE
 
 

@@ -7,8 +7,9 @@ import pytest
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from export.gates import FP32, FloatArray
 from export.inputs import Batch
+from export.runners import Outputs, Runner, onnx_runner, torch_runner
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
-from export.verify import Outputs, Runner, Verification, onnx_runner, smallest_failing_images, torch_runner, verify
+from export.verify import Verification, smallest_failing_images, verify
 from tests.export.conftest import SIZE
 
 

@@ -18,10 +18,11 @@ from export import verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.gates import FloatArray
 from export.inputs import Samples, made_photos, verification_batches
+from export.runners import Outputs, Runner, onnx_runner
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
-from export.verify import Outputs, Runner, VerificationError, onnx_runner
+from export.verify import VerificationError
 from export.verify_detector import decided, detections_problem, match_image
 from tests.export.conftest import copy_of
 from tests.export.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
