@@ -265,6 +265,7 @@ def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingL
         console=console,
         data=config.data.name,
         epochs=config.optimisation.epochs,
+        validate_on=config.validate_on,
         validation_epochs=config.validation_epochs,
         picture_epochs=config.picture_epochs,
         best_by="val_mask_ap",

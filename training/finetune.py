@@ -14,27 +14,23 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from timm.data import Mixup
-from torch import Tensor
 
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
+from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.classification import (
-    classification_log,
-    classification_loss,
+    finetuning_loop,
+    finish_finetuning,
     initial_record,
     read_splits,
     split_facts,
-    told_accuracy,
 )
 from convmae_deploy.engine.determinism import seed_step
-from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
-from convmae_deploy.engine.evaluation import evaluate
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.epoch_log import check_validation_epochs
+from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding, start_from, training_sampler
+from convmae_deploy.engine.training_run import RunConfig, refuse_sharding, start_from, training_sampler
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
@@ -116,11 +112,7 @@ def finetune(config: FinetuneConfig) -> int:
     Raises:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
-    loop = prepare(config, *read_splits(config.data))
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
-    return status
+    return finish_finetuning(prepare(config, *read_splits(config.data)))
 
 
 def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> TrainingLoop:
@@ -142,30 +134,16 @@ def prepare(config: FinetuneConfig, train: PhotoFolder, val: PhotoFolder) -> Tra
         workers=config.run.workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    run = TrainingRun.begin(
+    return finetuning_loop(
         config,
-        run=config.run,
         accelerator=accelerator,
+        console=console,
         record=record,
-        model=classifier,
-        optimizer=build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay),
-        micro_batches=sampler.micro_batches_per_step,
+        classifier=classifier,
+        source=source,
+        validation=EvaluationPhotos(val, record.preprocessing),
         facts=split_facts(train, val),
     )
-    recipe = FinetuneRecipe(
-        config=config,
-        run=run,
-        validation=EvaluationPhotos(val, record.preprocessing),
-        mixing=batch_mixing(config.augmentation, len(record.classes)),
-        log=classification_log(
-            run,
-            console,
-            data=config.data,
-            epochs=config.optimisation.epochs,
-            validation_epochs=config.validation_epochs,
-        ),
-    )
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
 
 def initial_model(
@@ -184,38 +162,6 @@ def initial_model(
     if config.init is not None:
         start_from(model.encoder, config.init, architecture, console)
     return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe:
-    """The loss of a classifier, and what follows each epoch."""
-
-    config: FinetuneConfig
-    run: TrainingRun
-    validation: EvaluationPhotos
-    mixing: Mixup | None
-    log: EpochLog
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy against smoothed, and where there are two images mixed, targets."""
-        smoothing = self.config.augmentation.label_smoothing
-        return classification_loss(self.run.model, images, labels, self.mixing, smoothing)
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs and saves."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate)
-
-    def validate(self) -> Validation:
-        """What the classifier scores on the validation photos."""
-        run = self.run
-        accuracy = evaluate(
-            run.accelerator.unwrap_model(run.model),
-            self.validation,
-            run.accelerator,
-            batch_size=self.config.optimisation.micro_batch_size,
-            workers=self.config.run.workers,
-        )
-        return told_accuracy(accuracy)
 
 
 def main() -> int:

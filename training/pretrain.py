@@ -10,6 +10,7 @@ probe on ImageNet-1K, 24 GPUs); it was not run by us. `nano` is ours for a CPU: 
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,15 +29,15 @@ from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import FolderSource, ShardSource
 from convmae_deploy.engine.determinism import StepSource, seed_step
-from convmae_deploy.engine.epoch_log import EpochLog
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.pictures import reconstruction_picture
+from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, training_sampler
+from convmae_deploy.engine.training_run import RunConfig, training_sampler
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import MODELS, Variant, check_image_size
+from convmae_deploy.models.convmae import Variant, check_image_size, variant_config
 from convmae_deploy.models.masking import MASKING
-from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
+from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
 
@@ -180,11 +181,7 @@ def pretrain(config: PretrainConfig) -> int:
     Raises:
         ConvMAEError: bad data or settings, or losses that stay not finite.
     """
-    loop = prepare(config)
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"pretrained encoder: {config.run.out}; finetune it with --init {config.run.out}")
-    return status
+    return finish_pretraining(prepare(config))
 
 
 def prepare(config: PretrainConfig) -> TrainingLoop:
@@ -192,36 +189,35 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
     accelerator = config.run.accelerator()
     seed_step(config.run.seed, 0)
     record = initial_record(config)
+    assert isinstance(record.preprocessing, Preprocessing)
     console = config.run.console(accelerator)
     source, facts = open_source(config, record, accelerator, console)
     model = build_pretraining(record.model, config.model)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    run = TrainingRun.begin(
+    return reconstruction_loop(
         config,
-        run=config.run,
         accelerator=accelerator,
+        console=console,
         record=record,
         model=model,
-        optimizer=build_adamw(model, config.optimisation),
-        micro_batches=source.micro_batches_per_step,
-        facts=facts,
-    )
-    log = EpochLog(
-        run=run,
-        console=console,
+        source=source,
         data=Path(config.data).name,
-        epochs=config.optimisation.epochs,
-        picture_epochs=config.picture_epochs,
+        facts=facts,
+        choose=lambda noise: MASKING[config.model.masking].choose(noise, config.model.mask_ratio),
+        picture=partial(last_photos, preprocessing=record.preprocessing),
     )
-    recipe = PretrainRecipe(config=config, run=run, console=console, log=log)
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+
+
+def last_photos(
+    model: ConvMAEPretraining, images: Tensor, kept: Tensor, *, preprocessing: Preprocessing
+) -> Image.Image:
+    """Reconstructions of a few photos."""
+    return reconstruction_picture(model, images[:PICTURE_PHOTOS], kept[:PICTURE_PHOTOS], preprocessing)
 
 
 def initial_record(config: PretrainConfig) -> CheckpointRecord:
     """What the checkpoints of this run say of themselves."""
-    architecture = MODELS[config.variant]()
-    if config.image_size is not None:
-        architecture = replace(architecture, image_size=config.image_size)
+    architecture = variant_config(config.variant, config.image_size)
     return CheckpointRecord(
         kind="pretraining",
         variant=config.variant,
@@ -268,41 +264,6 @@ def count_samples(config: PretrainConfig, shards: Shards, accelerator: Accelerat
     counted = [shards.count(console) if accelerator.is_main_process else 0]
     broadcast_object_list(counted)
     return counted[0]
-
-
-@dataclass(kw_only=True)
-class PretrainRecipe:
-    """The loss of masked reconstruction, and what follows each epoch."""
-
-    config: PretrainConfig
-    run: TrainingRun
-    console: Console
-    log: EpochLog
-    latest: tuple[Tensor, Tensor] | None = None  # images and their masks, of the micro-batch at hand
-
-    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the hidden pixels; the masks follow from the noise."""
-        kept = MASKING[self.config.model.masking].choose(noise, self.config.model.mask_ratio)
-        self.latest = images, kept
-        return self.run.model(images, kept)  # type: ignore[no-any-return]
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Logs, draws and saves."""
-        self.log.finish_and_save(epoch, train_loss, draw=self.draw)
-
-    def draw(self) -> Image.Image | None:
-        """The photos last trained on; not under FSDP, where no process has a whole model."""
-        run = self.run
-        if run.is_sharded:
-            self.console.print("no picture: under FSDP no process has the whole model; use training.reconstruct")
-        if self.latest is None or run.is_sharded:
-            return None
-        images, kept = self.latest
-        preprocessing = run.record.preprocessing
-        assert isinstance(preprocessing, Preprocessing)
-        shown = min(PICTURE_PHOTOS, len(images))
-        model = run.accelerator.unwrap_model(run.model)
-        return reconstruction_picture(model, images[:shown], kept[:shown], preprocessing)
 
 
 def main() -> int:

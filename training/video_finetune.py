@@ -15,32 +15,28 @@ from typing import Literal
 
 import tyro
 from rich.console import Console
-from timm.data import Mixup
-from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.video_initial import Inflation
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
-from convmae_deploy.engine.classification import classification_log, classification_loss, told_accuracy
+from convmae_deploy.engine.classification import finetuning_loop, finish_finetuning
 from convmae_deploy.engine.determinism import seed_step
-from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
-from convmae_deploy.engine.evaluation import AverageOfViews, evaluate
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.epoch_log import check_validation_epochs
+from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import (
     RunConfig,
-    TrainingRun,
     refuse_sharding,
     start_video_from,
     training_sampler,
 )
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, Variant, check_image_size
+from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size, variant_config
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
@@ -100,16 +96,17 @@ def nano() -> VideoFinetuneConfig:
     """A few hundred clips of 16 frames, on a CPU; no flip, which changes what a motion is called."""
     return VideoFinetuneConfig(
         variant="nano",
-        image_size=(96, 96),
+        image_size=(64, 64),
         stride=1,
         drop_path=0.05,
         head_init_std=0.02,
         layer_decay=1.0,
+        validation_epochs=5,
         augmentation=AugmentationConfig(
             crop_scale=(0.5, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0
         ),
         optimisation=OptimisationConfig(
-            epochs=40, warmup_epochs=3, batch_size=16, micro_batch_size=16, base_lr=1.6e-2, clip_grad=1.0
+            epochs=60, warmup_epochs=5, batch_size=16, micro_batch_size=16, base_lr=6e-3, clip_grad=1.0
         ),
         run=RunConfig(),
     )
@@ -133,11 +130,7 @@ def finetune(config: VideoFinetuneConfig) -> int:
         train = val = read_video_folder(config.data, "train")
     else:
         train, val = read_video_splits(config.data)
-    loop = prepare(config, train, val)
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
-    return status
+    return finish_finetuning(prepare(config, train, val))
 
 
 def prepare(config: VideoFinetuneConfig, train: VideoFolder, val: VideoFolder) -> TrainingLoop:
@@ -159,38 +152,22 @@ def prepare(config: VideoFinetuneConfig, train: VideoFolder, val: VideoFolder) -
         pin_memory=accelerator.device.type == "cuda",
         collate=collate_copies,
     )
-    run = TrainingRun.begin(
+    return finetuning_loop(
         config,
-        run=config.run,
         accelerator=accelerator,
+        console=console,
         record=record,
-        model=classifier,
-        optimizer=build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay),
-        micro_batches=sampler.micro_batches_per_step,
-        facts={"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)},
-    )
-    recipe = VideoFinetuneRecipe(
-        config=config,
-        run=run,
+        classifier=classifier,
+        source=source,
         validation=EvaluationVideos(val, record.preprocessing),
-        mixing=batch_mixing(config.augmentation, len(record.classes)),
-        log=classification_log(
-            run,
-            console,
-            data=config.data,
-            epochs=config.optimisation.epochs,
-            validation_epochs=config.validation_epochs,
-            kind="videos",
-        ),
+        facts={"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)},
+        validate_on=config.validate_on,
     )
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
 
 def initial_record(config: VideoFinetuneConfig, classes: tuple[str, ...]) -> CheckpointRecord:
     """What the checkpoints of this run say of themselves before any result."""
-    architecture = MODELS[config.variant]()
-    if config.image_size is not None:
-        architecture = replace(architecture, image_size=config.image_size)
+    architecture = variant_config(config.variant, config.image_size)
     return CheckpointRecord(
         kind="video_classifier",
         variant=config.variant,
@@ -217,38 +194,6 @@ def initial_model(
         start_video_from(model.encoder, config.init, architecture, config.video, config.inflation, console)
     model.set_grad_checkpointing(config.grad_checkpointing)
     return model
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoFinetuneRecipe:
-    """The loss of a classifier, and what follows each epoch."""
-
-    config: VideoFinetuneConfig
-    run: TrainingRun
-    validation: EvaluationVideos
-    mixing: Mixup | None
-    log: EpochLog
-
-    def loss(self, clips: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, as of photos."""
-        smoothing = self.config.augmentation.label_smoothing
-        return classification_loss(self.run.model, clips, labels, self.mixing, smoothing)
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs and saves."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate)
-
-    def validate(self) -> Validation:
-        """What the classifier scores on one view of the validation videos."""
-        run = self.run
-        accuracy = evaluate(
-            AverageOfViews(run.accelerator.unwrap_model(run.model)),
-            self.validation,
-            run.accelerator,
-            batch_size=self.config.optimisation.micro_batch_size,
-            workers=self.config.run.workers,
-        )
-        return told_accuracy(accuracy, "videos")
 
 
 def main() -> int:

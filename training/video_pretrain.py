@@ -9,12 +9,12 @@ names none; they were not run by us. `nano` is ours for a CPU: training/README.m
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
@@ -24,21 +24,24 @@ from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretrain
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
 from convmae_deploy.engine.determinism import seed_step
-from convmae_deploy.engine.epoch_log import EpochLog
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import (
     RunConfig,
-    TrainingRun,
     start_video_from,
     training_sampler,
 )
 from convmae_deploy.engine.video_pictures import reconstruction_strip
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import MODELS, Variant, check_image_size
+from convmae_deploy.models.convmae import Variant, check_image_size, variant_config
 from convmae_deploy.models.masking import keep_tubes
 from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.models.video_pretraining import VideoPretrainingConfig, build_video_pretraining
+from convmae_deploy.models.video_pretraining import (
+    VideoPretraining,
+    VideoPretrainingConfig,
+    build_video_pretraining,
+)
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
 from convmae_deploy.runtime.video_file import import_av
@@ -98,17 +101,17 @@ def nano() -> VideoPretrainConfig:
     """A few hundred clips, on a CPU."""
     return VideoPretrainConfig(
         variant="nano",
-        image_size=(96, 96),
+        image_size=(64, 64),
         stride=1,
         video=VideoConfig(frames=16),
-        model=VideoPretrainingConfig(decoder_width=96, decoder_depth=2, decoder_heads=3),
+        model=VideoPretrainingConfig(decoder_width=96, decoder_depth=2, decoder_heads=3, mask_ratio=0.75, norm_pix_loss=False),
         augmentation=ClipCropConfig(flip=0.0),
         optimisation=OptimisationConfig(
             epochs=100,
             warmup_epochs=5,
-            batch_size=32,
-            micro_batch_size=32,
-            base_lr=8e-3,
+            batch_size=16,
+            micro_batch_size=16,
+            base_lr=6e-3,
             min_lr=0.0,
             betas=(0.9, 0.95),
             clip_grad=1.0,
@@ -131,11 +134,7 @@ def pretrain(config: VideoPretrainConfig) -> int:
     Raises:
         ConvMAEError: bad data or settings, or losses that stay not finite.
     """
-    loop = prepare(config)
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"pretrained encoder: {config.run.out}; finetune it with --init {config.run.out}")
-    return status
+    return finish_pretraining(prepare(config))
 
 
 def prepare(config: VideoPretrainConfig) -> TrainingLoop:
@@ -161,32 +160,30 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     if config.init is not None:
         start_video_from(model.encoder, config.init, record.model, config.video, config.inflation, console)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    run = TrainingRun.begin(
+    return reconstruction_loop(
         config,
-        run=config.run,
         accelerator=accelerator,
+        console=console,
         record=record,
         model=model,
-        optimizer=build_adamw(model, config.optimisation),
-        micro_batches=source.micro_batches_per_step,
-        facts={"train_videos": len(videos)},
-    )
-    log = EpochLog(
-        run=run,
-        console=console,
+        source=source,
         data=config.data.name,
-        epochs=config.optimisation.epochs,
-        picture_epochs=config.picture_epochs,
+        facts={"train_videos": len(videos)},
+        choose=partial(keep_tubes, mask_ratio=config.model.mask_ratio),
+        picture=partial(last_clips, preprocessing=record.preprocessing),
     )
-    recipe = VideoPretrainRecipe(config=config, run=run, console=console, log=log)
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+
+
+def last_clips(
+    model: VideoPretraining, clips: Tensor, kept: Tensor, *, preprocessing: ClipPreprocessing
+) -> Image.Image:
+    """Reconstructions of a few clips."""
+    return reconstruction_strip(model, clips[:PICTURE_CLIPS], kept[:PICTURE_CLIPS], preprocessing)
 
 
 def initial_record(config: VideoPretrainConfig) -> CheckpointRecord:
     """What the checkpoints of this run say of themselves."""
-    architecture = MODELS[config.variant]()
-    if config.image_size is not None:
-        architecture = replace(architecture, image_size=config.image_size)
+    architecture = variant_config(config.variant, config.image_size)
     return CheckpointRecord(
         kind="video_pretraining",
         variant=config.variant,
@@ -196,40 +193,6 @@ def initial_record(config: VideoPretrainConfig) -> CheckpointRecord:
         preprocessing=standard_clips(architecture.image_size, frames=config.video.frames, stride=config.stride),
         licence=Licence(name=config.licence),
     )
-
-
-@dataclass(kw_only=True)
-class VideoPretrainRecipe:
-    """The loss of masked reconstruction, and what follows each epoch."""
-
-    config: VideoPretrainConfig
-    run: TrainingRun
-    console: Console
-    log: EpochLog
-    latest: tuple[Tensor, Tensor] | None = None  # clips and their masks, of the micro-batch at hand
-
-    def loss(self, clips: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the hidden pixels; the masks follow from the noise."""
-        kept = keep_tubes(noise, self.config.model.mask_ratio)
-        self.latest = clips, kept
-        return self.run.model(clips, kept)  # type: ignore[no-any-return]
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Logs, draws and saves."""
-        self.log.finish_and_save(epoch, train_loss, draw=self.draw)
-
-    def draw(self) -> Image.Image | None:
-        """The clips last trained on; not under FSDP, where no process has a whole model."""
-        run = self.run
-        if run.is_sharded:
-            self.console.print("no picture: under FSDP no process has the whole model")
-        if self.latest is None or run.is_sharded:
-            return None
-        clips, kept = self.latest
-        preprocessing = run.record.preprocessing
-        assert isinstance(preprocessing, ClipPreprocessing)
-        model = run.accelerator.unwrap_model(run.model)
-        return reconstruction_strip(model, clips[:PICTURE_CLIPS], kept[:PICTURE_CLIPS], preprocessing)
 
 
 def main() -> int:

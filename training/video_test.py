@@ -53,8 +53,8 @@ def test(config: VideoTestConfig) -> int:
     run = RunConfig(out=config.checkpoint, precision=config.precision)
     accelerator = run.accelerator()
     console = run.console(accelerator)
-    temporal = config.temporal or (2 if spec.stride is None else 5)
-    views = ClipViews(temporal=temporal, spatial=config.spatial)
+    default = 2 if spec.stride is None else 5
+    views = ClipViews(temporal=default if config.temporal is None else config.temporal, spatial=config.spatial)
     videos = EvaluationVideos(folder, spec, views)
     found = evaluate(
         AverageOfViews(model.to(accelerator.device)),

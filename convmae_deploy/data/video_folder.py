@@ -83,7 +83,8 @@ def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[s
     names = read_class_names(file.parent / "classes.json")
     labels = [label for _, label in entries]
     if not all(labels):
-        raise ConvMAEError(f"every line of {file} must be a path and a label; line {labels.index('') + 1} has no label")
+        path = entries[labels.index("")][0]
+        raise ConvMAEError(f"every line of {file} must be a path and a label; that of {path.name} has no label")
     if all(label.isdecimal() for label in labels):
         indices = [int(label) for label in labels]
         classes = classes or [names.get(str(index), str(index)) for index in range(max(indices) + 1)]
@@ -122,18 +123,21 @@ def _list_of(root: Path, split: str) -> Path | None:
 def _entries(file: Path, root: Path) -> list[tuple[Path, str]]:
     """Paths with their labels, "" where a line has only a path."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # a byte order mark, as spreadsheets write it, is no part of the first path
+        numbered = enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1)
+        lines = {number: line.strip() for number, line in numbered if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
         raise ConvMAEError(f"the list {file} cannot be read ({error}); give a text file of paths and labels") from None
     if not lines:
         raise ConvMAEError(f"expected lines of a path and a label in {file}, found none; check the file")
-    if "," in lines[0]:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, skipinitialspace=True)]
+    if "," in next(iter(lines.values())):
+        rows = [next(csv.reader([line], skipinitialspace=True)) for line in lines.values()]
+        rows = [[cell.strip() for cell in row] for row in rows]
     else:
-        rows = [line.rsplit(maxsplit=1) for line in lines]
+        rows = [line.rsplit(maxsplit=1) for line in lines.values()]
         if all(Path(row[-1]).suffix.lower() in VIDEO_SUFFIXES for row in rows):
-            rows = [[line] for line in lines]  # no labels, though perhaps spaces in the paths
-    for number, row in enumerate(rows, start=1):
+            rows = [[line] for line in lines.values()]  # no labels, though perhaps spaces in the paths
+    for number, row in zip(lines, rows, strict=True):
         if len(row) > 2 or not row[0]:
             raise ConvMAEError(
                 f"every line of {file} must be a path and a label, as in 'a.mp4,3' or 'a.mp4 3'; line {number} has "

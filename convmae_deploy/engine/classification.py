@@ -1,22 +1,30 @@
-"""What programs that train a classifier share: their photos, and what is told of each epoch."""
+"""What programs that train a classifier share: photos, the loop of finetuning, and what is told of each epoch."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch.nn.functional as F
+from accelerate import Accelerator
 from rich.console import Console
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
+from convmae_deploy.data.video_datasets import EvaluationVideos
+from convmae_deploy.engine.determinism import StepSource
 from convmae_deploy.engine.epoch_log import EpochLog, Validation
-from convmae_deploy.engine.evaluation import Accuracy
-from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.engine.evaluation import Accuracy, AverageOfViews, evaluate
+from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import GlobalPool
-from convmae_deploy.models.convmae import MODELS
+from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool
+from convmae_deploy.models.convmae import variant_config
 from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 
@@ -55,9 +63,7 @@ def initial_record(
         licence: of the weights that come out.
         global_pool: how tokens become one vector.
     """
-    architecture = MODELS[variant]()
-    if image_size is not None:
-        architecture = replace(architecture, image_size=image_size)
+    architecture = variant_config(variant, image_size)
     return CheckpointRecord(
         kind="classifier",
         variant=variant,
@@ -77,6 +83,7 @@ def classification_log(
     epochs: int,
     validation_epochs: int,
     kind: Literal["photos", "videos"] = "photos",
+    validate_on: Literal["val", "train"] = "val",
 ) -> EpochLog:
     """The epoch log of a classifier, whose `best` is the one with the best top-1."""
     return EpochLog(
@@ -85,30 +92,149 @@ def classification_log(
         data=data.name,
         epochs=epochs,
         kind=kind,
+        validate_on=validate_on,
         validation_epochs=validation_epochs,
         best_by="val_top1",
         best_by_label="validation top-1 (%)",
     )
 
 
-def classification_loss(
-    model: nn.Module, inputs: Tensor, labels: Tensor, mixing: Mixup | None, smoothing: float
-) -> Tensor:
-    """Cross-entropy against smoothed, and where there are two inputs mixed, targets.
+class FinetuningSettings(Protocol):
+    """What a finetuning program's configuration has, whatever it trains on."""
+
+    @property
+    def data(self) -> Path:
+        """Folder of the data."""
+
+    @property
+    def layer_decay(self) -> float:
+        """Factor of the learning rate from one layer to the one below it."""
+
+    @property
+    def validation_epochs(self) -> int:
+        """A validation every so many epochs."""
+
+    @property
+    def optimisation(self) -> OptimisationConfig:
+        """How weights are updated."""
+
+    @property
+    def augmentation(self) -> AugmentationConfig:
+        """Mixing and label smoothing among it."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Where and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe:
+    """The loss of a classifier, and what follows each epoch."""
+
+    config: FinetuningSettings
+    run: TrainingRun
+    validated: nn.Module  # the bare model, or what makes one answer of its views
+    validation: EvaluationPhotos | EvaluationVideos
+    mixing: Mixup | None
+    log: EpochLog
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy against smoothed, and where there are two inputs mixed, targets.
+
+        Args:
+            inputs: images (B, 3, H, W) or clips (B, 3, T, H, W).
+            labels: (B,).
+        """
+        smoothing, targets = self.config.augmentation.label_smoothing, labels
+        if self.mixing is not None and len(inputs) > 1:
+            even = len(inputs) // 2 * 2  # mixing pairs the inputs of a batch; it smooths the targets itself
+            inputs, targets = self.mixing(inputs[:even], labels[:even])
+            smoothing = 0.0
+        return F.cross_entropy(self.run.model(inputs).float(), targets, label_smoothing=smoothing)
+
+    def finish_epoch(self, epoch: int, train_loss: float) -> None:
+        """Validates, logs and saves."""
+        self.log.finish_and_save(epoch, train_loss, validate=self.validate)
+
+    def validate(self) -> Validation:
+        """What the classifier scores on the validation photos, or on one view of the videos."""
+        accuracy = evaluate(
+            self.validated,
+            self.validation,
+            self.run.accelerator,
+            batch_size=self.config.optimisation.micro_batch_size,
+            workers=self.config.run.workers,
+        )
+        return told_accuracy(accuracy, self.log.kind)
+
+
+def finetuning_loop(
+    config: FinetuningSettings,
+    *,
+    accelerator: Accelerator,
+    console: Console,
+    record: CheckpointRecord,
+    classifier: ConvMAEClassifier,
+    source: StepSource,
+    validation: EvaluationPhotos | EvaluationVideos,
+    facts: Mapping[str, Any],
+    validate_on: Literal["val", "train"] = "val",
+) -> TrainingLoop:
+    """A finetuning before its first update.
 
     Args:
-        model: to logits (B, K).
-        inputs: images (B, 3, H, W) or clips (B, 3, T, H, W).
-        labels: (B,).
-        mixing: Mixup and CutMix; None: neither.
-        smoothing: share of the target that is spread over all classes.
+        config: of the program.
+        accelerator: of `config.run`.
+        console: where the main process speaks.
+        record: what a checkpoint says of itself.
+        classifier: with its initial weights.
+        source: of inputs and labels.
+        validation: what is validated on.
+        facts: about the data, for run.json.
+        validate_on: which split that is.
     """
-    targets = labels
-    if mixing is not None and len(inputs) > 1:
-        even = len(inputs) // 2 * 2  # mixing pairs the inputs of a batch; it smooths the targets itself
-        inputs, targets = mixing(inputs[:even], labels[:even])
-        smoothing = 0.0
-    return F.cross_entropy(model(inputs).float(), targets, label_smoothing=smoothing)
+    run = TrainingRun.begin(
+        config,
+        run=config.run,
+        accelerator=accelerator,
+        record=record,
+        model=classifier,
+        optimizer=build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay),
+        micro_batches=source.micro_batches_per_step,
+        facts=facts,
+    )
+    videos = isinstance(validation, EvaluationVideos)
+    log = classification_log(
+        run,
+        console,
+        data=config.data,
+        epochs=config.optimisation.epochs,
+        validation_epochs=config.validation_epochs,
+        kind="videos" if videos else "photos",
+        validate_on=validate_on,
+    )
+    recipe = FinetuneRecipe(
+        config=config,
+        run=run,
+        validated=AverageOfViews(classifier) if videos else classifier,
+        validation=validation,
+        mixing=batch_mixing(config.augmentation, len(record.classes)),
+        log=log,
+    )
+    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+
+
+def finish_finetuning(loop: TrainingLoop) -> int:
+    """Trains to the end or a signal; returns the exit status (0, or 128 + signal when stopped).
+
+    Raises:
+        ConvMAEError: losses stay not finite, or data unreadable.
+    """
+    status = loop.fit()
+    if status == 0:
+        best = loop.run.config.out / "best"
+        loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {best}")
+    return status
 
 
 def told_accuracy(accuracy: Accuracy, kind: Literal["photos", "videos"] = "photos") -> Validation:

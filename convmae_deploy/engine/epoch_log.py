@@ -39,6 +39,7 @@ class EpochLog:
     data: str  # name of the photos or videos, for the provenance
     epochs: int
     kind: Literal["photos", "videos"] = "photos"  # of the data
+    validate_on: Literal["val", "train"] = "val"  # the split that is validated on
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs; 0: never
     best_by: str | None = None  # the score that `best` is chosen by, larger is better; it is drawn beside the losses
@@ -133,7 +134,9 @@ class EpochLog:
         facts = described["data"]
         train, val = facts[f"train_{self.kind}"], facts[f"val_{self.kind}"]
         provenance = {
-            "data": f"{train} training and {val} validation {self.kind} of {self.data}",
+            "data": f"{train} training {self.kind} of {self.data}, validated on themselves"
+            if self.validate_on == "train"
+            else f"{train} training and {val} validation {self.kind} of {self.data}",
             "command": described["command"],
             "seed": str(run.config.seed),
             "epoch": f"{epoch + 1} of {self.epochs}",

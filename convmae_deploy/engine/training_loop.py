@@ -38,7 +38,7 @@ class Update:
     loss: float  # mean over its images; not a number where there are none
     gradient_norm: float  # of the whole gradient, before clipping
     images: int
-    unreadable: int  # photos that could not be decoded
+    unreadable: int  # photos or videos that could not be decoded
 
     @property
     def is_finite(self) -> bool:
@@ -130,7 +130,7 @@ class TrainingLoop:
         reason = f"its loss was {update.loss:g} and the norm of its gradient {update.gradient_norm:g}"
         remedy = "continue with --resume and --precision fp32, a lower --base-lr or --clip-grad 1"
         if not update.images:
-            reason = f"none of its {update.unreadable} photos could be decoded"
+            reason = f"none of its {update.unreadable} files could be decoded"
             remedy = "mend the data and continue with --resume"
         self.console.print(f"update {progress.step} skipped: {reason}")
         self.run.count_skipped(reason, remedy)

@@ -165,6 +165,12 @@ MODELS: dict[str, Callable[[], ConvMAEConfig]] = {
 }
 
 
+def variant_config(variant: str, image_size: tuple[int, int] | None) -> ConvMAEConfig:
+    """The architecture of a variant, for images of (height, width) pixels where a size is given."""
+    config = MODELS[variant]()
+    return config if image_size is None else replace(config, image_size=image_size)
+
+
 class PatchEmbed(nn.Module):
     """Convolution with kernel = stride, LayerNorm, GELU. The paper has the convolution alone, the code has all."""
 
@@ -257,6 +263,19 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, *extra: VisibleCells | Position
     return x
 
 
+def run_convolution_blocks(
+    blocks: nn.ModuleList, map_bhwc: Tensor, visible: VisibleCells | None, *, recompute: bool
+) -> Tensor:
+    """`run_blocks` of a convolution stage, on a whole map (`visible` is None) or on that of the visible cells."""
+    if visible is None or not len(blocks):
+        return run_blocks(blocks, map_bhwc, recompute=recompute)
+    first = blocks[0]
+    assert isinstance(first, ConvBlock)
+    # here, before the first block: it is remembered, which recomputing must not do
+    visible.windows(map_bhwc, first.attn.kernel_size[-1])
+    return run_blocks(blocks, map_bhwc, visible, recompute=recompute)
+
+
 class ConvMAE(nn.Module):
     """The encoder. Input (B, 3, H, W), normalised, H and W multiples of 32; output E1..E4 at strides 4, 8, 16, 32.
 
@@ -289,7 +308,6 @@ class ConvMAE(nn.Module):
         super().__init__()
         self.embed_dims = embed_dims
         self.grid_size = grid_size
-        self.kernel_size = kernel_size
         self.grad_checkpointing = False
         # on the CPU whatever the default device is: a model made on the meta device has rates too
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -349,11 +367,13 @@ class ConvMAE(nn.Module):
 
     def forward_stage1(self, images_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
         """(B, H, W, 3) to (B, H/4, W/4, C1), or cells (M, 4p, 4p, 3) to (M, p, p, C1)."""
-        return self._blocks(self.blocks1, self.patch_embed1(images_bhwc), visible)
+        map_bhwc = self.patch_embed1(images_bhwc)
+        return run_convolution_blocks(self.blocks1, map_bhwc, visible, recompute=self.grad_checkpointing)
 
     def forward_stage2(self, stage1_bhwc: Tensor, visible: VisibleCells | None = None) -> Tensor:
         """(B, H/4, W/4, C1) to (B, H/8, W/8, C2), or cells (M, 4, 4, C1) to (M, 2, 2, C2)."""
-        return self._blocks(self.blocks2, self.patch_embed2(stage1_bhwc), visible)
+        map_bhwc = self.patch_embed2(stage1_bhwc)
+        return run_convolution_blocks(self.blocks2, map_bhwc, visible, recompute=self.grad_checkpointing)
 
     def forward_stage3(self, stage2_bhwc: Tensor) -> Tensor:
         """(B, H/8, W/8, C2) to (B, H/16, W/16, D)."""
@@ -368,7 +388,8 @@ class ConvMAE(nn.Module):
         """Cells (M, 2, 2, C2) to tokens (B, K, D), which attend to one another alone."""
         cells = self.patch_embed4(self.patch_embed3(stage2_mssc))  # (M, 1, 1, D)
         tokens = cells.reshape(*visible.kept.shape, -1)  # (B, K, D)
-        return self._blocks(self.blocks3, tokens + self.position_embedding(visible.grid_size)[0, visible.kept])
+        tokens = tokens + self.position_embedding(visible.grid_size)[0, visible.kept]
+        return run_blocks(self.blocks3, tokens, recompute=self.grad_checkpointing)
 
     def position_embedding(self, grid_size: tuple[int, int]) -> Tensor:
         """The position embedding (1, N, D) for a grid, resized where it is not the stored one."""
@@ -384,12 +405,6 @@ class ConvMAE(nn.Module):
             None if shared is None else shared(grid_size),
             None if window is None else window(window.grid_size),
         )
-
-    def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleCells | None = None) -> Tensor:
-        if visible is None:
-            return run_blocks(blocks, x, recompute=self.grad_checkpointing)
-        visible.windows(x, self.kernel_size)  # here: it is remembered, which recomputing must not do
-        return run_blocks(blocks, x, visible, recompute=self.grad_checkpointing)
 
 
 def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> ConvMAE:

@@ -102,35 +102,40 @@ def depthwise_weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequenc
         gradient: of the convolution's result, (M, s, s, C) or (M, T, s, s, C).
         kernel: (k, k) or (d, k, k).
     """
+    channels = gradient.shape[-1]
     if len(kernel) == 2:
-        return _square_gradient(windows.flatten(1), gradient.flatten(1), gradient.shape[-1], kernel[-1]).unsqueeze(1)
+        return _square_gradient(_columns(windows), _columns(gradient), channels, kernel[-1]).unsqueeze(1)
     slots, depth = gradient.shape[1], kernel[0]
-    windows_tmx = windows.transpose(0, 1).flatten(2)  # (T, M, e * e * C)
-    gradient_tmx = gradient.transpose(0, 1).flatten(2)
+    windows_xtm, gradient_xtm = (
+        _columns(values.transpose(0, 1).flatten(0, 1)).unflatten(1, (slots, -1)) for values in (windows, gradient)
+    )
     parts = []
     for place in range(depth):  # of the kernel: slot t of the gradient reaches slot t + ahead of the windows
         ahead = place - depth // 2
-        reached = windows_tmx[max(ahead, 0) : max(slots + ahead, 0)].flatten(0, 1)
-        own = gradient_tmx[max(-ahead, 0) : max(slots - ahead, 0)].flatten(0, 1)
-        parts.append(_square_gradient(reached, own, gradient.shape[-1], kernel[-1]))
+        reached = windows_xtm[:, max(ahead, 0) : max(slots + ahead, 0)].flatten(1)
+        own = gradient_xtm[:, max(-ahead, 0) : max(slots - ahead, 0)].flatten(1)
+        parts.append(_square_gradient(reached, own, channels, kernel[-1]))
     return torch.stack(parts, dim=1).unsqueeze(1)
 
 
-def _square_gradient(windows_mx: Tensor, gradient_my: Tensor, channels: int, kernel_size: int) -> Tensor:
+def _columns(values: Tensor) -> Tensor:
+    """(M, ...) to (..., M), the other axes in one: as a plain matrix, which is several times faster than permuting."""
+    return values.flatten(1).t().contiguous()
+
+
+def _square_gradient(windows_xm: Tensor, gradient_ym: Tensor, channels: int, kernel_size: int) -> Tensor:
     """(C, k, k): for each channel all products of windows and gradients, summed over the windows.
 
     Args:
-        windows_mx: (M, e * e * C).
-        gradient_my: (M, s * s * C).
+        windows_xm: (e * e * C, M), each row in one piece.
+        gradient_ym: (s * s * C, M), likewise.
         channels: C.
         kernel_size: k.
     """
-    number = len(gradient_my)
-    side = math.isqrt(gradient_my.shape[1] // channels)
+    side = math.isqrt(len(gradient_ym) // channels)
     extent = side + kernel_size - 1
-    # transposed as plain matrices, which is several times faster than permuting three axes
-    windows_ecm = windows_mx.t().contiguous().reshape(extent**2, channels, number)
-    gradient_scm = gradient_my.t().contiguous().reshape(side**2, channels, number)
+    windows_ecm = windows_xm.unflatten(0, (extent**2, channels))
+    gradient_scm = gradient_ym.unflatten(0, (side**2, channels))
     products = torch.bmm(windows_ecm.transpose(0, 1), gradient_scm.permute(1, 2, 0))  # (C, e * e, s * s)
     products = products.reshape(channels, extent, extent, side, side)
     # kernel place (i, j) multiplies window token (y + i, x + j) into output token (y, x)

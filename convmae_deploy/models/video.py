@@ -40,6 +40,7 @@ from convmae_deploy.models.convmae import (
     initialise_linear,
     resize_position_embedding,
     run_blocks,
+    run_convolution_blocks,
 )
 from convmae_deploy.models.convolution import cube_convolution
 from convmae_deploy.models.visible import VisibleTubes
@@ -115,7 +116,6 @@ class VideoConvMAE(nn.Module):
         self.embed_dims = embed_dims
         self.slots = slots
         self.grid_size = grid_size
-        self.kernel_size = kernel_size
         self.grad_checkpointing = False
         # on the CPU whatever the default device is: a model made on the meta device has rates too
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
@@ -164,11 +164,13 @@ class VideoConvMAE(nn.Module):
 
     def forward_stage1(self, clips_bfhwc: Tensor, visible: VisibleTubes | None = None) -> Tensor:
         """(B, F, H, W, 3) to (B, T, H/4, W/4, C1), or tubes (M, F, 4p, 4p, 3) to (M, T, p, p, C1)."""
-        return self._blocks(self.blocks1, self.patch_embed1(clips_bfhwc), visible)
+        map_bthwc = self.patch_embed1(clips_bfhwc)
+        return run_convolution_blocks(self.blocks1, map_bthwc, visible, recompute=self.grad_checkpointing)
 
     def forward_stage2(self, stage1_bthwc: Tensor, visible: VisibleTubes | None = None) -> Tensor:
         """(B, T, H/4, W/4, C1) to (B, T, H/8, W/8, C2), or tubes (M, T, 4, 4, C1) to (M, T, 2, 2, C2)."""
-        return self._blocks(self.blocks2, each_slot(self.patch_embed2, stage1_bthwc), visible)
+        map_bthwc = each_slot(self.patch_embed2, stage1_bthwc)
+        return run_convolution_blocks(self.blocks2, map_bthwc, visible, recompute=self.grad_checkpointing)
 
     def forward_stage3(self, stage2_bthwc: Tensor) -> Tensor:
         """(B, T, H/8, W/8, C2) to (B, T, H/16, W/16, D)."""
@@ -190,12 +192,6 @@ class VideoConvMAE(nn.Module):
     def position_embedding(self, slots: int, grid_size: tuple[int, int]) -> Tensor:
         """(1, T, N, D) for a clip, resized where it is not of the stored length and size."""
         return resize_space_time_embedding(self.pos_embed, (self.slots, self.grid_size), (slots, grid_size))
-
-    def _blocks(self, blocks: nn.ModuleList, x: Tensor, visible: VisibleTubes | None) -> Tensor:
-        if visible is None:
-            return run_blocks(blocks, x, recompute=self.grad_checkpointing)
-        visible.windows(x, self.kernel_size)  # here: it is remembered, which recomputing must not do
-        return run_blocks(blocks, x, visible, recompute=self.grad_checkpointing)
 
 
 def build_video_convmae(config: ConvMAEConfig, video: VideoConfig, *, drop_path_rate: float = 0.0) -> VideoConvMAE:

@@ -98,7 +98,7 @@ def test_folders_that_differ_in_their_classes_are_refused(tmp_path: Path) -> Non
     [
         ("", "found none"),
         ("clips/a.mp4,0,7\n", "line 1 has 3 columns"),
-        ("clips/a.mp4 0\nclips/d.avi\n", "line 2 has no label"),
+        ("clips/a.mp4 0\nclips/d.avi\n", r"that of d\.avi has no label"),
         ("clips/none.mp4 0\n", "which is not in"),
     ],
 )
@@ -129,6 +129,15 @@ def test_pretraining_takes_a_list_with_or_without_labels_or_a_folder(tmp_path: P
 def test_the_motion_pack_is_read() -> None:
     train, val = read_video_splits(MOTION8)
     assert (len(train.videos), len(val.videos), len(train.classes)) == (384, 128, 8)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_part_of_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "train.csv").write_text("\ufeffa.mp4,0\n\na.mp4,1\n", encoding="utf-8")
+    assert read_video_folder(tmp_path, "train").labels == (0, 1)
+    (tmp_path / "train.csv").write_text("a.mp4,0\n\na.mp4,1,2\n", encoding="utf-8")
+    with pytest.raises(ConvMAEError, match="line 3 has 3 columns"):
+        read_video_folder(tmp_path, "train")
 
 
 def test_a_split_that_lacks_a_class_keeps_the_indices_of_the_others(tmp_path: Path) -> None:

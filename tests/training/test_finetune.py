@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
+from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -163,7 +164,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program.FinetuneRecipe, "loss", lambda self, images, labels: not_a_number(self.run.model))
+    monkeypatch.setattr(FinetuneRecipe, "loss", lambda self, images, labels: not_a_number(self.run.model))
     with pytest.raises(
         ConvMAEError,
         match="the last 10 updates up to 10 were skipped, the last because its loss was nan .* --precision fp32",

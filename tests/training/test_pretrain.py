@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convmae_deploy.checkpoints import load_encoder_state, read_checkpoint
+from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.engine.training_run import SKIPPED_UPDATES_IN_A_ROW
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -142,7 +143,7 @@ def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path
 @pytest.mark.parametrize(
     ("epochs", "sentence"),
     [
-        (6, r"last 10 updates up to 10 were skipped, the last because none of its 4 photos .* mend the data"),
+        (6, r"last 10 updates up to 10 were skipped, the last because none of its 4 files .* mend the data"),
         (2, "all 6 updates of the run were skipped"),
     ],
 )
@@ -190,16 +191,16 @@ def test_masks_that_cannot_be_are_refused_before_anything_is_written(
 def test_updates_that_are_not_finite_are_skipped_and_leave_the_weights_alone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = program.PretrainRecipe.loss
+    original = ReconstructionRecipe.loss
     calls = 0
 
-    def sometimes(self: program.PretrainRecipe, images: Tensor, noise: Tensor) -> Tensor:
+    def sometimes(self: ReconstructionRecipe, images: Tensor, noise: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         # the second update's second micro-batch
         return not_a_number(self.run.model) if calls == 4 else original(self, images, noise)
 
-    monkeypatch.setattr(program.PretrainRecipe, "loss", sometimes)
+    monkeypatch.setattr(ReconstructionRecipe, "loss", sometimes)
     assert program.pretrain(config(photos, tmp_path / "run", epochs=1)) == 0
     (line,) = (json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert line["skipped_updates"] == 1
@@ -212,7 +213,7 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(program.PretrainRecipe, "loss", lambda self, images, noise: not_a_number(self.run.model))
+        patch.setattr(ReconstructionRecipe, "loss", lambda self, images, noise: not_a_number(self.run.model))
         with pytest.raises(
             ConvMAEError, match=r"its loss was nan .*; the weights before them are in .*last: continue with"
         ):

@@ -1,7 +1,12 @@
 """The video finetuning program and the test with views: they learn motions, resume exactly, refuse bad input."""
 
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +56,7 @@ def config(
         image_size=(32, 32),
         video=VideoConfig(frames=8),
         augmentation=PLAIN,
+        validation_epochs=1,
         optimisation=replace(
             preset.optimisation, epochs=epochs, warmup_epochs=0.5, batch_size=8, micro_batch_size=4, base_lr=0.2
         ),
@@ -136,7 +142,8 @@ def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) ->
 def test_what_is_trained_on_can_be_validated_on_where_there_is_nothing_else(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "motions", train=2, val=0)
     assert program.finetune(config(videos, tmp_path / "run", epochs=1, validate_on="train")) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["val_videos"] == 4
+    _, record = load_video_classifier(tmp_path / "run")
+    assert record.provenance["data"] == "4 training videos of motions, validated on themselves"
 
 
 def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Path) -> None:
@@ -149,6 +156,47 @@ def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def flags_of(main: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit):
+        main()
+    return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+
+
+def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["video_finetune", "nano", "--help"])
+    assert flags_of(program.main, capsys) == {
+        "--variant", "--data", "--init", "--inflation", "--image-size", "--frames", "--kernel-depth", "--stride",
+        "--copies", "--drop-path", "--head-init-std", "--layer-decay", "--validation-epochs", "--validate-on",
+        "--grad-checkpointing", "--no-grad-checkpointing", "--licence", "--epochs", "--batch-size",
+        "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay", "--betas", "--clip-grad",
+        "--crop-scale", "--flip", "--rand-augment", "--color-jitter", "--random-erasing", "--mixup", "--cutmix",
+        "--label-smoothing", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile",
+        "--workers", "--save-minutes",
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["video_test", "--help"])
+    expected = {"--data", "--temporal", "--spatial", "--precision", "--batch-size", "--workers"}
+    assert flags_of(video_test.main, capsys) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(videos: Path, tmp_path: Path) -> None:
+    command = ["-m", "tests.training.test_video_finetune", str(videos)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    for name, arguments in (("one", command), ("two", two)):
+        run = subprocess.run(
+            [sys.executable, *arguments, str(tmp_path / name)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+    one, two_lines = (lines_of(tmp_path / name) for name in ("one", "two"))
+    for measure in ("train_loss", "val_loss", "val_top1"):
+        assert [line[measure] for line in two_lines] == pytest.approx([line[measure] for line in one], rel=1e-4)
+
+
 def test_the_presets_are_the_papers_and_videomaes() -> None:
     k400, ssv2 = (program.PRESETS[name][1] for name in ("k400", "ssv2"))
     assert (k400.optimisation.epochs, ssv2.optimisation.epochs) == (100, 40)
@@ -156,3 +204,8 @@ def test_the_presets_are_the_papers_and_videomaes() -> None:
     assert (k400.augmentation.flip, ssv2.augmentation.flip) == (0.5, 0.0)
     assert (k400.copies, k400.layer_decay, k400.drop_path) == (2, 0.75, 0.1)
     assert k400.augmentation.rand_augment == "rand-m7-n4-mstd0.5-inc1"
+
+
+if __name__ == "__main__":  # a process of the test above
+    MODELS["nano"] = lambda: TEST_MODEL
+    sys.exit(program.finetune(config(Path(sys.argv[1]), Path(sys.argv[2]), drop_path=0.0, copies=2)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
+from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.video import VideoConfig
@@ -102,14 +104,14 @@ def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
 
 
 def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = program.VideoPretrainRecipe.loss, 0
+    original, calls = ReconstructionRecipe.loss, 0
 
-    def sometimes(self: program.VideoPretrainRecipe, clips: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def sometimes(self: ReconstructionRecipe, clips: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return not_a_number(self.run.model) if calls == 4 else original(self, clips, noise)
 
-    monkeypatch.setattr(program.VideoPretrainRecipe, "loss", sometimes)
+    monkeypatch.setattr(ReconstructionRecipe, "loss", sometimes)
     assert program.pretrain(config(videos, tmp_path / "run")) == 0
     assert lines_of(tmp_path / "run")[-1]["skipped_updates"] == 1
 
@@ -152,6 +154,22 @@ def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path
     with pytest.raises(ConvMAEError):
         program.pretrain(config(tmp_path / "none", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["video_pretrain", "nano", "--help"])
+    with pytest.raises(SystemExit):
+        program.main()
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert flags == {
+        "--variant", "--data", "--init", "--inflation", "--image-size", "--frames", "--kernel-depth", "--stride",
+        "--grad-checkpointing", "--no-grad-checkpointing", "--picture-epochs", "--licence", "--decoder-width",
+        "--decoder-depth", "--decoder-heads", "--decoder-mlp-ratio", "--mask-ratio", "--multi-scale",
+        "--no-multi-scale", "--norm-pix-loss", "--no-norm-pix-loss", "--scales", "--flip", "--epochs", "--batch-size",
+        "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay", "--betas", "--clip-grad",
+        "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile", "--workers",
+        "--save-minutes",
+    }  # fmt: skip
 
 
 def test_the_presets_are_the_papers_and_videomaes() -> None:
