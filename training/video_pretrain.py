@@ -104,7 +104,9 @@ def nano() -> VideoPretrainConfig:
         image_size=(64, 64),
         stride=1,
         video=VideoConfig(frames=16),
-        model=VideoPretrainingConfig(decoder_width=96, decoder_depth=2, decoder_heads=3, mask_ratio=0.75, norm_pix_loss=False),
+        model=VideoPretrainingConfig(
+            decoder_width=96, decoder_depth=2, decoder_heads=3, mask_ratio=0.75, norm_pix_loss=False
+        ),
         augmentation=ClipCropConfig(flip=0.0),
         optimisation=OptimisationConfig(
             epochs=100,
