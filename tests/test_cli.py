@@ -102,6 +102,10 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["features", "BUNDLE", "EMPTY", "--out", "x.npz"], "found none"),
         (["info", "nowhere"], "a bundle is a folder"),
         (["info", "BUNDLE", "--hint", "latency"], "hint latency is for runtime openvino"),
+        (["info", "BUNDLE", "--runtime", "tensorrt", "--hint", "latency"], "hint latency is for runtime openvino"),
+        (["predict", "BUNDLE", "PHOTO", "--file", "model.fp16.onnx"], "has no graph 'model.fp16.onnx'"),
+        (["predict", "BUNDLE", "PHOTO", "--runtime", "tensorrt", "--device", "cpu"], "runs on an NVIDIA GPU"),
+        (["info", "BUNDLE", "--runtime", "onnxruntime-tensorrt"], "needs"),
         (["predict", "BUNDLE", "PHOTO", "--precision", "bf16"], "precision bf16 is for runtime openvino"),
     ],
 )

@@ -7,6 +7,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import Backend, Device, OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.openvino_backend import ComputePrecision, OpenVinoBackend, PerformanceHint
+from convmae_deploy.runtime.tensorrt_backend import TensorRtBackend
 
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "onnxruntime-tensorrt"]
 
@@ -17,7 +18,8 @@ class RuntimeOptions:
 
     # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs (default: onnxruntime)
     runtime: RuntimeName | None = None
-    file: str | None = None  # which graph of the bundle, for instance model.fp16.onnx (default: its first)
+    # which graph of the bundle, for instance model.fp16.onnx, of tensorrt which engine (default: the first)
+    file: str | None = None
     precision: ComputePrecision | None = None  # openvino: bf16 is faster and less exact (default: fp32)
     hint: PerformanceHint | None = None  # openvino: what to be fast for (default: latency, that of one run)
 
@@ -59,6 +61,7 @@ def start_backend(
                 f"{name} {value} is for runtime openvino, the others run a graph as it is; "
                 f"choose runtime openvino or leave {name} out"
             )
-    if options.runtime in ("tensorrt", "onnxruntime-tensorrt"):
-        raise ConvMAEError(f"runtime {options.runtime} is not built yet; use runtime onnxruntime")
-    return OnnxRuntimeBackend(bundle, file=options.file, device=device, threads=threads)
+    if options.runtime == "tensorrt":
+        return TensorRtBackend(bundle, file=options.file, device=device, threads=threads)
+    tensorrt = options.runtime == "onnxruntime-tensorrt"
+    return OnnxRuntimeBackend(bundle, file=options.file, device=device, threads=threads, tensorrt=tensorrt)

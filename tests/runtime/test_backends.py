@@ -11,8 +11,10 @@ import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.runtime.backends import OnnxRuntimeBackend
+from convmae_deploy.runtime.backends import Device, OnnxRuntimeBackend
 from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
+from convmae_deploy.runtime.gpu import Gpu
+from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
 from tests.bundle_factory import make_bundle, write_manifest
 
 
@@ -182,3 +184,63 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_sentence(tmp_path: P
     onnx.save(model, tmp_path / "model.onnx")
     describe_graph_as_it_is(tmp_path)
     assert "cannot load" in refusal(load_bundle(tmp_path))
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A machine where ONNX Runtime seems to have TensorRT; gives what sessions were asked for."""
+    asked: dict[str, Any] = {}
+    module = "convmae_deploy.runtime.backends"
+    session_class = onnxruntime.InferenceSession
+
+    def start(path: str, sess_options: Any, providers: Any) -> Any:
+        asked["providers"] = providers
+        session = session_class(path, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(session, "get_providers", lambda: asked["started"])
+        return session
+
+    asked["started"] = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(f"{module}.find_gpu", lambda: Gpu(name="NVIDIA L4", compute_capability="8.9", cuda="13.0"))
+    monkeypatch.setattr(f"{module}.import_tensorrt", lambda flavour: asked.setdefault("imported", flavour))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(asked["started"]))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    return asked
+
+
+def test_onnxruntime_s_tensorrt_takes_the_graph_s_types_and_keeps_its_engines(
+    tmp_path: Path, with_gpu: dict[str, Any]
+) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "bundle"))
+    options = RuntimeOptions(runtime="onnxruntime-tensorrt")
+    backend = start_backend(bundle, options=options)
+    assert backend.name == "onnxruntime-tensorrt" and backend.providers[0] == "TensorrtExecutionProvider"
+    assert with_gpu["imported"] == "tensorrt"
+    (tensorrt, engines), (cuda, cuda_options), cpu = with_gpu["providers"]
+    assert (tensorrt, cuda, cpu) == tuple(with_gpu["started"])
+    assert cuda_options == {"use_tf32": "0"}
+    assert (engines["trt_fp16_enable"], engines["trt_int8_enable"]) == ("0", "0")
+    assert engines["trt_profile_min_shapes"] == "image:1x3x64x64"
+    assert engines["trt_profile_max_shapes"] == "image:8x3x64x64"
+    folder = Path(engines["trt_engine_cache_path"])
+    assert folder.is_dir() and folder.is_relative_to(tmp_path / "cache")
+    assert folder.name == bundle.manifest.files["model.onnx"].sha256[:16] and "nvidia-l4" in str(folder)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_onnxruntime_s_tensorrt_that_does_not_start_never_runs_elsewhere(
+    tmp_path: Path, with_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    bundle, available = load_bundle(make_bundle(tmp_path / "bundle")), list(with_gpu["started"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    for started in (["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]):
+        with_gpu["started"] = started
+        with pytest.raises(ConvMAEError, match="could not start TensorRT"):
+            OnnxRuntimeBackend(bundle, device=device, tensorrt=True)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ConvMAEError, match="needs onnxruntime-gpu"):
+        OnnxRuntimeBackend(bundle, device=device, tensorrt=True)
+    monkeypatch.setattr("convmae_deploy.runtime.backends.find_gpu", lambda: None)
+    with pytest.raises(ConvMAEError, match="found none; use runtime onnxruntime"):
+        OnnxRuntimeBackend(bundle, device=device, tensorrt=True)
