@@ -12,7 +12,7 @@ import sys
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.backends import describe_backend
-from serving.models import open_predictors
+from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 
 
@@ -58,7 +58,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     Announcing(config).run(sockets=[listener])
-    if service.api.pool.running:  # a job that nothing can interrupt; Python would wait for its thread
+    # A job or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
+    if service.api.pool.running or not close_predictors(predictors, 0.0):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,10 +99,13 @@ def announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ConvMAE server on http://{shown}:{port}  (page at /, interface at /docs, Ctrl+C to stop)")
+    batching = batching_backends(predictors)
     for name, predictor in predictors.items():
         manifest = predictor.manifest
+        batches = f" in batches of up to {batching[name].sizes[-1]}" if name in batching else ""
         print(
-            f"  {name}: {manifest.task}, {len(manifest.classes)} classes; runs in {describe_backend(predictor.backend)}"
+            f"  {name}: {manifest.task}, {len(manifest.classes)} classes; "
+            f"runs in {describe_backend(predictor.backend)}{batches}"
         )
         print(f"  licence of its weights: {manifest.licence.name}")
     sys.stdout.flush()

@@ -21,7 +21,14 @@ from serving.guard import VIDEO_PATH, Exchange, Guard, routes_by_endpoint
 from serving.inference import Timings
 from serving.jobs import Jobs, Work
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import Predictors, describe_model, find_model, list_models, warm_up
+from serving.models import (
+    Predictors,
+    batching_backends,
+    describe_model,
+    find_model,
+    list_models,
+    warm_up,
+)
 from serving.pool import Ticket, WorkPool
 from serving.requests import IMAGE, VIDEO, Medium, Parsed, parse_embeddings, parse_images, parse_videos
 from serving.settings import Settings
@@ -56,13 +63,23 @@ class Api:
     def __init__(self, settings: Settings, predictors: Predictors) -> None:
         self.settings = settings
         self.predictors = predictors
-        self.pool = WorkPool(settings.threads, settings.max_queue_seconds)
+        self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self._device_wait)
         self.jobs = Jobs(settings, predictors)
         self.metrics = Metrics()
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
+        self.metrics.histograms(
+            "convmae_batch_rows",
+            "Photos, windows or clips in a run of a model on a device.",
+            lambda: [(name, backend.rows_run) for name, backend in batching_backends(self.predictors).items()],
+        )
+        self.metrics.histograms(
+            "convmae_batch_queue_seconds",
+            "Time that a request's rows waited for the device.",
+            lambda: [(name, backend.queue_seconds) for name, backend in batching_backends(self.predictors).items()],
+        )
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
     def tasks(self) -> dict[Task, tuple[str, Handler]]:
@@ -151,10 +168,18 @@ class Api:
             return "the server is shutting down; send requests to another one"
         if not self.predictors:
             return "the models are still being loaded; try again in a moment"
+        for backend in batching_backends(self.predictors).values():
+            if (fault := backend.fault()) is not None:
+                return fault
         for name in self.predictors:
             if not self.jobs.health(name).ready:
                 return f"the model {name} failed several times in a row; see the server's log"
         return None
+
+    def _device_wait(self) -> float:
+        """Seconds that a request given now would probably wait for a device, whichever model it is for."""
+        waits = (backend.estimated_wait() for backend in batching_backends(self.predictors).values())
+        return max(waits, default=0.0)
 
     async def _work(
         self,
@@ -212,8 +237,9 @@ class Api:
 
         def probe(ticket: Ticket) -> None:
             try:
+                backends = batching_backends(self.predictors)
                 for name, predictor in self.predictors.items():
-                    if not self.jobs.health(name).ready:
+                    if not self.jobs.health(name).ready or (name in backends and backends[name].lost):
                         warm_up(predictor)
                         self.jobs.health(name).failures_in_a_row = 0
             finally:

@@ -1,9 +1,10 @@
 """A request's work in its thread: image files to predictions or features, timed by phase."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,8 @@ from convmae_deploy.runtime.manifest import Size
 from convmae_deploy.runtime.postprocess import Prediction
 from convmae_deploy.runtime.predictor import Classifier, Detector, Predictor, Segmenter
 from convmae_deploy.runtime.sliding_window import Segmentation, segment_photo
-from serving.errors import ApiError
+from serving.batching import BatchingBackend
+from serving.errors import ApiError, ClientGone
 from serving.parameters import ClassifyParameters, Common, DetectParameters, SegmentParameters
 from serving.pool import Ticket
 from serving.requests import Upload
@@ -141,9 +143,12 @@ def counted(predictor: Predictor, health: Health, batch: Array) -> Iterator[None
 
     Raises:
         ApiError: 500 `inference_failed`.
+        ClientGone: nobody waits for the batch any more.
     """
     try:
         yield
+    except ClientGone:
+        raise
     except Exception as error:
         # ConvMAEError refuses what it was given; only others say that the model does not run.
         health.failures_in_a_row += not isinstance(error, ConvMAEError)
@@ -153,14 +158,40 @@ def counted(predictor: Predictor, health: Health, batch: Array) -> Iterator[None
     health.failures_in_a_row = 0
 
 
-def run_model(predictor: Predictor, batch: Array, outputs: Sequence[str], health: Health) -> dict[str, NDArray[Any]]:
+def run_model(
+    predictor: Predictor, batch: Array, outputs: Sequence[str], health: Health, ticket: Ticket | None = None
+) -> dict[str, NDArray[Any]]:
     """Runs the model and keeps count of its failures.
+
+    Args:
+        predictor: the model.
+        batch: its input.
+        outputs: names.
+        health: of the model.
+        ticket: of a job that holds no more than the batch and the outputs, and may wait for a device without its core.
 
     Raises:
         ApiError: 500 `inference_failed`.
+        ClientGone: nobody waits for the batch any more.
     """
-    with counted(predictor, health, batch):
+    with counted(predictor, health, batch), _core_for_others(predictor, batch, outputs, ticket):
         return predictor.run(batch, outputs)
+
+
+def on_device(predictor: Predictor) -> bool:
+    """Whether the model's runs are put together with those of other requests, away from this machine's cores."""
+    return isinstance(predictor.backend, BatchingBackend)
+
+
+def _core_for_others(
+    predictor: Predictor, batch: Array, outputs: Sequence[str], ticket: Ticket | None
+) -> AbstractContextManager[None]:
+    if ticket is None or not on_device(predictor):
+        return nullcontext()
+    specs = (predictor.manifest.outputs[name] for name in outputs)
+    return ticket.away(
+        batch.nbytes + len(batch) * sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+    )
 
 
 def classify_uploads(
@@ -181,7 +212,7 @@ def classify_uploads(
         decoded = decode_uploads(predictor, uploads, parameters, limits, ticket)
     ticket.check()
     with timings.phase("inference"):
-        logits = run_model(predictor, decoded.batch, ["logits"], health)["logits"]
+        logits = run_model(predictor, decoded.batch, ["logits"], health, ticket)["logits"]
         predictions = predictor.rank(logits, top_k=parameters.top_k, function=parameters.function_to_apply)
     return predictions, decoded
 
@@ -204,7 +235,8 @@ def detect_uploads(
         decoded = decode_uploads(predictor, uploads, parameters, limits, ticket)
     ticket.check()
     with timings.phase("inference"), counted(predictor, health, decoded.batch):
-        outputs = predictor.run(decoded.batch, predictor.OUTPUTS)
+        with _core_for_others(predictor, decoded.batch, predictor.OUTPUTS, ticket):
+            outputs = predictor.run(decoded.batch, predictor.OUTPUTS)
         objects = predictor.find(outputs, decoded.sizes, threshold=parameters.threshold)
     return objects, [bool(flag) for flag in outputs["converged"]], decoded
 

@@ -182,7 +182,7 @@ class Jobs:
             decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, work.ticket)
         work.ticket.check()
         with timings.phase("inference"):
-            maps = run_model(predictor, decoded.batch, levels, self.health(name))
+            maps = run_model(predictor, decoded.batch, levels, self.health(name), work.ticket)
         with timings.phase("encode"):
             body, extra = encode_features({level: maps[level] for level in levels}, kind, parameters.dtype, name)
         return Response(body, media_type=kind, headers={"X-Model": name} | decoded.headers() | extra)
@@ -198,7 +198,7 @@ class Jobs:
             decoded = decode_uploads(predictor, parsed.uploads, parameters, self.limits, work.ticket)
         work.ticket.check()
         with timings.phase("inference"):
-            vectors = run_model(predictor, decoded.batch, ["pooled"], self.health(name))["pooled"]
+            vectors = run_model(predictor, decoded.batch, ["pooled"], self.health(name), work.ticket)["pooled"]
         with timings.phase("encode"):
             body = to_json(embeddings(vectors, name, parameters.encoding_format))
         return Response(body, media_type=JSON, headers={"X-Model": name} | decoded.headers())

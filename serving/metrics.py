@@ -5,7 +5,7 @@ that several processes share, and its registry is global, so two applications in
 """
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -14,13 +14,41 @@ SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 Labels = tuple[tuple[str, str], ...]
 
 
+class Histogram:
+    """How often values lay in each bucket. One thread observes, another one may read meanwhile.
+
+    Args:
+        edges: upper ends of the buckets, ascending; beyond the last there is one more.
+    """
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self._edges = edges
+        self._counts = [0] * (len(edges) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self._counts[bisect.bisect_left(self._edges, value)] += 1
+        self._sum += value
+
+    def lines(self, name: str, label: tuple[str, str]) -> list[str]:
+        """Its lines on the page, with the label that tells it from others of that name."""
+        lines, total = [], 0
+        for edge, count in zip((*map(str, self._edges), "+Inf"), self._counts, strict=True):
+            total += count
+            lines.append(f"{name}_bucket{_braces((label, ('le', edge)))} {total}")
+        lines.append(f"{name}_sum{_braces((label,))} {self._sum:.6f}")
+        lines.append(f"{name}_count{_braces((label,))} {total}")
+        return lines
+
+
 class Metrics:
-    """Counters, one histogram and gauges. Changed by the event loop's thread only, so it needs no locks."""
+    """Counters, histograms and gauges. Changed by the event loop's thread only, so it needs no locks."""
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str, int], int] = {}  # by route, method and status
-        self._seconds: dict[str, list[int]] = {}  # route -> counts per bucket, the last one for +Inf
-        self._seconds_sum: dict[str, float] = {}
+        self._seconds: dict[str, Histogram] = {}  # by route
+        self._histograms: dict[str, tuple[str, Callable[[], Iterable[tuple[str, Histogram]]]]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._counters: dict[str, tuple[str, int]] = {
             "convmae_images_total": ("Photos run through a model.", 0),
@@ -31,6 +59,10 @@ class Metrics:
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Registers a gauge that is read when the page is asked for."""
         self._gauges[name] = (description, read)
+
+    def histograms(self, name: str, description: str, read: Callable[[], Iterable[tuple[str, Histogram]]]) -> None:
+        """Registers histograms, each with its model's name, that are read when the page is asked for."""
+        self._histograms[name] = (description, read)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Adds to one of the plain counters."""
@@ -48,9 +80,7 @@ class Metrics:
         """
         key = (route, method if method in METHODS else "OTHER", status)
         self._requests[key] = self._requests.get(key, 0) + 1
-        counts = self._seconds.setdefault(route, [0] * (len(SECONDS_BUCKETS) + 1))
-        counts[bisect.bisect_left(SECONDS_BUCKETS, seconds)] += 1
-        self._seconds_sum[route] = self._seconds_sum.get(route, 0.0) + seconds
+        self._seconds.setdefault(route, Histogram(SECONDS_BUCKETS)).observe(seconds)
 
     def render(self) -> str:
         """The page in Prometheus' text format."""
@@ -59,23 +89,17 @@ class Metrics:
             labels = _braces((("route", route), ("method", method), ("status", str(status))))
             lines.append(f"convmae_requests_total{labels} {value}")
         lines += _head("convmae_request_seconds", "Time to answer a request.", "histogram")
-        for route, counts in self._seconds.items():
-            lines += self._histogram(route, counts)
+        for route, histogram in self._seconds.items():
+            lines += histogram.lines("convmae_request_seconds", ("route", route))
+        for name, (description, read_all) in self._histograms.items():
+            lines += _head(name, description, "histogram")
+            for model, histogram in read_all():
+                lines += histogram.lines(name, ("model", model))
         for name, (description, value) in self._counters.items():
             lines += [*_head(name, description, "counter"), f"{name} {value}"]
         for name, (description, read) in self._gauges.items():
             lines += [*_head(name, description, "gauge"), f"{name} {read():g}"]
         return "\n".join(lines) + "\n"
-
-    def _histogram(self, route: str, counts: list[int]) -> list[str]:
-        lines, total = [], 0
-        for edge, count in zip((*map(str, SECONDS_BUCKETS), "+Inf"), counts, strict=True):
-            total += count
-            lines.append(f"convmae_request_seconds_bucket{_braces((('route', route), ('le', edge)))} {total}")
-        label = _braces((("route", route),))
-        lines.append(f"convmae_request_seconds_sum{label} {self._seconds_sum[route]:.6f}")
-        lines.append(f"convmae_request_seconds_count{label} {total}")
-        return lines
 
 
 def _head(name: str, description: str, kind: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The models that a server holds: opening them before it listens, choosing one for a request, describing them."""
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import Task
 from convmae_deploy.runtime.predictor import Predictor, VideoClassifier, predictor_class
 from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
+from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings
 
@@ -64,11 +66,31 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
         ConvMAEError: a bundle cannot be served.
     """
     predictors: dict[str, Predictor] = {}
-    for bundle in load_bundles(settings):
-        predictor = predictor_class(bundle)(bundle, _start(bundle, settings))
-        warm_up(predictor)
-        predictors[bundle.manifest.name] = predictor
+    try:
+        for bundle in load_bundles(settings):
+            backend = _start(bundle, settings)
+            sizes = device_batches(backend, bundle.manifest, settings.max_batch)
+            if sizes:
+                backend = BatchingBackend(backend, sizes, bundle.manifest)
+            predictor = predictors[bundle.manifest.name] = predictor_class(bundle)(bundle, backend)
+            warm_up(predictor)
+    except BaseException:
+        close_predictors(predictors, 0.0)
+        raise
     return predictors
+
+
+def batching_backends(predictors: Predictors) -> dict[str, BatchingBackend]:
+    """Those of the models that are on a device, by the model's name."""
+    backends = ((name, predictor.backend) for name, predictor in predictors.items())
+    return {name: backend for name, backend in backends if isinstance(backend, BatchingBackend)}
+
+
+def close_predictors(predictors: Predictors, seconds: float) -> bool:
+    """Runs what is queued for devices and ends their threads, in so many seconds at most; whether they have ended."""
+    deadline = time.monotonic() + seconds
+    ended = [backend.close(max(0.0, deadline - time.monotonic())) for backend in batching_backends(predictors).values()]
+    return all(ended)
 
 
 def _start(bundle: Bundle, settings: Settings) -> Backend:

@@ -1,16 +1,20 @@
 """The threads that do the work: one request is one job, decoded and run in the same thread.
 
 Handing a photo from a decoding thread to an inference thread costs two more hops and gains nothing on a CPU: with one
-ONNX Runtime thread a job, as many jobs as cores keep every core busy.
+ONNX Runtime thread a job, as many jobs as cores keep every core busy. A job that waits for a device lets another one
+have its core meanwhile, so that batches may hold more requests than there are cores.
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Generic, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from serving.errors import ClientGone, busy
 
@@ -19,17 +23,48 @@ T = TypeVar("T")
 SMOOTHING: Final = 0.1  # weight of the newest job in the mean duration
 MAX_JOBS_PER_THREAD: Final = 64  # queued or running, whatever the estimate says
 UNWATCHED_SECONDS: Final = 0.05
+MAX_AWAY: Final = 256  # jobs that wait for a device while others have their cores, each in a thread of its own
+MAX_AWAY_BYTES: Final = 512_000_000  # of their inputs
 
 
 class Ticket:
-    """A job's way to learn that nobody waits for it any more."""
+    """A job's way to learn that nobody waits for it any more, and to wait without its core."""
 
-    def __init__(self, job: Callable[["Ticket"], Any] | None = None, kind: str = "") -> None:
+    def __init__(
+        self, job: Callable[["Ticket"], Any] | None = None, kind: str = "", pool: "WorkPool | None" = None
+    ) -> None:
         self.abandoned = False
         self.job = job  # given up when abandoned, so that a cancelled job does not hold its request's body
         self.kind = kind
         self.started: float | None = None  # by time.perf_counter(); None while queued
+        self._pool = pool
+        self._away_since: float | None = None  # None: not away
+        self._away_seconds = 0.0  # before that
         self._stop: Callable[[], None] | None = None
+
+    def away(self, size: int) -> AbstractContextManager[None]:
+        """Lets another job have this one's core, for as long as this one waits for a device.
+
+        Args:
+            size: bytes that this job holds meanwhile. Where too many are held already, it keeps its core.
+        """
+        return nullcontext() if self._pool is None else self._pool.away(self, size)
+
+    def leave_core(self) -> None:
+        """From now on the job is away."""
+        self._away_since = time.perf_counter()
+
+    def take_core(self) -> None:
+        """The job is not away any more."""
+        if self._away_since is not None:
+            self._away_seconds += time.perf_counter() - self._away_since
+        self._away_since = None
+
+    def core_seconds(self) -> float:
+        """Since the job started, without the time away."""
+        now = time.perf_counter()
+        away = 0.0 if self._away_since is None else now - self._away_since
+        return now - (self.started or now) - self._away_seconds - away
 
     def check(self) -> None:
         """Raises ClientGone when the job has been abandoned."""
@@ -61,24 +96,50 @@ class Outcome(Generic[T]):
         self.queue_seconds = queue_seconds
 
 
+class _Queued(NamedTuple):
+    """A job in the queue."""
+
+    ticket: Ticket
+    future: "Future[Outcome[Any]]"
+    since: float  # by time.perf_counter()
+
+
+_CURRENT: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
+
+
+def current_ticket() -> Ticket | None:
+    """The ticket of the job that this thread works for, for code that is not given one; None outside of jobs."""
+    return _CURRENT.get()
+
+
 class WorkPool:
-    """A fixed number of threads and a queue bounded by the estimated wait.
+    """A fixed number of cores and a queue bounded by the estimated wait.
 
     Args:
-        threads: jobs that run at the same time.
+        threads: jobs that run at the same time, beside those that wait for a device.
         max_queue_seconds: a job that would probably wait longer than this is refused.
+        device_wait: seconds that a job given now would probably wait for the device, after its core.
     """
 
-    def __init__(self, threads: int, max_queue_seconds: float) -> None:
+    def __init__(self, threads: int, max_queue_seconds: float, device_wait: Callable[[], float] = lambda: 0.0) -> None:
         self.threads = threads
         self.max_queue_seconds = max_queue_seconds
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="convmae-job")
+        self._device_wait = device_wait
+        # Threads are made when there is a job for them: without a device there are never more than `threads`.
+        self._executor = ThreadPoolExecutor(threads + MAX_AWAY, thread_name_prefix="convmae-job")
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)  # told whenever a job has ended
+        self._queue: deque[_Queued] = deque()
+        self._begun: deque[_Queued] = deque()  # on their way to a thread, with a core
+        self._returning: deque[threading.Event] = deque()  # of jobs that have their answer and need a core again
+        self._free_cores = threads
+        self._closed = False
         self._pending = 0  # queued and running
         self._running = 0
+        self._away = 0  # of those that run, without a core
+        self._away_bytes = 0
         self._pending_of_kind: dict[str, int] = {}
-        self._mean_seconds: dict[str, float] = {}  # by kind; none: no such job has finished yet
+        self._mean_seconds: dict[str, float] = {}  # on a core, by kind; none: no such job has finished yet
 
     @property
     def pending(self) -> int:
@@ -91,19 +152,20 @@ class WorkPool:
         return self._running
 
     def estimated_wait(self) -> float:
-        """Seconds that a job given now would probably wait for its thread."""
-        if self._pending < self.threads:
-            return 0.0
+        """Seconds that a job given now would probably wait, for a core and for the device."""
+        wait = self._device_wait()
+        if self._pending - self._away < self.threads:
+            return wait
         with self._lock:
             pending = max(self._pending, 1)
             # A video takes a hundred times as long as a photo: each kind of job counts with its own mean.
             seconds = sum(count * self._mean_seconds.get(kind, 0.0) for kind, count in self._pending_of_kind.items())
-        return max(0, pending - self.threads + 1) * seconds / pending / self.threads
+            return wait + max(0, pending - self._away - self.threads + 1) * seconds / pending / self.threads
 
     def admit(self) -> None:
         """Raises ApiError 503 when the queue is full; called before a body is read, so that a refusal costs nothing."""
         wait = self.estimated_wait()
-        if wait > self.max_queue_seconds or self._pending >= MAX_JOBS_PER_THREAD * self.threads:
+        if wait > self.max_queue_seconds or self._pending - self._away >= MAX_JOBS_PER_THREAD * self.threads:
             raise busy("every thread is busy and the queue is full", max(1, math.ceil(wait)))
 
     def submit(self, job: Callable[[Ticket], T], kind: str = "") -> tuple[Ticket, "Future[Outcome[T]]"]:
@@ -120,10 +182,14 @@ class WorkPool:
             ApiError: 503, the queue is full.
         """
         self.admit()
-        ticket = Ticket(job, kind)
+        ticket = Ticket(job, kind, self)
+        future: Future[Outcome[T]] = Future()
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool has ended")
             self._count(ticket, 1)
-        future: Future[Outcome[T]] = self._executor.submit(self._work, ticket, time.perf_counter())
+            self._queue.append(_Queued(ticket, future, time.perf_counter()))
+            self._give_cores()
         return ticket, future
 
     async def run(
@@ -187,7 +253,32 @@ class WorkPool:
             if cancelled:
                 self._count(ticket, -1)
             elif ticket.started is not None and not future.done():
-                self._learn(ticket, time.perf_counter() - ticket.started)
+                self._learn(ticket)
+
+    @contextmanager
+    def away(self, ticket: Ticket, size: int) -> Iterator[None]:
+        """As `Ticket.away`."""
+        with self._lock:
+            leaves = self._away < MAX_AWAY and self._away_bytes + size <= MAX_AWAY_BYTES
+            if leaves:
+                self._away += 1
+                self._away_bytes += size
+                self._free_cores += 1
+                ticket.leave_core()
+                self._give_cores()
+        try:
+            yield
+        finally:
+            if leaves:
+                back = threading.Event()
+                with self._lock:
+                    self._returning.append(back)
+                    self._give_cores()
+                back.wait()
+                with self._lock:
+                    self._away -= 1
+                    self._away_bytes -= size
+                    ticket.take_core()
 
     def shutdown(self, seconds: float | None = None) -> None:
         """Drops queued jobs and waits for those that run; threads end with the job that they run.
@@ -195,37 +286,84 @@ class WorkPool:
         Args:
             seconds: the longest time to wait; None waits for as long as they take.
         """
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+            dropped, self._queue = self._queue, deque()
+        for queued in dropped:
+            queued.future.cancel()
+        self._executor.shutdown(wait=False)
         with self._ended:
             self._ended.wait_for(lambda: self._running == 0, seconds)
 
-    def _work(self, ticket: Ticket, queued: float) -> Outcome[Any]:
-        started = time.perf_counter()
-        with self._lock:
-            self._running += 1
-            ticket.started = started
+    def _give_cores(self) -> None:
+        """Hands free cores out, first to jobs that come back from a device. With the lock."""
+        self._let_return()
+        while (queued := self._take()) is not None:
+            # Not as an argument, which the executor would hold: a failed job's exception would then hold itself.
+            self._begun.append(queued)
+            self._executor.submit(self._work)
+
+    def _let_return(self) -> None:
+        while self._free_cores and self._returning:
+            self._free_cores -= 1
+            self._returning.popleft().set()
+
+    def _take(self) -> "_Queued | None":
+        """The next job, with a core for it; None without either. With the lock."""
+        while self._free_cores and self._queue:
+            queued = self._queue.popleft()
+            if queued.future.set_running_or_notify_cancel():
+                self._free_cores -= 1
+                self._running += 1
+                queued.ticket.started = time.perf_counter()
+                return queued
+        return None
+
+    def _work(self) -> None:
+        """One job after the other on one core, as long as there are any."""
+        queued: _Queued | None = self._begun.popleft()
+        while queued is not None:
+            self._run(queued.ticket, queued.future, queued.since)
+            with self._lock:
+                self._free_cores += 1
+                self._let_return()
+                queued = self._take()
+
+    def _run(self, ticket: Ticket, future: "Future[Outcome[Any]]", since: float) -> None:
+        queue_seconds = time.perf_counter() - since
+        token = _CURRENT.set(ticket)
+        outcome: Outcome[Any] | BaseException
         try:
             job, ticket.job = ticket.job, None
             if job is None:
                 raise ClientGone
-            return Outcome(job(ticket), started - queued)
+            outcome = Outcome(job(ticket), queue_seconds)
+        except BaseException as error:
+            outcome = error
         finally:
-            with self._lock:
-                self._count(ticket, -1)
-                self._running -= 1
-                self._learn(ticket, time.perf_counter() - started)
-                self._ended.notify_all()
+            del job
+            _CURRENT.reset(token)
+        with self._lock:
+            self._count(ticket, -1)
+            self._running -= 1
+            self._learn(ticket)
+            self._ended.notify_all()
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+        del outcome, future  # an exception holds this frame, which must not hold the exception
 
     def _count(self, ticket: Ticket, change: int) -> None:
         self._pending += change
         self._pending_of_kind[ticket.kind] = self._pending_of_kind.get(ticket.kind, 0) + change
 
-    def _learn(self, ticket: Ticket, seconds: float) -> None:
+    def _learn(self, ticket: Ticket) -> None:
         """Takes a job's duration into the mean of its kind.
 
         What an abandoned job took is too little when it was stopped, so it may only raise the mean.
         """
-        mean = self._mean_seconds.get(ticket.kind)
+        seconds, mean = ticket.core_seconds(), self._mean_seconds.get(ticket.kind)
         if mean is None:
             self._mean_seconds[ticket.kind] = seconds
         elif not ticket.abandoned or seconds > mean:

@@ -15,7 +15,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.predictor import Predictor
 from serving.app import Api, create_app
 from serving.draining import Drain
-from serving.models import open_predictors
+from serving.models import close_predictors, open_predictors
 from serving.protocol import LimitedProtocol
 from serving.settings import DEFAULT_PORT, Settings, load_settings
 
@@ -71,7 +71,7 @@ class ConvMAEService:
     def check() -> None:
         """Opens every bundle before BentoML listens: a worker that fails later would be restarted for ever."""
         try:
-            open_predictors(settings)
+            close_predictors(open_predictors(settings), settings.shutdown_seconds)
         except ConvMAEError as error:
             raise SystemExit(f"error: {error}") from None
 
@@ -86,6 +86,7 @@ class ConvMAEService:
     def stop(self) -> None:
         """Ends the threads; a job that takes longer than its request may is left behind."""
         api.pool.shutdown(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
+        close_predictors(predictors, settings.shutdown_seconds if api.drain is None else api.drain.remaining())
 
 
 SERVICE: Any = bentoml.service(

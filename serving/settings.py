@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     file: str | None = Field(
         default=None, description="Graph of the bundles to run, such as `model.fp16.onnx`; by default each one's first."
     )
+    max_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="On a GPU: photos run together, of one request or several; by default as many as the model takes.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="With OpenVINO: `bf16` is faster where the CPU has it, and less exact."
     )

@@ -16,7 +16,7 @@ from convmae_deploy.runtime.video_errors import VideoError, VideoErrorCode
 from convmae_deploy.runtime.video_file import open_video
 from convmae_deploy.runtime.video_limits import VideoLimits
 from serving.errors import ApiError
-from serving.inference import Array, Health, Timings, run_model
+from serving.inference import Array, Health, Timings, on_device, run_model
 from serving.parameters import VideoParameters
 from serving.pool import Ticket
 from serving.requests import Upload
@@ -94,8 +94,9 @@ def classify_video(
     views = choose_views(parameters, limits.max_views)
     with timings.phase("decode"):
         clips, headers = decode_video(upload, sampling, views, limits.video, ticket, deadline)
-    # One clip is work enough even for a GPU, and between two of them the work can end.
-    size, rows = predictor.manifest.input.min_batch, []
+    # One clip is work enough for a CPU, and between two of them the work can end; on a device it can end in the queue.
+    limits_of_batch, rows = predictor.manifest.input, []
+    size = limits_of_batch.max_batch if on_device(predictor) else limits_of_batch.min_batch
     with timings.phase("inference"):
         for start in range(0, len(clips), size):
             ticket.check()

@@ -5,11 +5,13 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from serving.errors import ApiError, ClientGone
-from serving.pool import MAX_JOBS_PER_THREAD, UNWATCHED_SECONDS, Ticket, WorkPool
+from serving.pool import MAX_JOBS_PER_THREAD, UNWATCHED_SECONDS, Ticket, WorkPool, current_ticket
 
 
 async def stays() -> None:
@@ -221,3 +223,139 @@ def test_who_asks_to_be_stopped_too_late_is_told_at_once() -> None:
     with pytest.raises(ClientGone):
         ticket.when_abandoned(lambda: stops.append(1))
     assert not stops
+
+
+def test_a_job_that_waits_for_a_device_lets_another_one_have_its_core(pool: WorkPool) -> None:
+    answered, second_ran = threading.Event(), threading.Event()
+
+    def waits(ticket: Ticket) -> bool:
+        with ticket.away(1):
+            return answered.wait(5)
+
+    first = pool.submit(waits)[1]
+    second = pool.submit(lambda ticket: second_ran.set())[1]
+    assert second_ran.wait(5)
+    second.result(5)
+    assert (pool.running, pool.pending) == (1, 1)
+    answered.set()
+    assert first.result(5).value
+    wait_until_idle(pool)
+
+
+def test_who_comes_back_from_a_device_goes_before_those_that_have_not_begun(pool: WorkPool) -> None:
+    order, answered, release, away = [], threading.Event(), threading.Event(), threading.Event()
+
+    def waits(ticket: Ticket) -> None:
+        with ticket.away(1):
+            away.set()
+            answered.wait(5)
+        order.append("back")
+
+    futures: list[Future[Any]] = [pool.submit(waits)[1]]
+    assert away.wait(5)
+    futures.append(pool.submit(lambda ticket: release.wait(5))[1])
+    futures.append(pool.submit(lambda ticket: order.append("next"))[1])
+    answered.set()
+    while not pool._returning:
+        time.sleep(0.001)
+    assert order == []  # there is one core
+    release.set()
+    for future in futures:
+        future.result(5)
+    assert order == ["back", "next"]
+
+
+@pytest.mark.parametrize(("jobs", "size"), [(1, 0), (2, 60)])
+def test_jobs_keep_their_cores_when_too_much_waits_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, size: int
+) -> None:
+    monkeypatch.setattr("serving.pool.MAX_AWAY", 1 if jobs == 1 else 10)
+    monkeypatch.setattr("serving.pool.MAX_AWAY_BYTES", 100)
+    pool, answered, inside = WorkPool(1, max_queue_seconds=1.0), threading.Event(), threading.Semaphore(0)
+
+    def waits(ticket: Ticket) -> None:
+        with ticket.away(size):
+            inside.release()
+            answered.wait(5)
+
+    futures = [pool.submit(waits)[1] for _ in range(3)]
+    for _ in range(2):  # one away, and one on the core
+        assert inside.acquire(timeout=5)
+    assert not inside.acquire(timeout=0.05)
+    assert pool.running == 2
+    answered.set()
+    for future in futures:
+        future.result(5)
+    wait_until_idle(pool)
+    assert (pool._free_cores, pool._away, pool._away_bytes) == (1, 0, 0)
+    pool.shutdown()
+
+
+def test_the_estimated_wait_is_that_for_a_core_and_that_for_the_device() -> None:
+    device_wait = 0.0
+    pool = WorkPool(1, max_queue_seconds=1.0, device_wait=lambda: device_wait)
+    answered, release = threading.Event(), threading.Event()
+
+    def waits(ticket: Ticket) -> None:
+        time.sleep(0.03)
+        with ticket.away(1):
+            answered.wait(5)
+
+    futures: list[Future[Any]] = [pool.submit(waits)[1]]
+    while not pool._away:
+        time.sleep(0.001)
+    assert pool.estimated_wait() == 0  # its core is free
+    time.sleep(0.2)
+    answered.set()
+    futures.pop().result(5)
+    futures = [pool.submit(lambda ticket: release.wait(5))[1] for _ in range(5)]
+    assert pool.estimated_wait() == pytest.approx(5 * 0.03, rel=0.5)  # the time away is not a core's
+    device_wait = 0.7
+    assert pool.estimated_wait() == pytest.approx(0.7 + 5 * 0.03, rel=0.2)
+    device_wait = 1.1
+    with pytest.raises(ApiError, match="queue is full; try again in 2 s"):
+        pool.admit()
+    release.set()
+    for future in futures:
+        future.result(5)
+    pool.shutdown()
+
+
+def test_without_a_device_there_are_no_more_threads_than_cores() -> None:
+    pool, threads = WorkPool(2, max_queue_seconds=10.0), set()
+    futures = [pool.submit(lambda ticket: threads.add(threading.get_ident()))[1] for _ in range(100)]
+    for future in futures:
+        future.result(5)
+    assert len(threads) <= 2
+    pool.shutdown()
+
+
+def test_code_without_a_ticket_finds_that_of_its_thread(pool: WorkPool) -> None:
+    ticket, future = pool.submit(lambda ticket: current_ticket())
+    assert future.result(5).value is ticket
+    assert current_ticket() is None
+
+
+def test_a_failed_job_and_its_body_are_let_go(pool: WorkPool) -> None:
+    body = Body()
+    reference = weakref.ref(body)
+
+    def job(ticket: Ticket, body: Body = body) -> None:
+        raise ZeroDivisionError
+
+    future = pool.submit(job)[1]
+    with pytest.raises(ZeroDivisionError):
+        future.result(5)
+    del body, job, future
+    wait_until_idle(pool)
+    deadline = time.monotonic() + 5
+    while reference() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert reference() is None  # without the garbage collector
+
+
+def test_after_the_end_no_job_is_taken(pool: WorkPool) -> None:
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="has ended"):
+        pool.submit(lambda ticket: None)
+    assert pool.pending == 0
