@@ -156,10 +156,15 @@ def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, An
         "outputs": {name: output.model_dump(mode="json") for name, output in manifest.outputs.items()},
         "file": {"name": file_name} | file.model_dump(mode="json", exclude={"numerics"}),
         "numerics": None if file.numerics is None else file.numerics.model_dump(mode="json"),
-        "backend": {"name": predictor.backend.name, "providers": predictor.backend.providers},
+        "backend": _backend(predictor.backend),
         "tools": manifest.tools,
         "provenance": manifest.provenance,
     }
+
+
+def _backend(backend: Backend) -> dict[str, Any]:
+    batches = {"batch_sizes": backend.sizes} if isinstance(backend, BatchingBackend) else {}
+    return {"name": backend.name, "providers": backend.providers} | batches
 
 
 def _summary(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class FakeDevice:
         self.manifest = manifest
         self.real = real
         self.seconds, self.seconds_a_row = 0.0, 0.0
+        self.poison = POISON
         self.lost = False
         self.failures = 0  # of the next batches
         self.free = threading.Event()  # cleared: batches do not come to their end
@@ -70,7 +71,7 @@ class FakeDevice:
             if self.failures:
                 self.failures -= 1
                 raise RuntimeError("not this time")
-            if (marks == POISON).any():
+            if (marks == self.poison).any():
                 raise RuntimeError("poisoned")
             if self.real is not None:
                 return self.real.run(image, outputs)
