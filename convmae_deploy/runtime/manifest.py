@@ -230,6 +230,33 @@ class NumericsReport(_Record):
     passed: bool
 
 
+class ExportCost(_Record):
+    """What making a file took, on the machine that made it."""
+
+    seconds: float  # tracing and translating
+    verification_seconds: float  # running it and PyTorch on all inputs
+    peak_bytes: int  # most memory of the exporting process meanwhile
+
+
+class Quantisation(_Record):
+    """How an int8 graph was made, and what it keeps of the fp32 graph."""
+
+    calibrated_on: str  # for instance "128 photos of train"
+    method: str  # how the ranges of activations were found
+    layers: int  # in int8
+    returned: tuple[str, ...]  # layers that went back to fp32, the most sensitive first
+    metric: str  # for instance "top-1 on 1000 photos of imagenette"
+    samples: int
+    fp32: float  # the metric in percent
+    int8: float
+    max_drop: float  # points that it was allowed to lose
+
+    @property
+    def drop(self) -> float:
+        """Points that it lost; below 0: won."""
+        return self.fp32 - self.int8
+
+
 class BundleFile(_Record):
     """One graph of the bundle."""
 
@@ -238,6 +265,8 @@ class BundleFile(_Record):
     precision: Precision
     opset: int
     numerics: NumericsReport | None = None  # None: never verified; the runtime warns
+    cost: ExportCost | None = None  # None: not measured
+    quantisation: Quantisation | None = None  # int8 alone
 
 
 class Licence(_Record):
