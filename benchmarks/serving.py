@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,7 +109,8 @@ def main(options: Options) -> int:
         photo = options.photo or write_photo(Path(folder) / "photo.jpg")
         predictor = Classifier.open(options.bundle, device="cpu", threads=1)
         describe(options, predictor, photo)
-        with serve(options, Path(folder)) as (process, port):
+        settings = {"CONVMAE_BUNDLE": str(options.bundle), "CONVMAE_THREADS": str(options.threads)}
+        with serve(settings, Path(folder)) as (process, port):
             figures = measure(options, predictor, photo, process, port)
     print_figures(figures)
     if options.out is not None:
@@ -259,20 +260,21 @@ def paired_latencies(
 
 
 @contextlib.contextmanager
-def serve(options: Options, folder: Path) -> Iterator["tuple[subprocess.Popen[str], int]"]:
-    """A server on a free port; yields its process and the port."""
-    settings = {
-        "CONVMAE_BUNDLE": str(options.bundle),
-        "CONVMAE_DEVICE": "cpu",
-        "CONVMAE_HOST": "127.0.0.1",
-        "CONVMAE_PORT": "0",
-        "CONVMAE_THREADS": str(options.threads),
-    }
+def serve(
+    settings: Mapping[str, str], folder: Path, command: Sequence[str] = ("-m", "serving")
+) -> Iterator["tuple[subprocess.Popen[str], int]"]:
+    """A server on a free port, with no other settings; yields its process and the port."""
+    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_HOST": "127.0.0.1", "CONVMAE_PORT": "0"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVMAE_")}
     log = folder / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving"], cwd=ROOT, env=kept | settings, stdout=output, stderr=output, text=True
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=kept | own | dict(settings),
+            stdout=output,
+            stderr=output,
+            text=True,
         )
     try:
         yield process, wait_for_port(process, log)
@@ -296,15 +298,20 @@ def wait_for_port(process: "subprocess.Popen[str]", log: Path) -> int:
     raise ConvMAEError(f"the server did not start: {log.read_text(encoding='utf-8').strip()}")
 
 
-def write_photo(path: Path) -> Path:
-    """Writes a JPEG with the statistics of a photo (power falling with frequency), the same on every machine."""
+def write_photo(path: Path, size: tuple[int, int] = PHOTO_SIZE) -> Path:
+    """Writes a JPEG with the statistics of a photo (power falling with frequency), the same on every machine.
+
+    Args:
+        path: where to.
+        size: (width, height) in pixels.
+    """
     random = np.random.default_rng(0)
-    width, height = PHOTO_SIZE
+    width, height = size
     total = np.zeros((height, width, 3), dtype=np.float32)
     for octave in range(8):
         cells = (max(2, height >> (7 - octave)), max(2, width >> (7 - octave)), 3)
         noise = Image.fromarray(random.integers(0, 256, cells, dtype=np.uint8))
-        layer = np.asarray(noise.resize(PHOTO_SIZE, Image.Resampling.BICUBIC), dtype=np.float32) - 127.5
+        layer = np.asarray(noise.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) - 127.5
         total += layer * 0.85**octave
     pixels = np.clip(127.5 + 0.5 * total, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path, quality=90)
