@@ -152,8 +152,6 @@ def decode_video(
     Raises:
         ApiError: the video cannot be used; the code says why.
     """
-    from av.error import FFmpegError
-
     left = max(0.0, deadline - time.monotonic()) + GRACE_SECONDS
     limits = dataclasses.replace(limits, decoding_seconds=min(limits.decoding_seconds, left))
     try:
@@ -165,10 +163,6 @@ def decode_video(
             ticket.when_abandoned(stop)
             clips = video_clips(video, sampling, views)
             headers = {"X-Video-Frames": str(len(video)), "X-Video-Seconds": f"{video.seconds:.3f}"}
-    except FFmpegError as error:  # what the runtime lets pass: sizes that a file makes up, colours that nobody converts
-        status, code = (400, "video_corrupt") if isinstance(error, MemoryError) else (415, "unsupported_format")
-        message = f"the video cannot be decoded ({error.strerror}); send an intact file, best of all H.264 in MP4"
-        raise ApiError(status, code, message, field=upload.field) from error
     except VideoError as error:
         ticket.check()  # the deadline of a job that was given up is no fault of its video
         message = str(error)

@@ -24,6 +24,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.video_errors import VideoError, VideoErrorCode, corrupt, truncated
 from convmae_deploy.runtime.video_formats import identify, mp4_has_index
 from convmae_deploy.runtime.video_limits import VideoLimits, check_length, check_size, check_time
+from convmae_deploy.runtime.video_rotation import display_matrix, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -38,8 +39,6 @@ __all__ = ["VideoError", "VideoErrorCode", "VideoFile", "VideoHeader", "VideoLim
 _UNTIMED = ("avi", "mpeg")
 _SEEKABLE = ("mov", "matroska")  # whose marks of keyframes can be relied upon
 _USUAL_RATE = 25.0  # frames a second, where nothing says it
-_FIXED_POINT = 1 << 16  # one, in a display matrix
-
 
 _DEFAULT_LIMITS = VideoLimits()
 
@@ -130,14 +129,18 @@ class VideoFile:
             if not 0 <= number < len(self):
                 raise ConvMAEError(f"frames must be in [0, {len(self)}); got {number}")
             frame = self._frame(number)
-            if size is None:  # of the first frame alone: a frame whose side data were read stays in memory for long
-                size, matrix = (frame.width, frame.height), _display_matrix(frame)
-            yield _upright(self._to_rgb(frame, size), matrix)
+            if size is None:  # of the first frame alone, as one that was asked for its matrix stays in memory for long
+                size, matrix = (frame.width, frame.height), display_matrix(frame)
+            yield upright(self._to_rgb(frame, size), matrix)
 
     def _to_rgb(self, frame: "VideoFrame", size: tuple[int, int]) -> NDArray[np.uint8]:
         try:
             rgb = self._reformatter.reformat(frame, format="rgb24", width=size[0], height=size[1])
-        except OSError as error:  # PyAV's errors are; there are matrices of colours that FFmpeg does not convert
+        except Exception as error:  # FFmpeg's errors have Python's for bases: of a value, of memory, of the system
+            _raise_own(error)
+            if isinstance(error, MemoryError):
+                raise corrupt(f"frames of {frame.width} x {frame.height} for which there is no memory") from error
+            # There are matrices of colours that FFmpeg does not convert.
             raise VideoError(
                 "unsupported_format", f"the video's colours cannot be converted ({_reason(error)}); use H.264 in MP4"
             ) from error
@@ -385,26 +388,3 @@ def _raise_own(error: Exception) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".") or type(error).__name__
-
-
-def _display_matrix(frame: "VideoFrame") -> NDArray[np.int32] | None:
-    """How a player turns the video's frames; PyAV's side data and their frame hold each other in a cycle."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    return None if data is None else np.frombuffer(data, dtype=np.int32).copy()
-
-
-def _upright(rgb: NDArray[np.uint8], matrix: NDArray[np.int32] | None) -> NDArray[np.uint8]:
-    """Applies a display matrix of quarter turns and mirrorings; others are left alone.
-
-    The matrix sends a pixel (x, y) to (a x + c y, b x + d y), x rightwards and y downwards.
-    """
-    if matrix is None:
-        return rgb
-    a, b, _, c, d = (int(value) for value in matrix[:5])
-    if {abs(a), abs(d)} == {0} and {abs(b), abs(c)} == {_FIXED_POINT}:
-        rgb, across, down = rgb.transpose(1, 0, 2), c, b
-    elif {abs(a), abs(d)} == {_FIXED_POINT} and {abs(b), abs(c)} == {0}:
-        across, down = a, d
-    else:
-        return rgb
-    return np.ascontiguousarray(rgb[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1])

@@ -76,25 +76,6 @@ def test_threads_change_nothing() -> None:
     assert numbers(data, [3, 20, 39], 40, threads=2) == [3, 20, 39]
 
 
-@pytest.mark.parametrize(
-    "rotation, mirrored, size, corner",
-    [
-        (0, False, (48, 64), (0, 0)),
-        (90, False, (64, 48), (-1, 0)),
-        (180, False, (48, 64), (-1, -1)),
-        (270, False, (64, 48), (0, -1)),
-        (0, True, (48, 64), (0, -1)),
-        (45, False, (48, 64), (0, 0)),
-    ],
-)
-def test_frames_are_upright(rotation: int, mirrored: bool, size: tuple[int, int], corner: tuple[int, int]) -> None:
-    with open_video(make_video(rotation=rotation, mirrored=mirrored)) as video:
-        frame = next(video.frames([0])).astype(int)
-    assert frame.shape == (*size, 3)
-    red = {(y, x) for y in (0, -1) for x in (0, -1) if frame[y, x, 0] - frame[y, x, 1] > 100}
-    assert red == {corner}
-
-
 def test_a_frame_is_on_screen_from_its_time_on() -> None:
     with open_video(make_video()) as video:
         moments = np.array([0.0, 0.0499, 0.5, 0.999])  # of 0.8 seconds with a frame every 0.04
@@ -280,6 +261,29 @@ def test_memory_that_a_file_asks_for_in_vain_is_its_own_fault(
     monkeypatch.setattr(av, "open", fail)
     with pytest.raises(expected), open_video(b"\x1aE\xdf\xa3"):
         pass
+
+
+@pytest.mark.parametrize(
+    "error, expected, code",
+    [
+        (av.error.MemoryError(12, "no"), VideoError, "video_corrupt"),
+        (av.error.OSError(95, "no"), VideoError, "unsupported_format"),
+        (av.error.InvalidDataError(1, "no"), VideoError, "unsupported_format"),
+        (MemoryError(), MemoryError, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_fails_when_colours_are_converted_is_a_sentence_but_for_our_own_memory(
+    error: Exception, expected: type[Exception], code: str | None
+) -> None:
+    class Failing:
+        def reformat(self, *arguments: object, **options: object) -> None:
+            raise error
+
+    with pytest.raises(expected) as caught, open_video(make_video()) as video:
+        video._reformatter = Failing()
+        list(video.frames([0]))
+    assert getattr(caught.value, "code", None) == code
 
 
 def test_flipped_bytes_give_frames_or_a_sentence() -> None:

@@ -301,7 +301,7 @@ def test_memory_asked_for_in_vain_is_the_fault_of_the_file(client: TestClient, m
     def fail(*arguments: Any, **options: Any) -> None:
         raise errors.pop(0)
 
-    monkeypatch.setattr(videos, "open_video", fail)
+    monkeypatch.setattr(av, "open", fail)
     assert refusal(client, VIDEO)[:2] == (400, "video_corrupt")
     assert refusal(client, VIDEO)[:2] == (500, "internal_error")  # it is this process that has no more
 
