@@ -1,17 +1,22 @@
 """Which bundles a server takes, what runs them, and which model a request gets."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.predictor import Classifier, Detector
 from serving.errors import ApiError
-from serving.models import choose, load_bundles, open_predictors
+from serving.models import batching_backends, choose, close_predictors, load_bundles, open_predictors
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
+from tests.serving.fake_device import FakeDevice
 
 
 def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path) -> None:
@@ -55,3 +60,42 @@ def test_with_openvino_requests_side_by_side_get_onnx_runtime_s_numbers(
 def test_bf16_without_openvino_is_refused(bundle: Path) -> None:
     with pytest.raises(ConvMAEError, match="precision bf16 is for runtime openvino"):
         open_predictors(Settings(bundle=(bundle,), precision="bf16"))
+
+
+def on_fake_devices(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> list[FakeDevice]:
+    """Has models start on fake devices; the one called `fails` does not."""
+    devices: list[FakeDevice] = []
+
+    def start(bundle: Bundle, **_: Any) -> FakeDevice:
+        devices.append(FakeDevice(bundle.manifest))
+        devices[-1].lost = bundle.manifest.name == fails
+        return devices[-1]
+
+    monkeypatch.setattr("serving.models.start_backend", start)
+    return devices
+
+
+def test_a_model_on_a_device_runs_in_batches_of_at_most_the_setting(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = on_fake_devices(monkeypatch)
+    predictors = open_predictors(Settings(bundle=(bundle,), max_batch=5))
+    assert batching_backends(predictors)["tiny"].sizes == (1, 2, 4)
+    assert max(len(batch) for batch in devices[0].batches) == 4
+    assert close_predictors(predictors, 5.0)
+
+
+def test_a_model_that_does_not_start_ends_the_threads_of_those_before_it(
+    bundle: Path, second_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_fake_devices(monkeypatch, fails="other")
+    with pytest.raises(ConvMAEError, match=r"the model other cannot run a batch of 1 in fake \(the device fell off"):
+        open_predictors(Settings(bundle=(bundle, second_bundle)))
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("batches-") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_model_on_the_cpu_has_no_batches_whatever_the_setting(bundle: Path) -> None:
+    assert batching_backends(open_predictors(Settings(bundle=(bundle,), device="cpu", max_batch=4))) == {}
