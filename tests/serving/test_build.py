@@ -102,8 +102,8 @@ def test_whatever_the_server_imports_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
-    # The extras `video` and `openvino` are only for who serves a video model, or with OpenVINO.
-    chosen = [*extras["parquet"], *extras["video"], *extras["openvino"]]
+    # Other extras are only for who serves a video model, or with OpenVINO or TensorRT.
+    chosen = [name for extra in ("parquet", "video", "openvino", "tensorrt-rtx") for name in extras[extra]]
     requirements = [*project["dependencies"], *extras["serve"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
