@@ -3,13 +3,17 @@
 Nothing is run and no Triton is needed. The folder `model_repository/NAME` that appears is all that its server takes:
 
     config.pbtxt    the model's tensors, batching and instances; `parameters` hold the preprocessing as JSON
-    1/model.onnx    the bundle's graph, a hard link where the file system allows it
+    1/model.onnx    the bundle's graph, a hard link where the file system allows it; or 1/model.plan, a TensorRT engine
     labels.txt      a class a line
     README.md       what a client must do before and after, with this model's numbers
     LICENSE-WEIGHTS the licence of the weights, where the bundle has one
 
 Triton resizes and normalises nothing by itself: clients send what the manifest describes. The tests read config.pbtxt
 with the protobuf definition of the model configuration; no Triton server has loaded it here.
+
+With `--file model.fp16.engine` it is an engine that `python -m export.to_tensorrt` built on a GPU like the server's,
+with the version of TensorRT that the server has. All of its profiles are offered, and the sizes that they were built
+for are the preferred batches.
 """
 
 import json
@@ -24,23 +28,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import onnx
 import tyro
 from rich.console import Console
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
+from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import NAME_PATTERN, Manifest
 from export.triton_readme import readme
+from export.triton_source import TritonSource, find_source
 
 CONFIG_NAME = "config.pbtxt"
 LABELS_NAME = "labels.txt"
 README_NAME = "README.md"
 VERSION = "1"  # folder of the graph
-GRAPH_NAME = "model.onnx"  # what Triton's backend looks for
-BACKEND, PLATFORM = "onnxruntime", "onnxruntime_onnx"
 DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 RANKED_TASKS = ("classification", "video-classification")  # whose logits Triton's classification extension can rank
@@ -55,12 +57,12 @@ class TritonConfig:
     bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
     out: Path  # the repository; made when missing, else the model is added to it
     name: str | None = None  # of the model in Triton; default: the bundle's
-    file: str | None = None  # a graph of the bundle; default: its first
+    file: str | None = None  # a graph of the bundle, or an engine in its folder; default: its first graph
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: every GPU of the server, or its CPU where it has none
     instances: int = 1  # copies of the model on each device, which run at the same time
     threads: int | None = None  # CPU threads of one instance; default: as many as there are cores
     max_queue_ms: float = 2.0  # how long a request may wait for others to join its batch
-    # batches that are run without waiting; default: none but the largest, as Triton's documentation advises
+    # batches that are run without waiting; default: an engine's sizes, else none but the largest, as Triton advises
     preferred_batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,26 +85,23 @@ def write_model(config: TritonConfig) -> Path:
         ConvMAEError: the bundle is damaged or none that Triton's batches fit, or the model is there already.
     """
     bundle = load_bundle(config.bundle)
-    manifest, (graph, description) = bundle.manifest, bundle.graph(config.file)
+    manifest, source = bundle.manifest, find_source(bundle, config.file)
     name = config.name or manifest.name
     if (config.out / name).exists():
         raise ConvMAEError(f"{config.out / name} exists already; remove it or choose another --name or --out")
     check_can_create(config.out / name)
-    check_graph(bundle, graph)
-    check_preferred(config.preferred_batches, manifest)
-    if description.precision == "bf16" and config.device != "gpu":
-        raise ConvMAEError(
-            f"{graph.name} is bf16, which ONNX Runtime does not run on a CPU; choose another --file or --device gpu"
-        )
-    if graph.name != bundle.default_file and (description.numerics is None or not description.numerics.passed):
-        logger.warning("%s of bundle %s was not verified against PyTorch", graph.name, config.bundle)
+    check_preferred(config.preferred_batches, source.max_batch)
+    check_device(config, source)
+    numerics = source.description.numerics
+    if source.path.name != bundle.default_file and (numerics is None or not numerics.passed):
+        logger.warning("%s of bundle %s was not verified against PyTorch", source.path.name, config.bundle)
     with new_model_folder(config.out, name) as folder:
         (folder / VERSION).mkdir()
-        link_or_copy(graph, folder / VERSION / GRAPH_NAME)
+        link_or_copy(source.path, folder / VERSION / source.name)
         files = {
-            CONFIG_NAME: model_config(config, manifest),
+            CONFIG_NAME: model_config(config, manifest, source),
             LABELS_NAME: "".join(f"{one_line(label)}\n" for label in manifest.classes),
-            README_NAME: readme(name, manifest, description),
+            README_NAME: readme(name, manifest, source),
         }
         for file, text in files.items():
             (folder / file).write_text(text, encoding="utf-8")
@@ -111,30 +110,24 @@ def write_model(config: TritonConfig) -> Path:
     return config.out / name
 
 
-def check_graph(bundle: Bundle, graph: Path) -> None:
-    """Raises BundleError unless the graph is an ONNX file that takes every batch Triton may make of requests."""
-    if graph.suffix != ".onnx":
-        raise BundleError(f"{graph} is no ONNX graph, and only those can be written for Triton; choose another --file")
-    try:
-        model = onnx.load(graph, load_external_data=False)
-    except Exception as error:  # protobuf's exceptions differ from version to version
-        raise BundleError(f"{graph} is no ONNX model; export it again") from error
-    spec = bundle.manifest.input
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if batch.HasField("dim_value") or spec.min_batch > 1:
-        least = batch.dim_value or spec.min_batch
-        raise BundleError(
-            f"{graph} must take batches from 1 upwards, which Triton makes of requests as they come; "
-            f"found {least} as the smallest, export it again"
-        )
-
-
-def check_preferred(sizes: Sequence[int], manifest: Manifest) -> None:
+def check_preferred(sizes: Sequence[int], largest: int) -> None:
     """Raises ConvMAEError unless all sizes are batches of the model."""
-    largest = manifest.input.max_batch
     for size in sizes:
         if not 1 <= size <= largest:
             raise ConvMAEError(f"--preferred-batches must be between 1 and the model's largest, {largest}; got {size}")
+
+
+def check_device(config: TritonConfig, source: TritonSource) -> None:
+    """Raises ConvMAEError where what is to run does not run there."""
+    if source.engine is not None and config.device == "cpu":
+        raise ConvMAEError(f"{source.path.name} is a TensorRT engine, which runs on a GPU; use --device gpu or auto")
+    if source.engine is not None and config.threads is not None:
+        raise ConvMAEError(f"--threads is for graphs, and {source.path.name} runs on a GPU; leave it out")
+    if source.engine is None and source.description.precision == "bf16" and config.device != "gpu":
+        raise ConvMAEError(
+            f"{source.path.name} is bf16, which ONNX Runtime does not run on a CPU; choose another --file or "
+            "--device gpu"
+        )
 
 
 @contextmanager
@@ -157,14 +150,14 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def model_config(config: TritonConfig, manifest: Manifest) -> str:
+def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource) -> str:
     """The content of config.pbtxt: a ModelConfig message in protobuf's text format."""
     spec = manifest.input
     lines = [
         f"name: {quoted(config.name or manifest.name)}",
-        f"backend: {quoted(BACKEND)}",
-        f"platform: {quoted(PLATFORM)}",
-        f"max_batch_size: {spec.max_batch}",
+        f"backend: {quoted(source.backend)}",
+        f"platform: {quoted(source.platform)}",
+        f"max_batch_size: {source.max_batch}",
         *block("input", tensor_fields(spec.name, "float32", spec.shape)),
     ]
     for output, described in manifest.outputs.items():
@@ -172,13 +165,27 @@ def model_config(config: TritonConfig, manifest: Manifest) -> str:
         if output == "logits" and manifest.task in RANKED_TASKS:
             fields.append(f"label_filename: {quoted(LABELS_NAME)}")
         lines += block("output", fields)
-    lines += block("instance_group", [f"count: {config.instances}", f"kind: {KINDS[config.device]}"])
-    if spec.max_batch > 1:
-        batching = [f"preferred_batch_size: {size}" for size in sorted(set(config.preferred_batches))]
+    lines += block("instance_group", instance_fields(config, source))
+    if source.max_batch > 1:
+        batching = [f"preferred_batch_size: {size}" for size in preferred_batches(config, source)]
         lines += block("dynamic_batching", [*batching, f"max_queue_delay_microseconds: {delay(config.max_queue_ms)}"])
     for key, value in parameters(config, manifest).items():
         lines += block("parameters", [f"key: {quoted(key)}", f"value {{ string_value: {quoted(value)} }}"])
     return "\n".join(lines) + "\n"
+
+
+def instance_fields(config: TritonConfig, source: TritonSource) -> list[str]:
+    """How many instances run where; those of an engine take all of its profiles, or Triton would use the first."""
+    if source.engine is None:
+        return [f"count: {config.instances}", f"kind: {KINDS[config.device]}"]
+    profiles = [f"profile: {quoted(str(place))}" for place in range(len(source.engine.profiles))]
+    return [f"count: {config.instances}", f"kind: {KINDS['gpu']}", *profiles]
+
+
+def preferred_batches(config: TritonConfig, source: TritonSource) -> list[int]:
+    """Batches that Triton is to make where it can, by size."""
+    own = [size for size in source.engine.batch_sizes if size > 1] if source.engine is not None else []
+    return sorted(set(config.preferred_batches or own))
 
 
 def tensor_fields(name: str, dtype: str, shape: tuple[int, ...]) -> list[str]:

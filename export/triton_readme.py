@@ -2,7 +2,6 @@
 
 from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
-    BundleFile,
     ClipPreprocessing,
     Letterbox,
     Manifest,
@@ -11,6 +10,7 @@ from convmae_deploy.runtime.manifest import (
     Size,
     SlidingWindow,
 )
+from export.triton_source import TritonSource
 
 OUTPUT_NOTES = {  # of a task's outputs, where the shape alone does not say it
     "detection": {
@@ -26,22 +26,24 @@ OUTPUT_NOTES = {  # of a task's outputs, where the shape alone does not say it
 }
 
 
-def readme(name: str, manifest: Manifest, description: BundleFile) -> str:
+def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     """The text of a model's README.
 
     Args:
         name: of the model in Triton.
         manifest: of the bundle.
-        description: of the graph.
+        source: what Triton runs.
     """
     spec = manifest.input
     steps = preprocessing_steps(manifest.preprocessing)
-    steps.append(f"Send it as `{spec.name}`, FP32, shape ({shape_in_words(spec.shape)}), B from 1 to {spec.max_batch}.")
+    steps.append(
+        f"Send it as `{spec.name}`, FP32, shape ({shape_in_words(spec.shape)}), B from 1 to {source.max_batch}."
+    )
     lines = [
         f"# {name}",
         "",
         f"ConvMAE, {manifest.variant}, {manifest.task}, {len(manifest.classes)} classes (`labels.txt`). Weights: "
-        f"{manifest.licence.name}. {verified(description)}",
+        f"{manifest.licence.name}. {verified(source)}",
         "",
         "    tritonserver --model-repository=THE_FOLDER_ABOVE_THIS_ONE",
         "",
@@ -67,13 +69,25 @@ def readme(name: str, manifest: Manifest, description: BundleFile) -> str:
     return "\n".join(lines)
 
 
-def verified(description: BundleFile) -> str:
-    """What the bundle says of the graph's numbers."""
-    numerics = description.numerics
+def verified(source: TritonSource) -> str:
+    """What the bundle says of the graph's numbers, and what an engine needs."""
+    numerics, precision = source.description.numerics, source.description.precision
     if numerics is None:
-        return "The graph was never verified against PyTorch."
-    outcome = "was verified" if numerics.passed else "FAILED its verification"
-    return f"The graph ({description.precision}) {outcome} against {numerics.reference}, run by {numerics.runtime}."
+        graph = "The graph was never verified against PyTorch."
+    else:
+        outcome = "was verified" if numerics.passed else "FAILED its verification"
+        graph = f"The graph ({precision}) {outcome} against {numerics.reference}, run by {numerics.runtime}."
+    engine = source.engine
+    if engine is None:
+        return graph
+    gpus = " or ".join(engine.compute_capabilities) + (" or more" if engine.newer_gpus else "")
+    version = f"version {engine.tensorrt_version}"
+    if engine.version_compatible:
+        version += " or later of the same major version, started with --backend-config=tensorrt,version-compatible=true"
+    return (
+        f"{graph} What runs is a TensorRT engine built from it ({engine.graph}): it needs a GPU of compute capability "
+        f"{gpus} and a Triton with TensorRT of {version}."
+    )
 
 
 def preprocessing_steps(spec: AnyPreprocessing) -> list[str]:

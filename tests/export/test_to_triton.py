@@ -26,6 +26,7 @@ from tests.bundle_factory import (
     make_video_bundle,
     write_manifest,
 )
+from tests.runtime.test_tensorrt_backend import put_engine
 
 MakeBundle = Callable[[Path], Path]
 TASKS: list[MakeBundle] = [make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle]
@@ -259,5 +260,59 @@ def test_a_bundle_that_triton_could_not_serve_is_refused(
     bundle = make_bundle(tmp_path / "bundle")
     damage(bundle)
     assert to_triton(bundle, tmp_path / "repository") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "repository").exists()
+
+
+def read_readme(model: Path) -> str:
+    return (model / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_engine_is_served_with_all_of_its_profiles(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    engine = put_engine(load_bundle(bundle))
+    assert to_triton(bundle, tmp_path / "repository", "--file", "model.engine") == 0
+    model = tmp_path / "repository" / "tiny"
+    config = read_config(model)
+    assert (config.backend, config.platform, config.max_batch_size) == ("tensorrt", "tensorrt_plan", 4)
+    (group,) = config.instance_group
+    assert (group.kind, list(group.profile)) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, ["0", "1"])
+    assert list(config.dynamic_batching.preferred_batch_size) == [4]
+    assert [path.name for path in (model / "1").iterdir()] == ["model.plan"]
+    assert (model / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    text = read_readme(model)
+    assert "compute capability 8.9 and a Triton with TensorRT of version 10.9.0.34" in text and "B from 1 to 4" in text
+    assert to_triton(bundle, tmp_path / "other", "--file", "model.engine", "--preferred-batches", "2") == 0
+    assert list(read_config(tmp_path / "other" / "tiny").dynamic_batching.preferred_batch_size) == [2]
+
+
+def test_a_version_compatible_engine_says_how_triton_is_to_be_started(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    put_engine(load_bundle(bundle), version_compatible=True)
+    assert to_triton(bundle, tmp_path / "repository", "--file", "model.engine") == 0
+    assert "--backend-config=tensorrt,version-compatible=true" in read_readme(tmp_path / "repository" / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "sentence"),
+    [
+        ({"flavour": "tensorrt-rtx"}, (), "Triton runs those of TensorRT alone"),
+        ({"profiles": ({"min_batch": 2, "max_batch": 4},)}, (), "found 2 as the smallest"),
+        ({"engine_sha256": "0" * 64}, (), "it was changed"),
+        ({}, ("--device", "cpu"), "which runs on a GPU; use --device gpu or auto"),
+        ({}, ("--threads", "2"), "--threads is for graphs"),
+        ({}, ("--preferred-batches", "5"), "between 1 and the model's largest, 4; got 5"),
+    ],
+)
+def test_an_engine_that_triton_could_not_serve_is_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    put_engine(load_bundle(bundle), **changes)
+    assert to_triton(bundle, tmp_path / "repository", "--file", "model.engine", *arguments) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "repository").exists()
