@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import onnx
 import torch
@@ -29,11 +29,14 @@ from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_det
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, input_axes
+from convmae_deploy.runtime.manifest import Licence, Precision
 from export.__main__ import ExportConfig, export_bundle
-from export.packaging import MODEL_NAME, BundleContent, write_manifest
+from export.comma_list import comma_list
+from export.inputs import Samples
+from export.packaging import BundleContent, describe_file, write_manifest
+from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
-from export.to_onnx import export_graph, without_outputs
+from export.to_onnx import without_outputs
 
 TaskName = Literal["classify", "detect", "segment", "video"]
 
@@ -50,6 +53,7 @@ class RandomBundleConfig:
     # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes; video: 16 frames, 400 classes
     task: TaskName = "classify"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
+    precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     max_batch: int = 32  # largest batch that the bundle takes
     verify: bool = False  # compare the graph with PyTorch as every export does
 
@@ -129,10 +133,13 @@ def random_facts(variant: str, classes: int) -> dict[str, Any]:
     }
 
 
-def write_random_bundle(out: Path, task: ExportTask, max_batch: int) -> None:
-    """Exports without comparing: the manifest says that the graph was not verified."""
-    graph = export_graph(task.wrapper, input_axes(task.preprocessing), max_batch, (*task.outputs, *task.probes))
-    model = without_outputs(graph.model, task.probes)
+def write_random_bundle(
+    out: Path, task: ExportTask, max_batch: int, precisions: Sequence[Precision] = ("fp32",)
+) -> None:
+    """Exports without comparing: the manifest says that the graphs were not verified."""
+    nothing = Samples("made pictures", [])
+    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch, samples=nothing))
+    model = without_outputs(float32.model, task.probes)
     shapes = {
         value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
         for value in model.graph.output
@@ -146,9 +153,15 @@ def write_random_bundle(out: Path, task: ExportTask, max_batch: int) -> None:
         max_batch=max_batch,
         licence_file=None,
     )
+    request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32)
     with atomic_directory(out) as directory:
-        onnx.save(model, directory / MODEL_NAME)
-        write_manifest(directory, content, shapes=shapes, numerics=None)
+        files = {}
+        for precision in dict.fromkeys(("fp32", *precisions)):
+            graph = float32 if precision == "fp32" else GRAPHS[precision](request)
+            path = directory / file_name(precision)
+            onnx.save(without_outputs(graph.model, task.probes), path)
+            files[path.name] = describe_file(path, precision)
+        write_manifest(directory, content, shapes=shapes, files=files)
 
 
 def write_verified_bundle(config: RandomBundleConfig) -> None:
@@ -161,7 +174,9 @@ def write_verified_bundle(config: RandomBundleConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random"
         save_checkpoint(checkpoint, model.state_dict(), record)
-        export = ExportConfig(checkpoint=checkpoint, out=config.out, max_batch=config.max_batch)
+        export = ExportConfig(
+            checkpoint=checkpoint, out=config.out, max_batch=config.max_batch, precision=config.precision
+        )
         export_bundle(export, Console(), ["python", "-m", "benchmarks.random_bundle"])
 
 
@@ -172,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_verified_bundle(config)
         print(f"Verified and written: {config.out}")
         return
-    write_random_bundle(config.out, random_task(config.task, config.variant), config.max_batch)
+    write_random_bundle(config.out, random_task(config.task, config.variant), config.max_batch, config.precision)
     print(f"Written, not verified: {config.out}")
 
 

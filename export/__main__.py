@@ -1,39 +1,46 @@
 """`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a model as an ONNX bundle, written only if its numbers hold.
 
-Most of the time goes into the comparison with PyTorch: seconds for a nano, minutes for a ConvMAE-B on two CPU cores.
+`--precision fp32,fp16,bf16` writes a file in each: `model.onnx`, which is always there, `model.fp16.onnx`, ... Each is
+held against PyTorch in fp32 with the gates of its precision. Most of the time goes into that: seconds for a nano,
+minutes for a ConvMAE-B on two CPU cores.
 """
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import onnx
 import tyro
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN, input_axes
-from export.inputs import Batch, verification_batches
+from convmae_deploy.runtime.manifest import NAME_PATTERN, BundleFile, Precision, input_axes
+from export.comma_list import comma_list
+from export.costs import CostMeter
+from export.inputs import Batch, Samples, verification_batches
 from export.packaging import (
-    MODEL_NAME,
     BundleContent,
     check_with_runtime,
+    describe_file,
     find_licence,
     write_manifest,
 )
+from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.report import FAILED_SUFFIX, print_report
-from export.runners import onnx_runner
-from export.tasks import open_task
-from export.to_onnx import ExportedGraph, export_graph, without_outputs
+from export.runners import file_runner, runners_for
+from export.tasks import ExportTask, open_task
+from export.to_onnx import ExportedGraph, without_outputs
 from export.traced import peak_bytes_per_image
 from export.verification import explain, photo_batch, run_verification, verification_samples
-from export.verify import Verification
+from export.verify import Verification, VerificationError
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
@@ -44,6 +51,8 @@ class ExportConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
+    # the files to write, as fp32,fp16,bf16; fp32 is written whatever this says, as it is the bundle's default
+    precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     max_batch: int | None = (
@@ -65,18 +74,35 @@ class ExportConfig:
             raise ConvMAEError(f"--max-batch must be at least 1; got {self.max_batch}")
 
     @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Each once, fp32 first."""
+        return tuple(dict.fromkeys(("fp32", *self.precision)))
+
+    @property
     def bundle_name(self) -> str:
         """The name that the manifest will carry."""
         return self.out.resolve().name if self.name is None else self.name
 
 
-def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]) -> Verification:
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file that was made and has passed."""
+
+    graph: ExportedGraph
+    file: BundleFile
+    verification: Verification
+
+
+def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]) -> dict[str, Written]:
     """Writes the bundle, or raises and leaves a folder that reproduces the failure.
 
     Args:
         config: what to export.
         console: where the report goes.
         command: the program's arguments, for the reproducer.
+
+    Returns:
+        Name of each file -> what it is.
 
     Raises:
         VerificationError: the numbers do not hold.
@@ -86,34 +112,110 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     task = open_task(config.checkpoint, config.image_size)
     record, preprocessing = task.record, task.preprocessing
     photos = verification_samples(preprocessing, config.data, config.checkpoint)
-    size = input_axes(preprocessing)
     licence_file = find_licence(record, config.checkpoint, config.licence)
-    with console.status(f"Exporting {record.variant} at {' x '.join(map(str, size))} ..."):
-        graph = export_graph(task.wrapper, size, config.max_batch or task.max_batch, (*task.outputs, *task.probes))
-    first = verification_batches(preprocessing, photos, 1)[0]
-    largest = config.max_batch or affordable_batch(graph, first, task.max_batch, console)
-    content = BundleContent(
-        name=config.bundle_name,
-        task=task.task,
-        record=record,
-        checkpoint=config.checkpoint,
-        preprocessing=preprocessing,
-        max_batch=largest,
-        licence_file=licence_file,
-    )
-    batches = verification_batches(preprocessing, photos, largest)
+    exporter = Exporter(config, task, photos, console, command)
     with atomic_directory(config.out) as directory:
-        onnx.save(without_outputs(graph.model, task.probes), directory / MODEL_NAME)
-        verification = run_verification(task, graph, directory / MODEL_NAME, batches)
-        print_report(verification.report, console)
+        written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
+        content = BundleContent(
+            name=config.bundle_name,
+            task=task.task,
+            record=record,
+            checkpoint=config.checkpoint,
+            preprocessing=preprocessing,
+            max_batch=exporter.largest,
+            licence_file=licence_file,
+        )
+        shapes = {name: value.shape[1:] for name, value in task.reference(exporter.batches[0].images).items()}
+        write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
+        check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
+    print_costs({name: made.file for name, made in written.items()}, console)
+    return written
+
+
+class Exporter:
+    """Makes one file after the other; the first, fp32, settles the largest batch and with it the inputs of all."""
+
+    def __init__(
+        self, config: ExportConfig, task: ExportTask, photos: Samples, console: Console, command: Sequence[str]
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.photos = photos
+        self.console = console
+        self.command = command
+        self.float32: ExportedGraph | None = None
+        self.largest = 0  # batch
+        self.batches: list[Batch] = []
+
+    def write(self, precision: Precision, directory: Path) -> Written:
+        """Makes a file and holds it against PyTorch.
+
+        Raises:
+            VerificationError: its numbers do not hold; a folder that reproduces it is left.
+        """
+        task, path, meter = self.task, directory / file_name(precision), CostMeter()
+        size = " x ".join(map(str, input_axes(task.preprocessing)))
+        request = GraphRequest(
+            task=task,
+            max_batch=self.largest or self.config.max_batch or task.max_batch,
+            samples=self.photos,
+            float32=self.float32,
+        )
+        with self.console.status(f"Exporting {task.record.variant} at {size} in {precision} ..."), meter.step("export"):
+            graph = GRAPHS[precision](request)
+            onnx.save(without_outputs(graph.model, task.probes), path)
+        if self.float32 is None:
+            self._settle(graph)
+        with meter.step("verification"):
+            verification = run_verification(task, graph, path, self.batches, precision)
+        print_report(verification.report, self.console)
         if verification.failures:
-            candidate = onnx_runner(directory / MODEL_NAME, task.outputs)
-            folder = config.out.with_name(config.out.name + FAILED_SUFFIX)
-            raise explain(task, graph, candidate, verification, folder, command, ", so no bundle was written")
-        shapes = {name: value.shape[1:] for name, value in task.reference(first.images).items()}
-        write_manifest(directory, content, shapes=shapes, numerics=verification.report)
-        check_with_runtime(directory, task.reference, photo_batch(batches), task.check)
-    return verification
+            raise self._failure(graph, path, precision, verification)
+        description = describe_file(path, precision, numerics=verification.report, cost=meter.cost)
+        return Written(graph=graph, file=description, verification=verification)
+
+    def _settle(self, graph: ExportedGraph) -> None:
+        """Takes note of the fp32 graph and what it can be tried on."""
+        spec, wanted = self.task.preprocessing, self.config.max_batch
+        first = verification_batches(spec, self.photos, 1)[0]
+        self.largest = wanted or affordable_batch(graph, first, self.task.max_batch, self.console)
+        self.batches = verification_batches(spec, self.photos, self.largest)
+        self.float32 = graph
+
+    def _failure(
+        self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification
+    ) -> VerificationError:
+        candidate = file_runner(runners_for(precision)[0], path, self.task.outputs)
+        folder = self.config.out.with_name(self.config.out.name + FAILED_SUFFIX)
+        return explain(
+            self.task,
+            graph,
+            candidate,
+            verification,
+            folder,
+            self.command,
+            f" in {precision}, so no bundle was written",
+            precision=precision,
+            float32=None if precision == "fp32" or self.float32 is None else self.float32.model,
+        )
+
+
+def print_costs(files: Mapping[str, BundleFile], console: Console) -> None:
+    """Sizes, and what making the files took."""
+    full = next(iter(files.values())).bytes
+    table = Table("file", "MB", "of fp32", "export s", "verify s", "peak MB", box=box.SIMPLE, padding=0)
+    for name, file in files.items():
+        assert file.cost is not None
+        cost = file.cost
+        table.add_row(
+            name,
+            f"{file.bytes / 1e6:.1f}",
+            f"{file.bytes / full:.0%}",
+            f"{cost.seconds:.1f}",
+            f"{cost.verification_seconds:.1f}",
+            f"{cost.peak_bytes / 1e6:.0f}",
+        )
+    console.print(table)
 
 
 def check_output(out: Path) -> None:

@@ -37,10 +37,10 @@ class Tolerance:
             margin = f"{TOP1_MARGIN * self.noise:.2g} of the logits' RMS, twice what this noise moves two of them apart"
         if not parts:
             return "reported only: the right shapes, no NaN or infinity"
-        share = "" if self.top1 == 1 else f" on at least {self.top1:.1%} of"
+        where = "wherever the" if self.top1 == 1 else f"on at least {self.top1:.1%} of the images or cells whose"
         return (
-            f"{'; '.join(parts)}; cosine of each image >= {self.cosine}; no NaN or infinity; the same top class{share} "
-            f"wherever the best two logits lie further apart than {margin}"
+            f"{'; '.join(parts)}; cosine of each image >= {self.cosine}; no NaN or infinity; the same top class "
+            f"{where} best two logits lie further apart than {margin}"
         )
 
 

@@ -16,28 +16,31 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.convmae import STRIDES
 from convmae_deploy.models.video import TUBELET
-from convmae_deploy.runtime.backends import OnnxRuntimeBackend
-from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.backends import Backend, OnnxRuntimeBackend, describe_backend
+from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import (
     MANIFEST_NAME,
     AnyPreprocessing,
     BundleFile,
+    ExportCost,
     InputSpec,
     Licence,
     Manifest,
     NumericsReport,
     OutputSpec,
+    Precision,
     Task,
     expected_outputs,
     input_axes,
     input_name,
 )
+from convmae_deploy.runtime.onnx_header import read_opset
+from convmae_deploy.runtime.openvino_backend import OpenVinoBackend
 from export.inputs import Batch
-from export.runners import Outputs, Runner
+from export.runners import Outputs, Runner, runner_problem
 from export.to_onnx import OPSET
 from export.verify import VerificationError
 
-MODEL_NAME = "model.onnx"
 LICENCE_NAME = "LICENSE-WEIGHTS"
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
 TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
@@ -76,22 +79,42 @@ def find_licence(record: CheckpointRecord, checkpoint: Path, given: Path | None)
     return own
 
 
+def describe_file(
+    path: Path, precision: Precision, *, numerics: NumericsReport | None = None, cost: ExportCost | None = None
+) -> BundleFile:
+    """What the manifest says of a graph.
+
+    Args:
+        path: of the graph.
+        precision: that it is in.
+        numerics: its report; None: not verified.
+        cost: of making it; None: not measured.
+    """
+    return BundleFile(
+        sha256=sha256_of(path),
+        bytes=path.stat().st_size,
+        precision=precision,
+        opset=read_opset(path) or OPSET,
+        numerics=numerics,
+        cost=cost,
+    )
+
+
 def write_manifest(
-    directory: Path, content: BundleContent, *, shapes: dict[str, tuple[int, ...]], numerics: NumericsReport | None
+    directory: Path, content: BundleContent, *, shapes: dict[str, tuple[int, ...]], files: dict[str, BundleFile]
 ) -> None:
-    """Completes a folder that holds MODEL_NAME to a bundle.
+    """Completes a folder that holds graphs to a bundle.
 
     Args:
         directory: the folder.
         content: what the bundle is.
-        shapes: the graph's outputs without the batch axis.
-        numerics: the report of the graph; None: not verified.
+        shapes: the graphs' outputs without the batch axis.
+        files: name of each graph -> what it is; the first is the default.
     """
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
     vectors = ("logits", "pooled")
     time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if content.task == "video-classification" else {}
     known = expected_outputs(content.task, len(content.record.classes), content.preprocessing.input_size)
-    graph = directory / MODEL_NAME
     manifest = Manifest(
         name=content.name,
         task=content.task,
@@ -109,11 +132,7 @@ def write_manifest(
             or OutputSpec(shape=shape, stride=strides.get(name), time_stride=time_strides.get(name))
             for name, shape in shapes.items()
         },
-        files={
-            MODEL_NAME: BundleFile(
-                sha256=sha256_of(graph), bytes=graph.stat().st_size, precision="fp32", opset=OPSET, numerics=numerics
-            )
-        },
+        files=files,
         tools=tool_versions(),
         licence=_copy_licence(directory, content),
         provenance=_provenance(content),
@@ -123,9 +142,9 @@ def write_manifest(
 
 
 def check_with_runtime(
-    directory: Path, reference: Runner, batch: Batch, check: Callable[[Outputs, Outputs], str | None]
+    directory: Path, reference: Runner, batch: Batch, check: Callable[[Outputs, Outputs, Precision], str | None]
 ) -> None:
-    """Loads the finished bundle as a server would and holds one batch against PyTorch.
+    """Loads each graph of the finished bundle as a server would and holds one batch against PyTorch.
 
     Args:
         directory: the bundle.
@@ -134,14 +153,28 @@ def check_with_runtime(
         check: what is wrong, given what was expected and found; None: nothing.
 
     Raises:
-        ConvMAEError: the runtime refuses the bundle, or its numbers differ.
+        ConvMAEError: a runtime refuses the bundle, or its numbers differ.
     """
     bundle = load_bundle(directory)
-    names = tuple(bundle.manifest.outputs)
-    found = OnnxRuntimeBackend(bundle, device="cpu").run(batch.images, names)
-    problem = check(reference(batch.images), found)
-    if problem is not None:
-        raise VerificationError(f"the runtime gives other outputs than PyTorch on {batch.name}: {problem}")
+    names, expected = tuple(bundle.manifest.outputs), reference(batch.images)
+    for file, description in bundle.manifest.files.items():
+        backend = serving_backend(bundle, file, description.precision)
+        if backend is None:
+            continue
+        problem = check(expected, backend.run(batch.images, names), description.precision)
+        if problem is not None:
+            raise VerificationError(
+                f"{describe_backend(backend)} gives other outputs of {file} than PyTorch on {batch.name}: {problem}"
+            )
+
+
+def serving_backend(bundle: Bundle, file: str, precision: Precision) -> Backend | None:
+    """What would serve a graph on a CPU: ONNX Runtime, or OpenVINO where that cannot; None: nothing that is here."""
+    if runner_problem("onnxruntime", precision) is None:
+        return OnnxRuntimeBackend(bundle, file=file, device="cpu")
+    if runner_problem("openvino", precision) is None:
+        return OpenVinoBackend(bundle, file=file, device="cpu")
+    return None
 
 
 def tool_versions() -> dict[str, str]:

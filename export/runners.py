@@ -3,7 +3,9 @@
 Each computes in the types that the graph says. Nobody should serve with these: see `convmae_deploy.runtime` for that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
@@ -22,6 +25,17 @@ from export.gates import FloatArray
 Outputs = dict[str, FloatArray]
 Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
 RunnerName = Literal["onnxruntime", "openvino", "onnx reference"]
+Feeds = Mapping[str, NDArray[Any]]  # name of an input -> its values
+GraphSource = Path | bytes  # an ONNX file, or what is in one
+
+
+@dataclass(frozen=True)
+class Session:
+    """A graph that was loaded."""
+
+    inputs: tuple[str, ...]
+    run: Callable[[Sequence[str], Feeds], Outputs]  # names of outputs and values of all inputs -> those outputs
+
 
 AS_IN_GRAPH = "dynamic"  # OpenVINO's precision hint; with "f32" it computes float16 graphs in float32
 
@@ -36,66 +50,59 @@ def torch_runner(model: nn.Module, outputs: Sequence[str]) -> Runner:
     return run
 
 
-def onnx_runner(path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
-    """An ONNX file on ONNX Runtime's CPU provider, with the graph optimisations that the runtime also uses.
+def onnx_session(model: GraphSource, *, threads: int | None = None) -> Session:
+    """A graph on ONNX Runtime's CPU provider, with the graph optimisations that the runtime also uses."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # the exception says it all
+    options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
+    options.intra_op_num_threads = threads or 0
+    source = str(model) if isinstance(model, Path) else model
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    The session is started by the first run, so that a graph which does not load fails like one that does not run. The
-    same holds for all runners of files.
-    """
-    sessions: list[onnxruntime.InferenceSession] = []
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
 
-    def run(images: FloatArray) -> Outputs:
-        if not sessions:
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4  # the exception says it all
-            options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
-            options.intra_op_num_threads = threads or 0
-            sessions.append(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
-        (image,) = sessions[0].get_inputs()
-        return dict(zip(outputs, sessions[0].run(list(outputs), {image.name: images}), strict=True))
-
-    return run
+    return Session(tuple(entry.name for entry in session.get_inputs()), run)
 
 
-def openvino_runner(path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
-    """An ONNX file in OpenVINO on the CPU, computed in the graph's own types.
+def openvino_session(model: GraphSource, *, threads: int | None = None) -> Session:
+    """A graph in OpenVINO on the CPU, computed in its own types.
 
     Raises:
-        ConvMAEError: by the first run, OpenVINO is not installed.
+        ConvMAEError: OpenVINO is not installed.
     """
-    compiled: list[Any] = []
+    import_openvino()  # the core of earlier sessions would hide that it is missing
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": AS_IN_GRAPH, "ENABLE_CPU_PINNING": False}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino_core().compile_model(openvino_core().read_model(model), "CPU", settings)
 
-    def run(images: FloatArray) -> Outputs:
-        if not compiled:
-            settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": AS_IN_GRAPH, "ENABLE_CPU_PINNING": False}
-            if threads is not None:
-                settings["INFERENCE_NUM_THREADS"] = threads
-            import_openvino()  # the core of earlier runs would hide that it is missing
-            compiled.append(openvino_core().compile_model(path, "CPU", settings))
-        results = compiled[0]([images])
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        results = compiled(dict(feeds))
         return {name: np.array(results[name]) for name in outputs}
 
-    return run
+    return Session(tuple(port.any_name for port in compiled.inputs), run)
 
 
-def reference_evaluator_runner(path: Path, outputs: Sequence[str]) -> Runner:
-    """An ONNX file in onnx's reference implementation, image by image: it is written in NumPy and slow."""
-    evaluators: list[ReferenceEvaluator] = []
+def reference_evaluator_session(model: GraphSource, *, threads: int | None = None) -> Session:
+    """A graph in onnx's reference implementation, which is written in NumPy, slow, and has no number of threads."""
+    evaluator = ReferenceEvaluator(onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model))
 
-    def run(images: FloatArray) -> Outputs:
-        if not evaluators:
-            evaluators.append(ReferenceEvaluator(onnx.load(path)))
-        (name,) = evaluators[0].input_names
-        rows = [evaluators[0].run(list(outputs), {name: images[i : i + 1]}) for i in range(len(images))]
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        (batch,) = {len(values) for values in feeds.values()}
+        rows = [
+            evaluator.run(list(outputs), {name: values[image : image + 1] for name, values in feeds.items()})
+            for image in range(batch)  # one by one: some of its operators take no batch
+        ]
         return {output: np.concatenate(parts) for output, parts in zip(outputs, zip(*rows, strict=True), strict=True)}
 
-    return run
+    return Session(tuple(evaluator.input_names), run)
 
 
-FILE_RUNNERS: dict[RunnerName, Callable[[Path, Sequence[str]], Runner]] = {
-    "onnxruntime": onnx_runner,
-    "openvino": openvino_runner,
-    "onnx reference": reference_evaluator_runner,
+SESSIONS: dict[RunnerName, Callable[..., Session]] = {
+    "onnxruntime": onnx_session,
+    "openvino": openvino_session,
+    "onnx reference": reference_evaluator_session,
 }
 # The first that can run a file verifies it. ONNX Runtime's CPU provider takes float16 graphs and computes most of them
 # in float32 (x86-64, 1.31), where nothing overflows; so half precision goes to OpenVINO first, where the CPU has it.
@@ -106,6 +113,27 @@ ORDER: dict[Precision, tuple[RunnerName, ...]] = {
     "int8": ("onnxruntime", "openvino"),
 }
 CAPABILITIES: dict[Precision, str] = {"fp16": "FP16", "bf16": "BF16"}  # as OpenVINO calls them
+
+
+def file_runner(name: RunnerName, path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
+    """An ONNX file as a function of its one input.
+
+    The session is started by the first run, so that a graph which does not load fails like one that does not run.
+    """
+    sessions: list[Session] = []
+
+    def run(images: FloatArray) -> Outputs:
+        if not sessions:
+            sessions.append(SESSIONS[name](path, threads=threads))
+        (image,) = sessions[0].inputs
+        return sessions[0].run(outputs, {image: images})
+
+    return run
+
+
+onnx_runner = partial(file_runner, "onnxruntime")
+openvino_runner = partial(file_runner, "openvino")
+reference_evaluator_runner = partial(file_runner, "onnx reference")
 
 
 def describe_runner(name: RunnerName, precision: Precision) -> str:

@@ -28,6 +28,7 @@ from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
     ClipPreprocessing,
     Letterbox,
+    Precision,
     Preprocessing,
     SlidingWindow,
     Task,
@@ -36,19 +37,18 @@ from convmae_deploy.runtime.manifest import (
     standard_windows,
 )
 from export import static_detector
-from export.gates import FP32, FloatArray, compare
+from export.gates import GATES, FloatArray, compare
 from export.inputs import Batch
 from export.pooling import replace_adaptive_pooling
-from export.runners import Outputs, Runner, onnx_runner, torch_runner
+from export.runners import Outputs, Runner, file_runner, torch_runner
 from export.slotwise import replace_depthwise_3d
 from export.static_detector import StaticDetector
-from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, VideoClassifierGraph
-from export.verify import Verification, verify
+from export.to_onnx import OUTPUTS, ClassifierGraph, VideoClassifierGraph
+from export.verify import Candidate, Verification, verify
 from export.verify_detector import detections_problem, own_inference, verify_detector
 
-Between = tuple[str, str]  # what is compared, for the report: (reference, runtime)
-Verifier = Callable[[ExportedGraph, Path, Iterable[Batch], Between], Verification]  # the graph as traced and as written
-Check = Callable[[Outputs, Outputs], str | None]  # (expected, found) of a batch -> what is wrong, in words
+Verifier = Callable[[Candidate, Iterable[Batch]], Verification]
+Check = Callable[[Outputs, Outputs, Precision], str | None]  # (expected, found) of a batch -> what is wrong, in words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,6 @@ def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTas
         raise wrong_preprocessing("a detector", Letterbox)
     wrapper = StaticDetector(model.eval(), preprocessing.size).eval()
 
-    def verify_all(graph: ExportedGraph, path: Path, batches: Iterable[Batch], between: Between) -> Verification:
-        return verify_detector(wrapper, graph.model, path, batches, between=between)
-
     return ExportTask(
         task="detection",
         model=model,
@@ -170,7 +167,7 @@ def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTas
         reference=own_inference(model),
         record=record,
         preprocessing=preprocessing,
-        verify=verify_all,
+        verify=partial(verify_detector, wrapper),
         check=partial(detections_problem, threshold=model.roi_heads.score_thresh),
         probes=static_detector.PROBES,
         max_batch=2,  # a batch of detections takes long, and photos come singly
@@ -178,21 +175,17 @@ def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTas
 
 
 def verify_elementwise(
-    reference: Runner,
-    outputs: tuple[str, ...],
-    graph: ExportedGraph,
-    path: Path,
-    batches: Iterable[Batch],
-    between: Between,
+    reference: Runner, outputs: tuple[str, ...], candidate: Candidate, batches: Iterable[Batch]
 ) -> Verification:
-    """Every output of the graph at `path`, element by element."""
-    return verify(reference, onnx_runner(path, outputs), batches, FP32, outputs=outputs, between=between)
+    """Every output of a file, element by element."""
+    runner, gate = file_runner(candidate.runner, candidate.path, outputs), GATES[candidate.precision]
+    return verify(reference, runner, batches, gate, outputs=outputs, between=candidate.between)
 
 
-def elementwise_problem(expected: Outputs, found: Outputs) -> str | None:
-    """The first output of `found` that differs, and how."""
+def elementwise_problem(expected: Outputs, found: Outputs, precision: Precision) -> str | None:
+    """The first output of `found` that differs by more than its precision may, and how."""
     for name, values in found.items():
-        problem = compare(expected[name], values, FP32).problem
+        problem = compare(expected[name], values, GATES[precision]).problem
         if problem is not None:
             return f"{name}: {problem}"
     return None

@@ -22,6 +22,7 @@ OUTPUTS = ("logits", "pooled", *FEATURE_LEVELS)
 MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
 WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
 ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf holds 2 GiB in one file; a little is needed besides the weights
+HALF_TYPES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 CHATTY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
@@ -114,6 +115,7 @@ def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outp
         if program is None or program.exported_program is None:
             raise RuntimeError("torch.onnx.export gave no program")
         model = program.model_proto
+    _skip_round_trips(model.graph)
     _tidy(model)
     onnx.checker.check_model(model)
     refuse_operators(model)
@@ -147,6 +149,31 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _skip_round_trips(graph: onnx.GraphProto) -> None:
+    """Takes out casts to half precision of what was just cast from it, as between two parts that compute in it."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    widened = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and types.get(node.input[0]) in HALF_TYPES and _target(node) == onnx.TensorProto.FLOAT
+    }
+    same = {
+        node.output[0]: widened[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Cast" and node.input[0] in widened and _target(node) == types[widened[node.input[0]]]
+    }
+    kept = [node for node in graph.node if node.output[0] not in same]
+    for node in kept:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _target(cast: onnx.NodeProto) -> int:
+    """The type that a Cast casts to."""
+    return next(attribute.i for attribute in cast.attribute if attribute.name == "to")
 
 
 def _tidy(model: onnx.ModelProto) -> None:

@@ -5,21 +5,39 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NumericsReport
+from convmae_deploy.runtime.manifest import NumericsReport, Precision
 from export.gates import Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
 from export.inputs import Batch
-from export.runners import Outputs, Runner
+from export.runners import Outputs, Runner, RunnerName, describe_runner
+from export.to_onnx import ExportedGraph
 
 LOGITS = "logits"
 
 
 class VerificationError(ConvMAEError):
     """The graph does not give the reference's numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A file in question, and what runs it."""
+
+    graph: ExportedGraph  # as it was traced, with probes where there are any
+    path: Path  # as it is in the bundle, without them
+    precision: Precision
+    runner: RunnerName
+
+    @property
+    def between(self) -> tuple[str, str]:
+        """What is compared, for the report: (reference, runtime)."""
+        return f"torch {torch.__version__} eager fp32 (cpu)", describe_runner(self.runner, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
-from export import __main__ as program
+from export import precisions
 from export.to_onnx import ExportedGraph, export_classifier
 
 SIZE = (64, 96)
@@ -61,7 +61,7 @@ def export_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExportedGraph], N
     """Makes the program use a graph that is there already instead of tracing the model again."""
 
     def use(graph: ExportedGraph) -> None:
-        monkeypatch.setattr(program, "export_graph", lambda *_: graph)
+        monkeypatch.setattr(precisions, "export_graph", lambda *_: graph)
 
     return use
 

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Precision
 from export.runners import (
-    FILE_RUNNERS,
     RunnerName,
     describe_runner,
+    file_runner,
     onnx_runner,
     openvino_runner,
     reference_evaluator_runner,
@@ -62,7 +62,7 @@ def test_a_runner_computes_in_the_types_of_the_graph(
 ) -> None:
     if runner == "openvino" and runner not in runners_for(precision):
         pytest.skip(f"no {precision} in OpenVINO on this CPU")
-    found = FILE_RUNNERS[runner](files[precision], ["logits"])(IMAGES)["logits"]
+    found = file_runner(runner, files[precision], ["logits"])(IMAGES)["logits"]
     assert np.abs(rounded(precision) - (IMAGES + LARGE)).max() > 0.05
     np.testing.assert_array_equal(found, rounded(precision))
 

@@ -57,10 +57,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    verification = export_bundle(
-        ExportConfig(checkpoint=checkpoint, out=out, max_batch=2), Console(quiet=True), ["test"]
-    )
-    row = verification.report.outputs["logits"]
+    written = export_bundle(ExportConfig(checkpoint=checkpoint, out=out, max_batch=2), Console(quiet=True), ["test"])
+    row = written["model.onnx"].verification.report.outputs["logits"]
     assert row.passed and row.top1_agreement == 1.0
     predictor = open_predictor(out, device="cpu")
     assert isinstance(predictor, Segmenter)

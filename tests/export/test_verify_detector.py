@@ -13,17 +13,17 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox
 from convmae_deploy.runtime.openvino_backend import openvino_core
 from convmae_deploy.runtime.predictor import Detector, open_predictor
-from export import __main__ as program
-from export import verify_bundle
+from export import precisions, verify_bundle
 from export.__main__ import ExportConfig, export_bundle
+from export.detection_matching import decided, match_image
 from export.gates import FloatArray
 from export.inputs import Samples, made_photos, verification_batches
 from export.runners import Outputs, Runner, onnx_runner
 from export.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph, without_outputs
-from export.verify import VerificationError
-from export.verify_detector import decided, detections_problem, match_image
+from export.verify import Candidate, VerificationError
+from export.verify_detector import detections_problem
 from tests.export.conftest import copy_of
 from tests.export.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
 
@@ -59,7 +59,7 @@ def graph(task: ExportTask) -> ExportedGraph:
 def bundle(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "mine"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "export_graph", lambda *_: graph)
+        patch.setattr(precisions, "export_graph", lambda *_: graph)
         export_bundle(ExportConfig(checkpoint=checkpoint, out=out), Console(quiet=True), ["test"])
     return out
 
@@ -150,7 +150,8 @@ def test_a_broken_layer_fails_in_its_own_tier(
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
     batches = verification_batches(task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
-    verification = task.verify(broken, tmp_path / "model.onnx", batches, ("PyTorch", "the graph"))
+    candidate = Candidate(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runner="onnxruntime")
+    verification = task.verify(candidate, batches)
     elementwise = {failure.output for failure in verification.failures} - {"detections"}
     assert elementwise and all(name.startswith(output) for name in elementwise)
     assert not verification.report.passed and len(verification.report.outputs) == len(DENSE) + len(HEADS) + 2
@@ -192,13 +193,13 @@ def test_more_than_two_percent_without_a_partner_is_a_problem() -> None:
         rows = detections(*((50.0 * index, 0, 0.9) for index in range(count)))
         return {name: np.asarray(values)[None] for name, values in rows.items()}
 
-    assert detections_problem(side(50), side(49), 0.05) is None  # 1 of 99
-    assert detections_problem(side(50), side(47), 0.05) == "3 of 97 detections have no partner, more than 2%"
+    assert detections_problem(side(50), side(49), "fp32", 0.05) is None  # 1 of 99
+    assert detections_problem(side(50), side(47), "fp32", 0.05) == "3 of 97 detections have no partner, more than 2%"
 
 
 def test_a_graph_that_does_not_settle_is_a_problem() -> None:
     one = {name: np.asarray(values)[None] for name, values in detections((0, 1, 0.9)).items()}
-    problem = detections_problem(one, one | {"converged": np.array([0])}, 0.05)
+    problem = detections_problem(one, one | {"converged": np.array([0])}, "fp32", 0.05)
     assert problem == "on 1 of 1 images suppression needs more rounds than the graph has"
 
 

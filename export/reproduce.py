@@ -1,0 +1,100 @@
+"""Shows again what a verification found: python reproduce.py
+
+Runs model.onnx beside this file on the inputs of inputs.npz and holds its outputs against those that were expected. It
+needs NumPy and the runtime that report.json names, and nothing of the project that wrote it. Exit status: 1 where the
+failure shows, 0 where it does not.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EXPECTED, FOUND = "expected_", "found_"  # prefixes of arrays in inputs.npz
+
+
+def main(folder: Path) -> int:
+    """Prints a line for each output; returns the exit status."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    runtime, gate = report["runs_in"], report["gate"]
+    with np.load(folder / "inputs.npz") as arrays:
+        expected = {name.removeprefix(EXPECTED): arrays[name] for name in arrays if name.startswith(EXPECTED)}
+        recorded = {name.removeprefix(FOUND): arrays[name] for name in arrays if name.startswith(FOUND)}
+        inputs = {name: arrays[name] for name in arrays if not name.startswith((EXPECTED, FOUND))}
+    print(f"{folder / 'model.onnx'} in {runtime}; {report['failure']}")
+    try:
+        found = run(folder / "model.onnx", inputs, list(recorded or expected), runtime)
+    except ImportError:
+        raise
+    except Exception as error:  # no runtime's exceptions have a common base
+        print(f"the graph does not run: {' '.join(str(error).split())}")
+        return 1
+    problems = 0
+    for name, values in found.items():
+        if name not in expected:
+            continue
+        problem = problem_of(expected[name], values, gate)
+        problems += problem is not None
+        same = (
+            "as recorded"
+            if name in recorded and np.array_equal(values, recorded[name])
+            else "not bit for bit the recorded"
+        )
+        print(f"{name:16} {problem or 'within the gate'} ({same})")
+    print("The failure shows." if problems else "The failure does not show here.")
+    return 1 if problems else 0
+
+
+def problem_of(expected: "np.ndarray[Any, Any]", found: "np.ndarray[Any, Any]", gate: dict[str, Any]) -> str | None:
+    """What is wrong with an output, image by image; None: nothing. A limit that is null is not held."""
+    if expected.shape != found.shape:
+        return f"has the shape {found.shape} instead of {expected.shape}"
+    if not np.isfinite(found).all():
+        return "holds NaN or infinity"
+    difference = np.abs(expected.astype(np.float64) - found)
+    ratios = []
+    for before, error in zip(expected.astype(np.float64), difference, strict=True):
+        signal, noise = float(np.linalg.norm(before)), float(np.linalg.norm(error))
+        ratios.append(np.inf if noise == 0 else 20 * np.log10(max(signal, 1e-30) / noise))
+    told = f"is off by up to {difference.max(initial=0.0):.3g}, signal-to-noise ratio {min(ratios):.1f} dB"
+    allowed = None if gate["absolute"] is None else gate["absolute"] + gate["relative"] * np.abs(expected)
+    if allowed is not None and (difference > allowed).any():
+        return f"{told}; an entry is off by {(difference / allowed).max():.3g} times the allowed difference"
+    if gate["snr_db"] is not None and min(ratios) < gate["snr_db"]:
+        return f"{told}; the gate is {gate['snr_db']:g} dB"
+    return None
+
+
+def run(path: Path, inputs: dict[str, Any], outputs: list[str], runtime: str) -> dict[str, Any]:
+    """The named outputs of a graph."""
+    if runtime.startswith("openvino"):
+        import openvino
+
+        core = openvino.Core()
+        hint = {"openvino-bf16": "bf16", "openvino-fp32": "f32"}.get(runtime, "dynamic")
+        results = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": hint})(inputs)
+        return {name: np.array(results[name]) for name in outputs}
+    if runtime == "onnx-reference":
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(onnx.load(path))
+        return dict(zip(outputs, evaluator.run(outputs, inputs), strict=True))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # the exception says it all
+    providers = {
+        "cuda": ["CUDAExecutionProvider"],
+        "onnxruntime-tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
+    }
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=[*providers.get(runtime, []), "CPUExecutionProvider"]
+    )
+    return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).parent))
