@@ -20,27 +20,22 @@ in processes of their own (`benchmarks.session`); they depend on neither rounds 
 """
 
 import json
-import platform
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor
 
-from benchmarks.machine import available_cores, processor, quiet_loggers
+from benchmarks.machine import available_cores, quiet_loggers
 from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
 from benchmarks.session import SessionConfig, SessionCost, measure_apart
 from convmae_deploy.errors import ConvMAEError
@@ -52,9 +47,12 @@ from convmae_deploy.runtime.manifest import input_axes
 from convmae_deploy.runtime.openvino_backend import (
     ComputePrecision,
     OpenVinoBackend,
-    import_openvino,
     openvino_precisions,
 )
+from export.benchmark_report import machine_facts
+from export.benchmark_tables import figures_table, versions
+from export.benchmark_timing import REST_SECONDS, Rounds, interleave, summarise, timed_turn
+from export.benchmark_torch import compiled, torch_logits
 from export.gates import FP32, compare
 from export.tasks import ExportTask
 
@@ -69,7 +67,6 @@ MODEL_NAMES: dict[TaskName, str] = {
     "segment": "ConvMAE UperNet, 150 classes",
     "video": "VideoConvMAE classifier, 16 frames, 400 classes",
 }
-SETTLE_SECONDS = 0.25  # before each timed run: the last one's idle threads spin for up to 0.2 s and would disturb it
 REDUCED = {BF16, OPENVINO["bf16"]}  # whose logits may differ from eager fp32 by more than its gate
 
 
@@ -116,13 +113,11 @@ def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Conten
             ONNX: lambda images: backend.run(images, task.outputs)["scores"],
         }
     model = task.model
-    # Shapes stay static: each batch size is compiled for itself, during the warm-up.
-    compiled = torch.compile(model, dynamic=False)
     return {
-        EAGER: torch_contender(model),
-        COMPILED: torch_contender(compiled),
+        EAGER: torch_logits(model),
+        COMPILED: torch_logits(compiled(model)),
         ONNX: backend_contender(backend),
-        BF16: torch_contender(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
+        BF16: torch_logits(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
     } | {
         OPENVINO[precision]: backend_contender(OpenVinoBackend(opened, threads=threads, precision=precision))
         for precision in openvino_precisions()
@@ -132,17 +127,6 @@ def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Conten
 def backend_contender(backend: Backend) -> Contender:
     """The exported graph's logits."""
     return lambda images: backend.run(images, ["logits"])["logits"]
-
-
-def torch_contender(model: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Contender:
-    """A PyTorch model, the casts to and from its precision included."""
-
-    @torch.inference_mode()
-    def run(images: FloatArray) -> FloatArray:
-        logits: FloatArray = model(torch.from_numpy(images).to(dtype)).float().numpy()
-        return logits
-
-    return run
 
 
 def check_logits(entries: dict[str, Contender], images: FloatArray) -> dict[str, float]:
@@ -176,48 +160,21 @@ def check_detections(entries: dict[str, Contender], images: FloatArray) -> dict[
     return {name: float(np.abs(scores - found[EAGER]).max()) for name, scores in found.items()}
 
 
-def measure(
-    entries: dict[str, Contender], images: FloatArray, rounds: int, advance: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds of every timed run of each contender.
-
-    Args:
-        entries: the contenders, warm.
-        images: (B, 3, H, W).
-        rounds: runs of each.
-        advance: called after each round.
-    """
-    names = list(entries)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(SETTLE_SECONDS)
-            begun = time.perf_counter()
-            entries[name](images)
-            seconds[name].append(time.perf_counter() - begun)
-        advance()
-    return seconds
-
-
-def summarise(seconds: dict[str, list[float]], differences: dict[str, float], batch_size: int) -> list[Figure]:
+def figures_of(taken: dict[str, Rounds], differences: dict[str, float], batch_size: int) -> list[Figure]:
     """Percentiles and ratios of one batch size's runs."""
-    eager = float(np.percentile(seconds[EAGER], 50))
-    figures = []
-    for name, runs in seconds.items():
-        median, tail = (float(value) for value in np.percentile(runs, (50, 90)))
-        figures.append(
-            Figure(
-                contender=name,
-                batch_size=batch_size,
-                p50_ms=1000 * median,
-                p90_ms=1000 * tail,
-                images_per_second=batch_size / median,
-                speed_against_eager=eager / median,
-                max_abs_difference=differences[name],
-            )
+    statistics = {name: summarise(rounds, batch_size) for name, rounds in taken.items()}
+    return [
+        Figure(
+            contender=name,
+            batch_size=batch_size,
+            p50_ms=own.p50_ms,
+            p90_ms=own.p90_ms,
+            images_per_second=own.images_per_second,
+            speed_against_eager=statistics[EAGER].p50_ms / own.p50_ms,
+            max_abs_difference=differences[name],
         )
-    return figures
+        for name, own in statistics.items()
+    ]
 
 
 def session_costs(config: LatencyConfig, bundle: Path) -> dict[str, SessionCost]:
@@ -252,41 +209,31 @@ def run_benchmark(config: LatencyConfig, console: Console) -> tuple[list[Figure]
                 for run in entries.values():
                     run(images)
             progress.update(bar, description=f"Batch {batch_size}: measuring")
-            seconds = measure(entries, images, config.rounds, lambda: progress.advance(bar))
-            figures += summarise(seconds, differences, batch_size)
+            turns = {name: partial(timed_turn, partial(run, images)) for name, run in entries.items()}
+            taken = interleave(turns, config.rounds, lambda: progress.advance(bar))
+            figures += figures_of(taken, differences, batch_size)
     return figures, costs
 
 
 def machine(config: LatencyConfig) -> dict[str, str]:
     """What the figures depend on besides the code."""
-    return {
-        "device": f"CPU, {processor()}, {available_cores()} cores",
-        "threads": str(config.threads),
-        "platform": platform.platform(),
-        "torch": str(torch.__version__),
-        "onnxruntime": onnxruntime.__version__,
-        **({"openvino": import_openvino().__version__} if openvino_precisions() else {}),
-    }
+    return machine_facts(config.threads) | {"torch": str(torch.__version__)}  # with its build
 
 
 def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Console) -> None:
     """The heading that a figure must not be quoted without, and the table."""
     facts = machine(config)
-    openvino = f", OpenVINO {facts['openvino']}" if "openvino" in facts else ""
     for line in (
         f"{MODEL_NAMES[config.task]}, {config.variant}, random weights; the exported graph is not fully verified here",
         f"{facts['device']}; {config.threads} threads",
-        f"torch {facts['torch']}, ONNX Runtime {facts['onnxruntime']}{openvino}",
-        f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {SETTLE_SECONDS:g} s rest before",
+        versions(facts),
+        f"{config.rounds} interleaved rounds after {config.warm_up} warm-up runs; {REST_SECONDS:g} s rest before",
         "timed: normalised float32 array to outputs; not timed: decoding, preprocessing, compilation, session start",
     ):
         console.print(line, highlight=False)
-    table = Table(box=box.SIMPLE, padding=0)
-    table.add_column("", no_wrap=True)
-    for heading in ("batch", "p50 ms", "p90 ms", "images/s", "x eager", "max |diff|"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for figure in figures:
-        table.add_row(
+    headings = ("batch", "p50 ms", "p90 ms", "images/s", "x eager", "max |diff|")
+    rows = [
+        (
             figure.contender,
             str(figure.batch_size),
             f"{figure.p50_ms:.2f}",
@@ -295,19 +242,19 @@ def print_figures(figures: Sequence[Figure], config: LatencyConfig, console: Con
             f"{figure.speed_against_eager:.2f}",
             f"{figure.max_abs_difference:.1e}",
         )
-    console.print(table)
+        for figure in figures
+    ]
+    console.print(figures_table("", headings, rows))
 
 
 def print_costs(costs: dict[str, SessionCost], console: Console) -> None:
     """The second table."""
-    table = Table(box=box.SIMPLE, padding=0)
-    table.add_column("a process of its own", no_wrap=True)
-    for heading in ("session start s", "peak GB until then", "peak GB with one image"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for name, cost in costs.items():
         seconds = "" if cost.start_seconds is None else f"{cost.start_seconds:.2f}"
-        table.add_row(name, seconds, f"{cost.started_gb:.2f}", f"{cost.peak_gb:.2f}")
-    console.print(table)
+        rows.append((name, seconds, f"{cost.started_gb:.2f}", f"{cost.peak_gb:.2f}"))
+    headings = ("session start s", "peak GB until then", "peak GB with one image")
+    console.print(figures_table("a process of its own", headings, rows))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

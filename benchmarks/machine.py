@@ -1,24 +1,12 @@
 """What a measurement ran on and took, and what it keeps from the terminal."""
 
 import logging
-import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from convmae_deploy.machine import available_cores, peak_memory_bytes
+from convmae_deploy.machine import available_cores, peak_memory_bytes, processor
 
 __all__ = ["available_cores", "peak_memory_gb", "processor", "quiet_loggers"]
-
-
-def processor() -> str:
-    """The CPU's name."""
-    if Path("/proc/cpuinfo").exists():
-        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        if match is not None:
-            return match[1]
-    return platform.processor() or platform.machine()
 
 
 def peak_memory_gb() -> float:

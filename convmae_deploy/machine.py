@@ -1,7 +1,9 @@
-"""What this process may use of the machine that it runs on."""
+"""What this process may use of the machine that it runs on, and what it has used."""
 
 import ctypes
 import os
+import platform
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +24,15 @@ def peak_memory_bytes() -> int:
     import resource  # which Windows does not have
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def processor() -> str:
+    """The CPU's name."""
+    if Path("/proc/cpuinfo").exists():
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if match is not None:
+            return match[1]
+    return platform.processor() or platform.machine()
 
 
 def keep_freed_memory() -> bool:

@@ -1,0 +1,301 @@
+"""`python -m export.benchmark BUNDLE [--checkpoint RUN]`: what runs a bundle fastest on this machine?
+
+    python -m export.benchmark bundles/mine
+    python -m export.benchmark bundles/mine --checkpoint runs/mine --data photos/ --batch-sizes 1 8 --out benchmark/
+
+Measured is every file of the bundle with everything that can run it here: ONNX Runtime on the CPU, OpenVINO (in full
+precision and in bf16 where the CPU has it, for latency and for throughput), ONNX Runtime's CUDA and TensorRT
+providers, and the TensorRT engines in the bundle's folder; with `--checkpoint` also PyTorch, eager and compiled, on
+the CPU. What is not there is listed with the reason. On a GPU nothing of this has been run yet.
+
+Each contender lives in a process of its own, pinned to the same cores, one for each thread, so that memory and
+failures are its own. In every round each takes one turn, in an order that rotates; a turn is one run, or as many as
+take 0.1 s. Timed is a batch from normalised float32 arrays to outputs as NumPy arrays; decoding, preprocessing,
+postprocessing, compilation and starting are not. Who computes in full precision on the CPU must give the first
+contender's outputs before it is timed. With `--data` every contender then answers those photos or videos, and it is
+told how often it says what the first one says, and the task's metric where there are labels.
+
+Exit status: 0 where all went well, 1 where something failed or nothing could be measured, 2 where the request cannot
+be carried out.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.machine import available_cores
+from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.runtime.bundle import Bundle, load_bundle
+from convmae_deploy.runtime.manifest import ClipPreprocessing
+from export.benchmark_contenders import WAYS, Contender, Way, find_contenders
+from export.benchmark_plot import draw_record
+from export.benchmark_process import Competitor, ContenderError, ContenderProcess
+from export.benchmark_report import (
+    BenchmarkRecord,
+    Judged,
+    LeftOutRecord,
+    advise,
+    contender_records,
+    machine_facts,
+    noise_warnings,
+    rows_of,
+    unit_of,
+)
+from export.benchmark_rounds import Entry, Plan, measure, steps
+from export.benchmark_tables import print_record
+from export.benchmark_worker import Job
+from export.inputs import Samples, graph_input, made_photos, read_photos
+from export.video_inputs import made_clips, read_videos
+
+BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
+RECORD_NAME, PLOT_NAME = "benchmark.json", "benchmark.png"
+FREE_MEMORY = 4  # times the largest file must be free for one more contender to start
+INPUTS_NAME = "inputs.npy"
+TOPOLOGY = Path("/sys/devices/system/cpu")
+MEMORY_INFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Measures everything on this machine that can run a bundle."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
+    checkpoint: Path | None = None  # run folder or checkpoint of the same model: PyTorch is measured too
+    batch_sizes: tuple[int, ...] = ()  # images, or clips, a run; default: 1 8 32, as far as the bundle takes them
+    rounds: int = 10  # turns of each contender at each batch size
+    warm_up: int = 3  # runs before them, at each batch size
+    threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
+    runtimes: tuple[Way, ...] = WAYS  # which to measure
+    files: tuple[str, ...] = ()  # of the bundle, for instance model.onnx; default: all
+    data: Path | None = None  # photos or videos to measure with and to answer, labelled ones for the task's metric
+    samples: int = 32  # of --data, at most
+    out: Path | None = None  # folder for the figures as JSON and the plot; must not exist
+
+    def __post_init__(self) -> None:
+        smallest = min(*self.batch_sizes, self.rounds, self.warm_up, self.threads, self.samples)
+        if smallest < 1:
+            raise ConvMAEError(
+                "--batch-sizes, --rounds, --warm-up, --threads and --samples must all be at least 1; got a smaller one"
+            )
+        if self.threads > available_cores():
+            raise ConvMAEError(f"--threads must be at most {available_cores()}, the cores; got {self.threads}")
+        if not self.runtimes:
+            raise ConvMAEError("--runtimes must name at least one; leave it out for all")
+
+
+def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
+    """Measures everything; progress goes to the console.
+
+    Raises:
+        ConvMAEError: the request cannot be carried out.
+    """
+    bundle = load_bundle(config.bundle)
+    plan = Plan(batch_sizes=batch_sizes(config, bundle), rounds=config.rounds, warm_up=config.warm_up)
+    data = None if config.data is None else config.data.absolute()
+    contenders, left_out = find_contenders(
+        bundle, checkpoint=config.checkpoint is not None, ways=config.runtimes, files=config.files or None
+    )
+    samples = benchmark_samples(bundle, data, min(max(plan.batch_sizes), config.samples))
+    facts, load = machine_facts(config.threads), load_average()
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        pinned(config.threads) as cores,
+        Progress(console=console, transient=True, auto_refresh=False) as progress,  # a thread of its own takes time
+    ):
+        inputs = [graph_input(sample, bundle.manifest.preprocessing) for sample in samples.images]
+        np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
+        bar = progress.add_task("", total=steps(contenders, plan))
+
+        def tell(what: str, advance: int) -> None:
+            progress.update(bar, description=what, advance=advance)
+            progress.refresh()
+
+        entries = measure(
+            contenders,
+            opener(config, bundle, Path(temporary)),
+            plan,
+            tell,
+            answer=None if data is None else lambda competitor: competitor.answers(data, config.samples),
+            exact_outputs=bundle.manifest.task != "detection",  # where near ties may be sorted otherwise
+        )
+    judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
+    rows = rows_of(entries, plan.batch_sizes)
+    records = contender_records(entries, judged)
+    return BenchmarkRecord(
+        bundle=bundle.manifest.name,
+        task=bundle.manifest.task,
+        variant=bundle.manifest.variant,
+        inputs=samples.name,
+        rounds=config.rounds,
+        warm_up=config.warm_up,
+        threads=config.threads,
+        machine=facts | {"pinned": "no" if cores is None else f"to cores {', '.join(map(str, cores))}"},
+        warnings=noise_warnings(load, available_cores(), rows),
+        counted=judged.counted,
+        contenders=records,
+        rows=rows,
+        left_out=tuple(LeftOutRecord(name=one.name, reason=one.reason) for one in left_out),
+        advice=advise(rows, records, unit_of(bundle.manifest.task), judged.counted),
+    )
+
+
+def batch_sizes(config: BenchmarkConfig, bundle: Bundle) -> tuple[int, ...]:
+    """What to measure, ascending: then the most memory so far is that of the largest batch so far.
+
+    Raises:
+        ConvMAEError: the bundle does not take such a batch.
+    """
+    limits = bundle.manifest.input
+    if not config.batch_sizes:
+        return tuple(size for size in BATCH_SIZES if limits.min_batch <= size <= limits.max_batch) or (
+            limits.max_batch,
+        )
+    sizes = tuple(sorted(set(config.batch_sizes)))
+    if not limits.min_batch <= sizes[0] <= sizes[-1] <= limits.max_batch:
+        raise ConvMAEError(
+            f"--batch-sizes must be from {limits.min_batch} to {limits.max_batch}, which is what the bundle takes; got "
+            f"{' '.join(map(str, sizes))}"
+        )
+    return sizes
+
+
+def benchmark_samples(bundle: Bundle, data: Path | None, count: int) -> Samples:
+    """Real photos or clips where a folder is given, else made ones.
+
+    Raises:
+        ConvMAEError: the folder holds none.
+    """
+    spec = bundle.manifest.preprocessing
+    if isinstance(spec, ClipPreprocessing):
+        if data is None:
+            return Samples("made clips", made_clips(spec, count))
+        return Samples("videos", read_videos(data, spec, count))
+    if data is None:
+        return Samples("made pictures", made_photos(count))
+    return Samples("photos", read_photos(data, count))
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute; None: this system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def opener(config: BenchmarkConfig, bundle: Bundle, folder: Path) -> Callable[[Contender], Competitor]:
+    """What starts the processes, as long as there is memory for one more: all of them stay until the end."""
+    least = FREE_MEMORY * max(file.bytes for file in bundle.manifest.files.values())
+
+    def open_competitor(contender: Contender) -> Competitor:
+        free = free_memory()
+        if free is not None and free < least:
+            raise ContenderError(
+                f"only {free / 1e9:.1f} GB of memory are free while the others wait for their turns; measure fewer at "
+                "a time with --runtimes or --files"
+            )
+        job = Job(
+            contender=contender,
+            bundle=config.bundle.absolute(),
+            checkpoint=None if config.checkpoint is None else config.checkpoint.absolute(),
+            threads=config.threads,
+            inputs=folder / INPUTS_NAME,
+        )
+        name = f"process-{len(list(folder.iterdir()))}"
+        return ContenderProcess(job, folder / name, {"OMP_NUM_THREADS": str(config.threads)})
+
+    return open_competitor
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can have without swapping; None: this system does not tell."""
+    if not MEMORY_INFO.exists():
+        return None
+    lines = MEMORY_INFO.read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> Judged:
+    """How often each answers a user's data as the first one does, and the task's metrics."""
+    from export.task_metrics import read_task_data  # it imports torch
+
+    task_data = read_task_data(data, bundle.manifest, limit=limit)
+    answered = {entry.contender: entry.answers for entry in entries if entry.answers is not None}
+    if not answered:
+        return Judged()
+    first = next(iter(answered.values()))
+    agreements = {contender: task_data.agreement(first, answers) for contender, answers in answered.items()}
+    return Judged(
+        counted=next(iter(agreements.values())).counted,
+        agreement={contender: agreement.share for contender, agreement in agreements.items()},
+        metrics={
+            contender: {metric.name: metric.value for metric in task_data.metrics(answers)}
+            for contender, answers in answered.items()
+        }
+        if task_data.labelled
+        else {},
+    )
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[list[int] | None]:
+    """Lets this thread, and every process that it starts, run on as many cores only; None: this system cannot."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield None
+        return
+    allowed = os.sched_getaffinity(0)
+    cores = pick_cores(allowed, threads)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def pick_cores(allowed: Collection[int], count: int, topology: Path = TOPOLOGY) -> list[int]:
+    """The first `count` of the allowed cores, such that no two are halves of one as long as there are others."""
+
+    def turn(core: int) -> tuple[int, int]:
+        """Whether it is the first, second, ... half of its core."""
+        siblings = topology / f"cpu{core}" / "topology" / "thread_siblings_list"
+        if not siblings.exists():
+            return 0, core
+        named = [int(number) for number in re.findall(r"\d+", siblings.read_text(encoding="utf-8"))]
+        return sum(other in allowed and other < core for other in named), core
+
+    return sorted(sorted(allowed, key=turn)[:count])
+
+
+def write_record(out: Path, record: BenchmarkRecord) -> None:
+    """The figures as JSON, and the plot where there is something to draw."""
+    with atomic_directory(out) as directory:
+        (directory / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if any(row.timing is not None for row in record.rows):
+            draw_record(directory / PLOT_NAME, record)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")
+    if config.out is not None:  # before minutes of work
+        if config.out.exists():
+            raise ConvMAEError(f"{config.out} exists already; remove it or choose another --out")
+        check_can_create(config.out)
+    record = run_benchmark(config, Console(stderr=True))
+    print_record(record, Console())
+    if config.out is not None:
+        write_record(config.out, record)
+    return 0 if record.complete else SOME_INPUTS_BAD
+
+
+if __name__ == "__main__":
+    run_program(main)
