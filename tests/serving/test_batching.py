@@ -4,7 +4,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -395,3 +396,38 @@ def test_a_largest_batch_below_every_size_is_a_sentence(manifest: Manifest) -> N
         ConvMAEError, match="CONVMAE_MAX_BATCH is 2, and the model tiny runs in batches of 4, 8; set it"
     ):
         device_batches(Named("cuda:0", batch_sizes=(8, 4)), manifest, 2)
+
+
+def test_jobs_that_fail_and_jobs_that_are_given_up_leave_nothing_behind(
+    device: FakeDevice, backend: BatchingBackend, manifest: Manifest
+) -> None:
+    device.seconds = 0.0005
+    random, pool = np.random.default_rng(0), WorkPool(2, 100.0, backend.estimated_wait)
+    wrong: list[tuple[float, float]] = []
+
+    def job(mark: float, ticket: Ticket) -> None:
+        rows = marked(manifest, *[mark] * int(random.integers(1, 4)))
+        with ticket.away(rows.nbytes):
+            found = backend.run(rows, ["logits"])["logits"]
+        if not (found == mark).all():
+            wrong.append((mark, float(found[0, 0])))
+
+    jobs = []
+    for index in range(100):
+        mark = POISON if random.random() < 0.03 else float(index)
+        jobs.append(pool.submit(partial(job, mark)))
+        if random.random() < 0.3:
+            given_up = int(random.integers(max(0, index - 9), index + 1))
+            if not jobs[given_up][0].abandoned:
+                pool.abandon(*jobs[given_up])
+            time.sleep(0.001)
+        device.lost = 40 <= index < 43
+    finished = wait([future for _, future in jobs], timeout=20)
+    assert not finished.not_done
+    wait_for(lambda: pool.pending == 0)
+    assert (pool.running, pool._free_cores, pool._away, pool._away_bytes) == (0, 2, 0, 0)
+    assert (backend._queued_rows, list(backend._queue), wrong) == (0, [], [])
+    kinds = {type(future.exception()) for _, future in jobs if not future.cancelled()}
+    assert kinds <= {type(None), RuntimeError, ClientGone, DeviceLost} and type(None) in kinds
+    assert backend.run(marked(manifest, 1.0), ["logits"])["logits"][0, 0] == 1.0
+    pool.shutdown()
