@@ -76,9 +76,12 @@ def _stride(spec: OutputSpec) -> str:
 
 
 def _files(manifest: Manifest) -> Table:
-    table = Table("file", "precision", "MB", "opset", "numerics")
+    first = next(iter(manifest.files.values()))
+    table = Table("file", "precision", "MB", "size", "opset", "numerics")
     for name, file in manifest.files.items():
-        table.add_row(Text(name), file.precision, f"{file.bytes / 1e6:.2f}", str(file.opset), _verdict(file))
+        size = f"{file.bytes / first.bytes:.0%}"  # of that of the default
+        row = (Text(name), file.precision, f"{file.bytes / 1e6:.2f}", size, str(file.opset), Text(_verdict(file)))
+        table.add_row(*row)
     return table
 
 
@@ -86,13 +89,15 @@ def _numerics(name: str, file: BundleFile) -> Table:
     report = file.numerics
     assert report is not None
     title = f"{name}: {report.runtime} against {report.reference}; {report.tolerance}; {', '.join(report.inputs)}"
-    table = Table("output", "max abs", "max rel", "cosine", "top-1 agreement", "passed", title=Text(title))
+    headings = ("output", "max abs", "max rel", "SNR dB", "cosine", "top-1", "passed")
+    table = Table(*headings, title=Text(title))
     for output, numbers in report.outputs.items():
         agreement = "" if numbers.top1_agreement is None else f"{numbers.top1_agreement:.4f}"
         table.add_row(
             Text(output),
             f"{numbers.max_abs:.2e}",
             f"{numbers.max_rel:.2e}",
+            "" if numbers.snr_db is None else f"{numbers.snr_db:.1f}",
             f"{numbers.cosine:.7f}",
             agreement,
             "yes" if numbers.passed else "NO",
@@ -103,7 +108,11 @@ def _numerics(name: str, file: BundleFile) -> Table:
 def _verdict(file: BundleFile) -> str:
     if file.numerics is None:
         return "never verified"
-    return "verified" if file.numerics.passed else "FAILED"
+    verdict = f"{'verified' if file.numerics.passed else 'FAILED'} in {file.numerics.runtime}"
+    made = file.quantisation
+    if made is None:
+        return verdict
+    return f"{verdict}; {made.metric}: {made.fp32:.2f} % became {made.int8:.2f} %"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -204,6 +204,30 @@ def test_info_shows_the_whole_bundle(bundle: Path) -> None:
         assert words in result.stdout
 
 
+def test_info_lists_the_files_with_their_sizes_and_what_verified_them(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    graph = (bundle / "model.onnx").read_bytes()
+    (bundle / "model.bf16.onnx").write_bytes(graph)
+    files = manifest["files"]
+    report = files["model.onnx"]["numerics"]
+    rows = {name: {**row, "snr_db": 34.56} for name, row in report["outputs"].items()}
+    files["model.bf16.onnx"] = {
+        **files["model.onnx"],
+        "precision": "bf16",
+        "numerics": {**report, "runtime": "openvino 2026.4 (CPU)", "outputs": rows},
+    }
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert convmae("info", bundle) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "model.bf16.onnx" in line and "100%" in line)
+    for words in ("bf16", f"{len(graph) / 1e6:.2f}", "verified in openvino 2026.4 (CPU)"):
+        assert words in line
+    assert convmae("info", bundle) == 0
+    assert "34.6" in capsys.readouterr().out
+
+
 def test_info_says_how_a_detector_and_a_segmenter_see_a_photo(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
