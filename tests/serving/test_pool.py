@@ -305,15 +305,16 @@ def test_the_estimated_wait_is_that_for_a_core_and_that_for_the_device() -> None
     while not pool._away:
         time.sleep(0.001)
     assert pool.estimated_wait() == 0  # its core is free
-    time.sleep(0.2)
+    time.sleep(0.3)
     answered.set()
     futures.pop().result(5)
     futures = [pool.submit(lambda ticket: release.wait(5))[1] for _ in range(5)]
-    assert pool.estimated_wait() == pytest.approx(5 * 0.03, rel=0.5)  # the time away is not a core's
+    for_a_core = pool.estimated_wait()
+    assert 5 * 0.03 <= for_a_core < 5 * 0.3  # the time away is not a core's
     device_wait = 0.7
-    assert pool.estimated_wait() == pytest.approx(0.7 + 5 * 0.03, rel=0.2)
+    assert pool.estimated_wait() == pytest.approx(0.7 + for_a_core)
     device_wait = 1.1
-    with pytest.raises(ApiError, match="queue is full; try again in 2 s"):
+    with pytest.raises(ApiError, match="queue is full; try again in"):
         pool.admit()
     release.set()
     for future in futures:
