@@ -21,9 +21,10 @@ from convmae_deploy.runtime.gpu import Gpu, find_gpu
 from convmae_deploy.runtime.predictor import Classifier
 from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
 from convmae_deploy.runtime.tensorrt_backend import TensorRtBackend
+from convmae_deploy.runtime.tensorrt_lane import Cuda
 from convmae_deploy.runtime.tensorrt_library import Flavour
 from tests.bundle_factory import make_bundle, make_detection_bundle
-from tests.runtime.fake_tensorrt import FakeCuda, FakeEngine, FakeTensorRt
+from tests.runtime.fake_tensorrt import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
 from tests.runtime.photo_files import photo
 
 GPU = Gpu(name="NVIDIA Test 4000", compute_capability="8.9", cuda="13.0")
@@ -298,3 +299,42 @@ def test_on_a_gpu_an_engine_gives_the_cpu_s_numbers(tmp_path: Path) -> None:
         batch, names = batch_for(bundle, count), list(bundle.manifest.outputs)
         for name, values in on_cpu(bundle, batch, names).items():
             np.testing.assert_allclose(backend.run(batch, names)[name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_the_stand_in_has_nothing_that_the_real_libraries_lack() -> None:
+    rtx = pytest.importorskip("tensorrt_rtx")
+    for fake, real in ((FakeEngine, rtx.ICudaEngine), (FakeContext, rtx.IExecutionContext)):
+        methods = {name for name in vars(fake) if not name.startswith("_")}
+        assert {name for name in methods if not hasattr(real, name)} == set()
+    for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
+        assert hasattr(rtx.ICudaEngine, name)
+    assert rtx.ExecutionContextAllocationStrategy.USER_MANAGED and rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert hasattr(rtx.IRuntimeConfig, "set_execution_context_allocation_strategy")
+    assert hasattr(rtx.IRuntimeConfig, "cuda_graph_strategy") and hasattr(rtx.Runtime, "engine_host_code_allowed")
+    assert (rtx.nptype(rtx.DataType.FLOAT), rtx.nptype(rtx.DataType.INT64)) == (np.float32, np.int64)
+    assert (rtx.DataType.FLOAT.name, rtx.DataType.INT64.name) == ("FLOAT", "INT64")
+    assert [rtx.TensorIOMode.INPUT.name, rtx.TensorIOMode.OUTPUT.name] == ["INPUT", "OUTPUT"]
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason="with a GPU these calls would do something")
+def test_cuda_takes_the_lane_s_calls_and_fails_for_want_of_a_driver() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    stream, graph, executable = runtime.cudaStream_t(0), runtime.cudaGraph_t(0), runtime.cudaGraphExec_t(0)
+    kinds, modes = runtime.cudaMemcpyKind, runtime.cudaStreamCaptureMode
+    calls: list[tuple[Any, ...]] = [
+        ("cudaMalloc", 16),
+        ("cudaMallocHost", 16),
+        ("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking),
+        ("cudaMemcpyAsync", 0, 0, 16, kinds.cudaMemcpyHostToDevice, stream),
+        ("cudaMemcpyAsync", 0, 0, 16, kinds.cudaMemcpyDeviceToHost, stream),
+        ("cudaMemsetAsync", 0, 0, 16, stream),
+        ("cudaStreamSynchronize", stream),
+        ("cudaStreamBeginCapture", stream, modes.cudaStreamCaptureModeThreadLocal),
+        ("cudaStreamEndCapture", stream),
+        ("cudaGraphInstantiate", graph, 0),
+        ("cudaGraphLaunch", executable, stream),
+    ]
+    for name, *arguments in calls:
+        with pytest.raises(ConvMAEError, match=f"CUDA failed in {name} .cudaError"):
+            Cuda(runtime).call(name, *arguments)
+    assert int(stream) == 0
