@@ -29,7 +29,8 @@ from export.half_precision import (
     in_half_precision,
 )
 from export.slotwise import replace_depthwise_3d
-from export.static_detector import StaticDetector
+from export.static_detector import DENSE, StaticDetector
+from export.static_detector import OUTPUTS as DETECTED
 from export.tasks import SegmenterGraph
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, VideoClassifierGraph, export_graph
 from tests.export.conftest import SIZE, tiny_classifier
@@ -105,14 +106,13 @@ def test_each_model_gives_its_numbers_in_half_precision_as_float32(name: str, pr
     half = in_half_precision(wrapper, precision)
     expected, found = wrapper(images), half(images)
     assert [value.dtype for value in found] == [value.dtype for value in expected]
-    exact = 0
-    for want, got in list(zip(expected, found, strict=True))[6 if "StaticDetector" in type(wrapper).__name__ else 0 :]:
-        if want.shape[-1:] == (4,) or not want.is_floating_point():
-            continue  # of a detector: regions, whose order is another
-        noise = signal_to_noise(float(want.norm()), float((want - got).norm()))
-        assert noise > GATES[precision].snr_db
-        exact += noise > 110
-    assert exact == 0, "nothing was rounded"
+    dense = slice(len(DETECTED), len(DETECTED) + len(DENSE)) if isinstance(wrapper, StaticDetector) else slice(None)
+    noises = [
+        signal_to_noise(float(want.norm()), float((want - got).norm()))
+        for want, got in list(zip(expected, found, strict=True))[dense]  # behind them regions change places
+    ]
+    assert min(noises) > GATES[precision].snr_db
+    assert max(noises) < 110, "something was not rounded"
     assert all(torch.equal(before[key], value) for key, value in wrapper.state_dict().items())
 
 
