@@ -8,6 +8,7 @@ Shapes: K classes, H W a photo.
 
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,15 @@ class Agreement:
     counted: str  # what is counted, in words
     decided: int
     agreeing: int  # of those
+    by_chance: float = 0.0  # share that rounding alone may change, as near ties are among them; 0: they are not
 
     @property
     def share(self) -> float:
         """From 0 to 1; 1 where there was nothing to agree on."""
         return self.agreeing / self.decided if self.decided else 1.0
+
+
+Changes = Counter[tuple[int, int]]  # (class of the reference, class of the model) -> how often, where they differ
 
 
 class TaskData(ABC, Generic[Answer]):
@@ -118,6 +123,10 @@ class TaskData(ABC, Generic[Answer]):
     def agreement(self, expected: Sequence[Answer | None], found: Sequence[Answer | None]) -> Agreement:
         """How often a model says what the reference says."""
 
+    def changes(self, expected: Sequence[Answer | None], found: Sequence[Answer | None]) -> Changes:
+        """Which classes a model takes for which others than the reference does; detections have no such pairs."""
+        return Counter()
+
 
 class ClassifiedData(TaskData[FloatArray]):
     """Photos or videos for classifiers; an answer is logits (K,), of the one view in the middle."""
@@ -160,6 +169,12 @@ class ClassifiedData(TaskData[FloatArray]):
             agreeing=comparison.images_agreeing,
         )
 
+    def changes(self, expected: Sequence[FloatArray | None], found: Sequence[FloatArray | None]) -> Changes:
+        """Of top classes, near ties included."""
+        pairs = zip(expected, found, strict=True)
+        classes = [(int(a.argmax()), int(b.argmax())) for a, b in pairs if a is not None and b is not None]
+        return Counter(pair for pair in classes if pair[0] != pair[1])
+
 
 class SegmentedData(TaskData[bytes]):
     """Photos for segmenters; an answer is the compressed labels of the photo."""
@@ -199,7 +214,16 @@ class SegmentedData(TaskData[bytes]):
                 labels = labels_of(before)
                 decided += len(labels)
                 agreeing += int((labels == labels_of(after)).sum())
-        return Agreement(counted="pixels", decided=decided, agreeing=agreeing)
+        return Agreement(counted="pixels", decided=decided, agreeing=agreeing, by_chance=0.001)
+
+    def changes(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Changes:
+        """Of pixels."""
+        counts = np.zeros((self.num_classes, self.num_classes), np.int64)
+        for before, after in zip(expected, found, strict=True):
+            if before is not None and after is not None:
+                counts += confusion_of(labels_of(before), labels_of(after), self.num_classes)
+        np.fill_diagonal(counts, 0)
+        return Counter({(int(row), int(column)): int(counts[row, column]) for row, column in np.argwhere(counts)})
 
 
 def labels_of(answer: bytes) -> NDArray[np.uint16]:
@@ -270,7 +294,9 @@ class DetectedData(TaskData[list[Result]]):
                     partners = [_has_partner(one, others) for one in sure if one["score"] >= SURE]
                     decided += len(partners)
                     agreeing += sum(partners)
-        return Agreement(counted=f"detections with a score of {SURE} or more", decided=decided, agreeing=agreeing)
+        return Agreement(
+            counted=f"detections with a score of {SURE} or more", decided=decided, agreeing=agreeing, by_chance=0.02
+        )
 
 
 def _has_partner(detection: Result, others: Sequence[Result]) -> bool:

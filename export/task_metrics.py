@@ -10,8 +10,9 @@ the training programs read them:
 Any other folder is one of photos or videos without labels: then there is no metric, and models can still be compared.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +26,11 @@ from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.extraction import find_photos
-from convmae_deploy.runtime.manifest import Manifest, Precision, Task
+from convmae_deploy.runtime.manifest import BundleFile, Manifest, Precision, Task
 from convmae_deploy.runtime.predictor import PREDICTORS, AnyPredictor
 from convmae_deploy.runtime.video_formats import find_videos
 from export.runners import Runner
-from export.task_data import ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
+from export.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
 
 SPLIT = "val"
 
@@ -157,11 +158,58 @@ class TaskGate:
 
     differing: float  # largest share of answers that are not the reference's; 1: not held
     loss: float  # points of each metric
+    both_ways: bool = False  # whether a gain of as many points is wrong too
 
 
 TASK_GATES: dict[Precision, TaskGate] = {
-    "fp32": TaskGate(differing=0.0, loss=0.05),
+    "fp32": TaskGate(differing=0.0, loss=0.05, both_ways=True),
     "fp16": TaskGate(differing=0.005, loss=0.2),
     "bf16": TaskGate(differing=0.01, loss=0.3),
     "int8": TaskGate(differing=1.0, loss=1.0),
 }
+
+
+def task_gate(precision: Precision, file: BundleFile | None = None) -> TaskGate:
+    """The gate of a precision; for an int8 file the drop that its maker allowed it.
+
+    Args:
+        precision: that it computes in.
+        file: its entry in the manifest; None: it has none.
+    """
+    gate = TASK_GATES[precision]
+    if precision == "int8" and file is not None and file.quantisation is not None:
+        return replace(gate, loss=file.quantisation.max_drop)
+    return gate
+
+
+def task_problems(
+    gate: TaskGate, before: Sequence[TaskMetric], after: Sequence[TaskMetric], agreement: Agreement
+) -> list[str]:
+    """What is wrong with a graph on a user's data, a clause each.
+
+    Args:
+        gate: that holds.
+        before: metrics of the reference; none without labels.
+        after: metrics of the graph, the same ones.
+        agreement: of the two.
+    """
+    problems = [
+        f"{one.name} changes from {one.value:.2f} % to {other.value:.2f} %, by more than {gate.loss:g} points"
+        for one, other in zip(before, after, strict=True)
+        if one.value - other.value > gate.loss or (gate.both_ways and other.value - one.value > gate.loss)
+    ]
+    allowed = allowed_differences(gate, agreement)
+    # Where labels decide, an answer among near ties that changes is no harm of its own.
+    held = not before or agreement.by_chance == 0
+    if held and agreement.decided - agreement.agreeing > allowed:
+        problems.append(
+            f"the reference's answer on {agreement.agreeing} of {agreement.decided} {agreement.counted}, where "
+            f"{agreement.decided - allowed} are to agree"
+        )
+    return problems
+
+
+def allowed_differences(gate: TaskGate, agreement: Agreement) -> int:
+    """How many answers may be others than the reference's; of few samples one, unless the gate allows none."""
+    exact = math.floor(agreement.by_chance * agreement.decided)
+    return max(exact, math.ceil(gate.differing * agreement.decided))

@@ -1,24 +1,26 @@
-"""`python -m export.verify BUNDLE --checkpoint RUN [--data FOLDER]`: does a finished bundle give PyTorch's numbers?
+"""`python -m export.verify BUNDLE [--checkpoint RUN] [--data FOLDER]`: does a finished bundle give the right numbers?
 
-What is compared, each against the checkpoint that the bundle was made from:
+All files of the bundle are run on all runtimes that are here, those of TensorRT and CUDA where there is a GPU, and held
+against PyTorch with the weights of `--checkpoint`, or without it against the bundle's own fp32 graph in ONNX Runtime:
 
 1. The files with the hashes of the manifest, and the licence.
-2. The graph in ONNX Runtime with the PyTorch model, on the inputs and with the gates of `python -m export`. Where one
-   does not hold, the first diverging layer is named and a folder that reproduces it is left.
-3. The manifest's task, classes and preprocessing with the checkpoint's. A wrong mean, or means in the order of BGR,
-   cannot show in 2, as the graph takes pixels that are normalised already; here every figure is compared.
-4. With `--data` for classifiers, `FOLDER/val/<class>/*`: top-1 of PyTorch with the checkpoint's preprocessing and of
-   the bundle as it is served with the manifest's, and that they agree on every photo that is no near tie. It says what
-   a difference found in 2 or 3 costs.
+2. Every output, on random numbers, pictures and constants at several batch sizes, with the gates of the file's
+   precision. Where one does not hold, the first diverging layer is named and a folder that reproduces it is left.
+3. With a checkpoint, the manifest's task, classes and preprocessing. A wrong mean, or means in the order of BGR, cannot
+   show in 2, as the graph takes pixels that are normalised already; here every figure is compared.
+4. With `--data`, the bundle as it is served: where there are labels (see `task_metrics`) top-1, mAP or mIoU of the
+   reference and of each file, and always how often they agree. It says what a difference found in 2 or 3 costs.
+
+`--report FILE.html` writes all of it as one page for those who decide on a deployment.
 
 Exit status: 0 where all holds, 1 where something does not, 2 where the request cannot be carried out.
 """
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import onnx
 import torch
@@ -26,49 +28,61 @@ import tyro
 from rich.console import Console
 
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
-from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import check_can_create, sha256_of
+from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import SOME_INPUTS_BAD
-from convmae_deploy.runtime.base_predictor import ModelOutputError
 from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
-from convmae_deploy.runtime.manifest import MANIFEST_NAME, Manifest, input_axes
-from convmae_deploy.runtime.predictor import Classifier
-from export.agreement import SPLIT, measure_agreement, read_labelled
-from export.inputs import verification_batches
-from export.packaging import check_with_runtime
-from export.report import FAILED_SUFFIX, print_report
-from export.runners import onnx_runner
+from convmae_deploy.runtime.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
+from export.combinations import Combination, RuntimeChoice, combinations_of, start
+from export.explaining import Explainer
+from export.html_report import html_report
+from export.inputs import Batch, Samples, made_photos, verification_batches
+from export.outcomes import print_outcomes
+from export.report import FAILED_SUFFIX
+from export.task_data import TaskData
+from export.task_metrics import SPLIT, predictor_on, read_task_data
 from export.tasks import ExportTask, open_task
 from export.to_onnx import ExportedGraph, export_graph
-from export.verification import explain, photo_batch, run_verification, verification_samples
-from export.verify import Verification, VerificationError
+from export.verification import CLIPS, PHOTOS, run_verification, verification_samples
+from export.verify import VerificationError
+from export.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
+from export.video_inputs import made_clips
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Holds a finished bundle against the checkpoint that it was made from."""
+    """Holds a finished bundle against the checkpoint that it was made from, file by file and runtime by runtime."""
 
     bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
-    checkpoint: Path  # the run folder or checkpoint
-    # photos or videos for the comparison, labelled ones for top-1; default: those the run was validated on, else made
+    # the run folder or checkpoint; default: none, the bundle's own fp32 graph in ONNX Runtime is the reference
+    checkpoint: Path | None = None
+    file: tuple[str, ...] = ()  # which files of the bundle; default: all, engines too
+    runtime: tuple[RuntimeChoice, ...] = ()  # what to run them on; default: all that are here
+    # photos or videos, labelled ones for the task's metric; default: those the run was validated on, else made
     data: Path | None = None
+    split: str = SPLIT  # which part of labelled data
+    limit: int | None = None  # so many photos or videos of the data at most, spread evenly; default: all
+    report: Path | None = None  # a page to write, FILE.html; default: none
     out: Path | None = None  # folder for what reproduces a failure; default: beside the bundle, its name with .failed
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.report.suffix not in (".html", ".htm"):
+            raise ConvMAEError(f"--report must be the name of a page, FILE.html; got {self.report}")
 
     @property
     def failed(self) -> Path:
-        """Where the reproducer goes; an older one is replaced."""
+        """Where the reproducers go, in a folder for each file; older ones are replaced."""
         bundle = self.bundle.resolve()
         return bundle.with_name(bundle.name + FAILED_SUFFIX) if self.out is None else self.out
 
 
-def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]) -> Verification:
-    """Prints the table and what else was compared.
+def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]) -> Results:
+    """Prints the tables and what else was compared, and writes the page.
 
     Args:
         config: what to compare.
-        console: where the report goes.
-        command: the program's arguments, for the reproducer.
+        console: where the tables go.
+        command: the program's arguments, for the page and the reproducers.
 
     Raises:
         BundleError: a file was changed.
@@ -77,38 +91,96 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     """
     if not (config.bundle / MANIFEST_NAME).is_file():
         raise ConvMAEError(f"a bundle is a folder with a {MANIFEST_NAME}; found none at {config.bundle}")
-    check_can_create(config.failed)
+    for path in (config.failed, config.report):
+        if path is not None:
+            check_can_create(path)
     bundle = load_bundle(config.bundle)
-    path, description = bundle.graph()
-    if description.precision != "fp32":
-        raise ConvMAEError(f"{path} is {description.precision}; only fp32 graphs have gates here")
-    task = open_reference(bundle, config.checkpoint)
-    if config.data is not None and task.task == "classification":
-        labelled = read_labelled(config.data, bundle.manifest.classes)  # before minutes of work
-    else:
-        labelled = None
-    samples = verification_samples(task.preprocessing, config.data, config.checkpoint)
-    batches = verification_batches(task.preprocessing, samples, bundle.manifest.input.max_batch)
-    with console.status("Tracing the checkpoint's model ..."):
-        graph = traced_graph(path, task, bundle.manifest)
-    verification = run_verification(task, graph, path, batches)
-    print_report(verification.report, console)
-    problems = manifest_problems(bundle.manifest, task)
-    if labelled is not None and all(row.max_abs < float("inf") for row in verification.report.outputs.values()):
-        problems += labelled_problems(task, config.bundle, labelled, console)
-    elif config.data is not None and labelled is None and task.task == "classification":
-        console.print(f"No top-1: {config.data} has no folder {SPLIT} of classes.", highlight=False)
-    origin = origin_note(bundle.manifest, config.checkpoint)
-    if origin is not None:
-        console.print(f"Note: {origin}.", highlight=False)
-    if verification.failures:
-        runner = onnx_runner(path, task.outputs)
-        error = explain(task, graph, runner, verification, config.failed, command, "")
-        problems.insert(0, str(error) if origin is None else f"{error}; {origin}")
-    if problems:
-        raise VerificationError("; and ".join(problems))
-    check_with_runtime(config.bundle, task.reference, photo_batch(batches), task.check)
-    return verification
+    if bundle.graph()[1].precision != "fp32":
+        raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
+    combinations = combinations_of(bundle, config.file, config.runtime)
+    task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
+    reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
+    data = None  # before minutes of work: a mistake in them ends it all
+    if config.data is not None:
+        data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
+    samples = pictures(config, reference.manifest, data)
+    batches = verification_batches(reference.manifest.preprocessing, samples, bundle.manifest.input.max_batch)
+    traced, right = None, onnx.load(bundle.graph()[0])
+    if task is not None:
+        with console.status("Tracing the checkpoint's model ..."):
+            traced, right = traced_graph(bundle.graph()[0], task, bundle.manifest)
+    explainer = Explainer(
+        bundle=bundle,
+        reference=reference,
+        right=right,
+        traced=traced,
+        fp32_file=bundle.default_file,
+        folder=config.failed,
+        command=command,
+    )
+    results = examine_all(bundle, reference, combinations, batches, data, task, explainer)
+    results = replace(
+        results,
+        manifest_problems=() if task is None else tuple(manifest_problems(bundle.manifest, task)),
+        notes=tuple(notes_on(bundle, config, data)),
+    )
+    print_outcomes(results, console)
+    if config.report is not None:
+        with atomic_file(config.report) as temporary:
+            temporary.write_text(html_report(results, command), encoding="utf-8")
+        console.print(f"Report: {config.report}", highlight=False)
+    if results.problems:
+        origin = None if config.checkpoint is None else origin_note(bundle.manifest, config.checkpoint)
+        raise VerificationError("; and ".join([*results.problems, *([] if origin is None else [origin])]))
+    return results
+
+
+def examine_all(
+    bundle: Bundle,
+    reference: Reference,
+    combinations: Sequence[Combination],
+    batches: list[Batch],
+    data: TaskData[Any] | None,
+    task: ExportTask | None,
+    explainer: Explainer,
+) -> Results:
+    """Every combination against the reference, failures explained, once for each file.
+
+    Args:
+        bundle: whose files.
+        reference: what is right.
+        combinations: files on runtimes; those that cannot be run are taken over as they are.
+        batches: the inputs of the graphs.
+        data: the user's.
+        task: of the checkpoint; None: there is none.
+        explainer: of failures.
+    """
+    answers, reference_task = None, None
+    if data is not None:
+        predictor = predictor_on(reference.runner, reference.manifest, reference.short)
+        answers = data.answers(predictor, title=f"{reference.short}: {data.kind}")
+        reference_task = TaskAnswers(metrics=data.metrics(answers))
+    kept = replace(reference, runner=KeptRunner(reference.runner))
+    examiner = Examiner(bundle=bundle, reference=kept, batches=batches, data=data, reference_answers=answers)
+    outcomes: list[Outcome] = []
+    for combination in combinations:
+        is_first = combination.file == bundle.default_file and combination.runtime == "onnxruntime"
+        if is_first and task is None and combination.reason is None:
+            continue  # it is the reference
+        verification = None
+        if is_first and task is not None and explainer.traced is not None and combination.reason is None:
+            verification = run_verification(task, explainer.traced, bundle.graph()[0], batches)
+        outcome = examiner.examine(combination, verification)
+        explained = any(other.reproducer and other.combination.file == combination.file for other in outcomes)
+        outcomes.append(explainer.explain(outcome) if outcome.failures and not explained else outcome)
+    return Results(
+        bundle=bundle,
+        reference=reference,
+        outcomes=tuple(outcomes),
+        reference_task=reference_task,
+        data=data,
+        layers=explainer.layers_of_files(outcomes, batches),
+    )
 
 
 def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
@@ -126,8 +198,41 @@ def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
     return task
 
 
-def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> ExportedGraph:
-    """The bundle's graph with the traced program that it should compute, and with the task's probes as outputs.
+def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:
+    """PyTorch, with the checkpoint's own classes and preprocessing."""
+    fields = {"classes": task.record.classes, "preprocessing": task.preprocessing}
+    return Reference(
+        runner=task.reference,
+        title=f"torch {torch.__version__} eager fp32 (cpu)",
+        short="PyTorch",
+        manifest=bundle.manifest.model_copy(update=fields),
+    )
+
+
+def own_reference(bundle: Bundle) -> Reference:
+    """The bundle's fp32 graph in ONNX Runtime."""
+    combination = Combination(file=bundle.default_file, runtime="onnxruntime", precision="fp32")
+    runner, runtime = start(combination, bundle)
+    return Reference(
+        runner=runner,
+        title=f"{bundle.default_file} in {runtime}",
+        short=f"{bundle.default_file} in ONNX Runtime",
+        manifest=bundle.manifest,
+    )
+
+
+def pictures(config: VerifyConfig, manifest: Manifest, data: TaskData[Any] | None) -> Samples:
+    """Real photos or clips where there are any: the user's, else those of the checkpoint's run, else made ones."""
+    spec = manifest.preprocessing
+    if config.checkpoint is not None or data is not None:
+        return verification_samples(spec, config.data, config.checkpoint or config.bundle)
+    if isinstance(spec, ClipPreprocessing):
+        return Samples("made clips", made_clips(spec, CLIPS))
+    return Samples("made pictures", made_photos(PHOTOS))
+
+
+def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[ExportedGraph, onnx.ModelProto]:
+    """The bundle's graph with the traced program that it should compute and the task's probes as outputs; a fresh one.
 
     Raises:
         BundleError: the graph is no ONNX model.
@@ -140,7 +245,7 @@ def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> ExportedGr
         model = onnx.load(path)
     except Exception as error:  # protobuf's exceptions differ from version to version
         raise BundleError(f"{path} is no ONNX model; export it again") from error
-    return ExportedGraph(with_outputs(model, fresh.model, task.probes), fresh.program, fresh.outputs)
+    return ExportedGraph(with_outputs(model, fresh.model, task.probes), fresh.program, fresh.outputs), fresh.model
 
 
 def with_outputs(model: onnx.ModelProto, source: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
@@ -184,15 +289,27 @@ def classes_problem(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
     return f"the manifest's class {index} must be {expected[index]!r} as in the checkpoint, found {found[index]!r}"
 
 
-def labelled_problems(task: ExportTask, bundle: Path, folder: PhotoFolder, console: Console) -> list[str]:
-    """Prints top-1 of both sides; what is wrong with it, if anything."""
-    try:
-        agreement = measure_agreement(task, Classifier.open(bundle, device="cpu"), folder)
-    except ModelOutputError as error:
-        return [f"the bundle does not classify the labelled photos: {error}"]
-    sentence = agreement.sentence()
-    console.print(f"Labelled photos: {sentence}.", highlight=False)
-    return [sentence] if agreement.agreeing < agreement.decided else []
+def notes_on(bundle: Bundle, config: VerifyConfig, data: TaskData[Any] | None) -> list[str]:
+    """What a reader must know besides the results, sentences without their full stop; where it is from comes first."""
+    notes = []
+    numerics = bundle.graph()[1].numerics
+    if config.checkpoint is not None:
+        origin = origin_note(bundle.manifest, config.checkpoint)
+        notes += [] if origin is None else [origin]
+    elif numerics is None or not numerics.passed:
+        state = "was never verified" if numerics is None else "failed its verification"
+        notes.append(f"the reference is {bundle.default_file}, which {state} against PyTorch; give --checkpoint")
+    else:
+        notes.append(
+            f"without a checkpoint the reference is {bundle.default_file} in ONNX Runtime, of which the manifest says "
+            f"that it was verified against {numerics.reference}"
+        )
+    if data is not None and not data.labelled:
+        notes.append(
+            f"the {len(data.files)} {data.kind} of --data have no labels that are known here, so there is no metric, "
+            "only agreement"
+        )
+    return notes
 
 
 def origin_note(manifest: Manifest, checkpoint: Path) -> str | None:

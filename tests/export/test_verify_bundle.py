@@ -20,8 +20,8 @@ from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.bundle import load_bundle
 from export import __main__ as exporting
+from export import precisions
 from export import verify_bundle as program
-from export.agreement import Agreement
 from export.tasks import open_task
 from export.to_onnx import ExportedGraph
 from tests.bundle_factory import make_segmentation_bundle, write_manifest
@@ -36,7 +36,7 @@ Damage = Callable[[onnx.ModelProto], None]
 def good(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "mine"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "export_graph", lambda *_: graph)
+        patch.setattr(precisions, "export_graph", lambda *_: graph)
         config = exporting.ExportConfig(checkpoint=checkpoint, out=out, max_batch=MAX_BATCH)
         exporting.export_bundle(config, Console(quiet=True), ["test"])
     return out
@@ -49,12 +49,36 @@ def bundle(good: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest
     return Path(shutil.copytree(good, tmp_path / "mine"))
 
 
-def verify(bundle: Path, checkpoint: Path, *more: str) -> int:
-    """Runs the program and returns its exit status."""
+def verify(bundle: Path, checkpoint: Path | None, *more: str, runtimes: tuple[str, ...] = ("onnxruntime",)) -> int:
+    """Runs the program, in one runtime unless told otherwise, and returns its exit status."""
+    arguments = [str(bundle), *more, *(("--runtime", *runtimes) if runtimes else ())]
+    if checkpoint is not None:
+        arguments += ["--checkpoint", str(checkpoint)]
     with pytest.raises(SystemExit) as exit_info:
-        run_program(lambda: program.main([str(bundle), "--checkpoint", str(checkpoint), *more]))
+        run_program(lambda: program.main(arguments))
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code
+
+
+def add_rounded(bundle: Path, precision: str, damage: Damage = lambda model: None) -> str:
+    """Adds a file whose weights are rounded to float16, or to eight bits; it computes in float32."""
+    model = onnx.load(bundle / "model.onnx")
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.ndim:
+            step = np.abs(values).max() / 127 or 1
+            rounded = np.round(values / step) * step if precision == "int8" else values.astype(np.float16)
+            store(weight, rounded.astype(np.float32))
+    damage(model)
+    name, content = f"model.{precision}.onnx", model.SerializeToString()
+    (bundle / name).write_bytes(content)
+
+    def add(manifest: dict[str, Any]) -> None:
+        about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "precision": precision}
+        manifest["files"][name] = manifest["files"]["model.onnx"] | about | {"numerics": None}
+
+    edit_manifest(bundle, add)
+    return name
 
 
 def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -117,12 +141,14 @@ def test_a_damaged_graph_fails_and_the_layer_is_named(
     damage_graph(bundle, damage)
     assert verify(bundle, checkpoint) == 1
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: the graph does not give PyTorch's numbers: worst output")
+    assert error.startswith("error: model.onnx in ONNX Runtime: worst output")
     assert f"first diverging layer: {module} (" in error and "\n" not in error
-    failed = bundle.with_name("mine.failed")
+    failed = bundle.with_name("mine.failed") / "model"
     assert str(failed) in error
-    assert sorted(path.name for path in failed.iterdir()) == ["command.txt", "inputs.npz", "model.onnx", "report.json"]
-    assert (failed / "command.txt").read_text().startswith(f"python -m export.verify {bundle} --checkpoint")
+    assert sorted(path.name for path in failed.iterdir()) == [
+        *("command.txt", "inputs.npz", "model.onnx", "report.json", "reproduce.py")
+    ]
+    assert (failed / "command.txt").read_text().startswith(f"python -m export.verify {bundle} --runtime")
     with np.load(failed / "inputs.npz") as arrays:
         assert len(arrays["image"]) == 1 and "found_logits" in arrays
 
@@ -130,7 +156,7 @@ def test_a_damaged_graph_fails_and_the_layer_is_named(
 def test_the_reproducer_goes_where_it_is_told(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
     damage_graph(bundle, transpose_weight)
     assert verify(bundle, checkpoint, "--out", str(tmp_path / "evidence" / "first")) == 1
-    assert (tmp_path / "evidence" / "first" / "report.json").is_file()
+    assert (tmp_path / "evidence" / "first" / "model" / "report.json").is_file()
     assert not bundle.with_name("mine.failed").exists()
 
 
@@ -196,30 +222,103 @@ def test_labelled_photos_give_the_same_top1_of_both(
     (data / "val" / "eel" / "broken.png").write_bytes(b"no photo")
     assert verify(bundle, checkpoint, "--data", str(data)) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "(change +0.00 points) on 18 photos; 1 could not be decoded; the same class on" in printed
+    assert "+0.00" in printed and "on 18 photos" in printed
     assert "photos batch 4" in printed
 
 
-def test_labelled_photos_that_are_classified_otherwise_fail(
-    bundle: Path,
-    checkpoint: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_a_wrong_mean_costs_is_told_on_labelled_photos(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = Agreement(photos=8, unreadable=0, reference_right=6, found_right=5, decided=7, agreeing=6)
-    monkeypatch.setattr(program, "measure_agreement", lambda *_: found)
-    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=1)
+    wrong = {"mean": [0.1, 0.9, 0.5], "std": [0.05, 2.0, 0.3]}
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update(wrong))
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=6)
     assert verify(bundle, checkpoint, "--data", str(data)) == 1
-    assert capsys.readouterr().err.strip() == f"error: {found.sentence()}"
+    error = capsys.readouterr().err.strip()
+    assert "the manifest's preprocessing.mean must be" in error
+    assert "model.onnx in ONNX Runtime: the reference's answer on" in error and "\n" not in error
 
 
-def test_photos_without_labels_take_part_in_the_comparison_alone(
+def test_photos_without_labels_tell_how_often_the_files_agree(
     bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_photo_folder(tmp_path / "photos", per_class=2) / "train"
     assert verify(bundle, checkpoint, "--data", str(data)) == 0
-    assert "has no folder val of classes" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the 4 photos of --data have no labels that are known here" in printed and "on 4 photos" in printed
+
+
+def test_without_a_checkpoint_the_fp32_graph_is_the_reference_and_that_is_said(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_rounded(bundle, "fp16")
+    assert verify(bundle, None) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "without a checkpoint the reference is model.onnx in ONNX Runtime" in printed
+    assert "All holds: 1 file on 1 runtime, 1 run, against model.onnx in ONNX Runtime." in printed
+    assert "model.fp16.onnx" in printed
+
+
+def test_a_reference_that_was_never_verified_is_pointed_out(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["files"]["model.onnx"].update(numerics=None))
+    add_rounded(bundle, "fp16")
+    assert verify(bundle, None) == 0
+    assert "which was never verified against PyTorch; give --checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("damage", "module"),
+    [(perturb_one_number, "encoder.blocks1.0.mlp.fc2"), (swap_red_and_blue, "encoder.patch_embed1")],
+    ids=["weight", "channels"],
+)
+def test_a_damaged_file_of_reduced_precision_is_found_with_its_layer_while_the_others_hold(
+    bundle: Path, capsys: pytest.CaptureFixture[str], damage: Damage, module: str
+) -> None:
+    add_rounded(bundle, "int8")
+    add_rounded(bundle, "fp16", damage)
+    assert verify(bundle, None) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: model.fp16.onnx in ONNX Runtime: worst output")
+    assert f"first diverging layer: {module}" in captured.err and "int8" not in captured.err
+    assert (bundle.with_name("mine.failed") / "model.fp16" / "reproduce.py").is_file()
+    assert "1 of 2 runs does not hold." in captured.out
+
+
+def test_an_int8_file_is_held_to_the_drop_that_its_maker_allowed(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = add_rounded(bundle, "int8", swap_red_and_blue)
+    photos = make_photo_folder(tmp_path / "photos", classes=CLASSES, per_class=6)
+    about = {"calibrated_on": "none", "method": "none", "layers": 1, "returned": [], "metric": "top-1", "samples": 30}
+
+    def allow(points: float) -> int:
+        record = about | {"fp32": 50.0, "int8": 50.0, "max_drop": points}
+        edit_manifest(bundle, lambda manifest: manifest["files"][name].update(quantisation=record))
+        return verify(bundle, checkpoint, "--data", str(photos), "--file", name)
+
+    assert allow(100.0) == 0
+    capsys.readouterr()
+    assert allow(-100.0) == 1
+    assert f"{name} in ONNX Runtime: top-1 changes from" in capsys.readouterr().err
+
+
+def test_every_runtime_here_is_tried_and_the_others_are_listed_with_their_reason(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "pages" / "report.html"
+    assert verify(bundle, checkpoint, "--report", str(page), runtimes=()) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not run: ONNX Runtime, CUDA: device cuda needs" in printed and f"Report: {page}" in printed.replace(
+        " /", " /"
+    )
+    text = page.read_text(encoding="utf-8")
+    assert "All holds" in text and "ONNX Runtime, CUDA" in text
+
+
+def test_a_failure_is_in_the_report_too(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    damage_graph(bundle, transpose_weight)
+    assert verify(bundle, checkpoint, "--report", str(tmp_path / "report.html")) == 1
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 of 1 run does not hold." in text and "encoder.blocks2.0.conv1" in text
 
 
 def test_other_weights_than_the_stated_ones_are_pointed_out(
@@ -236,12 +335,15 @@ def test_other_weights_than_the_stated_ones_are_pointed_out(
     assert verify(bundle, tmp_path / "other") == 1
     error = capsys.readouterr().err
     assert "worst output logits" in error and "it was exported from other weights" in error
+    assert "\n" not in error.strip()
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--data", "missing"), "--data must be a folder of photos"),
+        (("--data", "missing"), "--data must be a folder; found nothing at missing"),
+        (("--file", "model.int4.onnx"), "has no file 'model.int4.onnx'; choose from model.onnx"),
+        (("--report", "page.pdf"), "--report must be the name of a page, FILE.html; got page.pdf"),
         (("--checkpoint", "missing"), "must be a run folder or a checkpoint"),
     ],
 )
@@ -272,6 +374,14 @@ def test_classes_that_the_model_does_not_know_end_with_2(
     data = make_photo_folder(tmp_path / "photos", classes=("ant", "zebra"), per_class=1)
     assert verify(bundle, checkpoint, "--data", str(data)) == 2
     assert "has classes that the model does not know, for instance 'zebra'" in capsys.readouterr().err
+
+
+def test_a_runtime_that_can_run_none_of_the_files_ends_with_2_and_its_reason(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(bundle, checkpoint, runtimes=("tensorrt",)) == 2
+    error = capsys.readouterr().err
+    assert "runtime tensorrt cannot run model.onnx here: TensorRT runs engines, which" in error
 
 
 @pytest.mark.slow
