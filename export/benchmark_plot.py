@@ -30,7 +30,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     figure = Figure(figsize=(10, 1.6 + 0.32 * len(places)), layout="constrained")
     machine = record.machine
     figure.suptitle(
-        f"{record.bundle} ({record.task}), {record.threads} threads on {machine['device']}\n"
+        f"{record.bundle} ({record.task}) on {machine['device']}, threads: {record.threads}\n"
         f"{record.rounds} interleaved rounds; preprocessing not included",
         fontsize=9,
     )

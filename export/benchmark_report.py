@@ -276,4 +276,5 @@ def _caveat(best: Row, contenders: Sequence[ContenderRecord], counted: str | Non
     (entry,) = (entry for entry in contenders if entry.name == best.contender)
     if entry.agreement is None or entry.agreement == 1 or counted is None:
         return ""
-    return f"; it gives the answers of {contenders[0].name} on {entry.agreement:.1%} of the {counted}"
+    first = next(other.name for other in contenders if other.agreement is not None)
+    return f"; it gives the answers of {first} on {entry.agreement:.1%} of the {counted}"

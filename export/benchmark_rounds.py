@@ -113,7 +113,8 @@ def _compare_outputs(entries: Sequence[Entry], batch_size: int, exact_outputs: b
         except ContenderError as error:
             entry.problem = str(error)
             continue
-        reference = reference or found
+        if reference is None:
+            reference, exact_outputs = found, exact_outputs and entry.contender.exact
         for name, values in found.items():
             if name not in reference or not np.issubdtype(values.dtype, np.floating):
                 continue

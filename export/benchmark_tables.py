@@ -38,7 +38,7 @@ def print_record(record: BenchmarkRecord, console: Console) -> None:
     machine = record.machine
     for line in (
         f"{record.bundle}: {record.variant}, {record.task}; on {record.inputs}",
-        f"{machine['device']}; {record.threads} threads, pinned: {machine['pinned']}",
+        f"{machine['device']}; threads: {record.threads}, pinned: {machine['pinned']}",
         versions(machine),
         f"{record.rounds} interleaved rounds after {record.warm_up} warm-up runs, each contender in its own process",
         f"timed: {record.timed}",

@@ -144,6 +144,13 @@ def test_full_precision_must_give_the_first_one_s_outputs_and_reduced_need_not(e
     assert run(fakes, exact_outputs=False)[OPENVINO].problem is None
 
 
+def test_full_precision_is_not_held_against_a_reduced_one(events: list[str]) -> None:
+    fakes = {INT8: FakeCompetitor("c", events), FP32: FakeCompetitor("a", events)}
+    fakes[FP32].values = np.array([[1.0, 2.2]], np.float32)
+    found = run(fakes)
+    assert found[FP32].problem is None and found[FP32].difference == pytest.approx(0.1)
+
+
 def test_outputs_that_are_not_finite_are_refused_in_every_precision(events: list[str]) -> None:
     fakes = {FP32: FakeCompetitor("a", events), INT8: FakeCompetitor("c", events)}
     fakes[INT8].values = np.array([[np.nan, 2.0]], np.float32)
