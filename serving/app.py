@@ -127,7 +127,7 @@ class Api:
         if predictor is None:
             known = ", ".join(self.predictors)
             raise ApiError(404, "unknown_model", f"expected one of {known}, got the model {name[:80]!r}", field="name")
-        return JSONResponse(describe_model(self.predictors, predictor))
+        return JSONResponse(describe_model(self.predictors, predictor, self.settings.file))
 
     async def live(self, request: Request) -> Response:
         """GET /livez: the process answers."""

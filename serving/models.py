@@ -145,10 +145,17 @@ def list_models(predictors: Predictors) -> dict[str, Any]:
     return {"object": "list", "data": [_summary(predictors, predictor) for predictor in predictors.values()]}
 
 
-def describe_model(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
-    """The answer of /v1/models/{name}: everything a client needs to use the model, and what was proven about it."""
+def describe_model(predictors: Predictors, predictor: Predictor, graph: str | None = None) -> dict[str, Any]:
+    """The answer of /v1/models/{name}: everything a client needs to use the model, and what was proven about it.
+
+    Args:
+        predictors: all models.
+        predictor: the one to describe.
+        graph: the file of its bundle that the settings chose; None, or an engine: the first graph is described.
+    """
     manifest = predictor.manifest
-    file_name, file = next(iter(manifest.files.items()))
+    file_name = graph if graph in manifest.files else next(iter(manifest.files))
+    file = manifest.files[file_name]
     return _summary(predictors, predictor) | {
         "labels": manifest.classes,
         "input": manifest.input.model_dump(mode="json"),

@@ -13,7 +13,14 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.predictor import Classifier, Detector
 from serving.errors import ApiError
-from serving.models import batching_backends, choose, close_predictors, load_bundles, open_predictors
+from serving.models import (
+    batching_backends,
+    choose,
+    close_predictors,
+    describe_model,
+    load_bundles,
+    open_predictors,
+)
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.fake_device import FakeDevice
@@ -99,3 +106,18 @@ def test_a_model_that_does_not_start_ends_the_threads_of_those_before_it(
 
 def test_a_model_on_the_cpu_has_no_batches_whatever_the_setting(bundle: Path) -> None:
     assert batching_backends(open_predictors(Settings(bundle=(bundle,), device="cpu", max_batch=4))) == {}
+
+
+def test_the_graph_that_was_chosen_is_the_one_that_is_described(predictors: dict[str, Classifier]) -> None:
+    tiny = predictors["tiny"]
+    file = tiny.manifest.files["model.onnx"]
+    files = {"model.onnx": file, "model.fp16.onnx": file.model_copy(update={"precision": "fp16"})}
+    other = Classifier.__new__(Classifier)
+    other.manifest, other.backend = tiny.manifest.model_copy(update={"files": files}), tiny.backend
+    for chosen, name, precision in (
+        (None, "model.onnx", "fp32"),
+        ("model.fp16.onnx", "model.fp16.onnx", "fp16"),
+        ("tiny.engine", "model.onnx", "fp32"),
+    ):
+        described = describe_model({"tiny": other}, other, chosen)["file"]
+        assert (described["name"], described["precision"]) == (name, precision)
