@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.runtime.bundle import Bundle, BundleError
+from convmae_deploy.runtime.engine_record import ENGINE_SUFFIX, read_record
 from convmae_deploy.runtime.manifest import (
     AnyPreprocessing,
     BundleFile,
@@ -14,13 +15,15 @@ from convmae_deploy.runtime.manifest import (
     OutputSpec,
     SlidingWindow,
 )
+from convmae_deploy.runtime.tensorrt_library import TITLES
 
 
 def describe(bundle: Bundle, console: Console) -> None:
-    """Prints what the bundle is, what goes in and comes out, its graphs with their numerics, licence and origin."""
+    """Prints what the bundle is, what goes in and comes out, its graphs with their numerics, engines and origin."""
     manifest = bundle.manifest
-    for table in (_summary(manifest), _outputs(manifest), _files(manifest)):
-        console.print(table)
+    for table in (_summary(manifest), _outputs(manifest), _files(manifest), _engines(bundle)):
+        if table.row_count:
+            console.print(table)
     for name, file in manifest.files.items():
         if file.numerics is not None:
             console.print(_numerics(name, file))
@@ -82,6 +85,22 @@ def _files(manifest: Manifest) -> Table:
         size = f"{file.bytes / first.bytes:.0%}"  # of that of the default
         row = (Text(name), file.precision, f"{file.bytes / 1e6:.2f}", size, str(file.opset), Text(_verdict(file)))
         table.add_row(*row)
+    return table
+
+
+def _engines(bundle: Bundle) -> Table:
+    """The TensorRT engines in the bundle's folder, which the manifest does not list."""
+    table = Table("engine", "precision", "MB", "batches", "built by", "for compute capability")
+    for path in sorted(bundle.path.glob(f"*{ENGINE_SUFFIX}")):
+        try:
+            record = read_record(path)
+        except BundleError as error:
+            table.add_row(Text(path.name), *[""] * 3, Text(str(error), overflow="fold"), "")
+            continue
+        gpus = ", ".join(record.compute_capabilities) + (" and more" if record.newer_gpus else "")
+        builder = f"{TITLES[record.flavour]} {record.tensorrt_version}"
+        size, batches = f"{record.engine_bytes / 1e6:.2f}", ", ".join(map(str, record.batch_sizes))
+        table.add_row(Text(path.name), record.precision, size, batches, builder, gpus)
     return table
 
 

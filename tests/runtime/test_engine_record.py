@@ -1,9 +1,12 @@
 """Which engine of a bundle is run, and what is said where there is none."""
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from convmae_deploy.description import describe
 from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
 from convmae_deploy.runtime.engine_record import engine_name, find_engine, read_record, record_path
 from tests.bundle_factory import make_bundle
@@ -65,3 +68,12 @@ def test_an_engine_in_the_folder_leaves_the_bundle_in_order(bundle: Bundle) -> N
 def test_an_engine_is_called_as_its_graph() -> None:
     assert engine_name("model.onnx") == "model.engine"
     assert engine_name("model.fp16.onnx") == "model.fp16.engine"
+
+
+def test_convmae_info_lists_the_engines_of_a_bundle(bundle: Bundle) -> None:
+    put_engine(bundle, "model.engine")
+    record_path(put_engine(bundle, "old.engine")).unlink()
+    text = io.StringIO()
+    describe(bundle, Console(width=300, file=text))
+    assert "TensorRT 10.9.0.34" in text.getvalue() and "1, 4" in text.getvalue()
+    assert "old.engine.json beside it" in text.getvalue()
