@@ -100,8 +100,6 @@ def _matrix(results: Results) -> str:
 def _cell(outcome: Outcome | None) -> str:
     if outcome is None or outcome.combination.reason is not None:
         return text("not run", "reason")
-    if outcome.report is None:
-        return '<td><b class="bad">✗ does not start</b></td>'
     snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.precision
     state = '<b class="good">✓ holds</b>' if outcome.passed else '<b class="bad">✗ fails</b>'
     told = [] if snr is None else [f"SNR {snr:.0f} dB"]

@@ -17,6 +17,7 @@ Exit status: 0 where all holds, 1 where something does not, 2 where the request 
 """
 
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,19 +161,20 @@ def examine_all(
         predictor = predictor_on(reference.runner, reference.manifest, reference.short)
         answers = data.answers(predictor, title=f"{reference.short}: {data.kind}")
         reference_task = TaskAnswers(metrics=data.metrics(answers))
-    kept = replace(reference, runner=KeptRunner(reference.runner))
-    examiner = Examiner(bundle=bundle, reference=kept, batches=batches, data=data, reference_answers=answers)
     outcomes: list[Outcome] = []
-    for combination in combinations:
-        is_first = combination.file == bundle.default_file and combination.runtime == "onnxruntime"
-        if is_first and task is None and combination.reason is None:
-            continue  # it is the reference
-        verification = None
-        if is_first and task is not None and explainer.traced is not None and combination.reason is None:
-            verification = run_verification(task, explainer.traced, bundle.graph()[0], batches)
-        outcome = examiner.examine(combination, verification)
-        explained = any(other.reproducer and other.combination.file == combination.file for other in outcomes)
-        outcomes.append(explainer.explain(outcome) if outcome.failures and not explained else outcome)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = replace(reference, runner=KeptRunner(reference.runner, Path(folder)))
+        examiner = Examiner(bundle=bundle, reference=kept, batches=batches, data=data, reference_answers=answers)
+        for combination in combinations:
+            is_first = combination.file == bundle.default_file and combination.runtime == "onnxruntime"
+            if is_first and task is None and combination.reason is None:
+                continue  # it is the reference
+            verification = None
+            if is_first and task is not None and explainer.traced is not None and combination.reason is None:
+                verification = run_verification(task, explainer.traced, bundle.graph()[0], batches)
+            outcome = examiner.examine(combination, verification)
+            explained = any(other.reproducer and other.combination.file == combination.file for other in outcomes)
+            outcomes.append(explainer.explain(outcome) if outcome.failures and not explained else outcome)
     return Results(
         bundle=bundle,
         reference=reference,

@@ -4,7 +4,6 @@ The reference is PyTorch where a checkpoint is given, else the bundle's fp32 gra
 says was verified. Its outputs are kept on disk, so that it runs once for all the others.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.base_predictor import LOGITS, ModelOutputError
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.manifest import Manifest, NumericsReport
-from export.combinations import Combination, start
+from export.combinations import TITLES, Combination, start
 from export.detection_sets import verify_detection_sets
 from export.gates import GATES, FloatArray
 from export.inputs import PICTURES, Batch
@@ -98,18 +97,18 @@ class Results:
 
 
 class KeptRunner:
-    """A runner that runs on each batch once and keeps its outputs in a temporary folder."""
+    """A runner that runs on each batch once and keeps its outputs in a folder."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, folder: Path) -> None:
         self._runner = runner
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = folder
         self._kept: dict[int, tuple[FloatArray, dict[str, Path]]] = {}  # by identity; the array is held to keep it
 
     def __call__(self, images: FloatArray) -> Outputs:
         if id(images) not in self._kept:
             found, paths = self._runner(images), {}
             for name, values in found.items():
-                paths[name] = Path(self._folder.name) / f"{len(self._kept)}-{name}.npy"
+                paths[name] = self._folder / f"{len(self._kept)}-{name}.npy"
                 np.save(paths[name], values)
             self._kept[id(images)] = images, paths
             return found
@@ -135,14 +134,15 @@ class Examiner:
         """
         if combination.reason is not None:
             return Outcome(combination=combination)
+        starts = True
         try:
             runner, runtime = start(combination, self.bundle)
-        except ConvMAEError as error:
-            return Outcome(combination=combination, problems=(str(error),))
+        except ConvMAEError as error:  # a graph that does not load has failed on every input
+            starts, runner, runtime = False, raising(error), TITLES[combination.runtime]
         watched = Watched(runner, scatter_batch(self.batches).images)
         if verification is None:
             verification = self._verify(combination, watched, runtime)
-        answers, problems = self._ask(combination, runner)
+        answers, problems = self._ask(combination, runner) if starts else (None, [])
         if verification.failures:
             worst = verification.worst
             problems.insert(0, f"worst output {worst.output} on {worst.batch.name}, {worst.comparison.problem}")
@@ -207,6 +207,15 @@ class Examiner:
         )
         chosen = np.unique(np.linspace(0, len(before) - 1, SCATTERED).astype(int))
         return before[chosen], after[chosen]
+
+
+def raising(error: ConvMAEError) -> Runner:
+    """A runner that always fails in the same way."""
+
+    def run(images: FloatArray) -> Outputs:
+        raise error
+
+    return run
 
 
 class Watched:
