@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import Bundle
 from convmae_deploy.runtime.predictor import Classifier
-from serving.errors import ApiError
+from serving.errors import ApiError, ClientGone
 from serving.inference import Health, run_model
 from serving.jobs import check_levels
 from tests.serving.conftest import ClientFactory
@@ -72,3 +72,15 @@ def test_embeddings_of_a_model_without_a_pooled_vector_are_refused_as_a_level_th
         check_levels(predictor, ["pooled"])
     answer = make_client({"tiny": predictor}).post("/v1/embeddings", json={"input": "aGk="})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unknown_level")
+
+
+def test_a_client_that_goes_while_its_photo_waits_is_no_failure_of_the_model(predictors: dict[str, Classifier]) -> None:
+    class Leaving(BrokenBackend):
+        def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+            raise ClientGone
+
+    predictor, health = broken(predictors["tiny"]), Health()
+    predictor.backend = Leaving()
+    with pytest.raises(ClientGone):
+        run_model(predictor, BATCH, ["logits"], health)
+    assert health.failures_in_a_row == 0
