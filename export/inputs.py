@@ -39,6 +39,7 @@ class Batch:
 
     name: str
     images: FloatArray  # (B, 3, H, W) or (B, 3, T, H, W), normalised
+    blank: bool = False  # all pixels of an image are alike
 
 
 @dataclass(frozen=True)
@@ -196,4 +197,4 @@ def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[B
         label = names[start] if size == 1 else "constants"
         if size == 2:
             label = "+".join(names[index] for index in chosen)
-        yield Batch(f"{label} batch {size}", np.stack([images[index] for index in chosen]))
+        yield Batch(f"{label} batch {size}", np.stack([images[index] for index in chosen]), blank=True)

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
+from convmae_deploy.runtime.manifest import Quantisation
 from export.operators import refuse_operators
 
 OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
@@ -65,6 +66,7 @@ class ExportedGraph:
     model: onnx.ModelProto
     program: ExportedProgram
     outputs: tuple[str, ...]
+    quantisation: Quantisation | None = None  # of an int8 graph: how it was made
 
     @property
     def input(self) -> str:
@@ -173,7 +175,7 @@ def _skip_round_trips(graph: onnx.GraphProto) -> None:
 
 def _target(cast: onnx.NodeProto) -> int:
     """The type that a Cast casts to."""
-    return next(attribute.i for attribute in cast.attribute if attribute.name == "to")
+    return int(next(attribute.i for attribute in cast.attribute if attribute.name == "to"))
 
 
 def _tidy(model: onnx.ModelProto) -> None:

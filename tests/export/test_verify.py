@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import onnx
 import pytest
 
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from export.gates import FP32, FloatArray
+from export.gates import EXACT_DB, FP32, GATES, FloatArray
 from export.inputs import Batch
 from export.runners import Outputs, Runner, onnx_runner, torch_runner
 from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
@@ -113,3 +114,23 @@ def test_a_file_that_is_no_graph_fails_at_its_first_run(tmp_path: Path) -> None:
     runner = onnx_runner(tmp_path / "model.onnx", OUTPUTS)
     with pytest.raises(Exception, match="model.onnx"):
         runner(np.zeros((1, 3, *SIZE), dtype=np.float32))
+
+
+def test_blank_images_are_held_to_being_finite_in_half_precision_and_to_the_gate_in_fp32() -> None:
+    plain, blank = batches(2, 2)
+    tried = [plain, replace(blank, blank=True)]
+
+    def candidate(images: FloatArray) -> Outputs:
+        return {name: value * (1.5 if images is blank.images else 1) for name, value in doubled(images).items()}
+
+    def spoiled(images: FloatArray) -> Outputs:
+        return {name: value * (np.nan if images is blank.images else 1) for name, value in doubled(images).items()}
+
+    outputs, between = ("logits", "map"), ("A", "B")
+    half = verify(doubled, candidate, tried, GATES["fp16"], outputs=outputs, between=between)
+    assert half.report.passed and half.report.outputs["map"].snr_db == EXACT_DB
+    assert "blank images are held to being finite alone" in half.report.tolerance
+    for runner, gate in ((candidate, FP32), (spoiled, GATES["fp16"])):
+        failed = verify(doubled, runner, tried, gate, outputs=outputs, between=between)
+        assert {failure.batch.blank for failure in failed.failures} == {True}
+        assert not failed.report.outputs["map"].passed

@@ -208,8 +208,10 @@ def test_a_finished_bundle_is_held_against_its_checkpoint_in_all_three_tiers(
 ) -> None:
     monkeypatch.setattr(verify_bundle, "export_graph", lambda *_: graph)
     config = verify_bundle.VerifyConfig(bundle=bundle, checkpoint=checkpoint, out=tmp_path / "failed")
-    report = verify_bundle.verify_bundle(config, Console(quiet=True), ["test"]).report
-    assert report.passed and {*DENSE, *HEADS, "masks", "detections"} == set(report.outputs)
+    results = verify_bundle.verify_bundle(config, Console(quiet=True), ["test"])
+    report = results.run[0].report
+    assert results.problems == [] and report is not None and report.passed
+    assert {*DENSE, *HEADS, "masks", "detections"} == set(report.outputs)
     assert list(tmp_path.iterdir()) == []
 
 
