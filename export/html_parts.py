@@ -16,9 +16,9 @@ def table(heads: Sequence[str], rows: Sequence[str], *, numbers: Collection[int]
     head = "".join(
         f"<th{classed('number' if index in numbers else '')}>{escape(text)}</th>" for index, text in enumerate(heads)
     )
-    below = f"<caption>{escape(caption)}</caption>" if caption else ""
+    below = paragraph(caption, "soft") if caption else ""  # outside, so that it does not scroll away with the table
     return (
-        f'<div class="table"><table>{below}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{below}'
     )
 
 
