@@ -1,17 +1,20 @@
 """`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a model as an ONNX bundle, written only if its numbers hold.
 
-`--precision fp32,fp16,bf16` writes a file in each: `model.onnx`, which is always there, `model.fp16.onnx`, ... Each is
-held against PyTorch in fp32 with the gates of its precision. Most of the time goes into that: seconds for a nano,
-minutes for a ConvMAE-B on two CPU cores.
+`--precision fp32,fp16,bf16,int8` writes a file in each: `model.onnx`, which is always there, `model.fp16.onnx` and so
+on. Each is held against PyTorch in fp32 with the gates of its precision; int8, which needs photos by `--calibrate`, has
+the task's metric as its gate. Most of the time goes into that: seconds for a nano, minutes for a ConvMAE-B on two CPU
+cores.
 """
 
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import onnx
 import tyro
 from rich import box
@@ -26,18 +29,20 @@ from convmae_deploy.runtime.manifest import NAME_PATTERN, BundleFile, Precision,
 from export.comma_list import comma_list
 from export.costs import CostMeter
 from export.inputs import Batch, Samples, verification_batches
+from export.int8 import Int8Maker, Int8Options
 from export.packaging import (
     BundleContent,
     check_with_runtime,
     describe_file,
     find_licence,
+    manifest_of,
     write_manifest,
 )
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.report import FAILED_SUFFIX, print_report
 from export.runners import file_runner, runners_for
 from export.tasks import ExportTask, open_task
-from export.to_onnx import ExportedGraph, without_outputs
+from export.to_onnx import OPSET, ExportedGraph, without_outputs
 from export.traced import peak_bytes_per_image
 from export.verification import explain, photo_batch, run_verification, verification_samples
 from export.verify import Verification, VerificationError
@@ -51,15 +56,18 @@ class ExportConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
-    # the files to write, as fp32,fp16,bf16; fp32 is written whatever this says, as it is the bundle's default
+    # the files to write, as fp32,fp16,bf16,int8; fp32 is written whatever this says, as it is the bundle's default
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     max_batch: int | None = (
         None  # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
     )
-    # photos or videos for the verification; default: those the run was validated on, else made pictures
+    # photos or videos for the verification, for int8's metric too; default: those the run was validated on, else made
     data: Path | None = None
+    # int8: folder of photos or videos as the model will meet them, without labels; some are left to compare on
+    calibrate: Path | None = None
+    max_drop: float = 1.0  # int8: points that it may lose of the task's metric, without labels of agreement with fp32
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
     def __post_init__(self) -> None:
@@ -72,6 +80,11 @@ class ExportConfig:
             check_image_size(self.image_size)
         if self.max_batch is not None and self.max_batch < 1:
             raise ConvMAEError(f"--max-batch must be at least 1; got {self.max_batch}")
+        if ("int8" in self.precision) != (self.calibrate is not None):
+            raise ConvMAEError(
+                "--precision int8 and --calibrate FOLDER, with photos or videos as the model will meet them, need each "
+                "other; give both or neither"
+            )
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -113,34 +126,65 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     record, preprocessing = task.record, task.preprocessing
     photos = verification_samples(preprocessing, config.data, config.checkpoint)
     licence_file = find_licence(record, config.checkpoint, config.licence)
-    exporter = Exporter(config, task, photos, console, command)
+    content = BundleContent(
+        name=config.bundle_name,
+        task=task.task,
+        record=record,
+        checkpoint=config.checkpoint,
+        preprocessing=preprocessing,
+        max_batch=task.max_batch,
+        licence_file=licence_file,
+    )
+    blank = np.zeros((1, 3, *input_axes(preprocessing)), np.float32)
+    shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
+    int8 = int8_maker(config, content, shapes, console, command)
+    exporter = Exporter(config, task, photos, int8, console, command)
     with atomic_directory(config.out) as directory:
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
-        content = BundleContent(
-            name=config.bundle_name,
-            task=task.task,
-            record=record,
-            checkpoint=config.checkpoint,
-            preprocessing=preprocessing,
-            max_batch=exporter.largest,
-            licence_file=licence_file,
-        )
-        shapes = {name: value.shape[1:] for name, value in task.reference(exporter.batches[0].images).items()}
+        content = replace(content, max_batch=exporter.largest)
         write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
         check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
     print_costs({name: made.file for name, made in written.items()}, console)
     return written
 
 
+def int8_maker(
+    config: ExportConfig,
+    content: BundleContent,
+    shapes: dict[str, tuple[int, ...]],
+    console: Console,
+    command: Sequence[str],
+) -> Int8Maker | None:
+    """What makes the int8 graph, whose data are looked at before minutes of work; None: none is wanted."""
+    if config.calibrate is None:
+        return None
+    options = Int8Options(calibrate=config.calibrate, max_drop=config.max_drop, data=config.data)
+    unmade = {file_name("int8"): BundleFile(sha256="0" * 64, bytes=1, precision="int8", opset=OPSET)}
+    manifest = manifest_of(content, shapes=shapes, files=unmade, licence=content.record.licence)
+    return Int8Maker(manifest, options, console, failed=failed_folder(config), command=command)
+
+
+def failed_folder(config: ExportConfig) -> Path:
+    """Where what reproduces a failure goes."""
+    return config.out.with_name(config.out.name + FAILED_SUFFIX)
+
+
 class Exporter:
     """Makes one file after the other; the first, fp32, settles the largest batch and with it the inputs of all."""
 
     def __init__(
-        self, config: ExportConfig, task: ExportTask, photos: Samples, console: Console, command: Sequence[str]
+        self,
+        config: ExportConfig,
+        task: ExportTask,
+        photos: Samples,
+        int8: Int8Maker | None,
+        console: Console,
+        command: Sequence[str],
     ) -> None:
         self.config = config
         self.task = task
         self.photos = photos
+        self.int8 = int8
         self.console = console
         self.command = command
         self.float32: ExportedGraph | None = None
@@ -160,8 +204,11 @@ class Exporter:
             max_batch=self.largest or self.config.max_batch or task.max_batch,
             samples=self.photos,
             float32=self.float32,
+            int8=self.int8,
         )
-        with self.console.status(f"Exporting {task.record.variant} at {size} in {precision} ..."), meter.step("export"):
+        doing = f"Exporting {task.record.variant} at {size} in {precision} ..."
+        # int8 has progress bars of its own
+        with nullcontext() if precision == "int8" else self.console.status(doing), meter.step("export"):
             graph = GRAPHS[precision](request)
             onnx.save(without_outputs(graph.model, task.probes), path)
         if self.float32 is None:
@@ -171,7 +218,9 @@ class Exporter:
         print_report(verification.report, self.console)
         if verification.failures:
             raise self._failure(graph, path, precision, verification)
-        description = describe_file(path, precision, numerics=verification.report, cost=meter.cost)
+        description = describe_file(
+            path, precision, numerics=verification.report, cost=meter.cost, quantisation=graph.quantisation
+        )
         return Written(graph=graph, file=description, verification=verification)
 
     def _settle(self, graph: ExportedGraph) -> None:
@@ -186,13 +235,12 @@ class Exporter:
         self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification
     ) -> VerificationError:
         candidate = file_runner(runners_for(precision)[0], path, self.task.outputs)
-        folder = self.config.out.with_name(self.config.out.name + FAILED_SUFFIX)
         return explain(
             self.task,
             graph,
             candidate,
             verification,
-            folder,
+            failed_folder(self.config),
             self.command,
             f" in {precision}, so no bundle was written",
             precision=precision,

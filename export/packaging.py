@@ -29,6 +29,7 @@ from convmae_deploy.runtime.manifest import (
     NumericsReport,
     OutputSpec,
     Precision,
+    Quantisation,
     Task,
     expected_outputs,
     input_axes,
@@ -80,7 +81,12 @@ def find_licence(record: CheckpointRecord, checkpoint: Path, given: Path | None)
 
 
 def describe_file(
-    path: Path, precision: Precision, *, numerics: NumericsReport | None = None, cost: ExportCost | None = None
+    path: Path,
+    precision: Precision,
+    *,
+    numerics: NumericsReport | None = None,
+    cost: ExportCost | None = None,
+    quantisation: Quantisation | None = None,
 ) -> BundleFile:
     """What the manifest says of a graph.
 
@@ -89,6 +95,7 @@ def describe_file(
         precision: that it is in.
         numerics: its report; None: not verified.
         cost: of making it; None: not measured.
+        quantisation: how an int8 graph was made.
     """
     return BundleFile(
         sha256=sha256_of(path),
@@ -97,6 +104,7 @@ def describe_file(
         opset=read_opset(path) or OPSET,
         numerics=numerics,
         cost=cost,
+        quantisation=quantisation,
     )
 
 
@@ -111,11 +119,20 @@ def write_manifest(
         shapes: the graphs' outputs without the batch axis.
         files: name of each graph -> what it is; the first is the default.
     """
+    manifest = manifest_of(content, shapes=shapes, files=files, licence=_copy_licence(directory, content))
+    text = manifest.model_dump_json(indent=2)
+    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_of(
+    content: BundleContent, *, shapes: dict[str, tuple[int, ...]], files: dict[str, BundleFile], licence: Licence
+) -> Manifest:
+    """What the manifest says, see `write_manifest`; the licence's file is that of the bundle."""
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
     vectors = ("logits", "pooled")
     time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if content.task == "video-classification" else {}
     known = expected_outputs(content.task, len(content.record.classes), content.preprocessing.input_size)
-    manifest = Manifest(
+    return Manifest(
         name=content.name,
         task=content.task,
         variant=content.record.variant,
@@ -134,11 +151,9 @@ def write_manifest(
         },
         files=files,
         tools=tool_versions(),
-        licence=_copy_licence(directory, content),
+        licence=licence,
         provenance=_provenance(content),
     )
-    text = manifest.model_dump_json(indent=2)
-    (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def check_with_runtime(

@@ -9,6 +9,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.manifest import Precision, input_axes
 from export.half_precision import HalfPrecision, in_half_precision
 from export.inputs import Samples
+from export.int8 import Int8Maker
 from export.tasks import ExportTask
 from export.to_onnx import ExportedGraph, export_graph
 
@@ -21,6 +22,7 @@ class GraphRequest:
     max_batch: int  # largest batch that it must take
     samples: Samples  # what the model is for, also used in the verification
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
+    int8: Int8Maker | None = None  # None: no int8 graph is wanted
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -40,10 +42,17 @@ def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph
     return export_graph(wrapper, input_axes(request.task.preprocessing), request.max_batch, request.outputs)
 
 
+def int8_graph(request: GraphRequest) -> ExportedGraph:
+    """The fp32 graph with int8 layers."""
+    assert request.float32 is not None and request.int8 is not None  # the program asks for both
+    return request.int8.make(request.float32)
+
+
 GRAPHS: dict[Precision, Callable[[GraphRequest], ExportedGraph]] = {
     "fp32": float32_graph,  # the first, which the others may build on
     "fp16": partial(half_graph, "fp16"),
     "bf16": partial(half_graph, "bf16"),
+    "int8": int8_graph,
 }
 
 
