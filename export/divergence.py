@@ -72,7 +72,9 @@ def cut_points(graph: ExportedGraph) -> dict[str, str]:
     return {name: renamed.get(name, name) for name in produced if renamed.get(name, name) in operations}
 
 
-def reading_inputs(model: onnx.ModelProto, values: Mapping[str, tuple[int, Sequence[int] | None]]) -> onnx.ModelProto:
+def reading_inputs(
+    model: onnx.ModelProto, values: Mapping[str, tuple[int, Sequence[int | str] | None]]
+) -> onnx.ModelProto:
     """A copy of `model` in which whatever reads one of `values` reads an input `reference/NAME` instead.
 
     Args:

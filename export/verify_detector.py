@@ -50,7 +50,11 @@ def own_inference(model: ConvMAEDetector) -> Runner:
 def with_fed_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the graph with probes whose heads read FED from inputs `reference/NAME`; gives ELEMENTWISE."""
     outputs = {output.name: output for output in model.graph.output}
-    kinds = {name: (outputs[name].type.tensor_type.elem_type, None) for name in FED}
+    types = {name: outputs[name].type.tensor_type for name in FED}
+    kinds = {  # with their shapes, without which OpenVINO takes no input
+        name: (kind.elem_type, [side.dim_param or side.dim_value for side in kind.shape.dim])
+        for name, kind in types.items()
+    }
     fed = reading_inputs(model, kinds)
     read = {value.name.removeprefix(REFERENCE) for value in fed.graph.input}
     if not read.issuperset(FED):
