@@ -107,7 +107,8 @@ def depthwise_weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequenc
         return _square_gradient(_columns(windows), _columns(gradient), channels, kernel[-1]).unsqueeze(1)
     slots, depth = gradient.shape[1], kernel[0]
     windows_xtm, gradient_xtm = (
-        _columns(values.transpose(0, 1).flatten(0, 1)).unflatten(1, (slots, -1)) for values in (windows, gradient)
+        columns.reshape(len(columns), slots, -1)
+        for columns in (_columns(values.transpose(0, 1).flatten(0, 1)) for values in (windows, gradient))
     )
     parts = []
     for place in range(depth):  # of the kernel: slot t of the gradient reaches slot t + ahead of the windows
@@ -134,8 +135,8 @@ def _square_gradient(windows_xm: Tensor, gradient_ym: Tensor, channels: int, ker
     """
     side = math.isqrt(len(gradient_ym) // channels)
     extent = side + kernel_size - 1
-    windows_ecm = windows_xm.unflatten(0, (extent**2, channels))
-    gradient_scm = gradient_ym.unflatten(0, (side**2, channels))
+    windows_ecm = windows_xm.reshape(extent**2, channels, -1)
+    gradient_scm = gradient_ym.reshape(side**2, channels, -1)
     products = torch.bmm(windows_ecm.transpose(0, 1), gradient_scm.permute(1, 2, 0))  # (C, e * e, s * s)
     products = products.reshape(channels, extent, extent, side, side)
     # kernel place (i, j) multiplies window token (y + i, x + j) into output token (y, x)
