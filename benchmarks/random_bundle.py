@@ -1,6 +1,7 @@
 """A bundle of any model with random weights, for measuring speed where no trained one is at hand.
 
     python -m benchmarks.random_bundle --variant base --out bundles/random-base
+    python -m benchmarks.random_bundle --precision fp32,bf16,int8 --calibrate photos/ --out bundles/random-precisions
     python -m benchmarks.random_bundle --task detect --variant base --max-batch 1 --out bundles/random-detector
     python -m benchmarks.random_bundle --task video --variant base --max-batch 2 --verify --out bundles/random-video
 
@@ -30,7 +31,7 @@ from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, a
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence, Precision
-from export.__main__ import ExportConfig, export_bundle
+from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
 from export.inputs import Samples
 from export.packaging import BundleContent, describe_file, write_manifest
@@ -41,6 +42,7 @@ from export.to_onnx import without_outputs
 TaskName = Literal["classify", "detect", "segment", "video"]
 
 SEED = 0
+COMMAND = ["python", "-m", "benchmarks.random_bundle"]
 DETECTOR_VARIANTS = ("nano", "tiny", "base")
 WINDOW = (512, 512)  # (height, width) in pixels of a segmenter's input
 
@@ -55,6 +57,7 @@ class RandomBundleConfig:
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     max_batch: int = 32  # largest batch that the bundle takes
+    calibrate: Path | None = None  # int8: folder of photos or videos; any drop of the metric is accepted
     verify: bool = False  # compare the graph with PyTorch as every export does
 
 
@@ -134,9 +137,25 @@ def random_facts(variant: str, classes: int) -> dict[str, Any]:
 
 
 def write_random_bundle(
-    out: Path, task: ExportTask, max_batch: int, precisions: Sequence[Precision] = ("fp32",)
+    out: Path,
+    task: ExportTask,
+    max_batch: int,
+    precisions: Sequence[Precision] = ("fp32",),
+    calibrate: Path | None = None,
 ) -> None:
-    """Exports without comparing: the manifest says that the graphs were not verified."""
+    """Exports without comparing: the manifest says that the graphs were not verified.
+
+    Args:
+        out: the bundle to create.
+        task: the model.
+        max_batch: largest batch that the bundle takes.
+        precisions: of the files besides that in fp32.
+        calibrate: folder of photos or videos for int8.
+
+    Raises:
+        ConvMAEError: int8 has no folder, or there is one for nothing.
+    """
+    config = export_config(out, out, max_batch, precisions, calibrate)
     nothing = Samples("made pictures", [])
     float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch, samples=nothing))
     model = without_outputs(float32.model, task.probes)
@@ -153,14 +172,15 @@ def write_random_bundle(
         max_batch=max_batch,
         licence_file=None,
     )
-    request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32)
+    int8 = int8_maker(config, content, shapes, Console(stderr=True), COMMAND)
+    request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32, int8=int8)
     with atomic_directory(out) as directory:
         files = {}
         for precision in dict.fromkeys(("fp32", *precisions)):
             graph = float32 if precision == "fp32" else GRAPHS[precision](request)
             path = directory / file_name(precision)
             onnx.save(without_outputs(graph.model, task.probes), path)
-            files[path.name] = describe_file(path, precision)
+            files[path.name] = describe_file(path, precision, quantisation=graph.quantisation)
         write_manifest(directory, content, shapes=shapes, files=files)
 
 
@@ -174,10 +194,22 @@ def write_verified_bundle(config: RandomBundleConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "random"
         save_checkpoint(checkpoint, model.state_dict(), record)
-        export = ExportConfig(
-            checkpoint=checkpoint, out=config.out, max_batch=config.max_batch, precision=config.precision
-        )
-        export_bundle(export, Console(), ["python", "-m", "benchmarks.random_bundle"])
+        export = export_config(checkpoint, config.out, config.max_batch, config.precision, config.calibrate)
+        export_bundle(export, Console(), COMMAND)
+
+
+def export_config(
+    checkpoint: Path, out: Path, max_batch: int, precisions: Sequence[Precision], calibrate: Path | None
+) -> ExportConfig:
+    """The export of a trained model with the same files; what random weights agree on in int8 decides nothing."""
+    return ExportConfig(
+        checkpoint=checkpoint,
+        out=out,
+        max_batch=max_batch,
+        precision=tuple(precisions),
+        calibrate=calibrate,
+        max_drop=100.0,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,7 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_verified_bundle(config)
         print(f"Verified and written: {config.out}")
         return
-    write_random_bundle(config.out, random_task(config.task, config.variant), config.max_batch, config.precision)
+    task = random_task(config.task, config.variant)
+    write_random_bundle(config.out, task, config.max_batch, config.precision, config.calibrate)
     print(f"Written, not verified: {config.out}")
 
 

@@ -101,6 +101,12 @@ def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     np.testing.assert_allclose(predictor.run(images, ["logits"])["logits"], expected, atol=1e-5)
 
 
+def test_int8_without_photos_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="--precision int8 and --calibrate FOLDER.*need each other"):
+        random_bundle.main(["--variant", "nano", "--precision", "int8", "--out", str(tmp_path / "bundle")])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_command_tells_speed_and_what_a_process_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
