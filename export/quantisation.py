@@ -6,12 +6,11 @@ QuantizeLinear and DequantizeLinear with one symmetric int8 scale. All else stay
 GELU, sums with the residual, the products within attention, a detector's boxes, suppression and sampling of regions.
 Nothing but the quantised layers reads a rounded value, so e1 ... e4 and a pyramid's maps are not rounded themselves.
 
-Why ONNX Runtime's quantiser and not NNCF or ModelOpt, which are maintained as well: it is here already, as the runtime;
-it takes a list of nodes, and ranges that were measured elsewhere, so that layers can be returned to fp32 one by one
-without calibrating again; and its graph is of ONNX's own operators, read by ONNX Runtime, OpenVINO and TensorRT. NNCF
-writes graphs for OpenVINO first of all and its accuracy control cannot be given a metric of whole photos; ModelOpt
-would bring a CUDA build of ONNX Runtime and CuPy along for what runs on a CPU here. Two of its defaults do not fit:
-biases in int32 (TensorRT refuses them), and unsigned activations (TensorRT wants symmetric int8).
+Why ONNX Runtime's quantiser, and not NNCF or ModelOpt, which are maintained as well: it is here already, as the
+runtime; it takes a list of nodes, and ranges that were measured elsewhere, so that layers can be returned to fp32 one
+by one without calibrating again; and its graph is of ONNX's own operators, read by ONNX Runtime, OpenVINO and TensorRT.
+Two of its defaults do not fit: biases in int32 (TensorRT refuses them), and unsigned activations (TensorRT wants
+symmetric int8).
 """
 
 import tempfile

@@ -23,6 +23,10 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     try:
+        if len(sys.argv) > 1:
+            raise ConvMAEError(
+                f"python -m serving takes no arguments, got {' '.join(sys.argv[1:])}; set CONVMAE_* variables"
+            )
         settings = load_settings()
         predictors = open_predictors(settings)
         listener = bind(settings)

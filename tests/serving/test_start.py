@@ -92,6 +92,10 @@ def test_with_openvino_it_says_so_and_answers_as_with_onnx_runtime(
     assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
+def test_arguments_are_refused_as_settings_come_from_the_environment() -> None:
+    assert_one_sentence(start(("-m", "serving", "--port", "80")), "no arguments", "--port 80", "CONVMAE_")
+
+
 def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_THREADS="none"), "CONVMAE_THREADS")
 
