@@ -49,12 +49,12 @@ from convmae_deploy.runtime.openvino_backend import (
     OpenVinoBackend,
     openvino_precisions,
 )
-from export.benchmark_report import machine_facts
-from export.benchmark_tables import figures_table, versions
-from export.benchmark_timing import REST_SECONDS, Rounds, interleave, summarise, timed_turn
-from export.benchmark_torch import compiled, torch_logits
-from export.gates import FP32, compare
-from export.tasks import ExportTask
+from export.benchmarking.pytorch import compiled, torch_logits
+from export.benchmarking.report import machine_facts
+from export.benchmarking.tables import figures_table, versions
+from export.benchmarking.timing import REST_SECONDS, Rounds, interleave, summarise, timed_turn
+from export.graphs.tasks import ExportTask
+from export.verification.gates import FP32, compare
 
 FloatArray = NDArray[np.float32]
 Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> logits (B, K)

@@ -33,11 +33,11 @@ from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import Licence, Precision
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
-from export.inputs import Samples
+from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
+from export.graphs.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
+from export.graphs.to_onnx import without_outputs
 from export.packaging import BundleContent, describe_file, write_manifest
-from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
-from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
-from export.to_onnx import without_outputs
+from export.verification.inputs import Samples
 
 TaskName = Literal["classify", "detect", "segment", "video"]
 

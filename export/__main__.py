@@ -28,8 +28,11 @@ from convmae_deploy.program import run_program
 from convmae_deploy.runtime.manifest import NAME_PATTERN, BundleFile, Precision, input_axes
 from export.comma_list import comma_list
 from export.costs import CostMeter
-from export.inputs import Batch, Samples, verification_batches
-from export.int8 import Int8Maker, Int8Options
+from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
+from export.graphs.tasks import ExportTask, open_task
+from export.graphs.to_onnx import OPSET, ExportedGraph, without_outputs
+from export.graphs.traced import peak_bytes_per_image
+from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
     BundleContent,
     check_with_runtime,
@@ -38,14 +41,11 @@ from export.packaging import (
     manifest_of,
     write_manifest,
 )
-from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
-from export.report import FAILED_SUFFIX, print_report
-from export.runners import file_runner, runners_for
-from export.tasks import ExportTask, open_task
-from export.to_onnx import OPSET, ExportedGraph, without_outputs
-from export.traced import peak_bytes_per_image
-from export.verification import explain, photo_batch, run_verification, verification_samples
-from export.verify import Verification, VerificationError
+from export.reports.report import FAILED_SUFFIX, print_report
+from export.verification.elementwise import Verification, VerificationError
+from export.verification.inputs import Batch, Samples, verification_batches
+from export.verification.runners import file_runner, runners_for
+from export.verification.steps import explain, photo_batch, run_verification, verification_samples
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 

@@ -39,10 +39,10 @@ from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.runtime.bundle import Bundle, load_bundle
 from convmae_deploy.runtime.manifest import ClipPreprocessing
-from export.benchmark_contenders import WAYS, Contender, Way, find_contenders
-from export.benchmark_plot import draw_record
-from export.benchmark_process import Competitor, ContenderError, ContenderProcess
-from export.benchmark_report import (
+from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
+from export.benchmarking.plot import draw_record
+from export.benchmarking.process import Competitor, ContenderError, ContenderProcess
+from export.benchmarking.report import (
     BenchmarkRecord,
     Judged,
     LeftOutRecord,
@@ -53,11 +53,11 @@ from export.benchmark_report import (
     rows_of,
     unit_of,
 )
-from export.benchmark_rounds import Entry, Plan, measure, steps
-from export.benchmark_tables import print_record
-from export.benchmark_worker import Job
-from export.inputs import Samples, graph_input, made_photos, read_photos
-from export.video_inputs import made_clips, read_videos
+from export.benchmarking.rounds import Entry, Plan, measure, steps
+from export.benchmarking.tables import print_record
+from export.benchmarking.worker import Job
+from export.verification.inputs import Samples, graph_input, made_photos, read_photos
+from export.verification.video_inputs import made_clips, read_videos
 
 BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
 RECORD_NAME, PLOT_NAME = "benchmark.json", "benchmark.png"
@@ -226,7 +226,7 @@ def free_memory() -> int | None:
 
 def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> Judged:
     """How often each answers a user's data as the first one does, and the task's metrics."""
-    from export.task_metrics import read_task_data  # it imports torch
+    from export.verification.task_metrics import read_task_data  # it imports torch
 
     task_data = read_task_data(data, bundle.manifest, limit=limit)
     answered = {entry.contender: entry.answers for entry in entries if entry.answers is not None}

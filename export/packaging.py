@@ -37,10 +37,10 @@ from convmae_deploy.runtime.manifest import (
 )
 from convmae_deploy.runtime.onnx_header import read_opset
 from convmae_deploy.runtime.openvino_backend import OpenVinoBackend
-from export.inputs import Batch
-from export.runners import Outputs, Runner, runner_problem
-from export.to_onnx import OPSET
-from export.verify import VerificationError
+from export.graphs.to_onnx import OPSET
+from export.verification.elementwise import VerificationError
+from export.verification.inputs import Batch
+from export.verification.runners import Outputs, Runner, runner_problem
 
 LICENCE_NAME = "LICENSE-WEIGHTS"
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins

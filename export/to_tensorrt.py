@@ -43,8 +43,8 @@ from convmae_deploy.runtime.graph_checks import checked_path
 from convmae_deploy.runtime.manifest import InputSpec, Precision
 from convmae_deploy.runtime.tensorrt_library import TITLES, Flavour, Severity, cache_folder, is_installed
 from export.comma_list import comma_list
-from export.operators import refuse_operators
-from export.tensorrt_builder import Build, BuildRequest, Progress, build_engine
+from export.engines.builder import Build, BuildRequest, Progress, build_engine
+from export.graphs.operators import refuse_operators
 
 SUFFIXES = (ENGINE_SUFFIX, ".plan")
 LEVELS: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2, "verbose": 3}

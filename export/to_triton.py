@@ -36,8 +36,8 @@ from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.program import run_program
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import NAME_PATTERN, Manifest
-from export.triton_readme import readme
-from export.triton_source import TritonSource, find_source
+from export.triton.readme import readme
+from export.triton.source import TritonSource, find_source
 
 CONFIG_NAME = "config.pbtxt"
 LABELS_NAME = "labels.txt"

@@ -1,159 +1,343 @@
-"""Does the graph give PyTorch's numbers? Compares every output on every batch and keeps the evidence.
+"""`python -m export.verify BUNDLE [--checkpoint RUN] [--data FOLDER]`: does a finished bundle give the right numbers?
 
-`python -m export.verify BUNDLE --checkpoint RUN` is the command for a finished bundle, see `verify_bundle`.
+All files of the bundle are run on all runtimes that are here, those of TensorRT and CUDA where there is a GPU, and held
+against PyTorch with the weights of `--checkpoint`, or without it against the bundle's own fp32 graph in ONNX Runtime:
+
+1. The files with the hashes of the manifest, and the licence.
+2. Every output, on random numbers, pictures and constants at several batch sizes, with the gates of the file's
+   precision. Where one does not hold, the first diverging layer is named and a folder that reproduces it is left.
+3. With a checkpoint, the manifest's task, classes and preprocessing. A wrong mean, or means in the order of BGR, cannot
+   show in 2, as the graph takes pixels that are normalised already; here every figure is compared.
+4. With `--data`, the bundle as it is served: where there are labels (see `task_metrics`) top-1, mAP or mIoU of the
+   reference and of each file, and always how often they agree. It says what a difference found in 2 or 3 costs.
+
+`--report FILE.html` writes all of it as one page for those who decide on a deployment.
+
+Exit status: 0 where all holds, 1 where something does not, 2 where the request cannot be carried out.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
+import onnx
 import torch
+import tyro
+from rich.console import Console
 
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NumericsReport, Precision
-from export.gates import FINITE, Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
-from export.inputs import Batch
-from export.runners import Outputs, Runner, RunnerName, describe_runner
-from export.to_onnx import ExportedGraph
-
-LOGITS = "logits"
-
-
-class VerificationError(ConvMAEError):
-    """The graph does not give the reference's numbers."""
+from convmae_deploy.files import atomic_file, check_can_create, sha256_of
+from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.runtime.bundle import Bundle, BundleError, load_bundle
+from convmae_deploy.runtime.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
+from export.graphs.tasks import ExportTask, open_task
+from export.graphs.to_onnx import ExportedGraph, export_graph
+from export.reports.html_report import html_report
+from export.reports.report import FAILED_SUFFIX
+from export.verification.combinations import Combination, RuntimeChoice, combinations_of, start
+from export.verification.elementwise import VerificationError
+from export.verification.explaining import Explainer
+from export.verification.inputs import Batch, Samples, made_photos, verification_batches
+from export.verification.outcomes import print_outcomes
+from export.verification.steps import CLIPS, PHOTOS, run_verification, verification_samples
+from export.verification.task_data import TaskData
+from export.verification.task_metrics import SPLIT, predictor_on, read_task_data
+from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
+from export.verification.video_inputs import made_clips
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A file in question, and what runs it."""
+class VerifyConfig:
+    """Holds a finished bundle against the checkpoint that it was made from, file by file and runtime by runtime."""
 
-    graph: ExportedGraph  # as it was traced, with probes where there are any
-    path: Path  # as it is in the bundle, without them
-    precision: Precision
-    runner: RunnerName
+    bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
+    # the run folder or checkpoint; default: none, the bundle's own fp32 graph in ONNX Runtime is the reference
+    checkpoint: Path | None = None
+    file: tuple[str, ...] = ()  # which files of the bundle; default: all, engines too
+    runtime: tuple[RuntimeChoice, ...] = ()  # what to run them on; default: all that are here
+    # photos or videos, labelled ones for the task's metric; default: those the run was validated on, else made
+    data: Path | None = None
+    split: str = SPLIT  # which part of labelled data
+    limit: int | None = None  # so many photos or videos of the data at most, spread evenly; default: all
+    report: Path | None = None  # a page to write, FILE.html; default: none
+    out: Path | None = None  # folder for what reproduces a failure; default: beside the bundle, its name with .failed
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.report.suffix not in (".html", ".htm"):
+            raise ConvMAEError(f"--report must be the name of a page, FILE.html; got {self.report}")
 
     @property
-    def between(self) -> tuple[str, str]:
-        """What is compared, for the report: (reference, runtime)."""
-        return f"torch {torch.__version__} eager fp32 (cpu)", describe_runner(self.runner, self.precision)
+    def failed(self) -> Path:
+        """Where the reproducers go, in a folder for each file; older ones are replaced."""
+        bundle = self.bundle.resolve()
+        return bundle.with_name(bundle.name + FAILED_SUFFIX) if self.out is None else self.out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """One output of one batch that did not pass a gate."""
-
-    batch: Batch
-    output: str
-    comparison: Comparison
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """The report, and what failed, in the order of the runs."""
-
-    report: NumericsReport
-    failures: tuple[Failure, ...]
-
-    @property
-    def worst(self) -> Failure:
-        """The failure that is furthest from its gate; the earliest of equals."""
-        return max(self.failures, key=lambda failure: failure.comparison.excess)
-
-
-def verify(
-    reference: Runner,
-    candidate: Runner,
-    batches: Iterable[Batch],
-    tolerance: Tolerance,
-    *,
-    outputs: Sequence[str],
-    between: tuple[str, str],
-) -> Verification:
-    """Runs both on every batch; then the candidate on some images one by one, which must equal their batch.
+def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]) -> Results:
+    """Prints the tables and what else was compared, and writes the page.
 
     Args:
-        reference: gives the numbers that hold.
-        candidate: gives the numbers in question.
-        batches: the inputs; the last of 2 to 4 images, not blank, that passes is also run image by image.
-        tolerance: the gate.
-        outputs: names of the outputs to compare; the one called "logits" must also agree on the top class.
-        between: what the two are, for the report: (reference, runtime).
+        config: what to compare.
+        console: where the tables go.
+        command: the program's arguments, for the page and the reproducers.
+
+    Raises:
+        BundleError: a file was changed.
+        VerificationError: something does not hold; the message is about all of it.
+        ConvMAEError: the request cannot be carried out.
     """
-    rows: dict[str, list[tuple[str, Comparison]]] = {output: [] for output in outputs}
-    failures: list[Failure] = []
-    names: list[str] = []
-    several: Batch | None = None
-    for batch in batches:
-        gate = tolerance if tolerance.blank or not batch.blank else FINITE
-        comparisons = _compare_outputs(reference, candidate, batch.images, outputs, gate)
-        passed = all(comparison.problem is None for comparison in comparisons.values())
-        if not passed or gate is tolerance:
-            _record(batch, comparisons, rows, failures)
-        names.append(batch.name)
-        several = batch if passed and 2 <= len(batch.images) <= 4 and not batch.blank else several
-    if several is not None:
-        single = Batch(f"{several.name} singly", several.images)
-        _record(
-            single,
-            _compare_outputs(_one_by_one(candidate), candidate, single.images, outputs, tolerance),
-            rows,
-            failures,
-        )
-        names.append(single.name)
-    report = NumericsReport(
-        reference=between[0],
-        runtime=between[1],
-        inputs=tuple(names),
-        tolerance=tolerance.describe(),
-        outputs={output: worst_of(comparisons) for output, comparisons in rows.items()},
-        passed=not failures,
+    if not (config.bundle / MANIFEST_NAME).is_file():
+        raise ConvMAEError(f"a bundle is a folder with a {MANIFEST_NAME}; found none at {config.bundle}")
+    for path in (config.failed, config.report):
+        if path is not None:
+            check_can_create(path)
+    bundle = load_bundle(config.bundle)
+    if bundle.graph()[1].precision != "fp32":
+        raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
+    combinations = combinations_of(bundle, config.file, config.runtime)
+    task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
+    reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
+    data = None  # before minutes of work: a mistake in them ends it all
+    if config.data is not None:
+        data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
+    samples = pictures(config, reference.manifest, data)
+    batches = verification_batches(reference.manifest.preprocessing, samples, bundle.manifest.input.max_batch)
+    traced, right = None, onnx.load(bundle.graph()[0])
+    if task is not None:
+        with console.status("Tracing the checkpoint's model ..."):
+            traced, right = traced_graph(bundle.graph()[0], task, bundle.manifest)
+    explainer = Explainer(
+        bundle=bundle,
+        reference=reference,
+        right=right,
+        traced=traced,
+        fp32_file=bundle.default_file,
+        folder=config.failed,
+        command=command,
     )
-    return Verification(report=report, failures=tuple(failures))
+    results = examine_all(bundle, reference, combinations, batches, data, task, explainer)
+    results = replace(
+        results,
+        manifest_problems=() if task is None else tuple(manifest_problems(bundle.manifest, task)),
+        notes=tuple(notes_on(bundle, config, data)),
+    )
+    print_outcomes(results, console)
+    if config.report is not None:
+        with atomic_file(config.report) as temporary:
+            temporary.write_text(html_report(results, command), encoding="utf-8")
+        console.print(f"Report: {config.report}", highlight=False)
+    if results.problems:
+        origin = None if config.checkpoint is None else origin_note(bundle.manifest, config.checkpoint)
+        raise VerificationError("; and ".join([*results.problems, *([] if origin is None else [origin])]))
+    return results
 
 
-def smallest_failing_images(reference: Runner, candidate: Runner, failure: Failure, tolerance: Tolerance) -> FloatArray:
-    """The one image that shows a failure, or the whole batch where it does not show alone."""
-    worst = failure.comparison.worst_image
-    alone = failure.batch.images[worst : worst + 1]
-    comparison = _compare_outputs(reference, candidate, alone, [failure.output], tolerance)[failure.output]
-    return alone if comparison.problem is not None else failure.batch.images
+def examine_all(
+    bundle: Bundle,
+    reference: Reference,
+    combinations: Sequence[Combination],
+    batches: list[Batch],
+    data: TaskData[Any] | None,
+    task: ExportTask | None,
+    explainer: Explainer,
+) -> Results:
+    """Every combination against the reference, failures explained, once for each file.
+
+    Args:
+        bundle: whose files.
+        reference: what is right.
+        combinations: files on runtimes; those that cannot be run are taken over as they are.
+        batches: the inputs of the graphs.
+        data: the user's.
+        task: of the checkpoint; None: there is none.
+        explainer: of failures.
+    """
+    answers, reference_task = None, None
+    if data is not None:
+        predictor = predictor_on(reference.runner, reference.manifest, reference.short)
+        answers = data.answers(predictor, title=f"{reference.short}: {data.kind}")
+        reference_task = TaskAnswers(metrics=data.metrics(answers))
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder:
+        kept = replace(reference, runner=KeptRunner(reference.runner, Path(folder)))
+        examiner = Examiner(bundle=bundle, reference=kept, batches=batches, data=data, reference_answers=answers)
+        for combination in combinations:
+            is_first = combination.file == bundle.default_file and combination.runtime == "onnxruntime"
+            if is_first and task is None and combination.reason is None:
+                continue  # it is the reference
+            verification = None
+            if is_first and task is not None and explainer.traced is not None and combination.reason is None:
+                verification = run_verification(task, explainer.traced, bundle.graph()[0], batches)
+            outcome = examiner.examine(combination, verification)
+            explained = any(other.reproducer and other.combination.file == combination.file for other in outcomes)
+            outcomes.append(explainer.explain(outcome) if outcome.failures and not explained else outcome)
+    return Results(
+        bundle=bundle,
+        reference=reference,
+        outcomes=tuple(outcomes),
+        reference_task=reference_task,
+        data=data,
+        layers=explainer.layers_of_files(outcomes, batches),
+    )
 
 
-def _compare_outputs(
-    reference: Runner, candidate: Runner, images: FloatArray, outputs: Sequence[str], tolerance: Tolerance
-) -> dict[str, Comparison]:
-    expected = reference(images)
+def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
+    """The checkpoint's model for the bundle's image size.
+
+    Raises:
+        ConvMAEError: it is one for another task, or cannot be opened.
+    """
+    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size)
+    if task.task != bundle.manifest.task:
+        raise ConvMAEError(
+            f"{bundle.path} is a {bundle.manifest.task} model and {checkpoint} one for {task.task}; "
+            "give the checkpoint that it was exported from"
+        )
+    return task
+
+
+def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:
+    """PyTorch, with the checkpoint's own classes and preprocessing."""
+    fields = {"classes": task.record.classes, "preprocessing": task.preprocessing}
+    return Reference(
+        runner=task.reference,
+        title=f"torch {torch.__version__} eager fp32 (cpu)",
+        short="PyTorch",
+        manifest=bundle.manifest.model_copy(update=fields),
+    )
+
+
+def own_reference(bundle: Bundle) -> Reference:
+    """The bundle's fp32 graph in ONNX Runtime."""
+    combination = Combination(file=bundle.default_file, runtime="onnxruntime", precision="fp32")
+    runner, runtime = start(combination, bundle)
+    return Reference(
+        runner=runner,
+        title=f"{bundle.default_file} in {runtime}",
+        short=f"{bundle.default_file} in ONNX Runtime",
+        manifest=bundle.manifest,
+    )
+
+
+def pictures(config: VerifyConfig, manifest: Manifest, data: TaskData[Any] | None) -> Samples:
+    """Real photos or clips where there are any: the user's, else those of the checkpoint's run, else made ones."""
+    spec = manifest.preprocessing
+    if config.checkpoint is not None or data is not None:
+        return verification_samples(spec, config.data, config.checkpoint or config.bundle)
+    if isinstance(spec, ClipPreprocessing):
+        return Samples("made clips", made_clips(spec, CLIPS))
+    return Samples("made pictures", made_photos(PHOTOS))
+
+
+def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[ExportedGraph, onnx.ModelProto]:
+    """The bundle's graph with the traced program that it should compute and the task's probes as outputs; a fresh one.
+
+    Raises:
+        BundleError: the graph is no ONNX model.
+        VerificationError: it lacks a value that the verification looks at.
+    """
+    fresh = export_graph(
+        task.wrapper, input_axes(task.preprocessing), manifest.input.max_batch, (*task.outputs, *task.probes)
+    )
     try:
-        found = candidate(images)
-    except Exception as error:  # ONNX Runtime's exceptions have no common base; a graph that does not run has failed
-        reason = " ".join(str(error).split())
-        return dict.fromkeys(outputs, incomparable(f"the graph does not run: {reason}"))
-    return {name: compare(expected[name], found[name], tolerance, top1=name == LOGITS) for name in outputs}
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's exceptions differ from version to version
+        raise BundleError(f"{path} is no ONNX model; export it again") from error
+    return ExportedGraph(with_outputs(model, fresh.model, task.probes), fresh.program, fresh.outputs), fresh.model
 
 
-def _record(
-    batch: Batch,
-    comparisons: dict[str, Comparison],
-    rows: dict[str, list[tuple[str, Comparison]]],
-    failures: list[Failure],
-) -> None:
-    for output, comparison in comparisons.items():
-        rows[output].append((batch.name, comparison))
-        if comparison.problem is not None:
-            failures.append(Failure(batch=batch, output=output, comparison=comparison))
+def with_outputs(model: onnx.ModelProto, source: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """`model` with values that it has inside as outputs too, declared as `source` declares them.
+
+    Raises:
+        VerificationError: it has no such value.
+    """
+    produced = {name for node in model.graph.node for name in node.output}
+    missing = [name for name in names if name not in produced]
+    if missing:
+        raise VerificationError(f"the graph lacks the values {', '.join(missing)}, which every export has")
+    model.graph.output.extend(output for output in source.graph.output if output.name in names)
+    return model
 
 
-def _one_by_one(runner: Runner) -> Runner:
-    def run(images: FloatArray) -> Outputs:
-        parts = [runner(images[index : index + 1]) for index in range(len(images))]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def manifest_problems(manifest: Manifest, task: ExportTask) -> list[str]:
+    """What the manifest says otherwise than the checkpoint, a clause each."""
+    pairs = {
+        "category_ids": (task.record.category_ids, manifest.category_ids),
+        **{
+            f"preprocessing.{field}": (value, getattr(manifest.preprocessing, field, None))
+            for field, value in task.preprocessing
+        },
+    }
+    problems = [
+        f"the manifest's {name} must be {expected} as in the checkpoint, found {found}"
+        for name, (expected, found) in pairs.items()
+        if expected != found
+    ]
+    if task.record.classes != manifest.classes:
+        problems.insert(0, classes_problem(task.record.classes, manifest.classes))
+    return problems
 
-    return run
+
+def classes_problem(expected: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """How two lists of class names differ."""
+    if len(expected) != len(found):
+        return f"the manifest must name the checkpoint's {len(expected)} classes, found {len(found)}"
+    index = next(index for index, pair in enumerate(zip(expected, found, strict=True)) if pair[0] != pair[1])
+    return f"the manifest's class {index} must be {expected[index]!r} as in the checkpoint, found {found[index]!r}"
 
 
-if __name__ == "__main__":  # the command; it builds on modules that build on this one, so it is no part of it
-    from export.verify_bundle import main
+def notes_on(bundle: Bundle, config: VerifyConfig, data: TaskData[Any] | None) -> list[str]:
+    """What a reader must know besides the results, sentences without their full stop; where it is from comes first."""
+    notes = []
+    numerics = bundle.graph()[1].numerics
+    if config.checkpoint is not None:
+        origin = origin_note(bundle.manifest, config.checkpoint)
+        notes += [] if origin is None else [origin]
+    elif numerics is None or not numerics.passed:
+        state = "was never verified" if numerics is None else "failed its verification"
+        notes.append(f"the reference is {bundle.default_file}, which {state} against PyTorch; give --checkpoint")
+    else:
+        notes.append(
+            f"without a checkpoint the reference is {bundle.default_file} in ONNX Runtime, of which the manifest says "
+            f"that it was verified against {numerics.reference}"
+        )
+    if data is not None and not data.labelled:
+        notes.append(
+            f"the {len(data.files)} {data.kind} of --data have no labels that are known here, so there is no metric, "
+            "only agreement"
+        )
+    return notes
 
+
+def origin_note(manifest: Manifest, checkpoint: Path) -> str | None:
+    """Said where the bundle was made from other weights, or by another PyTorch, than those at hand."""
+    stated = manifest.provenance.get("checkpoint_sha256")
+    if stated is not None and stated != sha256_of(find_checkpoint(checkpoint) / WEIGHTS_NAME):
+        return f"the bundle says that it was exported from other weights, of the SHA-256 {stated}"
+    made_by = manifest.tools.get("torch", torch.__version__)
+    if made_by != torch.__version__:
+        return f"the bundle was exported by torch {made_by}, here is {torch.__version__}: names of layers may differ"
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    config = tyro.cli(VerifyConfig, args=given, prog="python -m export.verify", description=VerifyConfig.__doc__)
+    console = Console()
+    try:
+        verify_bundle(config, console, ["python", "-m", "export.verify", *given])
+    except (VerificationError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return SOME_INPUTS_BAD
+    console.print(f"Verified: {config.bundle}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
     run_program(main)

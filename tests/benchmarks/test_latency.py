@@ -26,7 +26,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.openvino_backend import openvino_precisions
 from convmae_deploy.runtime.predictor import Classifier
-from export.gates import FloatArray
+from export.verification.gates import FloatArray
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
 

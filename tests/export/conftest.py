@@ -10,8 +10,8 @@ import torch
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
-from export import precisions
-from export.to_onnx import ExportedGraph, export_classifier
+from export.graphs import precisions
+from export.graphs.to_onnx import ExportedGraph, export_classifier
 
 SIZE = (64, 96)
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

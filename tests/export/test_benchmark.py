@@ -22,9 +22,9 @@ from export.benchmark import (
     pick_cores,
     pinned,
 )
-from export.benchmark_contenders import Contender
-from export.benchmark_process import ContenderError
-from export.benchmark_report import BenchmarkRecord
+from export.benchmarking.contenders import Contender
+from export.benchmarking.process import ContenderError
+from export.benchmarking.report import BenchmarkRecord
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_video_bundle, write_manifest
 from tests.photo_folders import make_photo_folder
 
@@ -35,8 +35,8 @@ ONNX = Contender(way="onnxruntime", precision="fp32", file="model.onnx")
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here depends on quiet."""
-    monkeypatch.setattr("export.benchmark_timing.REST_SECONDS", 0.0)
-    monkeypatch.setattr("export.benchmark_rounds.LEAST_TURN_SECONDS", 0.0)
+    monkeypatch.setattr("export.benchmarking.timing.REST_SECONDS", 0.0)
+    monkeypatch.setattr("export.benchmarking.rounds.LEAST_TURN_SECONDS", 0.0)
 
 
 def add_file(bundle: Path, name: str, content: bytes, **changes: Any) -> None:

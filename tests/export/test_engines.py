@@ -18,12 +18,12 @@ from convmae_deploy.models.detector import DetectorConfig, build_detector
 from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.runtime.manifest import Precision, input_axes
-from export.half_precision import in_half_precision
+from export.graphs.half_precision import in_half_precision
+from export.graphs.precisions import file_name
+from export.graphs.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
+from export.graphs.to_onnx import export_graph
+from export.int8.quantisation import fold_weights, quantisable_layers, quantise
 from export.packaging import BundleContent, describe_file, write_manifest
-from export.precisions import file_name
-from export.quantisation import fold_weights, quantisable_layers, quantise
-from export.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
-from export.to_onnx import export_graph
 from export.to_tensorrt import EngineConfig, write_engine
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

@@ -18,11 +18,11 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.manifest import Preprocessing
 from convmae_deploy.runtime.predictor import Classifier
 from export import __main__ as program
-from export.inputs import Batch, Samples, made_photos, verification_batches
+from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence
-from export.to_onnx import ExportedGraph
+from export.verification.inputs import Batch, Samples, made_photos, verification_batches
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
-from tests.export.test_divergence import transpose_weight
+from tests.export.verification.test_divergence import transpose_weight
 
 UseGraph = Callable[[ExportedGraph], None]
 

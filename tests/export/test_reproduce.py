@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from export import reproduce
-from export.gates import FP32, Comparison
-from export.inputs import Batch
-from export.report import write_failure
-from export.runners import onnx_runner
-from export.verify import Failure, Verification, verify
+from export.reports.report import write_failure
+from export.verification.elementwise import Failure, Verification, verify
+from export.verification.gates import FP32, Comparison
+from export.verification.inputs import Batch
+from export.verification.runners import onnx_runner
 from tests.bundle_factory import make_bundle
 
 OUTPUTS = ("logits", "e1")

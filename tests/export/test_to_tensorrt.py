@@ -18,8 +18,9 @@ from convmae_deploy.runtime.bundle import load_bundle
 from convmae_deploy.runtime.engine_record import EngineProfile, check_engine, find_engine, read_record, record_path
 from convmae_deploy.runtime.gpu import Gpu
 from convmae_deploy.runtime.manifest import InputSpec
-from export import tensorrt_builder, to_tensorrt
-from export.tensorrt_builder import BuildRequest, build_engine
+from export import to_tensorrt
+from export.engines import builder as tensorrt_builder
+from export.engines.builder import BuildRequest, build_engine
 from export.to_tensorrt import EngineConfig, batch_profiles, choose_flavour, write_engine
 from tests.bundle_factory import make_bundle, make_graph, write_manifest
 

@@ -18,7 +18,7 @@ from convmae_deploy.runtime.manifest import Manifest, Preprocessing
 from convmae_deploy.runtime.predictor import Classifier
 from convmae_deploy.runtime.preprocess import preprocess
 from export import to_triton as program
-from export.inputs import made_photos
+from export.verification.inputs import made_photos
 from tests.bundle_factory import (
     make_bundle,
     make_detection_bundle,

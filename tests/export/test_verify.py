@@ -1,136 +1,392 @@
-from dataclasses import replace
+"""A finished bundle held against its checkpoint: a damaged weight, swapped channels, a wrong mean are each found."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+from rich.console import Console
 
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from export.gates import EXACT_DB, FP32, GATES, FloatArray
-from export.inputs import Batch
-from export.runners import Outputs, Runner, onnx_runner, torch_runner
-from export.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
-from export.verify import Verification, smallest_failing_images, verify
-from tests.export.conftest import SIZE
+from convmae_deploy.program import run_program
+from convmae_deploy.runtime.bundle import load_bundle
+from export import __main__ as exporting
+from export import verify as program
+from export.graphs import precisions
+from export.graphs.tasks import open_task
+from export.graphs.to_onnx import ExportedGraph
+from tests.bundle_factory import make_segmentation_bundle, write_manifest
+from tests.export.conftest import CLASSES, MAX_BATCH
+from tests.export.verification.test_divergence import store, transpose_weight, weight_of
+from tests.photo_folders import make_photo_folder
+
+Damage = Callable[[onnx.ModelProto], None]
 
 
-def batches(*sizes: int) -> list[Batch]:
-    random = np.random.default_rng(0)
-    return [Batch(f"random batch {size}", random.standard_normal((size, 3, 2, 2), dtype=np.float32)) for size in sizes]
+@pytest.fixture(scope="module")
+def good(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precisions, "export_graph", lambda *_: graph)
+        config = exporting.ExportConfig(checkpoint=checkpoint, out=out, max_batch=MAX_BATCH)
+        exporting.export_bundle(config, Console(quiet=True), ["test"])
+    return out
 
 
-def doubled(images: FloatArray) -> Outputs:
-    return {"logits": images.reshape(len(images), -1) * 2, "map": images * 2}
+@pytest.fixture
+def bundle(good: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle that a test may damage; its checkpoint need not be traced again."""
+    monkeypatch.setattr(program, "export_graph", lambda *_: graph)
+    return Path(shutil.copytree(good, tmp_path / "mine"))
 
 
-def check(candidate: Runner, *sizes: int) -> Verification:
-    return verify(doubled, candidate, batches(*sizes), FP32, outputs=("logits", "map"), between=("A", "B"))
+def verify(bundle: Path, checkpoint: Path | None, *more: str, runtimes: tuple[str, ...] = ("onnxruntime",)) -> int:
+    """Runs the program, in one runtime unless told otherwise, and returns its exit status."""
+    arguments = [str(bundle), *(("--runtime", *runtimes) if runtimes else ())]
+    if checkpoint is not None:
+        arguments += ["--checkpoint", str(checkpoint)]
+    arguments += more  # the last of two wins
+    with pytest.raises(SystemExit) as exit_info:
+        run_program(lambda: program.main(arguments))
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code
 
 
-def test_equal_runners_pass_and_the_report_says_what_was_compared() -> None:
-    verification = check(doubled, 1, 3)
-    report = verification.report
-    assert report.passed and verification.failures == ()
-    assert report.inputs == ("random batch 1", "random batch 3", "random batch 3 singly")
-    assert (report.reference, report.runtime) == ("A", "B")
-    assert report.outputs["logits"].top1_agreement == 1
-    assert report.outputs["map"].top1_agreement is None
-    assert "0.0001 + 0.001" in report.tolerance
+def add_rounded(bundle: Path, precision: str, damage: Damage = lambda model: None) -> str:
+    """Adds a file whose weights are rounded to float16, or to eight bits; it computes in float32."""
+    model = onnx.load(bundle / "model.onnx")
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.ndim:
+            step = np.abs(values).max() / 127 or 1
+            rounded = np.round(values / step) * step if precision == "int8" else values.astype(np.float16)
+            store(weight, rounded.astype(np.float32))
+    damage(model)
+    name, content = f"model.{precision}.onnx", model.SerializeToString()
+    (bundle / name).write_bytes(content)
+
+    def add(manifest: dict[str, Any]) -> None:
+        about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "precision": precision}
+        manifest["files"][name] = manifest["files"]["model.onnx"] | about | {"numerics": None}
+
+    edit_manifest(bundle, add)
+    return name
 
 
-def test_one_output_that_differs_fails_alone_and_is_the_worst() -> None:
-    def candidate(images: FloatArray) -> Outputs:
-        return doubled(images) | {"map": images * np.float32(2.1)}
-
-    verification = check(candidate, 1, 2)
-    assert not verification.report.passed
-    assert verification.report.outputs["logits"].passed
-    assert not verification.report.outputs["map"].passed
-    assert verification.worst.output == "map"
+def edit_manifest(bundle: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    edit(content)
+    write_manifest(bundle, content)
 
 
-def test_a_graph_whose_images_leak_into_each_other_fails() -> None:
-    def candidate(images: FloatArray) -> Outputs:
-        return doubled(images - images.mean(axis=0) + images[:1] if len(images) > 1 else images)
-
-    verification = check(candidate, 1, 2)
-    assert {failure.batch.name for failure in verification.failures} == {"random batch 2"}
-
-
-def test_a_graph_that_only_holds_for_batches_fails_when_they_are_run_image_by_image() -> None:
-    def candidate(images: FloatArray) -> Outputs:
-        return doubled(images * np.float32(1.1 if len(images) == 1 else 1))
-
-    verification = check(candidate, 2, 5)
-    assert {failure.batch.name for failure in verification.failures} == {"random batch 2 singly"}
+def damage_graph(bundle: Path, damage: Damage) -> None:
+    """Changes the graph, and writes a hash that fits: only the numbers can tell."""
+    model = onnx.load(bundle / "model.onnx")
+    damage(model)
+    content = model.SerializeToString()
+    (bundle / "model.onnx").write_bytes(content)
+    fits = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(bundle, lambda manifest: manifest["files"]["model.onnx"].update(fits))
 
 
-def test_a_graph_that_stops_on_a_batch_size_fails_with_its_reason() -> None:
-    def candidate(images: FloatArray) -> Outputs:
-        if len(images) == 3:
-            raise RuntimeError("cannot\nreshape")
-        return doubled(images)
-
-    verification = check(candidate, 2, 3)
-    assert {failure.batch.name for failure in verification.failures} == {"random batch 3"}
-    assert verification.worst.comparison.problem == "the graph does not run: cannot reshape"
+def swap_red_and_blue(model: onnx.ModelProto) -> None:
+    weight = weight_of(model, "encoder.patch_embed1", "MatMul")  # (4 * 4 * 3, C), channels last
+    values = numpy_helper.to_array(weight)
+    store(weight, values.reshape(16, 3, -1)[:, ::-1].reshape(values.shape))
 
 
-def test_a_failure_is_reduced_to_the_one_image_that_shows_it() -> None:
-    def wrong_where_negative(images: FloatArray) -> Outputs:
-        return {name: np.where(value < -3, 0, value) for name, value in doubled(images).items()}
-
-    verification = check(wrong_where_negative, 4)
-    failure = verification.worst
-    images = smallest_failing_images(doubled, wrong_where_negative, failure, FP32)
-    assert len(images) == 1 and images.min() < -1.5
+def perturb_one_number(model: onnx.ModelProto) -> None:
+    weight = weight_of(model, "encoder.blocks1.0.mlp.fc2", "MatMul")
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 4] += 0.5
+    store(weight, values)
 
 
-def test_a_failure_of_the_whole_batch_keeps_the_whole_batch() -> None:
-    def wrong_in_batches(images: FloatArray) -> Outputs:
-        return doubled(images * np.float32(len(images)))
-
-    verification = check(wrong_in_batches, 4)
-    assert len(smallest_failing_images(doubled, wrong_in_batches, verification.worst, FP32)) == 4
+def stop_on_every_batch(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "MaxPool").op_type = "NoSuchOperator"
 
 
-def test_the_exported_graph_equals_pytorch_at_every_batch_size(
-    graph: ExportedGraph, classifier: ConvMAEClassifier, tmp_path: Path
+def test_a_good_bundle_passes_with_the_table_and_leaves_nothing(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    onnx.save(graph.model, tmp_path / "model.onnx")
-    reference, candidate = (
-        torch_runner(ClassifierGraph(classifier), OUTPUTS),
-        onnx_runner(tmp_path / "model.onnx", OUTPUTS),
+    assert verify(bundle, checkpoint) == 0
+    printed = capsys.readouterr().out
+    for output in ("logits", "pooled", "e1", "e2", "e3", "e4"):
+        assert output in printed
+    assert "random batch 4" in printed and "made pictures batch 4" in printed and "Verified:" in printed
+    assert "failed" not in printed and "Note" not in printed
+    assert [path.name for path in bundle.parent.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "module"),
+    [
+        (perturb_one_number, "encoder.blocks1.0.mlp.fc2"),
+        (transpose_weight, "encoder.blocks2.0.conv1"),
+        (swap_red_and_blue, "encoder.patch_embed1"),
+    ],
+    ids=["weight", "transposed", "channels"],
+)
+def test_a_damaged_graph_fails_and_the_layer_is_named(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], damage: Damage, module: str
+) -> None:
+    damage_graph(bundle, damage)
+    assert verify(bundle, checkpoint) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: model.onnx in ONNX Runtime: worst output")
+    assert f"first diverging layer: {module} (" in error and "\n" not in error
+    failed = bundle.with_name("mine.failed") / "model"
+    assert str(failed) in error
+    assert sorted(path.name for path in failed.iterdir()) == [
+        *("command.txt", "inputs.npz", "model.onnx", "report.json", "reproduce.py")
+    ]
+    assert (failed / "command.txt").read_text().startswith(f"python -m export.verify {bundle} --runtime")
+    with np.load(failed / "inputs.npz") as arrays:
+        assert len(arrays["image"]) == 1 and "found_logits" in arrays
+
+
+def test_the_reproducer_goes_where_it_is_told(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    damage_graph(bundle, transpose_weight)
+    assert verify(bundle, checkpoint, "--out", str(tmp_path / "evidence" / "first")) == 1
+    assert (tmp_path / "evidence" / "first" / "model" / "report.json").is_file()
+    assert not bundle.with_name("mine.failed").exists()
+
+
+def test_a_graph_that_does_not_run_fails_with_that_reason(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage_graph(bundle, stop_on_every_batch)
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=1)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 1
+    assert "the graph does not run" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_one_sentence_before_anything_is_run(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    assert verify(bundle, checkpoint) == 1
+    captured = capsys.readouterr()
+    assert "it was changed" in captured.err and captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_wrong_mean_is_found_without_any_photo(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update(mean=[0.406, 0.456, 0.485]))
+    assert verify(bundle, checkpoint) == 1
+    assert capsys.readouterr().err.strip() == (
+        "error: the manifest's preprocessing.mean must be (0.485, 0.456, 0.406) as in the checkpoint, "
+        "found (0.406, 0.456, 0.485)"
     )
-    images = np.random.default_rng(0).standard_normal((7, 3, *SIZE), dtype=np.float32)
-    tried = [Batch(str(size), images[:size]) for size in (1, 2, 3, 7)]
-    verification = verify(reference, candidate, tried, FP32, outputs=OUTPUTS, between=("torch", "onnxruntime"))
-    assert verification.report.passed
-    assert max(row.excess for row in verification.report.outputs.values()) < 0.1
+    assert not bundle.with_name("mine.failed").exists()
 
 
-def test_a_file_that_is_no_graph_fails_at_its_first_run(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"nothing")
-    runner = onnx_runner(tmp_path / "model.onnx", OUTPUTS)
-    with pytest.raises(Exception, match="model.onnx"):
-        runner(np.zeros((1, 3, *SIZE), dtype=np.float32))
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("std", [0.225, 0.224, 0.229], "preprocessing.std must be (0.229, 0.224, 0.225)"),
+        ("interpolation", "bilinear", "interpolation must be bicubic as in the checkpoint, found bilinear"),
+        ("resize", [64, 96], "preprocessing.resize must be (73, 109)"),
+    ],
+)
+def test_every_figure_of_the_preprocessing_must_be_the_checkpoints(
+    bundle: Path, checkpoint: Path, field: str, value: Any, sentence: str
+) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update({field: value}))
+    (problem,) = program.manifest_problems(load_bundle(bundle).manifest, open_task(checkpoint, None))
+    assert sentence in problem
 
 
-def test_blank_images_are_held_to_being_finite_in_half_precision_and_to_the_gate_in_fp32() -> None:
-    plain, blank = batches(2, 2)
-    tried = [plain, replace(blank, blank=True)]
+def test_classes_in_another_order_are_found(bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(bundle, lambda manifest: manifest.update(classes=["bee", "ant", *CLASSES[2:]]))
+    assert verify(bundle, checkpoint) == 1
+    assert "the manifest's class 0 must be 'ant' as in the checkpoint, found 'bee'" in capsys.readouterr().err
 
-    def candidate(images: FloatArray) -> Outputs:
-        return {name: value * (1.5 if images is blank.images else 1) for name, value in doubled(images).items()}
 
-    def spoiled(images: FloatArray) -> Outputs:
-        return {name: value * (np.nan if images is blank.images else 1) for name, value in doubled(images).items()}
+def test_labelled_photos_give_the_same_top1_of_both(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", classes=("bee", "eel"), per_class=9)
+    (data / "val" / "eel" / "broken.png").write_bytes(b"no photo")
+    assert verify(bundle, checkpoint, "--data", str(data)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "+0.00" in printed and "on 18 photos" in printed
+    assert "photos batch 4" in printed
 
-    outputs, between = ("logits", "map"), ("A", "B")
-    half = verify(doubled, candidate, tried, GATES["fp16"], outputs=outputs, between=between)
-    assert half.report.passed and half.report.outputs["map"].snr_db == EXACT_DB
-    assert "blank images are held to being finite alone" in half.report.tolerance
-    for runner, gate in ((candidate, FP32), (spoiled, GATES["fp16"])):
-        failed = verify(doubled, runner, tried, gate, outputs=outputs, between=between)
-        assert {failure.batch.blank for failure in failed.failures} == {True}
-        assert not failed.report.outputs["map"].passed
+
+def test_a_wrong_mean_is_told_with_the_metric_that_the_bundle_has_with_it(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"mean": [0.1, 0.9, 0.5], "std": [0.05, 2.0, 0.3]}
+    edit_manifest(bundle, lambda manifest: manifest["preprocessing"].update(wrong))
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "bee"), per_class=6)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 1
+    captured = capsys.readouterr()
+    assert "the manifest's preprocessing.mean must be" in captured.err and "\n" not in captured.err.strip()
+    assert "The manifest is wrong" in captured.out or "and the manifest is wrong" in captured.out
+    assert "change" in captured.out and "on 12 photos" in captured.out
+
+
+def test_photos_without_labels_tell_how_often_the_files_agree(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", per_class=2) / "train"
+    assert verify(bundle, checkpoint, "--data", str(data)) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the 4 photos of --data have no labels that are known here" in printed and "on 4 photos" in printed
+
+
+def test_without_a_checkpoint_the_fp32_graph_is_the_reference_and_that_is_said(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_rounded(bundle, "fp16")
+    assert verify(bundle, None) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "without a checkpoint the reference is model.onnx in ONNX Runtime" in printed
+    assert "All holds: 1 file on 1 runtime, 1 run, against model.onnx in ONNX Runtime." in printed
+    assert "model.fp16.onnx" in printed
+
+
+def test_a_reference_that_was_never_verified_is_pointed_out(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["files"]["model.onnx"].update(numerics=None))
+    add_rounded(bundle, "fp16")
+    assert verify(bundle, None) == 0
+    assert "which was never verified against PyTorch; give --checkpoint" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("damage", "module"),
+    [(perturb_one_number, "encoder.blocks1.0.mlp.fc2"), (swap_red_and_blue, "encoder.patch_embed1")],
+    ids=["weight", "channels"],
+)
+def test_a_damaged_file_of_reduced_precision_is_found_with_its_layer_while_the_others_hold(
+    bundle: Path, capsys: pytest.CaptureFixture[str], damage: Damage, module: str
+) -> None:
+    add_rounded(bundle, "int8")
+    add_rounded(bundle, "fp16", damage)
+    assert verify(bundle, None) == 1
+    captured = capsys.readouterr()
+    assert captured.err.strip().startswith("error: model.fp16.onnx in ONNX Runtime: worst output")
+    assert f"first diverging layer: {module}" in captured.err and "int8" not in captured.err
+    assert (bundle.with_name("mine.failed") / "model.fp16" / "reproduce.py").is_file()
+    assert "1 of 2 runs does not hold." in captured.out
+
+
+def test_an_int8_file_is_held_to_the_drop_that_its_maker_allowed(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = add_rounded(bundle, "int8", swap_red_and_blue)
+    photos = make_photo_folder(tmp_path / "photos", classes=CLASSES, per_class=6)
+    about = {"calibrated_on": "none", "method": "none", "layers": 1, "returned": [], "metric": "top-1", "samples": 30}
+
+    def allow(points: float) -> int:
+        record = about | {"fp32": 50.0, "int8": 50.0, "max_drop": points}
+        edit_manifest(bundle, lambda manifest: manifest["files"][name].update(quantisation=record))
+        return verify(bundle, checkpoint, "--data", str(photos), "--file", name)
+
+    assert allow(100.0) == 0
+    capsys.readouterr()
+    assert allow(-100.0) == 1
+    assert f"{name} in ONNX Runtime: top-1 changes from" in capsys.readouterr().err
+
+
+def test_every_runtime_here_is_tried_and_the_others_are_listed_with_their_reason(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "pages" / "report.html"
+    assert verify(bundle, checkpoint, "--report", str(page), runtimes=()) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not run: ONNX Runtime, CUDA: device cuda needs" in printed and f"Report: {page}" in printed.replace(
+        " /", " /"
+    )
+    text = page.read_text(encoding="utf-8")
+    assert "All holds" in text and "ONNX Runtime, CUDA" in text
+
+
+def test_a_failure_is_in_the_report_too(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    damage_graph(bundle, transpose_weight)
+    assert verify(bundle, checkpoint, "--report", str(tmp_path / "report.html")) == 1
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 of 1 run does not hold." in text and "encoder.blocks2.0.conv1" in text
+
+
+def test_other_weights_than_the_stated_ones_are_pointed_out(
+    bundle: Path,
+    checkpoint: Path,
+    classifier: ConvMAEClassifier,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = CheckpointRecord.model_validate_json((checkpoint / "best" / "config.json").read_bytes())
+    state = {name: value.clone() for name, value in classifier.state_dict().items()}
+    state["head.bias"] += 1
+    save_checkpoint(tmp_path / "other", state, record)
+    assert verify(bundle, tmp_path / "other") == 1
+    error = capsys.readouterr().err
+    assert "worst output logits" in error and "it was exported from other weights" in error
+    assert "\n" not in error.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--data", "missing"), "--data must be a folder; found nothing at missing"),
+        (("--file", "model.int4.onnx"), "has no file 'model.int4.onnx'; choose from model.onnx"),
+        (("--report", "page.pdf"), "--report must be the name of a page, FILE.html; got page.pdf"),
+        (("--checkpoint", "missing"), "must be a run folder or a checkpoint"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_ends_with_2(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], sentence: str
+) -> None:
+    assert verify(bundle, checkpoint, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error and "\n" not in error
+
+
+def test_what_is_no_bundle_ends_with_2(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, checkpoint) == 2
+    assert "a bundle is a folder with a manifest.json; found none" in capsys.readouterr().err
+
+
+def test_a_bundle_of_another_task_ends_with_2(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_segmentation_bundle(tmp_path / "areas")
+    assert verify(bundle, checkpoint) == 2
+    assert "is a segmentation model and" in capsys.readouterr().err
+
+
+def test_classes_that_the_model_does_not_know_end_with_2(
+    bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photo_folder(tmp_path / "photos", classes=("ant", "zebra"), per_class=1)
+    assert verify(bundle, checkpoint, "--data", str(data)) == 2
+    assert "has classes that the model does not know, for instance 'zebra'" in capsys.readouterr().err
+
+
+def test_a_runtime_that_can_run_none_of_the_files_ends_with_2_and_its_reason(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(bundle, checkpoint, runtimes=("tensorrt",)) == 2
+    error = capsys.readouterr().err
+    assert "runtime tensorrt cannot run model.onnx here: TensorRT runs engines, which" in error
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "export.verify", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--checkpoint" in done.stdout and done.stderr == ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export.verify_bundle import main
+from export.verify import main
 from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.coco_folders import make_coco_folder
 from tests.segmentation_folders import make_segmentation_folder

@@ -1,0 +1,1 @@
+"""Timing the ways to run a bundle against one another."""

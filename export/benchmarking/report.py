@@ -1,0 +1,280 @@
+"""What people get to see of a benchmark: the machine, the tables, what to pick, and the record of it all as JSON."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import onnxruntime
+from pydantic import BaseModel, ConfigDict
+
+from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.runtime.manifest import Precision, Task
+from convmae_deploy.runtime.openvino_backend import ComputePrecision, PerformanceHint
+from export.benchmarking.contenders import Contender, Way
+from export.benchmarking.rounds import Entry
+from export.benchmarking.timing import Statistics, summarise, told_apart
+
+TIMED = (
+    "normalised float32 array to outputs as NumPy arrays; not timed: decoding, preprocessing, postprocessing, "
+    "compilation, session start"
+)
+PACKAGES = ("torch", "openvino", "tensorrt", "tensorrt-rtx")
+MOST_LOAD = 0.5  # load average a core, above which a machine is not quiet
+MOST_SPREAD = 0.1  # of a row, above which it is not to be relied on
+MOST_RIVALS = 3  # that a sentence names
+BASELINE: tuple[Way, Precision] = ("onnxruntime", "fp32")  # what others are said to be faster than
+
+
+Ranked = tuple["Row", Statistics]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ContenderRecord(_Record):
+    """One contender."""
+
+    name: str
+    runtime: Way
+    file: str | None  # of the bundle; null: PyTorch
+    precision: Precision  # of the file
+    computes_in: ComputePrecision | None  # OpenVINO's precision
+    hint: PerformanceHint | None
+    description: str | None  # what ran it, and where; null: it did not start
+    start_seconds: float | None  # from the checked bundle, or the checkpoint, to something that runs
+    start_gb: float | None  # most resident memory of its process until then
+    difference: float | None  # of its outputs from the first contender's, as a share of their largest value
+    agreement: float | None  # share of a user's data that it answers as the first contender does, from 0 to 1
+    metrics: dict[str, float]  # of labelled data, in percent
+    problem: str | None  # why it was not measured, or not to the end
+
+
+class Row(_Record):
+    """One contender at one batch size."""
+
+    contender: str
+    batch_size: int
+    timing: Statistics | None  # null: it failed
+    peak_gb: float | None  # most resident memory of its process until then, libraries included; not that of a GPU
+    problem: str | None  # why it failed
+
+
+class LeftOutRecord(_Record):
+    """What was not tried."""
+
+    name: str
+    reason: str
+
+
+class Advice(_Record):
+    """What to pick, a sentence each."""
+
+    latency: str
+    throughput: str
+
+
+class BenchmarkRecord(_Record):
+    """`benchmark.json`."""
+
+    schema_version: Literal[1] = 1
+    bundle: str  # the name in its manifest
+    task: Task
+    variant: str
+    inputs: str  # "photos", "made pictures", "videos" or "made clips"
+    timed: str = TIMED
+    rounds: int
+    warm_up: int
+    threads: int  # CPU threads of every contender
+    machine: dict[str, str]
+    warnings: tuple[str, ...]
+    counted: str | None  # what `agreement` counts, in words
+    contenders: tuple[ContenderRecord, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOutRecord, ...]
+    advice: Advice
+
+    @property
+    def unit(self) -> str:
+        """What a batch consists of."""
+        return unit_of(self.task)
+
+    @property
+    def complete(self) -> bool:
+        """Whether something was measured and nothing failed."""
+        problems = [entry.problem for entry in self.contenders] + [row.problem for row in self.rows]
+        return bool(self.rows) and not any(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What contenders make of a user's data."""
+
+    counted: str | None = None  # what the agreement is of, in words
+    agreement: dict[Contender, float] = field(default_factory=dict)  # with the first contender, from 0 to 1
+    metrics: dict[Contender, dict[str, float]] = field(default_factory=dict)  # in percent
+
+
+def unit_of(task: Task) -> str:
+    """What a batch consists of."""
+    return "clip" if task == "video-classification" else "image"
+
+
+def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
+    """A row for each contender that started and each batch size."""
+    return tuple(
+        Row(
+            contender=entry.contender.name,
+            batch_size=size,
+            timing=summarise(entry.taken[size], size) if size in entry.taken else None,
+            peak_gb=entry.peak_gb.get(size),
+            problem=entry.failed.get(size),
+        )
+        for size in batch_sizes
+        for entry in entries
+        if size in entry.taken or size in entry.failed
+    )
+
+
+def contender_records(entries: Sequence[Entry], judged: Judged) -> tuple[ContenderRecord, ...]:
+    """What is to be told of each contender besides its figures."""
+    return tuple(
+        ContenderRecord(
+            name=entry.contender.name,
+            runtime=entry.contender.way,
+            file=entry.contender.file,
+            precision=entry.contender.precision,
+            computes_in=entry.contender.computes_in,
+            hint=entry.contender.hint,
+            description=None if entry.started is None else entry.started.description,
+            start_seconds=None if entry.started is None else entry.started.seconds,
+            start_gb=None if entry.started is None else entry.started.peak_gb,
+            difference=entry.difference,
+            agreement=judged.agreement.get(entry.contender),
+            metrics=judged.metrics.get(entry.contender, {}),
+            problem=entry.problem,
+        )
+        for entry in entries
+    )
+
+
+def machine_facts(threads: int) -> dict[str, str]:
+    """What figures depend on besides the code.
+
+    Args:
+        threads: CPU threads of every contender.
+    """
+    facts = {
+        "device": f"CPU, {processor()}, {available_cores()} cores",
+        "threads": str(threads),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,  # the package is called onnxruntime or onnxruntime-gpu
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return facts
+
+
+def noise_warnings(load: float | None, cores: int, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Why the figures may not be reliable, a sentence each.
+
+    Args:
+        load: the load average before the first run; None: this system has none.
+        cores: of the machine.
+        rows: what was measured.
+    """
+    warnings = []
+    if load is not None and load > MOST_LOAD * cores:
+        warnings.append(
+            f"The load average was {load:.1f} on {cores} cores before the first run: others used the machine; "
+            "measure on a quiet one."
+        )
+    unsteady = [row for row in rows if row.timing is not None and row.timing.spread > MOST_SPREAD]
+    if unsteady:
+        worst = max(unsteady, key=lambda row: row.timing.spread if row.timing is not None else 0.0)
+        assert worst.timing is not None
+        warnings.append(
+            f"{len(unsteady)} of {len(rows)} rows spread over the rounds by more than {MOST_SPREAD:.0%} of their "
+            f"median, {worst.contender} at batch {worst.batch_size} by {worst.timing.spread:.0%}: measure again, with "
+            "more rounds."
+        )
+    return tuple(warnings)
+
+
+def advise(rows: Sequence[Row], contenders: Sequence[ContenderRecord], unit: str, counted: str | None) -> Advice:
+    """What to pick for latency, at the smallest batch size, and for throughput, at any.
+
+    Args:
+        rows: of all contenders.
+        contenders: with their agreement.
+        unit: what a batch consists of.
+        counted: what the agreement is of.
+    """
+    measured = [(row, row.timing) for row in rows if row.timing is not None]
+    if not measured:
+        nothing = "nothing was measured, so there is nothing to pick"
+        return Advice(latency=f"For latency: {nothing}.", throughput=f"For throughput: {nothing}.")
+    smallest = min(row.batch_size for row, _ in measured)
+    first = sorted((pair for pair in measured if pair[0].batch_size == smallest), key=lambda pair: pair[1].p50_ms)
+    best, timing = first[0]
+    batch = f"a batch of {smallest}" if smallest > 1 else f"one {unit}"
+    latency = (
+        f"For latency pick {best.contender}: {timing.p50_ms:.4g} ms for {batch} at the median"
+        f"{_against_baseline(first, contenders)}{_rivals(first, lambda row, own: f'{own.p50_ms:.4g} ms')}"
+        f"{_caveat(best, contenders, counted)}."
+    )
+    fastest: dict[str, tuple[Row, Statistics]] = {}
+    for row, own in sorted(measured, key=lambda pair: -pair[1].images_per_second):
+        fastest.setdefault(row.contender, (row, own))
+    ranking = list(fastest.values())
+    best, timing = ranking[0]
+
+    def rate(row: Row, own: Statistics) -> str:
+        return f"{own.images_per_second:.4g} at batch {row.batch_size}"
+
+    throughput = (
+        f"For throughput pick {best.contender} at batch {best.batch_size}: {timing.images_per_second:.4g} {unit}s/s"
+        f"{_against_baseline(ranking, contenders)}{_rivals(ranking, rate)}{_caveat(best, contenders, counted)}."
+    )
+    return Advice(latency=latency, throughput=throughput)
+
+
+def _against_baseline(ranking: Sequence[Ranked], contenders: Sequence[ContenderRecord]) -> str:
+    """How much faster the first of a ranking is than what everyone has."""
+    names = [entry.name for entry in contenders if (entry.runtime, entry.precision) == BASELINE]
+    best, timing = ranking[0]
+    for row, own in ranking[1:]:
+        if row.contender in names:
+            ratio = timing.images_per_second / own.images_per_second
+            return f", {ratio:.2f} times as fast as {row.contender}"
+    return ""
+
+
+def _rivals(ranking: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) -> str:
+    """Who is not told apart from the first of a ranking."""
+    (best, timing), *others = ranking
+    own = [milliseconds / best.batch_size for milliseconds in timing.round_ms]
+    near = [
+        f"{row.contender} ({figure(row, other)})"
+        for row, other in others
+        if not told_apart(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
+    ]
+    if not near:
+        return ""
+    more = f" and {len(near) - MOST_RIVALS} more" if len(near) > MOST_RIVALS else ""
+    return f"; within the noise of {len(own)} rounds: {', '.join(near[:MOST_RIVALS])}{more}"
+
+
+def _caveat(best: Row, contenders: Sequence[ContenderRecord], counted: str | None) -> str:
+    """Where a fast one answers otherwise."""
+    (entry,) = (entry for entry in contenders if entry.name == best.contender)
+    if entry.agreement is None or entry.agreement == 1 or counted is None:
+        return ""
+    first = next(other.name for other in contenders if other.agreement is not None)
+    return f"; it gives the answers of {first} on {entry.agreement:.1%} of the {counted}"

@@ -1,0 +1,158 @@
+"""One contender of a benchmark in a process of its own: `python -m export.benchmarking.worker JOB`, JOB being JSON.
+
+It answers requests, a line of JSON each, with a line of JSON each, and ends with its standard input. So nothing that
+another backend loads, allocates or breaks is in its memory or in its time. See `benchmark_process` for the other side.
+"""
+
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import peak_memory_bytes
+from convmae_deploy.runtime.backends import Device, describe_backend
+from convmae_deploy.runtime.base_predictor import LOGITS
+from convmae_deploy.runtime.bundle import Bundle, load_bundle
+from convmae_deploy.runtime.manifest import Manifest
+from convmae_deploy.runtime.starting import RuntimeName, RuntimeOptions, start_backend
+from export.benchmarking.contenders import TORCH_WAYS, Contender, Way
+from export.benchmarking.timing import timed_turn
+
+FloatArray = NDArray[np.float32]
+Outputs = dict[str, NDArray[Any]]
+Run = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
+
+RUNTIMES: dict[Way, tuple[RuntimeName, Device]] = {
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "openvino": ("openvino", "cpu"),
+    "onnxruntime-cuda": ("onnxruntime", "cuda"),
+    "onnxruntime-tensorrt": ("onnxruntime-tensorrt", "cuda"),
+    "tensorrt": ("tensorrt", "cuda"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a process is for."""
+
+    contender: Contender
+    bundle: Path
+    checkpoint: Path | None
+    threads: int  # CPU threads of a run
+    inputs: Path  # .npy: images (N, 3, H, W) or clips (N, 3, T, H, W), normalised
+
+
+JOB: TypeAdapter[Job] = TypeAdapter(Job)
+
+
+def timed_outputs(manifest: Manifest) -> tuple[str, ...]:
+    """What a run is asked for: the logits, of a detector everything."""
+    return (LOGITS,) if LOGITS in manifest.outputs else tuple(manifest.outputs)
+
+
+class Worker:
+    """A contender that was started."""
+
+    def __init__(self, job: Job) -> None:
+        self.bundle = load_bundle(job.bundle)
+        begun = time.perf_counter()
+        self.run, self.description = start(job, self.bundle)
+        self.start_seconds = time.perf_counter() - begun
+        self.inputs: FloatArray = np.load(job.inputs, mmap_mode="r")
+
+    def started(self) -> dict[str, Any]:
+        """What starting took: seconds from the open bundle or checkpoint to a session, and the most memory."""
+        return {"seconds": self.start_seconds, "peak_gb": peak_memory_bytes() / 1e9, "description": self.description}
+
+    def outputs(self, batch_size: int, path: str) -> dict[str, Any]:
+        """Runs the first batch, and leaves what it gives in a .npz file."""
+        np.savez(path, **self.run(self.batch(batch_size)))  # type: ignore[arg-type]  # as in export.reports.report
+        return {}
+
+    def warm_up(self, batch_size: int, runs: int) -> dict[str, Any]:
+        """Untimed runs; the compiler works here, once for each batch size."""
+        images = self.batch(batch_size)
+        for _ in range(runs):
+            self.run(images)
+        return {}
+
+    def turn(self, batch_size: int, at_least: float) -> dict[str, Any]:
+        """Timed runs, and the most resident memory until now."""
+        images = self.batch(batch_size)
+        seconds = timed_turn(lambda: self.run(images), at_least=at_least)
+        return {"seconds": seconds, "peak_gb": peak_memory_bytes() / 1e9}
+
+    def answers(self, data: str, limit: int, path: str) -> dict[str, Any]:
+        """Runs a user's photos or videos as they are served, and leaves the answers in a file for the one parent."""
+        from export.verification.task_metrics import (  # they import torch, which counts as memory
+            predictor_on,
+            read_task_data,
+        )
+
+        manifest = self.bundle.manifest
+        predictor = predictor_on(self.run, manifest, self.description)
+        found = read_task_data(Path(data), manifest, limit=limit).answers(predictor)
+        Path(path).write_bytes(pickle.dumps(found))
+        return {}
+
+    def batch(self, size: int) -> FloatArray:
+        """The first inputs, again and again where there are fewer."""
+        return np.ascontiguousarray(self.inputs[np.arange(size) % len(self.inputs)])
+
+
+def start(job: Job, bundle: Bundle) -> tuple[Run, str]:
+    """What runs a contender, and its name with the device's."""
+    contender = job.contender
+    if contender.way in TORCH_WAYS:
+        from export.benchmarking.pytorch import torch_run
+
+        assert job.checkpoint is not None  # without one there is no such contender
+        return torch_run(contender, bundle, job.checkpoint, job.threads)
+    runtime, device = RUNTIMES[contender.way]
+    options = RuntimeOptions(runtime=runtime, file=contender.file, precision=contender.computes_in, hint=contender.hint)
+    backend = start_backend(bundle, device=device, threads=job.threads, options=options)
+    names = timed_outputs(bundle.manifest)
+    return lambda images: backend.run(images, names), describe_backend(backend)
+
+
+def serve(job: Job, requests: TextIO, answers: TextIO) -> None:
+    """Answers every request; what goes wrong is answered in one sentence."""
+    worker: Worker | None = None
+    for line in requests:
+        request: dict[str, Any] = json.loads(line)
+        action = request.pop("action")
+        try:
+            if worker is None:
+                worker = Worker(job)
+            reply = getattr(worker, action)(**request)
+        except Exception as error:  # whatever a backend raises is this contender's row
+            reply = {"error": sentence(error)}
+        print(json.dumps(reply), file=answers, flush=True)
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ConvMAEError) else f"{type(error).__name__}: {text}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The process."""
+    (text,) = sys.argv[1:] if arguments is None else arguments
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
+    serve(JOB.validate_json(text), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

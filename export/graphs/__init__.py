@@ -1,0 +1,1 @@
+"""From a checkpoint's model to ONNX graphs, one for each precision."""

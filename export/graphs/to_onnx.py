@@ -1,0 +1,200 @@
+"""A classifier as one ONNX graph: input `image` or `clip`, outputs `logits`, pooled vectors, four feature maps."""
+
+import ast
+import inspect
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
+from convmae_deploy.runtime.manifest import Quantisation
+from export.graphs.operators import refuse_operators
+
+OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
+OUTPUTS = ("logits", "pooled", *FEATURE_LEVELS)
+MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
+WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
+ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf holds 2 GiB in one file; a little is needed besides the weights
+HALF_TYPES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+CHATTY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+
+
+class ClassifierGraph(nn.Module):
+    """All outputs of a classifier from one pass. Exists only to be exported and to be its reference."""
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to the tensors named by OUTPUTS."""
+        maps = self.model.encoder(image)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        return (self.model.head(pooled), pooled, *maps)
+
+
+class VideoClassifierGraph(nn.Module):
+    """The same of a video classifier, with a vector for each slot. Exists only to be exported and to be its reference.
+
+    The head was trained on vectors that `fc_norm` gives, so that of a slot goes through it too.
+    """
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, F, H, W) to the tensors named by VIDEO_OUTPUTS."""
+        maps = self.model.encoder(clip)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        slots_btd = self.model.fc_norm(maps[2].mean(dim=(3, 4)).transpose(1, 2))
+        return (self.model.head(pooled), pooled, slots_btd, *maps)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX graph with the traced program that it was translated from."""
+
+    model: onnx.ModelProto
+    program: ExportedProgram
+    outputs: tuple[str, ...]
+    quantisation: Quantisation | None = None  # of an int8 graph: how it was made
+
+    @property
+    def input(self) -> str:
+        """The name of its one input."""
+        (only,) = self.model.graph.input
+        return str(only.name)
+
+
+def export_classifier(model: ConvMAEClassifier, image_size: tuple[int, int], max_batch: int) -> ExportedGraph:
+    """`export_graph` of a classifier in evaluation mode."""
+    return export_graph(ClassifierGraph(model).eval(), image_size, max_batch, OUTPUTS)
+
+
+def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...]) -> ExportedGraph:
+    """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
+
+    Args:
+        wrapper: its one argument is the input, its model its attribute `model`; gives a flat tuple of tensors.
+        axes: (height, width) in pixels, or (frames, height, width); fixed in the graph.
+        max_batch: largest batch that the graph must take.
+        outputs: the names of the tensors.
+
+    Raises:
+        ConvMAEError: the weights do not fit into one ONNX file, or an operator is not for every runtime.
+    """
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in wrapper.state_dict().values())
+    if weight_bytes > ONNX_LIMIT_BYTES:
+        raise ConvMAEError(
+            f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
+            f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
+        )
+    # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
+    batch = Dim("batch", min=1, max=max(2, max_batch))
+    example = torch.zeros(2, 3, *axes)
+    (name,) = inspect.signature(wrapper.forward).parameters
+    with _quiet():
+        program = torch.onnx.export(
+            wrapper,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=[name],
+            output_names=list(outputs),
+            dynamic_shapes={name: {0: batch}},
+            verbose=False,
+        )
+        if program is None or program.exported_program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+        model = program.model_proto
+    _skip_round_trips(model.graph)
+    _tidy(model)
+    onnx.checker.check_model(model)
+    refuse_operators(model)
+    return ExportedGraph(model, program.exported_program, outputs)
+
+
+def without_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """A copy of a graph that does not give the outputs of these names."""
+    fewer = onnx.ModelProto()
+    fewer.CopyFrom(model)
+    del fewer.graph.output[:]
+    fewer.graph.output.extend(output for output in model.graph.output if output.name not in names)
+    return fewer
+
+
+def module_path(path: str) -> str:
+    """A module path inside the wrapper as one inside the model; empty for the top level."""
+    return path.removeprefix(WRAPPED).removeprefix(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's warnings and log lines from the terminal; exceptions pass."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY_LOGGERS}
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _skip_round_trips(graph: onnx.GraphProto) -> None:
+    """Takes out casts to half precision of what was just cast from it, as between two parts that compute in it."""
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    widened = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and types.get(node.input[0]) in HALF_TYPES and _target(node) == onnx.TensorProto.FLOAT
+    }
+    same = {
+        node.output[0]: widened[node.input[0]]
+        for node in graph.node
+        if node.op_type == "Cast" and node.input[0] in widened and _target(node) == types[widened[node.input[0]]]
+    }
+    kept = [node for node in graph.node if node.output[0] not in same]
+    for node in kept:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _target(cast: onnx.NodeProto) -> int:
+    """The type that a Cast casts to."""
+    return int(next(attribute.i for attribute in cast.attribute if attribute.name == "to"))
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drops what the exporter leaves behind: stack traces with paths of this machine, signatures, guessed shapes.
+
+    Each node keeps the path of its module, for whoever reads the graph layer by layer.
+    """
+    graph = model.graph
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
+        modules = ast.literal_eval(scopes)[:-1]  # the last scope is the operation itself
+        _clear(node)
+        if modules and module_path(modules[-1]):
+            node.metadata_props.add(key=MODULE_KEY, value=module_path(modules[-1]))
+    for record in (model, graph, *graph.input, *graph.output, *graph.initializer):
+        _clear(record)
+    del graph.value_info[:]
+
+
+def _clear(record: onnx.ModelProto | onnx.GraphProto | onnx.NodeProto | onnx.ValueInfoProto | onnx.TensorProto) -> None:
+    del record.metadata_props[:]
+    record.doc_string = ""

@@ -1,0 +1,1 @@
+"""What is told of a verification: tables, an HTML page, a reproducer."""

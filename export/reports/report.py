@@ -1,0 +1,151 @@
+"""What people get to see of a verification: the table, the sentence, and the folder that reproduces a failure."""
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from convmae_deploy.files import atomic_directory
+from convmae_deploy.runtime.manifest import NumericsReport
+from export import reproduce
+from export.verification.divergence import Divergence, LayerError
+from export.verification.elementwise import Failure, Verification
+from export.verification.gates import FP32, FloatArray, Tolerance
+from export.verification.layer_errors import LayerErrors
+
+FAILED_SUFFIX = ".failed"
+
+
+def print_report(report: NumericsReport, console: Console, *, details: bool = True) -> None:
+    """The table of a report, and with `details` its inputs and its gate."""
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("output", no_wrap=True)
+    for heading in ("max abs", "max rel", "SNR dB", "cosine", "top-1", "/ gate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst on")
+    table.add_column("")
+    for name, row in report.outputs.items():
+        table.add_row(
+            name,
+            f"{row.max_abs:.2e}",
+            f"{row.max_rel:.2e}",
+            "" if row.snr_db is None else f"{row.snr_db:.1f}",
+            f"{row.cosine:.7f}",
+            "" if row.top1_agreement is None else f"{row.top1_agreement:.1%}",
+            f"{row.excess:.3g}",
+            row.worst_input,
+            "passed" if row.passed else "[bold red]failed[/]",
+        )
+    console.print(f"{report.runtime} against {report.reference}", highlight=False)
+    console.print(table)
+    if not details:
+        return
+    console.print(f"Inputs: {'; '.join(report.inputs)}.", highlight=False)
+    console.print(f"Gate: {report.tolerance}.", highlight=False)
+
+
+def failure_sentence(
+    failure: Failure, divergence: Divergence | LayerErrors | None, folder: Path, consequence: str
+) -> str:
+    """What is wrong, what follows from it, where it is wrong, and where the evidence is."""
+    layer = "" if divergence is None else f"; first diverging layer: {explanation_of(divergence)}"
+    return (
+        f"the graph does not give PyTorch's numbers{consequence}: worst output {failure.output} on "
+        f"{failure.batch.name}, {failure.comparison.problem}{layer}; everything to reproduce it is in {folder}, run "
+        "reproduce.py there"
+    )
+
+
+def explanation_of(divergence: Divergence | LayerErrors) -> str:
+    """Which layer is to be looked at, in one clause."""
+    return divergence.explanation() if isinstance(divergence, LayerErrors) else divergence.explanation
+
+
+def write_failure(
+    folder: Path,
+    *,
+    model: onnx.ModelProto | Path,
+    verification: Verification,
+    divergence: Divergence | LayerErrors | None,
+    arrays: dict[str, FloatArray],
+    command: Sequence[str],
+    runs_in: str = "onnxruntime",
+    tolerance: Tolerance = FP32,
+) -> None:
+    """Writes the reproducer: model.onnx, inputs.npz, report.json, command.txt, reproduce.py. Replaces an older one.
+
+    Args:
+        folder: where to.
+        model: the graph that failed, or its file.
+        verification: its report and failures.
+        divergence: where it leaves the reference; None where the graph does not even run.
+        arrays: the failing images by the name of the graph's input, with what was expected and found.
+        command: the arguments that led here.
+        runs_in: the runtime, by the name that reproduce.py knows.
+        tolerance: the gate.
+    """
+    failures = [
+        {"input": failure.batch.name, "output": failure.output, "problem": failure.comparison.problem}
+        for failure in verification.failures
+    ]
+    worst = verification.worst
+    gate = {name: limit if math.isfinite(limit) else None for name, limit in asdict(tolerance).items()}
+    content = {
+        "runs_in": runs_in,
+        "gate": gate,
+        "failure": f"worst output {worst.output} on {worst.batch.name}: {worst.comparison.problem}",
+        "report": verification.report.model_dump(mode="python"),
+        "failures": failures,
+        "first_diverging_layer": None if divergence is None else explanation_of(divergence),
+        "layers": _layer_rows(divergence),
+    }
+    with atomic_directory(folder, replace=True) as directory:
+        if isinstance(model, Path):
+            shutil.copyfile(model, directory / "model.onnx")
+        else:
+            onnx.save(model, directory / "model.onnx")
+        np.savez(directory / "inputs.npz", **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own flag
+        report = json.dumps(_finite(content), indent=2, allow_nan=False)
+        (directory / "report.json").write_text(report + "\n", encoding="utf-8")
+        (directory / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+        shutil.copyfile(reproduce.__file__, directory / "reproduce.py")
+
+
+def _layer_rows(divergence: Divergence | LayerErrors | None) -> list[dict[str, Any]]:
+    if divergence is None:
+        return []
+    if isinstance(divergence, LayerErrors):
+        return [asdict(module) for module in divergence.modules]
+    return [_layer_row(layer) for layer in divergence.layers]
+
+
+def _layer_row(layer: LayerError) -> dict[str, Any]:
+    comparison = layer.comparison
+    return {
+        "module": layer.module,
+        "value": layer.value,
+        "operator": layer.operator,
+        "max_abs": comparison.max_abs,
+        "cosine": comparison.cosine,
+        "excess": comparison.excess,
+        "problem": comparison.problem,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: those numbers become strings."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

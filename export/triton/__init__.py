@@ -1,0 +1,1 @@
+"""What a Triton repository says besides its configuration."""

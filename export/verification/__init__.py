@@ -1,0 +1,1 @@
+"""Whether a graph gives PyTorch's numbers, and where it leaves them."""

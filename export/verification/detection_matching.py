@@ -1,0 +1,108 @@
+"""Detections of a photo by two runs of a detector in fp32, paired: they are sets, since near ties change places."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from convmae_deploy.runtime.manifest import MAX_DETECTIONS
+from export.verification.gates import Comparison, FloatArray
+from export.verification.runners import Outputs
+
+DETECTIONS = "detections"  # the row of the report
+SAME_OVERLAP = 0.9  # least IoU of a pair
+SAME_SCORE = 1e-3  # largest difference of a pair's scores
+UNMATCHED = 0.02  # largest share of rows without a partner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """How the detections of one image compare."""
+
+    decided: int  # rows of both sides that are far enough from the threshold and from the last of 100
+    unmatched: int  # those of them without a partner
+    score_difference: float  # largest of a pair
+    settled: bool  # whether the graph's suppression had rounds enough
+    boxes: tuple[FloatArray, FloatArray]  # (pairs, 4) of each side
+
+
+def badness(matchings: list[Matching]) -> tuple[int, int]:
+    """Order of batches, the worst last: by images whose suppression has not settled, then by rows without a partner."""
+    return sum(not matching.settled for matching in matchings), sum(matching.unmatched for matching in matchings)
+
+
+def match_batch(expected: Outputs, found: Outputs, threshold: float) -> list[Matching]:
+    """The matching of each image of two batches of detections, both found above a threshold."""
+    return [
+        match_image(image_of(expected, image), image_of(found, image), threshold)
+        for image in range(len(expected["num"]))
+    ]
+
+
+def image_of(outputs: Outputs, image: int) -> Outputs:
+    """One image of a batch's outputs."""
+    return {name: values[image] for name, values in outputs.items()}
+
+
+def match_image(expected: Outputs, found: Outputs, threshold: float) -> Matching:
+    """Pairs the detections of an image greedily, the reference's best first, each with its closest partner."""
+    (expected_boxes, expected_scores, expected_labels), (found_boxes, found_scores, found_labels) = (
+        [side[name][: int(side["num"])] for name in ("boxes", "scores", "labels")] for side in (expected, found)
+    )
+    difference = np.abs(expected_scores[:, None] - found_scores[None, :])
+    overlap = box_iou(torch.from_numpy(expected_boxes), torch.from_numpy(found_boxes)).numpy()
+    suits = (expected_labels[:, None] == found_labels[None, :]) & (difference <= SAME_SCORE)
+    closeness = np.where(suits & (overlap >= SAME_OVERLAP), overlap, 0.0)  # (expected, found); 0: no pair
+    rows: list[int] = []
+    columns: list[int] = []
+    for row in range(len(closeness)):
+        column = int(closeness[row].argmax()) if closeness.shape[1] else 0
+        if closeness.shape[1] and closeness[row, column] > 0:
+            rows.append(row)
+            columns.append(column)
+            closeness[:, column] = 0.0
+    unmatched = [decided(expected_scores, threshold), decided(found_scores, threshold)]
+    total = sum(int(side.sum()) for side in unmatched)
+    unmatched[0][rows] = False
+    unmatched[1][columns] = False
+    return Matching(
+        decided=total,
+        unmatched=sum(int(side.sum()) for side in unmatched),
+        settled=bool(found["converged"]),
+        score_difference=float(difference[rows, columns].max(initial=0.0)),
+        boxes=(expected_boxes[rows], found_boxes[columns]),
+    )
+
+
+def decided(scores: FloatArray, threshold: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which rows are detections whatever rounding does: above the threshold, and above the last of a full list."""
+    least = max(threshold, float(scores[-1])) if len(scores) == MAX_DETECTIONS else threshold
+    return np.asarray(scores > least + SAME_SCORE)
+
+
+def judge(matchings: list[Matching]) -> Comparison:
+    """One comparison of all images: differences of scores, cosine of the pairs' boxes, share of rows with a partner."""
+    total, unmatched = (sum(getattr(matching, name) for matching in matchings) for name in ("decided", "unmatched"))
+    share = unmatched / max(total, 1)
+    expected, found = (
+        np.concatenate([matching.boxes[side] for matching in matchings]).astype(np.float64).ravel() for side in (0, 1)
+    )
+    norms = float(np.linalg.norm(expected) * np.linalg.norm(found))
+    difference = max(matching.score_difference for matching in matchings)
+    unsettled = sum(not matching.settled for matching in matchings)
+    problem = None
+    if share > UNMATCHED:
+        problem = f"{unmatched} of {total} detections have no partner, more than {UNMATCHED:.0%}"
+    elif unsettled:
+        problem = f"on {unsettled} of {len(matchings)} images suppression needs more rounds than the graph has"
+    return Comparison(
+        max_abs=difference,
+        max_rel=difference,  # scores are at most 1
+        cosine=min(1.0, float(expected @ found) / norms) if norms else 1.0,
+        excess=share / UNMATCHED,
+        worst_image=max(range(len(matchings)), key=lambda image: badness([matchings[image]])),
+        images_decided=total,
+        images_agreeing=total - unmatched,
+        problem=problem,
+    )

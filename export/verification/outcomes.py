@@ -1,0 +1,137 @@
+"""The outcome of a verification in words and in the terminal's tables."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from export.reports.report import print_report
+from export.verification.combinations import TITLES
+from export.verification.verify_runs import Outcome, Results, TaskAnswers
+
+
+def verdict(results: Results) -> str:
+    """One sentence: does all of it hold?"""
+    run = results.run
+    files = len({outcome.combination.file for outcome in run})
+    runtimes = len({outcome.combination.runtime for outcome in run})
+    what = f"{counted(files, 'file')} on {counted(runtimes, 'runtime')}"
+    against = f"against {results.reference.short}"
+    tried = [outcome for outcome in results.outcomes if outcome.combination.reason is None]
+    failed = [outcome for outcome in tried if not outcome.passed]
+    if results.manifest_problems and not failed:
+        return f"The manifest is wrong, though the numbers of {what} hold {against}."
+    if failed:
+        also = ", and the manifest is wrong" if results.manifest_problems else ""
+        return f"{len(failed)} of {counted(len(tried), 'run')} {'does' if len(failed) == 1 else 'do'} not hold{also}."
+    if not run:
+        return f"Nothing was held {against}: there is no other file or runtime here."
+    return f"All holds: {what}, {counted(len(run), 'run')}, {against}."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def state(outcome: Outcome) -> str:
+    """One word."""
+    if outcome.combination.reason is not None:
+        return "not run"
+    return "holds" if outcome.passed else "fails"
+
+
+def worst_snr(outcome: Outcome) -> float | None:
+    """The lowest signal-to-noise ratio of all outputs in decibels; None where none was measured."""
+    if outcome.report is None:
+        return None
+    return min((row.snr_db for row in outcome.report.outputs.values() if row.snr_db is not None), default=None)
+
+
+def worst_excess(outcome: Outcome) -> float:
+    """The largest error of an output as a share of what its gate allows; 0 where it was not run."""
+    return max((row.excess for row in outcome.report.outputs.values()), default=0.0) if outcome.report else 0.0
+
+
+def task_cells(answers: TaskAnswers, before: TaskAnswers) -> list[str]:
+    """Each metric, its change against the reference, and the agreement."""
+    cells = []
+    for one, other in zip(before.metrics, answers.metrics, strict=True):
+        cells += [f"{other.value:.2f} %", f"{other.value - one.value:+.2f}"]
+    agreement = answers.agreement
+    cells.append("" if agreement is None else f"{agreement.agreeing} of {agreement.decided}")
+    return cells
+
+
+def not_run(results: Results) -> list[tuple[str, str]]:
+    """What could not be run, and why; a runtime that runs none of the files is told once."""
+    told = []
+    for runtime, title in TITLES.items():
+        skipped = [outcome for outcome in results.outcomes if outcome.combination.runtime == runtime]
+        reasons = [(outcome.combination, outcome.combination.reason) for outcome in skipped]
+        if skipped and all(reason is not None for _, reason in reasons):
+            told.append((title, str(reasons[0][1])))
+        else:
+            told += [(combination.title, reason) for combination, reason in reasons if reason is not None]
+    return told
+
+
+def print_outcomes(results: Results, console: Console) -> None:
+    """The table of each run, then all runs, then the task, then what must be known besides."""
+    for outcome in results.run:
+        assert outcome.report is not None
+        console.print(f"[bold]{outcome.combination.title}[/]", highlight=False)
+        print_report(outcome.report, console, details=False)
+    reports = {outcome.combination.precision: outcome.report for outcome in results.run if outcome.report is not None}
+    for precision, report in reports.items():
+        console.print(f"Gate of {precision}: {report.tolerance}.", highlight=False)
+    for inputs in dict.fromkeys(report.inputs for report in reports.values()):
+        console.print(f"Inputs: {'; '.join(inputs)}.", highlight=False)
+    console.print(_summary(results))
+    if results.reference_task is not None and results.data is not None:
+        console.print(_task_table(results))
+    for what, reason in not_run(results):
+        console.print(f"Not run: {what}: {reason}.", highlight=False)
+    for note in results.notes:
+        console.print(f"Note: {note}.", highlight=False)
+    console.print(verdict(results), highlight=False, style="bold")
+
+
+def _summary(results: Results) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("file", "runtime", "gate", "SNR dB", "/ gate", ""):
+        table.add_column(heading, justify="right" if heading in ("SNR dB", "/ gate") else "left")
+    for outcome in results.outcomes:
+        combination, snr = outcome.combination, worst_snr(outcome)
+        if combination.reason is None:
+            table.add_row(
+                combination.file,
+                TITLES[combination.runtime],
+                combination.precision,
+                "" if snr is None else f"{snr:.1f}",
+                f"{worst_excess(outcome):.3g}",
+                "holds" if outcome.passed else "[bold red]fails[/]",
+            )
+    return table
+
+
+def _task_table(results: Results) -> Table:
+    assert results.reference_task is not None and results.data is not None
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("file")
+    table.add_column("runtime")
+    for metric in results.reference_task.metrics:
+        table.add_column(metric.name, justify="right")
+        table.add_column("change", justify="right")
+    table.add_column("agrees on", justify="right")
+    first = [f"{metric.value:.2f} %" for metric in results.reference_task.metrics]
+    table.add_row(results.reference.short, "", *(cell for value in first for cell in (value, "")), "")
+    counted_as = set()
+    for outcome in results.run:
+        if outcome.task is not None:
+            cells = task_cells(outcome.task, results.reference_task)
+            table.add_row(outcome.combination.file, TITLES[outcome.combination.runtime], *cells)
+            if outcome.task.agreement is not None:
+                counted_as.add(outcome.task.agreement.counted)
+    samples = next((metric.samples for metric in results.reference_task.metrics), len(results.data.files))
+    table.caption = f"on {samples} {results.data.kind}; agreement on {', '.join(counted_as)}"
+    return table

@@ -1,0 +1,215 @@
+"""What a model is worth on a user's own data: its task's metric where there are labels, and where two models disagree.
+
+Every model answers as it is served, through its predictor with the manifest's preprocessing. Data with labels lie as
+the training programs read them:
+
+    classification, video    ROOT/<split>/<class>/*, videos also ROOT/<split>.csv or .txt
+    detection                ROOT/annotations/instances_<split>.json, or COCO's own folders
+    segmentation             ROOT/images/<split>, ROOT/labels/<split>, ROOT/classes.json, or ADE20K's own folders
+
+Any other folder is one of photos or videos without labels: then there is no metric, and models can still be compared.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.data.coco import read_coco_split
+from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.data.segmentation_folder import read_segmentation_folder
+from convmae_deploy.data.video_folder import read_video_folder
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.runtime.extraction import find_photos
+from convmae_deploy.runtime.manifest import BundleFile, Manifest, Precision, Task
+from convmae_deploy.runtime.predictor import PREDICTORS, AnyPredictor
+from convmae_deploy.runtime.video_formats import find_videos
+from export.verification.runners import Runner
+from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
+
+SPLIT = "val"
+
+Item = TypeVar("Item")
+
+
+class RunnerBackend:
+    """Lets a predictor run on any `Runner`: PyTorch, or a graph that is in no bundle yet."""
+
+    providers = ("CPU",)
+
+    def __init__(self, runner: Runner, name: str) -> None:
+        self.name = name
+        self._runner = runner
+
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
+        found = self._runner(image)
+        return {name: found[name] for name in outputs}
+
+
+def predictor_on(runner: Runner, manifest: Manifest, name: str) -> AnyPredictor:
+    """The predictor of a manifest on a runner that gives all of its outputs; `name` says what runs."""
+    return PREDICTORS[manifest.task](Bundle(Path(manifest.name), manifest), RunnerBackend(runner, name))
+
+
+def read_task_data(data: Path, manifest: Manifest, *, split: str = SPLIT, limit: int | None = None) -> TaskData[Any]:
+    """A user's data for a model.
+
+    Args:
+        data: the folder, see above.
+        manifest: of the model: its task and classes.
+        split: which part of labelled data.
+        limit: so many samples at most, spread evenly; None: all.
+
+    Raises:
+        ConvMAEError: there is nothing for this task, labels cannot be read, or a class is none of the model's.
+    """
+    if not data.is_dir():
+        raise ConvMAEError(f"--data must be a folder; found {'a file' if data.exists() else 'nothing'} at {data}")
+    if limit is not None and limit < 1:
+        raise ConvMAEError(f"the number of samples must be at least 1; got {limit}")
+    return _READERS[manifest.task](data, manifest, split, limit)
+
+
+def _classified_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    if not (data / split).is_dir():
+        return ClassifiedData(spread(find_photos([data]), limit), None, "photos")
+    folder = read_photo_folder(data, split)
+    labels = known_labels(folder.labels, folder.classes, manifest, data)
+    return ClassifiedData(spread(folder.photos, limit), spread(labels, limit), "photos")
+
+
+def _classified_videos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    if not (data / split).is_dir() and not any((data / f"{split}{suffix}").is_file() for suffix in (".csv", ".txt")):
+        return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
+    folder = read_video_folder(data, split)
+    labels = known_labels(folder.labels, folder.classes, manifest, data)
+    return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
+
+
+def _segmented(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    if not any((data / name).is_dir() for name in ("labels", "annotations")):
+        return SegmentedData(spread(find_photos([data]), limit), None, len(manifest.classes))
+    folder = read_segmentation_folder(data, split)
+    if folder.classes != manifest.classes:
+        raise ConvMAEError(
+            f"--data {data} must have the model's {len(manifest.classes)} classes in the same order; it has "
+            f"{len(folder.classes)}, the first of them {folder.classes[0]!r}"
+        )
+    return SegmentedData(spread(folder.photos, limit), folder, len(manifest.classes))
+
+
+def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:
+    """Labels as indices of the model's classes, which the data may have in another order or lack some of.
+
+    Raises:
+        ConvMAEError: a class is none of the model's.
+    """
+    if classes == manifest.classes:  # names may come twice, as in ImageNet
+        return tuple(labels)
+    unknown = sorted(set(classes) - set(manifest.classes))
+    if unknown:
+        raise ConvMAEError(f"--data {data} has classes that the model does not know, for instance {unknown[0]!r}")
+    indices = [manifest.classes.index(name) for name in classes]
+    return tuple(indices[label] for label in labels)
+
+
+def _detected(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    if not (data / "annotations").is_dir():
+        return DetectedData(spread(find_photos([data]), limit), None, manifest)
+    coco = read_coco_split(data, split)
+    known_labels((), coco.classes, manifest, data)
+    chosen = coco.subset(spread(range(len(coco.photos)), limit))
+    return DetectedData([photo.path for photo in chosen.photos], chosen, manifest)
+
+
+_READERS: dict[Task, Callable[[Path, Manifest, str, int | None], TaskData[Any]]] = {
+    "classification": _classified_photos,
+    "detection": _detected,
+    "segmentation": _segmented,
+    "video-classification": _classified_videos,
+}
+
+
+def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """Up to `limit` of the items, evenly from the first to the last; all for None."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def task_metrics(predictor: AnyPredictor, data: TaskData[Any]) -> tuple[TaskMetric, ...]:
+    """The task's metrics of a model, the one to decide by last; none without labels.
+
+    Raises:
+        ConvMAEError: no sample can be decoded.
+        ModelOutputError: the graph's answer has a wrong shape or is not finite.
+    """
+    return data.metrics(data.answers(predictor)) if data.labelled else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskGate:
+    """What a graph may make of a user's data otherwise than the reference."""
+
+    differing: float  # largest share of answers that are not the reference's; 1: not held
+    loss: float  # points of each metric
+    both_ways: bool = False  # whether a gain of as many points is wrong too
+
+
+TASK_GATES: dict[Precision, TaskGate] = {
+    "fp32": TaskGate(differing=0.0, loss=0.05, both_ways=True),
+    "fp16": TaskGate(differing=0.005, loss=0.2),
+    "bf16": TaskGate(differing=0.01, loss=0.3),
+    "int8": TaskGate(differing=1.0, loss=1.0),
+}
+
+
+def task_gate(precision: Precision, file: BundleFile | None = None) -> TaskGate:
+    """The gate of a precision; for an int8 file the drop that its maker allowed it.
+
+    Args:
+        precision: that it computes in.
+        file: its entry in the manifest; None: it has none.
+    """
+    gate = TASK_GATES[precision]
+    if precision == "int8" and file is not None and file.quantisation is not None:
+        return replace(gate, loss=file.quantisation.max_drop)
+    return gate
+
+
+def task_problems(
+    gate: TaskGate, before: Sequence[TaskMetric], after: Sequence[TaskMetric], agreement: Agreement
+) -> list[str]:
+    """What is wrong with a graph on a user's data, a clause each.
+
+    Args:
+        gate: that holds.
+        before: metrics of the reference; none without labels.
+        after: metrics of the graph, the same ones.
+        agreement: of the two.
+    """
+    problems = [
+        f"{one.name} changes from {one.value:.2f} % to {other.value:.2f} %, by more than {gate.loss:g} points"
+        for one, other in zip(before, after, strict=True)
+        if one.value - other.value > gate.loss or (gate.both_ways and other.value - one.value > gate.loss)
+    ]
+    allowed = allowed_differences(gate, agreement)
+    # Where labels decide, an answer among near ties that changes is no harm of its own.
+    held = not before or agreement.by_chance == 0
+    if held and agreement.decided - agreement.agreeing > allowed:
+        problems.append(
+            f"the reference's answer on {agreement.agreeing} of {agreement.decided} {agreement.counted}, where "
+            f"{agreement.decided - allowed} are to agree"
+        )
+    return problems
+
+
+def allowed_differences(gate: TaskGate, agreement: Agreement) -> int:
+    """How many answers may be others than the reference's; of few samples one, unless the gate allows none."""
+    exact = math.floor(agreement.by_chance * agreement.decided)
+    return max(exact, math.ceil(gate.differing * agreement.decided))

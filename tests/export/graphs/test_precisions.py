@@ -1,0 +1,197 @@
+"""Bundles with a file in each precision, from checkpoints of all four tasks."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from rich.console import Console
+
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
+from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.manifest import Letterbox, Precision, standard_clips, standard_windows
+from export.__main__ import ExportConfig, Written, export_bundle
+from export.graphs.half_precision import HalfPrecision
+from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
+from export.graphs.to_onnx import ExportedGraph
+from export.verification import runners
+from export.verification.elementwise import VerificationError
+from tests.export.conftest import tiny_classifier
+from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, SIZE, tiny_detector
+
+CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64))
+HALF: tuple[HalfPrecision, ...] = ("fp16", "bf16")
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+
+def segmenter() -> tuple[Any, dict[str, Any]]:
+    parts = SegmenterConfig(channels=16, auxiliary_channels=8)
+    fields = {"kind": "segmenter", "segmenter": parts, "preprocessing": standard_windows((64, 64), 80)}
+    return build_segmenter(CONFIG, parts, num_classes=len(CLASSES)), fields
+
+
+def video_classifier() -> tuple[Any, dict[str, Any]]:
+    video = VideoConfig(frames=4)
+    clips = standard_clips((64, 64), frames=4, stride=None)
+    model = build_video_classifier(CONFIG, video, num_classes=len(CLASSES), head_init_std=0.5)
+    return model, {"kind": "video_classifier", "video": video, "preprocessing": clips}
+
+
+def detector() -> tuple[Any, dict[str, Any]]:
+    fields = {"kind": "detector", "model": ENCODER, "detector": DETECTOR, "preprocessing": Letterbox(size=SIZE)}
+    return tiny_detector(), fields
+
+
+OTHERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "segmentation": segmenter,
+    "video-classification": video_classifier,
+    "detection": detector,
+}
+
+
+def export(checkpoint: Path, out: Path, *precision: Any) -> dict[str, Written]:
+    config = ExportConfig(checkpoint=checkpoint, out=out, max_batch=2, precision=precision)
+    return export_bundle(config, Console(quiet=True), ["test"])
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny classifier in three precisions."""
+    out = tmp_path_factory.mktemp("bundles") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GRAPHS, "fp32", lambda _: graph)
+        export(checkpoint, out, "bf16", "fp16")
+    return out
+
+
+def loaded(bundle: Path, precision: Precision) -> onnx.ModelProto:
+    return onnx.load(bundle / file_name(precision))
+
+
+def made_before(graph: ExportedGraph, _: GraphRequest) -> ExportedGraph:
+    return graph
+
+
+def test_a_bundle_has_a_file_for_each_precision_and_fp32_comes_first(bundle: Path) -> None:
+    files = load_bundle(bundle).manifest.files
+    assert list(files) == ["model.onnx", "model.bf16.onnx", "model.fp16.onnx"]
+    assert [file.precision for file in files.values()] == ["fp32", "bf16", "fp16"]
+    full, *others = (file.bytes for file in files.values())
+    assert all(0.5 < size / full < 0.8 for size in others)
+    for file in files.values():
+        assert file.cost is not None and file.cost.verification_seconds > 0 and file.cost.peak_bytes > 10**8
+
+
+def test_every_file_was_held_against_fp32_with_the_gates_of_its_precision(bundle: Path) -> None:
+    files = load_bundle(bundle).manifest.files
+    for name, least in (("model.onnx", 90), ("model.fp16.onnx", 40), ("model.bf16.onnx", 28)):
+        numerics = files[name].numerics
+        assert numerics is not None and numerics.passed and "eager fp32" in numerics.reference
+        decibels = [row.snr_db for row in numerics.outputs.values()]
+        assert all(value is not None and least < value < 190 for value in decibels)
+        assert (f">= {least} dB" in numerics.tolerance) is (name != "model.onnx")
+        assert numerics.runtime == runners.describe_runner(
+            runners.runners_for(files[name].precision)[0], files[name].precision
+        )
+
+
+def test_without_openvino_fp16_is_verified_in_onnx_runtime_and_bf16_by_the_reference(
+    checkpoint: Path, bundle: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GRAPHS, "fp32", lambda _: graph)
+    for precision in HALF:
+        monkeypatch.setitem(GRAPHS, precision, partial(made_before, replace(graph, model=loaded(bundle, precision))))
+    without = {**runners.ORDER, "fp16": ("onnxruntime",), "bf16": ("onnx reference",)}
+    monkeypatch.setattr(runners, "ORDER", without)
+    written = export(checkpoint, tmp_path / "mine", "fp16", "bf16")
+    assert "computes most of fp16 in fp32" in written["model.fp16.onnx"].verification.report.runtime
+    report = written["model.bf16.onnx"].verification.report
+    assert report.runtime.endswith("reference evaluator") and report.passed
+    assert all(name.endswith("batch 1") for name in report.inputs)
+
+
+@pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
+def test_a_layer_that_overflows_fails_the_export_and_is_named_whatever_runs_the_file(
+    tmp_path: Path, runner: str, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    if runner not in runners.runners_for("fp16"):
+        pytest.skip(f"no fp16 in {runner} on this CPU")
+    monkeypatch.setattr(runners, "ORDER", {**runners.ORDER, "fp16": (runner,)})
+    model = overflowing()
+    record = CheckpointRecord.model_validate_json((checkpoint / "best" / "config.json").read_bytes())
+    save_checkpoint(tmp_path / "run" / "best", model.state_dict(), record)
+    with pytest.raises(VerificationError) as error:
+        export(tmp_path / "run", tmp_path / "out" / "mine", "fp16")
+    assert "in fp16, so no bundle was written" in str(error.value)
+    assert "encoder.blocks2.0.conv1 overflows float16 on " in str(error.value)
+    assert "export bf16 instead" in str(error.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.failed"]
+    report = json.loads((tmp_path / "out" / "mine.failed" / "report.json").read_text(encoding="utf-8"))
+    assert not report["report"]["passed"]
+    assert "encoder.blocks2.0.conv1" in report["first_diverging_layer"]
+
+
+def overflowing() -> ConvMAEClassifier:
+    """A classifier of which one layer gives more than float16 holds, which the next two take back."""
+    torch.manual_seed(0)
+    model = tiny_classifier()
+    block = model.get_submodule("encoder.blocks2.0")
+    with torch.no_grad():
+        for parameter in block.get_submodule("conv1").parameters():
+            parameter.mul_(1e5)
+        for layer in ("attn", "conv2"):
+            block.get_submodule(layer).get_parameter("weight").mul_(1e-5**0.5)
+    return model
+
+
+def test_noise_beyond_the_gate_fails_the_export_and_its_layer_is_named(
+    checkpoint: Path, bundle: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = loaded(bundle, "bf16")
+    add = next(
+        node
+        for node in half.graph.node
+        if node.op_type == "Add" and any(entry.value == "encoder.blocks2.0.mlp.fc1" for entry in node.metadata_props)
+    )
+    add.op_type = "Sub"  # its bias with the wrong sign
+    monkeypatch.setitem(GRAPHS, "fp32", lambda _: graph)
+    monkeypatch.setitem(GRAPHS, "bf16", lambda _: replace(graph, model=half))
+    with pytest.raises(VerificationError, match=r"first diverging layer: encoder\.blocks2\.0\.mlp\.fc1"):
+        export(checkpoint, tmp_path / "mine", "bf16")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.failed"]
+    report = json.loads((tmp_path / "mine.failed" / "report.json").read_text(encoding="utf-8"))
+    assert report["runs_in"] == runners.runners_for("bf16")[0].replace(" ", "-")
+    assert report["gate"]["snr_db"] == 28
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", OTHERS)
+def test_every_other_task_is_exported_in_both_half_precisions_too(task: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, fields = OTHERS[task]()
+    save_checkpoint(
+        tmp_path / "run",
+        model.state_dict(),
+        CheckpointRecord(**{"variant": "custom", "model": CONFIG, "classes": CLASSES, **fields}),
+    )
+    export(tmp_path / "run", tmp_path / "mine", "fp16", "bf16")
+    manifest = load_bundle(tmp_path / "mine").manifest
+    assert manifest.task == task
+    assert [file.precision for file in manifest.files.values()] == ["fp32", "fp16", "bf16"]
+    assert all(file.numerics is not None and file.numerics.passed for file in manifest.files.values())
+
+
+def test_a_precision_that_cannot_be_exported_is_one_sentence() -> None:
+    assert parse_precision("bf16") == "bf16"
+    with pytest.raises(ConvMAEError, match="must be some of fp32, fp16, bf16.* got 'fp64'"):
+        parse_precision("fp64")

@@ -1,0 +1,189 @@
+"""The whole way to an int8 file, and the sentences on it."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.runtime.manifest import (
+    CLASSIFIER_OUTPUTS,
+    BundleFile,
+    InputSpec,
+    Licence,
+    Manifest,
+    OutputSpec,
+    Quantisation,
+    standard_preprocessing,
+)
+from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.runtime.starting import RuntimeOptions
+from export import __main__ as program
+from export.graphs.to_onnx import OPSET, ExportedGraph
+from export.int8.maker import Int8Maker, Int8Options, Metric
+from export.int8.quantisation import quantise
+from export.verification.elementwise import VerificationError
+from export.verification.inputs import graph_input, made_photos
+from export.verification.runners import onnx_session
+from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
+from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
+
+COMMAND = ("python", "-m", "export", "run", "--out", "a folder")
+
+
+def manifest() -> Manifest:
+    height, width = SIZE
+    channels = {"e1": (16, 4), "e2": (24, 8), "e3": (32, 16), "e4": (32, 32)}
+    maps = {
+        name: OutputSpec(shape=(depth, height // stride, width // stride), stride=stride)
+        for name, (depth, stride) in channels.items()
+    }
+    return Manifest(
+        name="tiny",
+        task="classification",
+        variant="custom",
+        input=InputSpec(shape=(3, *SIZE), max_batch=MAX_BATCH),
+        preprocessing=standard_preprocessing(SIZE),
+        classes=CLASSES,
+        outputs={"logits": OutputSpec(shape=(len(CLASSES),)), "pooled": OutputSpec(shape=(32,)), **maps},
+        files={"model.int8.onnx": BundleFile(sha256="0" * 64, bytes=1, precision="int8", opset=OPSET)},
+        tools={},
+        licence=Licence(name="none"),
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for index, picture in enumerate(made_photos(24)):
+        picture.resize((150, 110)).save(folder / f"{index:02}.png")
+    return folder
+
+
+def maker(photos: Path, failed: Path, *, max_drop: float, output: io.StringIO | None = None) -> Int8Maker:
+    options = Int8Options(calibrate=photos, max_drop=max_drop)
+    return Int8Maker(manifest(), options, Console(file=output or io.StringIO()), failed=failed, command=COMMAND)
+
+
+def closeness(reference: onnx.ModelProto, found: onnx.ModelProto, images: list[np.ndarray]) -> float:
+    """100 less how far the logits of a graph are from those of the fp32 graph, in percent of them."""
+    sides = []
+    for model in (reference, found):
+        session = onnx_session(model.SerializeToString())
+        sides.append(np.concatenate([session.run(["logits"], {"image": image})["logits"] for image in images]))
+    return float(100 - 100 * np.linalg.norm(sides[1] - sides[0]) / np.linalg.norm(sides[0]))
+
+
+def test_the_layer_made_bad_goes_back_to_fp32_and_no_other(
+    graph: ExportedGraph, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = ExportedGraph(with_outlier(graph), graph.program, graph.outputs)
+    images = [graph_input(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(4)]
+    model, layers, ranges = prepared(broken.model)
+    others = [layer for layer in layers if layer.name != BAD]
+    everything, without = (closeness(model, quantise(model, chosen, ranges), images) for chosen in (layers, others))
+    assert without > everything + 1
+
+    def measure(self: Metric, found: onnx.ModelProto, name: str) -> float:
+        self.name, self.samples = "closeness", 4
+        self.reference = 100.0
+        return closeness(model, found, images)
+
+    monkeypatch.setattr(Metric, "measure", measure)
+    output = io.StringIO()
+    made = maker(photos, tmp_path / "failed", max_drop=100 - (everything + without) / 2, output=output).make(broken)
+    record = made.quantisation
+    assert record is not None
+    assert record.returned == (BAD,)
+    assert record.layers == len(layers) - 1
+    assert f"{BAD} in fp32" in output.getvalue().replace("\n", " ")
+    assert not (tmp_path / "failed").exists()
+
+
+def test_the_record_says_what_was_measured_on_what(graph: ExportedGraph, photos: Path, tmp_path: Path) -> None:
+    record = maker(photos, tmp_path / "failed", max_drop=50).make(graph).quantisation
+    assert record is not None
+    assert record.calibrated_on == f"12 photos of {photos.name}" and record.samples == 12
+    assert record.metric == (
+        f"agreement with fp32 (photos that are no near tie) on 12 photos of {photos.name} that are not calibrated on"
+    )
+    assert record.fp32 == 100 and record.drop <= 50 and record.max_drop == 50
+
+
+def test_the_same_photos_give_the_same_file(graph: ExportedGraph, photos: Path, tmp_path: Path) -> None:
+    first, second = (maker(photos, tmp_path / "failed", max_drop=50).make(graph) for _ in range(2))
+    assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(deterministic=True)
+    assert first.quantisation == second.quantisation
+    assert first.quantisation is not None and first.quantisation.returned == ()
+
+
+def test_a_metric_that_never_holds_leaves_what_was_tried(
+    graph: ExportedGraph, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: Metric, model: onnx.ModelProto, name: str) -> float:
+        self.name, self.samples = "top-1", 12
+        return 100.0 if name == "fp32" else 40.0
+
+    monkeypatch.setattr(Metric, "measure", measure)
+    failed = tmp_path / "bundle.failed"
+    with pytest.raises(VerificationError, match=r"within 1 points of fp32's 100.00 %; the best was 40.00 %") as caught:
+        maker(photos, failed, max_drop=1).make(graph)
+    assert str(failed) in str(caught.value)
+    assert {path.name for path in failed.iterdir()} == {"model.onnx", "model.int8.onnx", "report.json", "command.txt"}
+    report = json.loads((failed / "report.json").read_text())
+    assert report["steps"][0] == {"int8": 40.0, "in_fp32": []}
+    assert len(report["steps"][-1]["in_fp32"]) == len(report["errors"]) - 1
+    assert (failed / "command.txt").read_text() == "python -m export run --out 'a folder'\n"
+
+
+@pytest.mark.parametrize("arguments", [["--precision", "int8"], ["--calibrate", "photos"]])
+def test_int8_and_its_photos_need_each_other(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="--precision int8 and --calibrate FOLDER"):
+        program.main(["run", "--out", str(tmp_path / "bundle"), *arguments])
+
+
+def test_a_drop_is_in_points() -> None:
+    with pytest.raises(ConvMAEError, match="--max-drop must be between 0 and 100 points; got -1"):
+        Int8Options(calibrate=Path("photos"), max_drop=-1)
+
+
+def test_the_program_writes_an_int8_file_that_a_predictor_runs(
+    checkpoint: Path, graph: ExportedGraph, photos: Path, tmp_path: Path, export_gives: Callable[[ExportedGraph], None]
+) -> None:
+    export_gives(graph)
+    out = tmp_path / "bundle"
+    program.main(
+        ["--precision", "int8", "--calibrate", str(photos), "--max-drop", "50"]
+        + [str(checkpoint), "--out", str(out), "--max-batch", "2"]
+    )
+    bundle = load_bundle(out)
+    assert list(bundle.manifest.files) == ["model.onnx", "model.int8.onnx"]
+    file = bundle.manifest.files["model.int8.onnx"]
+    assert file.precision == "int8" and isinstance(file.quantisation, Quantisation)
+    assert file.numerics is not None and file.numerics.passed
+    assert all(row.snr_db is not None and row.snr_db < 60 for row in file.numerics.outputs.values())
+    assert file.quantisation.layers == 22 and str(photos.parent) not in bundle.manifest.model_dump_json()
+    predictor = Classifier.open(out, device="cpu", options=RuntimeOptions(file="model.int8.onnx"))
+    image = np.zeros((1, 3, *SIZE), np.float32)
+    assert set(predictor.run(image, CLASSIFIER_OUTPUTS)) == set(CLASSIFIER_OUTPUTS)
+
+
+def test_a_folder_of_noise_is_refused_before_anything_is_exported(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "GRAPHS", {})
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{seed}.png")
+    with pytest.raises(ConvMAEError, match="4 of 4 .* are noise"):
+        program.main(
+            [str(checkpoint), "--out", str(tmp_path / "bundle"), "--precision", "int8", "--calibrate", str(tmp_path)]
+        )
+    assert not (tmp_path / "bundle").exists()

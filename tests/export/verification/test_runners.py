@@ -1,0 +1,117 @@
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.runtime.manifest import Precision
+from export.verification.runners import (
+    RunnerName,
+    describe_runner,
+    file_runner,
+    onnx_runner,
+    openvino_runner,
+    reference_evaluator_runner,
+    runner_problem,
+    runners_for,
+)
+
+IMAGES = np.random.default_rng(0).standard_normal((3, 3, 2, 2), dtype=np.float32)
+TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
+LARGE = 256.0  # what is added to it loses its last digits in half precision
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """x + LARGE in each half precision: what it gives tells the type that it was computed in."""
+    paths = {}
+    for name, (onnx_type, numpy_type) in TYPES.items():
+        nodes = [
+            helper.make_node("Cast", ["image"], ["half"], to=onnx_type),
+            helper.make_node("Add", ["half", "large"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["logits"], to=TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 2, 2])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 2, 2])],
+            [numpy_helper.from_array(np.array([LARGE], dtype=numpy_type), "large")],
+        )
+        paths[name] = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), paths[name])
+    return paths
+
+
+def rounded(precision: str) -> NDArray[np.float32]:
+    half = TYPES[precision][1]
+    return np.asarray((IMAGES.astype(half) + np.array(LARGE, dtype=half)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("runner", "precision"),
+    [("openvino", "fp16"), ("openvino", "bf16"), ("onnx reference", "fp16"), ("onnx reference", "bf16")],
+)
+def test_a_runner_computes_in_the_types_of_the_graph(
+    files: dict[str, Path], runner: RunnerName, precision: Precision
+) -> None:
+    if runner == "openvino" and runner not in runners_for(precision):
+        pytest.skip(f"no {precision} in OpenVINO on this CPU")
+    found = file_runner(runner, files[precision], ["logits"])(IMAGES)["logits"]
+    assert np.abs(rounded(precision) - (IMAGES + LARGE)).max() > 0.05
+    np.testing.assert_array_equal(found, rounded(precision))
+
+
+def test_onnx_runtime_takes_float16_and_may_compute_it_in_float32(files: dict[str, Path]) -> None:
+    found = onnx_runner(files["fp16"], ["logits"])(IMAGES)["logits"]
+    np.testing.assert_allclose(found, IMAGES + LARGE, atol=0.13)
+
+
+def test_onnx_runtime_has_no_bf16_on_the_cpu(files: dict[str, Path]) -> None:
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED|bfloat16"):
+        onnx_runner(files["bf16"], ["logits"])(IMAGES)
+    assert runner_problem("onnxruntime", "bf16") == "ONNX Runtime's CPU provider has no bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_onnx_runtime_comes_first_for_what_it_computes_as_written(precision: Precision) -> None:
+    assert runners_for(precision)[0] == "onnxruntime"
+
+
+def test_half_precision_goes_to_openvino_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("export.verification.runners.openvino_capabilities", lambda: ("FP32", "FP16", "BF16"))
+    assert runners_for("fp16") == ("openvino", "onnxruntime")
+    assert runners_for("bf16") == ("openvino", "onnx reference")
+    monkeypatch.setattr("export.verification.runners.openvino_capabilities", lambda: ("FP32",))
+    assert runners_for("fp16") == ("onnxruntime",)
+    assert runner_problem("openvino", "fp16") == "OpenVINO computes fp16 in fp32 on this CPU"
+
+
+def test_without_openvino_bf16_is_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert (runners_for("fp16"), runners_for("bf16")) == (("onnxruntime",), ("onnx reference",))
+    assert "pip install 'convmae-deploy[openvino]'" in str(runner_problem("openvino", "fp32"))
+
+
+def test_a_missing_openvino_is_one_sentence(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr("export.verification.runners.openvino_core", lambda: pytest.fail("no core without the package"))
+    runner = openvino_runner(files["fp16"], ["logits"])
+    with pytest.raises(ConvMAEError, match="needs OpenVINO"):
+        runner(IMAGES)
+
+
+def test_the_reference_runs_image_by_image(files: dict[str, Path]) -> None:
+    runner = reference_evaluator_runner(files["bf16"], ["logits"])
+    np.testing.assert_array_equal(runner(IMAGES[:1])["logits"], runner(IMAGES)["logits"][:1])
+
+
+def test_reports_name_a_runner_with_its_version() -> None:
+    assert describe_runner("onnxruntime", "fp32").startswith("onnxruntime 1.")
+    assert describe_runner("onnx reference", "bf16").startswith("onnx 1.")
