@@ -9,8 +9,9 @@ INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --constrai
 serve: .venv/.serve
 	.venv/bin/python -m serving
 
+# Two at a time with a thread each: more would need more memory than small machines have.
 test: .venv/.dev
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/.dev
 	.venv/bin/ruff check .

@@ -41,15 +41,9 @@ class HalfParts:
 PARTS: dict[type[nn.Module], HalfParts] = {
     ConvMAEClassifier: HalfParts(half=("encoder",)),
     ConvMAESegmenter: HalfParts(half=("encoder", "downsample", "decode_head"), float32=("decode_head.conv_seg",)),
+    # not the mask head's transposed convolution: TensorRT for RTX has none in bfloat16
     ConvMAEDetector: HalfParts(
-        half=(
-            "encoder",
-            "pyramid",
-            "rpn.head.conv",
-            "roi_heads.box_head",
-            "roi_heads.mask_head",
-            "roi_heads.mask_predictor.conv5_mask",
-        )
+        half=("encoder", "pyramid", "rpn.head.conv", "roi_heads.box_head", "roi_heads.mask_head")
     ),
 }
 # Layers that compute in float32 wherever they are, and give half precision again. Softmax is none of them, since
