@@ -23,10 +23,6 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     try:
-        if len(sys.argv) > 1:
-            raise ConvMAEError(
-                f"python -m serving takes no arguments, got {' '.join(sys.argv[1:])}; set CONVMAE_* variables"
-            )
         settings = load_settings()
         predictors = open_predictors(settings)
         listener = bind(settings)
@@ -116,4 +112,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        given = " ".join(sys.argv[1:])
+        sys.exit(f"error: python -m serving takes no arguments, got {given}; set CONVMAE_* variables")
     sys.exit(main())

@@ -98,7 +98,7 @@ def test_every_output_was_verified_on_clips_of_every_kind(bundle: Path) -> None:
     assert report["passed"] and tuple(report["outputs"]) == VIDEO_OUTPUTS
     kinds = {"random batch", "made clips batch", "zeros batch", "black batch", "constants batch"}
     assert kinds <= {name.rsplit(" ", 1)[0] for name in report["inputs"]}
-    assert {name.rsplit(" ", 1)[1] for name in report["inputs"] if name.startswith("made clips")} == {"1", "2", "3"}
+    assert {name.rsplit(" ", 1)[1] for name in report["inputs"] if name.startswith("made clips")} >= {"1", "2", "3"}
 
 
 def test_a_video_gets_pytorch_s_classes_and_features(bundle: Path, model: ConvMAEClassifier) -> None:
