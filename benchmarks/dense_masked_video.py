@@ -1,6 +1,6 @@
 """The dense masked computation of a video: every cell of every slot computed, hidden ones multiplied by zero.
 
-`benchmarks.pretraining --video` measures against it; tests give it PyTorch's own depthwise convolution and compare.
+`benchmarks.pretraining --video` measures against it with PyTorch's own depthwise convolution and with ours.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,11 @@ from convmae_deploy.models.video import each_slot, resize_space_time_embedding
 from convmae_deploy.models.video_pretraining import VideoPretraining
 
 Depthwise = Callable[[nn.Conv3d, Tensor], Tensor]  # of a map (B, T, H, W, C)
+
+
+def plain_depthwise(convolution: nn.Conv3d, map_bthwc: Tensor) -> Tensor:
+    """PyTorch's own, on a map whose channels are last in memory, with its own gradients."""
+    return convolution(map_bthwc.movedim(-1, 1)).movedim(1, -1)  # type: ignore[no-any-return]
 
 
 class DenseMaskedVideo(nn.Module):

@@ -18,8 +18,9 @@ all of them. They are
   matrix, gradients of convolutions, fused AdamW, freed memory kept. What it gains on the second comes from those, what
   the first gains on it from skipping hidden cells.
 
-With `--video` they are `VideoPretraining` on visible tubes and `DenseMaskedVideo`, which has all else of the first, and
-of both the encoder alone, trained by the square of its output along one direction.
+With `--video` they are `VideoPretraining` on visible tubes; `DenseMaskedVideo` with all else of the first but for its
+depthwise convolution, which is PyTorch's own, channels last, with PyTorch's gradients; the same with our gradients; and
+of the first two the encoder alone, trained by the square of its output along one direction.
 
 Peak memory is that of the same processes: resident memory, PyTorch itself included, or allocated memory of the GPU; all
 of them are there at once. `--check` holds the gates, which are for ConvMAE-B at 224 x 224 and batch 8 on a CPU (16
@@ -255,7 +256,11 @@ def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, conso
     if config.sweep:
         pixels, precisions = "image size and mask ratio as in the table", config.precisions[:1]
     model, decoder = ("VideoConvMAE", "384 and 4") if config.video else ("ConvMAE", "512 and 8")
-    dense = "all else of the first" if config.video else "the authors' operations, PyTorch's defaults"
+    dense = (
+        "PyTorch's depthwise convolution, channels last"
+        if config.video
+        else "the authors' operations, PyTorch's defaults"
+    )
     for line in (
         f"{model} {config.model} with a decoder of width {decoder} blocks, random weights and inputs",
         f"batch {config.images}, {pixels}; {', '.join(precisions)} (bf16: autocast, weights and AdamW in fp32)",

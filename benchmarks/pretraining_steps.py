@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dense_masked import DenseMaskedPretraining
-from benchmarks.dense_masked_video import DenseMaskedVideo
+from benchmarks.dense_masked_video import DenseMaskedVideo, plain_depthwise
 from benchmarks.machine import peak_memory_gb
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import keep_freed_memory
@@ -33,9 +33,10 @@ from convmae_deploy.models.visible import VisibleTubes
 Precision = Literal["fp32", "bf16"]
 
 VISIBLE, DENSE, UNMASKED = "visible cells", "dense masked", "dense, our gradients"
+DENSE_OURS = "dense masked, our gradients"
 VISIBLE_ENCODER, DENSE_ENCODER = "visible cells, encoder", "dense masked, encoder"
 IMAGE_CONTENDERS = VISIBLE, DENSE, UNMASKED
-VIDEO_CONTENDERS = VISIBLE, DENSE, VISIBLE_ENCODER, DENSE_ENCODER
+VIDEO_CONTENDERS = VISIBLE, DENSE, DENSE_OURS, VISIBLE_ENCODER, DENSE_ENCODER
 SEED = 0
 LOSS_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2}  # relative, of the two losses
 
@@ -95,10 +96,11 @@ def image_models(config: ConvMAEConfig) -> dict[str, nn.Module]:
 def video_models(config: ConvMAEConfig, frames: int) -> dict[str, nn.Module]:
     """The contenders of videos, all of one set of weights."""
     model = build_video_pretraining(config, VideoConfig(frames=frames), VideoPretrainingConfig())
-    dense = DenseMaskedVideo(model)
+    dense = DenseMaskedVideo(model, plain_depthwise)
     return {
         VISIBLE: model,
         DENSE: dense,
+        DENSE_OURS: DenseMaskedVideo(model),
         VISIBLE_ENCODER: EncoderAlone(model, lambda clips, kept: visible_latent(model, clips, kept)),
         DENSE_ENCODER: EncoderAlone(dense, dense.latent),
     }
