@@ -28,7 +28,7 @@ def test_nothing_overflows_in_a_model_of_usual_size() -> None:
 def test_the_layer_that_overflows_is_named_with_what_it_gives() -> None:
     wrapper = wrapper_with("encoder.blocks2.0.mlp.fc2", 1e5)
     with torch.no_grad():
-        wrapper.model.encoder.blocks2[0].mlp.fc1.weight.mul_(20)  # what goes in is large, too
+        wrapper.model.get_parameter("encoder.blocks2.0.mlp.fc1.weight").mul_(20)  # what goes in is large, too
     overflow = find_overflow(in_half_precision(wrapper, "fp16"), wrapper, BATCHES)
     assert overflow is not None and overflow.module == "encoder.blocks2.0.mlp.fc2"
     assert 65504 < overflow.largest < 1e7
