@@ -17,9 +17,9 @@ from rich.table import Table
 
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.photo_files import read_photo
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.extraction import read_photo
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.tasks.predictor import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)

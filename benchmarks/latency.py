@@ -38,17 +38,17 @@ from rich.progress import Progress
 from benchmarks.machine import available_cores, quiet_loggers
 from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
 from benchmarks.session import SessionConfig, SessionCost, measure_apart
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
-from convmae_deploy.program import run_program
-from convmae_deploy.runtime.backends import Backend, OnnxRuntimeBackend
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.manifest import input_axes
-from convmae_deploy.runtime.openvino_backend import (
+from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend
+from convmae_deploy.backends.openvino_backend import (
     ComputePrecision,
     OpenVinoBackend,
     openvino_precisions,
 )
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.bundle.manifest import input_axes
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.program import run_program
 from export.benchmarking.pytorch import compiled, torch_logits
 from export.benchmarking.report import machine_facts
 from export.benchmarking.tables import figures_table, versions

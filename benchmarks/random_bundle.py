@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from torch import nn
 
+from convmae_deploy.bundle.manifest import Licence, Precision
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
@@ -30,7 +31,6 @@ from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_det
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, Precision
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints.native import load_detector
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.detection_datasets import EvaluationDetections
@@ -31,7 +32,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.roi_heads import SAMPLING_RATIO, PyramidRoIAlign
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Letterbox
 
 ADAPTIVE = 0  # for torchvision: as many samples along a side of a bin as it has cells
 RATIOS = {SAMPLING_RATIO: f"{SAMPLING_RATIO}, ours", ADAPTIVE: f"{ADAPTIVE}, the authors'"}

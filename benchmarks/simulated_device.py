@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.manifest import Manifest
+from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.manifest import Manifest
 from serving import __main__, models
 
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)

@@ -14,17 +14,18 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
+from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.extraction.extraction import extract_features
+from convmae_deploy.extraction.feature_files import check_feature_path, write_features
+from convmae_deploy.media.photo_files import find_photos
+from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.predictions import ViewOptions, make_report, open_for_features
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
-from convmae_deploy.runtime.backends import Device, describe_backend
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.extraction import extract_features, find_photos
-from convmae_deploy.runtime.feature_files import check_feature_path, write_features
-from convmae_deploy.runtime.predictor import VideoClassifier, open_predictor
-from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
-from convmae_deploy.runtime.video_formats import find_videos
+from convmae_deploy.tasks.predictor import VideoClassifier, open_predictor
 
 _MAX_DEFAULT_BATCH = 32
 

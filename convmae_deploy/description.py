@@ -4,9 +4,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.runtime.bundle import Bundle, BundleError
-from convmae_deploy.runtime.engine_record import ENGINE_SUFFIX, read_record
-from convmae_deploy.runtime.manifest import (
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
+from convmae_deploy.backends.tensorrt_library import TITLES
+from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import (
     AnyPreprocessing,
     BundleFile,
     ClipPreprocessing,
@@ -15,7 +16,6 @@ from convmae_deploy.runtime.manifest import (
     OutputSpec,
     SlidingWindow,
 )
-from convmae_deploy.runtime.tensorrt_library import TITLES
 
 
 def describe(bundle: Bundle, console: Console) -> None:

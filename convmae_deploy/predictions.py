@@ -8,18 +8,20 @@ from typing import Protocol
 
 from PIL import Image
 
+from convmae_deploy.backends.onnxruntime_backend import Device
+from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
+from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.media.video_file import import_av
 from convmae_deploy.program import readable
-from convmae_deploy.runtime.backends import Device
-from convmae_deploy.runtime.clips import ClipViews
-from convmae_deploy.runtime.detections import Detection, coco_result
-from convmae_deploy.runtime.drawing import draw_detections, draw_segmentation
-from convmae_deploy.runtime.extraction import read_photo
-from convmae_deploy.runtime.label_colours import class_areas
-from convmae_deploy.runtime.masks import label_png
-from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import (
+from convmae_deploy.tasks.clips import ClipViews
+from convmae_deploy.tasks.detections import Detection, coco_result
+from convmae_deploy.tasks.drawing import draw_detections, draw_segmentation
+from convmae_deploy.tasks.label_colours import class_areas
+from convmae_deploy.tasks.masks import label_png
+from convmae_deploy.tasks.postprocess import Prediction
+from convmae_deploy.tasks.predictor import (
     AnyPredictor,
     Classifier,
     Detector,
@@ -27,8 +29,6 @@ from convmae_deploy.runtime.predictor import (
     VideoClassifier,
     open_predictor,
 )
-from convmae_deploy.runtime.starting import DEFAULT_RUNTIME, RuntimeOptions
-from convmae_deploy.runtime.video_file import import_av
 
 RESULTS_NAME = "results.json"
 DEFAULT_TOP_K = 5

@@ -21,11 +21,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from convmae_deploy.bundle.manifest import NAME_PATTERN, BundleFile, Precision, input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import NAME_PATTERN, BundleFile, Precision, input_axes
 from export.comma_list import comma_list
 from export.costs import CostMeter
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision

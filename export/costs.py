@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from convmae_deploy.bundle.manifest import ExportCost
 from convmae_deploy.machine import peak_memory_bytes
-from convmae_deploy.runtime.manifest import ExportCost
 
 
 class CostMeter:

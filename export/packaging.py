@@ -11,14 +11,10 @@ import onnxruntime
 import torch
 
 import convmae_deploy
-from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import sha256_of
-from convmae_deploy.models.convmae import STRIDES
-from convmae_deploy.models.video import TUBELET
-from convmae_deploy.runtime.backends import Backend, OnnxRuntimeBackend, describe_backend
-from convmae_deploy.runtime.bundle import Bundle, load_bundle
-from convmae_deploy.runtime.manifest import (
+from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend, describe_backend
+from convmae_deploy.backends.openvino_backend import OpenVinoBackend
+from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.manifest import (
     MANIFEST_NAME,
     AnyPreprocessing,
     BundleFile,
@@ -35,8 +31,12 @@ from convmae_deploy.runtime.manifest import (
     input_axes,
     input_name,
 )
-from convmae_deploy.runtime.onnx_header import read_opset
-from convmae_deploy.runtime.openvino_backend import OpenVinoBackend
+from convmae_deploy.bundle.onnx_header import read_opset
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import sha256_of
+from convmae_deploy.models.convmae import STRIDES
+from convmae_deploy.models.video import TUBELET
 from export.graphs.to_onnx import OPSET
 from export.verification.elementwise import VerificationError
 from export.verification.inputs import Batch

@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 
+from convmae_deploy.backends.onnxruntime_backend import describe_backend
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import describe_backend
 from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 

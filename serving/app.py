@@ -12,8 +12,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import VideoClassifier
+from convmae_deploy.bundle.manifest import Task
+from convmae_deploy.tasks.predictor import VideoClassifier
 from serving import openapi
 from serving.draining import Drain
 from serving.errors import ApiError

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.backends.onnxruntime_backend import Backend
+from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import Backend
-from convmae_deploy.runtime.manifest import Manifest
-from convmae_deploy.runtime.predictor import ModelOutputError
+from convmae_deploy.tasks.predictor import ModelOutputError
 from serving.errors import ClientGone
 from serving.metrics import SECONDS_BUCKETS, Histogram
 from serving.pool import SMOOTHING, current_ticket

@@ -11,13 +11,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.bundle.manifest import Size
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.detections import Detection
-from convmae_deploy.runtime.images import DecodedImage, ImageError, ImageLimits, decode_image
-from convmae_deploy.runtime.manifest import Size
-from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import Classifier, Detector, Predictor, Segmenter
-from convmae_deploy.runtime.sliding_window import Segmentation, segment_photo
+from convmae_deploy.media.images import DecodedImage, ImageError, ImageLimits, decode_image
+from convmae_deploy.tasks.detections import Detection
+from convmae_deploy.tasks.postprocess import Prediction
+from convmae_deploy.tasks.predictor import Classifier, Detector, Predictor, Segmenter
+from convmae_deploy.tasks.sliding_window import Segmentation, segment_photo
 from serving.batching import BatchingBackend
 from serving.errors import ApiError, ClientGone
 from serving.parameters import ClassifyParameters, Common, DetectParameters, SegmentParameters

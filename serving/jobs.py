@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from convmae_deploy.runtime.images import ImageLimits
-from convmae_deploy.runtime.masks import label_png
-from convmae_deploy.runtime.predictor import Classifier, Detector, Segmenter, VideoClassifier
-from convmae_deploy.runtime.sliding_window import Segmentation
+from convmae_deploy.media.images import ImageLimits
+from convmae_deploy.tasks.masks import label_png
+from convmae_deploy.tasks.predictor import Classifier, Detector, Segmenter, VideoClassifier
+from convmae_deploy.tasks.sliding_window import Segmentation
 from serving.errors import ApiError
 from serving.inference import (
     Health,

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from convmae_deploy.backends.onnxruntime_backend import Backend
+from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.manifest import Task
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import Backend
-from convmae_deploy.runtime.bundle import Bundle, load_bundle
-from convmae_deploy.runtime.manifest import Task
-from convmae_deploy.runtime.predictor import Predictor, VideoClassifier, predictor_class
-from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
+from convmae_deploy.tasks.predictor import Predictor, VideoClassifier, predictor_class
 from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings

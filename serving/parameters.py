@@ -5,7 +5,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from convmae_deploy.runtime.postprocess import ScoreFunction
+from convmae_deploy.tasks.postprocess import ScoreFunction
 from serving.errors import ApiError
 
 MAX_QUERY_FIELDS: Final = 32

@@ -15,8 +15,8 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from convmae_deploy.runtime.video_errors import VideoError
-from convmae_deploy.runtime.video_formats import identify
+from convmae_deploy.media.video_errors import VideoError
+from convmae_deploy.media.video_formats import identify
 from serving.errors import ApiError
 
 MAX_PARTS: Final = 64

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from convmae_deploy.backends.starting import RuntimeName
+from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores
-from convmae_deploy.runtime.manifest import MANIFEST_NAME
-from convmae_deploy.runtime.starting import RuntimeName
 
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"

@@ -8,13 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from convmae_deploy.runtime.clips import ClipViews, video_clips
-from convmae_deploy.runtime.manifest import ClipPreprocessing
-from convmae_deploy.runtime.postprocess import Prediction
-from convmae_deploy.runtime.predictor import VideoClassifier
-from convmae_deploy.runtime.video_errors import VideoError, VideoErrorCode
-from convmae_deploy.runtime.video_file import open_video
-from convmae_deploy.runtime.video_limits import VideoLimits
+from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.media.video_errors import VideoError, VideoErrorCode
+from convmae_deploy.media.video_file import open_video
+from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.tasks.clips import ClipViews, video_clips
+from convmae_deploy.tasks.postprocess import Prediction
+from convmae_deploy.tasks.predictor import VideoClassifier
 from serving.errors import ApiError
 from serving.inference import Array, Health, Timings, on_device, run_model
 from serving.parameters import VideoParameters

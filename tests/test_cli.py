@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from convmae_deploy import cli
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle
-from tests.runtime.photo_files import photo
+from tests.media.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convmae_deploy.runtime.clips import ClipViews
-from convmae_deploy.runtime.predictor import VideoClassifier
+from convmae_deploy.tasks.clips import ClipViews
+from convmae_deploy.tasks.predictor import VideoClassifier
 from tests.bundle_factory import make_bundle, make_video_bundle
-from tests.runtime.photo_files import photo
+from tests.media.photo_files import photo
 from tests.test_cli import convmae
 from tests.video_files import make_video
 

@@ -9,6 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("training", "export", "serving")
+TORCHLESS = ("backends", "bundle", "extraction", "media", "tasks")  # rooms of the library that run without torch
+# What each room of the library may import of the others; the modules beside the rooms are open to all.
+MAY_IMPORT: dict[str, set[str]] = {
+    "media": set(),
+    "bundle": set(),
+    "models": set(),
+    "backends": {"bundle"},
+    "tasks": {"backends", "bundle", "media"},
+    "extraction": {"media", "tasks"},
+    "data": {"bundle", "media", "tasks"},
+    "checkpoints": {"bundle", "models"},
+    "engine": {"bundle", "checkpoints", "data", "models", "tasks"},
+}
 
 
 def imported_packages(folder: Path) -> dict[Path, set[str]]:
@@ -33,10 +46,30 @@ def test_the_library_imports_no_program_and_programs_do_not_import_each_other(pa
         assert not names & forbidden, f"{file.relative_to(ROOT)} imports {names & forbidden}"
 
 
-def test_the_runtime_and_the_server_name_no_training_library() -> None:
-    for folder in ("convmae_deploy/runtime", "serving"):
+def test_rooms_of_the_library_import_only_what_lies_below_them() -> None:
+    library = ROOT / "convmae_deploy"
+    rooms = {folder.name for folder in library.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+    assert rooms == set(MAY_IMPORT)
+    for room, below in MAY_IMPORT.items():
+        for file in (library / room).rglob("*.py"):
+            modules = (
+                node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)
+            )
+            named = {module.split(".")[1] for module in modules if module and module.startswith("convmae_deploy.")}
+            above = (named & rooms) - below - {room}
+            assert not above, f"{file.relative_to(ROOT)} imports {above}"
+
+
+def test_rooms_without_torch_and_the_server_name_no_training_library() -> None:
+    for folder in (*(f"convmae_deploy/{room}" for room in TORCHLESS), "serving"):
         for file, names in imported_packages(ROOT / folder).items():
             assert not names & {"torch", "torchvision", "timm", "onnx"}, file.relative_to(ROOT)
+
+
+def test_a_runtime_is_imported_in_one_room_of_the_library() -> None:
+    for file, names in imported_packages(ROOT / "convmae_deploy").items():
+        if file.parent.name != "backends":
+            assert not names & {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}, file.relative_to(ROOT)
 
 
 def test_importing_the_command_loads_no_torch() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from torch import Tensor, nn
 
-from convmae_deploy.engine.determinism import MicroBatch
+from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.training_loop import TrainingLoop, Update
 from convmae_deploy.engine.training_run import TrainingRun

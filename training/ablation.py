@@ -18,8 +18,8 @@ import tyro
 from rich.console import Console
 
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.photo_folder import read_photo_folder
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create

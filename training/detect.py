@@ -20,14 +20,15 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Letterbox, Licence
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.detection_evaluation import evaluate_detector
 from convmae_deploy.engine.detection_pictures import detection_picture
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -43,7 +44,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Letterbox, Licence
 
 PICTURE_PHOTOS = 6
 PER_256 = 256 / 32  # from the learning rate of the paper's 32 photos to the one of 256 that --base-lr gives

@@ -15,7 +15,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import FolderSource
@@ -26,7 +28,6 @@ from convmae_deploy.engine.classification import (
     read_splits,
     split_facts,
 )
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.epoch_log import check_validation_epochs
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -34,7 +35,6 @@ from convmae_deploy.engine.training_run import RunConfig, refuse_sharding, start
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

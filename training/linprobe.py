@@ -26,9 +26,11 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
 from convmae_deploy.data.photo_folder import PhotoFolder
@@ -40,7 +42,6 @@ from convmae_deploy.engine.classification import (
     split_facts,
     told_accuracy,
 )
-from convmae_deploy.engine.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
@@ -51,7 +52,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.models.convmae import Variant, check_image_size
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,14 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import FolderSource, ShardSource
-from convmae_deploy.engine.determinism import StepSource, seed_step
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.pictures import reconstruction_picture
 from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
@@ -39,7 +40,6 @@ from convmae_deploy.models.convmae import Variant, check_image_size, variant_con
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, Preprocessing, standard_preprocessing
 
 PICTURE_PHOTOS = 8
 

@@ -16,16 +16,16 @@ import torch
 import tyro
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.initial import load_initial_pretraining
 from convmae_deploy.engine.pictures import reconstruction_picture
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
+from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.models.masking import MASKING, draw_noise
 from convmae_deploy.program import readable, run_program
-from convmae_deploy.runtime.extraction import find_photos, read_photo
-from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.tasks.preprocess import preprocess
 
 MAX_PHOTOS = 16  # in one picture
 

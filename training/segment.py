@@ -20,12 +20,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Licence, SlidingWindow, standard_windows
 from convmae_deploy.checkpoints import CheckpointRecord
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, SegmentationFolder, read_segmentation_folder
 from convmae_deploy.data.sources import FolderSource
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter, window_runner
@@ -43,7 +44,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant, check_image_size
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import Licence, SlidingWindow, standard_windows
 
 PICTURE_PHOTOS = 6
 

@@ -16,15 +16,16 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.video_initial import Inflation
 from convmae_deploy.data.augmentation import AugmentationConfig
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
 from convmae_deploy.engine.classification import finetuning_loop, finish_finetuning
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.epoch_log import check_validation_epochs
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -35,12 +36,11 @@ from convmae_deploy.engine.training_run import (
     training_sampler,
 )
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size, variant_config
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.runtime.video_file import import_av
 
 
 @dataclass(frozen=True, kw_only=True)

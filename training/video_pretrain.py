@@ -17,13 +17,14 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.video_initial import Inflation
+from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
-from convmae_deploy.engine.determinism import seed_step
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -34,6 +35,7 @@ from convmae_deploy.engine.training_run import (
 )
 from convmae_deploy.engine.video_pictures import reconstruction_strip
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.convmae import Variant, check_image_size, variant_config
 from convmae_deploy.models.masking import keep_tubes
 from convmae_deploy.models.video import VideoConfig
@@ -43,8 +45,6 @@ from convmae_deploy.models.video_pretraining import (
     build_video_pretraining,
 )
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.runtime.video_file import import_av
 
 PICTURE_CLIPS = 3
 

@@ -14,16 +14,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.checkpoints.native import load_video_classifier
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.engine.evaluation import AverageOfViews, evaluate
 from convmae_deploy.engine.training_run import RunConfig
 from convmae_deploy.files import atomic_file
+from convmae_deploy.media.video_file import import_av
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.clips import ClipViews
-from convmae_deploy.runtime.manifest import ClipPreprocessing
-from convmae_deploy.runtime.video_file import import_av
+from convmae_deploy.tasks.clips import ClipViews
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, Licence
 from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory
@@ -33,7 +34,6 @@ from convmae_deploy.models.video_pretraining import (
     VideoPretrainingConfig,
     build_video_pretraining,
 )
-from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, Licence
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Licence, standard_preprocessing, standard_windows
+from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointKind, CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.original_configs import (
     file_grid,
@@ -25,7 +27,6 @@ from convmae_deploy.checkpoints.original_configs import (
 from convmae_deploy.checkpoints.original_detector import infer_detector
 from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
 from convmae_deploy.checkpoints.resizing import resize_positions
-from convmae_deploy.data.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import build_classifier
@@ -33,7 +34,6 @@ from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import build_detector
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import build_segmenter
-from convmae_deploy.runtime.manifest import Licence, standard_preprocessing, standard_windows
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")

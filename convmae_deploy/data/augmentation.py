@@ -9,8 +9,8 @@ from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing, Preprocessing
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import ClipPreprocessing, Preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

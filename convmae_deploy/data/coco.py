@@ -21,7 +21,7 @@ from pycocotools import mask as run_lengths
 from pydantic import BaseModel, ConfigDict, Field
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.extraction import read_photo
+from convmae_deploy.media.photo_files import read_photo
 
 LAYOUTS = (  # (annotations, photos) below the root
     ("annotations/instances_{}.json", "images/{}"),

@@ -16,10 +16,10 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import CocoObject
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Letterbox
-from convmae_deploy.runtime.preprocess import normalise
+from convmae_deploy.tasks.preprocess import normalise
 
 Target = dict[str, Tensor]  # boxes (n, 4) float32, labels (n,) int64, masks (n, H, W) uint8 of 0 and 1
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, Target
+from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.data.photo_datasets import seed_sample
-from convmae_deploy.engine.determinism import MicroBatch
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.letterbox import letterbox
-from convmae_deploy.runtime.manifest import Letterbox
+from convmae_deploy.tasks.letterbox import letterbox
 
 DetectionSample = tuple[Tensor, Target]  # image (3, H, W), its objects
 

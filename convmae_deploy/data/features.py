@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.data.determinism import MicroBatch, StepSampler
 from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.engine.determinism import MicroBatch, StepSampler
 from convmae_deploy.files import atomic_file
-from convmae_deploy.runtime.manifest import Preprocessing
 
 KEY = "key"  # in a file's metadata: what its features were computed from
 

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.shard_sampler import ShardPhoto
-from convmae_deploy.engine.determinism import MicroBatch
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.extraction import read_photo
-from convmae_deploy.runtime.images import decode_image
-from convmae_deploy.runtime.manifest import Preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.media.images import decode_image
+from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.tasks.preprocess import preprocess
 
 Source = TypeVar("Source")
 Transform = Callable[[Image.Image], Tensor]  # from an RGB photo to a tensor (3, H, W)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convmae_deploy.data.class_folder import find_training_files, read_class_folders
-from convmae_deploy.runtime.extraction import find_photos
+from convmae_deploy.media.photo_files import find_photos
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.extraction import find_photos, read_photo
+from convmae_deploy.media.photo_files import find_photos, read_photo
 
 IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
 MAX_CLASSES = 255  # 0 to 254

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.shards import NO_PHOTOS, Shards, read_shard
-from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.errors import ConvMAEError
 
 _BATCHES_AHEAD = 4  # read while the device computes

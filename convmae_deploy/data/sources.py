@@ -1,15 +1,15 @@
-"""Where training programs take their updates from (`engine.determinism.StepSource`)."""
+"""Where training programs take their updates from (`data.determinism.StepSource`)."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from convmae_deploy.data.determinism import MicroBatch, StepSampler
 from convmae_deploy.data.photo_datasets import MaskedShardPhotos, collate_readable
 from convmae_deploy.data.shard_sampler import ShardSampler
 from convmae_deploy.data.shards import Shards
-from convmae_deploy.engine.determinism import MicroBatch, StepSampler
-from convmae_deploy.engine.interruption import end_workers_at_exit, leave_signals_to_parent
+from convmae_deploy.data.workers import end_workers_at_exit, leave_signals_to_parent
 from convmae_deploy.errors import ConvMAEError
 
 Collate = Callable[[Sequence[Any]], MicroBatch]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, training_stages
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import ClipPreprocessing
-from convmae_deploy.runtime.preprocess import FILTERS, normalise
+from convmae_deploy.tasks.preprocess import FILTERS, normalise
 
 Frames = Sequence[NDArray[np.uint8]]  # T of (H, W, 3), RGB
 ClipTransform = Callable[[Frames], Tensor]  # to (3, T, h, w)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.data.photo_datasets import (
     LabelledSample,
     MaskedSample,
@@ -23,12 +25,10 @@ from convmae_deploy.data.photo_datasets import (
 )
 from convmae_deploy.data.video_augmentation import ClipTransform, Frames
 from convmae_deploy.data.video_folder import VideoFolder
-from convmae_deploy.engine.determinism import MicroBatch
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import ClipViews, random_moments, read_clips
-from convmae_deploy.runtime.manifest import ClipPreprocessing
-from convmae_deploy.runtime.video_file import open_video
-from convmae_deploy.runtime.video_limits import VideoLimits
+from convmae_deploy.media.video_file import open_video
+from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.tasks.clips import ClipViews, random_moments, read_clips
 
 # Of one's own files: only what would stop a training. A video is held in memory, so long ones are better cut.
 TRAINING_LIMITS = VideoLimits(

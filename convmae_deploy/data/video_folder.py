@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convmae_deploy.data.class_folder import find_training_files, read_class_folders, read_class_names
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.video_formats import VIDEO_SUFFIXES, find_videos
+from convmae_deploy.media.video_formats import VIDEO_SUFFIXES, find_videos
 
 _LIST_SUFFIXES = (".csv", ".txt")
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Licence, standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.determinism import StepSource
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
 from convmae_deploy.data.video_datasets import EvaluationVideos
-from convmae_deploy.engine.determinism import StepSource
 from convmae_deploy.engine.epoch_log import EpochLog, Validation
 from convmae_deploy.engine.evaluation import Accuracy, AverageOfViews, evaluate
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
@@ -25,7 +26,6 @@ from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool
 from convmae_deploy.models.convmae import variant_config
-from convmae_deploy.runtime.manifest import Licence, standard_preprocessing
 
 
 def read_splits(root: Path) -> tuple[PhotoFolder, PhotoFolder]:

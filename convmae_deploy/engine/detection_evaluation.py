@@ -10,16 +10,16 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import CocoSplit
 from convmae_deploy.data.detection_datasets import EvaluationDetections, collate_detections
 from convmae_deploy.data.sources import loaded
+from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, Kind, coco_metrics
 from convmae_deploy.engine.epoch_log import Validation
-from convmae_deploy.engine.interruption import leave_signals_to_parent
 from convmae_deploy.engine.training_run import share_statistics
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.detections import Detection, coco_result, find_detections
-from convmae_deploy.runtime.manifest import Letterbox
+from convmae_deploy.tasks.detections import Detection, coco_result, find_detections
 
 
 @dataclass(frozen=True, kw_only=True)

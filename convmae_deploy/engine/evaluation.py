@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from convmae_deploy.data.photo_datasets import EvaluationPhotos, collate_readable
 from convmae_deploy.data.video_datasets import EvaluationVideos
-from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.errors import ConvMAEError
 
 

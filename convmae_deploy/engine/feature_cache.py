@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from convmae_deploy.data.features import Features, has_features, write_features
 from convmae_deploy.data.photo_datasets import LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.engine.interruption import leave_signals_to_parent
+from convmae_deploy.data.workers import leave_signals_to_parent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing, Preprocessing
 from convmae_deploy.models.convmae import PATCH_SIZE
 from convmae_deploy.models.pretraining import (
     PIXEL_VARIANCE_EPS,
@@ -19,7 +20,6 @@ from convmae_deploy.models.pretraining import (
     patchify,
     unpatchify,
 )
-from convmae_deploy.runtime.manifest import ClipPreprocessing, Preprocessing
 
 GREY = 0.5  # of hidden pixels
 GAP = 4  # pixels between photos and around them

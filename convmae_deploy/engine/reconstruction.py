@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.engine.determinism import StepSource
+from convmae_deploy.data.determinism import StepSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_loop import TrainingLoop

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
 from convmae_deploy.data.segmentation_metrics import SegmentationScores, confusion_of, scores_of
 from convmae_deploy.data.sources import loaded
+from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.engine.epoch_log import Validation
-from convmae_deploy.engine.interruption import leave_signals_to_parent
 from convmae_deploy.engine.training_run import share_statistics
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import SlidingWindow
-from convmae_deploy.runtime.sliding_window import RunWindows, resize_and_normalise, segment_normalised
+from convmae_deploy.tasks.sliding_window import RunWindows, resize_and_normalise, segment_normalised
 
 PreparedPhoto = tuple[NDArray[np.float32], NDArray[np.uint8]]  # resized and normalised (3, H, W), labels as annotated
 

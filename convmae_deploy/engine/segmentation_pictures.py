@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.data.segmentation_folder import SegmentationFolder
 from convmae_deploy.engine.pictures import draw_columns, tile
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.label_colours import class_areas, overlay, with_legend
-from convmae_deploy.runtime.manifest import SlidingWindow
-from convmae_deploy.runtime.sliding_window import RunWindows, segment_photo
+from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
+from convmae_deploy.tasks.sliding_window import RunWindows, segment_photo
 
 TILE = 320, 240  # (width, height) in pixels that a photo is fitted into
 MAX_LEGEND = 24  # classes

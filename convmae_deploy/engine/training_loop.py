@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from convmae_deploy.engine.determinism import MicroBatch, StepSource, seed_step
+from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.interruption import Interruption, interruptible
 from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
-from convmae_deploy.engine.determinism import StepSampler
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.run_folder import RunFolder

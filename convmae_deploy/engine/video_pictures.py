@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.engine.pictures import GREY, draw_columns, to_pixels
 from convmae_deploy.models.convmae import PATCH_SIZE
 from convmae_deploy.models.video import TUBELET
@@ -17,7 +18,6 @@ from convmae_deploy.models.video_pretraining import (
     cubify,
     uncubify,
 )
-from convmae_deploy.runtime.manifest import ClipPreprocessing
 
 
 def reconstruction_strip(

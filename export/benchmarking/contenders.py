@@ -9,17 +9,17 @@ from typing import Literal, get_args
 
 import onnxruntime
 
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.engine_record import ENGINE_SUFFIX, read_record
-from convmae_deploy.runtime.gpu import find_gpu
-from convmae_deploy.runtime.manifest import Precision, Task
-from convmae_deploy.runtime.openvino_backend import (
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
+from convmae_deploy.backends.gpu import find_gpu
+from convmae_deploy.backends.openvino_backend import (
     ComputePrecision,
     PerformanceHint,
     import_openvino,
     openvino_precisions,
 )
+from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.manifest import Precision, Task
+from convmae_deploy.errors import ConvMAEError
 
 Way = Literal["eager", "compiled", "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
 WAYS: tuple[Way, ...] = get_args(Way)

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convmae_deploy.runtime.base_predictor import LOGITS
-from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.tasks.base_predictor import LOGITS
 from export.benchmarking.contenders import Contender
 from export.graphs.tasks import open_task
 

@@ -9,9 +9,9 @@ from typing import Literal
 import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
+from convmae_deploy.backends.openvino_backend import ComputePrecision, PerformanceHint
+from convmae_deploy.bundle.manifest import Precision, Task
 from convmae_deploy.machine import available_cores, processor
-from convmae_deploy.runtime.manifest import Precision, Task
-from convmae_deploy.runtime.openvino_backend import ComputePrecision, PerformanceHint
 from export.benchmarking.contenders import Contender, Way
 from export.benchmarking.rounds import Entry
 from export.benchmarking.timing import Statistics, summarise, told_apart

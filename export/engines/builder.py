@@ -16,14 +16,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from convmae_deploy.backends.engine_record import EngineProfile
+from convmae_deploy.backends.gpu import Gpu, find_gpu
+from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, Severity, import_tensorrt, make_logger
+from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph
+from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import peak_memory_bytes
-from convmae_deploy.runtime.engine_record import EngineProfile
-from convmae_deploy.runtime.gpu import Gpu, find_gpu
-from convmae_deploy.runtime.graph_checks import GraphTensor, check_graph
-from convmae_deploy.runtime.manifest import Manifest
-from convmae_deploy.runtime.tensorrt_library import TITLES, Flavour, Severity, import_tensorrt, make_logger
 
 TENSOR_TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
 RTX_SMALLEST = "8.0"  # TensorRT for RTX builds for GPUs from here on where it is told nothing

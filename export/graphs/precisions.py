@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
+from convmae_deploy.bundle.manifest import Precision, input_axes
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Precision, input_axes
 from export.graphs.half_precision import HalfPrecision, in_half_precision
 from export.graphs.tasks import ExportTask
 from export.graphs.to_onnx import ExportedGraph, export_graph

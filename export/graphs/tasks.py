@@ -10,6 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import (
+    VIDEO_OUTPUTS,
+    AnyPreprocessing,
+    ClipPreprocessing,
+    Letterbox,
+    Precision,
+    Preprocessing,
+    SlidingWindow,
+    Task,
+    standard_clips,
+    standard_preprocessing,
+    standard_windows,
+)
 from convmae_deploy.checkpoints.native import (
     CheckpointKind,
     CheckpointRecord,
@@ -23,19 +36,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.segmenter import ConvMAESegmenter
-from convmae_deploy.runtime.manifest import (
-    VIDEO_OUTPUTS,
-    AnyPreprocessing,
-    ClipPreprocessing,
-    Letterbox,
-    Precision,
-    Preprocessing,
-    SlidingWindow,
-    Task,
-    standard_clips,
-    standard_preprocessing,
-    standard_windows,
-)
 from export.graphs import static_detector
 from export.graphs.pooling import replace_adaptive_pooling
 from export.graphs.slotwise import replace_depthwise_3d

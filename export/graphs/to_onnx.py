@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convmae_deploy.bundle.manifest import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
-from convmae_deploy.runtime.manifest import Quantisation
 from export.graphs.operators import refuse_operators
 
 OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32

@@ -22,11 +22,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Task
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import read_clips
-from convmae_deploy.runtime.extraction import find_photos, read_photo
-from convmae_deploy.runtime.manifest import AnyPreprocessing, ClipPreprocessing, Task
-from convmae_deploy.runtime.video_formats import find_videos
+from convmae_deploy.media.photo_files import find_photos, read_photo
+from convmae_deploy.media.video_formats import find_videos
+from convmae_deploy.tasks.clips import read_clips
 from export.verification.inputs import FloatArray, graph_input
 from export.verification.task_metrics import spread
 

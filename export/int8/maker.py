@@ -22,9 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 
+from convmae_deploy.bundle.manifest import Manifest, Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
-from convmae_deploy.runtime.manifest import Manifest, Quantisation
 from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.int8.calibration import CALIBRATED, METHOD, CalibrationData, activation_ranges, read_calibration
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
-from convmae_deploy.runtime.manifest import Precision
 from export.packaging import tool_versions
 from export.reports.html_parts import bullets, facts, figure, group, number, paragraph, row, sentence, table, text
 from export.reports.svg_plots import Series, key, layer_plot, scatter_plot

@@ -15,8 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from convmae_deploy.bundle.manifest import NumericsReport
 from convmae_deploy.files import atomic_directory
-from convmae_deploy.runtime.manifest import NumericsReport
 from export import reproduce
 from export.verification.divergence import Divergence, LayerError
 from export.verification.elementwise import Failure, Verification

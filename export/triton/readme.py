@@ -1,6 +1,6 @@
 """What stands beside a model in a Triton repository: how clients prepare its input and read its outputs."""
 
-from convmae_deploy.runtime.manifest import (
+from convmae_deploy.bundle.manifest import (
     AnyPreprocessing,
     ClipPreprocessing,
     Letterbox,
@@ -55,7 +55,7 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
         "",
         "The same numbers are the parameter `preprocessing` of the model's configuration "
         f"(`/v2/models/{name}/config`), as JSON. In Python, where `spec` is "
-        f"`convmae_deploy.runtime.manifest.{type(manifest.preprocessing).__name__}.model_validate_json(parameter)`, "
+        f"`convmae_deploy.bundle.manifest.{type(manifest.preprocessing).__name__}.model_validate_json(parameter)`, "
         + python_function(manifest.preprocessing),
         "",
         "## The outputs",
@@ -144,7 +144,7 @@ def python_function(spec: AnyPreprocessing) -> str:
         SlidingWindow: "sliding_window.segment_photo(photo, spec, run)` does all of it and what follows for one RGB "
         "photo; `run` is to send windows and return their logits.",
     }
-    return f"`convmae_deploy.runtime.{functions[type(spec)]}"
+    return f"`convmae_deploy.tasks.{functions[type(spec)]}"
 
 
 def output_row(name: str, described: OutputSpec, manifest: Manifest) -> str:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import onnx
 
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, EngineRecord, check_engine, find_engine, read_record
+from convmae_deploy.backends.tensorrt_library import TITLES
+from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import BundleFile
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import Bundle, BundleError
-from convmae_deploy.runtime.engine_record import ENGINE_SUFFIX, EngineRecord, check_engine, find_engine, read_record
-from convmae_deploy.runtime.manifest import BundleFile
-from convmae_deploy.runtime.tensorrt_library import TITLES
 
 
 @dataclass(frozen=True, kw_only=True)

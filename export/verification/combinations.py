@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
+from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend
+from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
+from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.backends import Backend, OnnxRuntimeBackend
-from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.engine_record import ENGINE_SUFFIX, read_record
-from convmae_deploy.runtime.manifest import Precision
-from convmae_deploy.runtime.openvino_backend import OpenVinoBackend, openvino_precisions
-from convmae_deploy.runtime.starting import RuntimeOptions, start_backend
 from export.verification.gates import FloatArray
 from export.verification.runners import (
     Outputs,

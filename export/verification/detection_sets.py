@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
-from convmae_deploy.runtime.manifest import NumericsReport, Precision
 from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_batch
 from export.verification.elementwise import Failure, Verification
 from export.verification.gates import Comparison, incomparable, worst_of

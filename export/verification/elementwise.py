@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import NumericsReport, Precision
 from export.graphs.to_onnx import ExportedGraph
 from export.verification.gates import FINITE, Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
 from export.verification.inputs import Batch

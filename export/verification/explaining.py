@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 
-from convmae_deploy.runtime.bundle import Bundle
+from convmae_deploy.bundle.loading import Bundle
 from export.graphs.to_onnx import ExportedGraph
 from export.reports.report import explanation_of, write_failure
 from export.verification.combinations import Combination, RuntimeChoice, start

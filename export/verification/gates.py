@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.runtime.manifest import OutputNumerics, Precision
+from convmae_deploy.bundle.manifest import OutputNumerics, Precision
 
 FloatArray = NDArray[np.float32]
 

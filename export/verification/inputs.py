@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.extraction import find_photos, read_photo
-from convmae_deploy.runtime.letterbox import letterbox
-from convmae_deploy.runtime.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
-from convmae_deploy.runtime.preprocess import preprocess
-from convmae_deploy.runtime.sliding_window import resize_and_normalise
+from convmae_deploy.media.photo_files import find_photos, read_photo
+from convmae_deploy.tasks.letterbox import letterbox
+from convmae_deploy.tasks.preprocess import preprocess
+from convmae_deploy.tasks.sliding_window import resize_and_normalise
 
 FloatArray = NDArray[np.float32]
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from convmae_deploy.runtime.manifest import Precision
-from convmae_deploy.runtime.openvino_backend import openvino_core
+from convmae_deploy.backends.openvino_backend import openvino_core
+from convmae_deploy.bundle.manifest import Precision
 from export.graphs.to_onnx import MODULE_KEY
 from export.verification.divergence import REFERENCE, reading_inputs
 from export.verification.gates import EXACT_DB, GATES, FloatArray, signal_to_noise

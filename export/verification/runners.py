@@ -1,6 +1,6 @@
 """What runs a graph for a comparison: PyTorch, ONNX Runtime, OpenVINO, and onnx's own reference implementation.
 
-Each computes in the types that the graph says. Nobody should serve with these: see `convmae_deploy.runtime` for that.
+Each computes in the types that the graph says. Nobody should serve with these: see `convmae_deploy.backends` for that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from convmae_deploy.backends.openvino_backend import import_openvino, openvino_core
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Precision
-from convmae_deploy.runtime.openvino_backend import import_openvino, openvino_core
 from export.verification.gates import FloatArray
 
 Outputs = dict[str, FloatArray]

@@ -7,7 +7,7 @@ import onnx
 from rich.console import Console
 from rich.progress import track
 
-from convmae_deploy.runtime.manifest import AnyPreprocessing, ClipPreprocessing, Precision
+from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Precision
 from export.graphs.half_precision import in_half_precision
 from export.graphs.tasks import ExportTask
 from export.graphs.to_onnx import ExportedGraph

@@ -21,16 +21,16 @@ from pycocotools import mask as run_lengths
 from rich.console import Console
 from rich.progress import track
 
+from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo
 from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.base_predictor import LOGITS
-from convmae_deploy.runtime.detections import coco_result
-from convmae_deploy.runtime.extraction import read_photo
-from convmae_deploy.runtime.manifest import Manifest
-from convmae_deploy.runtime.predictor import AnyPredictor, Classifier, Detector, Segmenter, VideoClassifier
+from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.tasks.base_predictor import LOGITS
+from convmae_deploy.tasks.detections import coco_result
+from convmae_deploy.tasks.predictor import AnyPredictor, Classifier, Detector, Segmenter, VideoClassifier
 from export.verification.gates import FP32, FloatArray, compare
 
 SURE = 0.5  # detections of at least this score must be found by both models

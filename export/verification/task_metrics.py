@@ -19,16 +19,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision, Task
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.extraction import find_photos
-from convmae_deploy.runtime.manifest import BundleFile, Manifest, Precision, Task
-from convmae_deploy.runtime.predictor import PREDICTORS, AnyPredictor
-from convmae_deploy.runtime.video_formats import find_videos
+from convmae_deploy.media.photo_files import find_photos
+from convmae_deploy.media.video_formats import find_videos
+from convmae_deploy.tasks.predictor import PREDICTORS, AnyPredictor
 from export.verification.runners import Runner
 from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
 

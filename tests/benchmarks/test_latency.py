@@ -22,10 +22,10 @@ from benchmarks.latency import (
     figures_of,
 )
 from benchmarks.random_bundle import RANDOM_TASKS, random_task, write_random_bundle
+from convmae_deploy.backends.openvino_backend import openvino_precisions
+from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.openvino_backend import openvino_precisions
-from convmae_deploy.runtime.predictor import Classifier
+from convmae_deploy.tasks.predictor import Classifier
 from export.verification.gates import FloatArray
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)

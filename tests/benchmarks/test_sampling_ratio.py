@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.sampling_ratio import ADAPTIVE, PooledDifference, compared, main, pools_of, sampling
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.roi_heads import SAMPLING_RATIO, PyramidRoIAlign
-from convmae_deploy.runtime.manifest import Letterbox
 from tests.coco_folders import make_coco_folder
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, SIZE, tiny_detector
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import (
     CheckpointRecord,
     find_checkpoint,
@@ -23,7 +24,6 @@ from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import nano, resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
-from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
 RECORD = CheckpointRecord(

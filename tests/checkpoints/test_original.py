@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import import_original, load_classifier, load_pretraining, read_checkpoint
 from convmae_deploy.checkpoints.original_configs import infer_config
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAEClassifier, build_convmae
 from convmae_deploy.models.convmae import resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig
-from convmae_deploy.runtime.manifest import Preprocessing
 from tests.original_files import (
     CONFIG,
     DECODER_WIDTH,

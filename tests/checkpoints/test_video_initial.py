@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.checkpoints.native import (
     CheckpointRecord,
     load_encoder_state,
@@ -20,7 +21,6 @@ from convmae_deploy.models.classifier import build_classifier, build_video_class
 from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.video import VideoConfig, build_video_convmae, resize_space_time_embedding
 from convmae_deploy.models.video_pretraining import VideoPretrainingConfig, build_video_pretraining
-from convmae_deploy.runtime.manifest import standard_clips
 from tests.original_files import relative_error
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 3, 2), num_heads=4, image_size=(64, 32))

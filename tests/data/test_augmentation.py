@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Preprocessing
 
 SPEC = Preprocessing(resize=(36, 36), crop=(32, 32))
 OFF = AugmentationConfig(crop_scale=(1.0, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo, read_coco_split
-from convmae_deploy.data.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.errors import ConvMAEError
 from tests.coco_folders import (
     DET_COCO,

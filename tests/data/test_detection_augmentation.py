@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import CocoObject
 from convmae_deploy.data.detection_augmentation import (
     DetectionAugmentation,
@@ -16,8 +17,7 @@ from convmae_deploy.data.detection_augmentation import (
     with_boxes_of_what_is_left,
 )
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.letterbox import letterbox
-from convmae_deploy.runtime.manifest import Letterbox
+from convmae_deploy.tasks.letterbox import letterbox
 from tests.coco_folders import rectangle
 
 SPEC = Letterbox(size=(64, 96))

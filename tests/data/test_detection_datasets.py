@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig
 from convmae_deploy.data.detection_datasets import (
@@ -15,8 +16,7 @@ from convmae_deploy.data.detection_datasets import (
     EvaluationDetections,
     collate_detections,
 )
-from convmae_deploy.runtime.letterbox import letterbox
-from convmae_deploy.runtime.manifest import Letterbox
+from convmae_deploy.tasks.letterbox import letterbox
 from tests.coco_folders import make_coco_folder
 
 SPEC = Letterbox(size=(32, 64))

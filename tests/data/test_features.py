@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.features import (
     EvaluationFeatures,
     Features,
@@ -15,8 +17,6 @@ from convmae_deploy.data.features import (
 )
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.engine.determinism import StepSampler
-from convmae_deploy.runtime.manifest import standard_preprocessing
 
 LABELS = (0, 0, 1, 1, 2, 2)
 

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.photo_datasets import (
     AugmentedPhotos,
     EvaluationPhotos,
@@ -18,8 +19,7 @@ from convmae_deploy.data.photo_datasets import (
 )
 from convmae_deploy.data.photo_folder import find_training_photos, read_photo_folder
 from convmae_deploy.data.shard_sampler import ShardPhoto
-from convmae_deploy.runtime.manifest import Preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.tasks.preprocess import preprocess
 from tests.photo_folders import make_photo_folder
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.shard_sampler import ShardPhoto, ShardSampler
 from convmae_deploy.data.shards import Shards, read_shard
-from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import make_shards, write_shard
 

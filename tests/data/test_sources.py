@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from convmae_deploy.data.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards
 from convmae_deploy.data.sources import FolderSource, ShardSource, loaded
-from convmae_deploy.engine.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import encoded_photo, make_shards, write_shard
 from tests.photo_folders import make_photo_folder

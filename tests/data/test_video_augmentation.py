@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.data.video_augmentation import (
@@ -19,9 +20,8 @@ from convmae_deploy.data.video_augmentation import (
     video_augmentation,
 )
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import read_clips
-from convmae_deploy.runtime.manifest import standard_clips
-from convmae_deploy.runtime.video_file import open_video
+from convmae_deploy.media.video_file import open_video
+from convmae_deploy.tasks.clips import read_clips
 from tests.video_files import make_video
 
 SPEC = standard_clips((32, 32), frames=6, stride=1)

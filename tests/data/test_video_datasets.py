@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.data.augmentation import AugmentationConfig
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.photo_datasets import MaskedSample, collate_readable
 from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.data.video_augmentation import (
@@ -26,10 +28,8 @@ from convmae_deploy.data.video_datasets import (
     random_frames,
 )
 from convmae_deploy.data.video_folder import VideoFolder, read_video_splits
-from convmae_deploy.engine.determinism import StepSampler
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import ClipViews, read_clips
-from convmae_deploy.runtime.manifest import standard_clips
+from convmae_deploy.tasks.clips import ClipViews, read_clips
 from tests.video_files import make_video, number_of
 from tests.video_packs import MOTION8, needs_motion8
 

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.detection_datasets import EvaluationDetections
 from convmae_deploy.engine.detection_evaluation import evaluate_detector
-from convmae_deploy.runtime.manifest import Letterbox
 
 SPEC = Letterbox(size=(128, 128))  # twice the photos' size, padded below
 

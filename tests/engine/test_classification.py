@@ -1,8 +1,8 @@
 """What finetuning and the linear probe share."""
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.engine.classification import initial_record, told_accuracy
 from convmae_deploy.engine.evaluation import Accuracy
-from convmae_deploy.runtime.manifest import Preprocessing
 
 
 def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:

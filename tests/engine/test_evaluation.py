@@ -8,14 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import Preprocessing, standard_clips
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.engine.evaluation import AverageOfViews, evaluate
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import ClipViews, average_views, read_clips
-from convmae_deploy.runtime.manifest import Preprocessing, standard_clips
+from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from tests.photo_folders import make_photo_folder
 from tests.video_files import make_video
 

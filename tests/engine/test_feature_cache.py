@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
-from convmae_deploy.runtime.manifest import standard_preprocessing
 from tests.photo_folders import make_photo_folder
 
 

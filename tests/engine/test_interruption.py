@@ -12,7 +12,8 @@ from convmae_deploy.engine.interruption import interruptible
 ROOT = Path(__file__).parents[2]
 FAILING_RUN = """
 from torch.utils.data import DataLoader
-from convmae_deploy.engine.interruption import interruptible, leave_signals_to_parent
+from convmae_deploy.data.workers import leave_signals_to_parent
+from convmae_deploy.engine.interruption import interruptible
 
 if __name__ == "__main__":
     loader = DataLoader(range(8), num_workers=1, worker_init_fn=leave_signals_to_parent, persistent_workers=True)

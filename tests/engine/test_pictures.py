@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.engine.pictures import CAPTION_HEIGHT, GAP, reconstruction_columns, reconstruction_picture
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining, patchify
-from convmae_deploy.runtime.manifest import Preprocessing, standard_preprocessing
 
 SIZE = HEIGHT, WIDTH = 64, 128
 CONFIG = ConvMAEConfig(embed_dims=(8, 8, 16), depths=(1, 1, 1), mlp_ratios=(1, 1, 1), num_heads=2, image_size=SIZE)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import SlidingWindow, standard_windows
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.engine.segmentation_evaluation import (
@@ -19,7 +20,6 @@ from convmae_deploy.engine.segmentation_evaluation import (
     window_runner,
 )
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import SlidingWindow, standard_windows
 from tests.segmentation_folders import CLASSES, make_segmentation_folder
 
 

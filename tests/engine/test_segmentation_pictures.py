@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.bundle.manifest import standard_windows
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.engine.segmentation_pictures import TILE, segmentation_picture
-from convmae_deploy.runtime.label_colours import palette
-from convmae_deploy.runtime.manifest import standard_windows
+from convmae_deploy.tasks.label_colours import palette
 from tests.segmentation_folders import make_segmentation_folder
 
 WINDOWS = standard_windows((64, 64), None)

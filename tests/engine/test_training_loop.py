@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
-from convmae_deploy.engine.determinism import MicroBatch
+from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_loop import TrainingLoop

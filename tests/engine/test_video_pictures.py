@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.engine.video_pictures import reconstruction_rows, reconstruction_strip
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.pretraining import Reconstruction
@@ -16,7 +17,6 @@ from convmae_deploy.models.video_pretraining import (
     cube_statistics,
     cubify,
 )
-from convmae_deploy.runtime.manifest import standard_clips
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 8, 16), depths=(1, 1, 1), mlp_ratios=(1, 1, 1), num_heads=2, image_size=(64, 32))
 SPEC = standard_clips((64, 32), frames=4)

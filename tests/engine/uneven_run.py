@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from convmae_deploy.engine.determinism import MicroBatch
+from convmae_deploy.data.determinism import MicroBatch
 from tests.engine.test_training_loop import build_loop, micro_batch
 
 

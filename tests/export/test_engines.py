@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from convmae_deploy.bundle.manifest import Precision, input_axes
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.models.classifier import build_classifier, build_video_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DetectorConfig, build_detector
 from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.runtime.manifest import Precision, input_axes
 from export.graphs.half_precision import in_half_precision
 from export.graphs.precisions import file_name
 from export.graphs.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task

@@ -11,13 +11,13 @@ import pytest
 from onnx import helper
 from rich.console import Console
 
+from convmae_deploy.backends.engine_record import EngineProfile, check_engine, find_engine, read_record, record_path
+from convmae_deploy.backends.gpu import Gpu
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.engine_record import EngineProfile, check_engine, find_engine, read_record, record_path
-from convmae_deploy.runtime.gpu import Gpu
-from convmae_deploy.runtime.manifest import InputSpec
 from export import to_tensorrt
 from export.engines import builder as tensorrt_builder
 from export.engines.builder import BuildRequest, build_engine

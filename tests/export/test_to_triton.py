@@ -12,13 +12,14 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.bundle.manifest import Manifest, Preprocessing
 from convmae_deploy.program import run_program
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.manifest import Manifest, Preprocessing
-from convmae_deploy.runtime.predictor import Classifier
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.preprocess import preprocess
 from export import to_triton as program
 from export.verification.inputs import made_photos
+from tests.backends.test_tensorrt_backend import put_engine
 from tests.bundle_factory import (
     make_bundle,
     make_detection_bundle,
@@ -26,7 +27,6 @@ from tests.bundle_factory import (
     make_video_bundle,
     write_manifest,
 )
-from tests.runtime.test_tensorrt_backend import put_engine
 
 MakeBundle = Callable[[Path], Path]
 TASKS: list[MakeBundle] = [make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.runtime.backends import Backend
-from convmae_deploy.runtime.manifest import Manifest
+from convmae_deploy.backends.onnxruntime_backend import Backend
+from convmae_deploy.bundle.manifest import Manifest
 
 POISON = -7.0  # a batch that holds a row with this mark fails
 SIZES = (1, 2, 4, 8)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Manifest
-from convmae_deploy.runtime.predictor import Classifier, ModelOutputError
+from convmae_deploy.tasks.predictor import Classifier, ModelOutputError
 from serving import batching
 from serving.batching import BatchingBackend, DeviceLost, choose_rows, device_batches
 from serving.errors import ClientGone

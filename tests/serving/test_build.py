@@ -42,7 +42,7 @@ def test_a_bento_holds_the_two_packages_and_the_bundle_only(store: tuple[Path, s
     assert {name.split("/")[0] for name in files} == {"serving", "convmae_deploy", "bentofile.yaml"}
     bundles = {name for name in files if name.startswith("serving/bundles/")}
     assert bundles == {f"serving/bundles/boxed/{name}" for name in ("manifest.json", "model.onnx", "LICENSE-WEIGHTS")}
-    assert {"serving/service.py", "serving/page/index.html", "convmae_deploy/runtime/predictor.py"} <= files
+    assert {"serving/service.py", "serving/page/index.html", "convmae_deploy/tasks/predictor.py"} <= files
     assert not [name for name in files if name.endswith(".pyc")]
 
 
@@ -107,7 +107,8 @@ def test_whatever_the_server_imports_is_declared() -> None:
     requirements = [*project["dependencies"], *extras["serve"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
-    files = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "convmae_deploy/runtime").rglob("*.py")]
+    folders = ("serving", *(f"convmae_deploy/{room}" for room in ("backends", "bundle", "media", "tasks")))
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     imported = {name for file in files for name in imported_packages(file)}
 
     outside = imported - sys.stdlib_module_names - {"serving", "convmae_deploy"}

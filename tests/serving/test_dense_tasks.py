@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.images import decode_image
-from convmae_deploy.runtime.masks import decode_mask
-from convmae_deploy.runtime.predictor import PREDICTORS, Detector, Predictor, Segmenter
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.media.images import decode_image
+from convmae_deploy.tasks.masks import decode_mask
+from convmae_deploy.tasks.predictor import PREDICTORS, Detector, Predictor, Segmenter
 from serving.app import Api
 from serving.models import open_predictors
 from serving.settings import Settings

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.images import decode_image
-from convmae_deploy.runtime.predictor import Classifier, Predictor, predictor_class
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.media.images import decode_image
+from convmae_deploy.tasks.predictor import Classifier, Predictor, predictor_class
 from serving.batching import BatchingBackend
 from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings

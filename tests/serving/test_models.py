@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import Bundle
-from convmae_deploy.runtime.predictor import Classifier, Detector
+from convmae_deploy.tasks.predictor import Classifier, Detector
 from serving.errors import ApiError
 from serving.models import (
     batching_backends,

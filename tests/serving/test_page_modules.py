@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from convmae_deploy.runtime.label_colours import palette
-from convmae_deploy.runtime.masks import encode_mask
+from convmae_deploy.tasks.label_colours import palette
+from convmae_deploy.tasks.masks import encode_mask
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
 

@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from convmae_deploy.runtime.label_colours import palette
-from convmae_deploy.runtime.masks import decode_mask
+from convmae_deploy.tasks.label_colours import palette
+from convmae_deploy.tasks.masks import decode_mask
 from tests.serving.sample_images import jpeg, photo
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")

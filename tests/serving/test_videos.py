@@ -16,12 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
+from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.clips import ClipViews, read_clips
-from convmae_deploy.runtime.predictor import Predictor, VideoClassifier
-from convmae_deploy.runtime.video_errors import VideoErrorCode
-from convmae_deploy.runtime.video_file import VideoFile
+from convmae_deploy.media.video_errors import VideoErrorCode
+from convmae_deploy.media.video_file import VideoFile
+from convmae_deploy.tasks.clips import ClipViews, read_clips
+from convmae_deploy.tasks.predictor import Predictor, VideoClassifier
 from serving import videos
 from serving.errors import ApiError, ClientGone
 from serving.guard import Guard

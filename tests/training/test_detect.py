@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.native import load_detector
 from convmae_deploy.data.detection_augmentation import DetectionAugmentationConfig
@@ -23,7 +24,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, DetectorConfig, base_simple, build_detector
-from convmae_deploy.runtime.manifest import Letterbox
 from tests.coco_folders import edit_annotations, make_coco_folder
 from tests.training_runs import stop_after
 from training import detect as program

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
-from convmae_deploy.runtime.manifest import Preprocessing
 from tests.photo_folders import make_photo_folder
 from tests.training_runs import not_a_number, stop_after
 from training import finetune as program

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
-from convmae_deploy.runtime.manifest import standard_preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.tasks.preprocess import preprocess
 from tests.original_files import write_pth
 from training import reconstruct as program
 

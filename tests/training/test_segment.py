@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.native import load_segmenter
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentationConfig
@@ -28,7 +29,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
-from convmae_deploy.runtime.manifest import SlidingWindow
 from tests.segmentation_folders import CLASSES, make_segmentation_folder
 from tests.training_runs import stop_after
 from training import segment as program

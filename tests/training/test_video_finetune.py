@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.checkpoints.native import load_video_classifier
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.runtime.manifest import standard_clips
 from tests.training_runs import stop_after
 from tests.video_folders import make_motion_folder
 from training import video_finetune as program

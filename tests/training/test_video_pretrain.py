@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
 from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.runtime.manifest import standard_clips
 from tests.training_runs import not_a_number, stop_after
 from tests.video_folders import make_motion_folder
 from training import video_pretrain as program

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convmae_deploy.runtime.backends import OnnxRuntimeBackend
-from convmae_deploy.runtime.bundle import load_bundle
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
+from convmae_deploy.bundle.loading import load_bundle
 from export.benchmarking.contenders import Contender
 from export.benchmarking.process import ROOT, ContenderError, ContenderProcess
 from export.benchmarking.worker import Job

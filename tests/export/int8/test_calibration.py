@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import standard_preprocessing
 from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges, picture_flaw, read_calibration
 from export.verification.divergence import cut

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.manifest import (
+from convmae_deploy.backends.starting import RuntimeOptions
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.bundle.manifest import (
     CLASSIFIER_OUTPUTS,
     BundleFile,
     InputSpec,
@@ -23,8 +23,8 @@ from convmae_deploy.runtime.manifest import (
     Quantisation,
     standard_preprocessing,
 )
-from convmae_deploy.runtime.predictor import Classifier
-from convmae_deploy.runtime.starting import RuntimeOptions
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks.predictor import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import OPSET, ExportedGraph
 from export.int8.maker import Int8Maker, Int8Options, Metric

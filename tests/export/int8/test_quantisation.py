@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convmae_deploy.runtime.manifest import standard_preprocessing
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from export.graphs.to_onnx import OUTPUTS, ExportedGraph
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise

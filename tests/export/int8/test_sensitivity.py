@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from convmae_deploy.runtime.manifest import standard_preprocessing
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise

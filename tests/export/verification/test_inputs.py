@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convmae_deploy.bundle.manifest import Letterbox, Preprocessing
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Letterbox, Preprocessing
-from convmae_deploy.runtime.preprocess import preprocess
+from convmae_deploy.tasks.preprocess import preprocess
 from export.verification.inputs import (
     Samples,
     constant_images,

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.manifest import Precision
 from export.verification.runners import (
     RunnerName,
     describe_runner,

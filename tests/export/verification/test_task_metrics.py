@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.predictor import AnyPredictor, Classifier, open_predictor
+from convmae_deploy.tasks.predictor import AnyPredictor, Classifier, open_predictor
 from export.verification.gates import FloatArray
 from export.verification.runners import Outputs, onnx_runner
 from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskMetric, labels_of

@@ -8,11 +8,11 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 
+from convmae_deploy.backends.openvino_backend import openvino_core
+from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.bundle.manifest import DETECTOR_OUTPUTS, Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
-from convmae_deploy.runtime.bundle import load_bundle
-from convmae_deploy.runtime.manifest import DETECTOR_OUTPUTS, Letterbox
-from convmae_deploy.runtime.openvino_backend import openvino_core
-from convmae_deploy.runtime.predictor import Detector, open_predictor
+from convmae_deploy.tasks.predictor import Detector, open_predictor
 from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs import precisions

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.runtime.clips import read_clips
-from convmae_deploy.runtime.manifest import standard_clips
+from convmae_deploy.tasks.clips import read_clips
 from export.verification.inputs import Samples, constant_images, verification_batches
 from export.verification.video_inputs import made_clips, read_videos, verification_clips
 from tests.video_folders import make_motion_folder

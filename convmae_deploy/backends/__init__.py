@@ -1,0 +1,1 @@
+"""What runs a graph. The only place of the library that imports a runtime."""

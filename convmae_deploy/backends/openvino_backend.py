@@ -1,0 +1,189 @@
+"""OpenVINO on the CPU: the same graphs as ONNX Runtime's, in bf16 too where the CPU has it."""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.backends.onnxruntime_backend import Device, check_threads
+from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
+from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.errors import ConvMAEError
+
+ComputePrecision = Literal["fp32", "bf16"]
+PerformanceHint = Literal["latency", "throughput"]
+
+_TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
+_PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
+_CAPABILITIES: dict[ComputePrecision, str] = {"fp32": "FP32", "bf16": "BF16"}
+
+
+class OpenVinoBackend:
+    """A graph compiled by OpenVINO for this CPU, known to be the one that the manifest describes."""
+
+    providers = ("CPU",)
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        file: str | None = None,
+        device: Device = "auto",
+        threads: int | None = None,
+        precision: ComputePrecision = "fp32",
+        hint: PerformanceHint = "latency",
+    ) -> None:
+        """Loads and compiles a graph.
+
+        Args:
+            bundle: where the graph is.
+            file: its name in the manifest; None for the default.
+            device: "auto" is the CPU too.
+            threads: CPU threads of all runs together; None leaves the number to OpenVINO (one a core).
+            precision: what floating-point layers compute in; quantised layers compute in int8 whatever this says.
+            hint: "latency" gives each run all threads, one after the other; "throughput" lets as many runs as OpenVINO
+                finds good share the threads side by side, and cuts a batch into that many parts.
+
+        Raises:
+            BundleError: the graph is not the one that the manifest describes, or OpenVINO refuses it.
+            ConvMAEError: OpenVINO is not installed, a GPU was asked for, the CPU does not have the precision, or
+                `threads` is less than 1.
+        """
+        check_threads(threads)
+        if device == "cuda":
+            raise ConvMAEError("runtime openvino runs on the CPU, not on device cuda; use device cpu or auto")
+        openvino = import_openvino()
+        path = checked_path(bundle, file)
+        core = openvino_core()
+        _require(precision, core)
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],  # else bf16 wherever the CPU has it
+            "PERFORMANCE_HINT": hint.upper(),
+            # Pinned, the models of one server, and every other process with OpenVINO, would all take the first cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self._compiled = _compile(core, path, settings, openvino.__version__)
+        computes_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if computes_in != _PRECISION_HINTS[precision]:
+            raise ConvMAEError(f"OpenVINO was asked for {precision} and compiled {path} in {computes_in}")
+        manifest = bundle.manifest
+        inputs = _tensors(self._compiled.inputs, [manifest.input.name])
+        check_graph(inputs, _tensors(self._compiled.outputs, manifest.outputs), manifest, path, _TYPES)
+        self.name = f"openvino {precision}"
+        self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
+        self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # of all of them
+        self._input, self._shape = manifest.input.name, manifest.input.shape
+        self._smallest_batch = manifest.input.min_batch
+        # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
+        self._idle: deque[Any] = deque()
+
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
+        if image.shape[1:] != self._shape:  # which OpenVINO would run, whatever it reads then
+            raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, self._shape))}); got {image.shape}")
+        parts = np.array_split(image, max(1, min(self.streams, len(image) // self._smallest_batch)))
+        with self._requests(len(parts)) as requests:
+            if len(parts) == 1:
+                return _outputs(requests[0].infer({self._input: image}, share_outputs=True), outputs)
+            for request, part in zip(requests, parts, strict=True):
+                request.start_async({self._input: part})
+            found = []
+            for request in requests:
+                request.wait()
+                found.append({name: request.get_tensor(name).data for name in outputs})
+            return {name: np.concatenate([values[name] for values in found]) for name in outputs}
+
+    @contextmanager
+    def _requests(self, count: int) -> Iterator[list[Any]]:
+        """Requests that nobody else uses until the end; after an error they are not used again."""
+        requests = []
+        for _ in range(count):
+            try:
+                requests.append(self._idle.pop())
+            except IndexError:
+                requests.append(self._compiled.create_infer_request())
+        yield requests
+        self._idle.extend(requests)
+
+
+def import_openvino() -> Any:
+    """The package.
+
+    Raises:
+        ConvMAEError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ConvMAEError(
+            "runtime openvino needs OpenVINO, which is not installed; "
+            "install it with: pip install 'convmae-deploy[openvino]'"
+        ) from error
+    return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, never let go.
+
+    Each one gives the thread that makes it a larger stack for signal handlers, which AMX needs, and takes it away at
+    its end. When two end in the order in which they were made, the thread is left with a stack that is gone, and the
+    next signal, such as the end of a child process, ends this one (OpenVINO 2026.4).
+
+    Raises:
+        ConvMAEError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
+
+
+def openvino_precisions() -> tuple[ComputePrecision, ...]:
+    """What OpenVINO can compute in on this CPU; nothing where it is not installed."""
+    try:
+        core = openvino_core()
+    except ConvMAEError:
+        return ()
+    found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(precision for precision, capability in _CAPABILITIES.items() if capability in found)
+
+
+def _require(precision: ComputePrecision, core: Any) -> None:
+    found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if _CAPABILITIES[precision] not in found:
+        name = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise ConvMAEError(
+            f"precision {precision} needs a CPU that has it, OpenVINO finds {', '.join(sorted(found))} on {name}; "
+            "use precision fp32"
+        )
+
+
+def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> Any:
+    try:
+        return core.compile_model(path, "CPU", settings)
+    except Exception as error:  # OpenVINO's exceptions have no common base
+        reason = " ".join(str(error).split())
+        raise BundleError(f"OpenVINO {version} cannot load {path} ({reason}); export it again") from error
+
+
+def _outputs(results: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    # The results are views of the request's memory, which its next run overwrites; the others need no copy.
+    return {name: np.array(results[name]) for name in names}
+
+
+def _tensors(ports: Any, known: Collection[str]) -> list[GraphTensor]:
+    """Inputs or outputs by their known names: a tensor that passes through an Identity has the one before it too."""
+    return [
+        GraphTensor(
+            name,
+            port.element_type.to_string(),
+            tuple("batch" if size.is_dynamic else size.get_length() for size in port.partial_shape),
+        )
+        for port in ports
+        for name in sorted(port.get_names() & set(known)) or [port.any_name]
+    ]

@@ -1,0 +1,171 @@
+"""TensorRT on an NVIDIA GPU: engines that `python -m export.to_tensorrt` built, checked before they are loaded."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.backends.engine_record import (
+    EngineRecord,
+    check_engine,
+    check_machine,
+    find_engine,
+    read_record,
+    rebuild,
+)
+from convmae_deploy.backends.gpu import find_gpu
+from convmae_deploy.backends.onnxruntime_backend import Device, check_threads, logger
+from convmae_deploy.backends.tensorrt_lane import Cuda, EngineSpec, Lane
+from convmae_deploy.backends.tensorrt_library import Severity, import_tensorrt, make_logger
+from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph
+from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.errors import ConvMAEError
+
+_TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
+
+
+class TensorRtBackend:
+    """An engine on the GPU, known to be built from a graph of this bundle, for this GPU and this TensorRT."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        file: str | None = None,
+        device: Device = "auto",
+        threads: int | None = None,
+        streams: int = 2,
+    ) -> None:
+        """Loads an engine.
+
+        Args:
+            bundle: whose folder the engine is in.
+            file: its name, or that of the graph that it was built from; see `find_engine`.
+            device: "auto" is the GPU too.
+            threads: has no meaning on a GPU.
+            streams: batches that run side by side, each with memory of its own; more callers wait.
+
+        Raises:
+            BundleError: there is no engine, or it is not for this bundle, GPU or version of TensorRT.
+            ConvMAEError: TensorRT is not installed, there is no GPU, or it does not load the engine.
+        """
+        check_threads(threads)
+        if device == "cpu":
+            raise ConvMAEError(
+                "runtime tensorrt runs on an NVIDIA GPU, not on device cpu; use runtime onnxruntime or openvino there"
+            )
+        gpu = find_gpu()  # first of all: without a driver TensorRT may end the process
+        if gpu is None:
+            raise ConvMAEError(
+                "runtime tensorrt needs an NVIDIA GPU with its driver, found none; use runtime onnxruntime or openvino"
+            )
+        engine = find_engine(bundle, file)
+        record = read_record(engine)
+        check_engine(engine, record, bundle)
+        tensorrt = import_tensorrt(record.flavour)
+        check_machine(engine, record, tensorrt.__version__, gpu)
+        self._tensorrt, self._cuda = tensorrt, Cuda(import_cuda())
+        self._logger = make_logger(tensorrt, _on_message)
+        self._engine = self._load(engine, record)
+        self._spec = self._describe(engine, bundle.manifest, record)
+        self.name = f"{record.flavour} {record.precision}"
+        self.providers = (gpu.name,)
+        self.batch_sizes = record.batch_sizes  # those that run without rows to fill up
+        self._idle: deque[Lane] = deque()
+        self._turns = threading.Semaphore(streams)
+
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
+
+        A batch runs in the smallest profile that takes it, filled up to that profile's size; one above the largest
+        runs in parts.
+        """
+        shape = self._spec.shapes[self._spec.input]
+        if image.shape[1:] != shape:
+            raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, shape))}); got {image.shape}")
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        largest = max(self.batch_sizes)
+        parts = []
+        with self._lane() as lane:
+            for start in range(0, len(image), largest):
+                part = image[start : start + largest]
+                profile = next(place for place, size in enumerate(self.batch_sizes) if len(part) <= size)
+                parts.append(lane.run(part, profile, outputs))
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that nobody else uses until the end; one that failed is not used again."""
+        with self._turns:
+            try:
+                lane = self._idle.pop()
+            except IndexError:
+                lane = Lane(self._cuda, self._tensorrt, self._engine, self._spec)
+            yield lane
+            self._idle.append(lane)
+
+    def _load(self, path: Path, record: EngineRecord) -> Any:
+        self._runtime = self._tensorrt.Runtime(self._logger)  # must outlive the engine
+        if record.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # it carries its own small runtime, and its hash was checked
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BundleError(
+                f"TensorRT {self._tensorrt.__version__} does not load {path}, its messages above say why; "
+                f"{rebuild(path.parent, record.precision)}"
+            )
+        return engine
+
+    def _describe(self, path: Path, manifest: Manifest, record: EngineRecord) -> EngineSpec:
+        """What lanes must know, checked against the manifest and the record."""
+        engine = self._engine
+        tensors: dict[str, list[GraphTensor]] = {"INPUT": [], "OUTPUT": []}
+        types: dict[str, np.dtype[Any]] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            kind = engine.get_tensor_dtype(name)
+            shape = tuple("batch" if size < 0 else size for size in engine.get_tensor_shape(name))
+            tensors[engine.get_tensor_mode(name).name].append(GraphTensor(name, kind.name, shape))
+            types[name] = np.dtype(self._tensorrt.nptype(kind))
+        check_graph(tensors["INPUT"], tensors["OUTPUT"], manifest, path, _TYPES)
+        if engine.num_optimization_profiles != len(record.profiles):
+            raise BundleError(
+                f"{path} must have {len(record.profiles)} profiles, found {engine.num_optimization_profiles}; "
+                f"{rebuild(path.parent, record.precision)}"
+            )
+        return EngineSpec(
+            flavour=record.flavour,
+            input=manifest.input.name,
+            shapes={name: tuple(engine.get_tensor_shape(name))[1:] for name in types},
+            types=types,
+            batches=record.batch_sizes,
+        )
+
+
+def import_cuda() -> Any:
+    """CUDA's runtime for Python.
+
+    Raises:
+        ConvMAEError: it is not installed.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise ConvMAEError(
+            "runtime tensorrt needs cuda-bindings, which is not installed; "
+            "install it with: pip install 'convmae-deploy[tensorrt]'"
+        ) from error
+    return runtime
+
+
+def _on_message(severity: Severity, message: str) -> None:
+    if severity in ("error", "warning"):
+        logger.warning("TensorRT: %s", message)

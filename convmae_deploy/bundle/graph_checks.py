@@ -1,0 +1,86 @@
+"""Whether a graph is the one that its manifest describes, whatever runs it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.onnx_header import read_opset
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output as a runtime reports it."""
+
+    name: str
+    type: str  # by the runtime's own name
+    shape: tuple[int | str, ...]  # a name in place of a number is a dimension that the graph leaves open
+
+
+def checked_path(bundle: Bundle, file: str | None) -> Path:
+    """Where a graph is, known to be an ONNX model of the manifest's opset.
+
+    Args:
+        bundle: where the graph is.
+        file: its name in the manifest; None for the default.
+
+    Raises:
+        BundleError: the manifest does not list it, or it is something else.
+    """
+    path, description = bundle.graph(file)
+    opset = read_opset(path)
+    if opset != description.opset:
+        found = "no ONNX model" if opset is None else f"opset {opset}"
+        raise BundleError(f"{path} must be an ONNX model of opset {description.opset}, found {found}; export it again")
+    return path
+
+
+def check_graph(
+    inputs: Sequence[GraphTensor],
+    outputs: Sequence[GraphTensor],
+    manifest: Manifest,
+    path: Path,
+    type_names: Mapping[str, str],
+) -> None:
+    """Refuses a graph that the manifest does not describe.
+
+    Args:
+        inputs: of the graph.
+        outputs: of the graph.
+        manifest: what they must be.
+        path: of the graph, for the sentence.
+        type_names: the manifest's types, as the runtime calls them.
+
+    Raises:
+        BundleError: with what was expected and what was found.
+    """
+    if [item.name for item in inputs] != [manifest.input.name]:
+        names = ", ".join(item.name for item in inputs)
+        raise BundleError(f"{path} must have the one input {manifest.input.name!r}, found {names}; export it again")
+    _check_tensor(inputs[0], manifest.input.shape, "float32", "input", path, type_names)
+    batch = inputs[0].shape[0]
+    if isinstance(batch, int) and not manifest.input.min_batch == manifest.input.max_batch == batch:
+        raise BundleError(
+            f"{path} must take batches of {manifest.input.min_batch} to {manifest.input.max_batch}, "
+            f"found a fixed batch of {batch}; export it again"
+        )
+    found = {item.name: item for item in outputs}
+    for name, spec in manifest.outputs.items():
+        if name not in found:
+            raise BundleError(f"{path} must have an output {name!r}, found {', '.join(found)}; export it again")
+        _check_tensor(found[name], spec.shape, spec.dtype, "output", path, type_names)
+
+
+def _check_tensor(
+    found: GraphTensor, shape: tuple[int, ...], dtype: str, role: str, path: Path, type_names: Mapping[str, str]
+) -> None:
+    # The size of a dimension that the graph leaves open is checked when it is known.
+    fits = len(found.shape) == len(shape) + 1 and all(
+        not isinstance(size, int) or size == expected for size, expected in zip(found.shape[1:], shape, strict=True)
+    )
+    if found.type != type_names[dtype] or not fits:
+        raise BundleError(
+            f"{role} {found.name!r} of {path} must be {dtype} ({', '.join(map(str, ('batch', *shape)))}), "
+            f"found {found.type} ({', '.join(map(str, found.shape))}); export it again"
+        )

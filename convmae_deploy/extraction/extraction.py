@@ -1,0 +1,111 @@
+"""Features of many photo or video files: found, decoded, batched; bad files are told apart from good ones."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.tasks.clips import ClipViews, merge_views
+from convmae_deploy.tasks.predictor import Classifier, VideoClassifier
+
+_MAX_READERS = 8  # threads that decode; more do not help before the disk or the model is the limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Features of the photos or videos that could be read."""
+
+    files: list[Path]  # the good ones, N of them, in the order asked for
+    features: dict[str, NDArray[np.float32]]  # level -> (N, ...)
+    failures: dict[Path, ConvMAEError]  # the bad ones and why
+
+
+def extract_features(
+    predictor: Classifier | VideoClassifier,
+    files: Sequence[Path],
+    levels: Sequence[str],
+    *,
+    batch_size: int,
+    views: ClipViews | None = None,
+    on_file: Callable[[Path, ConvMAEError | None], bool] = lambda path, error: True,
+) -> Extraction:
+    """Runs files through the model, `batch_size` at a time; no more than the result and one batch is in memory.
+
+    Args:
+        predictor: the model, which says whether the files are photos or videos.
+        files: the files.
+        levels: names from `predictor.levels`.
+        batch_size: files a run, at least 1.
+        views: of each video; None: one. Photos have one.
+        on_file: told of every file and of what is wrong with it (None: nothing); returning False ends the work early.
+
+    Raises:
+        ConvMAEError: a level does not exist, the batch size is less than 1, or the result does not fit into memory.
+    """
+    prepare, count = _preparation(predictor, levels, views)
+    if batch_size < 1:
+        raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
+    features = _allocate(predictor, len(files), levels)
+    good: list[Path] = []
+    failures: dict[Path, ConvMAEError] = {}
+    with ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), batch_size):
+            inputs: list[NDArray[np.float32]] = []
+            first = len(good)
+            for path, outcome in _prepare(pool, prepare, files[start : start + batch_size]):
+                error = outcome if isinstance(outcome, ConvMAEError) else None
+                if isinstance(outcome, ConvMAEError):
+                    failures[path] = outcome
+                else:
+                    inputs.append(outcome)
+                    good.append(path)
+                if not on_file(path, error):
+                    return Extraction(files=[], features={}, failures=failures)
+            if inputs:
+                for level, values in predictor.run(np.concatenate(inputs), levels).items():
+                    features[level][first : len(good)] = merge_views(values, count)
+    rows = {level: values[: len(good)] for level, values in features.items()}
+    return Extraction(files=good, features=rows, failures=failures)
+
+
+def _preparation(
+    predictor: Classifier | VideoClassifier, levels: Sequence[str], views: ClipViews | None
+) -> tuple[Callable[[Path], NDArray[np.float32]], int]:
+    """What makes the graph's input (V, 3, ...) of a file, and V, after the levels are checked."""
+    if isinstance(predictor, VideoClassifier):
+        predictor.check_levels(levels, views)
+        return lambda path: predictor.clips(path, views=views), views.total if views else 1
+    predictor.check_levels(levels)
+    return lambda path: predictor.preprocess(read_photo(path).image)[None], 1
+
+
+def _allocate(
+    predictor: Classifier | VideoClassifier, count: int, levels: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    shapes = {level: (count, *predictor.manifest.outputs[level].shape) for level in levels}
+    try:
+        return {level: np.empty(shape, dtype=np.float32) for level, shape in shapes.items()}
+    except MemoryError:
+        gigabytes = sum(4 * float(np.prod(shape, dtype=float)) for shape in shapes.values()) / 1e9
+        raise ConvMAEError(
+            f"the features of {count} files need {gigabytes:.1f} GB of memory, which is not there; "
+            "ask for fewer files or levels at a time"
+        ) from None
+
+
+def _prepare(
+    pool: ThreadPoolExecutor, prepare: Callable[[Path], NDArray[np.float32]], files: Sequence[Path]
+) -> Iterator[tuple[Path, NDArray[np.float32] | ConvMAEError]]:
+    def attempt(path: Path) -> NDArray[np.float32] | ConvMAEError:
+        try:
+            return prepare(path)
+        except ConvMAEError as error:
+            return error
+
+    return zip(files, pool.map(attempt, files), strict=True)

@@ -1,0 +1,1 @@
+"""Photos and videos from bytes of strangers: formats, limits, orientation, frames."""

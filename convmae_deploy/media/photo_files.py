@@ -1,0 +1,39 @@
+"""Photos as files: found in folders, read, decoded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import find_files
+from convmae_deploy.media.images import DecodedImage, decode_image
+
+# What is taken from a folder; a file that is named itself may have any name.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+)
+
+
+def find_photos(paths: Sequence[Path]) -> list[Path]:
+    """The files among `paths`, and for each folder the photos in it, at any depth, sorted; hidden files are left out.
+
+    Raises:
+        ConvMAEError: a folder holds no photo.
+    """
+    return find_files(paths, IMAGE_SUFFIXES, "photos")
+
+
+def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
+    """Reads and decodes one file.
+
+    Args:
+        path: the file.
+        apply_orientation: whether to turn the photo as its EXIF data says; otherwise it stays as stored.
+
+    Raises:
+        ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
+    return decode_image(data, apply_orientation=apply_orientation)

@@ -1,0 +1,164 @@
+"""The outside of TIFF files: the first page alone, with the tags that its pixels need and no others.
+
+Pillow applies a TIFF's orientation by itself, follows its links to EXIF and GPS directories, and warns about any tag
+that is odd. Giving it a file with one short directory makes TIFF behave as the other formats do.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from convmae_deploy.media.exif import UPRIGHT, valid_orientation
+from convmae_deploy.media.image_containers import CheckSize, Container
+from convmae_deploy.media.image_errors import corrupt, truncated
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 274, 277
+_STRIPS, _TILES = (273, 279), (324, 325)  # (offsets, byte counts)
+_UNCOMPRESSED = 1
+_MAX_SAMPLES = 6  # a pixel, as many as Pillow reads
+_NUMBER_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # field type -> struct code
+# Tags with one value: size, compression, photometric, fill order, samples, rows per strip, planes, fax options,
+# predictor, tile size, ink set, and the interchange fields of old-style JPEG.
+_SCALARS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514}
+# Bits per sample, strips, colour map, tiles, extra samples, sample format, JPEG and YCbCr tables.
+_LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 531, 532}
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_MAX_PAGES = 10_000
+_MAX_VALUES = 100_000  # of a tag; strips of one row in four planes are fewer
+_MAX_VALUES_OF_TAG = {320: 3 << 16}  # the colour map of a 16-bit picture
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Field widths of classic TIFF or BigTIFF in one byte order."""
+
+    order: str  # "<" or ">"
+    big: bool
+
+    @property
+    def count(self) -> str:
+        return self.order + ("Q" if self.big else "H")
+
+    @property
+    def entry(self) -> str:
+        return self.order + ("HHQ8s" if self.big else "HHI4s")
+
+    @property
+    def offset(self) -> str:
+        return self.order + ("Q" if self.big else "I")
+
+
+def read_tiff(data: bytes, check_size: CheckSize) -> tuple[Container, int]:
+    """The first page as a TIFF of its own, the number of pages, and the first page's orientation (1 to 8)."""
+    layout = _Layout(order="<" if data[:2] == b"II" else ">", big=data[2:4] in (b"+\x00", b"\x00+"))
+    header_bytes = 16 if layout.big else 8
+    if len(data) < header_bytes:
+        raise truncated("a TIFF that ends inside its header")
+    (first,) = struct.unpack_from(layout.offset, data, 8 if layout.big else 4)
+    entries = _entries(data, first, layout)
+    width, height = _scalar(entries, _WIDTH, layout), _scalar(entries, _HEIGHT, layout)
+    if width is None or height is None:
+        raise corrupt("a TIFF that does not say its size")
+    check_size(width, height)
+    orientation = _scalar(entries, _ORIENTATION, layout) or UPRIGHT
+
+    kept = {tag: entry for tag, entry in sorted(entries.items()) if tag in _SCALARS | _LISTS}
+    _check_entries(data, kept, layout)
+    _check_pixels(data, kept, layout, width * height)
+    padded = data + bytes(-len(data) % 8)
+    directory = struct.pack(layout.count, len(kept)) + b"".join(kept.values()) + struct.pack(layout.offset, 0)
+    start = padded[: header_bytes - struct.calcsize(layout.offset)] + struct.pack(layout.offset, len(padded))
+    container = Container(data=start + padded[header_bytes:] + directory, frames=_count_pages(data, first, layout))
+    return container, valid_orientation(orientation)
+
+
+def _entries(data: bytes, directory: int, layout: _Layout) -> dict[int, bytes]:
+    """Tag -> its raw entry, of the directory at the given offset; the first of a repeated tag counts."""
+    entries: dict[int, bytes] = {}
+    size = struct.calcsize(layout.entry)
+    try:
+        (count,) = struct.unpack_from(layout.count, data, directory)
+    except (struct.error, OverflowError):
+        raise truncated("a TIFF whose directory lies beyond its end") from None
+    start = directory + struct.calcsize(layout.count)
+    if count == 0 or count > 65_535:
+        raise corrupt("a TIFF with an absurd directory")
+    if start + count * size > len(data):
+        raise truncated("a TIFF that ends inside its directory")
+    for position in range(start, start + count * size, size):
+        (tag,) = struct.unpack_from(layout.order + "H", data, position)
+        entries.setdefault(tag, data[position : position + size])
+    return entries
+
+
+def _scalar(entries: dict[int, bytes], tag: int, layout: _Layout) -> int | None:
+    if tag not in entries:
+        return None
+    _, kind, count, value = struct.unpack(layout.entry, entries[tag])
+    if count != 1 or kind not in _NUMBER_CODES or _TYPE_BYTES[kind] > len(value):
+        return None
+    number: int = struct.unpack_from(layout.order + _NUMBER_CODES[kind], value)[0]
+    return number
+
+
+def _numbers(data: bytes, entries: dict[int, bytes], tag: int, layout: _Layout) -> tuple[int, ...]:
+    """All values of a tag that `_check_entries` has passed; empty where the tag is missing or holds no integers."""
+    if tag not in entries:
+        return ()
+    _, kind, count, value = struct.unpack(layout.entry, entries[tag])
+    if kind not in _NUMBER_CODES:
+        return ()
+    fields = f"{layout.order}{count}{_NUMBER_CODES[kind]}"
+    if struct.calcsize(fields) <= len(value):
+        return struct.unpack_from(fields, value)
+    return struct.unpack_from(fields, data, struct.unpack(layout.offset, value)[0])
+
+
+def _check_pixels(data: bytes, entries: dict[int, bytes], layout: _Layout, pixels: int) -> None:
+    """The pixel data must lie inside the file: whatever Pillow reads beyond it would be our own directory."""
+    offset_tag, count_tag = _TILES if _TILES[0] in entries else _STRIPS
+    offsets, counts = (_numbers(data, entries, tag, layout) for tag in (offset_tag, count_tag))
+    if not offsets or len(offsets) != len(counts):
+        raise corrupt("a TIFF that does not say where its pixels are")
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
+        raise truncated("a TIFF that ends inside its pixels")
+    samples = _scalar(entries, _SAMPLES, layout) or 1
+    if samples > _MAX_SAMPLES:
+        raise corrupt(f"a TIFF with {samples} values a pixel")
+    bits = min(_numbers(data, entries, _BITS, layout) or (1,))
+    if (_scalar(entries, _COMPRESSION, layout) or _UNCOMPRESSED) == _UNCOMPRESSED:
+        if 8 * sum(counts) < pixels * samples * bits:
+            raise truncated("a TIFF with fewer pixels than its size")
+
+
+def _check_entries(data: bytes, entries: dict[int, bytes], layout: _Layout) -> None:
+    total = 0
+    for tag, entry in entries.items():
+        _, kind, count, value = struct.unpack(layout.entry, entry)
+        if kind not in _TYPE_BYTES or (tag in _SCALARS and count != 1):
+            raise corrupt(f"a TIFF with an invalid tag {tag}")
+        if count > _MAX_VALUES_OF_TAG.get(tag, _MAX_VALUES):
+            raise corrupt(f"a TIFF with {count} values in its tag {tag}")
+        size = count * _TYPE_BYTES[kind]
+        if size > len(value):
+            (offset,) = struct.unpack(layout.offset, value)
+            total += size
+            if offset + size > len(data) or total > len(data):
+                raise truncated(f"a TIFF whose tag {tag} lies beyond its end")
+
+
+def _count_pages(data: bytes, directory: int, layout: _Layout) -> int:
+    """Directories in the chain, as far as it can be followed."""
+    seen: set[int] = set()
+    while directory and directory not in seen and len(seen) < _MAX_PAGES:
+        try:
+            (count,) = struct.unpack_from(layout.count, data, directory)
+            (following,) = struct.unpack_from(
+                layout.offset,
+                data,
+                directory + struct.calcsize(layout.count) + count * struct.calcsize(layout.entry),
+            )
+        except (struct.error, OverflowError):
+            break
+        seen.add(directory)
+        directory = following
+    return max(len(seen), 1)

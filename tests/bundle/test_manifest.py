@@ -1,0 +1,108 @@
+"""What a manifest must say for its task."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from convmae_deploy.bundle.manifest import (
+    DETECTOR_OUTPUTS,
+    ClipPreprocessing,
+    Letterbox,
+    Manifest,
+    OutputSpec,
+    SlidingWindow,
+    standard_clips,
+    standard_windows,
+)
+from tests.bundle_factory import make_bundle, video_fields
+
+
+def classifier_fields(tmp_path: Path) -> dict[str, Any]:
+    text = (make_bundle(tmp_path) / "manifest.json").read_text(encoding="utf-8")
+    return Manifest.model_validate_json(text).model_dump()
+
+
+def detector_fields(tmp_path: Path) -> dict[str, Any]:
+    size = (64, 96)
+    changed = {"task": "detection", "preprocessing": Letterbox(size=size), "outputs": dict(DETECTOR_OUTPUTS)}
+    fields = classifier_fields(tmp_path) | changed
+    return fields | {"input": fields["input"] | {"shape": (3, *size)}}
+
+
+@pytest.mark.parametrize("missing", ["logits", "pooled", "e1", "e4"])
+def test_a_classifier_without_one_of_its_outputs_is_refused(tmp_path: Path, missing: str) -> None:
+    fields = classifier_fields(tmp_path)
+    del fields["outputs"][missing]
+    with pytest.raises(ValidationError, match=f"must include {missing}"):
+        Manifest.model_validate(fields)
+
+
+def test_a_detector_has_its_six_outputs_and_a_letterbox(tmp_path: Path) -> None:
+    fields = detector_fields(tmp_path)
+    manifest = Manifest.model_validate(fields)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    floats = fields["outputs"] | {"labels": OutputSpec(shape=(100,))}
+    with pytest.raises(ValidationError, match=r"labels must be int64 \(100,\), found float32"):
+        Manifest.model_validate(fields | {"outputs": floats})
+    with pytest.raises(ValidationError, match="needs Letterbox"):
+        Manifest.model_validate(fields | {"preprocessing": SlidingWindow(window=(64, 96), stride=(32, 32))})
+
+
+def test_a_segmenter_s_logits_have_a_quarter_of_the_window_s_sides(tmp_path: Path) -> None:
+    fields = detector_fields(tmp_path)
+    fields |= {"task": "segmentation", "preprocessing": SlidingWindow(window=(64, 96), stride=(32, 32))}
+    logits = OutputSpec(shape=(len(fields["classes"]), 16, 24), stride=4)
+    assert Manifest.model_validate(fields | {"outputs": {"logits": logits}}).task == "segmentation"
+    with pytest.raises(ValidationError, match="logits must be float32"):
+        Manifest.model_validate(fields | {"outputs": {"logits": OutputSpec(shape=(3, 64, 96))}})
+
+
+def test_a_video_model_has_clips_of_the_frames_that_its_preprocessing_says(tmp_path: Path) -> None:
+    fields = classifier_fields(tmp_path) | video_fields(3, (64, 64), 16)
+    manifest = Manifest.model_validate(fields)
+    assert manifest.preprocessing == ClipPreprocessing(resize=(64, 64), crop=(64, 64), frames=16, stride=1)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+    with pytest.raises(ValidationError, match="8 frames"):
+        Manifest.model_validate(fields | {"preprocessing": standard_clips((64, 64), frames=8)})
+    with pytest.raises(ValidationError, match="needs ClipPreprocessing"):
+        Manifest.model_validate(fields | {"preprocessing": {"resize": [64, 64], "crop": [64, 64]}})
+
+
+@pytest.mark.parametrize("missing", ["logits", "pooled", "pooled_frames", "e1", "e4"])
+def test_a_video_model_without_one_of_its_outputs_is_refused(tmp_path: Path, missing: str) -> None:
+    fields = classifier_fields(tmp_path) | video_fields(3, (64, 64), 16)
+    del fields["outputs"][missing]
+    with pytest.raises(ValidationError, match=f"must include {missing};"):
+        Manifest.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("logits", {"shape": [4]}, r"logits must be float32 \(3,\)"),
+        ("pooled_frames", {"shape": [7, 8]}, r"slots and cells \(8,\), found the shape \(7, 8\)"),
+        ("pooled_frames", {"time_stride": None}, "pooled_frames must have a time_stride"),
+        ("e2", {"shape": [6, 8, 8, 7]}, r"slots and cells \(8, 8, 8\)"),
+        ("e3", {"shape": [8, 16, 4, 4]}, r"slots and cells \(8, 4, 4\)"),
+        ("e3", {"shape": [8, 4, 4]}, r"slots and cells \(8, 4, 4\)"),
+    ],
+)
+def test_slots_and_cells_of_a_video_model_follow_from_its_strides(
+    tmp_path: Path, name: str, wrong: dict[str, Any], message: str
+) -> None:
+    fields = classifier_fields(tmp_path) | video_fields(3, (64, 64), 16)
+    fields["outputs"][name] |= wrong
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate(fields)
+
+
+def test_windows_that_leave_pixels_out_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must be at most the window"):
+        SlidingWindow(window=(64, 64), stride=(64, 65))
+
+
+def test_the_standard_windows_are_the_authors() -> None:
+    assert standard_windows((512, 512), 512) == SlidingWindow(window=(512, 512), stride=(341, 341), short_side=512)
+    assert standard_windows((96, 160), None).stride == (64, 106)
