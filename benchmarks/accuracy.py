@@ -19,7 +19,7 @@ from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import read_photo
 from convmae_deploy.program import run_program
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,11 +44,11 @@ from convmae_deploy.backends.openvino_backend import (
     OpenVinoBackend,
     openvino_precisions,
 )
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 from export.benchmarking.pytorch import compiled, torch_logits
 from export.benchmarking.report import machine_facts
 from export.benchmarking.tables import figures_table, versions

@@ -31,7 +31,7 @@ from benchmarks.machine import available_cores, processor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.media.images import ImageLimits
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from serving.inference import Health, RequestLimits, Timings, classify_uploads
 from serving.models import warm_up
 from serving.parameters import ClassifyParameters, read_parameters

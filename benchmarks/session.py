@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import available_cores, peak_memory_gb, quiet_loggers
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,18 +17,32 @@ from rich.text import Text
 
 from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
 from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.extraction.feature_files import check_feature_path, write_features
+from convmae_deploy.files import check_can_create
 from convmae_deploy.media.photo_files import find_photos
+from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_formats import find_videos
-from convmae_deploy.predictions import ViewOptions, make_report, open_for_features
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
-from convmae_deploy.tasks.predictor import VideoClassifier, open_predictor
+from convmae_deploy.tasks import TASKS, load_bundle, open_predictor
+from convmae_deploy.tasks.base import PredictOptions, Predictor, Report
+from convmae_deploy.tasks.detection import RESULTS_NAME, check_names
+from convmae_deploy.tasks.features import FeaturePredictor
+from convmae_deploy.tasks.video import views_of
 
 _MAX_DEFAULT_BATCH = 32
+_FIND_FILES: dict[str, Callable[[Sequence[Path]], list[Path]]] = {"photo": find_photos, "video": find_videos}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """How often a video is looked at; what comes out is averaged."""
+
+    temporal_views: int | None = None  # videos: clips spread over each (default: 1; the usual test on Kinetics has 5)
+    spatial_views: int | None = None  # videos: crops along the longer side of the frames (default: 1; there 3)
+
 
 BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
 FilePaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
@@ -95,12 +110,13 @@ def predict(
     if not files:
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
-    report = make_report(predictor, files, out=out, top_k=top_k, threshold=threshold, views=views)
+    options = PredictOptions(top_k=top_k, threshold=threshold, **vars(views))
+    report = _report_of(predictor, files, options, out)
     table = Table("file", *report.columns)
     failures = 0
     for file in files:
         try:
-            answer = report.answer(file)
+            row = report.describe(file)
         except ConvMAEError as error:
             failures += 1
             _report(file, error)
@@ -108,9 +124,9 @@ def predict(
                 _print_json({"file": str(file), "error": str(error)})
             continue
         if json:
-            _print_json({"file": str(file), **answer.fields})
+            _print_json({"file": str(file), **row.fields})
         else:
-            _add_rows(table, file, answer.rows)
+            _add_rows(table, file, row.rows)
     if table.row_count:
         Console().print(table)
     for sentence in report.finish():
@@ -147,10 +163,10 @@ def features(
     check_feature_path(out)
     if not files:
         raise ConvMAEError("expected at least one photo, video or folder after the bundle; got none")
-    predictor = open_for_features(bundle, views, device, threads, runtime)
-    kind = "videos" if isinstance(predictor, VideoClassifier) else "photos"
-    found_files = find_videos(files) if isinstance(predictor, VideoClassifier) else find_photos(files)
-    levels, chosen = tuple(dict.fromkeys(levels)), views.views()
+    predictor = _open_for_features(bundle, views, device, threads, runtime)
+    kind = f"{predictor.MEDIUM}s"
+    found_files = _FIND_FILES[predictor.MEDIUM](files)
+    levels, chosen = tuple(dict.fromkeys(levels)), views_of(PredictOptions(**vars(views)))
     if batch_size is None:
         batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // chosen.total)
 
@@ -220,6 +236,44 @@ def import_checkpoint(
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)
     for line in report.lines():
         print(line)
+
+
+def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOptions, out: Path | None) -> Report:
+    """What `predict` says of the files, after everything that can be refused before the first run.
+
+    Raises:
+        ConvMAEError: an option is not for this task or out of range, or two photos would get the same files.
+    """
+    predictor.check_options(options, spell=_flag)
+    if out is not None and not predictor.WRITES:
+        raise ConvMAEError(f"--out says nothing to a {predictor.TASK} model, which writes no files; leave it out")
+    if out is not None:
+        check_names(files)
+        check_can_create(out / RESULTS_NAME)
+    return predictor.report(options, out)
+
+
+def _open_for_features(
+    bundle: Path, views: ViewOptions, device: Device, threads: int | None, runtime: RuntimeOptions
+) -> FeaturePredictor:
+    """Starts a model that has features.
+
+    Raises:
+        ConvMAEError: as `open_predictor`; the model has none, or an option is not for it.
+    """
+    predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
+    if not isinstance(predictor, FeaturePredictor):
+        able = ", ".join(name for name, task in TASKS.items() if issubclass(task, FeaturePredictor))
+        manifest = predictor.manifest
+        raise ConvMAEError(f"{manifest.name} is a {manifest.task} model, which gives no features; give one of: {able}")
+    predictor.check_options(PredictOptions(**vars(views)), spell=_flag)
+    if predictor.MEDIUM == "video":
+        import_av()
+    return predictor
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _report(file: Path, error: ConvMAEError) -> None:

@@ -33,12 +33,13 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.tasks import load_bundle
 from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import Competitor, ContenderError, ContenderProcess

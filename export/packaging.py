@@ -13,7 +13,7 @@ import torch
 import convmae_deploy
 from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend, describe_backend
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import (
     MANIFEST_NAME,
     AnyPreprocessing,
@@ -26,8 +26,6 @@ from convmae_deploy.bundle.manifest import (
     OutputSpec,
     Precision,
     Quantisation,
-    Task,
-    expected_outputs,
     input_axes,
     input_name,
 )
@@ -37,6 +35,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.convmae import STRIDES
 from convmae_deploy.models.video import TUBELET
+from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
 from export.graphs.to_onnx import OPSET
 from export.verification.elementwise import VerificationError
 from export.verification.inputs import Batch
@@ -52,7 +51,7 @@ class BundleContent:
     """What the manifest says besides what the graph itself shows."""
 
     name: str
-    task: Task
+    task: str
     record: CheckpointRecord
     checkpoint: Path | None  # run folder or checkpoint, as the user gave it; None: the weights were never stored
     preprocessing: AnyPreprocessing
@@ -131,8 +130,8 @@ def manifest_of(
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
     vectors = ("logits", "pooled")
     time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if content.task == "video-classification" else {}
-    known = expected_outputs(content.task, len(content.record.classes), content.preprocessing.input_size)
-    return Manifest(
+    known = TASKS[content.task].expected_outputs(len(content.record.classes), input_axes(content.preprocessing))
+    manifest = Manifest(
         name=content.name,
         task=content.task,
         variant=content.record.variant,
@@ -154,6 +153,8 @@ def manifest_of(
         licence=licence,
         provenance=_provenance(content),
     )
+    check_manifest(manifest)
+    return manifest
 
 
 def check_with_runtime(

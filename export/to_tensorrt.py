@@ -37,11 +37,12 @@ from convmae_deploy.backends.engine_record import (
 from convmae_deploy.backends.gpu import find_gpu
 from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, Severity, cache_folder, is_installed
 from convmae_deploy.bundle.graph_checks import checked_path
-from convmae_deploy.bundle.loading import Bundle, BundleError, load_bundle
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import InputSpec, Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 from export.comma_list import comma_list
 from export.engines.builder import Build, BuildRequest, Progress, build_engine
 from export.graphs.operators import refuse_operators

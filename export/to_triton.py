@@ -31,11 +31,11 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 from export.triton.readme import readme
 from export.triton.source import TritonSource, find_source
 

@@ -28,12 +28,13 @@ import torch
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.loading import Bundle, BundleError, load_bundle
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.tasks import load_bundle
 from export.graphs.tasks import ExportTask, open_task
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report

@@ -12,8 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from convmae_deploy.bundle.manifest import Task
-from convmae_deploy.tasks.predictor import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier
 from serving import openapi
 from serving.draining import Drain
 from serving.errors import ApiError
@@ -82,7 +81,7 @@ class Api:
         )
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
-    def tasks(self) -> dict[Task, tuple[str, Handler]]:
+    def tasks(self) -> dict[str, tuple[str, Handler]]:
         """What is done for each task, and at which path; without a model for it, it says so."""
         return {
             "classification": ("/v1/classify", self.classify),

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from convmae_deploy.backends.onnxruntime_backend import Backend
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import ModelOutputError
+from convmae_deploy.tasks.base import ModelOutputError
 from serving.errors import ClientGone
 from serving.metrics import SECONDS_BUCKETS, Histogram
 from serving.pool import SMOOTHING, current_ticket

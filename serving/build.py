@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from serving.settings import BUNDLES, default_bundles
 
 ROOT: Final = Path(__file__).parents[1]

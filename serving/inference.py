@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from convmae_deploy.bundle.manifest import Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.images import DecodedImage, ImageError, ImageLimits, decode_image
-from convmae_deploy.tasks.detections import Detection
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
+from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
-from convmae_deploy.tasks.predictor import Classifier, Detector, Predictor, Segmenter
+from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import Segmentation, segment_photo
 from serving.batching import BatchingBackend
 from serving.errors import ApiError, ClientGone

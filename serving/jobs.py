@@ -9,9 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from convmae_deploy.media.images import ImageLimits
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.masks import label_png
-from convmae_deploy.tasks.predictor import Classifier, Detector, Segmenter, VideoClassifier
+from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import Segmentation
+from convmae_deploy.tasks.video import VideoClassifier
 from serving.errors import ApiError
 from serving.inference import (
     Health,

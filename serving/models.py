@@ -10,10 +10,10 @@ import numpy as np
 
 from convmae_deploy.backends.onnxruntime_backend import Backend
 from convmae_deploy.backends.starting import RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import Bundle, load_bundle
-from convmae_deploy.bundle.manifest import Task
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Predictor, VideoClassifier, predictor_class
+from convmae_deploy.tasks import load_bundle, task_of
+from convmae_deploy.tasks.base import Predictor
 from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -35,8 +35,7 @@ def load_bundles(settings: Settings) -> list[Bundle]:
     for path in settings.bundle:
         bundle = load_bundle(path)
         manifest = bundle.manifest
-        kind = predictor_class(bundle)
-        if kind is VideoClassifier:
+        if task_of(manifest).MEDIUM == "video":
             _check_pyav(bundle)
         if manifest.name in paths:
             raise ConvMAEError(
@@ -72,7 +71,7 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
             sizes = device_batches(backend, bundle.manifest, settings.max_batch)
             if sizes:
                 backend = BatchingBackend(backend, sizes, bundle.manifest)
-            predictor = predictors[bundle.manifest.name] = predictor_class(bundle)(bundle, backend)
+            predictor = predictors[bundle.manifest.name] = task_of(bundle.manifest)(bundle, backend)
             warm_up(predictor)
     except BaseException:
         close_predictors(predictors, 0.0)
@@ -122,7 +121,7 @@ def choose(predictors: Predictors, name: str | None, kind: type[P]) -> P:
     return found
 
 
-def find_model(predictors: Predictors, name: str | None, task: Task) -> Predictor:
+def find_model(predictors: Predictors, name: str | None, task: str) -> Predictor:
     """As `choose`, for a task by its name."""
     if name is None:
         for predictor in predictors.values():

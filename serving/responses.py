@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
-from convmae_deploy.tasks.detections import Detection
 from convmae_deploy.tasks.label_colours import class_areas
 from convmae_deploy.tasks.masks import encode_mask, mask_png
+from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.sliding_window import Segmentation
 from serving.errors import ApiError

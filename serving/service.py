@@ -12,7 +12,7 @@ import uvicorn.config
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Predictor
+from convmae_deploy.tasks.base import Predictor
 from serving.app import Api, create_app
 from serving.draining import Drain
 from serving.models import close_predictors, open_predictors

@@ -14,7 +14,7 @@ from convmae_deploy.media.video_file import open_video
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.clips import ClipViews, video_clips
 from convmae_deploy.tasks.postprocess import Prediction
-from convmae_deploy.tasks.predictor import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier
 from serving.errors import ApiError
 from serving.inference import Array, Health, Timings, on_device, run_model
 from serving.parameters import VideoParameters

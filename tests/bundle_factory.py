@@ -10,8 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convmae_deploy.bundle.manifest import DETECTOR_OUTPUTS, MANIFEST_NAME, MASK_SIDE, MAX_DETECTIONS, Manifest
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.files import sha256_of
+from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, MASK_SIDE, MAX_DETECTIONS
 
 CHANNELS = (4, 6, 8)  # of e1, e2 and e3; e4 and pooled have those of e3
 STRIDES = (4, 8, 16, 32)

@@ -94,7 +94,10 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
         (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes --out; leave it out"),
         (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
-        (["features", "DETECTOR", "PHOTO", "--out", "x.npz"], "boxes is a detection model; give a classification"),
+        (
+            ["features", "DETECTOR", "PHOTO", "--out", "x.npz"],
+            "boxes is a detection model, which gives no features; give one of: classification",
+        ),
         (["features", "BUNDLE", "PHOTO", "--out", "x.csv"], "choose one of these suffixes"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--levels", "e9"], "got e9"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--batch-size", "0"], "batch size must be at least 1"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convmae_deploy.tasks.clips import ClipViews
-from convmae_deploy.tasks.predictor import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import make_bundle, make_video_bundle
 from tests.media.photo_files import photo
 from tests.test_cli import convmae

@@ -72,5 +72,5 @@ def test_a_runtime_is_imported_in_one_room_of_the_library() -> None:
 
 
 def test_importing_the_command_loads_no_torch() -> None:
-    code = "import sys, convmae_deploy.cli, convmae_deploy.tasks.predictor; sys.exit('torch' in sys.modules)"
+    code = "import sys, convmae_deploy.cli, convmae_deploy.tasks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

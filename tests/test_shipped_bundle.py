@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import measure
-from convmae_deploy.bundle.loading import load_bundle
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
 
 SHIPPED = Path(__file__).parents[1] / "serving" / "bundles" / "imagenette-nano"
 

@@ -47,8 +47,10 @@ class Bundle:
         return self.path / name, self.manifest.files[name]
 
 
-def load_bundle(path: Path) -> Bundle:
+def read_bundle(path: Path) -> Bundle:
     """Reads the manifest of the folder `path` and checks that each file is present and unchanged.
+
+    Whether the manifest fits its task is not looked at here: see `convmae_deploy.tasks.load_bundle`.
 
     Warns through the logger "convmae_deploy" when the default graph was never verified against PyTorch, or failed.
 

@@ -10,12 +10,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
-CLASSIFIER_OUTPUTS = ("logits", "pooled", "e1", "e2", "e3", "e4")
-VIDEO_OUTPUTS = ("logits", "pooled", "pooled_frames", "e1", "e2", "e3", "e4")
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
+TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-Task = Literal["classification", "detection", "segmentation", "video-classification"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Interpolation = Literal["bicubic", "bilinear"]
 Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
@@ -128,12 +126,6 @@ AnyPreprocessing = Annotated[
     | Annotated[ClipPreprocessing, Tag("clip")],
     Discriminator(_kind),
 ]
-TASK_PREPROCESSING: dict[str, type[_Normalised]] = {
-    "classification": Preprocessing,
-    "detection": Letterbox,
-    "segmentation": SlidingWindow,
-    "video-classification": ClipPreprocessing,
-}
 
 
 def input_name(spec: AnyPreprocessing) -> str:
@@ -192,18 +184,6 @@ class OutputSpec(_Record):
     stride: int | None = None  # input pixels per cell of a feature map; None for vectors
     # Videos: frames per slot of the time axis, which is a map's second and a vector's first; None: there is none.
     time_stride: Annotated[int, Field(gt=0)] | None = None
-
-
-MAX_DETECTIONS = 100  # of an image
-MASK_SIDE = 28  # cells of a detection's mask, which covers its box
-DETECTOR_OUTPUTS = {
-    "boxes": OutputSpec(shape=(MAX_DETECTIONS, 4)),  # XYXY in pixels of the input, best first
-    "scores": OutputSpec(shape=(MAX_DETECTIONS,)),
-    "labels": OutputSpec(shape=(MAX_DETECTIONS,), dtype="int64"),  # index into classes
-    "masks": OutputSpec(shape=(MAX_DETECTIONS, MASK_SIDE, MASK_SIDE)),  # probabilities
-    "num": OutputSpec(shape=(), dtype="int64"),  # detections; what comes behind them is zeros
-    "converged": OutputSpec(shape=(), dtype="int64"),  # 1, or 0 where suppression needed more rounds than it has
-}
 
 
 class OutputNumerics(_Record):
@@ -281,13 +261,13 @@ class Manifest(_Record):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN)  # what `?model=` and `/v1/models/{name}` say
-    task: Task
+    task: str = Field(pattern=TASK_PATTERN)  # one of `convmae_deploy.tasks.TASKS`
     variant: str  # "nano", "base", ...
     input: InputSpec
-    preprocessing: AnyPreprocessing  # of the kind that TASK_PREPROCESSING says
+    preprocessing: AnyPreprocessing  # of the kind that the task needs
     classes: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
-    outputs: dict[str, OutputSpec]  # see `expected_outputs`
+    outputs: dict[str, OutputSpec]  # see `expected_outputs` of the task
     files: dict[str, BundleFile]  # file name -> what it is; the first is the default
     tools: dict[str, str]  # package -> version at export
     licence: Licence
@@ -304,48 +284,4 @@ class Manifest(_Record):
             raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")
         if isinstance(self.preprocessing, ClipPreprocessing) and self.input.shape[1:-2] != (self.preprocessing.frames,):
             raise ValueError(f"input shape {self.input.shape} must be (3, {self.preprocessing.frames} frames, ...)")
-        wanted = TASK_PREPROCESSING.get(self.task)
-        if wanted is not None and not isinstance(self.preprocessing, wanted):
-            raise ValueError(f"a {self.task} model needs {wanted.__name__} as its preprocessing")
-        for name, expected in expected_outputs(self.task, len(self.classes), size).items():
-            found = self.outputs.get(name)
-            if found is None:
-                raise ValueError(f"a {self.task} model's outputs must include {name}; found {', '.join(self.outputs)}")
-            if expected is not None and (found.shape, found.dtype) != (expected.shape, expected.dtype):
-                raise ValueError(f"{name} must be {expected.dtype} {expected.shape}, found {found.dtype} {found.shape}")
-        if isinstance(self.preprocessing, ClipPreprocessing):
-            for name in VIDEO_OUTPUTS[2:]:
-                _check_slots(name, self.outputs[name], (self.preprocessing.frames, *size))
         return self
-
-
-def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, int, int]) -> None:
-    """Raises ValueError unless an output has the slots and cells of a clip of (frames, height, width)."""
-    frames, height, width = clip
-    if spec.time_stride is None:
-        raise ValueError(f"{name} must have a time_stride, found none")
-    axes = [(frames, spec.time_stride)]
-    if spec.stride is not None:
-        axes += [(height, spec.stride), (width, spec.stride)]
-    expected = tuple(side // stride for side, stride in axes)
-    found = spec.shape[:-1] if spec.stride is None else spec.shape[1:]
-    if found != expected or len(spec.shape) != len(expected) + 1:
-        raise ValueError(f"{name} must have slots and cells {expected}, found the shape {spec.shape}")
-
-
-def expected_outputs(task: Task, classes: int, size: Size) -> dict[str, OutputSpec | None]:
-    """What every graph of a task gives; None where the architecture decides on the shape.
-
-    Args:
-        task: of the bundle.
-        classes: how many.
-        size: (height, width) in pixels of the graph's input.
-    """
-    if task == "classification":
-        return dict.fromkeys(CLASSIFIER_OUTPUTS) | {"logits": OutputSpec(shape=(classes,))}
-    if task == "video-classification":
-        return dict.fromkeys(VIDEO_OUTPUTS) | {"logits": OutputSpec(shape=(classes,))}
-    if task == "segmentation":
-        height, width = (side // SEGMENTER_STRIDE for side in size)
-        return {"logits": OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
-    return dict(DETECTOR_OUTPUTS)

@@ -10,12 +10,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import (
-    AnyPreprocessing,
-    Letterbox,
-    SlidingWindow,
-    standard_preprocessing,
-)
+from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import DenseConfig, relative_grid, resize_position_embedding
 from convmae_deploy.models.video import resize_space_time_embedding

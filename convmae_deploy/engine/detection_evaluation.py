@@ -19,7 +19,8 @@ from convmae_deploy.engine.coco_evaluation import IOU_TYPES, Kind, coco_metrics
 from convmae_deploy.engine.epoch_log import Validation
 from convmae_deploy.engine.training_run import share_statistics
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.detections import Detection, coco_result, find_detections
+from convmae_deploy.tasks.detection import coco_result, find_detections
+from convmae_deploy.tasks.objects import Detection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from convmae_deploy.data.detection_datasets import EvaluationDetections
 from convmae_deploy.engine.detection_evaluation import detect, in_photo
 from convmae_deploy.engine.pictures import draw_columns, tile
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.detections import Detection
 from convmae_deploy.tasks.drawing import draw_detections
 from convmae_deploy.tasks.letterbox import letterbox
 from convmae_deploy.tasks.masks import ObjectMask
+from convmae_deploy.tasks.objects import Detection
 
 TILE = 480, 360  # (width, height) in pixels that a photo is fitted into
 SCORE_THRESHOLD = 0.3  # of what is drawn

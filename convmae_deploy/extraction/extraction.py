@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.media.photo_files import read_photo
 from convmae_deploy.tasks.clips import ClipViews, merge_views
-from convmae_deploy.tasks.predictor import Classifier, VideoClassifier
+from convmae_deploy.tasks.features import FeaturePredictor
 
 _MAX_READERS = 8  # threads that decode; more do not help before the disk or the model is the limit
 
@@ -27,7 +26,7 @@ class Extraction:
 
 
 def extract_features(
-    predictor: Classifier | VideoClassifier,
+    predictor: FeaturePredictor,
     files: Sequence[Path],
     levels: Sequence[str],
     *,
@@ -48,7 +47,12 @@ def extract_features(
     Raises:
         ConvMAEError: a level does not exist, the batch size is less than 1, or the result does not fit into memory.
     """
-    prepare, count = _preparation(predictor, levels, views)
+    predictor.check_levels(levels, views)
+    count = 1 if views is None else views.total
+
+    def prepare(path: Path) -> NDArray[np.float32]:
+        return predictor.inputs(path, views)
+
     if batch_size < 1:
         raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
     features = _allocate(predictor, len(files), levels)
@@ -58,7 +62,9 @@ def extract_features(
         for start in range(0, len(files), batch_size):
             inputs: list[NDArray[np.float32]] = []
             first = len(good)
-            for path, outcome in _prepare(pool, prepare, files[start : start + batch_size]):
+            for path, outcome in _prepare(
+                pool, lambda path: predictor.inputs(path, views), files[start : start + batch_size]
+            ):
                 error = outcome if isinstance(outcome, ConvMAEError) else None
                 if isinstance(outcome, ConvMAEError):
                     failures[path] = outcome
@@ -74,20 +80,7 @@ def extract_features(
     return Extraction(files=good, features=rows, failures=failures)
 
 
-def _preparation(
-    predictor: Classifier | VideoClassifier, levels: Sequence[str], views: ClipViews | None
-) -> tuple[Callable[[Path], NDArray[np.float32]], int]:
-    """What makes the graph's input (V, 3, ...) of a file, and V, after the levels are checked."""
-    if isinstance(predictor, VideoClassifier):
-        predictor.check_levels(levels, views)
-        return lambda path: predictor.clips(path, views=views), views.total if views else 1
-    predictor.check_levels(levels)
-    return lambda path: predictor.preprocess(read_photo(path).image)[None], 1
-
-
-def _allocate(
-    predictor: Classifier | VideoClassifier, count: int, levels: Sequence[str]
-) -> dict[str, NDArray[np.float32]]:
+def _allocate(predictor: FeaturePredictor, count: int, levels: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     shapes = {level: (count, *predictor.manifest.outputs[level].shape) for level in levels}
     try:
         return {level: np.empty(shape, dtype=np.float32) for level, shape in shapes.items()}

@@ -4,12 +4,14 @@ Colours are those of the classes in `label_colours`; the same results give the s
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from convmae_deploy.tasks.detections import Detection
+from convmae_deploy.files import atomic_file
 from convmae_deploy.tasks.label_colours import class_areas, overlay, palette, with_legend
+from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.sliding_window import Segmentation
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -19,6 +21,7 @@ MASK_OPACITY = 0.45
 MIN_SIDE = 480  # pixels; the longer side of a smaller photo is drawn at least this long, or its labels would cover it
 MAX_LEGEND = 40  # classes
 LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
+JPEG_QUALITY = 92
 DARK, LIGHT = (16, 16, 16), (255, 255, 255)
 LIGHT_FROM = 140  # brightness of a colour from which text on it is dark
 
@@ -66,6 +69,12 @@ def draw_segmentation(photo: Image.Image, segmentation: Segmentation, classes: S
     areas, pixels = class_areas(segmentation.labels, len(classes)), segmentation.labels.size
     names = [f"{name} {_percent(areas.get(index, 0) / pixels)}" for index, name in enumerate(classes)]
     return with_legend(picture, names, list(areas)[:MAX_LEGEND], scale=max(1, round(max(size) / LEGEND_LENGTH)))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a JPEG whose colours are sharp, for text; a reader finds all of it or nothing."""
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 def _drawing_scale(photo: Image.Image) -> float:

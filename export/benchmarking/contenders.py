@@ -18,7 +18,7 @@ from convmae_deploy.backends.openvino_backend import (
     openvino_precisions,
 )
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import Precision, Task
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
 
 Way = Literal["eager", "compiled", "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
@@ -161,7 +161,7 @@ def _unable(contender: Contender) -> str | None:
     return runner_problem(contender.way, contender.precision)
 
 
-def _torch_contenders(way: Way, task: Task) -> list[Contender]:
+def _torch_contenders(way: Way, task: str) -> list[Contender]:
     """A detector's lengths depend on the image: it is neither compiled nor cast as a whole."""
     if task == "detection":
         return [Contender(way="eager", precision="fp32")] if way == "eager" else []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.tasks.base_predictor import LOGITS
+from convmae_deploy.tasks.base import LOGITS
 from export.benchmarking.contenders import Contender
 from export.graphs.tasks import open_task
 

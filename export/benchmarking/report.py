@@ -10,7 +10,7 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
 from convmae_deploy.backends.openvino_backend import ComputePrecision, PerformanceHint
-from convmae_deploy.bundle.manifest import Precision, Task
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from export.benchmarking.contenders import Contender, Way
 from export.benchmarking.rounds import Entry
@@ -81,7 +81,7 @@ class BenchmarkRecord(_Record):
 
     schema_version: Literal[1] = 1
     bundle: str  # the name in its manifest
-    task: Task
+    task: str
     variant: str
     inputs: str  # "photos", "made pictures", "videos" or "made clips"
     timed: str = TIMED
@@ -117,7 +117,7 @@ class Judged:
     metrics: dict[Contender, dict[str, float]] = field(default_factory=dict)  # in percent
 
 
-def unit_of(task: Task) -> str:
+def unit_of(task: str) -> str:
     """What a batch consists of."""
     return "clip" if task == "video-classification" else "image"
 

@@ -20,11 +20,12 @@ from pydantic import TypeAdapter
 
 from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
 from convmae_deploy.backends.starting import RuntimeName, RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import peak_memory_bytes
-from convmae_deploy.tasks.base_predictor import LOGITS
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import LOGITS
 from export.benchmarking.contenders import TORCH_WAYS, Contender, Way
 from export.benchmarking.timing import timed_turn
 

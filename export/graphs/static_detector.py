@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from convmae_deploy.bundle.manifest import DETECTOR_OUTPUTS
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.proposals import has_area
@@ -30,6 +29,7 @@ from convmae_deploy.models.roi_heads import (
     PyramidRoIAlign,
     pyramid_level,
 )
+from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 
 OUTPUTS = tuple(DETECTOR_OUTPUTS)
 LEVELS = tuple(f"p{level}" for level in range(2, 2 + len(PYRAMID_STRIDES)))

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import (
-    VIDEO_OUTPUTS,
     AnyPreprocessing,
     ClipPreprocessing,
     Letterbox,
     Precision,
     Preprocessing,
     SlidingWindow,
-    Task,
     standard_clips,
     standard_preprocessing,
     standard_windows,
@@ -36,6 +34,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.segmenter import ConvMAESegmenter
+from convmae_deploy.tasks.video import VIDEO_OUTPUTS
 from export.graphs import static_detector
 from export.graphs.pooling import replace_adaptive_pooling
 from export.graphs.slotwise import replace_depthwise_3d
@@ -55,7 +54,7 @@ Check = Callable[[Outputs, Outputs, Precision], str | None]  # (expected, found)
 class ExportTask:
     """A model ready to be exported and to be compared with."""
 
-    task: Task
+    task: str
     model: nn.Module  # in evaluation mode, as it was loaded
     wrapper: nn.Module  # gives the tensors of `outputs` as a flat tuple; its model is its attribute `model`
     outputs: tuple[str, ...]

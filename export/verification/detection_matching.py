@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from convmae_deploy.bundle.manifest import MAX_DETECTIONS
+from convmae_deploy.tasks.detection import MAX_DETECTIONS
 from export.verification.gates import Comparison, FloatArray
 from export.verification.runners import Outputs
 

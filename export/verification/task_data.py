@@ -28,9 +28,11 @@ from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import read_photo
-from convmae_deploy.tasks.base_predictor import LOGITS
-from convmae_deploy.tasks.detections import coco_result
-from convmae_deploy.tasks.predictor import AnyPredictor, Classifier, Detector, Segmenter, VideoClassifier
+from convmae_deploy.tasks.base import LOGITS, Predictor
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector, coco_result
+from convmae_deploy.tasks.segmentation import Segmenter
+from convmae_deploy.tasks.video import VideoClassifier
 from export.verification.gates import FP32, FloatArray, compare
 
 SURE = 0.5  # detections of at least this score must be found by both models
@@ -78,7 +80,7 @@ class TaskData(ABC, Generic[Answer]):
         self.files = tuple(files)
         self.labelled = labelled
 
-    def answers(self, predictor: AnyPredictor, *, title: str = "Predicting") -> list[Answer | None]:
+    def answers(self, predictor: Predictor, *, title: str = "Predicting") -> list[Answer | None]:
         """What a model makes of each sample, in the order of `files`; None where it cannot be decoded.
 
         Raises:
@@ -102,17 +104,17 @@ class TaskData(ABC, Generic[Answer]):
             raise ConvMAEError(f"none of the {len(self.files)} {self.kind} can be decoded; choose another folder")
         return [found.get(index) for index in range(len(self.files))]
 
-    def _ask(self, predictor: AnyPredictor, samples: Mapping[int, Any]) -> dict[int, Answer]:
+    def _ask(self, predictor: Predictor, samples: Mapping[int, Any]) -> dict[int, Answer]:
         if not samples:
             return {}
         return dict(zip(samples, self.ask(predictor, list(samples), list(samples.values())), strict=True))
 
     @abstractmethod
-    def read(self, index: int, predictor: AnyPredictor) -> Any:
+    def read(self, index: int, predictor: Predictor) -> Any:
         """A sample as `ask` takes it; raises ConvMAEError where it cannot be decoded."""
 
     @abstractmethod
-    def ask(self, predictor: AnyPredictor, indices: Sequence[int], samples: Sequence[Any]) -> Sequence[Answer]:
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Any]) -> Sequence[Answer]:
         """What a model makes of some samples."""
 
     @abstractmethod
@@ -139,7 +141,7 @@ class ClassifiedData(TaskData[FloatArray]):
         if kind == "videos":
             self.batch = 1
 
-    def read(self, index: int, predictor: AnyPredictor) -> FloatArray:
+    def read(self, index: int, predictor: Predictor) -> FloatArray:
         """The graph's input (3, ...)."""
         if isinstance(predictor, VideoClassifier):
             (clip,) = predictor.clips(self.files[index])
@@ -147,7 +149,7 @@ class ClassifiedData(TaskData[FloatArray]):
         photo = read_photo(self.files[index]).image
         return cast(Classifier, predictor).preprocess(photo)
 
-    def ask(self, predictor: AnyPredictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
         """Logits (K,) of each."""
         return list(predictor.run(np.stack(samples), (LOGITS,))[LOGITS])
 
@@ -184,12 +186,12 @@ class SegmentedData(TaskData[bytes]):
         self.folder, self.num_classes = folder, num_classes
         self._labels = {} if folder is None else {path: index for index, path in enumerate(folder.photos)}
 
-    def read(self, index: int, predictor: AnyPredictor) -> Image.Image:
+    def read(self, index: int, predictor: Predictor) -> Image.Image:
         """The photo; as it is stored, where it has labels."""
         path = self.files[index]
         return read_photo(path).image if self.folder is None else self.folder.read(self._labels[path])[0]
 
-    def ask(self, predictor: AnyPredictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
         """The labels of each."""
         found = cast(Segmenter, predictor).segment(samples)
         return [zlib.compress(entry.labels.astype(np.uint16).tobytes(), level=1) for entry in found]
@@ -249,14 +251,12 @@ class DetectedData(TaskData[list[Result]]):
     def _photo(self, index: int) -> CocoPhoto | None:
         return None if self.split is None else self.split.photos[index]
 
-    def read(self, index: int, predictor: AnyPredictor) -> Image.Image:
+    def read(self, index: int, predictor: Predictor) -> Image.Image:
         """The photo; as its annotations mean it, where it has some."""
         photo = self._photo(index)
         return read_photo(self.files[index]).image if photo is None else read_coco_photo(photo)
 
-    def ask(
-        self, predictor: AnyPredictor, indices: Sequence[int], samples: Sequence[Image.Image]
-    ) -> list[list[Result]]:
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[list[Result]]:
         """The detections of each; those of classes that the data do not have are left out."""
         answers = []
         for index, found in zip(indices, cast(Detector, predictor).detect(samples, threshold=0.0), strict=True):

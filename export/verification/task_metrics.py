@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision, Task
+from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
@@ -28,7 +28,8 @@ from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.media.video_formats import find_videos
-from convmae_deploy.tasks.predictor import PREDICTORS, AnyPredictor
+from convmae_deploy.tasks import TASKS
+from convmae_deploy.tasks.base import Predictor
 from export.verification.runners import Runner
 from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
 
@@ -52,9 +53,9 @@ class RunnerBackend:
         return {name: found[name] for name in outputs}
 
 
-def predictor_on(runner: Runner, manifest: Manifest, name: str) -> AnyPredictor:
+def predictor_on(runner: Runner, manifest: Manifest, name: str) -> Predictor:
     """The predictor of a manifest on a runner that gives all of its outputs; `name` says what runs."""
-    return PREDICTORS[manifest.task](Bundle(Path(manifest.name), manifest), RunnerBackend(runner, name))
+    return TASKS[manifest.task](Bundle(Path(manifest.name), manifest), RunnerBackend(runner, name))
 
 
 def read_task_data(data: Path, manifest: Manifest, *, split: str = SPLIT, limit: int | None = None) -> TaskData[Any]:
@@ -128,7 +129,7 @@ def _detected(data: Path, manifest: Manifest, split: str, limit: int | None) -> 
     return DetectedData([photo.path for photo in chosen.photos], chosen, manifest)
 
 
-_READERS: dict[Task, Callable[[Path, Manifest, str, int | None], TaskData[Any]]] = {
+_READERS: dict[str, Callable[[Path, Manifest, str, int | None], TaskData[Any]]] = {
     "classification": _classified_photos,
     "detection": _detected,
     "segmentation": _segmented,
@@ -142,7 +143,7 @@ def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def task_metrics(predictor: AnyPredictor, data: TaskData[Any]) -> tuple[TaskMetric, ...]:
+def task_metrics(predictor: Predictor, data: TaskData[Any]) -> tuple[TaskMetric, ...]:
     """The task's metrics of a model, the one to decide by last; none without labels.
 
     Raises:

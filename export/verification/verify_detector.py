@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import torch
 
-from convmae_deploy.bundle.manifest import DETECTOR_OUTPUTS, Precision
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.models.detector import ConvMAEDetector
+from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.verification.detection_matching import DETECTIONS, image_of, judge, match_image
 from export.verification.detection_sets import ALLOWED, describe, judge_sure, sure_pairs

@@ -17,7 +17,7 @@ from rich.progress import track
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest, NumericsReport
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.base_predictor import LOGITS, ModelOutputError
+from convmae_deploy.tasks.base import LOGITS, ModelOutputError
 from export.verification.combinations import TITLES, Combination, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify

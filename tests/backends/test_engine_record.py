@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from convmae_deploy.backends.engine_record import engine_name, find_engine, read_record, record_path
-from convmae_deploy.bundle.loading import Bundle, BundleError, load_bundle
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.description import describe
+from convmae_deploy.tasks import load_bundle
 from tests.backends.test_tensorrt_backend import put_engine
 from tests.bundle_factory import make_bundle
 

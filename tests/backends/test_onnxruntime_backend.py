@@ -12,9 +12,10 @@ import pytest
 from convmae_deploy.backends.gpu import Gpu
 from convmae_deploy.backends.onnxruntime_backend import Device, OnnxRuntimeBackend
 from convmae_deploy.backends.starting import RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import Bundle, BundleError, load_bundle
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
+from convmae_deploy.tasks import load_bundle
 from tests.bundle_factory import make_bundle, write_manifest
 
 

@@ -23,10 +23,14 @@ from convmae_deploy.backends.openvino_backend import (
     openvino_precisions,
 )
 from convmae_deploy.backends.starting import RuntimeOptions
-from convmae_deploy.bundle.loading import Bundle, BundleError, load_bundle
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.tasks.predictor import Classifier, Detector, Segmenter, VideoClassifier, open_predictor
+from convmae_deploy.tasks import load_bundle, open_predictor
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
+from convmae_deploy.tasks.segmentation import Segmenter
+from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import (
     make_bundle,
     make_detection_bundle,
@@ -217,7 +221,7 @@ def test_a_child_process_may_end_after_models_have_come_and_gone(bundles: dict[s
     program = f"""
 import signal, subprocess, sys
 from pathlib import Path
-from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.tasks import load_bundle
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
 signal.signal(signal.SIGCHLD, lambda *_: None)
 bundle = load_bundle(Path({str(bundles["classification"].path)!r}))

@@ -19,10 +19,11 @@ from convmae_deploy.backends.starting import RuntimeOptions, start_backend
 from convmae_deploy.backends.tensorrt_backend import TensorRtBackend
 from convmae_deploy.backends.tensorrt_lane import Cuda
 from convmae_deploy.backends.tensorrt_library import Flavour
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
 from tests.backends.fake_tensorrt import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
 from tests.bundle_factory import make_bundle, make_detection_bundle
 from tests.media.photo_files import photo

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.accuracy import measure
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import read_photo
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from tests.bundle_factory import make_bundle
 from tests.photo_folders import make_photo_folder
 

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.batching import checked
 from benchmarks.load import ROOT, Load
 from benchmarks.simulated_device import SimulatedDevice
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from tests.bundle_factory import make_bundle
 
 

@@ -23,9 +23,9 @@ from benchmarks.latency import (
 )
 from benchmarks.random_bundle import RANDOM_TASKS, random_task, write_random_bundle
 from convmae_deploy.backends.openvino_backend import openvino_precisions
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
 from export.verification.gates import FloatArray
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)

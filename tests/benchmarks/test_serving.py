@@ -14,7 +14,7 @@ from benchmarks import load
 from benchmarks.load import ROOT, Load, Plan, generate, run_load
 from benchmarks.serving import Figures, default_settings, make_job, write_photo
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from serving.errors import ApiError
 from tests.bundle_factory import make_bundle
 

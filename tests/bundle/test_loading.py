@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from convmae_deploy.bundle.loading import BundleError, load_bundle
+from convmae_deploy.bundle.loading import BundleError
+from convmae_deploy.tasks import load_bundle
 from tests.bundle_factory import make_bundle, write_manifest
 
 Edit = Callable[[dict[str, Any]], object]

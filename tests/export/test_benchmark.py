@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from export import benchmark as program
 from export.benchmark import (
     BenchmarkConfig,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
@@ -16,7 +15,8 @@ from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from convmae_deploy.backends.engine_record import EngineProfile, check_engine, find_engine, read_record, record_path
 from convmae_deploy.backends.gpu import Gpu
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 from export import to_tensorrt
 from export.engines import builder as tensorrt_builder
 from export.engines.builder import BuildRequest, build_engine

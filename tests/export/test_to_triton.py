@@ -12,10 +12,10 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing
 from convmae_deploy.program import run_program
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.preprocess import preprocess
 from export import to_triton as program
 from export.verification.inputs import made_photos

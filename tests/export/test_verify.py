@@ -15,10 +15,10 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import load_bundle
 from export import __main__ as exporting
 from export import verify as program
 from export.graphs import precisions

@@ -9,15 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import VIDEO_OUTPUTS, Preprocessing, standard_clips
+from convmae_deploy.bundle.manifest import Preprocessing, standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
-from convmae_deploy.tasks.predictor import VideoClassifier, open_predictor
+from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.tasks import open_task
 from export.graphs.to_onnx import ExportedGraph, export_graph

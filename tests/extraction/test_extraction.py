@@ -7,7 +7,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.media.images import ImageError
 from convmae_deploy.media.photo_files import find_photos, read_photo
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from tests.bundle_factory import make_bundle
 from tests.media.photo_files import photo
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from convmae_deploy.tasks.predictor import Predictor
+from convmae_deploy.tasks.base import Predictor
 from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from serving.app import create_app
 from serving.settings import Settings
 from tests.serving.conftest import ClientFactory

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier, ModelOutputError
+from convmae_deploy.tasks.base import ModelOutputError
+from convmae_deploy.tasks.classification import Classifier
 from serving import batching
 from serving.batching import BatchingBackend, DeviceLost, choose_rows, device_batches
 from serving.errors import ClientGone

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.media.images import decode_image
+from convmae_deploy.tasks import TASKS, load_bundle
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.masks import decode_mask
-from convmae_deploy.tasks.predictor import PREDICTORS, Detector, Predictor, Segmenter
+from convmae_deploy.tasks.segmentation import Segmenter
 from serving.app import Api
 from serving.models import open_predictors
 from serving.settings import Settings
@@ -87,7 +89,7 @@ def test_models_of_all_tasks_stand_side_by_side(client: TestClient) -> None:
 
 def test_the_tasks_with_a_route_of_their_own_are_those_that_the_runtime_has() -> None:
     api = Api(Settings(bundle=(Path("none"),), threads=1), {})
-    assert set(api.tasks()) == set(PREDICTORS)
+    assert set(api.tasks()) == set(TASKS)
     api.pool.shutdown()
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.media.images import decode_image
-from convmae_deploy.tasks.predictor import Classifier, Predictor, predictor_class
+from convmae_deploy.tasks import load_bundle, task_of
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.classification import Classifier
 from serving.batching import BatchingBackend
 from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings
@@ -63,7 +64,7 @@ def models(
         backend = BatchingBackend(device, device.batch_sizes, opened.manifest)
         backend._seconds = dict.fromkeys(device.batch_sizes, 0.001)
         device.forget()
-        made[opened.manifest.name] = predictor_class(opened)(opened, backend)
+        made[opened.manifest.name] = task_of(opened.manifest)(opened, backend)
     yield made
     for device in devices.values():
         device.free.set()

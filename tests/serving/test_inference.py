@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks.classification import Classifier
 from serving.errors import ApiError, ClientGone
 from serving.inference import Health, run_model
 from serving.jobs import check_levels

@@ -11,7 +11,8 @@ import pytest
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier, Detector
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
 from serving.errors import ApiError
 from serving.models import (
     batching_backends,

@@ -16,12 +16,13 @@ import pytest
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_errors import VideoErrorCode
 from convmae_deploy.media.video_file import VideoFile
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import ClipViews, read_clips
-from convmae_deploy.tasks.predictor import Predictor, VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier
 from serving import videos
 from serving.errors import ApiError, ClientGone
 from serving.guard import Guard

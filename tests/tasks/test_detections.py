@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from convmae_deploy.bundle.manifest import Letterbox
-from convmae_deploy.tasks.detections import coco_result, find_detections
+from convmae_deploy.tasks.detection import coco_result, find_detections
 
 SPEC = Letterbox(size=(64, 96))
 PHOTO = (128, 150)  # halved, to 64 x 75

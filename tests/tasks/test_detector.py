@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Detector, ModelOutputError
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import ModelOutputError
+from convmae_deploy.tasks.detection import Detector
 from tests.bundle_factory import OBJECTS, make_bundle, make_detection_bundle
 
 PHOTO = Image.new("RGB", (192, 64), (200, 190, 180))  # becomes 96 x 32 of the input of 96 x 64

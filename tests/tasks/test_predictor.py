@@ -10,17 +10,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import (
-    Classifier,
-    Detector,
-    ModelOutputError,
-    Predictor,
-    Segmenter,
-    VideoClassifier,
-    open_predictor,
-)
+from convmae_deploy.tasks import load_bundle, open_predictor
+from convmae_deploy.tasks.base import ModelOutputError, Predictor
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
+from convmae_deploy.tasks.segmentation import Segmenter
+from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.media.photo_files import photo
 
@@ -200,7 +196,7 @@ def test_threads_share_one_predictor(predictor: Classifier) -> None:
 
 def test_the_runtime_and_the_command_never_import_torch() -> None:
     code = (
-        "import sys, convmae_deploy.tasks.predictor, convmae_deploy.cli; "
+        "import sys, convmae_deploy.tasks, convmae_deploy.cli; "
         "sys.exit(bool({'torch', 'torchvision', 'timm', 'onnx', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 
-from convmae_deploy.tasks.predictor import Segmenter
+from convmae_deploy.tasks.segmentation import Segmenter
 from tests.bundle_factory import make_segmentation_bundle
 
 

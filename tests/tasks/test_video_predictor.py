@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoError, VideoLimits
+from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from convmae_deploy.tasks.postprocess import Prediction, scores
-from convmae_deploy.tasks.predictor import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import make_video_bundle
 from tests.media.photo_files import encode, photo
 from tests.tasks.test_predictor import RecordingBackend

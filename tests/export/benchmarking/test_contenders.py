@@ -7,8 +7,9 @@ import pytest
 
 from convmae_deploy.backends.engine_record import EngineProfile, EngineRecord, record_path
 from convmae_deploy.backends.gpu import Gpu
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from export.benchmarking import contenders as module
 from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from tests.bundle_factory import make_bundle, make_detection_bundle, write_manifest

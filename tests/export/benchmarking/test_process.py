@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.bundle.loading import load_bundle
+from convmae_deploy.tasks import load_bundle
 from export.benchmarking.contenders import Contender
 from export.benchmarking.process import ROOT, ContenderError, ContenderProcess
 from export.benchmarking.worker import Job

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.tasks import load_bundle
 from export.benchmarking.contenders import Contender
 from export.benchmarking.pytorch import torch_logits, torch_run
 from tests.bundle_factory import make_bundle

@@ -12,7 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import Letterbox, Precision, standard_clips, standard_windows
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
@@ -20,6 +19,7 @@ from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_clas
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.tasks import load_bundle
 from export.__main__ import ExportConfig, Written, export_bundle
 from export.graphs.half_precision import HalfPrecision
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision

@@ -16,7 +16,8 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
 from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
-from convmae_deploy.tasks.predictor import Segmenter, open_predictor
+from convmae_deploy.tasks import open_predictor
+from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import segment_photo
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.tasks import open_task

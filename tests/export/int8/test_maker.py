@@ -12,9 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from convmae_deploy.backends.starting import RuntimeOptions
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import (
-    CLASSIFIER_OUTPUTS,
     BundleFile,
     InputSpec,
     Licence,
@@ -24,7 +22,8 @@ from convmae_deploy.bundle.manifest import (
     standard_preprocessing,
 )
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import Classifier
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS, Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import OPSET, ExportedGraph
 from export.int8.maker import Int8Maker, Int8Options, Metric

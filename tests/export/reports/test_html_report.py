@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.bundle.manifest import NumericsReport, OutputNumerics
+from convmae_deploy.tasks import load_bundle
 from export.reports.html_parts import sentence, table, text
 from export.reports.html_report import html_report
 from export.reports.svg_plots import Series, layer_plot, scatter_plot, stage_of

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convmae_deploy.bundle.loading import Bundle, load_bundle
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from export.verification import combinations as module
 from export.verification.combinations import Combination, RuntimeChoice, combinations_of, files_of, start
 from tests.bundle_factory import make_bundle, write_manifest

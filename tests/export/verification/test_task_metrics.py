@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.loading import load_bundle
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.predictor import AnyPredictor, Classifier, open_predictor
+from convmae_deploy.tasks import load_bundle, open_predictor
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.classification import Classifier
 from export.verification.gates import FloatArray
 from export.verification.runners import Outputs, onnx_runner
 from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskMetric, labels_of
@@ -36,7 +37,7 @@ def make_colours(root: Path, per_class: int = 12) -> Path:
     return root
 
 
-def opened(bundle: Path) -> AnyPredictor:
+def opened(bundle: Path) -> Predictor:
     return open_predictor(bundle, device="cpu")
 
 
@@ -144,7 +145,7 @@ def test_miou_is_that_of_all_pixels_together(tmp_path: Path) -> None:
     confusion = np.zeros((3, 3), np.int64)
     for index in range(4):
         photo, labels = data.folder.read(index)
-        confusion += confusion_of(labels, predictor.segment([photo])[0].labels, 3)  # type: ignore[union-attr]
+        confusion += confusion_of(labels, predictor.predict(photo).labels, 3)
     (miou,) = task_metrics(predictor, data)
     assert miou == TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=4)
     assert 0 < miou.value < 100

@@ -9,10 +9,10 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from convmae_deploy.backends.openvino_backend import openvino_core
-from convmae_deploy.bundle.loading import load_bundle
-from convmae_deploy.bundle.manifest import DETECTOR_OUTPUTS, Letterbox
+from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
-from convmae_deploy.tasks.predictor import Detector, open_predictor
+from convmae_deploy.tasks import load_bundle, open_predictor
+from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
 from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs import precisions

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from convmae_deploy.predictions import image_id
+from convmae_deploy.tasks.detection import Detector, image_id
 from convmae_deploy.tasks.masks import decode_mask
-from convmae_deploy.tasks.predictor import Detector, Segmenter
+from convmae_deploy.tasks.segmentation import Segmenter
 from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle
 from tests.media.photo_files import photo
 from tests.test_cli import convmae

@@ -1,0 +1,313 @@
+"""What all tasks share: a graph that takes batches of any size and is believed only after checks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.backends.onnxruntime_backend import Backend, Device
+from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
+from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.images import decode_image
+from convmae_deploy.media.photo_files import read_photo
+
+LOGITS = "logits"
+
+Arrays = dict[str, NDArray[Any]]
+Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
+Medium = Literal["photo", "video"]
+
+
+class ModelOutputError(RuntimeError):
+    """The graph returned what it must not: a wrong shape or values that are not finite. No input should cause it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What can be asked of a prediction; each task takes some of these and refuses the others. None: its default."""
+
+    top_k: int | None = None  # classes, at least 1 (5)
+    threshold: float | None = None  # the smallest score of an object, in [0, 1] (0.5)
+    temporal_views: int | None = None  # of a video: clips spread over it (1)
+    spatial_views: int | None = None  # of a video: crops along the longer side of its frames (1)
+
+    def given(self) -> dict[str, int | float]:
+        """What is not None, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+NO_OPTIONS = PredictOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is said about one file."""
+
+    fields: dict[str, object]  # as JSON
+    rows: Sequence[tuple[str, ...]]  # of a table, one text for each of the report's columns
+
+
+class Report(Protocol):
+    """What people see of one file after the other: a table, JSON, pictures."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the table, after the file's name."""
+
+    def describe(self, file: Path) -> Row:
+        """Reads and runs one file, and writes the files that belong to it.
+
+        Raises:
+            ConvMAEError: it cannot be read.
+        """
+
+    def finish(self) -> list[str]:
+        """Writes what belongs to all files; returns sentences on what was written."""
+
+
+class Predictor(ABC):
+    """A task at work: one bundle, and what runs its graph.
+
+    Its methods and those of its subclasses may be called from several threads at once.
+    """
+
+    TASK: ClassVar[str]  # as manifests say it
+    MEDIUM: ClassVar[Medium]
+    PREPROCESSING: ClassVar[type[AnyPreprocessing]]
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of PredictOptions that say something to it
+    WRITES: ClassVar[bool] = False  # whether its report writes files where a folder is given
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        """
+        Args:
+            bundle: what the model is.
+            backend: what runs its graph.
+
+        Raises:
+            BundleError: the bundle is for another task.
+        """
+        self.check_task(bundle)
+        self.manifest: Manifest = bundle.manifest
+        self.backend = backend
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        options: RuntimeOptions = DEFAULT_RUNTIME,
+    ) -> Self:
+        """Loads a bundle of this task and starts its graph; `convmae_deploy.tasks.open_predictor` takes any task.
+
+        Args:
+            path: the bundle's folder.
+            device: where to run; "auto" prefers a GPU that works.
+            threads: CPU threads for one run; None leaves the number to the backend.
+            options: what runs the graph.
+
+        Raises:
+            ConvMAEError: the bundle is not in order or for another task, or the runtime or the device does not
+                start.
+        """
+        bundle = read_bundle(path)
+        cls.check_task(bundle)
+        cls.check_manifest(bundle.manifest)
+        return cls(bundle, start_backend(bundle, device=device, threads=threads, options=options))
+
+    @classmethod
+    def check_task(cls, bundle: Bundle) -> None:
+        """Refuses bundles of other tasks.
+
+        Raises:
+            BundleError: the bundle is for another task.
+        """
+        if bundle.manifest.task != cls.TASK:
+            raise BundleError(f"{bundle.manifest.name} is a {bundle.manifest.task} model; give a {cls.TASK} bundle")
+
+    @classmethod
+    @abstractmethod
+    def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
+        """What every graph of this task gives; None where the architecture decides on the shape.
+
+        Args:
+            classes: how many.
+            axes: (height, width) in pixels of the graph's input, of clips (frames, height, width).
+        """
+
+    @classmethod
+    def check_manifest(cls, manifest: Manifest) -> None:
+        """Refuses a manifest that does not fit the task.
+
+        Raises:
+            BundleError: its preprocessing or an output is not what the task needs.
+        """
+        if not isinstance(manifest.preprocessing, cls.PREPROCESSING):
+            raise BundleError(f"a {cls.TASK} model needs {cls.PREPROCESSING.__name__} as its preprocessing")
+        expected = cls.expected_outputs(len(manifest.classes), manifest.input.shape[1:])
+        for name, wanted in expected.items():
+            found = manifest.outputs.get(name)
+            if found is None:
+                names = ", ".join(manifest.outputs)
+                raise BundleError(f"a {cls.TASK} model's outputs must include {name}; found {names}")
+            if wanted is not None and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+                raise BundleError(f"{name} must be {wanted.dtype} {wanted.shape}, found {found.dtype} {found.shape}")
+
+    @abstractmethod
+    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Any:
+        """What the task finds in one photo or video.
+
+        Args:
+            source: a file, the content of one, or for photos an image of Pillow's.
+            options: see `PredictOptions`.
+
+        Raises:
+            ConvMAEError: it cannot be read, or an option is out of range or not for this task.
+        """
+
+    @abstractmethod
+    def report(self, options: PredictOptions, out: Path | None) -> Report:
+        """What people see of files that are run one after the other.
+
+        Args:
+            options: of each prediction.
+            out: a folder for pictures and files of results; None: nothing is written. Only where `WRITES`.
+
+        Raises:
+            ConvMAEError: an option is out of range or not for this task.
+        """
+
+    def __call__(self, source: Source | Sequence[Source], **options: Any) -> Any:
+        """What the task gives for a photo or video, or a list of that for a list.
+
+        Args:
+            source: a path, the content of a file, or an image of Pillow's; or a list of them.
+            **options: fields of `PredictOptions`, such as `top_k=3`.
+
+        Raises:
+            ConvMAEError: see `predict`.
+        """
+        chosen = PredictOptions(**options)
+        if isinstance(source, str | Path | bytes | Image.Image):
+            return self.predict(source, chosen)
+        return [self.predict(one, chosen) for one in source]
+
+    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str] = str) -> None:
+        """Refuses options that say nothing to this task, and those out of range.
+
+        Args:
+            options: what is asked for.
+            spell: how the user wrote the name of an option; by default as here.
+
+        Raises:
+            ConvMAEError: there is one.
+        """
+        for name in options.given():
+            if name not in self.OPTIONS:
+                known = " and ".join(map(spell, self.OPTIONS)) or "no options"
+                raise ConvMAEError(
+                    f"{spell(name)} says nothing to a {self.TASK} model, which takes {known}; leave it out"
+                )
+        if options.top_k is not None and options.top_k < 1:
+            raise ConvMAEError(f"{spell('top_k')} must be at least 1; got {options.top_k}")
+        if options.threshold is not None and not 0 <= options.threshold <= 1:
+            raise ConvMAEError(f"{spell('threshold')} must be between 0 and 1; got {options.threshold:g}")
+
+    def run(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+        """Runs a batch of any size, in chunks that the graph takes.
+
+        Args:
+            batch: normalised images (B, 3, H, W) or clips (B, 3, T, H, W), B at least 1, finite.
+            outputs: names of the manifest's outputs.
+
+        Returns:
+            Name -> (B, ...) in the order of `outputs`.
+
+        Raises:
+            ConvMAEError: the batch or an output name is not as stated.
+            ModelOutputError: the graph's answer has a wrong shape or type, or is not finite.
+        """
+        self._check_names(outputs, tuple(self.manifest.outputs))
+        self._check_batch(batch)
+        size = self.manifest.input.max_batch
+        if len(batch) <= size:
+            return self._run_chunk(batch, outputs)
+        specs = self.manifest.outputs
+        results = {
+            name: np.empty((len(batch), *specs[name].shape), dtype=np.dtype(specs[name].dtype)) for name in outputs
+        }
+        for start in range(0, len(batch), size):
+            for name, values in self._run_chunk(batch[start : start + size], outputs).items():
+                results[name][start : start + size] = values
+        return results
+
+    def _run_photos(
+        self,
+        images: Sequence[Image.Image],
+        outputs: Sequence[str],
+        preprocess: Callable[[Image.Image], NDArray[np.float32]],
+    ) -> Iterator[tuple[Sequence[Image.Image], Arrays]]:
+        """Photos in chunks that the graph takes, each with its outputs, so that only one chunk is in memory."""
+        size = self.manifest.input.max_batch
+        for start in range(0, len(images), size):
+            chunk = images[start : start + size]
+            yield chunk, self.run(np.stack([preprocess(image) for image in chunk]), outputs)
+
+    def _run_chunk(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+        count, missing = len(batch), self.manifest.input.min_batch - len(batch)
+        if missing > 0:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        answer = self.backend.run(np.ascontiguousarray(batch), outputs)
+        results: Arrays = {}
+        for name in outputs:
+            spec = self.manifest.outputs[name]
+            expected = (len(batch), *spec.shape)
+            if answer[name].shape != expected:
+                raise ModelOutputError(f"output {name!r} must have shape {expected}, got {answer[name].shape}")
+            if answer[name].dtype != spec.dtype:
+                raise ModelOutputError(f"output {name!r} must be {spec.dtype}, got {answer[name].dtype}")
+            results[name] = answer[name][:count]
+            if not np.isfinite(results[name]).all():
+                raise ModelOutputError(f"output {name!r} holds values that are not finite")
+        return results
+
+    def _check_batch(self, batch: NDArray[np.float32]) -> None:
+        shape = self.manifest.input.shape
+        fits = batch.ndim == len(shape) + 1 and batch.shape[1:] == shape
+        if not fits or len(batch) == 0 or batch.dtype != np.float32:
+            raise ConvMAEError(
+                f"a batch must be float32 (B, {', '.join(map(str, shape))}) with B at least 1; "
+                f"got {batch.dtype} {batch.shape}"
+            )
+        if not np.isfinite(batch).all():
+            raise ConvMAEError("a batch must hold finite values only; got NaN or infinity")
+
+    def _check_names(self, names: Sequence[str], known: tuple[str, ...]) -> None:
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            found = ", ".join(unknown) or "none"
+            raise ConvMAEError(f"outputs of {self.manifest.name} are {', '.join(known)}; got {found}")
+
+
+def open_photo(source: Source) -> Image.Image:
+    """An upright RGB photo.
+
+    Args:
+        source: a file, the content of one, or an image of Pillow's, which is taken as it is.
+
+    Raises:
+        ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, bytes):
+        return decode_image(source).image
+    return read_photo(Path(source)).image
