@@ -92,7 +92,7 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["predict", "DETECTOR", "PHOTO", "--top-k", "5"], "--top-k says nothing to a detection model"),
         (["predict", "DETECTOR", "PHOTO", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
         (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
-        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes --out; leave it out"),
+        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes no options; leave it out"),
         (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
         (
             ["features", "DETECTOR", "PHOTO", "--out", "x.npz"],
