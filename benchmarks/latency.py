@@ -1,9 +1,9 @@
 """How fast is a model in PyTorch, compiled, and exported? All on this machine's CPU, in one run.
 
     python -m benchmarks.latency [--variant base] [--batch-sizes 1 8] [--rounds N] [--out latency.json]
-    python -m benchmarks.latency --task segment --batch-sizes 1 --rounds 5
-    python -m benchmarks.latency --task detect --batch-sizes 1 --rounds 3 --warm-up 1
-    python -m benchmarks.latency --task video --batch-sizes 1 --rounds 5 --warm-up 1
+    python -m benchmarks.latency --task segmentation --batch-sizes 1 --rounds 5
+    python -m benchmarks.latency --task detection --batch-sizes 1 --rounds 3 --warm-up 1
+    python -m benchmarks.latency --task video-classification --batch-sizes 1 --rounds 5 --warm-up 1
 
 Where OpenVINO is installed it is measured too, in bf16 as well where it finds that on the CPU; detectors leave it out.
 
@@ -49,11 +49,11 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
-from export.benchmarking.pytorch import compiled, torch_logits
+from export.benchmarking.pytorch import compiled, torch_output
 from export.benchmarking.report import machine_facts
 from export.benchmarking.tables import figures_table, versions
 from export.benchmarking.timing import REST_SECONDS, Rounds, interleave, summarise, timed_turn
-from export.graphs.tasks import ExportTask
+from export.tasks.base import ExportTask
 from export.verification.gates import FP32, compare
 
 FloatArray = NDArray[np.float32]
@@ -62,10 +62,10 @@ Contender = Callable[[FloatArray], FloatArray]  # images (B, 3, H, W) or clips (
 EAGER, COMPILED, ONNX, BF16 = "eager fp32", "torch.compile fp32", "ONNX Runtime fp32", "eager bf16"
 OPENVINO: dict[ComputePrecision, str] = {"fp32": "OpenVINO fp32", "bf16": "OpenVINO bf16"}
 MODEL_NAMES: dict[TaskName, str] = {
-    "classify": "ConvMAE classifier, 1000 classes",
-    "detect": "ConvMAE Mask R-CNN with an FPN, 80 classes, score threshold 0",
-    "segment": "ConvMAE UperNet, 150 classes",
-    "video": "VideoConvMAE classifier, 16 frames, 400 classes",
+    "classification": "ConvMAE classifier, 1000 classes",
+    "detection": "ConvMAE Mask R-CNN with an FPN, 80 classes, score threshold 0",
+    "segmentation": "ConvMAE UperNet, 150 classes",
+    "video-classification": "VideoConvMAE classifier, 16 frames, 400 classes",
 }
 REDUCED = {BF16, OPENVINO["bf16"]}  # whose logits may differ from eager fp32 by more than its gate
 
@@ -74,7 +74,7 @@ REDUCED = {BF16, OPENVINO["bf16"]}  # whose logits may differ from eager fp32 by
 class LatencyConfig:
     """Measures eager PyTorch, torch.compile, ONNX Runtime and OpenVINO on the CPU."""
 
-    task: TaskName = "classify"
+    task: TaskName = "classification"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     batch_sizes: tuple[int, ...] = (1, 8)  # images, or clips, a run
     rounds: int = 20  # timed runs of each contender at each batch size
@@ -114,10 +114,10 @@ def contenders(task: ExportTask, bundle: Path, threads: int) -> dict[str, Conten
         }
     model = task.model
     return {
-        EAGER: torch_logits(model),
-        COMPILED: torch_logits(compiled(model)),
+        EAGER: torch_output(model),
+        COMPILED: torch_output(compiled(model)),
         ONNX: backend_contender(backend),
-        BF16: torch_logits(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
+        BF16: torch_output(deepcopy(model).to(torch.bfloat16), torch.bfloat16),
     } | {
         OPENVINO[precision]: backend_contender(OpenVinoBackend(opened, threads=threads, precision=precision))
         for precision in openvino_precisions()
@@ -203,7 +203,7 @@ def run_benchmark(config: LatencyConfig, console: Console) -> tuple[list[Figure]
         for batch_size in config.batch_sizes:
             progress.update(bar, advance=1, description=f"Batch {batch_size}: compiling, warm-up")
             images = generator.standard_normal((batch_size, 3, *input_axes(task.preprocessing)), dtype=np.float32)
-            check = check_detections if config.task == "detect" else check_logits
+            check = check_detections if config.task == "detection" else check_logits
             differences = check(entries, images)
             for _ in range(config.warm_up):
                 for run in entries.values():

@@ -2,8 +2,8 @@
 
     python -m benchmarks.random_bundle --variant base --out bundles/random-base
     python -m benchmarks.random_bundle --precision fp32,bf16,int8 --calibrate photos/ --out bundles/random-precisions
-    python -m benchmarks.random_bundle --task detect --variant base --max-batch 1 --out bundles/random-detector
-    python -m benchmarks.random_bundle --task video --variant base --max-batch 2 --verify --out bundles/random-video
+    python -m benchmarks.random_bundle --task detection --variant base --max-batch 1 --out bundles/random-detector
+    python -m benchmarks.random_bundle --task video-classification --variant base --max-batch 2 --verify --out B
 
 Its manifest carries no numerics report, so that the runtime warns: nobody should take its predictions for anything.
 With `--verify` it is made by `python -m export`, with all that this compares.
@@ -34,12 +34,13 @@ from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
-from export.graphs.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
 from export.graphs.to_onnx import without_outputs
 from export.packaging import BundleContent, describe_file, write_manifest
+from export.tasks import EXPORTS
+from export.tasks.base import ExportTask
 from export.verification.inputs import Samples
 
-TaskName = Literal["classify", "detect", "segment", "video"]
+TaskName = Literal["classification", "detection", "segmentation", "video-classification"]
 
 SEED = 0
 COMMAND = ["python", "-m", "benchmarks.random_bundle"]
@@ -53,7 +54,7 @@ class RandomBundleConfig:
 
     out: Path  # the bundle to create; must not exist
     # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes; video: 16 frames, 400 classes
-    task: TaskName = "classify"
+    task: TaskName = "classification"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     max_batch: int = 32  # largest batch that the bundle takes
@@ -95,11 +96,11 @@ def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, Checkpoint
     return model, CheckpointRecord(kind="video_classifier", model=config, video=video, **random_facts(variant, 400))
 
 
-RANDOM_TASKS: dict[TaskName, tuple[Callable[[str], tuple[Any, CheckpointRecord]], Callable[..., ExportTask]]] = {
-    "classify": (random_classifier, classifier_task),
-    "detect": (random_detector, detector_task),
-    "segment": (random_segmenter, segmenter_task),
-    "video": (random_video_classifier, video_classifier_task),
+RANDOM_MODELS: dict[TaskName, Callable[[str], tuple[Any, CheckpointRecord]]] = {
+    "classification": random_classifier,
+    "detection": random_detector,
+    "segmentation": random_segmenter,
+    "video-classification": random_video_classifier,
 }
 
 
@@ -111,13 +112,13 @@ def random_model(task: TaskName, variant: str) -> tuple[nn.Module, CheckpointRec
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model, record = RANDOM_TASKS[task][0](variant)
+        model, record = RANDOM_MODELS[task](variant)
     return model.eval(), record
 
 
 def random_task(task: TaskName, variant: str) -> ExportTask:
     """The same, ready to be exported."""
-    return RANDOM_TASKS[task][1](*random_model(task, variant))
+    return EXPORTS[task].assemble(*random_model(task, variant))
 
 
 def check_variant(variant: str, known: Iterable[str]) -> None:

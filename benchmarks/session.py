@@ -1,7 +1,7 @@
 """What a model costs a process that has nothing else: seconds until it can run, and the most memory.
 
-    python -m benchmarks.session --task detect --bundle B
-    python -m benchmarks.session --task detect --variant base       # eager PyTorch, random weights
+    python -m benchmarks.session --task detection --bundle B
+    python -m benchmarks.session --task detection --variant base       # eager PyTorch, random weights
 
 `python -m benchmarks.latency` runs both, each in a process of its own. The one of a bundle never loads torch. Memory is
 resident, libraries included: first when the model is ready, then after one image.
@@ -35,7 +35,7 @@ Run = Callable[[NDArray[np.float32]], object]
 class SessionConfig:
     """Starts a model, runs one image, and prints what that took as JSON."""
 
-    task: Literal["classify", "detect", "segment", "video"] = "classify"
+    task: Literal["classification", "detection", "segmentation", "video-classification"] = "classification"
     bundle: Path | None = None  # to run in ONNX Runtime on the CPU; None: eager PyTorch with random weights
     variant: str = "base"  # of the model in PyTorch
     threads: int = available_cores()  # of a run
@@ -55,7 +55,7 @@ def start(config: SessionConfig) -> tuple[Run, tuple[int, ...]]:
     if config.bundle is not None:
         bundle = load_bundle(config.bundle)
         backend = OnnxRuntimeBackend(bundle, device="cpu", threads=config.threads)
-        outputs = list(bundle.manifest.outputs) if config.task == "detect" else ["logits"]
+        outputs = list(bundle.manifest.outputs) if config.task == "detection" else ["logits"]
         return lambda images: backend.run(images, outputs), bundle.manifest.input.shape
     import torch  # not where a bundle is measured
 

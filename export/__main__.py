@@ -29,7 +29,6 @@ from convmae_deploy.program import run_program
 from export.comma_list import comma_list
 from export.costs import CostMeter
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
-from export.graphs.tasks import ExportTask, open_task
 from export.graphs.to_onnx import OPSET, ExportedGraph, without_outputs
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
@@ -42,6 +41,8 @@ from export.packaging import (
     write_manifest,
 )
 from export.reports.report import FAILED_SUFFIX, print_report
+from export.tasks import open_task
+from export.tasks.base import ExportTask
 from export.verification.elementwise import Verification, VerificationError
 from export.verification.inputs import Batch, Samples, verification_batches
 from export.verification.runners import file_runner, runners_for
@@ -58,6 +59,9 @@ class ExportConfig:
     out: Path  # the bundle to create; must not exist
     # the files to write, as fp32,fp16,bf16,int8; fp32 is written whatever this says, as it is the bundle's default
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
+    # what it is for: classification, detection, segmentation, video-classification, or features without a head
+    # (of videos: video-features), from any checkpoint that holds an encoder; default: what it was trained for
+    task: str | None = None
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     max_batch: int | None = (
@@ -122,7 +126,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         ConvMAEError: the request cannot be carried out.
     """
     check_output(config.out)
-    task = open_task(config.checkpoint, config.image_size)
+    task = open_task(config.checkpoint, config.image_size, config.task)
     record, preprocessing = task.record, task.preprocessing
     photos = verification_samples(preprocessing, config.data, config.checkpoint)
     licence_file = find_licence(record, config.checkpoint, config.licence)

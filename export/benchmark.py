@@ -39,7 +39,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
 from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import Competitor, ContenderError, ContenderProcess
@@ -129,7 +129,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
             plan,
             tell,
             answer=None if data is None else lambda competitor: competitor.answers(data, config.samples),
-            exact_outputs=bundle.manifest.task != "detection",  # where near ties may be sorted otherwise
+            exact_outputs=not task_of(bundle.manifest).GIVES_LISTS,
         )
     judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
     rows = rows_of(entries, plan.batch_sizes)
@@ -227,7 +227,7 @@ def free_memory() -> int | None:
 
 def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> Judged:
     """How often each answers a user's data as the first one does, and the task's metrics."""
-    from export.verification.task_metrics import read_task_data  # it imports torch
+    from export.tasks import read_task_data  # it imports torch
 
     task_data = read_task_data(data, bundle.manifest, limit=limit)
     answered = {entry.contender: entry.answers for entry in entries if entry.answers is not None}

@@ -18,6 +18,7 @@ from convmae_deploy.bundle.manifest import (
     MANIFEST_NAME,
     AnyPreprocessing,
     BundleFile,
+    ClipPreprocessing,
     ExportCost,
     InputSpec,
     Licence,
@@ -36,6 +37,8 @@ from convmae_deploy.files import sha256_of
 from convmae_deploy.models.convmae import STRIDES
 from convmae_deploy.models.video import TUBELET
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
+from convmae_deploy.tasks.base import LOGITS
+from convmae_deploy.tasks.features import POOLED
 from export.graphs.to_onnx import OPSET
 from export.verification.elementwise import VerificationError
 from export.verification.inputs import Batch
@@ -128,8 +131,9 @@ def manifest_of(
 ) -> Manifest:
     """What the manifest says, see `write_manifest`; the licence's file is that of the bundle."""
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
-    vectors = ("logits", "pooled")
-    time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if content.task == "video-classification" else {}
+    vectors = (LOGITS, POOLED)
+    clips = isinstance(content.preprocessing, ClipPreprocessing)
+    time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if clips else {}
     known = TASKS[content.task].expected_outputs(len(content.record.classes), input_axes(content.preprocessing))
     manifest = Manifest(
         name=content.name,

@@ -35,7 +35,8 @@ from convmae_deploy.bundle.manifest import NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.program import run_program
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
+from convmae_deploy.tasks.base import LOGITS
 from export.triton.readme import readme
 from export.triton.source import TritonSource, find_source
 
@@ -45,7 +46,6 @@ README_NAME = "README.md"
 VERSION = "1"  # folder of the graph
 DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
-RANKED_TASKS = ("classification", "video-classification")  # whose logits Triton's classification extension can rank
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -162,7 +162,7 @@ def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource)
     ]
     for output, described in manifest.outputs.items():
         fields = tensor_fields(output, described.dtype, described.shape)
-        if output == "logits" and manifest.task in RANKED_TASKS:
+        if output == LOGITS and "top_k" in task_of(manifest).OPTIONS:
             fields.append(f"label_filename: {quoted(LABELS_NAME)}")
         lines += block("output", fields)
     lines += block("instance_group", instance_fields(config, source))

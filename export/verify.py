@@ -35,10 +35,11 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle
-from export.graphs.tasks import ExportTask, open_task
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
 from export.reports.report import FAILED_SUFFIX
+from export.tasks import SPLIT, open_task, read_task_data
+from export.tasks.base import ExportTask
 from export.verification.combinations import Combination, RuntimeChoice, combinations_of, start
 from export.verification.elementwise import VerificationError
 from export.verification.explaining import Explainer
@@ -46,7 +47,7 @@ from export.verification.inputs import Batch, Samples, made_photos, verification
 from export.verification.outcomes import print_outcomes
 from export.verification.steps import CLIPS, PHOTOS, run_verification, verification_samples
 from export.verification.task_data import TaskData
-from export.verification.task_metrics import SPLIT, predictor_on, read_task_data
+from export.verification.task_metrics import predictor_on
 from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
 from export.verification.video_inputs import made_clips
 
@@ -192,7 +193,7 @@ def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
     Raises:
         ConvMAEError: it is one for another task, or cannot be opened.
     """
-    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size)
+    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
     if task.task != bundle.manifest.task:
         raise ConvMAEError(
             f"{bundle.path} is a {bundle.manifest.task} model and {checkpoint} one for {task.task}; "

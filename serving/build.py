@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
 from serving.settings import BUNDLES, default_bundles
 
 ROOT: Final = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def build(bundles: Sequence[Path]) -> str:
     Raises:
         ConvMAEError: a bundle is not in order, or BentoML fails.
     """
-    has_videos = any([load_bundle(bundle).manifest.task == "video-classification" for bundle in bundles])
+    has_videos = any([task_of(load_bundle(bundle).manifest).MEDIUM == "video" for bundle in bundles])
     with tempfile.TemporaryDirectory(prefix="convmae-bento-") as folder:
         context = Path(folder)
         copy_sources(context, bundles)

@@ -247,6 +247,53 @@ def load_video_classifier(
     return load_model(path, "video_classifier", image_size=image_size)
 
 
+def load_feature_extractor(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """The encoder of any checkpoint of photos in evaluation mode, as a classifier without a head, and its record.
+
+    The pooled vector of a classifier is the one that its head was fed. Any other model has none of its own: then it is
+    the mean of E3's tokens, normalised without trained weights, from which the authors finetune and probe.
+
+    Args:
+        path: run folder or checkpoint.
+        image_size: (height, width) in pixels of its inputs; None keeps the checkpoint's.
+
+    Raises:
+        ConvMAEError: it is of videos, or damaged.
+    """
+    record, _ = read_checkpoint(path)
+    if record.kind == "classifier":
+        classifier, record = load_classifier(path, image_size=image_size)
+    else:
+        config, state = load_encoder_state(path, image_size or record.model.input_size)
+        classifier = build_classifier(config, num_classes=0)
+        load_exactly(classifier.encoder, state, path)
+        record = record.model_copy(update={"model": config})
+    return _without_head(classifier, record)
+
+
+def load_video_feature_extractor(
+    path: Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    """`load_feature_extractor` of a checkpoint of videos."""
+    record, _ = read_checkpoint(path)
+    if record.kind == "video_classifier":
+        return _without_head(*load_video_classifier(path, image_size=image_size))
+    pretraining, record = load_video_pretraining(path, image_size=image_size)
+    assert record.video is not None  # the record of a video model says so
+    classifier = build_video_classifier(record.model, record.video, num_classes=0)
+    classifier.encoder.load_state_dict(pretraining.encoder.state_dict())
+    return _without_head(classifier, record)
+
+
+def _without_head(
+    classifier: ConvMAEClassifier, record: CheckpointRecord
+) -> tuple[ConvMAEClassifier, CheckpointRecord]:
+    classifier.reset_classifier(0)
+    return classifier.eval(), record.model_copy(update={"classes": (), "category_ids": ()})
+
+
 def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
     """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
     record, state = read_checkpoint(path)

@@ -83,6 +83,13 @@ class Predictor(ABC):
     PREPROCESSING: ClassVar[type[AnyPreprocessing]]
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of PredictOptions that say something to it
     WRITES: ClassVar[bool] = False  # whether its report writes files where a folder is given
+    KEY_OUTPUT: ClassVar[str] = LOGITS  # by which two models of the task are compared at a glance
+    KEY_WORDS: ClassVar[str] = "Logits"  # what that is, for people
+    # Whether its outputs are lists of what was found, best first: near ties may change places, so that lists compare as
+    # sets, and a network whose lengths depend on the image is neither compiled nor cast as a whole.
+    GIVES_LISTS: ClassVar[bool] = False
+    OUTPUT_WORDS: ClassVar[Mapping[str, str]] = {}  # what clients of the bare graph must know of an output
+    CLIENT_STEPS: ClassVar[str] = "Ask only for the outputs that you need."  # what they do with the outputs
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         """

@@ -22,6 +22,8 @@ class Classifier(PhotoFeatures):
 
     TASK = "classification"
     OPTIONS = ("top_k",)
+    OUTPUT_WORDS = {LOGITS: "one for each line of labels.txt; softmax makes scores of them"}
+    CLIENT_STEPS = "Ask only for the outputs that you need; Triton can also return the best classes with their labels."
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:

@@ -56,6 +56,21 @@ class Detector(Predictor):
     PREPROCESSING = Letterbox
     OPTIONS = ("threshold",)
     WRITES = True
+    KEY_OUTPUT = "scores"
+    KEY_WORDS = "Scores of detections, best first,"
+    GIVES_LISTS = True
+    OUTPUT_WORDS = {
+        "boxes": "left, top, right, bottom in pixels of the input, best first",
+        "labels": "line of labels.txt, the first is 0",
+        "masks": "probabilities on a grid within the box",
+        "num": "rows in use; those behind are zeros",
+        "converged": "0 where boxes that overlap may have been left",
+    }
+    CLIENT_STEPS = (
+        "Divide the boxes by the ratios of the resize, one an axis, to get pixels of the photo; resize each mask to "
+        "its box and take what is over 0.5. `num` and `converged` are scalars of the graph; Triton gives them an axis "
+        "of length 1."
+    )
     OUTPUTS = tuple(DETECTOR_OUTPUTS)
 
     @classmethod

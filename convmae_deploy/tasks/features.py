@@ -113,6 +113,8 @@ class FeatureExtractor(PhotoFeatures):
     """A model of photos without a head."""
 
     TASK = "features"
+    KEY_OUTPUT = POOLED
+    KEY_WORDS = "Pooled vectors"
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:

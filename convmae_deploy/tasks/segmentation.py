@@ -33,6 +33,11 @@ class Segmenter(Predictor):
     MEDIUM = "photo"
     PREPROCESSING = SlidingWindow
     WRITES = True
+    OUTPUT_WORDS = {LOGITS: "one for each class and cell of 4 x 4 pixels of the window"}
+    CLIENT_STEPS = (
+        "Resize the logits to the window bilinearly, average windows where they overlap, cut the padding off, resize "
+        "the result bilinearly to the photo's size and take the largest of each pixel."
+    )
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:

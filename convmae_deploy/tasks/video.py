@@ -17,7 +17,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Report, Source
-from convmae_deploy.tasks.classification import DEFAULT_TOP_K, ClassReport
+from convmae_deploy.tasks.classification import DEFAULT_TOP_K, Classifier, ClassReport
 from convmae_deploy.tasks.clips import ClipViews, average_views, merge_views, read_clips
 from convmae_deploy.tasks.features import POOLED, FeaturePredictor, Features, refuse_report
 from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction, top_k
@@ -117,6 +117,8 @@ class VideoClassifier(VideoFeatures):
 
     TASK = "video-classification"
     OPTIONS = ("top_k", "temporal_views", "spatial_views")
+    OUTPUT_WORDS = Classifier.OUTPUT_WORDS
+    CLIENT_STEPS = Classifier.CLIENT_STEPS
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
@@ -177,6 +179,8 @@ class VideoFeatureExtractor(VideoFeatures):
     """A model of videos without a head."""
 
     TASK = "video-features"
+    KEY_OUTPUT = POOLED
+    KEY_WORDS = "Pooled vectors"
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:

@@ -20,6 +20,7 @@ from convmae_deploy.backends.openvino_backend import (
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import TASKS
 
 Way = Literal["eager", "compiled", "onnxruntime", "openvino", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -162,8 +163,7 @@ def _unable(contender: Contender) -> str | None:
 
 
 def _torch_contenders(way: Way, task: str) -> list[Contender]:
-    """A detector's lengths depend on the image: it is neither compiled nor cast as a whole."""
-    if task == "detection":
+    if TASKS[task].GIVES_LISTS:
         return [Contender(way="eager", precision="fp32")] if way == "eager" else []
     return [Contender(way=way, precision=precision) for precision in ("fp32", "bf16")]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.tasks.base import LOGITS
+from convmae_deploy.tasks import TASKS
 from export.benchmarking.contenders import Contender
-from export.graphs.tasks import open_task
+from export.tasks import open_task
 
 FloatArray = NDArray[np.float32]
 
@@ -23,15 +23,15 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return result
 
 
-def torch_logits(
+def torch_output(
     model: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32
 ) -> Callable[[FloatArray], FloatArray]:
-    """A model from float32 images to float32 logits, the casts to and from its precision included."""
+    """A model from float32 images to its float32 output, the casts to and from its precision included."""
 
     @torch.inference_mode()
     def run(images: FloatArray) -> FloatArray:
-        logits: FloatArray = model(torch.from_numpy(images).to(dtype)).float().numpy()
-        return logits
+        output: FloatArray = model(torch.from_numpy(images).to(dtype)).float().numpy()
+        return output
 
     return run
 
@@ -45,11 +45,12 @@ def torch_run(
         ConvMAEError: the checkpoint cannot be opened.
     """
     torch.set_num_threads(threads)
-    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size)
+    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
     description = f"torch {torch.__version__} (CPU)"
-    if task.task == "detection":
+    kind = TASKS[task.task]
+    if kind.GIVES_LISTS:
         return task.reference, description
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.precision]
     model = task.model.to(dtype)
-    run = torch_logits(compiled(model) if contender.way == "compiled" else model, dtype)
-    return lambda images: {LOGITS: run(images)}, description
+    run = torch_output(compiled(model) if contender.way == "compiled" else model, dtype)
+    return lambda images: {kind.KEY_OUTPUT: run(images)}, description

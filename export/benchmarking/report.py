@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from convmae_deploy.backends.openvino_backend import ComputePrecision, PerformanceHint
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.tasks import TASKS
 from export.benchmarking.contenders import Contender, Way
 from export.benchmarking.rounds import Entry
 from export.benchmarking.timing import Statistics, summarise, told_apart
@@ -119,7 +120,7 @@ class Judged:
 
 def unit_of(task: str) -> str:
     """What a batch consists of."""
-    return "clip" if task == "video-classification" else "image"
+    return "clip" if TASKS[task].MEDIUM == "video" else "image"
 
 
 def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, ...]:

@@ -24,8 +24,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import peak_memory_bytes
-from convmae_deploy.tasks import load_bundle
-from convmae_deploy.tasks.base import LOGITS
+from convmae_deploy.tasks import load_bundle, task_of
 from export.benchmarking.contenders import TORCH_WAYS, Contender, Way
 from export.benchmarking.timing import timed_turn
 
@@ -57,8 +56,9 @@ JOB: TypeAdapter[Job] = TypeAdapter(Job)
 
 
 def timed_outputs(manifest: Manifest) -> tuple[str, ...]:
-    """What a run is asked for: the logits, of a detector everything."""
-    return (LOGITS,) if LOGITS in manifest.outputs else tuple(manifest.outputs)
+    """What a run is asked for: the key output, of lists everything."""
+    task = task_of(manifest)
+    return tuple(manifest.outputs) if task.GIVES_LISTS else (task.KEY_OUTPUT,)
 
 
 class Worker:
@@ -95,10 +95,8 @@ class Worker:
 
     def answers(self, data: str, limit: int, path: str) -> dict[str, Any]:
         """Runs a user's photos or videos as they are served, and leaves the answers in a file for the one parent."""
-        from export.verification.task_metrics import (  # they import torch, which counts as memory
-            predictor_on,
-            read_task_data,
-        )
+        from export.tasks import read_task_data  # it imports torch, which counts as memory
+        from export.verification.task_metrics import predictor_on
 
         manifest = self.bundle.manifest
         predictor = predictor_on(self.run, manifest, self.description)

@@ -8,9 +8,9 @@ from typing import get_args
 from convmae_deploy.bundle.manifest import Precision, input_axes
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.half_precision import HalfPrecision, in_half_precision
-from export.graphs.tasks import ExportTask
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.int8.maker import Int8Maker
+from export.tasks.base import ExportTask
 from export.verification.inputs import Samples
 
 

@@ -1,4 +1,4 @@
-"""A classifier as one ONNX graph: input `image` or `clip`, outputs `logits`, pooled vectors, four feature maps."""
+"""From a module to an ONNX graph with an open batch axis, and what can be asked of such a graph."""
 
 import ast
 import inspect
@@ -10,53 +10,19 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from convmae_deploy.bundle.manifest import Quantisation
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import FEATURE_LEVELS, ConvMAEClassifier
 from export.graphs.operators import refuse_operators
 
 OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
-OUTPUTS = ("logits", "pooled", *FEATURE_LEVELS)
 MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
 WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
 ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf holds 2 GiB in one file; a little is needed besides the weights
 HALF_TYPES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 CHATTY_LOGGERS = ("torch", "onnxscript", "onnx_ir")
-
-
-class ClassifierGraph(nn.Module):
-    """All outputs of a classifier from one pass. Exists only to be exported and to be its reference."""
-
-    def __init__(self, model: ConvMAEClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to the tensors named by OUTPUTS."""
-        maps = self.model.encoder(image)
-        pooled = self.model.forward_head(maps[2], pre_logits=True)
-        return (self.model.head(pooled), pooled, *maps)
-
-
-class VideoClassifierGraph(nn.Module):
-    """The same of a video classifier, with a vector for each slot. Exists only to be exported and to be its reference.
-
-    The head was trained on vectors that `fc_norm` gives, so that of a slot goes through it too.
-    """
-
-    def __init__(self, model: ConvMAEClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, F, H, W) to the tensors named by VIDEO_OUTPUTS."""
-        maps = self.model.encoder(clip)
-        pooled = self.model.forward_head(maps[2], pre_logits=True)
-        slots_btd = self.model.fc_norm(maps[2].mean(dim=(3, 4)).transpose(1, 2))
-        return (self.model.head(pooled), pooled, slots_btd, *maps)
 
 
 @dataclass(frozen=True)
@@ -73,11 +39,6 @@ class ExportedGraph:
         """The name of its one input."""
         (only,) = self.model.graph.input
         return str(only.name)
-
-
-def export_classifier(model: ConvMAEClassifier, image_size: tuple[int, int], max_batch: int) -> ExportedGraph:
-    """`export_graph` of a classifier in evaluation mode."""
-    return export_graph(ClassifierGraph(model).eval(), image_size, max_batch, OUTPUTS)
 
 
 def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...]) -> ExportedGraph:

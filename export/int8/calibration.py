@@ -28,9 +28,8 @@ from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.tasks.clips import read_clips
 from export.verification.inputs import FloatArray, graph_input
-from export.verification.task_metrics import spread
+from export.verification.task_data import spread
 
-CALIBRATED: dict[str, int] = {"classification": 128, "detection": 32, "segmentation": 32, "video-classification": 32}
 LEAST_SAMPLES = 4  # so few say little, fewer nothing
 SHORT_SIDE = 64  # in pixels, to which a picture is shrunk before it is judged
 LEAST_CORRELATION = 0.35  # of neighbouring pixels of a photo

@@ -25,20 +25,21 @@ from rich.console import Console
 from convmae_deploy.bundle.manifest import Manifest, Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
+from convmae_deploy.tasks import task_of
 from export.graphs.to_onnx import ExportedGraph, without_outputs
-from export.int8.calibration import CALIBRATED, METHOD, CalibrationData, activation_ranges, read_calibration
+from export.int8.calibration import METHOD, CalibrationData, activation_ranges, read_calibration
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import Step, find_step, rank_layers
+from export.tasks import EXPORTS, read_task_data
 from export.verification.divergence import REFERENCE
 from export.verification.elementwise import VerificationError
 from export.verification.runners import onnx_runner, onnx_session
-from export.verification.task_data import ClassifiedData, DetectedData, SegmentedData, TaskData
-from export.verification.task_metrics import predictor_on, read_task_data
+from export.verification.task_data import TaskData
+from export.verification.task_metrics import predictor_on
 from export.verification.verify_detector import FED, with_fed_heads
 
 SCORED = 1000  # samples of the data that the metric is taken on, at most: it is taken again with every step
 RANKED = 4  # samples that layers are ranked on
-RANKED_OUTPUT = "logits"  # of all models but detectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Int8Maker:
         self.console = console
         self.failed = failed
         self.command = command
-        count = CALIBRATED[manifest.task]
+        count = EXPORTS[manifest.task].calibrated
         self.calibration = read_calibration(
             options.calibrate, manifest.preprocessing, count, hold_out=options.data is None
         )
@@ -150,8 +151,9 @@ class Int8Maker:
         """The graph whose outputs count, and what to run it on."""
         name = self.manifest.input.name
         images = (image for image, _ in zip(self.calibration.inputs(), range(RANKED), strict=False))
-        if self.manifest.task != "detection":
-            others = {output.name for output in self.model.graph.output} - {RANKED_OUTPUT}
+        task = task_of(self.manifest)
+        if not task.GIVES_LISTS:  # lists have no order to compare in: they are ranked by what the heads give
+            others = {output.name for output in self.model.graph.output} - {task.KEY_OUTPUT}
             return without_outputs(self.model, others), ({name: image} for image in images)
         session = onnx_session(self.model.SerializeToString())
 
@@ -235,12 +237,7 @@ def scoring_data(calibration: CalibrationData, manifest: Manifest, data: Path | 
     """What the metric is taken on: the user's data, else what was put aside of the calibration's folder."""
     if data is not None:
         return read_task_data(data, manifest, limit=SCORED)
-    files = calibration.others
-    if manifest.task == "detection":
-        return DetectedData(files, None, manifest)
-    if manifest.task == "segmentation":
-        return SegmentedData(files, None, len(manifest.classes))
-    return ClassifiedData(files, None, "videos" if calibration.kind == "videos" else "photos")
+    return EXPORTS[manifest.task].unlabelled(calibration.others, manifest)
 
 
 def names_of(layers: Sequence[Layer]) -> str:

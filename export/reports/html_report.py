@@ -10,6 +10,7 @@ import numpy as np
 
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.tasks import task_of
 from export.packaging import tool_versions
 from export.reports.html_parts import bullets, facts, figure, group, number, paragraph, row, sentence, table, text
 from export.reports.svg_plots import Series, key, layer_plot, scatter_plot
@@ -164,7 +165,7 @@ def _changes(results: Results) -> str:
         rows.append(row(outcome.combination.file, cells))
     if not rows or data is None:
         return ""
-    unit = "pixels" if results.bundle.manifest.task == "segmentation" else data.kind
+    unit = data.changing
     heads = ["File", "Runtime", unit, "Reference → file, the most frequent first"]
     return f"<h3>Where the answer changed, near ties included</h3>{table(heads, rows, numbers=[2])}"
 
@@ -211,7 +212,7 @@ def _gate_db(precision: Precision) -> float | None:
 
 
 def _agreement(results: Results) -> str:
-    what = "Scores of detections, best first," if results.bundle.manifest.task == "detection" else "Logits"
+    what = task_of(results.bundle.manifest).KEY_WORDS
     figures = []
     for outcome in results.run:
         if outcome.scatter is None:

@@ -10,20 +10,8 @@ from convmae_deploy.bundle.manifest import (
     Size,
     SlidingWindow,
 )
+from convmae_deploy.tasks import task_of
 from export.triton.source import TritonSource
-
-OUTPUT_NOTES = {  # of a task's outputs, where the shape alone does not say it
-    "detection": {
-        "boxes": "left, top, right, bottom in pixels of the input, best first",
-        "labels": "line of labels.txt, the first is 0",
-        "masks": "probabilities on a grid within the box",
-        "num": "rows in use; those behind are zeros",
-        "converged": "0 where boxes that overlap may have been left",
-    },
-    "segmentation": {"logits": "one for each class and cell of 4 x 4 pixels of the window"},
-    "classification": {"logits": "one for each line of labels.txt; softmax makes scores of them"},
-    "video-classification": {"logits": "one for each line of labels.txt; softmax makes scores of them"},
-}
 
 
 def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
@@ -39,10 +27,11 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     steps.append(
         f"Send it as `{spec.name}`, FP32, shape ({shape_in_words(spec.shape)}), B from 1 to {source.max_batch}."
     )
+    classes = f"{len(manifest.classes)} classes (`labels.txt`)" if manifest.classes else "no classes"
     lines = [
         f"# {name}",
         "",
-        f"ConvMAE, {manifest.variant}, {manifest.task}, {len(manifest.classes)} classes (`labels.txt`). Weights: "
+        f"ConvMAE, {manifest.variant}, {manifest.task}, {classes}. Weights: "
         f"{manifest.licence.name}. {verified(source)}",
         "",
         "    tritonserver --model-repository=THE_FOLDER_ABOVE_THIS_ONE",
@@ -64,7 +53,8 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
         "|---|---|---|---|",
         *(output_row(output, described, manifest) for output, described in manifest.outputs.items()),
         "",
-        *after_the_request(manifest),
+        task_of(manifest).CLIENT_STEPS,
+        "",
     ]
     return "\n".join(lines)
 
@@ -149,24 +139,11 @@ def python_function(spec: AnyPreprocessing) -> str:
 
 def output_row(name: str, described: OutputSpec, manifest: Manifest) -> str:
     """A line of the table."""
-    note = OUTPUT_NOTES[manifest.task].get(name, "")
+    note = task_of(manifest).OUTPUT_WORDS.get(name, "")
     if not note and described.stride is not None:
         note = f"feature map, {described.stride} pixels a cell"
     kind = {"float32": "FP32", "int64": "INT64"}[described.dtype]
     return f"| `{name}` | {kind} | ({shape_in_words(described.shape or (1,))}) | {note} |"
-
-
-def after_the_request(manifest: Manifest) -> list[str]:
-    """What a client does with the outputs, where it must."""
-    sentences = {
-        "detection": "Divide the boxes by the ratios of the resize, one an axis, to get pixels of the photo; resize "
-        "each mask to its box and take what is over 0.5. `num` and `converged` are scalars of the graph; Triton gives "
-        "them an axis of length 1.",
-        "segmentation": "Resize the logits to the window bilinearly, average windows where they overlap, cut the "
-        "padding off, resize the result bilinearly to the photo's size and take the largest of each pixel.",
-    }
-    ranked = "Ask only for the outputs that you need; Triton can also return the best classes with their labels."
-    return [sentences.get(manifest.task, ranked), ""]
 
 
 def shape_in_words(shape: tuple[int, ...]) -> str:

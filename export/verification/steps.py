@@ -9,9 +9,9 @@ from rich.progress import track
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Precision
 from export.graphs.half_precision import in_half_precision
-from export.graphs.tasks import ExportTask
 from export.graphs.to_onnx import ExportedGraph
 from export.reports.report import failure_sentence, write_failure
+from export.tasks.base import ExportTask
 from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Candidate, Failure, Verification, VerificationError, smallest_failing_images
 from export.verification.gates import GATES, incomparable

@@ -11,31 +11,20 @@ Any other folder is one of photos or videos without labels: then there is no met
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision
-from convmae_deploy.data.coco import read_coco_split
-from convmae_deploy.data.photo_folder import read_photo_folder
-from convmae_deploy.data.segmentation_folder import read_segmentation_folder
-from convmae_deploy.data.video_folder import read_video_folder
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.media.photo_files import find_photos
-from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.tasks.base import Predictor
 from export.verification.runners import Runner
-from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskData, TaskMetric
-
-SPLIT = "val"
-
-Item = TypeVar("Item")
+from export.verification.task_data import Agreement, TaskData, TaskMetric
 
 
 class RunnerBackend:
@@ -56,91 +45,6 @@ class RunnerBackend:
 def predictor_on(runner: Runner, manifest: Manifest, name: str) -> Predictor:
     """The predictor of a manifest on a runner that gives all of its outputs; `name` says what runs."""
     return TASKS[manifest.task](Bundle(Path(manifest.name), manifest), RunnerBackend(runner, name))
-
-
-def read_task_data(data: Path, manifest: Manifest, *, split: str = SPLIT, limit: int | None = None) -> TaskData[Any]:
-    """A user's data for a model.
-
-    Args:
-        data: the folder, see above.
-        manifest: of the model: its task and classes.
-        split: which part of labelled data.
-        limit: so many samples at most, spread evenly; None: all.
-
-    Raises:
-        ConvMAEError: there is nothing for this task, labels cannot be read, or a class is none of the model's.
-    """
-    if not data.is_dir():
-        raise ConvMAEError(f"--data must be a folder; found {'a file' if data.exists() else 'nothing'} at {data}")
-    if limit is not None and limit < 1:
-        raise ConvMAEError(f"the number of samples must be at least 1; got {limit}")
-    return _READERS[manifest.task](data, manifest, split, limit)
-
-
-def _classified_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
-    if not (data / split).is_dir():
-        return ClassifiedData(spread(find_photos([data]), limit), None, "photos")
-    folder = read_photo_folder(data, split)
-    labels = known_labels(folder.labels, folder.classes, manifest, data)
-    return ClassifiedData(spread(folder.photos, limit), spread(labels, limit), "photos")
-
-
-def _classified_videos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
-    if not (data / split).is_dir() and not any((data / f"{split}{suffix}").is_file() for suffix in (".csv", ".txt")):
-        return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
-    folder = read_video_folder(data, split)
-    labels = known_labels(folder.labels, folder.classes, manifest, data)
-    return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
-
-
-def _segmented(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
-    if not any((data / name).is_dir() for name in ("labels", "annotations")):
-        return SegmentedData(spread(find_photos([data]), limit), None, len(manifest.classes))
-    folder = read_segmentation_folder(data, split)
-    if folder.classes != manifest.classes:
-        raise ConvMAEError(
-            f"--data {data} must have the model's {len(manifest.classes)} classes in the same order; it has "
-            f"{len(folder.classes)}, the first of them {folder.classes[0]!r}"
-        )
-    return SegmentedData(spread(folder.photos, limit), folder, len(manifest.classes))
-
-
-def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:
-    """Labels as indices of the model's classes, which the data may have in another order or lack some of.
-
-    Raises:
-        ConvMAEError: a class is none of the model's.
-    """
-    if classes == manifest.classes:  # names may come twice, as in ImageNet
-        return tuple(labels)
-    unknown = sorted(set(classes) - set(manifest.classes))
-    if unknown:
-        raise ConvMAEError(f"--data {data} has classes that the model does not know, for instance {unknown[0]!r}")
-    indices = [manifest.classes.index(name) for name in classes]
-    return tuple(indices[label] for label in labels)
-
-
-def _detected(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
-    if not (data / "annotations").is_dir():
-        return DetectedData(spread(find_photos([data]), limit), None, manifest)
-    coco = read_coco_split(data, split)
-    known_labels((), coco.classes, manifest, data)
-    chosen = coco.subset(spread(range(len(coco.photos)), limit))
-    return DetectedData([photo.path for photo in chosen.photos], chosen, manifest)
-
-
-_READERS: dict[str, Callable[[Path, Manifest, str, int | None], TaskData[Any]]] = {
-    "classification": _classified_photos,
-    "detection": _detected,
-    "segmentation": _segmented,
-    "video-classification": _classified_videos,
-}
-
-
-def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
-    """Up to `limit` of the items, evenly from the first to the last; all for None."""
-    count = len(items) if limit is None else min(limit, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def task_metrics(predictor: Predictor, data: TaskData[Any]) -> tuple[TaskMetric, ...]:

@@ -17,7 +17,8 @@ from rich.progress import track
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest, NumericsReport
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.base import LOGITS, ModelOutputError
+from convmae_deploy.tasks import task_of
+from convmae_deploy.tasks.base import ModelOutputError
 from export.verification.combinations import TITLES, Combination, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify
@@ -159,7 +160,7 @@ class Examiner:
     def _verify(self, combination: Combination, runner: Runner, runtime: str) -> Verification:
         progress = track(self._batches(combination), combination.title, console=Console(stderr=True), transient=True)
         between = self.reference.title, runtime
-        if self.bundle.manifest.task == "detection":
+        if task_of(self.bundle.manifest).GIVES_LISTS:
             return verify_detection_sets(
                 self.reference.runner, runner, list(progress), combination.precision, between=between
             )
@@ -195,12 +196,12 @@ class Examiner:
         return answers, task_problems(gate, before, answers.metrics, answers.agreement)
 
     def _scatter(self, watched: "Watched") -> tuple[FloatArray, FloatArray] | None:
-        """Pairs of logits, of detectors of scores, spread over a few images."""
+        """Pairs of values of the key output, spread over a few images."""
         try:
             found = watched.seen or watched(watched.images)
         except Exception:  # a graph that does not run has failed already
             return None
-        name = LOGITS if LOGITS in found else "scores"
+        name = task_of(self.bundle.manifest).KEY_OUTPUT
         before, after = (
             np.asarray(outputs[name][:SCATTERED_IMAGES]).ravel()
             for outputs in (self.reference.runner(watched.images), found)

@@ -21,7 +21,7 @@ from benchmarks.latency import (
     check_logits,
     figures_of,
 )
-from benchmarks.random_bundle import RANDOM_TASKS, random_task, write_random_bundle
+from benchmarks.random_bundle import RANDOM_MODELS, random_task, write_random_bundle
 from convmae_deploy.backends.openvino_backend import openvino_precisions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
@@ -81,7 +81,7 @@ def test_settings_below_one_are_refused(arguments: dict[str, object]) -> None:
 
 
 def test_an_unknown_variant_is_refused() -> None:
-    for task in RANDOM_TASKS:
+    for task in RANDOM_MODELS:
         with pytest.raises(ConvMAEError, match="--variant must be one of nano.*got 'giant'"):
             random_task(task, "giant")
 
@@ -89,7 +89,7 @@ def test_an_unknown_variant_is_refused() -> None:
 def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = random_task("classify", "nano")
+    task = random_task("classification", "nano")
     write_random_bundle(tmp_path / "bundle", task, 2)
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.files["model.onnx"].numerics is None
@@ -140,7 +140,7 @@ def test_the_command_tells_speed_and_what_a_process_takes(
 
 @pytest.mark.slow
 def test_a_random_segmenter_s_bundle_is_one(tmp_path: Path) -> None:
-    task = random_task("segment", "nano")
+    task = random_task("segmentation", "nano")
     write_random_bundle(tmp_path / "bundle", task, 1)
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.task == "segmentation" and manifest.outputs["logits"].shape == (150, 128, 128)
@@ -150,14 +150,16 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, second = random_task("classify", "nano").model, random_task("classify", "nano").model
+    first, second = random_task("classification", "nano").model, random_task("classification", "nano").model
     assert torch.equal(torch.rand(1), expected)
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
 def test_a_random_video_model_takes_clips_and_is_verified_when_asked(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    random_bundle.main(["--task", "video", "--variant", "nano", "--max-batch", "1", "--verify", "--out", str(out)])
+    random_bundle.main(
+        ["--task", "video-classification", "--variant", "nano", "--max-batch", "1", "--verify", "--out", str(out)]
+    )
     manifest = load_bundle(out).manifest
     numerics = manifest.files["model.onnx"].numerics
     assert numerics is not None and numerics.passed and "random batch 1" in numerics.inputs
@@ -166,14 +168,16 @@ def test_a_random_video_model_takes_clips_and_is_verified_when_asked(tmp_path: P
         (3, 16, 128, 128),
         400,
     )
-    task = random_task("video", "nano")
+    task = random_task("video-classification", "nano")
     clips = np.random.default_rng(0).standard_normal((1, *manifest.input.shape), dtype=np.float32)
     entries = latency.contenders(task, out, torch.get_num_threads())
     del entries[COMPILED]
     differences = check_logits(entries, clips)
     assert differences[EAGER] == 0 < differences[BF16] and differences[ONNX] < 1e-4
     for bundle in (out, None):
-        config = session.SessionConfig(task="video", variant="nano", bundle=bundle, threads=torch.get_num_threads())
+        config = session.SessionConfig(
+            task="video-classification", variant="nano", bundle=bundle, threads=torch.get_num_threads()
+        )
         run, shape = session.start(config)
         assert shape == manifest.input.shape
         run(clips)

@@ -11,7 +11,8 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from export.graphs import precisions
-from export.graphs.to_onnx import ExportedGraph, export_classifier
+from export.graphs.to_onnx import ExportedGraph
+from tests.export.graphs_of import export_classifier
 
 SIZE = (64, 96)
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

@@ -20,10 +20,11 @@ from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
 from export.graphs.half_precision import in_half_precision
 from export.graphs.precisions import file_name
-from export.graphs.tasks import ExportTask, classifier_task, detector_task, segmenter_task, video_classifier_task
 from export.graphs.to_onnx import export_graph
 from export.int8.quantisation import fold_weights, quantisable_layers, quantise
 from export.packaging import BundleContent, describe_file, write_manifest
+from export.tasks import EXPORTS
+from export.tasks.base import ExportTask
 from export.to_tensorrt import EngineConfig, write_engine
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
@@ -37,25 +38,27 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def classifier() -> ExportTask:
     record = CheckpointRecord(kind="classifier", variant="custom", model=ENCODER, classes=CLASSES)
-    return classifier_task(scattered(build_classifier(ENCODER, num_classes=3)), record)
+    return EXPORTS["classification"].assemble(scattered(build_classifier(ENCODER, num_classes=3)), record)
 
 
 def detector() -> ExportTask:
     config = DetectorConfig(channels=16, fc_width=32, norm="layer")
     record = CheckpointRecord(kind="detector", variant="custom", model=ENCODER, detector=config, classes=CLASSES)
-    return detector_task(scattered(build_detector(ENCODER, config, num_classes=3)), record)
+    return EXPORTS["detection"].assemble(scattered(build_detector(ENCODER, config, num_classes=3)), record)
 
 
 def segmenter() -> ExportTask:
     config = SegmenterConfig(channels=8, auxiliary_channels=8)
     record = CheckpointRecord(kind="segmenter", variant="custom", model=ENCODER, segmenter=config, classes=CLASSES)
-    return segmenter_task(scattered(build_segmenter(ENCODER, config, num_classes=3)), record)
+    return EXPORTS["segmentation"].assemble(scattered(build_segmenter(ENCODER, config, num_classes=3)), record)
 
 
 def video_classifier() -> ExportTask:
     video = VideoConfig(frames=4)
     record = CheckpointRecord(kind="video_classifier", variant="custom", model=ENCODER, video=video, classes=CLASSES)
-    return video_classifier_task(scattered(build_video_classifier(ENCODER, video, num_classes=3)), record)
+    return EXPORTS["video-classification"].assemble(
+        scattered(build_video_classifier(ENCODER, video, num_classes=3)), record
+    )
 
 
 def scattered(model: Model) -> Model:

@@ -22,8 +22,8 @@ from convmae_deploy.tasks import load_bundle
 from export import __main__ as exporting
 from export import verify as program
 from export.graphs import precisions
-from export.graphs.tasks import open_task
 from export.graphs.to_onnx import ExportedGraph
+from export.tasks import open_task
 from tests.bundle_factory import make_segmentation_bundle, write_manifest
 from tests.export.conftest import CLASSES, MAX_BATCH
 from tests.export.verification.test_divergence import store, transpose_weight, weight_of

@@ -20,8 +20,8 @@ from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier
 from export.__main__ import ExportConfig, export_bundle
-from export.graphs.tasks import open_task
 from export.graphs.to_onnx import ExportedGraph, export_graph
+from export.tasks import open_task
 from export.verification.elementwise import VerificationError
 from tests.export.conftest import copy_of
 from tests.video_files import make_video

@@ -9,7 +9,7 @@ import torch
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks import load_bundle
 from export.benchmarking.contenders import Contender
-from export.benchmarking.pytorch import torch_logits, torch_run
+from export.benchmarking.pytorch import torch_output, torch_run
 from tests.bundle_factory import make_bundle
 from tests.export.conftest import CLASSES, SIZE
 
@@ -17,7 +17,7 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 3, *SIZE), dtype=np.float3
 
 
 def test_a_model_takes_and_gives_float32_whatever_it_computes_in() -> None:
-    found = torch_logits(torch.nn.Flatten(), torch.bfloat16)(IMAGES)
+    found = torch_output(torch.nn.Flatten(), torch.bfloat16)(IMAGES)
     assert found.dtype == np.float32
     expected = IMAGES.reshape(2, -1)
     np.testing.assert_allclose(found, expected, rtol=0.01)

@@ -16,6 +16,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
 from convmae_deploy.models.detector import DetectorConfig, build_detector
 from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs.half_precision import (
     DTYPES,
     FLOAT32_LAYERS,
@@ -30,8 +31,10 @@ from export.graphs.half_precision import (
 from export.graphs.slotwise import replace_depthwise_3d
 from export.graphs.static_detector import DENSE, StaticDetector
 from export.graphs.static_detector import OUTPUTS as DETECTED
-from export.graphs.tasks import SegmenterGraph
-from export.graphs.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, VideoClassifierGraph, export_graph
+from export.graphs.to_onnx import ExportedGraph, export_graph
+from export.tasks.classification import ClassifierGraph
+from export.tasks.segmentation import SegmenterGraph
+from export.tasks.video import VideoClassifierGraph
 from export.verification.gates import GATES, signal_to_noise
 from tests.export.conftest import SIZE, tiny_classifier
 

@@ -20,7 +20,7 @@ from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import segment_photo
 from export.__main__ import ExportConfig, export_bundle
-from export.graphs.tasks import open_task
+from export.tasks import open_task
 
 WINDOW = (64, 96)
 CLASSES = ("sky", "road", "tree")

@@ -10,11 +10,14 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import RelativePosition
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs import to_onnx
-from export.graphs.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph, export_classifier, export_graph
+from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.graphs.traced import intermediate_values, peak_bytes_per_image
+from export.tasks.classification import ClassifierGraph
 from export.verification.runners import onnx_runner, torch_runner
 from tests.export.conftest import CLASSES, SIZE
+from tests.export.graphs_of import export_classifier
 
 
 def dimensions(value: object) -> list[str | int]:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
-from export.graphs.to_onnx import OUTPUTS, ExportedGraph
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
+from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.verification.inputs import graph_input, made_photos

@@ -14,10 +14,11 @@ from convmae_deploy.tasks import load_bundle
 from export.reports.html_parts import sentence, table, text
 from export.reports.html_report import html_report
 from export.reports.svg_plots import Series, layer_plot, scatter_plot, stage_of
+from export.tasks.classification import ClassifiedData
 from export.verification.combinations import Combination
 from export.verification.layer_errors import LayerErrors, ModuleError
 from export.verification.outcomes import not_run, verdict
-from export.verification.task_data import Agreement, ClassifiedData, TaskMetric
+from export.verification.task_data import Agreement, TaskMetric
 from export.verification.verify_runs import Outcome, Reference, Results, TaskAnswers
 from tests.bundle_factory import make_bundle
 

@@ -6,7 +6,9 @@ import onnx
 import pytest
 
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from export.graphs.to_onnx import OUTPUTS, ClassifierGraph, ExportedGraph
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
+from export.graphs.to_onnx import ExportedGraph
+from export.tasks.classification import ClassifierGraph
 from export.verification.elementwise import Verification, smallest_failing_images, verify
 from export.verification.gates import EXACT_DB, FP32, GATES, FloatArray
 from export.verification.inputs import Batch

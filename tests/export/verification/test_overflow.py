@@ -1,7 +1,7 @@
 import torch
 
 from export.graphs.half_precision import in_half_precision
-from export.graphs.to_onnx import ClassifierGraph
+from export.tasks.classification import ClassifierGraph
 from export.verification.inputs import Batch
 from export.verification.overflow import find_overflow
 from tests.export.conftest import SIZE, tiny_classifier

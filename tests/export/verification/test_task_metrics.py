@@ -13,10 +13,14 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
+from export.tasks import read_task_data
+from export.tasks.classification import ClassifiedData
+from export.tasks.detection import DetectedData
+from export.tasks.segmentation import SegmentedData, labels_of
 from export.verification.gates import FloatArray
 from export.verification.runners import Outputs, onnx_runner
-from export.verification.task_data import Agreement, ClassifiedData, DetectedData, SegmentedData, TaskMetric, labels_of
-from export.verification.task_metrics import predictor_on, read_task_data, spread, task_metrics
+from export.verification.task_data import Agreement, TaskMetric, spread
+from export.verification.task_metrics import predictor_on, task_metrics
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.coco_folders import edit_annotations, make_coco_folder, rectangle
 from tests.photo_folders import make_photo_folder

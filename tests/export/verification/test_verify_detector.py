@@ -17,8 +17,9 @@ from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs import precisions
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.graphs.tasks import ExportTask, open_task
 from export.graphs.to_onnx import ExportedGraph, export_graph, without_outputs
+from export.tasks import open_task
+from export.tasks.base import ExportTask
 from export.verification.detection_matching import decided, match_image
 from export.verification.elementwise import Candidate, VerificationError
 from export.verification.gates import FloatArray

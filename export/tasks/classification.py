@@ -1,0 +1,130 @@
+"""Classifiers of photos, and what they are held to on a user's data: the top class.
+
+Shapes: K classes.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
+from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
+from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.media.photo_files import find_photos
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.tasks.base import LOGITS, Predictor
+from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS
+from convmae_deploy.tasks.features import FeaturePredictor
+from export.tasks.base import (
+    ExportTask,
+    TaskExport,
+    elementwise_problem,
+    verify_elementwise,
+    wrong_preprocessing,
+)
+from export.verification.gates import FP32, FloatArray, compare
+from export.verification.runners import torch_runner
+from export.verification.task_data import Agreement, Changes, Kind, TaskData, TaskMetric, known_labels, spread
+
+
+class ClassifierGraph(nn.Module):
+    """All outputs of a classifier from one pass. Exists only to be exported and to be its reference."""
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to the tensors named by CLASSIFIER_OUTPUTS."""
+        maps = self.model.encoder(image)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        return (self.model.head(pooled), pooled, *maps)
+
+
+def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
+    """A classifier with its features."""
+    preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
+    if not isinstance(preprocessing, Preprocessing):
+        raise wrong_preprocessing("a classifier", Preprocessing)
+    wrapper = ClassifierGraph(model).eval()
+    reference = torch_runner(wrapper, CLASSIFIER_OUTPUTS)
+    return ExportTask(
+        task="classification",
+        model=model,
+        wrapper=wrapper,
+        outputs=CLASSIFIER_OUTPUTS,
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, CLASSIFIER_OUTPUTS),
+        check=elementwise_problem,
+    )
+
+
+class ClassifiedData(TaskData[FloatArray]):
+    """Photos or videos for classifiers; an answer is logits (K,), of the one view in the middle."""
+
+    batch = 16
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
+        super().__init__(files, labelled=labels is not None)
+        self.labels, self.kind = labels, kind
+        if kind == "videos":
+            self.batch = 1
+
+    def read(self, index: int, predictor: Predictor) -> FloatArray:
+        """The graph's input (3, ...)."""
+        (row,) = cast(FeaturePredictor, predictor).inputs(self.files[index])
+        return np.asarray(row)
+
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+        """Logits (K,) of each."""
+        return list(predictor.run(np.stack(samples), (LOGITS,))[LOGITS])
+
+    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+        """Top-1."""
+        if self.labels is None:
+            return ()
+        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        right = sum(int(logits.argmax()) == label for logits, label in pairs)
+        return (TaskMetric(name="top-1", value=100 * right / len(pairs), samples=len(pairs)),)
+
+    def agreement(self, expected: Sequence[FloatArray | None], found: Sequence[FloatArray | None]) -> Agreement:
+        """On the top class, wherever fp32 rounding alone could not change it."""
+        before, after = (np.stack([logits for logits in side if logits is not None]) for side in (expected, found))
+        comparison = compare(before, after, FP32, top1=True)
+        return Agreement(
+            counted=f"{self.kind} that are no near tie",
+            decided=comparison.images_decided,
+            agreeing=comparison.images_agreeing,
+        )
+
+    def changes(self, expected: Sequence[FloatArray | None], found: Sequence[FloatArray | None]) -> Changes:
+        """Of top classes, near ties included."""
+        pairs = zip(expected, found, strict=True)
+        classes = [(int(a.argmax()), int(b.argmax())) for a, b in pairs if a is not None and b is not None]
+        return Counter(pair for pair in classes if pair[0] != pair[1])
+
+
+def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    """ROOT/<split>/<class>/*, or any folder of photos without labels."""
+    if not (data / split).is_dir():
+        return ClassifiedData(spread(find_photos([data]), limit), None, "photos")
+    folder = read_photo_folder(data, split)
+    labels = known_labels(folder.labels, folder.classes, manifest, data)
+    return ClassifiedData(spread(folder.photos, limit), spread(labels, limit), "photos")
+
+
+CLASSIFICATION = TaskExport(
+    kinds=("classifier",),
+    load=load_classifier,
+    assemble=classifier_task,
+    read_data=read_classified_photos,
+    unlabelled=lambda files, manifest: ClassifiedData(files, None, "photos"),
+    calibrated=128,
+)

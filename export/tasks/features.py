@@ -1,0 +1,139 @@
+"""Encoders of photos without a head, and what they are held to on a user's data: which photo is most like which.
+
+Shapes: N photos, D width of a pooled vector.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
+from convmae_deploy.checkpoints.native import CheckpointRecord, load_feature_extractor
+from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.media.photo_files import find_photos
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.features import FEATURE_OUTPUTS, POOLED, FeaturePredictor
+from export.tasks.base import ExportTask, TaskExport, elementwise_problem, verify_elementwise
+from export.verification.gates import FloatArray
+from export.verification.runners import torch_runner
+from export.verification.task_data import Agreement, Kind, TaskData, TaskMetric, spread
+
+
+class FeatureGraph(nn.Module):
+    """All features from one pass. Exists only to be exported and to be its reference."""
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) to the tensors named by FEATURE_OUTPUTS."""
+        maps = self.model.encoder(image)
+        return (self.model.forward_head(maps[2], pre_logits=True), *maps)
+
+
+def feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
+    """An encoder of photos."""
+    preprocessing = record.preprocessing
+    if not isinstance(preprocessing, Preprocessing):  # that of a detector or a segmenter is not for whole photos
+        preprocessing = standard_preprocessing(record.model.image_size)
+    wrapper = FeatureGraph(model).eval()
+    reference = torch_runner(wrapper, FEATURE_OUTPUTS)
+    return ExportTask(
+        task="features",
+        model=model,
+        wrapper=wrapper,
+        outputs=FEATURE_OUTPUTS,
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, FEATURE_OUTPUTS),
+        check=elementwise_problem,
+    )
+
+
+class FeatureData(TaskData[FloatArray]):
+    """Photos or videos for models that give features; an answer is the pooled vector (D,)."""
+
+    batch = 16
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
+        super().__init__(files, labelled=labels is not None)
+        self.labels, self.kind = labels, kind
+        if kind == "videos":
+            self.batch = 1
+
+    def read(self, index: int, predictor: Predictor) -> FloatArray:
+        """The graph's input (3, ...)."""
+        (row,) = cast(FeaturePredictor, predictor).inputs(self.files[index])
+        return np.asarray(row)
+
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+        """The pooled vector (D,) of each."""
+        return list(predictor.run(np.stack(samples), (POOLED,))[POOLED])
+
+    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+        """How often the most similar other sample is of the same class: leave-one-out nearest neighbour by cosine."""
+        if self.labels is None:
+            return ()
+        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        if len(pairs) < 2:
+            return ()
+        labels = np.array([label for _, label in pairs])
+        nearest, _ = nearest_of(np.stack([a for a, _ in pairs]))
+        right = float((labels[nearest] == labels).mean())
+        return (TaskMetric(name="nearest neighbour", value=100 * right, samples=len(pairs)),)
+
+    def agreement(self, expected: Sequence[FloatArray | None], found: Sequence[FloatArray | None]) -> Agreement:
+        """On the most similar other sample, wherever the best two are further apart than this model's noise."""
+        kept = [(a, b) for a, b in zip(expected, found, strict=True) if a is not None and b is not None]
+        if len(kept) < 3:
+            return Agreement(counted=f"{self.kind} with a clear nearest neighbour", decided=0, agreeing=0)
+        before, after = np.stack([a for a, _ in kept]), np.stack([b for _, b in kept])
+        nearest, margin = nearest_of(before)
+        decided = margin > NEAR_TIE
+        agreeing = int((nearest_of(after)[0] == nearest)[decided].sum())
+        return Agreement(
+            counted=f"{self.kind} with a clear nearest neighbour", decided=int(decided.sum()), agreeing=agreeing
+        )
+
+
+NEAR_TIE = 1e-3  # of cosine: neighbours that differ by less may change places by rounding
+
+
+def nearest_of(vectors: FloatArray) -> tuple[np.ndarray[Any, np.dtype[np.int64]], FloatArray]:
+    """The most similar other vector of each by cosine, and by how much it is ahead of the second: (N,) and (N,).
+
+    Args:
+        vectors: (N, D), N at least 2.
+    """
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    similar = unit @ unit.T  # (N, N)
+    np.fill_diagonal(similar, -np.inf)
+    nearest = similar.argmax(axis=1)
+    best = np.sort(similar, axis=1)[:, -2:]
+    return nearest, np.asarray(best[:, 1] - best[:, 0], dtype=np.float32)
+
+
+def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    """ROOT/<split>/<class>/* with any classes, or any folder of photos without labels."""
+    if not (data / split).is_dir():
+        return FeatureData(spread(find_photos([data]), limit), None, "photos")
+    folder = read_photo_folder(data, split)
+    return FeatureData(spread(folder.photos, limit), spread(folder.labels, limit), "photos")
+
+
+FEATURES = TaskExport(
+    kinds=("encoder", "pretraining", "classifier", "detector", "segmenter"),
+    load=load_feature_extractor,
+    assemble=feature_task,
+    headless=True,
+    read_data=read_feature_photos,
+    unlabelled=lambda files, manifest: FeatureData(files, None, "photos"),
+    calibrated=128,
+)

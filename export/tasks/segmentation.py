@@ -1,0 +1,162 @@
+"""Segmenters, and what they are held to on a user's data: the label of each pixel.
+
+Shapes: H W a photo.
+"""
+
+import copy
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from convmae_deploy.bundle.manifest import Manifest, SlidingWindow, standard_windows
+from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
+from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
+from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.photo_files import find_photos, read_photo
+from convmae_deploy.models.segmenter import ConvMAESegmenter
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.segmentation import Segmenter
+from export.graphs.pooling import replace_adaptive_pooling
+from export.tasks.base import (
+    ExportTask,
+    TaskExport,
+    elementwise_problem,
+    verify_elementwise,
+    wrong_preprocessing,
+)
+from export.verification.gates import FloatArray
+from export.verification.runners import Outputs
+from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
+
+
+class SegmenterGraph(nn.Module):
+    """A segmenter's logits of one window. Exists only to be exported: its adaptive pooling is matrix products."""
+
+    def __init__(self, model: ConvMAESegmenter) -> None:
+        super().__init__()
+        self.model = model
+        replace_adaptive_pooling(self.model)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, h, w) to logits (B, K, h / 4, w / 4).
+
+        The resize to the photo's own size is not in the graph: windows are averaged first, and full-size logits of 150
+        classes would take 157 MB a window of 512 pixels instead of 10 MB.
+        """
+        return (self.model(image),)
+
+
+def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportTask:
+    """A segmenter; the reference keeps PyTorch's own adaptive pooling."""
+    preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
+    if not isinstance(preprocessing, SlidingWindow):
+        raise wrong_preprocessing("a segmenter", SlidingWindow)
+
+    @torch.inference_mode()
+    def reference(images: FloatArray) -> Outputs:
+        return {"logits": model(torch.from_numpy(images)).numpy()}
+
+    return ExportTask(
+        task="segmentation",
+        model=model,
+        wrapper=SegmenterGraph(copy.deepcopy(model)).eval(),
+        outputs=("logits",),
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, ("logits",)),
+        check=elementwise_problem,
+    )
+
+
+class SegmentedData(TaskData[bytes]):
+    """Photos for segmenters; an answer is the compressed labels of the photo."""
+
+    def __init__(self, files: Sequence[Path], folder: SegmentationFolder | None, num_classes: int) -> None:
+        super().__init__(files, labelled=folder is not None)
+        self.folder, self.num_classes = folder, num_classes
+        self._labels = {} if folder is None else {path: index for index, path in enumerate(folder.photos)}
+
+    @property
+    def changing(self) -> str:
+        """What `changes` counts, in words."""
+        return "pixels"
+
+    def read(self, index: int, predictor: Predictor) -> Image.Image:
+        """The photo; as it is stored, where it has labels."""
+        path = self.files[index]
+        return read_photo(path).image if self.folder is None else self.folder.read(self._labels[path])[0]
+
+    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
+        """The labels of each."""
+        found = cast(Segmenter, predictor).segment(samples)
+        return [zlib.compress(entry.labels.astype(np.uint16).tobytes(), level=1) for entry in found]
+
+    def metrics(self, answers: Sequence[bytes | None]) -> tuple[TaskMetric, ...]:
+        """Mean IoU over the classes that are true or predicted somewhere."""
+        if self.folder is None:
+            return ()
+        confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        for path, answer in zip(self.files, answers, strict=True):
+            if answer is not None:
+                labels = self.folder.read_labels(self._labels[path])
+                confusion += confusion_of(labels, labels_of(answer).reshape(labels.shape), self.num_classes)
+        samples = sum(answer is not None for answer in answers)
+        return (TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=samples),)
+
+    def agreement(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Agreement:
+        """On the label of each pixel."""
+        decided = agreeing = 0
+        for before, after in zip(expected, found, strict=True):
+            if before is not None and after is not None:
+                labels = labels_of(before)
+                decided += len(labels)
+                agreeing += int((labels == labels_of(after)).sum())
+        return Agreement(counted="pixels", decided=decided, agreeing=agreeing, by_chance=0.001)
+
+    def changes(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Changes:
+        """Of pixels."""
+        counts = np.zeros((self.num_classes, self.num_classes), np.int64)
+        for before, after in zip(expected, found, strict=True):
+            if before is not None and after is not None:
+                counts += confusion_of(labels_of(before), labels_of(after), self.num_classes)
+        np.fill_diagonal(counts, 0)
+        return Counter({(int(row), int(column)): int(counts[row, column]) for row, column in np.argwhere(counts)})
+
+
+def labels_of(answer: bytes) -> NDArray[np.uint16]:
+    """The labels (H * W,) of a segmenter's answer."""
+    return np.frombuffer(zlib.decompress(answer), np.uint16)
+
+
+def read_segmented(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    """ROOT/images/<split>, ROOT/labels/<split>, ROOT/classes.json, ADE20K's folders, or any folder of photos."""
+    if not any((data / name).is_dir() for name in ("labels", "annotations")):
+        return SegmentedData(spread(find_photos([data]), limit), None, len(manifest.classes))
+    folder = read_segmentation_folder(data, split)
+    if folder.classes != manifest.classes:
+        raise ConvMAEError(
+            f"--data {data} must have the model's {len(manifest.classes)} classes in the same order; it has "
+            f"{len(folder.classes)}, the first of them {folder.classes[0]!r}"
+        )
+    return SegmentedData(spread(folder.photos, limit), folder, len(manifest.classes))
+
+
+SEGMENTATION = TaskExport(
+    kinds=("segmenter",),
+    load=load_segmenter,
+    assemble=segmenter_task,
+    read_data=read_segmented,
+    unlabelled=lambda files, manifest: SegmentedData(files, None, len(manifest.classes)),
+    calibrated=32,
+)

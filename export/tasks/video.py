@@ -1,0 +1,143 @@
+"""Models of videos: classifiers, and encoders without a head."""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, standard_clips
+from convmae_deploy.checkpoints.native import (
+    CheckpointRecord,
+    load_video_classifier,
+    load_video_feature_extractor,
+)
+from convmae_deploy.data.video_folder import VideoFolder, read_video_folder
+from convmae_deploy.media.video_formats import find_videos
+from convmae_deploy.models.classifier import ConvMAEClassifier
+from convmae_deploy.tasks.video import VIDEO_FEATURE_OUTPUTS, VIDEO_OUTPUTS
+from export.graphs.slotwise import replace_depthwise_3d
+from export.tasks.base import (
+    ExportTask,
+    TaskExport,
+    elementwise_problem,
+    verify_elementwise,
+    wrong_preprocessing,
+)
+from export.tasks.classification import ClassifiedData
+from export.tasks.features import FeatureData
+from export.verification.runners import torch_runner
+from export.verification.task_data import TaskData, known_labels, spread
+
+MAX_BATCH = 8  # a clip is as much work as eight photos
+
+
+class VideoFeatureGraph(nn.Module):
+    """All features of clips from one pass. Exists only to be exported and to be its reference.
+
+    The head of a classifier was trained on vectors that `fc_norm` gives, so that of a slot goes through it too.
+    """
+
+    def __init__(self, model: ConvMAEClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, F, H, W) to the tensors named by VIDEO_FEATURE_OUTPUTS."""
+        maps = self.model.encoder(clip)
+        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        slots_btd = self.model.fc_norm(maps[2].mean(dim=(3, 4)).transpose(1, 2))
+        return (pooled, slots_btd, *maps)
+
+
+class VideoClassifierGraph(VideoFeatureGraph):
+    """The same with the logits first."""
+
+    def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, F, H, W) to the tensors named by VIDEO_OUTPUTS."""
+        pooled, *others = super().forward(clip)
+        return (self.model.head(pooled), pooled, *others)
+
+
+def video_classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
+    """A video classifier with its features."""
+    return _video_task("video-classification", VideoClassifierGraph, VIDEO_OUTPUTS, model, record)
+
+
+def video_feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
+    """An encoder of videos."""
+    return _video_task("video-features", VideoFeatureGraph, VIDEO_FEATURE_OUTPUTS, model, record)
+
+
+def _video_task(
+    task: str,
+    graph: type[VideoFeatureGraph],
+    outputs: tuple[str, ...],
+    model: ConvMAEClassifier,
+    record: CheckpointRecord,
+) -> ExportTask:
+    """A model of clips; the reference keeps PyTorch's own 3-D convolutions."""
+    assert record.video is not None  # the record of a video model says so
+    preprocessing = record.preprocessing or standard_clips(record.model.image_size, frames=record.video.frames)
+    if not isinstance(preprocessing, ClipPreprocessing):
+        raise wrong_preprocessing(f"a {task} model", ClipPreprocessing)
+    # frozen: where gradients are wanted the model convolves by itself, and asks its layers for their weights alone
+    wrapper = graph(copy.deepcopy(model)).eval().requires_grad_(False)
+    replace_depthwise_3d(wrapper)
+    reference = torch_runner(graph(model).eval(), outputs)
+    return ExportTask(
+        task=task,
+        model=model,
+        wrapper=wrapper,
+        outputs=outputs,
+        reference=reference,
+        record=record,
+        preprocessing=preprocessing,
+        verify=partial(verify_elementwise, reference, outputs),
+        check=elementwise_problem,
+        max_batch=MAX_BATCH,
+    )
+
+
+def labelled_videos(data: Path, split: str) -> VideoFolder | None:
+    """ROOT/<split>/<class>/*, ROOT/<split>.csv or .txt; None: a folder of videos without labels."""
+    if not (data / split).is_dir() and not any((data / f"{split}{suffix}").is_file() for suffix in (".csv", ".txt")):
+        return None
+    return read_video_folder(data, split)
+
+
+def read_classified_videos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    """Videos with the model's classes, or without labels."""
+    folder = labelled_videos(data, split)
+    if folder is None:
+        return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
+    labels = known_labels(folder.labels, folder.classes, manifest, data)
+    return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
+
+
+def read_feature_videos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
+    """Videos with any classes, or without labels."""
+    folder = labelled_videos(data, split)
+    if folder is None:
+        return FeatureData(spread(find_videos([data]), limit), None, "videos")
+    return FeatureData(spread(folder.videos, limit), spread(folder.labels, limit), "videos")
+
+
+VIDEO_CLASSIFICATION = TaskExport(
+    kinds=("video_classifier",),
+    load=load_video_classifier,
+    assemble=video_classifier_task,
+    read_data=read_classified_videos,
+    unlabelled=lambda files, manifest: ClassifiedData(files, None, "videos"),
+    calibrated=32,
+)
+VIDEO_FEATURES = TaskExport(
+    kinds=("video_pretraining", "video_classifier"),
+    load=load_video_feature_extractor,
+    assemble=video_feature_task,
+    headless=True,
+    read_data=read_feature_videos,
+    unlabelled=lambda files, manifest: FeatureData(files, None, "videos"),
+    calibrated=32,
+)
