@@ -24,6 +24,7 @@ from convmae_deploy.extraction.feature_files import check_feature_path, write_fe
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.predictions import ViewOptions, make_report, open_for_features
+from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks.predictor import VideoClassifier, open_predictor
 
@@ -223,7 +224,7 @@ def import_checkpoint(
 
 
 def _report(file: Path, error: ConvMAEError) -> None:
-    print(f"error: {file}: {error}", file=sys.stderr)
+    print(f"error: {printable(file)}: {printable(error)}", file=sys.stderr)
 
 
 def _print_json(line: dict[str, object]) -> None:
