@@ -2,19 +2,20 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from convmae_deploy.bundle.manifest import Task
 from convmae_deploy.tasks.predictor import VideoClassifier
 from serving import openapi
+from serving.connection_limits import Connections
 from serving.draining import Drain
 from serving.errors import ApiError
 from serving.guard import VIDEO_PATH, Exchange, Guard, routes_by_endpoint
@@ -66,6 +67,8 @@ class Api:
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self._device_wait)
         self.jobs = Jobs(settings, predictors)
         self.metrics = Metrics()
+        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
+        self._page = read_page(PAGE)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -80,6 +83,7 @@ class Api:
             "Time that a request's rows waited for the device.",
             lambda: [(name, backend.queue_seconds) for name, backend in batching_backends(self.predictors).items()],
         )
+        self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
     def tasks(self) -> dict[Task, tuple[str, Handler]]:
@@ -152,15 +156,15 @@ class Api:
 
     async def index_page(self, request: Request) -> Response:
         """GET /."""
-        return page_file("index.html")
+        return self._page_file("index.html")
 
     async def docs_page(self, request: Request) -> Response:
         """GET /docs."""
-        return page_file("docs.html")
+        return self._page_file("docs.html")
 
     async def page_asset(self, request: Request) -> Response:
         """GET /page/{asset}."""
-        return page_file(request.path_params["asset"])
+        return self._page_file(request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -175,6 +179,19 @@ class Api:
             if not self.jobs.health(name).ready:
                 return f"the model {name} failed several times in a row; see the server's log"
         return None
+
+    def _page_file(self, name: str) -> Response:
+        """One file of the page; what a client asks for is looked up by name and never becomes a path.
+
+        Raises:
+            ApiError: 404.
+        """
+        file = self._page.get(name)
+        if file is None:
+            raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
+        media_type, content = file
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
+        return Response(content, media_type=media_type, headers=headers)
 
     def _device_wait(self) -> float:
         """Seconds that a request given now would probably wait for a device, whichever model it is for."""
@@ -295,15 +312,7 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     return application
 
 
-def page_file(name: str) -> Response:
-    """One file of the page's folder, which has no folders of its own.
-
-    Raises:
-        ApiError: 404.
-    """
-    path = PAGE / name
-    media_type = ASSET_TYPES.get(path.suffix)
-    if media_type is None or path.parent != PAGE or not path.is_file():
-        raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
-    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(path, media_type=media_type, headers=headers)
+def read_page(folder: Path) -> Mapping[str, tuple[str, bytes]]:
+    """The files of the page, which has no folders: media type and content by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in ASSET_TYPES)
+    return {path.name: (ASSET_TYPES[path.suffix], path.read_bytes()) for path in files}

@@ -11,7 +11,7 @@ import pytest
 from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
 from tests.serving.sample_images import jpeg
 
-KEY = "correct horse"
+KEY = "correct horse battery"
 
 
 def pending_jobs(server: RunningServer) -> int:

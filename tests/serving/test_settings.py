@@ -52,12 +52,12 @@ def test_a_bad_value_is_one_sentence_that_names_the_variable(
 
 
 def test_the_key_does_not_show_when_the_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key")
-    assert "hidden-key" not in repr(load_settings())
+    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key-of-a-server")
+    assert "hidden-key-of-a-server" not in repr(load_settings())
 
 
 def test_a_bad_key_is_not_repeated_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key")
+    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key-of-a-server")
     monkeypatch.setenv("CONVMAE_PORT", "hidden-port")
     with pytest.raises(ConvMAEError) as caught:
         load_settings()
