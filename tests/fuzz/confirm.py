@@ -6,6 +6,7 @@ become finds where they are to blame: on a busy machine it also stops what is no
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from tests.fuzz.finds import Find, add_find, read_finds
@@ -13,8 +14,7 @@ from tests.fuzz.outcomes import observe_apart, smallest
 from tests.fuzz.target import Check, without_warnings
 from tests.fuzz.targets import TARGETS
 
-_TRIES = 300  # to shorten an input that ends in an exception
-_COSTLY_TRIES = 40  # and one that takes seconds or gigabytes, or crashes
+_SHORTENING_SECONDS = 180.0  # for all finds together; what is not short by then stays as it is
 
 
 def confirm(check: Check, finds: Path, artifacts: Path) -> None:
@@ -35,16 +35,19 @@ def confirm(check: Check, finds: Path, artifacts: Path) -> None:
             add_find(finds, data, promise)
     for path in artifacts.iterdir():
         path.unlink()
+    deadline = time.monotonic() + _SHORTENING_SECONDS
     for find in read_finds(finds):  # only now, as it takes long and may be interrupted
-        _shorten(check, find, finds)
+        _shorten(check, find, finds, deadline)
 
 
-def _shorten(check: Check, find: Find, finds: Path) -> None:
+def _shorten(check: Check, find: Find, finds: Path, deadline: float) -> None:
     def breaks(candidate: bytes) -> bool:
+        if time.monotonic() > deadline:
+            return False
         found = observe_apart(check, candidate)
         return found is not None and found.kind == find.kind
 
-    data = smallest(find.data, breaks, _TRIES if " at " in find.kind else _COSTLY_TRIES)
+    data = smallest(find.data, breaks)
     broken = observe_apart(check, data)
     if broken is not None:
         add_find(finds, data, broken)

@@ -95,7 +95,7 @@ def observe_apart(check: Check, data: bytes) -> Broken | None:
     return Broken(**json.loads(text)) if text else None
 
 
-def smallest(data: bytes, breaks: Callable[[bytes], bool], tries: int = 2000) -> bytes:
+def smallest(data: bytes, breaks: Callable[[bytes], bool], tries: int = 1000) -> bytes:
     """Leaves out what an input need not have to break the same promise, and makes zeros of what need not be other.
 
     Args:

@@ -175,7 +175,12 @@ def _decoding_check(formats: Sequence[str]) -> Check:
         require(1 <= decoded.orientation <= 8, f"an orientation must be 1 to 8; it is {decoded.orientation}")
         turned = (height, width) if decoded.orientation >= 5 else (width, height)
         require(decoded.image.size == turned, f"the size must be {turned}; it is {decoded.image.size}")
-        require(len(decoded.image.tobytes()) == 3 * width * height, "every pixel must be there")
+        pixels = decoded.image.tobytes()
+        require(len(pixels) == 3 * width * height, "every pixel must be there")
+        for mode in ("L", "RGB"):
+            Image.new(mode, (width, height), 0xAAAAAA)  # what a decoder does not write it would now show
+        again = decode_image(data, limits=limits).image.tobytes()
+        require(again == pixels, "pixels must come from the file; these differ from read to read")
         require(decoded.frames >= 1 and decoded.format in formats, f"{decoded.frames} frames of {decoded.format}")
 
     return check

@@ -62,22 +62,24 @@ def search(name: str, target: Target, seconds: float, out: Path, seed: int) -> R
     words.write_text("".join(f'"{_escaped(token)}"\n' for token in target.tokens), encoding="ascii")
     settings = [f"-dict={words}", f"-max_len={target.max_bytes}", f"-timeout={_MAX_SECONDS_OF_AN_INPUT}"]
     settings += [f"-artifact_prefix={folders['artifacts']}/", "-print_final_stats=1", "-close_fd_mask=2"]
-    result, start, stretch, log = Result(target=name), time.monotonic(), 0, out / name / "log.txt"
+    result, start, stretch = Result(target=name), time.monotonic(), 0
+    confirmed = [name, str(folders["finds"]), str(folders["artifacts"])]
     with tempfile.TemporaryDirectory(prefix="convmae-fuzz-", dir=_memory()) as scratch:
         environment = os.environ | {"TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
         while (left := int(seconds - (time.monotonic() - start))) > 0:
             limits = [f"-max_total_time={left}", f"-seed={seed + stretch}"]
             command = [name, str(folders["finds"]), *settings, *limits, str(folders["corpus"]), str(folders["seeds"])]
+            log = out / name / f"stretch{stretch}.log"
             status = _run("worker", command, environment, log)
             result.add(log.read_text(encoding="utf-8", errors="replace"))
             if status == 0:
                 break
             if not any(folders["artifacts"].iterdir()):
                 raise ConvMAEError(f"the search of {name} ended with status {status}; {log} says why")
-            _run("confirm", [name, str(folders["finds"]), str(folders["artifacts"])], environment, log)
+            _run("confirm", confirmed, environment, out / name / "confirm.log")
             stretch += 1
         result.seconds = time.monotonic() - start
-        _run("confirm", [name, str(folders["finds"]), str(folders["artifacts"])], environment, log)
+        _run("confirm", confirmed, environment, out / name / "confirm.log")
     result.finds = tuple(read_finds(folders["finds"]))
     return result
 

@@ -3,6 +3,7 @@
 from tests.fuzz import bundles, photos, training_files, videos, wire
 from tests.fuzz.archives import mutate_tar
 from tests.fuzz.json_trees import TOKENS, mutate_json
+from tests.fuzz.protobuf_trees import mutate_protobuf
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -39,6 +40,7 @@ TARGETS: dict[str, Target] = {
         seeds=bundles.graph_seeds,
         prepare=bundles.graph_check,
         tokens=bundles.ONNX_TOKENS,
+        mutate=mutate_protobuf,
     ),
     "engine": Target(
         reader="the record of an engine",

@@ -5,12 +5,16 @@ import json
 import random
 import tarfile
 
+import onnx
 import pytest
+from google.protobuf.message import DecodeError
 
 from tests.fuzz.archives import mutate_tar
+from tests.fuzz.bundles import graph_seeds
 from tests.fuzz.chunks import mutate_chunks
 from tests.fuzz.json_trees import mutate_json
 from tests.fuzz.photos import photo_seeds
+from tests.fuzz.protobuf_trees import mutate_protobuf
 from tests.fuzz.training_files import shard_seeds
 from tests.fuzz.videos import video_seeds
 
@@ -74,6 +78,18 @@ def test_changed_json_is_json_three_times_of_four_and_differs() -> None:
         except ValueError:
             continue
     assert kept > 130 and different > 110
+
+
+def test_a_changed_graph_is_often_a_message_still() -> None:
+    seed, readable = graph_seeds()["areas.onnx"], 0
+    for number in range(40):
+        changed = mutate_protobuf(seed, MOST, random.Random(number), reverse)
+        try:
+            onnx.load_model_from_string(changed)
+            readable += changed != seed
+        except DecodeError:
+            continue
+    assert readable > 20
 
 
 def test_bytes_that_are_no_json_and_files_without_chunks_are_changed_as_bytes() -> None:
