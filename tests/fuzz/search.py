@@ -51,13 +51,11 @@ def search(name: str, target: Target, seconds: float, out: Path, seed: int) -> R
         seed: of libFuzzer's random numbers; a search with the same seed, code and start does the same.
 
     Raises:
-        ConvMAEError: the searching process does not run.
+        ConvMAEError: a process of the search does not run.
     """
     folders = {part: out / name / part for part in ("corpus", "seeds", "finds", "artifacts")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    for file, data in target.seeds().items():
-        (folders["seeds"] / file).write_bytes(data)
     words = out / name / "words.dict"
     words.write_text("".join(f'"{_escaped(token)}"\n' for token in target.tokens), encoding="ascii")
     settings = [f"-dict={words}", f"-max_len={target.max_bytes}", f"-timeout={_MAX_SECONDS_OF_AN_INPUT}"]
@@ -66,6 +64,10 @@ def search(name: str, target: Target, seconds: float, out: Path, seed: int) -> R
     confirmed = [name, str(folders["finds"]), str(folders["artifacts"])]
     with tempfile.TemporaryDirectory(prefix="convmae-fuzz-", dir=_memory()) as scratch:
         environment = os.environ | {"TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
+        if _run("seeds", [name, str(folders["seeds"])], environment, out / name / "seeds.log"):
+            raise ConvMAEError(
+                f"the files that the search of {name} begins with cannot be made; see seeds.log in {out}"
+            )
         while (left := int(seconds - (time.monotonic() - start))) > 0:
             limits = [f"-max_total_time={left}", f"-seed={seed + stretch}"]
             command = [name, str(folders["finds"]), *settings, *limits, str(folders["corpus"]), str(folders["seeds"])]
