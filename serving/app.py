@@ -2,9 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
-from typing import Final
+from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -30,6 +28,7 @@ from serving.models import (
     list_models,
     warm_up,
 )
+from serving.page_files import PAGE, PageFiles
 from serving.pool import Ticket, WorkPool
 from serving.requests import IMAGE, VIDEO, Medium, Parsed, parse_embeddings, parse_images, parse_videos
 from serving.settings import Settings
@@ -37,20 +36,6 @@ from serving.settings import Settings
 Handler = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger("convmae_serving")
-
-PAGE: Final = Path(__file__).parent / "page"
-CONTENT_SECURITY_POLICY: Final = (
-    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-)
-ASSET_TYPES: Final = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".ico": "image/x-icon",
-    ".js": "text/javascript",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-}
 
 
 class Api:
@@ -68,7 +53,7 @@ class Api:
         self.jobs = Jobs(settings, predictors)
         self.metrics = Metrics()
         self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
-        self._page = read_page(PAGE)
+        self._page = PageFiles(PAGE)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -156,15 +141,15 @@ class Api:
 
     async def index_page(self, request: Request) -> Response:
         """GET /."""
-        return self._page_file("index.html")
+        return self._page.answer("index.html")
 
     async def docs_page(self, request: Request) -> Response:
         """GET /docs."""
-        return self._page_file("docs.html")
+        return self._page.answer("docs.html")
 
     async def page_asset(self, request: Request) -> Response:
         """GET /page/{asset}."""
-        return self._page_file(request.path_params["asset"])
+        return self._page.answer(request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -179,19 +164,6 @@ class Api:
             if not self.jobs.health(name).ready:
                 return f"the model {name} failed several times in a row; see the server's log"
         return None
-
-    def _page_file(self, name: str) -> Response:
-        """One file of the page; what a client asks for is looked up by name and never becomes a path.
-
-        Raises:
-            ApiError: 404.
-        """
-        file = self._page.get(name)
-        if file is None:
-            raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
-        media_type, content = file
-        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-        return Response(content, media_type=media_type, headers=headers)
 
     def _device_wait(self) -> float:
         """Seconds that a request given now would probably wait for a device, whichever model it is for."""
@@ -310,9 +282,3 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
     application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of)
     return application
-
-
-def read_page(folder: Path) -> Mapping[str, tuple[str, bytes]]:
-    """The files of the page, which has no folders: media type and content by name."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in ASSET_TYPES)
-    return {path.name: (ASSET_TYPES[path.suffix], path.read_bytes()) for path in files}

@@ -21,6 +21,7 @@ from serving.http_parser import RequestParser
 
 CONNECTIONS: Final = "convmae.connections"  # where the application's state has them, which uvicorn hands over
 HEADER_SECONDS: Final = 10.0
+HTTP_VERSIONS: Final = frozenset({"1.0", "1.1"})  # the parser also takes a line without one, and 2.0
 INTERIM: Final = b"HTTP/1.1 100 "  # comes before the answer
 WRITE_SECONDS: Final = 10.0  # that an answer may wait for its client to read on
 HEADERS_TOO_LARGE: Final = f"expected at most {MAX_HEADER_BYTES} bytes of headers; send fewer"
@@ -80,7 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self.parser = RequestParser(self)
         self._connections: Connections = self.app_state.get(CONNECTIONS, Connections())
-        self.timeout_keep_alive = self._connections.keep_alive_seconds  # type: ignore[assignment]  # for call_later
+        self.timeout_keep_alive = self._connections.keep_alive_seconds
         self._refusal: tuple[int, str, str] | None = None  # status, code and message for the request being parsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -187,6 +188,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refusal = 431, "headers_too_large", HEADERS_TOO_LARGE
+            raise UnfitHead
+        if self.parser.get_http_version() not in HTTP_VERSIONS:
             raise UnfitHead
         tunnel = self.parser.get_method() == b"CONNECT"
         if self.url.startswith((b"/", b"*")) and not tunnel:
