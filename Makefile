@@ -36,7 +36,7 @@ wheel-check: .venv/.dev
 
 # The newest versions that fit pyproject.toml, for every supported Python; commit the result once the tests pass with it.
 constraints: .venv/.uv
-	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra fuzz --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
 
 clean:

@@ -25,6 +25,7 @@ from convmae_deploy.files import check_can_create
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_formats import find_videos
+from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import TASKS, load_bundle, open_predictor
 from convmae_deploy.tasks.base import PredictOptions, Predictor, Report
@@ -277,7 +278,7 @@ def _flag(name: str) -> str:
 
 
 def _report(file: Path, error: ConvMAEError) -> None:
-    print(f"error: {file}: {error}", file=sys.stderr)
+    print(f"error: {printable(file)}: {printable(error)}", file=sys.stderr)
 
 
 def _print_json(line: dict[str, object]) -> None:

@@ -1,14 +1,27 @@
-"""Finding files, and writing files and folders so that a reader never finds half of one."""
+"""Finding files, reading them within bounds, and writing files and folders so that a reader never finds half of one.
 
+What stands in a file is data. A name that was read from one goes through `path_inside`, and a file that such a name or
+a folder gave is read by `open_regular` and `read_regular`: a pipe, a device or a file of any size ends in an error.
+"""
+
+import errno
 import hashlib
+import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PureWindowsPath
+from typing import Any, BinaryIO
 
 from convmae_deploy.errors import ConvMAEError
+
+MAX_JSON_BYTES = 64 * 1024 * 1024  # of a description; annotations of a data set have a bound of their own
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PREVIOUS = "previous"  # in a working folder of `atomic_directory`: the folder that is being replaced
 
 
 @contextmanager
@@ -25,39 +38,67 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it becomes `path`, on an exception it is removed.
+    """Yields a temporary folder; on success it becomes `path`, on an exception it is removed.
+
+    It lies in a working folder beside `path` that has a random name and that only its owner may enter: whoever else may
+    write there can neither foresee it nor put anything into it.
 
     Args:
         path: the folder to create.
-        replace: whether an existing folder at `path` may be replaced. The old one is moved aside first and removed
-            last; `existing_directory` finds it should the process die between the two renames.
+        replace: whether an existing folder at `path` may be replaced. The old one is moved into the working folder
+            first and removed last; `existing_directory` finds it should the process die between the two renames.
 
     Raises:
         ConvMAEError: `path` exists and `replace` is False.
     """
-    if path.exists() and not replace:
+    if os.path.lexists(path) and not replace:
         raise ConvMAEError(f"{path} exists already; remove it or choose another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    previous = _previous(path)
+    abandoned = (
+        [] if path.exists() else _abandoned(path)
+    )  # of a crash; not needed any more once there is a newer folder
+    working = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    working.mkdir(mode=0o700)
+    temporary, previous = working / path.name, working / _PREVIOUS
     try:
+        temporary.mkdir()
         yield temporary
-        if path.exists():
-            shutil.rmtree(previous, ignore_errors=True)
+        if os.path.lexists(path):
             os.replace(path, previous)
-        os.replace(temporary, path)
-        shutil.rmtree(previous, ignore_errors=True)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.lexists(previous):
+                os.replace(previous, path)
+            raise
+        for folder in abandoned:
+            shutil.rmtree(folder.parent, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(path) or not os.path.lexists(previous):  # else it is all that is left
+            shutil.rmtree(working, ignore_errors=True)
 
 
 def existing_directory(path: Path) -> Path | None:
     """The folder last completed at `path` by `atomic_directory`, also after a crash between its renames; else None."""
-    for candidate in (path, _previous(path)):
-        if candidate.is_dir():
-            return candidate
-    return None
+    if path.is_dir():
+        return path
+    return next(iter(_abandoned(path)), None)
+
+
+def _abandoned(path: Path) -> list[Path]:
+    """Folders that a process moved aside from `path` before it died, the newest first.
+
+    Only what lies in a working folder of this user, which nobody else may enter, was put there by `atomic_directory`.
+    """
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    found = []
+    with suppress(OSError):  # no such folder, or it changes while it is read
+        for working in (path.with_name(name) for name in os.listdir(path.parent) if pattern.fullmatch(name)):
+            status = working.lstat()
+            is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            if is_private and status.st_uid == os.geteuid() and (working / _PREVIOUS).is_dir():
+                found.append((status.st_mtime_ns, working / _PREVIOUS))
+    return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def check_can_create(path: Path) -> None:
@@ -69,6 +110,8 @@ def check_can_create(path: Path) -> None:
 
 def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> list[Path]:
     """The files among `paths`, and for each folder those of some kind in it, at any depth, sorted; no hidden files.
+
+    Links are followed, also those to folders, as class folders often are links. Pipes and devices are left out.
 
     Args:
         paths: files, whatever their names, and folders.
@@ -85,8 +128,8 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
             continue
         inside = sorted(
             file
-            for file in path.rglob("*")
-            if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
+            for file in _entries_below(path)
+            if file.suffix.lower() in suffixes and not file.name.startswith(".") and os.path.isfile(file)
         )
         if not inside:
             raise ConvMAEError(
@@ -96,11 +139,123 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
     return found
 
 
+def _entries_below(folder: Path) -> Iterator[Path]:
+    """What is no folder, at any depth; each folder is entered once, however many links lead to it or in a circle.
+
+    Links are followed last, so that a folder that lies below `folder` itself is found by its own name.
+    """
+    entered: set[tuple[int, int]] = set()
+    waiting = [str(folder)]
+    while waiting:
+        links: list[str] = []
+        for start in waiting:
+            for directory, folders, names in os.walk(start):
+                status = os.stat(directory)
+                if (status.st_dev, status.st_ino) in entered:
+                    folders.clear()
+                    continue
+                entered.add((status.st_dev, status.st_ino))
+                links += [path for name in folders if os.path.islink(path := os.path.join(directory, name))]
+                yield from (Path(directory, name) for name in names)
+        waiting = sorted(links)
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The file below `folder` that a name means which was read from a file: it never leads elsewhere.
+
+    By the rules of POSIX and of Windows alike, so that data are judged alike wherever they are read. Links that lie in
+    the folder are its owner's and may lead anywhere.
+
+    Raises:
+        ConvMAEError: the name is empty, absolute, climbs with "..", or holds control characters.
+    """
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or ".." in parts or PureWindowsPath(name).drive or _CONTROL_CHARACTERS.search(name):
+        raise ConvMAEError(f"a file must be named by its path inside {folder}, without '..'; found {shortened(name)}")
+    return folder / name
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """A text from a file for a sentence, in quotes: what could drive a terminal is escaped, what is long is cut."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r} ... ({len(text)} characters)"
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read it; never waits for a pipe or touches a device.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    try:
+        _check_regular(os.stat(path))
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    except ValueError:  # a zero byte, or half of a surrogate pair
+        raise OSError(errno.EINVAL, "its name cannot be one of a file") from None
+    try:
+        _check_regular(os.fstat(file.fileno()))  # the name may mean another file by now
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a device or a socket"
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: the file.
+        limit: how many bytes it may have; a larger one is not read.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, at most {limit} are read")
+        return file.read(size)
+
+
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """The text of a regular file in UTF-8, without a byte order mark.
+
+    Raises:
+        ConvMAEError: it cannot be read, is larger than `limit` bytes, or is no such text.
+    """
+    try:
+        return read_regular(path, limit).decode("utf-8-sig")
+    except OSError as error:
+        raise ConvMAEError(f"{path} cannot be read ({error.strerror}); check its path and permissions") from None
+    except UnicodeDecodeError as error:
+        raise ConvMAEError(f"{path} must be text in UTF-8; byte {error.start} is not, save it again as such") from None
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ConvMAEError: it cannot be read, is larger than `limit` bytes, or is no JSON: `NaN` and nesting without end
+            are none either.
+    """
+    text = read_text(path, limit)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConvMAEError(f"{path} is not valid JSON ({reason}); mend it") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f".{path.name}.previous")

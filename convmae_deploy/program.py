@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 
 SOME_INPUTS_BAD = 1
 REFUSED = 2
@@ -34,7 +35,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         status = main() or 0
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last moments
     except ConvMAEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         status = REFUSED
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -67,5 +68,5 @@ def require_extra(extra: str, packages: Sequence[str]) -> None:
 
 
 def readable(path: Path) -> str:
-    """The path for people: bytes that are no UTF-8 (possible on Linux) are replaced."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """The path for people: bytes that are no UTF-8 (possible on Linux) are replaced, control characters escaped."""
+    return printable(os.fsencode(path).decode("utf-8", "replace"))

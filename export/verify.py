@@ -33,6 +33,7 @@ from convmae_deploy.bundle.manifest import MANIFEST_NAME, ClipPreprocessing, Man
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
+from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle
 from export.graphs.to_onnx import ExportedGraph, export_graph
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verify_bundle(config, console, ["python", "-m", "export.verify", *given])
     except (VerificationError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return SOME_INPUTS_BAD
     console.print(f"Verified: {config.bundle}", highlight=False)
     return 0

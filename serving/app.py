@@ -3,17 +3,16 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from convmae_deploy.tasks.video import VideoClassifier
 from serving import openapi
+from serving.connection_limits import Connections
 from serving.draining import Drain
 from serving.errors import ApiError
 from serving.guard import VIDEO_PATH, Exchange, Guard, routes_by_endpoint
@@ -28,6 +27,7 @@ from serving.models import (
     list_models,
     warm_up,
 )
+from serving.page_files import PAGE, PageFiles
 from serving.pool import Ticket, WorkPool
 from serving.requests import IMAGE, VIDEO, Medium, Parsed, parse_embeddings, parse_images, parse_videos
 from serving.settings import Settings
@@ -35,20 +35,6 @@ from serving.settings import Settings
 Handler = Callable[[Request], Awaitable[Response]]
 
 logger = logging.getLogger("convmae_serving")
-
-PAGE: Final = Path(__file__).parent / "page"
-CONTENT_SECURITY_POLICY: Final = (
-    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-)
-ASSET_TYPES: Final = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".ico": "image/x-icon",
-    ".js": "text/javascript",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-}
 
 
 class Api:
@@ -65,6 +51,8 @@ class Api:
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self._device_wait)
         self.jobs = Jobs(settings, predictors)
         self.metrics = Metrics()
+        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
+        self._page = PageFiles(PAGE)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -79,6 +67,7 @@ class Api:
             "Time that a request's rows waited for the device.",
             lambda: [(name, backend.queue_seconds) for name, backend in batching_backends(self.predictors).items()],
         )
+        self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
     def tasks(self) -> dict[str, tuple[str, Handler]]:
@@ -151,15 +140,15 @@ class Api:
 
     async def index_page(self, request: Request) -> Response:
         """GET /."""
-        return page_file("index.html")
+        return self._page.answer("index.html")
 
     async def docs_page(self, request: Request) -> Response:
         """GET /docs."""
-        return page_file("docs.html")
+        return self._page.answer("docs.html")
 
     async def page_asset(self, request: Request) -> Response:
         """GET /page/{asset}."""
-        return page_file(request.path_params["asset"])
+        return self._page.answer(request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -292,17 +281,3 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
     application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of)
     return application
-
-
-def page_file(name: str) -> Response:
-    """One file of the page's folder, which has no folders of its own.
-
-    Raises:
-        ApiError: 404.
-    """
-    path = PAGE / name
-    media_type = ASSET_TYPES.get(path.suffix)
-    if media_type is None or path.parent != PAGE or not path.is_file():
-        raise ApiError(404, "not_found", "there is no such file on this server; see /docs")
-    headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(path, media_type=media_type, headers=headers)

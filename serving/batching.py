@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -46,10 +46,10 @@ class DeviceLost(RuntimeError):
 class _Call:
     """One call of `run`, in the queue or on the device."""
 
-    def __init__(self, rows: Rows, outputs: Sequence[str]) -> None:
+    def __init__(self, rows: Rows, outputs: Sequence[str], since: float) -> None:
         self.rows = rows
         self.outputs = tuple(sorted(set(outputs)))
-        self.since = time.perf_counter()
+        self.since = since  # by the backend's clock
         self.taken = 0  # rows given to batches so far
         self.error: Exception | None = None
         self.ended = threading.Event()
@@ -94,16 +94,24 @@ class BatchingBackend:
         backend: what runs the batches.
         sizes: batches that it is fast for.
         manifest: of the model.
+        clock: seconds that have passed, from any start; what batches take is measured by it.
 
     Raises:
         ConvMAEError: a batch of one of the sizes does not run.
     """
 
-    def __init__(self, backend: Backend, sizes: Sequence[int], manifest: Manifest) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: Sequence[int],
+        manifest: Manifest,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.sizes = tuple(sorted(sizes))
         self.rows_run = Histogram(ROW_BUCKETS)
         self.queue_seconds = Histogram(SECONDS_BUCKETS)
         self._backend = backend
+        self._clock = clock
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
         self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # of every batch in turn
@@ -140,7 +148,7 @@ class BatchingBackend:
         shape = self._input.shape[1:]
         if image.shape[1:] != shape or not len(image):
             raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, shape))}); got {image.shape}")
-        call = _Call(image, outputs)
+        call = _Call(image, outputs, self._clock())
         ticket = current_ticket()
         if ticket is not None:
             ticket.when_abandoned(lambda: self._fail(call, ClientGone()))
@@ -160,7 +168,7 @@ class BatchingBackend:
         wait = self._queued_rows // largest * self._seconds[largest]
         if running is not None:
             # What is left of the batch that runs; one that takes longer than usual may well take as long again.
-            wait += abs(self._seconds[running[0]] - (time.perf_counter() - running[1]))
+            wait += abs(self._seconds[running[0]] - (self._clock() - running[1]))
         return wait
 
     def fault(self) -> str | None:
@@ -170,7 +178,7 @@ class BatchingBackend:
             return (
                 f"the device of the model {self._model} runs nothing any more; see the log, and start the server again"
             )
-        if running is not None and (seconds := time.perf_counter() - running[1]) > STUCK_SECONDS:
+        if running is not None and (seconds := self._clock() - running[1]) > STUCK_SECONDS:
             return f"the device of the model {self._model} has not answered for {seconds:.0f} s; start the server again"
         return None
 
@@ -205,9 +213,9 @@ class BatchingBackend:
             runs = []
             try:
                 for _ in range(1 + TIMED_RUNS):
-                    started = time.perf_counter()
+                    started = self._clock()
                     self._backend.run(self._input[:size], self._outputs)
-                    runs.append(time.perf_counter() - started)
+                    runs.append(self._clock() - started)
             except Exception as error:  # backends' exceptions have no common base
                 reason = " ".join(str(error).split())
                 raise ConvMAEError(
@@ -232,7 +240,7 @@ class BatchingBackend:
         calls = [call for call in self._queue if call.outputs == self._queue[0].outputs]
         left = choose_rows(sum(call.waiting for call in calls), self._seconds)
         self._queued_rows -= left
-        now, parts = time.perf_counter(), []
+        now, parts = self._clock(), []
         for call in calls:
             if not left:
                 break
@@ -308,13 +316,13 @@ class BatchingBackend:
 
     @contextmanager
     def _timed(self, size: int) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self._clock()
         self._running = (size, started)
         try:
             yield
         finally:
             self._running = None
-        self._seconds[size] += SMOOTHING * (time.perf_counter() - started - self._seconds[size])
+        self._seconds[size] += SMOOTHING * (self._clock() - started - self._seconds[size])
 
     def _fail_all(self, parts: Sequence[_Part], error: Exception) -> None:
         for part in parts:

@@ -1,7 +1,7 @@
 """The outermost layer: everything that holds for every request, as plain ASGI.
 
-In this order: request id, draining, header size, authentication, body limits; then the application; then the metrics.
-Whatever is raised inside becomes one JSON error.
+In this order: request id, draining, header size, Host and Origin, authentication, body limits; then the application;
+then the metrics. Whatever is raised inside becomes one JSON error.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -20,10 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import ApiError, ClientGone, busy, error_response, routing_error
 from serving.metrics import Metrics
 from serving.settings import Settings
+from serving.visitors import Visitors
+from serving.wrong_keys import WrongKeys, address_of
 
 logger = logging.getLogger("convmae_serving")
 
 MAX_HEADER_BYTES: Final = 64 * 1024
+LENGTH_DIGITS: Final = 20  # of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
@@ -91,7 +94,9 @@ class Exchange:
         if self.status:
             self.close = True
             return
-        self.close = self.close or (self._body_is_arriving() and not self._body_is_small())
+        # A client that waits to be asked for its body may never send it, so what follows may be its next request.
+        stays = self._body_is_small() and b"expect" not in self.headers
+        self.close = self.close or (self._body_is_arriving() and not stays)
         response = error_response(error, self.request_id)
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         await self.send(start)
@@ -103,13 +108,16 @@ class Exchange:
             await self.send({"type": "http.response.body", "body": response.body, "more_body": False})
 
     def _body_is_arriving(self) -> bool:
-        announced = self.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in self.headers
-        return announced and self.more_body
+        return self.more_body and (self.announced_bytes() > 0 or b"transfer-encoding" in self.headers)
+
+    def announced_bytes(self) -> int:
+        """The length of the body in bytes, 0 where the client did not say."""
+        digits = self.headers.get(b"content-length", b"0").lstrip(b"0")
+        return int(digits[:LENGTH_DIGITS]) if digits.isdigit() else 0
 
     def _body_is_small(self) -> bool:
         """Whether what is still to come may simply be skipped, so that the connection stays open."""
-        length = self.headers.get(b"content-length", b"")
-        return length.isdigit() and int(length) <= SKIPPED_BYTES
+        return b"transfer-encoding" not in self.headers and self.announced_bytes() <= SKIPPED_BYTES
 
     async def _discard_body(self) -> None:
         try:
@@ -129,9 +137,17 @@ class Guard:
         settings: limits and the API key.
         metrics: where every answered request is counted.
         route_of: the template of the route that an endpoint belongs to, for the metrics' labels.
+        clock: seconds that only grow, for what is counted by time.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, route_of: Callable[[object], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        route_of: Callable[[object], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
@@ -139,6 +155,8 @@ class Guard:
         self.draining = False
         self.in_flight = 0
         self.buffered_bytes = 0
+        self._visitors = Visitors(settings)
+        self._wrong_keys = WrongKeys(clock)
         key = settings.api_key
         self._key_digest = None if key is None else _digest(key.get_secret_value().encode())
 
@@ -189,6 +207,7 @@ class Guard:
             raise ApiError(
                 431, "headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers; send fewer"
             )
+        self._visitors.check(exchange.scope, exchange.headers)
         if not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
             self._authenticate(exchange)
         self._check_body(exchange)
@@ -196,14 +215,24 @@ class Guard:
     def _authenticate(self, exchange: Exchange) -> None:
         if self._key_digest is None:
             return
-        given = exchange.headers.get(b"x-api-key", b"")
-        authorization = exchange.headers.get(b"authorization", b"")
-        if authorization[:7].lower() == b"bearer ":
-            given = authorization[7:].strip()
+        given = _keys(exchange.headers)
         # Digests of equal length, so that neither content nor length of the key shows in the time taken.
-        if not hmac.compare_digest(_digest(given), self._key_digest):
-            message = "expected a valid API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; send one"
-            raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+        if any([hmac.compare_digest(_digest(key), self._key_digest) for key in given]):
+            return
+        wait = self._note_wrong_key(exchange) if given else 0
+        if wait:
+            exchange.close = True
+            message = f"expected a valid API key, got too many wrong ones from this address; try again in {wait} s"
+            raise ApiError(429, "too_many_wrong_keys", message, headers={"Retry-After": str(wait)})
+        message = "expected a valid API key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'; send one"
+        raise ApiError(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+
+    def _note_wrong_key(self, exchange: Exchange) -> int:
+        """Counts it and tells the log from where it came; seconds until the next, 0 while there were not too many."""
+        address = address_of(exchange.scope.get("client"))
+        self.metrics.count("convmae_wrong_keys_total")
+        logger.warning("a wrong API key from %s", address)
+        return self._wrong_keys.note(address)
 
     def _check_body(self, exchange: Exchange) -> None:
         headers, settings = exchange.headers, self.settings
@@ -219,8 +248,7 @@ class Guard:
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
             message = "compressed request bodies are not read; send the file as it is, without Content-Encoding"
             raise ApiError(415, "unsupported_content_encoding", message)
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > exchange.body_limit:
+        if exchange.announced_bytes() > exchange.body_limit:
             raise too_large(exchange.body_limit)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -295,6 +323,13 @@ def _request_id(given: bytes | None) -> str:
     if given is not None and REQUEST_ID.fullmatch(given):
         return given.decode()
     return new_request_id()
+
+
+def _keys(headers: Mapping[bytes, bytes]) -> list[bytes]:
+    """The keys that a request carries: none, one, or one in each of the two headers that may hold it."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    given = (headers.get(b"x-api-key", b""), token.strip() if scheme.lower() == b"bearer" else b"")
+    return [key for key in given if key]
 
 
 def _digest(key: bytes) -> bytes:

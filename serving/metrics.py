@@ -54,6 +54,7 @@ class Metrics:
             "convmae_images_total": ("Photos run through a model.", 0),
             "convmae_videos_total": ("Videos run through a model.", 0),
             "convmae_inference_failures_total": ("Requests whose model run failed.", 0),
+            "convmae_wrong_keys_total": ("Requests with a wrong API key.", 0),
         }
 
     def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:

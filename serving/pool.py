@@ -36,8 +36,9 @@ class Ticket:
         self.abandoned = False
         self.job = job  # given up when abandoned, so that a cancelled job does not hold its request's body
         self.kind = kind
-        self.started: float | None = None  # by time.perf_counter(); None while queued
+        self.started: float | None = None  # by the pool's clock; None while queued
         self._pool = pool
+        self._clock = time.perf_counter if pool is None else pool.clock
         self._away_since: float | None = None  # None: not away
         self._away_seconds = 0.0  # before that
         self._stop: Callable[[], None] | None = None
@@ -52,19 +53,20 @@ class Ticket:
 
     def leave_core(self) -> None:
         """From now on the job is away."""
-        self._away_since = time.perf_counter()
+        self._away_since = self._clock()
 
     def take_core(self) -> None:
         """The job is not away any more."""
         if self._away_since is not None:
-            self._away_seconds += time.perf_counter() - self._away_since
+            self._away_seconds += self._clock() - self._away_since
         self._away_since = None
 
     def core_seconds(self) -> float:
         """Since the job started, without the time away."""
-        now = time.perf_counter()
+        now = self._clock()
         away = 0.0 if self._away_since is None else now - self._away_since
-        return now - (self.started or now) - self._away_seconds - away
+        started = now if self.started is None else self.started
+        return now - started - self._away_seconds - away
 
     def check(self) -> None:
         """Raises ClientGone when the job has been abandoned."""
@@ -101,7 +103,7 @@ class _Queued(NamedTuple):
 
     ticket: Ticket
     future: "Future[Outcome[Any]]"
-    since: float  # by time.perf_counter()
+    since: float  # by the pool's clock
 
 
 _CURRENT: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
@@ -119,11 +121,19 @@ class WorkPool:
         threads: jobs that run at the same time, beside those that wait for a device.
         max_queue_seconds: a job that would probably wait longer than this is refused.
         device_wait: seconds that a job given now would probably wait for the device, after its core.
+        clock: seconds that have passed, from any start; what jobs take and wait is measured by it.
     """
 
-    def __init__(self, threads: int, max_queue_seconds: float, device_wait: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        threads: int,
+        max_queue_seconds: float,
+        device_wait: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.threads = threads
         self.max_queue_seconds = max_queue_seconds
+        self.clock = clock
         self._device_wait = device_wait
         # Threads are made when there is a job for them: without a device there are never more than `threads`.
         self._executor = ThreadPoolExecutor(threads + MAX_AWAY, thread_name_prefix="convmae-job")
@@ -188,7 +198,7 @@ class WorkPool:
             if self._closed:
                 raise RuntimeError("the pool has ended")
             self._count(ticket, 1)
-            self._queue.append(_Queued(ticket, future, time.perf_counter()))
+            self._queue.append(_Queued(ticket, future, self.clock()))
             self._give_cores()
         return ticket, future
 
@@ -315,7 +325,7 @@ class WorkPool:
             if queued.future.set_running_or_notify_cancel():
                 self._free_cores -= 1
                 self._running += 1
-                queued.ticket.started = time.perf_counter()
+                queued.ticket.started = self.clock()
                 return queued
         return None
 
@@ -330,7 +340,7 @@ class WorkPool:
                 queued = self._take()
 
     def _run(self, ticket: Ticket, future: "Future[Outcome[Any]]", since: float) -> None:
-        queue_seconds = time.perf_counter() - since
+        queue_seconds = self.clock() - since
         token = _CURRENT.set(ticket)
         outcome: Outcome[Any] | BaseException
         try:

@@ -1,23 +1,36 @@
-"""Limits on what no application sees: headers and trailers, the time they take, and answers that nobody reads.
+"""Limits on what no application sees: connections, headers and trailers, their time, and answers that nobody reads.
 
 uvicorn has none of them with httptools: a client could send headers for ever, connect and say nothing, or ask and never
-read the answer. Also an answer's head and body in one packet, which uvicorn sends as two.
+read the answer. Also an answer's head and body in one packet, which uvicorn sends as two, and refusals of what is no
+request in the shape of all our errors.
 """
 
 import asyncio
 import fcntl
 import json
+import re
 import struct
 import termios
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.connection_limits import Connections
 from serving.guard import MAX_HEADER_BYTES, new_request_id
+from serving.http_parser import RequestParser
 
+CONNECTIONS: Final = "convmae.connections"  # where the application's state has them, which uvicorn hands over
 HEADER_SECONDS: Final = 10.0
+HTTP_VERSIONS: Final = frozenset({"1.0", "1.1"})  # the parser also takes a line without one, and 2.0
 INTERIM: Final = b"HTTP/1.1 100 "  # comes before the answer
 WRITE_SECONDS: Final = 10.0  # that an answer may wait for its client to read on
+HEADERS_TOO_LARGE: Final = f"expected at most {MAX_HEADER_BYTES} bytes of headers; send fewer"
+NO_TARGET: Final = (
+    "expected a path of this server, such as /v1/classify, got something else after the method; see /docs"
+)
+WHOLE_URL: Final = re.compile(
+    rb"https?://(?P<host>[^/?#@]+)(?P<target>([/?].*)?)", re.IGNORECASE
+)  # sent by clients of proxies
 
 
 class AnswerWriter(asyncio.Transport):
@@ -57,8 +70,19 @@ class AnswerWriter(asyncio.Transport):
         return self._transport.is_closing()
 
 
+class UnfitHead(Exception):
+    """A request that is refused as soon as its headers are there."""
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with those limits, and its own errors in this server's shape."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = RequestParser(self)
+        self._connections: Connections = self.app_state.get(CONNECTIONS, Connections())
+        self.timeout_keep_alive = self._connections.keep_alive_seconds
+        self._refusal: tuple[int, str, str] | None = None  # status, code and message for the request being parsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -70,8 +94,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._too_slow)
         self._unsent = 0  # bytes that waited to be sent when the timer was started
         self._write_timer: asyncio.TimerHandle | None = None
+        if not self._connections.add(self):
+            reason = "every connection that the server may have holds a request; try again in 1 s"
+            self._refuse(503, "too_many_connections", reason, "retry-after: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.remove(self)
         self._stop_header_timer()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -88,36 +116,54 @@ class LimitedProtocol(HttpToolsProtocol):
             self._header_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
         else:
             self._header_bytes += len(data)
-        if self._has_begun and self._header_timer is None:  # most headers come in one read and need no timer
-            self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._watch_client()
         if self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(431, "headers_too_large", f"expected at most {MAX_HEADER_BYTES} bytes of headers")
+            self._refuse(431, "headers_too_large", HEADERS_TOO_LARGE)
+
+    def drop(self) -> bool:
+        """Closes the connection, which holds no request; False where its last answer is not sent yet."""
+        if self.transport.get_write_buffer_size():
+            return False
+        self.transport.close()
+        return True
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()  # it may have been set since this read began
         super().on_message_begin()
         self._restarted = True
         self._has_begun = True
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # it comes again without its offer
+        self._check_head()
+        super().on_headers_complete()
+        self._restarted = True
         self._in_headers = self._has_begun = False
         self._stop_header_timer()
-        super().on_headers_complete()
-        if self.cycle is not None:  # its task has not begun yet
-            self.cycle.transport = self._answer
+        self._connections.busy(self)
+        self.cycle.transport = self._answer  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
         self._restarted = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_headers = True
         super().on_message_complete()
+        if self.cycle.response_complete:  # the rest of a body that its answer did not wait for
+            self._stop_header_timer()
 
     def on_response_complete(self) -> None:
         self._answer.end()
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_writes()
+        elif self.cycle.response_complete:  # that of the last request
+            self._connections.idle(self)
+            self._watch_client()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -132,7 +178,45 @@ class LimitedProtocol(HttpToolsProtocol):
         self._watch_writes()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "invalid_http", "expected an HTTP/1.1 request, got something else")
+        self._refuse(*(self._refusal or (400, "invalid_http", "expected an HTTP/1.1 request, got something else")))
+
+    def _check_head(self) -> None:
+        """Looks at what the application does not: the size of the whole head, and what the request is for.
+
+        Raises:
+            UnfitHead: it is refused; the parser then stops, and `send_400_response` is called.
+        """
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refusal = 431, "headers_too_large", HEADERS_TOO_LARGE
+            raise UnfitHead
+        if self.parser.get_http_version() not in HTTP_VERSIONS:
+            raise UnfitHead
+        tunnel = self.parser.get_method() == b"CONNECT"
+        if self.url.startswith((b"/", b"*")) and not tunnel:
+            return
+        match = WHOLE_URL.fullmatch(self.url)
+        if match is None or tunnel:
+            self._refusal = 400, "invalid_target", NO_TARGET
+            raise UnfitHead
+        # As a proxy would have sent it on: in place, as the scope has this list already.
+        self.headers[:] = [
+            (b"host", match["host"]),
+            *((name, value) for name, value in self.headers if name != b"host"),
+        ]
+        self.url = match["target"] if match["target"].startswith(b"/") else b"/" + match["target"]
+
+    def _watch_client(self) -> None:
+        """Starts a clock where the client has to go on: to end headers or a body, or to send the next request."""
+        answered = self.cycle is None or self.cycle.response_complete
+        if self.transport.is_closing() or self._header_timer is not None:
+            return
+        if self._has_begun or (answered and not self._in_headers):
+            # Most headers come in one read and need no timer.
+            self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        elif answered and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _too_slow(self) -> None:
         self._header_timer = None
@@ -175,8 +259,15 @@ class LimitedProtocol(HttpToolsProtocol):
             return size
         return size + int(struct.unpack("i", held)[0])
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        """Ends the connection; with an error where the client is owed an answer and none has begun."""
+    def _refuse(self, status: int, code: str, message: str, headers: str = "") -> None:
+        """Ends the connection; with an error where the client is owed an answer and none has begun.
+
+        Args:
+            status: HTTP status.
+            code: of the error.
+            message: one sentence.
+            headers: further lines of the answer's head, each with its end.
+        """
         self._stop_header_timer()
         cycle = self.cycle
         answered = cycle is None or cycle.response_complete
@@ -193,9 +284,13 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True  # its application hears that the client is gone, and can write nothing more
             cycle.message_event.set()
-        content: dict[str, Any] = {"code": code, "message": message, "field": None, "request_id": new_request_id()}
+        request_id = new_request_id()
+        content: dict[str, Any] = {"code": code, "message": message, "field": None, "request_id": request_id}
         body = json.dumps({"error": content}).encode()
-        head = b"content-type: application/json\r\nx-content-type-options: nosniff\r\nconnection: close\r\n"
-        self.transport.write(STATUS_LINE[status] + head + f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        head = (
+            "content-type: application/json\r\nx-content-type-options: nosniff\r\nconnection: close\r\n"
+            f"x-request-id: {request_id}\r\n{headers}content-length: {len(body)}\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
         self._watch_writes()

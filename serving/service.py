@@ -3,6 +3,7 @@
 This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs the same service in one process.
 """
 
+import logging
 import os
 import threading
 from typing import Any
@@ -14,9 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Predictor
 from serving.app import Api, create_app
+from serving.connection_limits import raise_descriptor_limit
 from serving.draining import Drain
+from serving.log_limit import limit_log
 from serving.models import close_predictors, open_predictors
-from serving.protocol import LimitedProtocol
+from serving.protocol import CONNECTIONS, LimitedProtocol
 from serving.settings import DEFAULT_PORT, Settings, load_settings
 
 SERVICE_NAME = "convmae"
@@ -54,7 +57,13 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
         life = super().to_asgi(is_main)
 
         async def direct(scope: Scope, receive: Receive, send: Send) -> None:
-            await (life if scope["type"] == "lifespan" else application)(scope, receive, send)
+            if scope["type"] == "lifespan":
+                api.connections.fit(raise_descriptor_limit())
+                scope["state"][CONNECTIONS] = api.connections  # for the protocol of each connection
+                limit_log(logging.getLogger())
+                await life(scope, receive, send)
+            else:
+                await application(scope, receive, send)
 
         return direct
 

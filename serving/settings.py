@@ -3,6 +3,7 @@
 `python -m serving.settings` prints them as the table in the README.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,8 @@ from convmae_deploy.machine import available_cores
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
 DEFAULT_PORT = 3000
+KEY_CHARACTERS = 16  # fewer can be guessed
+HOST_NAME = re.compile(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 PILLOW_PIXELS = 89_478_485  # beyond this Pillow itself refuses to decode
 BUNDLES = Path(__file__).parent / "bundles"
 SHIPPED_BUNDLE = BUNDLES / "imagenette-nano"
@@ -73,8 +76,28 @@ class Settings(BaseSettings):
         default=None,
         description=(
             "When set, requests must carry it as `Authorization: Bearer` or `X-API-Key`; "
-            "`/livez`, `/readyz`, `/openapi.json` and the page stay open."
+            "`/livez`, `/readyz`, `/openapi.json` and the page stay open. "
+            f"At least {KEY_CHARACTERS} characters; too many wrong ones from an address are answered 429."
         ),
+    )
+    allowed_hosts: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        default=None,
+        description=(
+            "Names that this server is reached by, separated by `,`; requests for other names, and what web pages of "
+            "other hosts send, are refused. Without it, a server that has no key and listens on a loopback address "
+            "refuses all names but `localhost`, and any other server none; `*` refuses none."
+        ),
+    )
+    max_connections: int = Field(
+        default=2000,
+        ge=1,
+        description=(
+            "Connections held at once, fewer where the system gives fewer file descriptors; beyond it, the oldest "
+            "without a request is closed."
+        ),
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0, gt=0, description="Time that a connection may stay without a request; longer than a balancer's."
     )
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="Largest request body in bytes.")
     max_json_body_bytes: int = Field(
@@ -143,12 +166,40 @@ class Settings(BaseSettings):
             raise ValueError("name at least one bundle folder")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_blanks_around(cls, value: object) -> object:
+        """A variable read from a file, such as a mounted secret, often ends in a newline."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("api_key")
     @classmethod
-    def _key_is_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value():
-            raise ValueError("an empty key protects nothing; unset it or choose a key")
+    def _key_protects(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return value
+        key = value.get_secret_value()
+        make_one = 'make one with: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+        if not key.isascii() or not key.isprintable():
+            raise ValueError(f"expected printable ASCII characters, which a header can carry, got others; {make_one}")
+        if len(key) < KEY_CHARACTERS:
+            raise ValueError(
+                f"expected at least {KEY_CHARACTERS} characters, got {len(key)}; unset it for no key, or {make_one}"
+            )
         return value
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = [name.strip().lower() for name in value.split(",")]
+        for name in names:
+            if not HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"expected names separated by commas, such as models.example.org, got {name[:80]!r}; "
+                    "leave out the scheme and the port"
+                )
+        return tuple(names)
 
 
 def load_settings() -> Settings:

@@ -25,6 +25,15 @@ def test_what_the_user_can_mend_is_one_sentence_and_status_2(capsys: pytest.Capt
     assert capsys.readouterr() == ("", "error: expected this, found that\n")
 
 
+def test_a_name_from_a_file_cannot_drive_the_terminal_through_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ConvMAEError("found the class 'a\x1b]0;title\x07\nerror: forged'")
+
+    with pytest.raises(SystemExit):
+        run_program(main)
+    assert capsys.readouterr().err == "error: found the class 'a\\x1b]0;title\\x07\\nerror: forged'\n"
+
+
 def test_an_interrupt_is_quiet_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise KeyboardInterrupt
@@ -63,6 +72,7 @@ def test_text_that_the_terminal_cannot_show_does_not_end_the_program() -> None:
 
 def test_paths_are_readable_whatever_their_bytes() -> None:
     assert readable(Path("b\udcff.jpg")) == "b\ufffd.jpg"
+    assert readable(Path("\x1b[31m.jpg")) == "\\x1b[31m.jpg"
 
 
 def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:

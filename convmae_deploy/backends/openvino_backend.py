@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the same graphs as ONNX Runtime's, in bf16 too where the CPU has it."""
 
+import sys
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,6 +120,10 @@ def import_openvino() -> Any:
     Raises:
         ConvMAEError: it is not installed.
     """
+    # OpenVINO reports every import to its maker through this package, and does without it where it cannot be imported.
+    # No variable of the environment turns that off.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)
     try:
         import openvino
     except ImportError as error:
@@ -143,18 +148,26 @@ def openvino_core() -> Any:
     return import_openvino().Core()
 
 
+def openvino_capabilities() -> tuple[str, ...]:
+    """What OpenVINO can compute in on this CPU, by its own names; the only place that asks.
+
+    Raises:
+        ConvMAEError: OpenVINO is not installed.
+    """
+    return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def openvino_precisions() -> tuple[ComputePrecision, ...]:
     """What OpenVINO can compute in on this CPU; nothing where it is not installed."""
     try:
-        core = openvino_core()
+        found = openvino_capabilities()
     except ConvMAEError:
         return ()
-    found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(precision for precision, capability in _CAPABILITIES.items() if capability in found)
 
 
 def _require(precision: ComputePrecision, core: Any) -> None:
-    found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = openvino_capabilities()
     if _CAPABILITIES[precision] not in found:
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
         raise ConvMAEError(

@@ -34,6 +34,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import build_detector
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import build_segmenter
+from convmae_deploy.printing import printable
 
 WRAPPERS = ("model", "state_dict", "module")
 LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K, research use")
@@ -287,12 +288,6 @@ def names_of_classes(meta: object) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(map(printable, names))
-
-
-def printable(name: object) -> str:
-    """A name from a file for a report: control characters, which could forge lines or drive a terminal, are escaped."""
-    text = str(name)
-    return text if text.isprintable() else ascii(text)
 
 
 def load_without_code(source: Path) -> Any:

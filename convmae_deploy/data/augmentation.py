@@ -1,11 +1,12 @@
 """Training-time augmentation: timm's transforms and batch mixing under one typed configuration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -27,6 +28,18 @@ class AugmentationConfig:
     label_smoothing: float = 0.1  # share of the target spread over all classes
 
     def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1 or self.color_jitter < 0 or self.mixup < 0 or self.cutmix < 0:
+            raise ConvMAEError(
+                "crop_scale must be two numbers in (0, 1] in ascending order, and color_jitter, mixup and cutmix at "
+                f"least 0; got {low:g} {high:g}, {self.color_jitter:g}, {self.mixup:g} and {self.cutmix:g}"
+            )
+        shares = self.flip, self.random_erasing, self.label_smoothing
+        if not all(0 <= share <= 1 for share in shares):
+            raise ConvMAEError(
+                "flip, random_erasing and label_smoothing must be between 0 and 1; "
+                f"got {shares[0]:g}, {shares[1]:g} and {shares[2]:g}"
+            )
         if self.color_jitter and self.rand_augment is not None:
             raise ConvMAEError(
                 "color_jitter and rand_augment exclude each other, RandAugment changes colours itself; "
@@ -37,15 +50,21 @@ class AugmentationConfig:
 def training_transform(
     config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing
 ) -> Callable[[Image.Image], Tensor]:
-    """From a decoded RGB photo to an augmented, normalised tensor (3, *image_size)."""
-    transform = create_transform(
-        **_picture_options(config, image_size, preprocessing),
+    """From a decoded RGB photo to an augmented, normalised tensor (3, *image_size).
+
+    Raises:
+        ConvMAEError: `config.rand_augment` is not one of timm's strings.
+    """
+    (transform,) = _timm_stages(
+        config,
+        image_size,
+        preprocessing,
         re_prob=config.random_erasing,
         re_mode="pixel",
         mean=preprocessing.mean,
         std=preprocessing.std,
     )
-    return cast(Callable[[Image.Image], Tensor], transform)
+    return transform
 
 
 def training_stages(
@@ -55,27 +74,66 @@ def training_stages(
 
     Returns:
         What is done to an RGB picture, and what is done to a normalised tensor (C, *image_size), in place.
+
+    Raises:
+        ConvMAEError: `config.rand_augment` is not one of timm's strings.
     """
-    shape, change, _ = create_transform(
-        **_picture_options(config, image_size, preprocessing), mean=preprocessing.mean, separate=True
-    )
+    shape, change, _ = _timm_stages(config, image_size, preprocessing, mean=preprocessing.mean, separate=True)
     erase = RandomErasing(config.random_erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
     return lambda picture: change(shape(picture)), erase
 
 
-def _picture_options(
-    config: AugmentationConfig, image_size: tuple[int, int], preprocessing: Preprocessing | ClipPreprocessing
-) -> dict[str, Any]:
-    """timm's arguments for what is done before normalisation."""
-    return {
-        "input_size": image_size,
-        "is_training": True,
-        "scale": config.crop_scale,
-        "hflip": config.flip,
-        "auto_augment": config.rand_augment,
-        "color_jitter": config.color_jitter,
-        "interpolation": preprocessing.interpolation,
-    }
+def _timm_stages(
+    config: AugmentationConfig,
+    image_size: tuple[int, int],
+    preprocessing: Preprocessing | ClipPreprocessing,
+    **options: Any,
+) -> tuple[Callable[[Any], Any], ...]:
+    """timm's training transform: one stage, or its three where `options` has `separate`.
+
+    Raises:
+        ConvMAEError: `config.rand_augment` is not one of timm's strings.
+    """
+    try:
+        made = create_transform(
+            input_size=image_size,
+            is_training=True,
+            scale=config.crop_scale,
+            hflip=config.flip,
+            auto_augment=config.rand_augment,
+            color_jitter=config.color_jitter,
+            interpolation=preprocessing.interpolation,
+            **options,
+        )
+    except (AssertionError, ValueError, KeyError):  # how timm refuses a string; all else was checked before
+        raise ConvMAEError(
+            f"rand_augment must be one of timm's strings, such as {AugmentationConfig.rand_augment}, or None; "
+            f"got {config.rand_augment!r}"
+        ) from None
+    stages = made if isinstance(made, tuple) else (made,)
+    for operation in _automatic_operations(stages):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = posterize_any
+    return stages
+
+
+def _automatic_operations(stages: tuple[Any, ...]) -> Iterator[AugmentOp]:
+    """The operations that RandAugment and its relatives choose from."""
+    for transform in (part for stage in stages for part in stage.transforms):
+        if isinstance(transform, AutoAugment):
+            yield from (operation for operations in transform.policy for operation in operations)
+        elif isinstance(transform, RandAugment | AugMixAugment):
+            yield from transform.ops
+
+
+def posterize_any(picture: Image.Image, bits_to_keep: int, **others: Any) -> Image.Image:
+    """timm's `posterize`, which asks Pillow for 0 bits at its strongest: a black picture.
+
+    Up to version 12 Pillow made it, or any with less than 0 bits; since 13 it refuses.
+    """
+    if bits_to_keep < 1:
+        return Image.new(picture.mode, picture.size)
+    return posterize(picture, bits_to_keep, **others)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def batch_mixing(config: AugmentationConfig, num_classes: int) -> Mixup | None:

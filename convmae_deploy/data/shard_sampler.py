@@ -13,6 +13,7 @@ from convmae_deploy.data.shards import NO_PHOTOS, Shards, read_shard
 from convmae_deploy.errors import ConvMAEError
 
 _BATCHES_AHEAD = 4  # read while the device computes
+MAX_HELD_BYTES = 4 * 1024**3  # of encoded photos that wait to be drawn, should they be larger than photos are
 
 Item = TypeVar("Item")
 
@@ -44,7 +45,7 @@ class ShardSampler:
         Args:
             shards: of the whole data set.
             steps: over the samples of an epoch; gives seed, process, and the sizes and number of batches.
-            shuffle_buffer: encoded photos, among which the next one is drawn.
+            shuffle_buffer: encoded photos, among which the next one is drawn; fewer where they are very large.
 
         Raises:
             ConvMAEError: a process would have no shard.
@@ -124,16 +125,20 @@ class ShardSampler:
             )
 
 
-def _shuffled(items: Iterable[Item], size: int, generator: np.random.Generator) -> Iterator[Item]:
-    """Each item once; at most `size` of them are held back."""
-    held: list[Item] = []
-    for item in items:
-        if len(held) < size:
-            held.append(item)
-            continue
-        place = int(generator.integers(size))
-        yield held[place]
-        held[place] = item
+def _shuffled(photos: Iterable[ShardPhoto], size: int, generator: np.random.Generator) -> Iterator[ShardPhoto]:
+    """Each photo once; at most `size` of them and `MAX_HELD_BYTES` are held back."""
+    held: list[ShardPhoto] = []
+    room = MAX_HELD_BYTES
+    for photo in photos:
+        held.append(photo)
+        room -= len(photo.data or b"")
+        while len(held) > size or room < 0:
+            drawn = held.pop()
+            if held:
+                place = int(generator.integers(len(held)))
+                drawn, held[place] = held[place], drawn
+            room += len(drawn.data or b"")
+            yield drawn
     generator.shuffle(held)
     yield from held
 

@@ -1,5 +1,8 @@
 """Photos in WebDataset shards: tar files read from front to back, from a disk or through a pipe from an object store.
 
+Whether a shard is a file or a URL is decided once, by `find_shards`, from what the user typed: a `Path` is opened as a
+file whatever its name, and only a `ShardUrl` reaches webdataset, which runs a command for it.
+
 Of the webdataset library this uses what finds and opens shards: brace patterns, and URLs read through its pipes
 (`https://`, `gs://`, `pipe:aws s3 cp … -`). Its pipeline is left out: it deals whole shards to the decoding workers, so
 that batches depend on how many there are; it takes an archive that is cut off between two files for a whole one; and it
@@ -7,48 +10,131 @@ reads a member whatever size its header claims. Here a process reads its shards 
 decode (`shard_sampler`), which makes every batch, and what a resumed run skips, a function of (seed, epoch, update).
 """
 
+import math
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import open_regular
+from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
+from convmae_deploy.printing import printable
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # of the members that are photos, in any case
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
-_URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*://")
-_MAX_PHOTO_BYTES = 256 * 1024 * 1024  # a sparse member of a few bytes can claim to be of any size
+MAX_SHARDS = 1_000_000  # that a pattern may name: a digit too many must not fill the memory
+SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # that webdataset opens without a shell
+_URL = re.compile(r"(pipe):|([a-z][a-z0-9+.-]*)://")
+_BRACES = re.compile(r"{([^{}]*)}")
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+# tarfile reads these headers whole, however large they say they are; the longest path is a quarter of this.
+_TEXT_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_MAX_TEXT_HEADER_BYTES = 16 * 1024
+_PIECE_BYTES = 1024 * 1024
 _COUNTING_THREADS = 8  # they wait for the disk
 
 
-def find_shards(data: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class ShardUrl:
+    """A shard behind a URL or a command that the user typed. What a folder or a file names is never one."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Shard = Path | ShardUrl
+
+
+def find_shards(data: str) -> tuple[Shard, ...]:
     """The shards that `data` names, sorted: the *.tar of a folder, a path or URL, or a pattern "data-{000..146}.tar".
 
-    Empty where it is something else, for instance a folder of photos. Whether a shard exists shows when it is read.
+    Empty where it is something else, for instance a folder of photos. What is there under exactly this name is a file
+    or a folder, also where its name looks like a URL or a pattern: a shell that expands `*.tar` types the names of
+    whoever filled the folder. Whether a shard exists shows when it is read.
+
+    Args:
+        data: as the user typed it, never read from a file.
 
     Raises:
-        ConvMAEError: the pattern cannot be expanded, or webdataset is missing.
+        ConvMAEError: the pattern cannot be expanded or names too many, a URL is of another kind, or webdataset is
+            missing.
     """
-    if Path(data).is_dir():
-        return tuple(sorted(str(path) for path in Path(data).glob("*.tar") if not path.name.startswith(".")))
-    if not (_URL.match(data) or "{" in data or data.endswith(".tar")):
+    if os.path.isdir(data):
+        return tuple(sorted(path.absolute() for path in Path(data).glob("*.tar") if not path.name.startswith(".")))
+    is_shard = data.endswith(".tar")
+    if os.path.isfile(data):
+        return (Path(data).absolute(),) if is_shard else ()
+    if not (_URL.match(data) or "{" in data or is_shard):
         return ()
+    return tuple(sorted({_as_typed(name) for name in _expanded(data)}, key=str))
+
+
+def _expanded(pattern: str) -> list[str]:
+    """What webdataset makes of a pattern: braces as in a shell, `${name}` from the environment's WDS_name, `::`."""
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise ConvMAEError("shards need webdataset; run pip install 'convmae_deploy[train]'") from None
+    if sum(map(_count_expansions, pattern.split("::"))) > MAX_SHARDS:
+        raise ConvMAEError(f"a pattern may name at most {MAX_SHARDS} shards; {pattern!r} names more, check its numbers")
     try:
-        return tuple(sorted(set(expand_urls(data))))
+        names: list[str] = expand_urls(pattern)
     except (ValueError, AssertionError) as error:  # an unset ${variable} is an assertion there
-        raise ConvMAEError(f'expected a pattern such as "data-{{000..146}}.tar"; got {data!r} ({error})') from None
+        raise ConvMAEError(f'expected a pattern such as "data-{{000..146}}.tar"; got {pattern!r} ({error})') from None
+    return names
 
 
-def read_shard(shard: str, *, headers_only: bool = False) -> Iterator[bytes | str]:
+def _count_expansions(pattern: str) -> int:
+    """How many names the braces of a pattern stand for, from the innermost outwards, without making one of them."""
+    counts: list[int] = []  # of the braces seen, each of which is replaced by its place here between zero bytes
+
+    def product(text: str) -> int:
+        return math.prod(counts[int(place)] for place in re.findall("\0(\\d+)\0", text))
+
+    def count(braces: re.Match[str]) -> str:
+        numbers = _NUMBERS.fullmatch(braces[1])
+        if numbers:
+            first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1) or 1
+            counts.append(abs(last - first) // step + 1)
+        elif _LETTERS.fullmatch(braces[1]):
+            counts.append(52)  # at most
+        else:
+            counts.append(sum(product(choice) for choice in braces[1].split(",")))
+        return f"\0{len(counts) - 1}\0"
+
+    found = 1
+    while found:
+        pattern, found = _BRACES.subn(count, pattern)
+    return product(pattern)
+
+
+def _as_typed(name: str) -> Shard:
+    url = _URL.match(name)
+    if url is None:
+        return Path(name).absolute()
+    if url[1] or url[2] in SCHEMES:
+        return ShardUrl(name)
+    raise ConvMAEError(
+        f"expected shards in files, behind URLs of {', '.join(SCHEMES)}, or behind a command such as "
+        f"'pipe:aws s3 cp s3://bucket/0.tar -'; got {name!r}"
+    )
+
+
+def read_shard(shard: Shard, *, headers_only: bool = False) -> Iterator[bytes | str]:
     """The encoded photos of a shard in order; never raises because of what is in it.
 
     A photo is a file with one of `EXTENSIONS` after the first dot of its name (`7.seg.png` is none), the first of its
@@ -56,13 +142,15 @@ def read_shard(shard: str, *, headers_only: bool = False) -> Iterator[bytes | st
     shard itself is missing or ends.
 
     Args:
-        shard: path or URL.
+        shard: one of `find_shards`.
         headers_only: gives b"" for each photo, which is fast where the shard is a file.
     """
     try:
         with _open_shard(shard) as archive:
             key = None
             while (member := archive.next()) is not None:
+                if member.size < 0:
+                    raise tarfile.ReadError("a member says that it has less than no bytes")  # tarfile would go back
                 previous, key = key, _photo_key(member) or key
                 if key != previous:
                     yield b"" if headers_only else _read_member(archive, member)
@@ -70,31 +158,34 @@ def read_shard(shard: str, *, headers_only: bool = False) -> Iterator[bytes | st
     except MemoryError:
         raise
     except Exception as error:  # tarfile raises anything on damaged headers, and so do pipes
-        yield f"{shard}: {error}"
+        yield printable(f"{shard}: {error}")
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header whose damage is an error; tarfile takes it for the end of the archive."""
+    """A header whose damage is an error, which tarfile takes for the end of the archive, and whose text is short."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if buf == tarfile.NUL * tarfile.BLOCKSIZE:
                 raise  # the true end
             raise tarfile.ReadError(f"the archive is cut off or damaged ({error})") from None
+        if header.type in _TEXT_HEADERS and not 0 <= header.size <= _MAX_TEXT_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header says that its text has {header.size} bytes")
+        return header
 
 
 @contextmanager
-def _open_shard(shard: str) -> Iterator[tarfile.TarFile]:
-    if not _URL.match(shard):
-        with tarfile.open(shard, "r:", tarinfo=_StrictHeader) as archive:
+def _open_shard(shard: Shard) -> Iterator[tarfile.TarFile]:
+    if isinstance(shard, Path):
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictHeader) as archive:
             yield archive
         return
     from webdataset.gopen import gopen
 
-    stream = gopen(shard)
+    stream = gopen(shard.url)
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictHeader) as archive:
             yield archive
@@ -111,20 +202,23 @@ def _photo_key(member: tarfile.TarInfo) -> str | None:
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
-    if member.size > _MAX_PHOTO_BYTES:
-        return f"{member.name}: {member.size} bytes are too many for a photo"
+    name = printable(member.name)
+    if member.issparse():  # its holes take no place in the shard and all of it in the memory
+        return f"{name}: is stored with holes, as no photo is"
+    if member.size > MAX_PHOTO_BYTES:
+        return f"{name}: {member.size} bytes are too many for a photo"
     content = archive.extractfile(member)
     assert content is not None  # it is a regular file
     try:
-        return content.read()
+        return b"".join(iter(lambda: content.read(_PIECE_BYTES), b""))  # not all at once, as its size may be a lie
     except (tarfile.TarError, OSError) as error:
-        return f"{member.name}: {error}"
+        return f"{name}: {error}"
 
 
 class Shards:
     """The shards of a data set, and how many samples each gives: counted when first needed, then remembered."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[Shard]) -> None:
         """
         Args:
             names: from `find_shards`, the same on all processes.

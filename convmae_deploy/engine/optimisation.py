@@ -22,7 +22,7 @@ class OptimisationConfig:
     micro_batch_size: int = 128  # most images a device sees at once; more are accumulated
     base_lr: float = 5e-4  # learning rate per 256 images of batch_size
     min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
-    warmup_epochs: float = 5.0  # linear warm-up from 0
+    warmup_epochs: float = 5.0  # linear warm-up from 0; shortened in a run within which it would not end
     weight_decay: float = 0.05  # of all but one-dimensional parameters and the position embedding
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
@@ -33,16 +33,17 @@ class OptimisationConfig:
                 "epochs, batch_size and micro_batch_size must be at least 1; "
                 f"got {self.epochs}, {self.batch_size}, {self.micro_batch_size}"
             )
-
-        if not 0 <= self.warmup_epochs < self.epochs:
-            raise ConvMAEError(
-                f"warmup_epochs must be at least 0 and less than epochs ({self.epochs}); got {self.warmup_epochs}"
-            )
+        if self.warmup_epochs < 0:
+            raise ConvMAEError(f"warmup_epochs must be at least 0; got {self.warmup_epochs:g}")
 
     @property
     def learning_rate(self) -> float:
         """The peak learning rate: base_lr x batch_size / 256."""
         return self.base_lr * self.batch_size / 256
+
+    def shortened_warmup(self, steps_per_epoch: int) -> float | None:
+        """Updates of warm-up where those asked for would not end within the run; None where they do, and are taken."""
+        return None if self.warmup_epochs < self.epochs else _shortened(self.epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class DenseOptimisationConfig(OptimisationConfig):
 
     schedule: Literal["cosine", "linear", "steps"] = "cosine"  # how the learning rate falls; all but steps to min_lr
     milestones: tuple[float, ...] = (8 / 9, 26 / 27)  # shares of the updates; steps: the rate falls tenfold at each
-    warmup_steps: int = 0  # updates of linear warm-up
+    warmup_steps: int = 0  # updates of linear warm-up; fewer in a run within which they would not end
     warmup_factor: float = 0.0  # that warm-up begins with
     warmup_epochs: tyro.conf.Suppress[float] = field(init=False, default=0.0)
 
@@ -83,11 +84,18 @@ class DenseOptimisationConfig(OptimisationConfig):
                 f"got {self.warmup_steps}, {self.warmup_factor}"
             )
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of update `step` (from 0) of `total_steps`."""
-        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+    def shortened_warmup(self, steps_per_epoch: int) -> float | None:
+        """As for `OptimisationConfig`."""
+        total = self.epochs * steps_per_epoch
+        return None if not self.warmup_steps or self.warmup_steps < total else _shortened(total)
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of update `step` (from 0)."""
+        shortened = self.shortened_warmup(steps_per_epoch)
+        warmup = self.warmup_steps if shortened is None else shortened
+        warm = min(1.0, step / warmup) if warmup else 1.0
         factor = self.warmup_factor + (1 - self.warmup_factor) * warm
-        return factor * self._rate_without_warmup(step / total_steps)
+        return factor * self._rate_without_warmup(step / (self.epochs * steps_per_epoch))
 
     def _rate_without_warmup(self, progress: float) -> float:
         if self.schedule == "steps":
@@ -95,6 +103,23 @@ class DenseOptimisationConfig(OptimisationConfig):
             return self.learning_rate * 0.1**passed
         left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.min_lr + (self.learning_rate - self.min_lr) * left
+
+
+def _shortened(total_steps: int) -> float:
+    """Updates of warm-up in a run that is shorter than its warm-up: a tenth, but neither less than one nor all."""
+    return min(max(1.0, total_steps / 10), total_steps - 1.0)
+
+
+def warmup_notice(config: OptimisationConfig, steps_per_epoch: int) -> str | None:
+    """What is told where warm-up is shortened."""
+    shortened = config.shortened_warmup(steps_per_epoch)
+    if shortened is None:
+        return None
+    asked = f"--warmup-epochs {config.warmup_epochs:g}"
+    if isinstance(config, DenseOptimisationConfig):
+        asked = f"--warmup-steps {config.warmup_steps}"
+    total = config.epochs * steps_per_epoch
+    return f"warm-up takes {shortened:g} of the {total} updates of this run: {asked} would not end within them"
 
 
 def build_adamw(
@@ -155,11 +180,12 @@ def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) ->
     schedule (`DenseOptimisationConfig`).
     """
     if isinstance(config, DenseOptimisationConfig):
-        return config.learning_rate_at(step, config.epochs * steps_per_epoch)
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return config.learning_rate * epoch / config.warmup_epochs
-    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return config.learning_rate_at(step, steps_per_epoch)
+    epoch, shortened = step / steps_per_epoch, config.shortened_warmup(steps_per_epoch)
+    warmup = config.warmup_epochs if shortened is None else shortened / steps_per_epoch
+    if epoch < warmup:
+        return config.learning_rate * epoch / warmup
+    progress = (epoch - warmup) / (config.epochs - warmup)
     return config.min_lr + (config.learning_rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.interruption import Interruption, interruptible
-from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr
+from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr, warmup_notice
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
@@ -69,6 +69,8 @@ class TrainingLoop:
             self.run.resume()
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
+        if notice := warmup_notice(self.optimisation, steps):
+            self.console.print(notice)
         with interruptible() as interruption:
             while progress.step < last_step and not self.run.must_stop(interruption):
                 epoch = progress.step // steps

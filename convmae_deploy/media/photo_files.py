@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import find_files
+from convmae_deploy.files import find_files, read_regular
 from convmae_deploy.media.images import DecodedImage, decode_image
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 )
+
+MAX_PHOTO_BYTES = 256 * 1024 * 1024  # of an encoded photo
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
@@ -33,7 +35,7 @@ def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
         ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_PHOTO_BYTES)
     except OSError as error:
         raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
     return decode_image(data, apply_orientation=apply_orientation)

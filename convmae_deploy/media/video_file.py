@@ -8,6 +8,7 @@ Legend: N frames of the video, H W its upright height and width in pixels.
 """
 
 import io
+import os
 import time
 from bisect import bisect_right
 from collections import deque
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import open_regular
 from convmae_deploy.media.video_errors import VideoError, VideoErrorCode, corrupt, truncated
 from convmae_deploy.media.video_formats import identify, mp4_has_index
 from convmae_deploy.media.video_limits import VideoLimits, check_length, check_size, check_time
@@ -251,8 +253,9 @@ def import_av() -> Any:
 def _read(source: Path | bytes, limits: VideoLimits) -> bytes:
     if isinstance(source, Path):
         try:
-            size = source.stat().st_size
-            data = source.read_bytes() if size <= limits.max_bytes else b""
+            with open_regular(source) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = file.read(size) if size <= limits.max_bytes else b""
         except OSError as error:
             raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
     else:

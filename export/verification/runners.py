@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from convmae_deploy.backends import openvino_backend
 from convmae_deploy.backends.openvino_backend import import_openvino, openvino_core
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
@@ -157,7 +158,7 @@ def runner_problem(name: RunnerName, precision: Precision) -> str | None:
             import_openvino()
         except ConvMAEError as error:
             return str(error)
-        if CAPABILITIES.get(precision, "FP32") not in openvino_capabilities():
+        if CAPABILITIES.get(precision, "FP32") not in openvino_backend.openvino_capabilities():
             return f"OpenVINO computes {precision} in fp32 on this CPU"
     return None
 
@@ -165,8 +166,3 @@ def runner_problem(name: RunnerName, precision: Precision) -> str | None:
 def runners_for(precision: Precision) -> tuple[RunnerName, ...]:
     """What can run files of a precision here, the one that verifies exports first."""
     return tuple(name for name in ORDER[precision] if runner_problem(name, precision) is None)
-
-
-def openvino_capabilities() -> tuple[str, ...]:
-    """What OpenVINO can compute in on this CPU, by its own names."""
-    return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

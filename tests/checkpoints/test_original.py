@@ -347,7 +347,7 @@ def test_names_in_a_file_cannot_forge_lines_of_the_report(tmp_path: Path) -> Non
     content = {"model": encoder_state() | {"x\nwrote elsewhere": torch.zeros(1)}, "\x1b[31m": 1}
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
     assert all(line.isprintable() for line in report.lines())
-    assert report.left_behind == (r"'\x1b[31m'",)
+    assert report.left_behind == (r"\x1b[31m",)
 
 
 def test_an_existing_output_folder_is_not_overwritten(tmp_path: Path) -> None:

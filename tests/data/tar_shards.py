@@ -28,16 +28,14 @@ def write_shard(path: Path, members: Mapping[str, bytes]) -> Path:
     return path
 
 
-def make_shards(folder: Path, photos: Sequence[int]) -> list[str]:
+def make_shards(folder: Path, photos: Sequence[int]) -> list[Path]:
     """Shards 000.tar, 001.tar, ... with so many photos each, whose values count from 0 through all shards."""
     folder.mkdir(exist_ok=True)
     first = [sum(photos[:shard]) for shard in range(len(photos))]
     return [
-        str(
-            write_shard(
-                folder / f"{shard:03}.tar",
-                {f"{member}.png": encoded_photo(first[shard] + member) for member in range(count)},
-            )
+        write_shard(
+            folder / f"{shard:03}.tar",
+            {f"{member}.png": encoded_photo(first[shard] + member) for member in range(count)},
         )
         for shard, count in enumerate(photos)
     ]

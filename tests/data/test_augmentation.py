@@ -1,14 +1,18 @@
 """Augmentation: what each switch of the configuration does."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
+from timm.data.auto_augment import RandAugment
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
+from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, posterize_any, training_transform
+from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.errors import ConvMAEError
 
 SPEC = Preprocessing(resize=(36, 36), crop=(32, 32))
@@ -38,6 +42,78 @@ def test_colour_jitter_beside_rand_augment_is_refused_where_timm_would_ignore_it
         AugmentationConfig(color_jitter=0.3)
     alone = replace(OFF, color_jitter=0.3)
     assert "ColorJitter" in str(training_transform(alone, (32, 32), SPEC))
+
+
+@pytest.mark.parametrize("strength", range(0, 31, 2))
+@pytest.mark.parametrize("increasing", [0, 1])
+def test_every_operation_of_rand_augment_works_at_every_strength(increasing: int, strength: int) -> None:
+    transform = training_transform(
+        replace(OFF, rand_augment=f"rand-m{strength}-n15-p1-mmax30-inc{increasing}"), (32, 32), SPEC
+    )
+    operations = next(part for part in transform.transforms if isinstance(part, RandAugment)).ops  # type: ignore[attr-defined]
+    assert len(operations) == 15
+    for operation in operations:
+        changed = operation(photo())
+        assert changed.mode == "RGB" and changed.size == (32, 32), operation.name
+
+
+@pytest.mark.parametrize("bits", range(-2, 10))
+def test_posterizing_keeps_the_highest_bits_and_without_any_the_picture_is_black(bits: int) -> None:
+    levels = np.asarray(photo())
+    mask = 255 - (2 ** (8 - min(max(bits, 0), 8)) - 1)
+    assert np.array_equal(np.asarray(posterize_any(photo(), bits, fillcolor=(1, 2, 3))), levels & mask)
+
+
+@pytest.mark.parametrize("name", ["rand-m9-inc1", "augmix-m10-mstd0", "v0", "original"])
+def test_only_the_operations_of_this_transform_are_changed_and_none_of_timms_own(name: str) -> None:
+    training_transform(replace(OFF, rand_augment=name), (32, 32), SPEC)
+    assert auto_augment.NAME_TO_OP["PosterizeIncreasing"] is auto_augment.posterize
+    (operation,) = auto_augment.rand_augment_ops(transforms=["PosterizeIncreasing"])
+    assert operation.aug_fn is auto_augment.posterize
+
+
+@pytest.mark.parametrize(("name", "some"), [("rand-m10-n1-p1-inc1", 3), ("rand-m0-n1-p1", 3), ("v0", 1)])
+def test_a_photo_of_which_no_bit_is_kept_is_black(name: str, some: int) -> None:
+    """Pillow 13 raised here, Pillow 12 did not."""
+    transform = training_transform(replace(OFF, rand_augment=name), (32, 32), SPEC)
+    black = torch.tensor([-mean / std for mean, std in zip(SPEC.mean, SPEC.std, strict=True)]).reshape(3, 1, 1)
+    found = 0
+    for seed in range(100):
+        seed_sample(seed)
+        found += torch.allclose(transform(photo()), black.expand(3, 32, 32), atol=1e-6)
+    assert some <= found < 20
+
+
+def test_mixed_with_others_a_black_picture_is_one_of_several() -> None:
+    transform = training_transform(replace(OFF, rand_augment="augmix-m10-mstd0"), (32, 32), SPEC)
+    for seed in range(40):
+        seed_sample(seed)
+        assert torch.isfinite(transform(photo())).all()
+
+
+@pytest.mark.parametrize("name", ["rand-m9-x5", "RAND-m9", "rand-m9.5", "nothing", "original-m9", "augmix-n2"])
+def test_a_string_that_timm_does_not_know_is_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(ConvMAEError, match=f"timm's strings, such as rand-m9-mstd0.5-inc1, or None; got '{name}'"):
+        training_transform(replace(OFF, rand_augment=name), (32, 32), SPEC)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_scale": (0.0, 1.0)},
+        {"crop_scale": (0.9, 0.1)},
+        {"crop_scale": (0.5, 1.5)},
+        {"flip": 1.5},
+        {"random_erasing": -0.1},
+        {"label_smoothing": 2.0},
+        {"mixup": -1.0},
+        {"cutmix": -1.0},
+        {"color_jitter": -0.4, "rand_augment": None},
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConvMAEError, match=rf"{next(iter(wrong))}.*; got "):
+        AugmentationConfig(**wrong)
 
 
 def test_mixing_is_off_only_when_both_are() -> None:

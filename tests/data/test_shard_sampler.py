@@ -1,19 +1,19 @@
 """Which samples of which shards an update gets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.shard_sampler import ShardPhoto, ShardSampler
-from convmae_deploy.data.shards import Shards, read_shard
+from convmae_deploy.data.shards import Shard, Shards, read_shard
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import make_shards, write_shard
 
 
 def sampler(
-    names: list[str],
+    names: Sequence[Path],
     samples: int,
     *,
     batch_size: int = 4,
@@ -110,9 +110,9 @@ def test_what_counts_as_begun_is_what_the_updates_before_have_read(
 ) -> None:
     names = make_shards(tmp_path, [3, 5, 2, 4, 6, 4])
     pair = sampler(names, 24, shuffle_buffer=buffer)
-    opened: list[str] = []
+    opened: list[Shard] = []
 
-    def recorded(shard: str) -> Iterator[bytes | str]:
+    def recorded(shard: Shard) -> Iterator[bytes | str]:
         opened.append(shard)
         return read_shard(shard)
 
@@ -132,22 +132,47 @@ def test_resuming_after_the_last_shard_begins_a_new_lap(tmp_path: Path) -> None:
     assert {photo.lap for batch in batches for photo in batch} == {1}
 
 
+def test_photos_that_are_too_large_to_wait_together_are_given_earlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = make_shards(tmp_path, [4, 4, 4])
+    largest = max(len(data) for name in names for data in read_shard(name))
+    held, drawn, most = 0, set(), 0
+
+    def recorded(shard: Shard) -> Iterator[bytes | str]:
+        nonlocal held
+        for data in read_shard(shard):
+            held += len(data)
+            yield data
+
+    monkeypatch.setattr("convmae_deploy.data.shard_sampler.read_shard", recorded)
+    monkeypatch.setattr("convmae_deploy.data.shard_sampler._read_ahead", iter)
+    monkeypatch.setattr("convmae_deploy.data.shard_sampler.MAX_HELD_BYTES", 3 * largest)
+    pair = sampler(names, 12, batch_size=1, micro_batch_size=1, shuffle_buffer=100)
+    pair[1].start(0)
+    for (photo,) in pair[0]:
+        held -= len(photo.data or b"")
+        drawn.add((photo.shard, photo.member))
+        most = max(most, held)
+    assert len(drawn) == 12 and most <= 3 * largest
+
+
 def test_a_missing_shard_is_one_unreadable_sample(tmp_path: Path) -> None:
     names = make_shards(tmp_path, [3, 4])
-    batches = draw(sampler([*names, str(tmp_path / "missing.tar")], 8))
+    batches = draw(sampler([*names, tmp_path / "missing.tar"], 8))
     unreadable = [photo for batch in batches for photo in batch if photo.data is None]
     assert [photo.shard for photo in unreadable] == [2]
     assert sum(len(batch) for batch in batches) == 8
 
 
 def test_shards_without_a_photo_end_the_run_with_one_sentence_instead_of_never(tmp_path: Path) -> None:
-    empty = [str(write_shard(tmp_path / f"{number}.tar", {"0.txt": b""})) for number in range(2)]
+    empty = [write_shard(tmp_path / f"{number}.tar", {"0.txt": b""}) for number in range(2)]
     with pytest.raises(ConvMAEError, match="found none that can be read"):
         draw(sampler(empty, 8))
     with pytest.raises(ConvMAEError, match="found none that can be read"):
         draw(sampler(empty, 8), first_step=1)
     with pytest.raises(ConvMAEError, match="found none that can be read"):
-        draw(sampler([str(tmp_path / "missing.tar")], 100))
+        draw(sampler([tmp_path / "missing.tar"], 100))
 
 
 def test_fewer_shards_than_processes_are_refused(tmp_path: Path) -> None:

@@ -7,34 +7,115 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from convmae_deploy.data.shards import Shards, find_shards, read_shard
+from convmae_deploy.data.shards import Shard, Shards, ShardUrl, find_shards, read_shard
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import encoded_photo, make_shards, write_shard
 
 QUIET = Console(quiet=True)
 
 
-def problems(shard: str | Path) -> list[str]:
-    return [item for item in read_shard(str(shard)) if isinstance(item, str)]
+def problems(shard: Shard) -> list[str]:
+    return [item for item in read_shard(shard) if isinstance(item, str)]
+
+
+def piped(command: str) -> ShardUrl:
+    (shard,) = find_shards(f"pipe:{command}")
+    assert isinstance(shard, ShardUrl)
+    return shard
 
 
 def test_a_folder_gives_its_tar_files_in_order(tmp_path: Path) -> None:
     make_shards(tmp_path, [1, 1, 1])
     (tmp_path / "._000.tar").write_bytes(b"")
     (tmp_path / "index.json").write_bytes(b"{}")
-    assert [Path(shard).name for shard in find_shards(str(tmp_path))] == ["000.tar", "001.tar", "002.tar"]
+    assert find_shards(str(tmp_path)) == tuple(tmp_path / name for name in ("000.tar", "001.tar", "002.tar"))
 
 
 def test_a_pattern_is_expanded_whether_or_not_its_shards_exist(tmp_path: Path) -> None:
     pattern = f"{tmp_path}/imagenet-{{000009..000011}}.tar"
-    assert find_shards(pattern) == tuple(f"{tmp_path}/imagenet-0000{number}.tar" for number in ("09", "10", "11"))
-    assert find_shards("https://host/{b,a}.tar") == ("https://host/a.tar", "https://host/b.tar")
+    assert find_shards(pattern) == tuple(tmp_path / f"imagenet-0000{number}.tar" for number in ("09", "10", "11"))
+    assert find_shards("https://host/{b,a}.tar") == (ShardUrl("https://host/a.tar"), ShardUrl("https://host/b.tar"))
 
 
 def test_a_folder_of_photos_is_no_shards(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(encoded_photo(0))
     assert find_shards(str(tmp_path)) == ()
     assert find_shards(str(tmp_path / "missing")) == ()
+
+
+NAMES_OF_OTHER_THINGS = (
+    "pipe:touch pwned #.tar",
+    "https:.tar",
+    "gs:x.tar",
+    "data-{0..9}.tar",
+    "${HOME}.tar",
+    "a::b.tar",
+    "--out.tar",
+)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_OTHER_THINGS)
+def test_a_name_from_a_folder_is_a_file_whatever_it_looks_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_shard(tmp_path / name, {"0.png": encoded_photo(0)})
+    monkeypatch.chdir(tmp_path)
+    for typed in (".", str(tmp_path), name):  # the last is what a shell makes of *.tar
+        (shard,) = find_shards(typed)
+        assert shard == tmp_path / name
+        assert list(read_shard(shard)) == [encoded_photo(0)]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_whose_name_looks_like_a_url_or_a_pattern_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pipe:cat", "{0..9}", "x.tar"):
+        (shard,) = make_shards(tmp_path / name, [1])
+        assert find_shards(name) == (shard,)
+    (tmp_path / "https:").mkdir()
+    (shard,) = make_shards(tmp_path / "https:" / "host", [1])
+    assert find_shards("https://host") == (shard,)
+
+
+@pytest.mark.parametrize("typed", ["pipe:cat x.tar", "https://host/0.tar", "gs://bucket/0.tar"])
+def test_a_url_is_one_because_it_was_typed(typed: str) -> None:
+    assert find_shards(typed) == (ShardUrl(typed),)
+
+
+@pytest.mark.parametrize("typed", ["s3://bucket/0.tar", "file:///0.tar", "htgs://0.tar", "x://{0..3}.tar"])
+def test_a_url_that_cannot_be_opened_is_refused_before_any_work(typed: str) -> None:
+    with pytest.raises(ConvMAEError, match="expected shards in files, behind URLs of http, .*'pipe:aws s3 cp"):
+        find_shards(typed)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "x-{0..9999999999}.tar",
+        "x-{0..999}{0..999}{0..9}.tar",
+        "{x,{y-{0..9999999},z}}.tar",
+        "{a..z}" * 5 + ".tar",
+        "{0,1}" * 40 + ".tar",
+    ],
+)
+def test_a_pattern_of_too_many_names_is_refused_before_they_are_made(pattern: str) -> None:
+    with pytest.raises(ConvMAEError, match="may name at most 1000000 shards"):
+        find_shards(pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("x-{0000..1281}.tar", 1282),
+        ("{{0000..1281},{2000..3281}}.tar", 2564),
+        ("x-{9..0..3}.tar::y-{0..9999}.tar", 10_004),
+        ("{x}-{a,b}-{0..1}.tar", 4),
+    ],
+)
+def test_patterns_of_many_names_are_expanded(pattern: str, count: int) -> None:
+    assert len(find_shards(pattern)) == count
 
 
 @pytest.mark.parametrize("pattern", ["data/{000..}{.tar", "data/${CONVMAE_NOT_SET}.tar"])
@@ -59,39 +140,42 @@ def test_samples_are_the_photos_by_webdatasets_rules_for_names(tmp_path: Path) -
             "3.gif": photos[1],
         },
     )
-    assert list(read_shard(str(shard))) == [photos[0], photos[2], photos[3]]
+    assert list(read_shard(shard)) == [photos[0], photos[2], photos[3]]
 
 
 def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
     (shard,) = make_shards(tmp_path, [3])
-    assert list(read_shard(f"pipe:cat {shard}")) == list(read_shard(shard))
-    assert len(problems(f"pipe:cat {tmp_path}/missing.tar 2> /dev/null")) == 1
+    assert list(read_shard(piped(f"cat {shard}"))) == list(read_shard(shard))
+    assert len(problems(piped(f"cat {tmp_path}/missing.tar 2> /dev/null"))) == 1
 
 
 @pytest.mark.parametrize("where", ["in the data", "between two members", "in a header"])
-@pytest.mark.parametrize("prefix", ["", "pipe:cat "])
-def test_a_shard_that_is_cut_off_gives_what_is_before_and_says_so(tmp_path: Path, where: str, prefix: str) -> None:
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_a_shard_that_is_cut_off_gives_what_is_before_and_says_so(
+    tmp_path: Path, where: str, through_a_pipe: bool
+) -> None:
     (shard,) = make_shards(tmp_path, [3])
     with tarfile.open(shard) as archive:
         last = archive.getmembers()[2]
     length = {"in the data": last.offset_data + 10, "between two members": last.offset, "in a header": last.offset + 99}
-    Path(shard).write_bytes(Path(shard).read_bytes()[: length[where]])
-    found = list(read_shard(prefix + shard))
+    shard.write_bytes(shard.read_bytes()[: length[where]])
+    source = piped(f"cat {shard}") if through_a_pipe else shard
+    found = list(read_shard(source))
     assert found[:2] == [encoded_photo(0), encoded_photo(1)]
     assert found[2:] and all(isinstance(item, str) for item in found[2:])
-    assert len(list(read_shard(prefix + shard, headers_only=True))) == len(found)  # so that resuming counts right
+    assert len(list(read_shard(source, headers_only=True))) == len(found)  # so that resuming counts right
 
 
 def test_a_damaged_header_ends_a_shard_and_says_so(tmp_path: Path) -> None:
     (shard,) = make_shards(tmp_path, [3])
     with tarfile.open(shard) as archive:
         second = archive.getmembers()[1].offset
-    content = bytearray(Path(shard).read_bytes())
+    content = bytearray(shard.read_bytes())
     content[second : second + 64] = b"\xff" * 64
-    Path(shard).write_bytes(content)
+    shard.write_bytes(content)
     first, problem = read_shard(shard)
     assert first == encoded_photo(0)
-    assert isinstance(problem, str) and "cut off or damaged" in problem and shard in problem
+    assert isinstance(problem, str) and "cut off or damaged" in problem and str(shard) in problem
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a tar file" * 100])
@@ -100,7 +184,7 @@ def test_a_missing_or_foreign_file_is_one_problem(tmp_path: Path, content: bytes
     if content is not None:
         shard.write_bytes(content)
     assert len(problems(shard)) == 1
-    assert list(read_shard(str(shard), headers_only=True)) == problems(shard)
+    assert list(read_shard(shard, headers_only=True)) == problems(shard)
 
 
 def test_a_member_that_claims_a_huge_size_is_not_read(tmp_path: Path) -> None:
@@ -109,7 +193,7 @@ def test_a_member_that_claims_a_huge_size_is_not_read(tmp_path: Path) -> None:
         header = tarfile.TarInfo("1.png")
         header.size = 1 << 40
         archive.addfile(header)
-    first, *_ = read_shard(str(shard))
+    first, *_ = read_shard(shard)
     assert isinstance(first, str) and "too many for a photo" in first
 
 
@@ -118,7 +202,7 @@ def test_counting_goes_through_all_shards_once_and_reports_what_is_wrong(
 ) -> None:
     names = make_shards(tmp_path, [2, 3])
     console = Console(record=True, file=io.StringIO(), width=1000)
-    shards = Shards([*names, str(tmp_path / "missing.tar")])
+    shards = Shards([*names, tmp_path / "missing.tar"])
     assert shards.count(console) == 6
     assert "5 photos in 3 shards (1 damaged or missing, the first: " in console.export_text()
     monkeypatch.setattr("convmae_deploy.data.shards.read_shard", None)
@@ -127,7 +211,7 @@ def test_counting_goes_through_all_shards_once_and_reports_what_is_wrong(
 
 def test_no_readable_shard_at_all_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match=r"expected photos in 2 shards, found none; 2 damaged or missing, .*0\.tar"):
-        Shards([str(tmp_path / "0.tar"), str(tmp_path / "1.tar")]).count(QUIET)
+        Shards([tmp_path / "0.tar", tmp_path / "1.tar"]).count(QUIET)
     shard = write_shard(tmp_path / "0.tar", {"0.txt": b""})
     with pytest.raises(ConvMAEError, match="found none; samples are members with the extensions jpeg, jpg, png, webp"):
-        Shards([str(shard)]).count(QUIET)
+        Shards([shard]).count(QUIET)

@@ -26,7 +26,7 @@ def noisy(image: Image.Image) -> Tensor:
 
 
 def shard_source(
-    names: Sequence[str], samples: int, *, workers: int = 0, rank: int = 0, world_size: int = 1
+    names: Sequence[Path], samples: int, *, workers: int = 0, rank: int = 0, world_size: int = 1
 ) -> ShardSource:
     steps = StepSampler(samples, batch_size=4, micro_batch_size=2, seed=3, rank=rank, world_size=world_size)
     photos = MaskedShardPhotos(noisy, 3, cells=9)
@@ -109,7 +109,7 @@ def test_corrupt_photos_and_shards_cut_off_are_counted_and_skipped(tmp_path: Pat
     cut = write_shard(tmp_path / "1.tar", good)
     cut.write_bytes(cut.read_bytes()[:1000])  # within the second of four members
     samples = 6 + 2  # the second is the end of the shard: its header is cut off
-    updates = list(shard_source([str(corrupt), str(cut)], samples).epoch(0, 0))
+    updates = list(shard_source([corrupt, cut], samples).epoch(0, 0))
     assert sum(unreadable for update in updates for _, _, unreadable in update) == 3
     assert sum(len(images) for update in updates for images, _, _ in update) == 5
 

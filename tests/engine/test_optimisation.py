@@ -1,6 +1,7 @@
 """Optimiser groups and schedule against the authors' recorded groups and hand-computed rates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from convmae_deploy.engine.optimisation import (
     build_lars,
     scheduled_lr,
     set_lr,
+    warmup_notice,
 )
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier
@@ -116,9 +118,36 @@ def test_a_run_of_no_epochs_is_refused() -> None:
         OptimisationConfig(epochs=0, warmup_epochs=0)
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
-    with pytest.raises(ConvMAEError, match=r"less than epochs \(3\); got 3"):
-        OptimisationConfig(epochs=3, warmup_epochs=3)
+def test_a_warm_up_that_would_not_end_within_the_run_takes_a_tenth_of_it_and_says_so() -> None:
+    config = OptimisationConfig(epochs=1, warmup_epochs=5, batch_size=256, base_lr=1e-3, min_lr=0.0)
+    rates = [scheduled_lr(config, step, 100) for step in (0, 5, 10, 55)]
+    assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
+    notice = "warm-up takes 10 of the 100 updates of this run: --warmup-epochs 5 would not end within them"
+    assert warmup_notice(config, 100) == notice
+    assert warmup_notice(replace(config, epochs=6), 100) is None
+    assert scheduled_lr(replace(config, epochs=6), 250, 100) == pytest.approx(5e-4)
+
+
+def test_the_updates_of_warm_up_of_dense_tasks_are_shortened_alike() -> None:
+    config = DenseOptimisationConfig(
+        epochs=2, batch_size=256, base_lr=1e-3, min_lr=0.0, schedule="linear", warmup_steps=1500, warmup_factor=0.5
+    )
+    assert [scheduled_lr(config, step, 10) for step in (0, 1, 2)] == pytest.approx([5e-4, 0.75 * 9.5e-4, 9e-4])
+    assert warmup_notice(config, 10) == (
+        "warm-up takes 2 of the 20 updates of this run: --warmup-steps 1500 would not end within them"
+    )
+    assert warmup_notice(config, 751) is None and warmup_notice(DenseOptimisationConfig(epochs=1), 1) is None
+
+
+@pytest.mark.parametrize("config", [OptimisationConfig(epochs=1), DenseOptimisationConfig(epochs=1, warmup_steps=99)])
+def test_the_shortest_runs_reach_their_learning_rate(config: OptimisationConfig) -> None:
+    assert scheduled_lr(config, 0, 1) == config.learning_rate
+    assert [scheduled_lr(config, step, 4) for step in (0, 1)] == pytest.approx([0, config.learning_rate], rel=0.15)
+
+
+def test_a_negative_warm_up_is_refused() -> None:
+    with pytest.raises(ConvMAEError, match="warmup_epochs must be at least 0; got -1"):
+        OptimisationConfig(warmup_epochs=-1)
 
 
 def test_the_position_embedding_and_vectors_are_not_decayed() -> None:

@@ -1,6 +1,7 @@
 """Videos: the right frames, upright, in the right order, and a sentence for everything else."""
 
 import gc
+import os
 import random
 import struct
 import sys
@@ -318,3 +319,14 @@ def test_real_clips_have_all_their_frames() -> None:
             assert len(list(video.frames([0, len(video) // 2, len(video) - 1]))) == 3
             assert len(video) == video.header.frames
             assert video.seconds == pytest.approx(len(video) / (video.header.rate or 0), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_video_that_is_no_regular_file_is_never_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.mp4"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ConvMAEError, match="not a file"), open_video(path):
+        pass

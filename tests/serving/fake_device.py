@@ -1,7 +1,6 @@
 """A device that runs batches on this machine's CPU, and does what a test tells it to."""
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.backends.onnxruntime_backend import Backend
 from convmae_deploy.bundle.manifest import Manifest
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 POISON = -7.0  # a batch that holds a row with this mark fails
 SIZES = (1, 2, 4, 8)
@@ -22,7 +22,7 @@ def marked(manifest: Manifest, *marks: float) -> NDArray[np.float32]:
 
 
 class FakeDevice:
-    """A backend for one thread at a time; its time is that of a device: so much a batch, and so much a row.
+    """A backend for one thread at a time, whose batches end when a test lets them.
 
     Args:
         manifest: of the model.
@@ -37,7 +37,6 @@ class FakeDevice:
         self.batch_sizes = tuple(sizes)
         self.manifest = manifest
         self.real = real
-        self.seconds, self.seconds_a_row = 0.0, 0.0
         self.poison = POISON
         self.lost = False
         self.failures = 0  # of the next batches
@@ -64,8 +63,7 @@ class FakeDevice:
             self.outputs.append(tuple(outputs))
             self.threads.add(threading.get_ident())
             self.entered.release()
-            assert self.free.wait(20)
-            time.sleep(self.seconds + self.seconds_a_row * len(image))
+            wait_for(self.free)
             if self.lost:
                 raise RuntimeError("the device fell off the bus")
             if self.failures:
@@ -88,7 +86,7 @@ class FakeDevice:
 
     def wait_for_batch(self) -> None:
         """Returns once a batch has begun that was not waited for before."""
-        assert self.entered.acquire(timeout=5)
+        assert self.entered.acquire(timeout=PATIENCE_SECONDS)
 
     def _answer(self, name: str, marks: NDArray[np.float32]) -> NDArray[Any]:
         spec = self.manifest.outputs[name]

@@ -148,7 +148,7 @@ def read_answer(connection: socket.socket) -> Answer:
 
 def post_head(path: str, *headers: str) -> bytes:
     """The head of a POST request."""
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: test", *headers, "", ""]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def post(path: str, body: bytes, *headers: str) -> bytes:

@@ -370,28 +370,6 @@ def test_before_its_models_are_there_the_server_is_not_ready(predictors: dict[st
     application.state.api.pool.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("path", "media_type"),
-    [("/", "text/html"), ("/docs", "text/html"), ("/page/style.css", "text/css"), ("/page/page.js", "text/javascript")],
-)
-def test_the_page_comes_with_its_type_and_a_strict_policy(client: TestClient, path: str, media_type: str) -> None:
-    answer = client.get(path)
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith(media_type)
-    assert answer.headers["content-security-policy"] == (
-        "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-        "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-    )
-    assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-@pytest.mark.parametrize(
-    "name", ["none.js", "..%2Fapp.py", "..%2Fsettings.py", "style.css%00", "a%00.css", "%2e", "app.py"]
-)
-def test_nothing_but_the_pages_files_is_served(client: TestClient, name: str) -> None:
-    assert client.get(f"/page/{name}").status_code == 404
-
-
 def test_json_never_holds_a_number_that_json_does_not_have(client: TestClient) -> None:
     for path in ("/v1/models", "/v1/models/tiny", "/openapi.json", "/readyz", "/livez"):
         json.loads(client.get(path).text, parse_constant=lambda name: pytest.fail(name))

@@ -1,7 +1,6 @@
 """Batches of what is queued, on a fake device."""
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,11 +15,11 @@ from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import ModelOutputError
 from convmae_deploy.tasks.classification import Classifier
-from serving import batching
-from serving.batching import BatchingBackend, DeviceLost, choose_rows, device_batches
+from serving.batching import STUCK_SECONDS, BatchingBackend, DeviceLost, choose_rows, device_batches
 from serving.errors import ClientGone
 from serving.pool import Ticket, WorkPool
 from tests.serving.fake_device import POISON, FakeDevice, marked
+from tests.waiting import PATIENCE_SECONDS, GivenClock, wait_until
 
 Ask = Callable[..., "Future[dict[str, NDArray[Any]]]"]
 
@@ -36,13 +35,18 @@ def device(manifest: Manifest) -> FakeDevice:
 
 
 @pytest.fixture
-def backend(device: FakeDevice, manifest: Manifest) -> Iterator[BatchingBackend]:
-    made = BatchingBackend(device, device.batch_sizes, manifest)
+def clock() -> GivenClock:
+    return GivenClock()
+
+
+@pytest.fixture
+def backend(device: FakeDevice, manifest: Manifest, clock: GivenClock) -> Iterator[BatchingBackend]:
+    made = BatchingBackend(device, device.batch_sizes, manifest, clock)
     device.forget()
-    made._seconds = dict.fromkeys(device.batch_sizes, 1.0)  # whatever the warm-up measured, padding costs nothing
+    made._seconds = dict.fromkeys(device.batch_sizes, 1.0)  # so that padding costs nothing
     yield made
     device.free.set()
-    assert made.close(5)
+    assert made.close(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def ask(backend: BatchingBackend, device: FakeDevice, manifest: Manifest) -> Ite
             seen, busy = backend._queued_rows, device.busy
             future = threads.submit(backend.run, marked(manifest, *marks), outputs)
             if busy:
-                wait_for(lambda: backend._queued_rows > seen)
+                wait_until(lambda: backend._queued_rows > seen)
             return future
 
         yield run
@@ -69,15 +73,8 @@ def occupied(device: FakeDevice, ask: Ask) -> "Future[dict[str, NDArray[Any]]]":
     return future
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-
-
 def logits(future: "Future[dict[str, NDArray[Any]]]") -> list[float]:
-    found = future.result(10)["logits"]
+    found = future.result(PATIENCE_SECONDS)["logits"]
     assert (found == found[:, :1]).all()
     return [float(row[0]) for row in found]
 
@@ -88,7 +85,7 @@ def test_every_size_is_warmed_up_in_the_thread_that_runs_the_batches(device: Fak
     assert set(device.outputs) == {tuple(sorted(manifest.outputs))}
     backend.run(marked(manifest, 1.0), ["logits"])
     assert len(device.threads) == 1 and threading.get_ident() not in device.threads
-    assert backend.close(5)
+    assert backend.close(PATIENCE_SECONDS)
 
 
 def test_a_size_that_does_not_run_is_a_sentence(manifest: Manifest) -> None:
@@ -146,7 +143,7 @@ def test_calls_for_other_outputs_get_batches_of_their_own(occupied: Any, ask: As
     first = [ask(1.0), ask(2.0, outputs=("e1", "pooled")), ask(3.0), ask(4.0, outputs=("pooled", "e1"))]
     device.free.set()
     assert logits(first[0]) == [1.0]
-    maps = [future.result(5) for future in (first[1], first[3])]
+    maps = [future.result(PATIENCE_SECONDS) for future in (first[1], first[3])]
     assert device.batches == [[100.0], [1.0, 3.0], [2.0, 4.0]]
     assert device.outputs[1:] == [("logits",), ("e1", "pooled")]
     for found, mark in zip(maps, (2.0, 4.0), strict=True):
@@ -157,7 +154,7 @@ def test_calls_for_other_outputs_get_batches_of_their_own(occupied: Any, ask: As
 def test_answers_do_not_keep_the_batch_in_memory(occupied: Any, ask: Ask, device: FakeDevice) -> None:
     futures = [ask(float(mark)) for mark in range(8)]
     device.free.set()
-    assert all(future.result(5)["logits"].base is None for future in futures)
+    assert all(future.result(PATIENCE_SECONDS)["logits"].base is None for future in futures)
 
 
 def test_a_bad_row_fails_its_own_call_only(
@@ -166,7 +163,7 @@ def test_a_bad_row_fails_its_own_call_only(
     futures = [ask(*marks) for marks in ((1.0,), (2.0, POISON, 3.0), (4.0,), (5.0, 6.0))]
     device.free.set()
     with pytest.raises(RuntimeError, match="poisoned"):
-        futures[1].result(5)
+        futures[1].result(PATIENCE_SECONDS)
     assert [logits(futures[index]) for index in (0, 2, 3)] == [[1.0], [4.0], [5.0, 6.0]]
     # One by one, the rest of the bad call left out, and zeros to see whether the device still runs.
     assert device.batches[2:] == [[1.0], [2.0], [POISON], [0.0], [4.0], [5.0], [6.0]]
@@ -180,7 +177,7 @@ def test_a_failed_call_and_its_rows_are_let_go(device: FakeDevice, backend: Batc
     with pytest.raises(RuntimeError, match="poisoned"):
         backend.run(rows, ["logits"])
     del rows
-    wait_for(lambda: reference() is None)  # without the garbage collector
+    wait_until(lambda: reference() is None)  # without the garbage collector
 
 
 def test_a_failure_that_does_not_come_again_is_not_noticed(occupied: Any, device: FakeDevice) -> None:
@@ -198,7 +195,7 @@ def test_a_lost_device_fails_what_is_queued_quickly_and_says_so_until_it_runs_ag
     device.free.set()
     for future in (occupied, *futures):
         with pytest.raises(DeviceLost, match="the device fell off the bus"):
-            future.result(5)
+            future.result(PATIENCE_SECONDS)
     # The batch, its row alone, zeros; then a batch at a time, without a second look at each row.
     assert [len(batch) for batch in device.batches] == [1, 1, 1, 8, 8]
     assert "tiny runs nothing any more" in str(backend.fault())
@@ -209,13 +206,15 @@ def test_a_lost_device_fails_what_is_queued_quickly_and_says_so_until_it_runs_ag
 
 
 def test_a_device_that_hangs_is_a_fault(
-    occupied: Any, device: FakeDevice, backend: BatchingBackend, monkeypatch: pytest.MonkeyPatch
+    occupied: "Future[Any]", device: FakeDevice, backend: BatchingBackend, clock: GivenClock
 ) -> None:
+    clock.advance(STUCK_SECONDS)
     assert backend.fault() is None
-    monkeypatch.setattr(batching, "STUCK_SECONDS", 0.01)
-    wait_for(lambda: "has not answered for" in str(backend.fault()))
+    clock.advance(1.0)
+    assert f"has not answered for {STUCK_SECONDS + 1:.0f} s" in str(backend.fault())
     device.free.set()
-    wait_for(lambda: backend.fault() is None)
+    occupied.result(PATIENCE_SECONDS)
+    assert backend.fault() is None
 
 
 def test_an_answer_with_a_wrong_number_of_rows_is_no_answer(manifest: Manifest) -> None:
@@ -228,7 +227,7 @@ def test_an_answer_with_a_wrong_number_of_rows_is_no_answer(manifest: Manifest) 
     for _ in range(2):
         with pytest.raises(ModelOutputError, match="'logits' must have 2 rows"):
             backend.run(marked(manifest, 1.0), ["logits"])
-    assert backend.close(5)
+    assert backend.close(PATIENCE_SECONDS)
 
 
 def test_the_rows_of_clients_that_have_gone_never_reach_the_device(
@@ -239,13 +238,13 @@ def test_the_rows_of_clients_that_have_gone_never_reach_the_device(
     for mark in range(4):
         seen = backend._queued_rows
         jobs.append(pool.submit(lambda ticket, mark=mark: backend.run(marked(manifest, mark), ["logits"])))  # type: ignore[misc]
-        wait_for(lambda seen=seen: backend._queued_rows == seen + 1)  # type: ignore[misc]
+        wait_until(lambda seen=seen: backend._queued_rows == seen + 1)  # type: ignore[misc]
     for index in (0, 2):
         pool.abandon(*jobs[index])
         with pytest.raises(ClientGone):  # at once, not when the device is free
-            jobs[index][1].result(5)
+            jobs[index][1].result(PATIENCE_SECONDS)
     device.free.set()
-    assert [float(jobs[index][1].result(5).value["logits"][0, 0]) for index in (1, 3)] == [1.0, 3.0]
+    assert [float(jobs[index][1].result(PATIENCE_SECONDS).value["logits"][0, 0]) for index in (1, 3)] == [1.0, 3.0]
     assert device.batches == [[100.0], [1.0, 3.0]]
     pool.shutdown()
 
@@ -259,7 +258,7 @@ def test_a_client_that_goes_while_its_batch_runs_does_not_disturb_the_others(
     device.wait_for_batch()
     pool.abandon(*running)
     with pytest.raises(ClientGone):
-        running[1].result(5)
+        running[1].result(PATIENCE_SECONDS)
     device.free.set()
     assert backend.run(marked(manifest, 2.0), ["logits"])["logits"][0, 0] == 2.0
     pool.shutdown()
@@ -273,26 +272,30 @@ def test_a_job_that_is_given_up_already_is_not_queued(backend: BatchingBackend, 
         backend.run(marked(manifest, 1.0), ["logits"])
 
     with pytest.raises(ClientGone):
-        pool.submit(job)[1].result(5)
+        pool.submit(job)[1].result(PATIENCE_SECONDS)
     assert backend._queued_rows == 0
     pool.shutdown()
 
 
 def test_the_estimated_wait_is_that_of_the_batches_before(
-    device: FakeDevice, backend: BatchingBackend, ask: Ask
+    device: FakeDevice, backend: BatchingBackend, ask: Ask, clock: GivenClock
 ) -> None:
     assert backend.estimated_wait() == 0
     backend._seconds.update(dict.fromkeys(device.batch_sizes, 0.5))
     device.free.clear()
     futures = [ask(1.0)]
     device.wait_for_batch()
-    assert backend.estimated_wait() == pytest.approx(0.5, abs=0.2)
+    assert backend.estimated_wait() == pytest.approx(0.5)
+    clock.advance(0.2)
+    assert backend.estimated_wait() == pytest.approx(0.3)
     futures += [ask(*range(8)) for _ in range(3)]
-    assert backend.estimated_wait() == pytest.approx(4 * 0.5, abs=0.2)
+    assert backend.estimated_wait() == pytest.approx(0.3 + 3 * 0.5)
+    clock.advance(0.4)  # a batch that takes 0.1 s longer than usual may take as long again
+    assert backend.estimated_wait() == pytest.approx(0.1 + 3 * 0.5)
     device.free.set()
     for future in futures:
-        future.result(5)
-    wait_for(lambda: backend.estimated_wait() == 0)
+        future.result(PATIENCE_SECONDS)
+    wait_until(lambda: backend.estimated_wait() == 0)
 
 
 def test_the_end_runs_what_is_queued_and_takes_nothing_more(
@@ -301,7 +304,7 @@ def test_the_end_runs_what_is_queued_and_takes_nothing_more(
     futures = [ask(float(mark)) for mark in range(10)]
     assert not backend.close(0.02)  # the device is not free
     device.free.set()
-    assert backend.close(5)
+    assert backend.close(PATIENCE_SECONDS)
     assert [logits(future) for future in futures] == [[float(mark)] for mark in range(10)]
     with pytest.raises(RuntimeError, match="tiny was closed"):
         backend.run(marked(manifest, 1.0), ["logits"])
@@ -310,21 +313,25 @@ def test_the_end_runs_what_is_queued_and_takes_nothing_more(
 def test_hundreds_of_calls_at_once_all_get_their_own_answers(
     device: FakeDevice, backend: BatchingBackend, manifest: Manifest
 ) -> None:
-    device.seconds = 0.0005
     random = np.random.default_rng(0)
     asked = [
         ([float(mark) for mark in random.integers(0, 1000, random.integers(1, 12))], ("logits", "e4")[int(kind) :])
         for kind in random.integers(0, 2, 400)
     ]
-    with ThreadPoolExecutor(200) as threads:
-        found = list(threads.map(lambda item: backend.run(marked(manifest, *item[0]), item[1]), asked))
+    device.free.clear()
+    with ThreadPoolExecutor(300) as threads:
+        futures = [threads.submit(backend.run, marked(manifest, *marks), outputs) for marks, outputs in asked]
+        wait_until(lambda: len(backend._queue) >= 299)  # and the first is on the device; the others come meanwhile
+        device.free.set()
+        found = [future.result(PATIENCE_SECONDS) for future in futures]
     for (marks, outputs), answer in zip(asked, found, strict=True):
         assert set(answer) == set(outputs)
         for values in answer.values():
             assert values.reshape(len(marks), -1).min(axis=1).tolist() == marks
             assert values.reshape(len(marks), -1).max(axis=1).tolist() == marks
     assert max(len(batch) for batch in device.batches) == 8
-    assert len(device.batches) < 0.5 * len(asked) * 6  # six rows a call on average: most batches are full
+    full = sum(len(marks) for marks, _ in asked[:300]) / 8
+    assert len(device.batches) < full + sum(-(-len(marks) // 8) for marks, _ in asked[300:]) + 4
     assert backend._queued_rows == 0 and len(device.threads) == 1
 
 
@@ -402,12 +409,11 @@ def test_a_largest_batch_below_every_size_is_a_sentence(manifest: Manifest) -> N
 def test_jobs_that_fail_and_jobs_that_are_given_up_leave_nothing_behind(
     device: FakeDevice, backend: BatchingBackend, manifest: Manifest
 ) -> None:
-    device.seconds = 0.0005
     random, pool = np.random.default_rng(0), WorkPool(2, 100.0, backend.estimated_wait)
     wrong: list[tuple[float, float]] = []
 
-    def job(mark: float, ticket: Ticket) -> None:
-        rows = marked(manifest, *[mark] * int(random.integers(1, 4)))
+    def job(mark: float, count: int, ticket: Ticket) -> None:
+        rows = marked(manifest, *[mark] * count)
         with ticket.away(rows.nbytes):
             found = backend.run(rows, ["logits"])["logits"]
         if not (found == mark).all():
@@ -416,16 +422,16 @@ def test_jobs_that_fail_and_jobs_that_are_given_up_leave_nothing_behind(
     jobs = []
     for index in range(100):
         mark = POISON if random.random() < 0.03 else float(index)
-        jobs.append(pool.submit(partial(job, mark)))
+        jobs.append(pool.submit(partial(job, mark, int(random.integers(1, 4)))))
         if random.random() < 0.3:
             given_up = int(random.integers(max(0, index - 9), index + 1))
             if not jobs[given_up][0].abandoned:
                 pool.abandon(*jobs[given_up])
-            time.sleep(0.001)
+            wait_until(lambda: pool.pending < 6)  # so that some are given up in the queue, and some on the device
         device.lost = 40 <= index < 43
-    finished = wait([future for _, future in jobs], timeout=20)
+    finished = wait([future for _, future in jobs], timeout=PATIENCE_SECONDS)
     assert not finished.not_done
-    wait_for(lambda: pool.pending == 0)
+    wait_until(lambda: pool.pending == 0)
     assert (pool.running, pool._free_cores, pool._away, pool._away_bytes) == (0, 2, 0, 0)
     assert (backend._queued_rows, list(backend._queue), wrong) == (0, [], [])
     kinds = {type(future.exception()) for _, future in jobs if not future.cancelled()}

@@ -1,5 +1,7 @@
-"""What only a raw connection can do: announce too much, send too slowly, go away."""
+"""What only a raw connection can do: announce too much, send too slowly, go away, be one of many, speak no HTTP."""
 
+import contextlib
+import json
 import re
 import socket
 import time
@@ -11,7 +13,51 @@ import pytest
 from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
 from tests.serving.sample_images import jpeg
 
-KEY = "correct horse"
+KEY = "correct horse battery"
+FEW_DESCRIPTORS = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160))
+runpy.run_module("serving", run_name="__main__")
+"""
+HOST = b"Host: localhost\r\n"
+ODD = {  # the start of each request, which gets what else it needs
+    "tunnel": b"CONNECT h:443 HTTP/1.1\r\n",
+    "URL without a path": b"GET http://localhost HTTP/1.1\r\n",
+    "URL of another host": b"GET http://h/livez HTTP/1.1\r\n",
+    "URL without a host": b"GET http:// HTTP/1.1\r\n",
+    "bracket in a URL": b"GET http://[::1 HTTP/1.1\r\n",
+    "asterisk": b"OPTIONS * HTTP/1.1\r\n",
+    "no slash": b"GET livez HTTP/1.1\r\n",
+    "two slashes": b"GET //h/livez HTTP/1.1\r\n",
+    "small letters": b"get /livez HTTP/1.1\r\n",
+    "unknown method": b"HELLO / HTTP/1.1\r\n",
+    "rare method": b"PROPFIND / HTTP/1.1\r\n",
+    "HTTP/0.9": b"GET /livez\r\n",
+    "HTTP/2": b"GET /livez HTTP/2.0\r\n",
+    "preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    "SSH": b"SSH-2.0-client\r\n",
+    "zeros": bytes(1000),
+    "zero in a path": b"GET /a\0b HTTP/1.1\r\n",
+    "zero in a header": b"GET /livez HTTP/1.1\r\nX: a\0b\r\n",
+    "bytes in a path": b"GET /\xff\xfe HTTP/1.1\r\n",
+    "bytes in a query": b"GET /v1/models?\xff HTTP/1.1\r\n",
+    "no hexadecimal digits": b"GET /%zz%1 HTTP/1.1\r\n",
+    "no UTF-8": b"GET /%ff%fe HTTP/1.1\r\n",
+    "half a letter": b"GET /page/%ed%a0%80.js HTTP/1.1\r\n",
+    "name of 300 letters": b"GET /page/" + b"a" * 300 + b".js HTTP/1.1\r\n",
+    "name of 8000 letters": b"GET /page/" + b"a" * 8000 + b".js HTTP/1.1\r\n",
+    "model of 8000 letters": b"GET /v1/models/" + b"a" * 8000 + b" HTTP/1.1\r\n",
+    "path of 70 kB": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n",
+    "header of 66 kB": b"GET /livez HTTP/1.1\r\nX: " + b"a" * 66_000 + b"\r\n",
+    "headers by the thousand": b"GET /livez HTTP/1.1\r\n" + b"a:b\r\n" * 13_000,
+    "length of 5000 zeros": b"POST /v1/classify HTTP/1.1\r\nContent-Length: " + b"0" * 5000 + b"\r\n",
+    "length of 5000 nines": b"POST /v1/classify HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n",
+    "length twice": b"POST /v1/classify HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 1\r\n",
+    "two hosts": b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n",
+    "form without sense": b"POST /v1/classify HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=\xff\r\n",
+    "unknown expectation": b"POST /v1/nothing HTTP/1.1\r\nExpect: tea\r\n",
+}
 
 
 def pending_jobs(server: RunningServer) -> int:
@@ -154,6 +200,57 @@ def test_two_hundred_half_open_connections_do_not_disturb_others(server: Running
             connection.close()
 
 
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+def test_an_odd_request_gets_an_error_in_the_usual_shape_and_nothing_of_it_is_logged(
+    server: RunningServer, odd: bytes
+) -> None:
+    logged = server.log.read_text()
+    with server.connect() as connection:
+        connection.sendall(odd + HOST + b"Connection: close\r\n\r\n")
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    if odd.startswith(b"GET http://localhost "):  # an unusual way to ask for the page
+        assert status == 200
+    else:
+        assert 400 <= status < 500
+        assert set(json.loads(body)["error"]) == {"code", "message", "field", "request_id"}
+    assert server.log.read_text() == logged
+
+
+def test_an_offer_of_http_2_is_ignored_and_the_connection_goes_on(server: RunningServer) -> None:
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(post("/v1/classify", jpeg(), *offer))
+            assert read_answer(connection).status == 200
+
+
+def test_names_and_pages_of_others_are_refused_by_a_local_server_without_a_key(server: RunningServer) -> None:
+    for path in ("/", "/v1/models"):
+        assert server.request(path, headers={"Host": "evil.example"}).status == 421
+    page = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    answer = server.request("/v1/classify", jpeg(), page)
+    assert (answer.status, answer.code) == (403, "cross_origin")
+    assert server.request("/v1/classify", jpeg(), {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}).status == 200
+
+
+def test_many_silent_connections_neither_lock_others_out_nor_end_a_request(bundle: Path, tmp_path: Path) -> None:
+    photo = jpeg()
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle)}, command=("-c", FEW_DESCRIPTORS)) as few:
+        with few.connect() as slow, contextlib.ExitStack() as stack:
+            slow.sendall(post_head("/v1/classify", f"Content-Length: {len(photo)}") + photo[:100])
+            for _ in range(300):
+                stack.enter_context(few.connect())
+            for _ in range(3):
+                assert few.request("/v1/classify", photo).status == 200
+            slow.sendall(photo[100:])
+            assert read_answer(slow).status == 200
+        assert "Traceback" not in few.log.read_text()
+
+
 @pytest.mark.parametrize("header", [None, "Authorization: Bearer wrong", "X-API-Key: ", "Authorization: Basic abc"])
 def test_a_bad_key_is_refused_before_100_megabytes_are_read(locked_server: RunningServer, header: str | None) -> None:
     headers = ["Content-Length: 100000000", *([] if header is None else [header])]  # row 40
@@ -190,3 +287,14 @@ def test_several_requests_share_a_connection(server: RunningServer) -> None:
         assert read_answer(connection).status == 400
         connection.sendall(post("/v1/classify", jpeg()))
         assert read_answer(connection).status == 200
+
+
+def test_after_many_wrong_keys_the_right_one_works_and_the_log_has_their_address_alone(
+    locked_server: RunningServer,
+) -> None:
+    wrong = [{"X-API-Key": f"wrong-{index}"} for index in range(50)]  # the last test, as the others' would count too
+    assert {locked_server.request("/v1/models", headers=headers).status for headers in wrong} == {401, 429}
+    assert locked_server.request("/v1/models", headers={"X-API-Key": KEY}).status == 200
+    log = locked_server.log.read_text()
+    assert "a wrong API key from 127.0.0.1" in log
+    assert "wrong-" not in log and KEY not in log

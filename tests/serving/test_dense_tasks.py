@@ -2,7 +2,7 @@
 
 import base64
 import io
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from serving.settings import Settings
 from tests.bundle_factory import make_detection_bundle
 from tests.serving.conftest import ClientFactory, forget_settings
 from tests.serving.sample_images import jpeg
+from tests.waiting import wait_for, wait_until
 
 
 def picture(width: int = 192, height: int = 64, level: int = 210, orientation: int | None = None) -> bytes:
@@ -263,19 +264,21 @@ def test_a_photo_of_many_windows_is_given_up_when_its_time_is_over(
 ) -> None:
     class SlowBackend:
         name, providers = "slow", ("SlowExecutionProvider",)
-        runs = 0
+
+        def __init__(self) -> None:
+            self.runs, self.timed_out = 0, threading.Event()
 
         def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
             self.runs += 1
-            time.sleep(0.05)
+            if self.runs == 3:
+                wait_for(self.timed_out)
             return models["areas"].backend.run(image, outputs)
 
     backend = SlowBackend()
     client = make_client({"areas": Segmenter(load_bundle(segmentation_bundle), backend)}, request_timeout_seconds=0.3)
     answer = client.post("/v1/segment", content=picture(1000, 1000))  # 23 x 23 windows, 4 a run
+    backend.timed_out.set()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
     pool = client.app.state.api.pool  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 2
-    while pool.running and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not pool.running and backend.runs < 20
+    wait_until(lambda: not pool.running)
+    assert backend.runs <= 3

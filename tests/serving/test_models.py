@@ -1,7 +1,6 @@
 """Which bundles a server takes, what runs them, and which model a request gets."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from serving.models import (
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.fake_device import FakeDevice
+from tests.waiting import wait_until
 
 
 def test_bundles_keep_the_order_of_the_setting(bundle: Path, second_bundle: Path) -> None:
@@ -99,10 +99,7 @@ def test_a_model_that_does_not_start_ends_the_threads_of_those_before_it(
     on_fake_devices(monkeypatch, fails="other")
     with pytest.raises(ConvMAEError, match=r"the model other cannot run a batch of 1 in fake \(the device fell off"):
         open_predictors(Settings(bundle=(bundle, second_bundle)))
-    deadline = time.monotonic() + 5
-    while any(thread.name.startswith("batches-") for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: not any(thread.name.startswith("batches-") for thread in threading.enumerate()))
 
 
 def test_a_model_on_the_cpu_has_no_batches_whatever_the_setting(bundle: Path) -> None:

@@ -38,6 +38,17 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
         ("HINT", "speed"),
         ("MAX_BATCH", "0"),
         ("API_KEY", ""),
+        ("API_KEY", " \n"),
+        ("API_KEY", "k"),
+        ("API_KEY", "fifteen letters"),
+        ("API_KEY", "Schlüssel, der in keinen Header passt"),
+        ("API_KEY", "two lines of text\nas a file may have them"),
+        ("ALLOWED_HOSTS", ""),
+        ("ALLOWED_HOSTS", "https://models.example.org"),
+        ("ALLOWED_HOSTS", "models.example.org:443"),
+        ("ALLOWED_HOSTS", "a b"),
+        ("MAX_CONNECTIONS", "0"),
+        ("KEEP_ALIVE_SECONDS", "0"),
         ("BUNDLE", ":"),
         ("MAX_IMAGES", "many"),
     ],
@@ -52,12 +63,42 @@ def test_a_bad_value_is_one_sentence_that_names_the_variable(
 
 
 def test_the_key_does_not_show_when_the_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key")
-    assert "hidden-key" not in repr(load_settings())
+    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key-of-a-server")
+    assert "hidden-key-of-a-server" not in repr(load_settings())
+
+
+@pytest.mark.parametrize("end", [" ", "\n", "\r\n", "\t \n\n"])
+def test_blanks_around_a_value_that_came_from_a_file_are_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    values = {"API_KEY": "0123456789 abcdef", "HOST": "0.0.0.0", "PORT": "80", "BUNDLE": "a/b", "DEVICE": "cpu"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"CONVMAE_{name}", end + value + end)
+    settings = load_settings()
+    assert settings.api_key is not None and settings.api_key.get_secret_value() == "0123456789 abcdef"
+    assert (settings.host, settings.port, settings.device) == ("0.0.0.0", 80, "cpu")
+    assert settings.bundle == (Path("a/b"),)
+
+
+def test_a_key_that_is_too_short_is_told_how_to_make_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMAE_API_KEY", "short-key")
+    with pytest.raises(ConvMAEError, match="at least 16 characters, got 9;.*secrets.token_urlsafe") as caught:
+        load_settings()
+    assert "short-key" not in str(caught.value)
+
+
+def test_allowed_hosts_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMAE_ALLOWED_HOSTS", "Models.Example.org, convmae,convmae.default.svc")
+    assert load_settings().allowed_hosts == ("models.example.org", "convmae", "convmae.default.svc")
+
+
+def test_an_idle_connection_outlives_the_60_seconds_of_balancers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVMAE_KEEP_ALIVE_SECONDS", raising=False)
+    assert load_settings().keep_alive_seconds > 60
 
 
 def test_a_bad_key_is_not_repeated_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key")
+    monkeypatch.setenv("CONVMAE_API_KEY", "hidden-key-of-a-server")
     monkeypatch.setenv("CONVMAE_PORT", "hidden-port")
     with pytest.raises(ConvMAEError) as caught:
         load_settings()

@@ -100,6 +100,10 @@ def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_THREADS="none"), "CONVMAE_THREADS")
 
 
+def test_a_key_of_one_character_is_one_sentence() -> None:
+    assert_one_sentence(start(CONVMAE_API_KEY="k"), "CONVMAE_API_KEY", "16 characters", "secrets.token_urlsafe")
+
+
 def test_a_port_in_use_is_one_sentence(bundle: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
