@@ -48,8 +48,8 @@ def manifest_seeds() -> dict[str, bytes]:
 def manifest_check() -> Check:
     """Opening a bundle whose manifest is the input."""
     from convmae_deploy.bundle.loading import BundleError
-from convmae_deploy.tasks import load_bundle
     from convmae_deploy.bundle.manifest import Manifest
+    from convmae_deploy.tasks import load_bundle
     from tests.bundle_factory import make_bundle
 
     folder = make_bundle(scratch_folder())
