@@ -73,12 +73,11 @@ def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, 
     assert len(np.unique(found.labels)) > 1
 
 
-def test_another_kind_of_checkpoint_is_one_sentence(
+def test_another_task_or_preprocessing_is_one_sentence(
     checkpoint: Path, tmp_path: Path, edited: Callable[[Path, Path, dict[str, object]], Path]
 ) -> None:
-    other = edited(checkpoint, tmp_path / "other", {"kind": "pretraining"})
-    with pytest.raises(ConvMAEError, match="must hold one of classifier, .*segmenter.* and holds: pretraining"):
-        open_task(other, None)
+    with pytest.raises(ConvMAEError, match="holds: segmenter, which can be exported for segmentation or features; got"):
+        open_task(checkpoint, None, "detection")
     wrong = edited(checkpoint, tmp_path / "wrong", {"preprocessing": {"size": list(WINDOW)}})
     with pytest.raises(ConvMAEError, match="must be SlidingWindow"):
         open_task(wrong, None)
