@@ -46,7 +46,7 @@ def test_every_checkpoint_with_an_encoder_gives_its_four_maps(
     torch.manual_seed(0)
     small = PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
     heads = DetectorConfig(channels=8, fc_width=16)
-    encoder = None
+    encoder: torch.nn.Module
     if kind == "encoder":
         encoder = build_convmae(ENCODER)
         path = save(tmp_path / kind, kind, encoder)
