@@ -1,3 +1,54 @@
-"""ConvMAE (arXiv 2205.03892) from pixels to production: the library behind training, export and serving."""
+"""ConvMAE (arXiv 2205.03892) from pixels to production: the library behind training, export and serving.
+
+    from convmae_deploy import load
+
+    model = load("bundles/mine")
+    model("a.jpg")              # what the task gives: classes, objects, labels of pixels, features
+    model(["a.jpg", "b.png"])   # the same of each
+
+Nothing is imported and no environment variable is read before `load` is called.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convmae_deploy.errors import ConvMAEError
+
+if TYPE_CHECKING:
+    from convmae_deploy.backends.onnxruntime_backend import Device
+    from convmae_deploy.backends.starting import RuntimeName
+    from convmae_deploy.tasks.base import Predictor
 
 __version__ = "0.1.0"
+__all__ = ["ConvMAEError", "__version__", "load"]
+
+
+def load(
+    bundle: str | Path,
+    *,
+    device: "Device" = "auto",
+    threads: int | None = None,
+    runtime: "RuntimeName | None" = None,
+    file: str | None = None,
+) -> "Predictor":
+    """Opens a bundle and starts its graph.
+
+    Args:
+        bundle: its folder.
+        device: "auto" (a GPU that works, else the CPU), "cpu" or "cuda".
+        threads: CPU threads for one run; None leaves the number to the runtime.
+        runtime: what runs the graph; None is ONNX Runtime.
+        file: which graph of the bundle; None is its first.
+
+    Returns:
+        A model to be called with a photo or a video, or a list of them: paths, the content of files, or images of
+        Pillow's. What it gives depends on its task, see `convmae_deploy.tasks`. It may be called from several threads.
+
+    Raises:
+        ConvMAEError: the bundle is not in order, or the runtime or the device does not start.
+    """
+    from convmae_deploy.backends.starting import RuntimeOptions
+    from convmae_deploy.tasks import open_predictor
+
+    options = RuntimeOptions(runtime=runtime, file=file)
+    return open_predictor(Path(bundle), device=device, threads=threads, options=options)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -202,6 +202,10 @@ class Predictor(ABC):
         Raises:
             ConvMAEError: see `predict`.
         """
+        known = [field.name for field in fields(PredictOptions)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise ConvMAEError(f"expected options among {', '.join(known)}; got {unknown[0]}")
         chosen = PredictOptions(**options)
         if isinstance(source, str | Path | bytes | Image.Image):
             return self.predict(source, chosen)
