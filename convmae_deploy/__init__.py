@@ -6,9 +6,10 @@
     model("a.jpg")              # what the task gives: classes, objects, labels of pixels, features
     model(["a.jpg", "b.png"])   # the same of each
 
-Nothing is imported and no environment variable is read before `load` is called.
+Nothing heavy is imported before `load` is called.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["ConvMAEError", "__version__", "load"]
+
+# ONNX Runtime reports its use to its maker unless this is set before it is first imported. So it stands here, before
+# any module of the library and, as each program's package imports this one first, of the programs. Processes that they
+# start inherit it. What the user has set, "0" too, stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(

@@ -21,7 +21,6 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in ("python_multipart", "uvicorn.error"):  # what clients do wrong is told to them, not to the log
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
     try:
         settings = load_settings()
         predictors = open_predictors(settings)

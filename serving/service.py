@@ -4,12 +4,12 @@ This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs 
 """
 
 import logging
-import os
 import threading
 from typing import Any
 
 import bentoml
 import uvicorn.config
+from bentoml._internal.utils.analytics import usage_stats
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
@@ -24,9 +24,9 @@ from serving.settings import DEFAULT_PORT, Settings, load_settings
 
 SERVICE_NAME = "convmae"
 
-# Keeps BentoML from reporting once this file is loaded. Commands of `bentoml` that report without loading it, or before
-# they do, need the variable from whoever calls them.
-os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
+# The command `bentoml serve` asks whether it may report its use before it loads this file, and keeps the answer. It
+# must ask again now that our package has set BENTOML_DO_NOT_TRACK.
+usage_stats.do_not_track.cache_clear()
 
 # BentoML's worker loads this file and then starts uvicorn with the protocol `auto`, and has no setting for another one.
 uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"

@@ -36,7 +36,7 @@ TARGETS: dict[str, Target] = {
         mutate=mutate_json,
     ),
     "graph": Target(
-        reader="the header of a graph in ONNX",
+        reader="a graph in ONNX, looked at and not run",
         seeds=bundles.graph_seeds,
         prepare=bundles.graph_check,
         tokens=bundles.ONNX_TOKENS,
