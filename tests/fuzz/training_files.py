@@ -124,18 +124,37 @@ def shard_check() -> Check:
 
 
 def checkpoint_seeds() -> dict[str, bytes]:
-    """The two files of a checkpoint; which one an input is, its first byte says."""
+    """The two files of a checkpoint, and the config of one of another kind; the first byte says which an input is."""
+    from convmae_deploy.bundle.manifest import Letterbox
+    from convmae_deploy.checkpoints.native import CheckpointRecord
+    from convmae_deploy.models.convmae import nano
+    from convmae_deploy.models.detector import DetectorConfig
+
+    detector = CheckpointRecord(
+        kind="detector",
+        variant="custom",
+        model=nano(),
+        detector=DetectorConfig(),
+        classes=("a",),
+        category_ids=(7,),
+        preprocessing=Letterbox(size=(64, 64)),
+        provenance={"data": "photos"},
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return _tiny_checkpoint(Path(folder))
+        return _tiny_checkpoint(Path(folder)) | {"detector.json": detector.model_dump_json().encode()}
 
 
 def _tiny_checkpoint(folder: Path) -> dict[str, bytes]:
     import torch
 
+    from convmae_deploy.bundle.manifest import standard_preprocessing
     from convmae_deploy.checkpoints.native import CheckpointRecord, write_checkpoint_files
     from convmae_deploy.models.convmae import nano
 
-    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a", "b"))
+    preprocessing = standard_preprocessing((224, 224))
+    record = CheckpointRecord(
+        kind="classifier", variant="nano", model=nano(), classes=("a", "b"), preprocessing=preprocessing
+    )
     write_checkpoint_files(folder, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2, dtype=torch.float16)}, record)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
