@@ -78,7 +78,11 @@ class RunningServer:
 
 @contextlib.contextmanager
 def run_server(
-    folder: Path, settings: Mapping[str, str], command: Sequence[str] = ("-m", "serving"), cwd: Path = ROOT
+    folder: Path,
+    settings: Mapping[str, str],
+    command: Sequence[str] = ("-m", "serving"),
+    cwd: Path = ROOT,
+    under: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
     """Starts a server on a free port, waits until it is ready, and ends it in any case.
 
@@ -87,13 +91,14 @@ def run_server(
         settings: environment variables; the caller's own settings do not reach the server.
         command: arguments of Python.
         cwd: the folder it is started in.
+        under: the command of a program that starts it.
     """
     port = free_port()
     log = folder / f"server-{port}.log"
-    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port), "BENTOML_DO_NOT_TRACK": "true"}
+    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port)}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *command],
+            [*under, sys.executable, *command],
             cwd=cwd,
             env=caller_environment() | own | dict(settings),
             stdout=output,
