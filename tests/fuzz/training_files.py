@@ -64,7 +64,7 @@ def coco_check() -> Check:
             split = read_coco_split(root, "train")
             truth = split.ground_truth()
         except ConvMAEError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
             return
         require(len(truth["images"]) == len(split.photos) == len(split.objects), "every photo must have its objects")
         for index, photo in enumerate(split.photos):
@@ -177,7 +177,7 @@ def checkpoint_check() -> Check:
             held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
             require(held <= len(intact[WEIGHTS_NAME]) + len(data), f"tensors of {held} bytes must be in the file")
         except ConvMAEError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
         finally:
             (folder / name).write_bytes(intact[name])
 
