@@ -1,8 +1,12 @@
 # Everything lives in .venv; `make serve` and `make test` need python3 (3.11 to 3.13, with venv) and nothing else prepared.
 
 PYTHON ?= python3
-UV_VERSION := $(shell sed -n 's/^uv==//p' constraints.txt)
 INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --constraints constraints.txt --build-constraints constraints.txt
+# All of the project's packages, none but files whose hashes stand in constraints.txt; our own has none.
+INSTALL_PINNED := $(INSTALL) --require-hashes --requirement pyproject.toml
+INSTALL_PROJECT := $(INSTALL) --no-deps --editable .
+COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links
 
 .PHONY: serve test check wheel-check constraints clean
 
@@ -23,21 +27,25 @@ wheel-check: .venv/.dev
 
 .venv/.uv: constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	sed -n '/^uv==/,/[^\\]$$/p' constraints.txt > .venv/uv.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .venv/uv.txt
 	touch $@
 
 .venv/.serve: .venv/.uv pyproject.toml
-	$(INSTALL) --editable '.[serve]'
+	$(INSTALL_PINNED) --extra serve
+	$(INSTALL_PROJECT)
 	touch $@
 
 .venv/.dev: .venv/.uv pyproject.toml
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL_PINNED) --extra dev
+	$(INSTALL_PROJECT)
 	touch $@ .venv/.serve
 
-# The newest versions that fit pyproject.toml, for every supported Python; commit the result once the tests pass with it.
+# The newest versions that fit pyproject.toml, for every supported Python, with the hashes of their files, and of these
+# what a bento installs; commit the result once the tests pass with it.
 constraints: .venv/.uv
-	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra fuzz --no-annotate --no-header \
-		--no-emit-index-url --no-emit-find-links --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
+	$(COMPILE) --upgrade --extra dev --extra fuzz --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
+	$(COMPILE) --constraints constraints.txt --output-file serving/requirements.txt serving/requirements.in
 
 clean:
 	rm -rf .venv dist

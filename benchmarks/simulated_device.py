@@ -6,7 +6,7 @@ is the server as it is, with its settings from the environment.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,19 +26,27 @@ class SimulatedDevice:
         manifest: of the model.
         seconds: of each batch.
         row_seconds: of each of its rows, on top.
+        sleep: lets so many seconds pass.
     """
 
     name = "simulated device"
     providers = ("none",)
     batch_sizes = BATCH_SIZES
 
-    def __init__(self, manifest: Manifest, seconds: float, row_seconds: float) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        seconds: float,
+        row_seconds: float,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._outputs = manifest.outputs
         self._seconds, self._row_seconds = seconds, row_seconds
+        self._sleep = sleep
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Zeros for a batch, each output (B, ...)."""
-        time.sleep(self._seconds + self._row_seconds * len(image))
+        self._sleep(self._seconds + self._row_seconds * len(image))
         specs = ((name, self._outputs[name]) for name in outputs)
         return {name: np.zeros((len(image), *spec.shape), dtype=spec.dtype) for name, spec in specs}
 

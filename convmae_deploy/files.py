@@ -14,8 +14,9 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from convmae_deploy.errors import ConvMAEError
 
@@ -140,10 +141,12 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
 
 
 def _entries_below(folder: Path) -> Iterator[Path]:
-    """What is no folder, at any depth; each folder is entered once, however many links lead to it or in a circle.
+    """What is no folder, at any depth; each folder is entered once, however many links lead to it.
 
-    Links are followed last, so that a folder that lies below `folder` itself is found by its own name.
+    Links are followed last, so that a folder that lies below `folder` itself is found by its own name. One that leads
+    back to a folder around `folder` is not followed: what it would add is something else's.
     """
+    own = Path(os.path.realpath(folder))
     entered: set[tuple[int, int]] = set()
     waiting = [str(folder)]
     while waiting:
@@ -157,7 +160,7 @@ def _entries_below(folder: Path) -> Iterator[Path]:
                 entered.add((status.st_dev, status.st_ino))
                 links += [path for name in folders if os.path.islink(path := os.path.join(directory, name))]
                 yield from (Path(directory, name) for name in names)
-        waiting = sorted(links)
+        waiting = sorted(link for link in links if not own.is_relative_to(os.path.realpath(link)))
 
 
 def path_inside(folder: Path, name: str) -> Path:
@@ -180,7 +183,7 @@ def shortened(text: str, length: int = 100) -> str:
     return repr(text) if len(text) <= length else f"{text[:length]!r} ... ({len(text)} characters)"
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a file to read it; never waits for a pipe or touches a device.
 
     Raises:

@@ -22,7 +22,9 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGES: Final = ("convmae_deploy", "serving")
 LEFT_OUT: Final = ("__pycache__", "*.pyc")
 BENTOFILE: Final = Path("serving/bentofile.yaml")
-VIDEO_PACKAGES: Final = ("av>=14",)  # the extra `video`, for bentos with a video model only: it is 100 MB
+REQUIREMENTS: Final = Path("serving/requirements.txt")
+CONSTRAINTS: Final = ROOT / "constraints.txt"
+VIDEO_PACKAGES: Final = ("av",)  # the extra `video`, for bentos with a video model only: it is 100 MB
 
 
 def build(bundles: Sequence[Path]) -> str:
@@ -42,9 +44,9 @@ def build(bundles: Sequence[Path]) -> str:
         context = Path(folder)
         copy_sources(context, bundles)
         if has_videos:
-            add_packages(context / BENTOFILE, VIDEO_PACKAGES)
+            add_packages(context / REQUIREMENTS, VIDEO_PACKAGES)
         command = [sys.executable, "-m", "bentoml", "build", "-f", str(BENTOFILE), "--output", "tag", "."]
-        environment = os.environ | {"BENTOML_DO_NOT_TRACK": "true", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
         environment.pop("CONVMAE_BUNDLE", None)  # the bento's own bundles are what it serves
         finished = subprocess.run(command, cwd=context, env=environment, capture_output=True, text=True)
     match = re.search(r"__tag__:(\S+)", finished.stdout)
@@ -64,11 +66,13 @@ def copy_sources(context: Path, bundles: Sequence[Path]) -> None:
         shutil.copytree(bundle, context / "serving" / BUNDLES.name / name)
 
 
-def add_packages(bentofile: Path, packages: Sequence[str]) -> None:
-    """Adds to what a bento installs."""
-    head, mark, rest = bentofile.read_text(encoding="utf-8").partition("  packages:\n")
-    added = "".join(f'    - "{package}"\n' for package in packages)
-    bentofile.write_text(head + mark + added + rest, encoding="utf-8")
+def add_packages(requirements: Path, packages: Sequence[str]) -> None:
+    """Adds to what a bento installs, in the versions and with the hashes of constraints.txt."""
+    pinned = CONSTRAINTS.read_text(encoding="utf-8")
+    with requirements.open("a", encoding="utf-8") as file:
+        for package in packages:
+            # a pin and, indented, its hashes
+            file.writelines(re.findall(rf"^{re.escape(package)}==.*\n(?: .*\n)*", pinned, re.MULTILINE))
 
 
 def _ignore(folder: str, names: list[str]) -> set[str]:
@@ -83,7 +87,7 @@ def main() -> int:
     except ConvMAEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"built {tag}; start it with: BENTOML_DO_NOT_TRACK=true bentoml serve {tag}")
+    print(f"built {tag}; start it with: bentoml serve {tag}")
     return 0
 
 

@@ -126,7 +126,7 @@ def _inference_paths() -> Schema:
                 _CLASSIFY,
                 _body("image", _CLASSIFY),
                 {"application/json": {"schema": _one_or_many("Prediction")}},
-                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         VIDEO_PATH: {
@@ -138,7 +138,7 @@ def _inference_paths() -> Schema:
                 _VIDEO,
                 _body("video", _VIDEO),
                 {"application/json": {"schema": _one_or_many("Prediction")}},
-                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/detect": {
@@ -150,7 +150,7 @@ def _inference_paths() -> Schema:
                 _DETECT,
                 _body("image", _DETECT),
                 {"application/json": {"schema": _one_or_many("Detection")}},
-                (400, 401, 404, 408, 413, 415, 422, 500, 503),
+                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/segment": {
@@ -165,7 +165,7 @@ def _inference_paths() -> Schema:
                     JSON: {"schema": _one_or_many("Segment")},
                     PNG: {"schema": {"type": "string", "format": "binary"}},
                 },
-                (400, 401, 404, 406, 408, 413, 415, 422, 500, 503),
+                (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/features": {
@@ -177,7 +177,7 @@ def _inference_paths() -> Schema:
                 _FEATURES,
                 _body("image", _FEATURES),
                 features,
-                (400, 401, 404, 406, 408, 413, 415, 422, 500, 503),
+                (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/embeddings": {
@@ -187,7 +187,7 @@ def _inference_paths() -> Schema:
                 {name: _COMMON[name] for name in ("orientation", "strict")},
                 {"application/json": {"schema": _reference("EmbeddingsRequest")}},
                 {"application/json": {"schema": _reference("Embeddings")}},
-                (400, 401, 404, 408, 413, 422, 500, 503),
+                (400, 401, 403, 404, 408, 413, 421, 422, 429, 500, 503),
             )
         },
     }
@@ -199,15 +199,15 @@ def _information_paths() -> Schema:
         return {"get": {"tags": ["Information"], "summary": summary, "responses": answer | _errors(errors)}}
 
     anything: Schema = {"type": "object"}
-    model = get("Everything about one model", "application/json", _reference("Model"), (401, 404))
+    model = get("Everything about one model", "application/json", _reference("Model"), (401, 404, 421, 429))
     model["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
     models = {"type": "object", "properties": {"data": {"type": "array", "items": _reference("Model")}}}
     return {
-        "/v1/models": get("The loaded models", "application/json", models, (401,)),
+        "/v1/models": get("The loaded models", "application/json", models, (401, 421, 429)),
         "/v1/models/{name}": model,
         "/livez": get("Whether the process answers", "application/json", anything),
         "/readyz": get("Whether requests should be sent here", "application/json", anything, (503,)),
-        "/metrics": get("Metrics in Prometheus' text format", "text/plain", _STRING, (401,)),
+        "/metrics": get("Metrics in Prometheus' text format", "text/plain", _STRING, (401, 421, 429)),
     }
 
 

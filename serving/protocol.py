@@ -112,8 +112,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._restarted:
-            # How much of this read came after the restart is not known; what was kept of it as headers is.
-            self._header_bytes = sum(len(name) + len(value) + 4 for name, value in self.headers)
+            # How much of this read came after the restart is not known; what was kept of a head is.
+            self._header_bytes = self._head_bytes() if self._has_begun else 0
         else:
             self._header_bytes += len(data)
         self._watch_client()
@@ -186,7 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
         Raises:
             UnfitHead: it is refused; the parser then stops, and `send_400_response` is called.
         """
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+        if self._head_bytes() > MAX_HEADER_BYTES:
             self._refusal = 431, "headers_too_large", HEADERS_TOO_LARGE
             raise UnfitHead
         if self.parser.get_http_version() not in HTTP_VERSIONS:
@@ -204,6 +204,10 @@ class LimitedProtocol(HttpToolsProtocol):
             *((name, value) for name, value in self.headers if name != b"host"),
         ]
         self.url = match["target"] if match["target"].startswith(b"/") else b"/" + match["target"]
+
+    def _head_bytes(self) -> int:
+        """The size of the head at hand, as far as it has come."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _watch_client(self) -> None:
         """Starts a clock where the client has to go on: to end headers or a body, or to send the next request."""

@@ -6,6 +6,7 @@ Host header still says that name. And without that a page of another origin can 
 answer, but the work is done. The headers Origin and Sec-Fetch-Site tell; programs other than browsers send neither.
 """
 
+import functools
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ ANY_HOST: Final = "*"
 HOST: Final = re.compile(r"(?P<name>\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 HARMLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # they do no work, and another origin cannot read them
 OWN_SITES: Final = frozenset({b"same-origin", b"none"})  # "none": the user's own doing, such as the address bar
+MOST_CHARACTERS: Final = 300  # of a Host header; no name is longer
 QUOTED: Final = 80  # characters
 
 
@@ -70,7 +72,7 @@ class Visitors:
 
     def _is_ours(self, host: str) -> bool:
         match = HOST.fullmatch(host)
-        if match is None:
+        if match is None or len(host) > MOST_CHARACTERS:
             return False
         name = match["name"].removesuffix(".")
         if name in self._names or _is_loopback(name):
@@ -88,6 +90,7 @@ class Visitors:
         return match is None or match["name"] not in self._names
 
 
+@functools.lru_cache(maxsize=256)  # every request asks for the same few
 def _is_loopback(host: str) -> bool:
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)

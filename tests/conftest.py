@@ -8,13 +8,12 @@ import pytest
 from convmae_deploy.backends import openvino_backend
 
 GiveOpenVino = Callable[..., None]
+ask_openvino = openvino_backend.openvino_capabilities  # the function itself, which tests replace
 PLAIN_CPU = ("FP32", "INT8")  # what OpenVINO finds on a CPU without instructions for half precision, by its own names
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--gpu", action="store_true", help="run the tests marked gpu, which need a CUDA device, and no others"
-    )
+    parser.addoption("--gpu", action="store_true", help="run the tests that need a CUDA device, and only these")
 
 
 def pytest_configure(config: pytest.Config) -> None:

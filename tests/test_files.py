@@ -182,6 +182,7 @@ def test_links_to_folders_are_followed_once_and_a_circle_ends(tmp_path: Path) ->
     (root / "again").symlink_to(root / "own")
     (root / "own" / "up").symlink_to(root)
     assert find_files([root], SUFFIXES, "photos") == [root / "class" / "b.png", root / "own" / "a.png"]
+    assert find_files([root / "own"], SUFFIXES, "photos") == [root / "own" / "a.png"]
 
 
 def test_only_regular_files_are_taken_from_a_folder(tmp_path: Path) -> None:

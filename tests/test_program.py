@@ -77,11 +77,11 @@ def test_paths_are_readable_whatever_their_bytes() -> None:
 
 def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from convmae_deploy.files import atomic_directory\n"
+        "import threading; from pathlib import Path; from convmae_deploy.files import atomic_directory\n"
         "from convmae_deploy.program import run_program\n"
         "def main():\n"
         f"    with atomic_directory(Path({str(tmp_path / 'out')!r})):\n"
-        "        print('ready', flush=True); time.sleep(60)\n"
+        "        print('ready', flush=True); threading.Event().wait()\n"
         "run_program(main)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

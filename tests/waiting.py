@@ -4,15 +4,17 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 60.0  # only a test that fails waits for as long as this
+PATIENCE_SECONDS = 120.0  # only a test that fails waits for as long as this
+LONGEST_PAUSE_SECONDS = 0.05  # between two looks
 
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Returns once a condition holds, which another thread or process sees to."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.0005
     while not condition():
         assert time.monotonic() < deadline, f"not so after {PATIENCE_SECONDS:.0f} s"
-        time.sleep(0.001)
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def wait_for(event: threading.Event) -> None:

@@ -1,12 +1,16 @@
 """Files in folders, with labels as `ROOT/<split>/<class>/*`; photos and videos alike. Without torch."""
 
-import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import read_json, shortened
 
 Find = Callable[[Sequence[Path]], list[Path]]  # files of a kind in folders; raises ConvMAEError where there are none
+MAX_CLASSES = 100_000  # a label 9999999999 in a list would make as many; the largest public sets have 22 000
+MAX_NAME = 1000  # characters of a class's name
+_NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no text
 LabelledFiles = tuple[tuple[Path, ...], tuple[int, ...], tuple[str, ...]]  # files, their class indices, class names
 
 
@@ -34,9 +38,11 @@ def read_class_folders(root: Path, split: str, find: Find, kind: str) -> Labelle
     unnamed = [folder.name for folder in folders if names and folder.name not in names]
     if unnamed:
         raise ConvMAEError(f"{root / 'classes.json'} must name every folder of {directory}; {unnamed[0]} is missing")
+    classes = tuple(names.get(folder.name, folder.name) for folder in folders)
+    check_class_names(classes, directory)
     found = [(file, label) for label, folder in enumerate(folders) for file in find([folder])]
     files, labels = zip(*found, strict=True)
-    return files, labels, tuple(names.get(folder.name, folder.name) for folder in folders)
+    return files, labels, classes
 
 
 def find_training_files(root: Path, find: Find, kind: str) -> tuple[Path, ...]:
@@ -69,13 +75,27 @@ def read_class_names(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         return {}
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvMAEError(f"{path} is not valid JSON: {error}") from None
+    names = read_json(path)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ConvMAEError(f'{path} must be an object of the form {{"folder name": "class name"}}')
     return names
+
+
+def check_class_names(names: Sequence[str], source: Path) -> None:
+    """Raises ConvMAEError unless names of classes can stand in a file, on a page and in a terminal.
+
+    Args:
+        names: of all classes.
+        source: the file or folder that they are from.
+    """
+    if len(names) > MAX_CLASSES:
+        raise ConvMAEError(f"{source} must have at most {MAX_CLASSES} classes; found {len(names)}")
+    for name in names:
+        if not name or len(name) > MAX_NAME or _NOT_IN_NAMES.search(name):
+            raise ConvMAEError(
+                f"the name of a class must be text of 1 to {MAX_NAME} characters, none of them for control; {source} "
+                f"has {shortened(name)}, rename it"
+            )
 
 
 def _is_hidden(path: Path) -> bool:

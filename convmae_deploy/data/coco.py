@@ -4,6 +4,9 @@
     ROOT/annotations/instances_<split>2017.json, photos in ROOT/<split>2017/     (as COCO itself is unpacked)
 
 Boxes and polygons are in pixels of the photo as it is stored: COCO's annotations leave the EXIF orientation out.
+
+A file of annotations may come from anyone. It names photos inside the folder of photos and nothing else, and its
+numbers and masks are judged when it is read, so that none of them is met in the middle of a training.
 """
 
 import json
@@ -17,10 +20,19 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as run_lengths
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from convmae_deploy.data.class_folder import check_class_names
+from convmae_deploy.data.coco_masks import (
+    Segmentation,
+    area_of,
+    check_box,
+    check_polygons,
+    check_run_lengths,
+    mask_of,
+)
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import path_inside, read_regular
 from convmae_deploy.media.photo_files import read_photo
 
 LAYOUTS = (  # (annotations, photos) below the root
@@ -28,47 +40,60 @@ LAYOUTS = (  # (annotations, photos) below the root
     ("annotations/instances_{}2017.json", "{}2017"),
 )
 MIN_POLYGON = 6  # numbers: three points
+MAX_ANNOTATION_BYTES = 2 * 1024**3  # of a file; the largest public ones have half of it
+MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
+MAX_ID = 2**53  # the evaluation keeps ids as float64
 
 Box = tuple[float, float, float, float]
-Segmentation = list[list[float]] | dict[str, Any]  # polygons [x, y, x, y, ...], or run lengths {"size", "counts"}
+Id = Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+
+
+class FirstErrorOnly(FailFast):
+    """A list ends with its first error, as millions would fill the memory; hashable, as a part of a union must be."""
+
+    def __hash__(self) -> int:
+        return hash(self.fail_fast)
 
 
 class _RunLengths(BaseModel):
     size: tuple[int, int]  # (height, width)
-    counts: str | list[int]
+    counts: str | Annotated[list[int], FirstErrorOnly()]
 
 
 class _Annotation(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    id: int
-    image_id: int
-    category_id: int
+    id: Id
+    image_id: Id
+    category_id: Id
     bbox: Box  # x, y, width, height
-    segmentation: list[list[float]] | _RunLengths | None = None
+    segmentation: Annotated[list[Annotated[list[float], FirstErrorOnly()]], FirstErrorOnly()] | _RunLengths | None = (
+        None
+    )
     iscrowd: bool = False
     area: float | None = None
 
 
 class _Image(BaseModel):
-    id: int
+    id: Id
     file_name: str
-    width: Annotated[int, Field(gt=0)]
-    height: Annotated[int, Field(gt=0)]
+    width: Side
+    height: Side
     license: int | None = None
 
 
 class _Category(BaseModel):
-    id: int
+    id: Id
     name: str
 
 
 class _Instances(BaseModel):
-    """The content of a file of annotations, as far as it is used."""
+    """The content of a file of annotations, as far as it is used; of a file full of errors the first is enough."""
 
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation]
+    images: Annotated[list[_Image], FirstErrorOnly()]
+    categories: Annotated[list[_Category], FirstErrorOnly()]
+    annotations: Annotated[list[_Annotation], FirstErrorOnly()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +117,7 @@ class CocoObject:
 
     def mask(self, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width), the photo's size: 1 on the object."""
-        mask: NDArray[np.uint8] = run_lengths.decode(_to_run_lengths(self.segmentation, height, width))
-        return mask
+        return mask_of(self.segmentation, height, width)
 
 
 class PackedObjects:
@@ -185,7 +209,7 @@ class CocoSplit:
                 continue
             area = annotation.area
             if area is None:
-                area = float(run_lengths.area(_to_run_lengths(segmentation, photo.height, photo.width)))
+                area = area_of(segmentation, photo.height, photo.width)
             changed = {"bbox": list(annotation.bbox), "segmentation": segmentation, "area": area}
             annotations.append(annotation.model_dump() | changed | {"iscrowd": int(annotation.iscrowd)})
         return {
@@ -199,20 +223,12 @@ def read_coco_split(root: Path, split: str) -> CocoSplit:
     """Reads the annotations of a split and finds its photos; whether these can be decoded shows later.
 
     Raises:
-        ConvMAEError: files are missing, or annotations are broken or name photos or categories that are not there.
+        ConvMAEError: files are missing, or annotations are broken, name photos or categories that are not there, or
+            files outside of the folder of photos.
     """
     file, folder = _find_split(root, split)
     content = _read_instances(file)
-    photos = tuple(
-        CocoPhoto(
-            id=image.id,
-            path=folder / image.file_name,
-            width=image.width,
-            height=image.height,
-            licence=image.license,
-        )
-        for image in sorted(content.images, key=lambda image: image.id)
-    )
+    photos = tuple(_photo(image, file, folder) for image in sorted(content.images, key=lambda image: image.id))
     categories = sorted(content.categories, key=lambda category: category.id)
     labels = {category.id: label for label, category in enumerate(categories)}
     annotations = defaultdict(list)
@@ -267,6 +283,14 @@ def read_coco_photo(photo: CocoPhoto) -> Image.Image:
     )
 
 
+def _photo(image: _Image, file: Path, folder: Path) -> CocoPhoto:
+    try:
+        path = path_inside(folder, image.file_name)
+    except ConvMAEError as error:
+        raise ConvMAEError(f"{file}: image {image.id}: {error}") from None
+    return CocoPhoto(id=image.id, path=path, width=image.width, height=image.height, licence=image.license)
+
+
 def _find_split(root: Path, split: str) -> tuple[Path, Path]:
     for annotations, photos in LAYOUTS:
         file, folder = root / annotations.format(split), root / photos.format(split)
@@ -277,11 +301,11 @@ def _find_split(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def _read_instances(file: Path) -> _Instances:
-    """The content of a file of annotations, in which every reference leads somewhere."""
+    """The content of a file of annotations, in which every reference leads somewhere and every mask can be drawn."""
     try:
-        content = _Instances.model_validate_json(file.read_bytes())
+        content = _Instances.model_validate_json(read_regular(file, MAX_ANNOTATION_BYTES))
     except pydantic.ValidationError as error:
-        problem = error.errors(include_input=False)[0]
+        problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
         raise ConvMAEError(f"{file} is not COCO's format for instances: {place}: {problem['msg']}") from None
     except OSError as error:
@@ -293,12 +317,27 @@ def _read_instances(file: Path) -> _Instances:
         if repeated:
             raise ConvMAEError(f"{file} must give each of its {kind} an id of its own; {repeated[0]} is there twice")
         known[kind] = numbers.keys()
+    check_class_names([category.name for category in content.categories], file)
+    images = {image.id: image for image in content.images}
     for annotation in content.annotations:
         if annotation.category_id not in known["categories"]:
             raise ConvMAEError(f"{file}: annotation {annotation.id} has the unknown category {annotation.category_id}")
-        if annotation.image_id not in known["images"]:
+        if annotation.image_id not in images:
             raise ConvMAEError(f"{file}: annotation {annotation.id} is of the unknown image {annotation.image_id}")
+        try:
+            _check_extent(annotation, images[annotation.image_id])
+        except ConvMAEError as error:
+            raise ConvMAEError(f"{file}: annotation {annotation.id}: {error}; mend it or take it out") from None
     return content
+
+
+def _check_extent(annotation: _Annotation, image: _Image) -> None:
+    """Raises ConvMAEError unless the box and the mask are such that they can be computed with."""
+    check_box(annotation.bbox)
+    if isinstance(annotation.segmentation, list):
+        check_polygons(annotation.segmentation)
+    elif annotation.segmentation is not None and annotation.segmentation.size == (image.height, image.width):
+        check_run_lengths(annotation.segmentation.counts, image.height, image.width)
 
 
 def _object(annotation: _Annotation, photo: CocoPhoto, labels: dict[int, int]) -> CocoObject | None:
@@ -318,12 +357,3 @@ def _usable(segmentation: list[list[float]] | _RunLengths | None, photo: CocoPho
         return segmentation.model_dump(mode="json") if fits else None
     polygons = segmentation or []
     return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON and len(polygon) % 2 == 0] or None
-
-
-def _to_run_lengths(segmentation: Segmentation, height: int, width: int) -> Any:
-    """What pycocotools computes with, of one object in a photo of that size."""
-    if isinstance(segmentation, list):
-        return run_lengths.merge(run_lengths.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return run_lengths.frPyObjects(segmentation, height, width)
-    return segmentation

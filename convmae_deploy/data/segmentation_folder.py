@@ -6,11 +6,12 @@ ADE20K:   ROOT/images/training/x.jpg  ROOT/annotations/training/x.png  (validati
 classes.json is {"classes": [names], "ignore_index": 255, "reduce_zero_label": false}; the last two may be left out. A
 label map holds the index of a class in every pixel, as grey levels or as a palette's indices. With reduce_zero_label,
 as in ADE20K, 0 is of no class and the classes are 1, 2, ....
+
+A label map is a PNG within the limits of photos, whatever its name: for one in PostScript Pillow would run Ghostscript.
 """
 
 import csv
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
+from convmae_deploy.data.class_folder import check_class_names
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.media.photo_files import find_photos, read_photo
+from convmae_deploy.files import read_json, read_regular, read_text, shortened
+from convmae_deploy.media.image_containers import read_png
+from convmae_deploy.media.image_formats import identify
+from convmae_deploy.media.images import ImageLimits
+from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES, find_photos, read_photo
+from convmae_deploy.printing import printable
 
 IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
 MAX_CLASSES = 255  # 0 to 254
@@ -67,29 +75,47 @@ class SegmentationFolder:
                 f"{path} must hold the levels {first} to {len(self.classes) - 1 + first} of the {len(self.classes)} "
                 f"classes and {0 if self.reduce_zero_label else self.ignore_index} for none; found {levels[wrong][0]}"
             )
-        return np.where(ignored, IGNORE, labels).astype(np.uint8)
+        found = labels.astype(np.uint8)
+        found[ignored] = IGNORE
+        return found
 
 
 class LabelError(ConvMAEError):
     """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
 
 
-def read_levels(path: Path) -> NDArray[np.int64]:
+def read_levels(path: Path) -> NDArray[np.int32]:
     """The grey levels or palette indices (H, W) of a label map.
 
     Raises:
-        LabelError: it cannot be read, or is a coloured picture.
+        LabelError: it cannot be read, is no PNG, is larger than a photo may be, or is a coloured picture.
     """
     try:
-        with Image.open(path) as picture:
+        data = read_regular(path, MAX_PHOTO_BYTES)
+        if data and identify(data) != "PNG":
+            raise LabelError(f"the label map {path} must be a PNG; found {identify(data)}: convert it")
+        container = read_png(data, lambda width, height: _check_size(path, width, height))
+        with PngImageFile(io.BytesIO(container.data)) as picture:
             if picture.mode not in MAP_MODES:
                 raise LabelError(
                     f"{path} must hold one class index a pixel, as grey levels or palette indices; found a picture of "
                     f"mode {picture.mode}: convert its colours to indices"
                 )
-            return np.asarray(picture).astype(np.int64)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise LabelError(f"the label map {path} cannot be read ({error}); check or replace it") from None
+            return np.asarray(picture).astype(np.int32)
+    except LabelError:
+        raise
+    except (ConvMAEError, OSError, ValueError, SyntaxError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    limits = ImageLimits()
+    if not (0 < max(width, height) <= limits.max_side and 0 < width * height <= limits.max_pixels):
+        raise LabelError(
+            f"the label map {path} may have {limits.max_pixels} pixels and {limits.max_side} a side; found "
+            f"{width} x {height}"
+        )
 
 
 def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
@@ -149,29 +175,34 @@ def read_classes(root: Path) -> tuple[tuple[str, ...], int, bool]:
 
 def read_classes_json(path: Path) -> tuple[tuple[str, ...], int, bool]:
     """What `read_classes` gives, from a classes.json."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConvMAEError(f"{path} is not valid JSON: {error}") from None
+    content = read_json(path)
     names = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConvMAEError(f'{path} must be an object with a list of names, {{"classes": ["sky", "road"]}}')
     ignore_index, reduce = content.get("ignore_index", IGNORE), content.get("reduce_zero_label", False)
-    if type(ignore_index) is not int or type(reduce) is not bool:
+    if type(ignore_index) is not int or abs(ignore_index) >= 2**31 or type(reduce) is not bool:
         raise ConvMAEError(
-            f"ignore_index of {path} must be a number and reduce_zero_label true or false; "
-            f"found {ignore_index!r} and {reduce!r}"
+            f"ignore_index of {path} must be a number of 32 bits and reduce_zero_label true or false; "
+            f"found {shortened(str(ignore_index))} and {shortened(str(reduce))}"
         )
     if len(names) > MAX_CLASSES:
         raise ConvMAEError(f"{path} must name at most {MAX_CLASSES} classes; found {len(names)}")
+    check_class_names(names, path)
     return tuple(names), ignore_index, reduce
 
 
 def read_ade20k_classes(path: Path) -> tuple[str, ...]:
     """The first name of every class in ADE20K's list (columns Idx, ..., Name; tabs in .txt, commas in .csv)."""
-    text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in text else ","))
+    text = read_text(path)
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in text else ","))
+    except csv.Error as error:
+        raise ConvMAEError(f"{path} is no table ({error}); take the file that comes with ADE20K") from None
     names = [row.get("Name") for row in rows]
     if not names or not all(names):
         raise ConvMAEError(f"{path} must have a column Name; take the file that comes with ADE20K")
-    return tuple(re.split("[;,]", name or "")[0].strip() for name in names)
+    if len(names) > MAX_CLASSES:
+        raise ConvMAEError(f"{path} must name at most {MAX_CLASSES} classes; found {len(names)}")
+    classes = tuple(re.split("[;,]", name or "")[0].strip() for name in names)
+    check_class_names(classes, path)
+    return classes

@@ -3,18 +3,31 @@
 A line of a list is a path and a label: "clips/a.mp4,3" or "clips/a.mp4 3", as Kinetics and Something-Something come.
 With a comma in its first line a list is read as CSV (quotes allowed, so are paths with spaces), otherwise the label is
 what follows the last space. Labels are class indices or class names. Paths are relative to the list's own folder.
+
+A list may come with a data set of somebody else, so it is data: it names files below its folder and nothing else, by no
+absolute path and no "..", and what looks like a URL or a command is the name of a file. Videos that lie elsewhere are
+reached through a link that the user puts into the folder.
 """
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convmae_deploy.data.class_folder import find_training_files, read_class_folders, read_class_names
+from convmae_deploy.data.class_folder import (
+    MAX_CLASSES,
+    check_class_names,
+    find_training_files,
+    read_class_folders,
+    read_class_names,
+)
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import path_inside, read_text, shortened
 from convmae_deploy.media.video_formats import VIDEO_SUFFIXES, find_videos
 
 _LIST_SUFFIXES = (".csv", ".txt")
+_MAX_LIST_BYTES = 512 * 1024 * 1024  # millions of lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +89,8 @@ def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[s
             numbers, from 0 to the largest. A `classes.json` {"label": "class name"} beside the list names them.
 
     Raises:
-        ConvMAEError: it cannot be read, a line has another form, a label is none of the classes, or its first video is
-            not there (further missing ones are skipped and counted as they come).
+        ConvMAEError: it cannot be read, a line has another form or leads out of the folder, a label is none of the
+            classes, or its first video is not there (further missing ones are skipped and counted as they come).
     """
     entries = _entries(file, root or file.parent)
     names = read_class_names(file.parent / "classes.json")
@@ -86,6 +99,11 @@ def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[s
         path = entries[labels.index("")][0]
         raise ConvMAEError(f"every line of {file} must be a path and a label; that of {path.name} has no label")
     if all(label.isdecimal() for label in labels):
+        beyond = [label for label in labels if len(label) > len(str(MAX_CLASSES)) or int(label) >= MAX_CLASSES]
+        if beyond:
+            raise ConvMAEError(
+                f"the labels of {file} must be below {MAX_CLASSES}; found {shortened(beyond[0])}, mend it"
+            )
         indices = [int(label) for label in labels]
         classes = classes or [names.get(str(index), str(index)) for index in range(max(indices) + 1)]
         foreign = [label for label, index in zip(labels, indices, strict=True) if index >= len(classes)]
@@ -95,7 +113,10 @@ def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[s
         foreign = [label for label in labels if names.get(label, label) not in known]
         indices = [known.get(names.get(label, label), -1) for label in labels]
     if foreign:
-        raise ConvMAEError(f"{file} has the label {foreign[0]!r}, which is none of the {len(classes)} classes; mend it")
+        raise ConvMAEError(
+            f"{file} has the label {shortened(foreign[0])}, which is none of the {len(classes)} classes; mend it"
+        )
+    check_class_names(classes, file)
     return VideoFolder(videos=tuple(path for path, _ in entries), labels=tuple(indices), classes=tuple(classes))
 
 
@@ -122,28 +143,36 @@ def _list_of(root: Path, split: str) -> Path | None:
 
 def _entries(file: Path, root: Path) -> list[tuple[Path, str]]:
     """Paths with their labels, "" where a line has only a path."""
-    try:
-        # a byte order mark, as spreadsheets write it, is no part of the first path
-        numbered = enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1)
-        lines = {number: line.strip() for number, line in numbered if line.strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConvMAEError(f"the list {file} cannot be read ({error}); give a text file of paths and labels") from None
+    numbered = enumerate(read_text(file, _MAX_LIST_BYTES).splitlines(), start=1)
+    lines = {number: line.strip() for number, line in numbered if line.strip()}
     if not lines:
         raise ConvMAEError(f"expected lines of a path and a label in {file}, found none; check the file")
-    if "," in next(iter(lines.values())):
-        rows = [next(csv.reader([line], skipinitialspace=True)) for line in lines.values()]
-        rows = [[cell.strip() for cell in row] for row in rows]
-    else:
-        rows = [line.rsplit(maxsplit=1) for line in lines.values()]
-        if all(Path(row[-1]).suffix.lower() in VIDEO_SUFFIXES for row in rows):
-            rows = [[line] for line in lines.values()]  # no labels, though perhaps spaces in the paths
+    rows = _rows(list(lines.values()), file)
+    entries = []
     for number, row in zip(lines, rows, strict=True):
         if len(row) > 2 or not row[0]:
             raise ConvMAEError(
                 f"every line of {file} must be a path and a label, as in 'a.mp4,3' or 'a.mp4 3'; line {number} has "
                 f"{len(row)} columns"
             )
-    entries = [(root / row[0], row[1] if len(row) == 2 else "") for row in rows]
-    if not entries[0][0].is_file():
-        raise ConvMAEError(f"{file} names {rows[0][0]}, which is not in {root}; check the paths of the list")
+        try:
+            path = path_inside(root, row[0])
+        except ConvMAEError as error:
+            raise ConvMAEError(f"{file}, line {number}: {error}; link what lies elsewhere into the folder") from None
+        entries.append((path, row[1] if len(row) == 2 else ""))
+    if not os.path.isfile(entries[0][0]):
+        raise ConvMAEError(f"{file} names {shortened(rows[0][0])}, which is not in {root}; check the paths of the list")
     return entries
+
+
+def _rows(lines: list[str], file: Path) -> list[list[str]]:
+    """The columns of each line, by the commas of the first one or by the last space."""
+    if "," in lines[0]:
+        try:
+            return [[cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))] for line in lines]
+        except csv.Error as error:
+            raise ConvMAEError(f"the list {file} cannot be read ({error}); give lines as in 'a.mp4,3'") from None
+    rows = [line.rsplit(maxsplit=1) for line in lines]
+    if all(Path(row[-1]).suffix.lower() in VIDEO_SUFFIXES for row in rows):
+        return [[line] for line in lines]  # no labels, though perhaps spaces in the paths
+    return rows

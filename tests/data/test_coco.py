@@ -142,6 +142,98 @@ def test_broken_annotations_are_refused(root: Path, changes: dict[str, Any], mes
         with_annotation(root, **changes)
 
 
+RUNS = {"size": [HEIGHT, WIDTH]}
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"segmentation": RUNS | {"counts": [10, 5]}}, "run lengths must cover the 64 x 48 = 3072 pixels"),
+        ({"segmentation": RUNS | {"counts": [10, 100_000]}}, "they cover 100010"),
+        ({"segmentation": RUNS | {"counts": [-10, HEIGHT * WIDTH + 10]}}, "must not be negative"),
+        ({"segmentation": RUNS | {"counts": [10**30, 5]}}, "far more"),
+        ({"segmentation": RUNS | {"counts": "5"}}, "they cover 5"),
+        ({"segmentation": RUNS | {"counts": "ooo"}}, "ends within a number"),
+        ({"segmentation": [[0, 0, 1e8, 0, 0, 1e8]]}, "polygons must lie within 1000000 pixels"),
+        ({"segmentation": [[0, 0, 900_000, 0, 0, 900_000]]}, "outlines of an object may be 1000000 pixels long"),
+        ({"bbox": [0, 0, 1e300, 4]}, "a box must lie within 1000000 pixels"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused_at_the_start_and_named(
+    root: Path, changes: dict[str, Any], words: str, crowd: int
+) -> None:
+    with pytest.raises(
+        ConvMAEError, match=f"instances_train.json: annotation 900: .*{words}.*; mend it or take it out"
+    ):
+        with_annotation(root, iscrowd=crowd, **changes)
+
+
+def test_run_lengths_of_another_size_are_never_drawn(root: Path) -> None:
+    split = with_annotation(root, segmentation={"size": [60_000, 60_000], "counts": "0"})
+    assert split.dropped == 1 and len(split.objects[0]) == 1
+    assert 900 not in {entry["id"] for entry in split.ground_truth()["annotations"]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../../secret.png",
+        "deep/../../secret.png",
+        "..\\secret.png",
+        "C:\\a.png",
+        "a\0.png",
+        "\x1b[31m.png",
+    ],
+)
+def test_a_photo_outside_of_the_folder_of_photos_is_refused_and_named(root: Path, name: str) -> None:
+    edit_annotations(root, "train", lambda content: content["images"][0].update(file_name=name))
+    with pytest.raises(
+        ConvMAEError, match="instances_train.json: image 40: a file must be named by its path inside"
+    ) as caught:
+        read_coco_split(root, "train")
+    assert str(caught.value).isprintable()
+
+
+def test_photos_may_lie_in_folders_of_the_folder_and_behind_its_links(root: Path, tmp_path: Path) -> None:
+    photos = root / "images" / "train"
+    (photos / "deep").mkdir()
+    (photos / "10.png").rename(photos / "deep" / "10.png")
+    photos.rename(tmp_path / "elsewhere")
+    photos.symlink_to(tmp_path / "elsewhere")
+    edit_annotations(root, "train", lambda content: content["images"][-1].update(file_name="deep/10.png"))
+    assert read_coco_photo(read_coco_split(root, "train").photos[0]).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "place"),
+    [
+        ("images", {"width": 10**9}, "images.0.width"),
+        ("images", {"height": 0}, "images.0.height"),
+        ("images", {"id": 10**400}, "images.0.id"),
+        ("categories", {"id": 2**60}, "categories.0.id"),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "annotations.0.bbox.3"),
+        ("annotations", {"bbox": [1, 2, 3, float("inf")]}, "annotations.0.bbox.3"),
+        ("annotations", {"id": 1e300}, "annotations.0.id"),
+    ],
+)
+def test_numbers_that_no_data_set_has_are_refused(root: Path, part: str, changes: dict[str, Any], place: str) -> None:
+    edit_annotations(root, "train", lambda content: content[part][0].update(changes))
+    with pytest.raises(
+        ConvMAEError, match=f"is not COCO's format for instances: {place}: (Input should|Unable to parse)"
+    ):
+        read_coco_split(root, "train")
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b]0;title\x07", "a\nb", "a" * 1001])
+def test_a_category_whose_name_is_no_line_of_text_is_refused(root: Path, name: str) -> None:
+    edit_annotations(root, "train", lambda content: content["categories"][0].update(name=name))
+    with pytest.raises(ConvMAEError, match="the name of a class must be text of 1 to 1000 characters") as caught:
+        read_coco_split(root, "train")
+    assert str(caught.value).isprintable()
+
+
 def test_a_file_that_is_no_json_is_refused(root: Path) -> None:
     annotation_file(root, "train").write_text('{"images": [')
     with pytest.raises(ConvMAEError, match="is not COCO's format for instances: the file: Invalid JSON"):

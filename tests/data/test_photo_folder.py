@@ -86,3 +86,29 @@ def test_no_photos_to_train_on_is_one_sentence(tmp_path: Path) -> None:
         find_training_photos(tmp_path / "missing")
     with pytest.raises(ConvMAEError, match="found none; check the path"):
         find_training_photos(tmp_path)
+
+
+def test_class_folders_may_be_links_for_labels_and_for_pretraining_alike(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path / "elsewhere", classes=("red", "blue"), per_class=3)
+    (tmp_path / "root" / "train").mkdir(parents=True)
+    for name in ("red", "blue"):
+        (tmp_path / "root" / "train" / name).symlink_to(tmp_path / "elsewhere" / "train" / name)
+    assert len(read_photo_folder(tmp_path / "root", "train").photos) == 6
+    assert len(find_training_photos(tmp_path / "root")) == 6
+
+
+@pytest.mark.parametrize("name", ["a\x1b]0;title\x07", "a\nb", "\udcff"])
+def test_a_class_folder_whose_name_is_no_line_of_text_is_refused(tmp_path: Path, name: str) -> None:
+    make_photo_folder(tmp_path, classes=("red", name), per_class=1)
+    with pytest.raises(ConvMAEError, match="the name of a class must be text of 1 to 1000 characters") as caught:
+        read_photo_folder(tmp_path, "train")
+    assert str(caught.value).isprintable()
+    (tmp_path / "classes.json").write_text(json.dumps({"red": "Red", name: "Other"}))
+    assert set(read_photo_folder(tmp_path, "train").classes) == {"Red", "Other"}
+
+
+def test_a_classes_json_that_never_ends_inwards_is_refused(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, per_class=1)
+    (tmp_path / "classes.json").write_text("[" * 100_000)
+    with pytest.raises(ConvMAEError, match="nested too deeply"):
+        read_photo_folder(tmp_path, "train")

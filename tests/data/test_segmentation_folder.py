@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.data.segmentation_folder import IGNORE, LabelError, read_classes, read_segmentation_folder
+from convmae_deploy.data.segmentation_folder import (
+    IGNORE,
+    LabelError,
+    read_classes,
+    read_levels,
+    read_segmentation_folder,
+)
 from convmae_deploy.errors import ConvMAEError
 
 DATA = os.environ.get("CONVMAE_DATA")
@@ -109,7 +115,12 @@ def test_a_missing_split_or_list_of_classes_is_named(generic: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "a list of names"),
         ('{"classes": [1]}', "a list of names"),
-        ('{"classes": ["a"], "ignore_index": "0"}', "must be a number"),
+        ('{"classes": ["a"], "ignore_index": "0"}', "must be a number of 32 bits"),
+        ('{"classes": ["a"], "ignore_index": 99999999999}', "must be a number of 32 bits"),
+        ('{"classes": ["a"], "ignore_index": NaN}', "NaN is no number"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"classes": ["a", "b\\u001b[31m"]}', "none of them for control"),
+        ('{"classes": ["a", ""]}', "text of 1 to 1000 characters"),
         (json.dumps({"classes": ["a"] * 256}), "at most 255 classes; found 256"),
     ],
 )
@@ -117,6 +128,55 @@ def test_a_damaged_list_of_classes_is_refused(content: str, message: str, generi
     (generic / "classes.json").write_text(content)
     with pytest.raises(ConvMAEError, match=message):
         read_segmentation_folder(generic, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Idx\tName\n1\t" + "a" * 200_000, "is no table"),
+        ("Idx\tName\n1\ta\x07\n", "none of them for control"),
+        ("Idx\tName\n" + "1\ta\n" * 256, "at most 255 classes; found 256"),
+    ],
+)
+def test_a_damaged_list_of_ade20k_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "objectInfo150.txt").write_text(content)
+    with pytest.raises(ConvMAEError, match=message):
+        read_classes(tmp_path)
+
+
+POSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 3 2\n%%EndComments\n\n"
+    b'%ImageData: 3 2 8 1 0 1 1 "x"\nshowpage\n%%EOF\n'
+)
+
+
+def test_a_map_in_postscript_runs_nothing(generic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = generic / "labels" / "train" / "a.png"
+    path.write_bytes(POSTSCRIPT)
+    with Image.open(path) as picture:  # Pillow takes it for a map of the right size
+        assert (picture.mode, picture.size) == ("L", (3, 2))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: pytest.fail("Ghostscript was looked for"))
+    with pytest.raises(LabelError, match="a.png (must be a PNG|cannot be read)"):
+        read_segmentation_folder(generic, "train").read(0)
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "GIF"])
+def test_a_map_in_another_format_is_refused_by_its_name(generic: Path, kind: str) -> None:
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(generic / "labels" / "train" / "a.png", format=kind)
+    with pytest.raises(LabelError, match=f"must be a PNG; found {kind}: convert it"):
+        read_segmentation_folder(generic, "train").read(0)
+
+
+def test_a_map_larger_than_photos_may_be_is_not_decoded(generic: Path) -> None:
+    Image.new("1", (17_000, 10_000)).save(generic / "labels" / "train" / "a.png")  # 20 kB
+    with pytest.raises(LabelError, match="may have 50000000 pixels and 16384 a side; found 17000 x 10000"):
+        read_segmentation_folder(generic, "train").read(0)
+
+
+def test_maps_of_16_bits_keep_their_levels(generic: Path) -> None:
+    path = generic / "labels" / "train" / "a.png"
+    Image.fromarray(np.array([[0, 1, 2], [255, 300, 65_535]], np.uint16)).save(path)
+    assert read_levels(path).tolist() == [[0, 1, 2], [255, 300, 65_535]]
 
 
 @pytest.mark.skipif(DATA is None, reason="CONVMAE_DATA does not name the folder of the data sets")

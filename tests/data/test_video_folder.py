@@ -70,7 +70,7 @@ def test_classes_json_names_the_labels_of_a_list(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_root_that_is_given(tmp_path: Path) -> None:
     file = make_list(tmp_path, "a.mp4 0\n")
     assert read_video_list(file, root=tmp_path / "clips").videos == (tmp_path / "clips" / "a.mp4",)
-    with pytest.raises(ConvMAEError, match=r"names a\.mp4, which is not in"):
+    with pytest.raises(ConvMAEError, match=r"names 'a\.mp4', which is not in"):
         read_video_list(file)
 
 
@@ -148,3 +148,64 @@ def test_a_split_that_lacks_a_class_keeps_the_indices_of_the_others(tmp_path: Pa
     assert (folder.labels, folder.classes) == ((1, 2), ("a", "b", "c"))
     with pytest.raises(ConvMAEError, match="has the class 'c', which is none of the 2 classes"):
         read_video_folder(tmp_path, "val", classes=("a", "b"))
+
+
+OUTSIDE = (
+    "/etc/passwd",
+    "../a.mp4",
+    "clips/../../a.mp4",
+    "C:\\a.mp4",
+    "\\\\host\\share\\a.mp4",
+    "//host/share/a.mp4",
+    "a\x1b.mp4",
+)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("line", [1, 2])
+def test_a_list_that_leads_out_of_its_folder_is_refused_and_the_line_named(
+    tmp_path: Path, name: str, line: int
+) -> None:
+    lines = ["clips/a.mp4,0", f"{name},0"] if line == 2 else [f"{name},0", "clips/a.mp4,0"]
+    file = make_list(tmp_path, "\n".join(lines))
+    for read in (read_video_list, find_training_videos):
+        with pytest.raises(ConvMAEError, match=f"train.csv, line {line}: a file must be named by its path inside"):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["concat:clips/a.mp4|b", "subfile,,start,0:clips/a.mp4", "http://host/a.mp4", "pipe:touch pwned", "file:a.mp4"],
+)
+def test_what_looks_like_a_url_in_a_list_is_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    file = make_list(tmp_path, f'clips/a.mp4,0\n"{name}",0\n')
+    assert read_video_list(file).videos[1] == tmp_path / name
+    file.write_text(f'"{name}",0\n')
+    with pytest.raises(ConvMAEError, match="which is not in"):
+        read_video_list(file)
+
+
+def test_a_link_in_the_folder_reaches_videos_that_lie_elsewhere(tmp_path: Path) -> None:
+    make_files(tmp_path / "elsewhere", "a.mp4")
+    file = make_list(tmp_path / "root", "linked/a.mp4,0\n")
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert read_video_list(file).videos[0].is_file()
+
+
+@pytest.mark.parametrize("label", ["100000", "9999999999", "9" * 5000])
+def test_a_label_that_would_make_millions_of_classes_is_refused(tmp_path: Path, label: str) -> None:
+    with pytest.raises(ConvMAEError, match="the labels of .* must be below 100000; found '"):
+        read_video_list(make_list(tmp_path, f"clips/a.mp4,{label}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('clips/a.mp4,"' + "a" * 200_000 + "\n", "cannot be read"),
+        ("clips/a.mp4,\x1b[31mred\n", "none of them for control"),
+        ("a" * 5000 + ".mp4,0\n", "which is not in"),
+    ],
+)
+def test_lines_that_nobody_writes_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConvMAEError, match=words):
+        read_video_list(make_list(tmp_path, text))

@@ -154,7 +154,6 @@ def test_narrow_photos_are_enlarged_without_blur() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_on_a_gpu_draws_the_photos_of_the_cpu() -> None:
     images, kept = normalised(photos()), kept_of("block")
     picture = columns_of(reconstruction_picture(model_of().cuda(), images, kept, PREPROCESSING))

@@ -60,7 +60,7 @@ def manifest_check() -> Check:
         try:
             manifest = load_bundle(folder).manifest
         except BundleError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
             return
         again = Manifest.model_validate_json(manifest.model_dump_json())
         require(again == manifest, "a manifest that was accepted must be accepted again as it was")
@@ -93,7 +93,7 @@ def graph_check() -> Check:
         try:
             require(checked_path(bundle, None) == bundle.path / GRAPH, "a graph must be the one that was looked at")
         except BundleError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
 
     return check
 
@@ -137,6 +137,6 @@ def engine_check() -> Check:
             require(again == record, "a record that was accepted must be accepted again as it was")
             check_machine(engine, record, "10.3.0", gpu)
         except BundleError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
 
     return check

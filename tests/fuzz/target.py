@@ -45,10 +45,15 @@ def require(promise: bool, what: str) -> None:
         raise Violation(what)
 
 
-def require_sentence(error: Exception) -> None:
-    """Raises Violation unless the error is for people: one line, nothing that drives a terminal, no Python insides."""
+def require_sentence(error: Exception, *, quotes_input: bool = False) -> None:
+    """Raises Violation unless the error is for people: one printable line that holds nothing of Python's insides.
+
+    Args:
+        error: of a reader.
+        quotes_input: whether it may repeat what stands in the input, which programs escape when they print it.
+    """
     message = str(error)
-    if not message or not message.isprintable() or _ADDRESS.search(message):
+    if not message or _ADDRESS.search(message) or not (quotes_input or message.isprintable()):
         raise Violation(f"the message of an error must be one printable line; it is {message!a}") from error
 
 

@@ -84,6 +84,12 @@ def test_an_error_that_is_no_printable_line_is_a_find_blamed_on_where_it_was_rai
     assert broken is not None and broken.kind.startswith("Violation at test_search.py:refuse:")
 
 
+def test_an_error_may_quote_its_input_where_programs_escape_it() -> None:
+    require_sentence(ConvMAEError("no class \x1b[2J"), quotes_input=True)
+    with pytest.raises(Violation):
+        require_sentence(ConvMAEError("no class \x1b[2J"))
+
+
 def test_a_broken_promise_is_blamed_on_who_required_it() -> None:
     broken = observe(lambda data: require(False, "never"), b"")
     assert broken is not None and "test_search.py:<lambda>" in broken.kind

@@ -64,7 +64,7 @@ def coco_check() -> Check:
             split = read_coco_split(root, "train")
             truth = split.ground_truth()
         except ConvMAEError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
             return
         require(len(truth["images"]) == len(split.photos) == len(split.objects), "every photo must have its objects")
         for index, photo in enumerate(split.photos):
@@ -124,18 +124,37 @@ def shard_check() -> Check:
 
 
 def checkpoint_seeds() -> dict[str, bytes]:
-    """The two files of a checkpoint; which one an input is, its first byte says."""
+    """The two files of a checkpoint, and the config of one of another kind; the first byte says which an input is."""
+    from convmae_deploy.bundle.manifest import Letterbox
+    from convmae_deploy.checkpoints.native import CheckpointRecord
+    from convmae_deploy.models.convmae import nano
+    from convmae_deploy.models.detector import DetectorConfig
+
+    detector = CheckpointRecord(
+        kind="detector",
+        variant="custom",
+        model=nano(),
+        detector=DetectorConfig(),
+        classes=("a",),
+        category_ids=(7,),
+        preprocessing=Letterbox(size=(64, 64)),
+        provenance={"data": "photos"},
+    )
     with tempfile.TemporaryDirectory() as folder:
-        return _tiny_checkpoint(Path(folder))
+        return _tiny_checkpoint(Path(folder)) | {"detector.json": detector.model_dump_json().encode()}
 
 
 def _tiny_checkpoint(folder: Path) -> dict[str, bytes]:
     import torch
 
+    from convmae_deploy.bundle.manifest import standard_preprocessing
     from convmae_deploy.checkpoints.native import CheckpointRecord, write_checkpoint_files
     from convmae_deploy.models.convmae import nano
 
-    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a", "b"))
+    preprocessing = standard_preprocessing((224, 224))
+    record = CheckpointRecord(
+        kind="classifier", variant="nano", model=nano(), classes=("a", "b"), preprocessing=preprocessing
+    )
     write_checkpoint_files(folder, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2, dtype=torch.float16)}, record)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -158,7 +177,7 @@ def checkpoint_check() -> Check:
             held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
             require(held <= len(intact[WEIGHTS_NAME]) + len(data), f"tensors of {held} bytes must be in the file")
         except ConvMAEError as error:
-            require_sentence(error)
+            require_sentence(error, quotes_input=True)
         finally:
             (folder / name).write_bytes(intact[name])
 

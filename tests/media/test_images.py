@@ -1,6 +1,5 @@
 import random
 import struct
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -234,16 +233,14 @@ def test_a_jpeg_and_a_bmp_and_a_tiff_that_claim_too_much_are_too_large() -> None
         assert refusal(data) == "image_too_large"
 
 
-def test_a_png_of_100_megapixels_in_97_kilobytes_costs_neither_time_nor_memory() -> None:
-    # The data is never looked at, so what matters is the size of the file.
+def test_a_png_of_100_megapixels_in_97_kilobytes_is_refused_from_its_header_without_memory_for_it() -> None:
+    # The data is never looked at, else it would be corrupt: it is no compressed data.
     data = png_header(10_000, 10_000) + png_chunk(b"IDAT", bytes(97_000)) + png_chunk(b"IEND", b"")
     tracemalloc.start()
-    start = time.perf_counter()
     assert refusal(data) == "image_too_large"
-    seconds = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 0.1 and peak < 1_000_000
+    assert peak < 1_000_000
 
 
 def test_an_image_between_pillows_warning_and_our_limit_gives_no_warning() -> None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import PATIENCE_SECONDS, wait_until
+
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 120.0
-STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunningServer:
         """One request on a connection of its own."""
         request = urllib.request.Request(self.url + path, data=body, headers=dict(headers or {}), method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
                 return Answer(response.status, _lower(response.headers.items()), response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -66,19 +66,23 @@ class RunningServer:
 
     def connect(self) -> socket.socket:
         """A raw connection."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and waits for the end; returns the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=STOP_SECONDS)
+        return self.process.wait(timeout=PATIENCE_SECONDS)
 
 
 @contextlib.contextmanager
 def run_server(
-    folder: Path, settings: Mapping[str, str], command: Sequence[str] = ("-m", "serving"), cwd: Path = ROOT
+    folder: Path,
+    settings: Mapping[str, str],
+    command: Sequence[str] = ("-m", "serving"),
+    cwd: Path = ROOT,
+    under: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
     """Starts a server on a free port, waits until it is ready, and ends it in any case.
 
@@ -87,13 +91,13 @@ def run_server(
         settings: environment variables; the caller's own settings do not reach the server.
         command: arguments of Python.
         cwd: the folder it is started in.
+        under: the command of a program that starts it.
     """
-    port = free_port()
-    log = folder / f"server-{port}.log"
-    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port), "BENTOML_DO_NOT_TRACK": "true"}
-    with log.open("wb") as output:
+    port = free_port() if "bentoml" in command else 0  # which BentoML does not take
+    own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_PORT": str(port)}
+    with tempfile.NamedTemporaryFile("wb", prefix="server-", suffix=".log", dir=folder, delete=False) as output:
         process = subprocess.Popen(
-            [sys.executable, *command],
+            [*under, sys.executable, *command],
             cwd=cwd,
             env=caller_environment() | own | dict(settings),
             stdout=output,
@@ -101,13 +105,11 @@ def run_server(
             start_new_session=True,
         )
     try:
-        server = RunningServer(process, port, log)
-        _wait_until_ready(server)
-        yield server
+        yield _ready_server(process, port, Path(output.name))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=STOP_SECONDS)
+        process.wait(timeout=PATIENCE_SECONDS)
 
 
 def caller_environment() -> dict[str, str]:
@@ -167,13 +169,21 @@ def _lower(items: Any) -> dict[str, str]:
     return {name.lower(): value for name, value in items}
 
 
-def _wait_until_ready(server: RunningServer) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            break
-        with contextlib.suppress(OSError):
-            if server.request("/readyz").status == 200:
-                return
-        time.sleep(0.05)
-    raise RuntimeError(f"the server did not become ready:\n{server.log.read_text()}")
+def _ready_server(process: "subprocess.Popen[bytes]", port: int, log: Path) -> RunningServer:
+    """The server, once it is ready; with port 0 it has said by then which one it took."""
+    found: list[RunningServer] = []
+
+    def ready() -> bool:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended before it was ready:\n{log.read_text()}")
+        said = re.search(r"^ConvMAE server on http://127\.0\.0\.1:(\d+) ", log.read_text(), re.MULTILINE)
+        taken = int(said[1]) if said else port
+        if taken:
+            server = RunningServer(process, taken, log)
+            with contextlib.suppress(OSError):
+                if server.request("/readyz").status == 200:
+                    found.append(server)
+        return bool(found)
+
+    wait_until(ready)
+    return found[0]

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import struct
-import time
 import zipfile
 import zlib
 from typing import Any, NamedTuple
@@ -261,15 +260,9 @@ def test_flipped_bytes_give_400_or_200_and_never_500(server: RunningServer) -> N
         assert server.request("/v1/classify", bytes(broken)).status in (200, 400)
 
 
-def test_a_huge_picture_is_refused_from_its_header_within_milliseconds(server: RunningServer) -> None:
-    bomb = samples.png(10_000, 10_000, b"never looked at")  # rows 8 and 9
-    server.request("/v1/classify", bomb)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        assert server.request("/v1/classify", bomb).status == 413
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.010
+def test_a_huge_picture_is_refused_from_its_header(server: RunningServer) -> None:
+    bomb = samples.png(10_000, 10_000, b"never looked at")  # rows 8 and 9; else it would be 400: this is no data
+    assert server.request("/v1/classify", bomb).status == 413
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,17 @@ def test_a_bento_holds_the_two_packages_and_the_bundle_only(store: tuple[Path, s
 
 
 @pytest.mark.slow
+def test_a_bento_installs_what_is_pinned_and_hashed(store: tuple[Path, str]) -> None:
+    home, tag = store
+    packed = (home / "bentos" / tag.replace(":", "/") / "env/python/requirements.txt").read_text()
+    wanted = (ROOT / "serving/requirements.txt").read_text()
+    wanted = wanted.replace(" ;", ";").replace("'", '"')  # as BentoML writes markers
+    # BentoML adds itself once more; the version is that of the pin, whose hashes hold for both.
+    bentoml = wanted[wanted.index("bentoml==") :].split(maxsplit=1)[0]
+    assert packed.split() == [*wanted.split(), bentoml]
+
+
+@pytest.mark.slow
 def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path) -> None:
     home, tag = store
     with run_server(tmp_path, {"BENTOML_HOME": str(home)}, ("-m", "bentoml", "serve", tag), cwd=tmp_path) as running:
@@ -62,17 +74,19 @@ def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path)
 def test_a_bento_installs_pyav_only_for_a_video_model(
     bundle: Path, video_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed: list[list[str]] = []
+    packed: list[str] = []
 
     def build_nothing(command: list[str], cwd: Path, **_: object) -> "subprocess.CompletedProcess[str]":
-        packed.append(re.findall(r'^    - "(.+)"$', (cwd / command[command.index("-f") + 1]).read_text(), re.MULTILINE))
+        packed.append((cwd / "serving/requirements.txt").read_text())
         return subprocess.CompletedProcess(command, 0, "__tag__:convmae:1", "")
 
     monkeypatch.setattr(subprocess, "run", build_nothing)
     assert build([bundle]) == build([bundle, video_bundle]) == "convmae:1"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(packed[1]) - set(packed[0]) == set(extras["video"]) and set(packed[0]) < set(packed[1])
-    assert set(extras["serve"]).isdisjoint(extras["video"])
+    added = packed[1].removeprefix(packed[0])
+    names = [requirement.partition(">")[0] for requirement in extras("video")]
+    assert re.findall("^([a-z]+)==", added, re.MULTILINE) == names == ["av"]
+    assert added in (ROOT / "constraints.txt").read_text() and "--hash=sha256:" in added
+    assert set(extras("serve")).isdisjoint(extras("video"))
 
 
 def test_several_bundles_keep_their_order(tmp_path: Path) -> None:
@@ -91,20 +105,18 @@ def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    packed = set(re.findall(r'^    - "(.+)"$', (ROOT / "serving/bentofile.yaml").read_text(), re.MULTILINE))
-    assert set(project["optional-dependencies"]["serve"]) <= packed
-    core = {requirement.partition(";")[0].strip() for requirement in project["dependencies"]}
-    assert packed - set(project["optional-dependencies"]["serve"]) <= core
+    lines = (ROOT / "serving/requirements.in").read_text().splitlines()
+    packed = {line for line in lines if not line.startswith("#")}
+    assert set(extras("serve")) <= packed
+    core = {requirement.partition(";")[0].strip() for requirement in project()["dependencies"]}
+    assert packed - set(extras("serve")) <= core
 
 
 def test_whatever_the_server_imports_is_declared() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
     # Other extras are only for who serves a video model, or with OpenVINO or TensorRT.
-    chosen = [name for extra in ("parquet", "video", "openvino", "tensorrt-rtx") for name in extras[extra]]
-    requirements = [*project["dependencies"], *extras["serve"], *chosen]
+    chosen = [name for extra in ("serve", "parquet", "video", "openvino", "tensorrt-rtx") for name in extras(extra)]
+    requirements = [*project()["dependencies"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
     folders = ("serving", *(f"convmae_deploy/{room}" for room in ("backends", "bundle", "media", "tasks")))
@@ -115,6 +127,17 @@ def test_whatever_the_server_imports_is_declared() -> None:
     assert {"starlette", "uvicorn", "numpy"} <= outside
     undeclared = {name for name in outside if not declared & {owner.lower() for owner in owners.get(name, ())}}
     assert not undeclared
+
+
+def project() -> Any:
+    """The project's table in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def extras(name: str) -> list[str]:
+    """The requirements of an extra."""
+    requirements: list[str] = project()["optional-dependencies"][name]
+    return requirements
 
 
 def imported_packages(file: Path) -> set[str]:

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import re
+import select
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
 from tests.serving.sample_images import jpeg
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 KEY = "correct horse battery"
 FEW_DESCRIPTORS = """
@@ -84,47 +85,31 @@ def locked_server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_an_announced_body_beyond_the_limit_is_refused_before_it_is_read(server: RunningServer) -> None:
     with server.connect() as connection:  # row 13: not one byte of the body is sent
         connection.sendall(post_head("/v1/classify", "Content-Length: 20000001"))
-        started = time.monotonic()
         answer = read_answer(connection)
         assert (answer.status, answer.code, answer.headers["connection"]) == (413, "body_too_large", "close")
-        assert time.monotonic() - started < 0.5
         assert is_closed(connection)
 
 
 def test_json_may_be_larger_than_other_bodies(server: RunningServer) -> None:
-    for length, status in ((20_000_001, None), (28_000_001, 413)):
+    for length, status in ((20_000_001, 100), (28_000_001, 413)):  # 100: the server asks for the body
         with server.connect() as connection:
-            headers = (f"Content-Length: {length}", "Content-Type: application/json")
+            headers = (f"Content-Length: {length}", "Content-Type: application/json", "Expect: 100-continue")
             connection.sendall(post_head("/v1/classify", *headers))
-            connection.settimeout(0.3)
-            if status is None:
-                with pytest.raises(TimeoutError):
-                    read_answer(connection)
-            else:
-                assert read_answer(connection).status == status
+            assert read_answer(connection).status == status
 
 
 def test_a_chunked_body_is_refused_as_soon_as_it_passes_the_limit(server: RunningServer) -> None:
     block = b"10000\r\n" + bytes(65536) + b"\r\n"  # row 14
     with server.connect() as connection:
         connection.sendall(post_head("/v1/classify", "Transfer-Encoding: chunked"))
-        sent = 0
-        connection.setblocking(False)
-        answer = None
-        deadline = time.monotonic() + 20
-        while answer is None and time.monotonic() < deadline:
-            try:
+        sent, answered = 0, False
+        while not answered:
+            readable, writable, _ = select.select([connection], [connection], [], PATIENCE_SECONDS)
+            assert readable or writable
+            answered = bool(readable)
+            if not answered:
                 sent += connection.send(block[sent % len(block) :])
-            except BlockingIOError:
-                time.sleep(0.001)
-            try:
-                peeked = connection.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                continue
-            assert peeked
-            connection.setblocking(True)
-            answer = read_answer(connection)
-        assert answer is not None
+        answer = read_answer(connection)
         assert (answer.status, answer.code) == (413, "body_too_large")
         assert 20_000_000 < sent < 28_000_000
 
@@ -142,10 +127,7 @@ def test_a_client_that_goes_away_early_leaves_no_work_behind(server: RunningServ
     for _ in range(8):  # whole requests whose answers nobody waits for
         with server.connect() as connection:
             connection.sendall(post("/v1/classify", jpeg(1600, 1200)))
-    deadline = time.monotonic() + 5
-    while pending_jobs(server) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert pending_jobs(server) == 0
+    wait_until(lambda: not pending_jobs(server))
     assert server.request("/v1/classify", jpeg()).status == 200
 
 
@@ -174,17 +156,13 @@ def test_headers_of_200_kilobytes_are_refused(server: RunningServer, ended: bool
 def test_a_body_of_a_byte_a_second_is_cut_off(server: RunningServer) -> None:
     with server.connect() as connection:  # row 36; this server gives a body two seconds
         connection.sendall(post_head("/v1/classify", "Content-Length: 1000"))
-        started = time.monotonic()
-        connection.settimeout(0.5)
-        answer = None
-        while answer is None:
+        pieces = 0
+        while not select.select([connection], [], [], 0.5)[0]:
             connection.sendall(b"a")
-            try:
-                answer = read_answer(connection)
-            except TimeoutError:
-                assert time.monotonic() - started < 10
+            pieces += 1
+            assert pieces < 2 * PATIENCE_SECONDS
+        answer = read_answer(connection)
         assert (answer.status, answer.code) == (408, "body_timeout")
-        assert time.monotonic() - started < 4
 
 
 def test_two_hundred_half_open_connections_do_not_disturb_others(server: RunningServer) -> None:
@@ -192,9 +170,7 @@ def test_two_hundred_half_open_connections_do_not_disturb_others(server: Running
     try:
         for connection in connections:
             connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: te")
-        started = time.monotonic()
         assert server.request("/v1/classify", jpeg()).status == 200
-        assert time.monotonic() - started < 1
     finally:
         for connection in connections:
             connection.close()

@@ -57,7 +57,8 @@ def test_videos_of_the_checkpoint_s_own_run_are_the_default(videos: Path, tmp_pa
 
 
 def test_videos_of_a_list_are_found_too(videos: Path, tmp_path: Path) -> None:
-    lines = [f"{path},0" for path in sorted((videos / "val").rglob("*.mp4"))]
+    (tmp_path / "clips").symlink_to(videos / "val")
+    lines = [f"clips/{path.relative_to(videos / 'val')},0" for path in sorted((videos / "val").rglob("*.mp4"))]
     (tmp_path / "val.csv").write_text("\n".join(lines))
     (tmp_path / "run.json").write_text(json.dumps({"config": {"data": str(tmp_path)}}))
     assert len(verification_clips(SPEC, None, tmp_path, 3).images) == 3
