@@ -36,10 +36,15 @@ def write_features(path: Path, features: Features, key: str) -> None:
 
 
 def has_features(path: Path, key: str) -> bool:
-    """Whether the file is there, whole, and of this key."""
+    """Whether the file is there, whole, of this key, and holds features: (n, D) numbers and (n,) marks."""
+    if not path.is_file():
+        return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(KEY) == key
+            values, readable = file.get_slice("values"), file.get_slice("readable")
+            fits = len(values.get_shape()) == 2 and values.get_shape()[:1] == readable.get_shape()
+            kinds = values.get_dtype(), readable.get_dtype()
+            return fits and kinds == ("F32", "BOOL") and (file.metadata() or {}).get(KEY) == key
     except (OSError, SafetensorError):
         return False
 

@@ -85,12 +85,12 @@ def find_shards(data: str) -> tuple[Shard, ...]:
 
 def _expanded(pattern: str) -> list[str]:
     """What webdataset makes of a pattern: braces as in a shell, `${name}` from the environment's WDS_name, `::`."""
+    if sum(map(_count_expansions, pattern.split("::"))) > MAX_SHARDS:
+        raise ConvMAEError(f"a pattern may name at most {MAX_SHARDS} shards; {pattern!r} names more, check its numbers")
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise ConvMAEError("shards need webdataset; run pip install 'convmae_deploy[train]'") from None
-    if sum(map(_count_expansions, pattern.split("::"))) > MAX_SHARDS:
-        raise ConvMAEError(f"a pattern may name at most {MAX_SHARDS} shards; {pattern!r} names more, check its numbers")
     try:
         names: list[str] = expand_urls(pattern)
     except (ValueError, AssertionError) as error:  # an unset ${variable} is an assertion there

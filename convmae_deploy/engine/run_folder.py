@@ -26,7 +26,7 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, atomic_file, existing_directory
+from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -87,7 +87,9 @@ class RunFolder:
         """Fields that differ from those of the run's begin, as (old, new); an error unless all of them may."""
         if not file.is_file():
             raise ConvMAEError(f"--resume needs a run in {self.path}; found no run.json, so start it without --resume")
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
+        if not isinstance(before, dict) or not {"config", "data"} <= before.keys():
+            raise ConvMAEError(f"{file} must hold the config and the data of a run; it does not, so it cannot go on")
         changes = {}
         for part in ("config", "data"):
             old, new = _flat(before[part]), _flat(json.loads(json.dumps(record[part])))
@@ -104,7 +106,7 @@ class RunFolder:
 
     def description(self) -> dict[str, Any]:
         """The content of run.json."""
-        content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(self.path / "run.json")
         return content
 
     def log(self, *, step: int, **metrics: float) -> None:

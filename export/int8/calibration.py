@@ -26,6 +26,7 @@ from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks.clips import read_clips
 from export.verification.inputs import FloatArray, graph_input
 from export.verification.task_data import spread
@@ -83,14 +84,14 @@ def read_calibration(
         try:
             picture = _read(path, preprocessing)[0]
         except ConvMAEError as error:
-            logger.warning("%s is left out of the calibration: %s", path, error)
+            logger.warning("%s is left out of the calibration: %s", printable(path), printable(error))
             continue
         flaw = picture_flaw(picture)
         if flaw is None:
             good.append(path)
         else:
             flaws[flaw] = flaws.get(flaw, 0) + 1
-            logger.warning("%s is left out of the calibration: it is %s", path, flaw)
+            logger.warning("%s is left out of the calibration: it is %s", printable(path), flaw)
     if sum(flaws.values()) > len(good):
         flaw = max(flaws, key=lambda name: flaws[name])
         raise ConvMAEError(

@@ -1,7 +1,7 @@
 """What the graph is tried on: random numbers, photos or clips, and constants, in batches of several sizes."""
 
-import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import read_json
 from convmae_deploy.media.photo_files import find_photos, read_photo
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks.letterbox import letterbox
 from convmae_deploy.tasks.preprocess import preprocess
 from convmae_deploy.tasks.sliding_window import resize_and_normalise
@@ -26,6 +29,7 @@ VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # wh
 DETECTED_PHOTOS = 8  # photos that a detector is tried on, at most
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
+_SHARES = ("//", "\\\\")  # how the names of folders on other machines begin: to look is to connect
 PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples` are called
 
 Item = TypeVar("Item")
@@ -100,6 +104,8 @@ def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
 def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Samples:
     """Real photos where there are any: of the folder given, else the validation photos of the checkpoint's own run.
 
+    Which folder the run names is said, as its user did not name it just now.
+
     Args:
         data: folder of photos; None looks for those of the run, and makes pictures where they are gone.
         checkpoint: run folder or checkpoint.
@@ -111,18 +117,47 @@ def verification_photos(data: Path | None, checkpoint: Path, count: int) -> Samp
     if data is not None:
         return Samples("photos", read_photos(data, count))
     own = data_of_run(checkpoint)
-    for folder in (own / part for part in VALIDATION_FOLDERS if own is not None):
-        if folder.is_dir():
-            return Samples("photos", read_photos(folder, count))
-    return Samples("made pictures", made_photos(count))
+    folder = next((own / part for part in VALIDATION_FOLDERS if own is not None and (own / part).is_dir()), None)
+    photos = [] if folder is None else _readable_photos(folder, count)
+    if not photos:
+        return Samples("made pictures", made_photos(count))
+    tell_of_run("photos", folder, checkpoint)
+    return Samples("photos", photos)
 
 
 def data_of_run(checkpoint: Path) -> Path | None:
-    """What a run folder says that it was trained on; None: nothing, or it is no run folder."""
+    """The folder that a run was trained on, as its run.json says; None: it names none that is here, or it is no run.
+
+    A run may come from anyone, so what it says is data: the name of a folder of this machine, which is read like any
+    folder that a user gives. A URL, a command, a file or the share of another machine is no such folder.
+
+    Raises:
+        ConvMAEError: its run.json cannot be read.
+    """
     record = checkpoint / RUN_RECORD
     if not record.is_file():
         return None
-    return Path(json.loads(record.read_text(encoding="utf-8"))["config"]["data"])
+    try:
+        content = read_json(record)
+    except ConvMAEError as error:
+        raise ConvMAEError(f"{error}, or give --data FOLDER") from None
+    config = content.get("config") if isinstance(content, dict) else None
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, str) or data.startswith(_SHARES) or not os.path.isdir(data):
+        return None
+    return Path(data)
+
+
+def tell_of_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
+    """Says which photos or videos are used without having been asked for."""
+    Console(stderr=True).print(
+        printable(
+            f"Trying the graph on {kind} of {folder}, which {checkpoint / RUN_RECORD} names; --data takes others."
+        ),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def read_photos(folder: Path, count: int) -> list[Image.Image]:
@@ -141,6 +176,14 @@ def read_photos(folder: Path, count: int) -> list[Image.Image]:
     return photos
 
 
+def _readable_photos(folder: Path, count: int) -> list[Image.Image]:
+    """The same, of a folder that nobody gave: none is no error."""
+    try:
+        return read_photos(folder, count)
+    except ConvMAEError:
+        return []
+
+
 def read_some(files: Sequence[Path], count: int, read: Callable[[Path], Item]) -> list[Item]:
     """Up to `count` files, spread evenly; those that `read` refuses are logged and skipped."""
     items: list[Item] = []
@@ -149,7 +192,7 @@ def read_some(files: Sequence[Path], count: int, read: Callable[[Path], Item]) -
         try:
             items.append(read(path))
         except ConvMAEError as error:
-            logger.warning("%s is left out of the verification: %s", path, error)
+            logger.warning("%s is left out of the verification: %s", printable(path), printable(error))
     return items
 
 

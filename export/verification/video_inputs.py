@@ -10,7 +10,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.tasks.preprocess import preprocess
-from export.verification.inputs import FloatArray, Samples, data_of_run, made_photos, read_some
+from export.verification.inputs import FloatArray, Samples, data_of_run, made_photos, read_some, tell_of_run
 
 PANNED = 3 / 4  # of the sides of a made picture are in a frame at a time
 
@@ -37,6 +37,7 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, checkpoint: P
             videos = ()
         clips = read_some(videos, count, lambda path: read_clips(path, spec)[0])
         if clips:
+            tell_of_run("videos", own, checkpoint)
             return Samples("videos", clips)
     return Samples("made clips", made_clips(spec, count))
 

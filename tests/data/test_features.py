@@ -1,9 +1,11 @@
 """Files of features, and training and evaluation on them."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.data.determinism import StepSampler
@@ -43,6 +45,28 @@ def test_a_file_is_known_by_its_key_and_only_when_whole(views: list[Path]) -> No
     assert not has_features(views[0], "made of this")
     found = read_features(views[1])
     assert torch.equal(found.values, features(1).values) and torch.equal(found.readable, features(1).readable)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"values": torch.zeros(6, 2)},
+        {"values": torch.zeros(6), "readable": torch.ones(6, dtype=torch.bool)},
+        {"values": torch.zeros(5, 2), "readable": torch.ones(6, dtype=torch.bool)},
+        {"values": torch.zeros(6, 2, dtype=torch.int8), "readable": torch.ones(6, dtype=torch.bool)},
+        {"values": torch.zeros(6, 2), "readable": torch.ones(6)},
+    ],
+)
+def test_a_file_of_the_key_that_holds_something_else_is_computed_again(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"key": "made of this"})
+    assert not has_features(tmp_path / "a.safetensors", "made of this")
+
+
+def test_a_pipe_is_no_file_of_features_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    assert not has_features(tmp_path / "a.safetensors", "made of this")
 
 
 def test_every_epoch_takes_the_next_view_in_the_samplers_order_without_unreadable_photos(views: list[Path]) -> None:

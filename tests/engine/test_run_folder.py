@@ -45,6 +45,23 @@ def test_resuming_what_was_never_begun_is_refused(tmp_path: Path) -> None:
         begin(RunFolder(tmp_path / "run"), Config(), resume=True)
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ('{"config": {"ep', "run.json is not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "must hold the config and the data of a run"),
+        ('{"config": {}}', "must hold the config and the data of a run"),
+    ],
+)
+def test_resuming_a_run_whose_record_is_damaged_is_one_sentence(tmp_path: Path, record: str, words: str) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    (tmp_path / "run" / "run.json").write_text(record)
+    with pytest.raises(ConvMAEError, match=words):
+        begin(folder, Config(), resume=True)
+
+
 def test_the_run_record_says_command_versions_and_seed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     begin(folder, Config())

@@ -11,6 +11,7 @@ from convmae_deploy.tasks.preprocess import preprocess
 from export.verification.inputs import (
     Samples,
     constant_images,
+    data_of_run,
     made_photos,
     read_photos,
     verification_batches,
@@ -84,6 +85,71 @@ def test_photos_of_the_checkpoints_own_run_are_the_default(tmp_path: Path) -> No
     found = verification_photos(None, run, 2)
     assert (found.name, len(found.images)) == ("photos", 1)
     assert verification_photos(tmp_path / "data", run, 4).name == "photos"
+
+
+def make_run(run: Path, record: object) -> Path:
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(record if isinstance(record, str) else json.dumps(record))
+    return run
+
+
+def test_which_photos_are_used_without_having_been_named_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_photos(tmp_path / "data", "val/a/0.png")
+    run = make_run(tmp_path / "run", {"config": {"data": str(tmp_path / "data")}})
+    verification_photos(tmp_path / "data", run, 2)
+    assert capsys.readouterr().err == ""
+    verification_photos(None, run, 2)
+    told = f"Trying the graph on photos of {tmp_path}/data/val, which {run}/run.json names; --data takes others."
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {},
+        {"config": 3},
+        {"config": {"data": None}},
+        {"config": {"data": ["a"]}},
+        {"config": {"data": "pipe:touch pwned #"}},
+        {"config": {"data": "https://host/{000..146}.tar"}},
+        {"config": {"data": "data-{0..9999999999}.tar"}},
+        {"config": {"data": "//host/share"}},
+        {"config": {"data": "\\\\host\\share"}},
+        {"config": {"data": "a\0b"}},
+        {"config": {"data": "a" * 5000}},
+    ],
+)
+def test_a_run_that_names_no_folder_of_this_machine_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", record)
+    assert data_of_run(run) is None
+    assert verification_photos(None, run, 2).name == "made pictures"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_share_of_another_machine_is_not_even_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", {"config": {"data": "//host/share"}})
+    monkeypatch.setattr("os.path.isdir", lambda path: pytest.fail(f"looked for {path}"))
+    assert data_of_run(run) is None
+
+
+@pytest.mark.parametrize("record", ['{"config": {"da', "[" * 100_000, '{"config": NaN}'])
+def test_a_damaged_record_of_a_run_is_one_sentence(tmp_path: Path, record: str) -> None:
+    with pytest.raises(ConvMAEError, match=r"run.json is not valid JSON .*, or give --data FOLDER"):
+        verification_photos(None, make_run(tmp_path / "run", record), 2)
+
+
+def test_photos_of_a_run_that_cannot_be_read_are_replaced_and_nobody_is_blamed(tmp_path: Path) -> None:
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    run = make_run(tmp_path / "run", {"config": {"data": str(tmp_path / "data")}})
+    assert verification_photos(None, run, 2).name == "made pictures"
+    (tmp_path / "data" / "val" / "a.png").write_bytes(b"not a photo")
+    assert verification_photos(None, run, 2).name == "made pictures"
 
 
 def test_a_photo_that_does_not_decode_is_skipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,6 +64,16 @@ def test_videos_of_a_list_are_found_too(videos: Path, tmp_path: Path) -> None:
     assert len(verification_clips(SPEC, None, tmp_path, 3).images) == 3
 
 
+def test_a_list_of_a_run_that_leads_out_of_its_folder_is_not_followed(videos: Path, tmp_path: Path) -> None:
+    path = sorted((videos / "val").rglob("*.mp4"))[0]
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"data": str(data)}}))
+    for name in (str(path), f"../{path.name}"):
+        (data / "val.csv").write_text(f"{name},0\n")
+        assert verification_clips(SPEC, None, tmp_path, 3).name == "made clips"
+
+
 def test_a_folder_without_videos_is_refused_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConvMAEError, match="must be a folder of videos; found nothing"):
         read_videos(tmp_path / "missing", SPEC, 1)
