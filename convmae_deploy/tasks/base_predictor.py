@@ -12,14 +12,14 @@ from convmae_deploy.backends.onnxruntime_backend import Backend, Device
 from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, load_bundle
 from convmae_deploy.bundle.manifest import Manifest, Task
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, ModelError
 
 LOGITS = "logits"
 
 Arrays = dict[str, NDArray[Any]]
 
 
-class ModelOutputError(RuntimeError):
+class ModelOutputError(ModelError):
     """The graph returned what it must not: a wrong shape or values that are not finite. No input should cause it."""
 
 

@@ -10,6 +10,7 @@ from convmae_deploy.bundle.manifest import (
     Size,
     SlidingWindow,
 )
+from convmae_deploy.printing import printable
 from export.triton.source import TritonSource
 
 OUTPUT_NOTES = {  # of a task's outputs, where the shape alone does not say it
@@ -42,8 +43,8 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     lines = [
         f"# {name}",
         "",
-        f"ConvMAE, {manifest.variant}, {manifest.task}, {len(manifest.classes)} classes (`labels.txt`). Weights: "
-        f"{manifest.licence.name}. {verified(source)}",
+        f"ConvMAE, {printable(manifest.variant)}, {manifest.task}, {len(manifest.classes)} classes (`labels.txt`). "
+        f"Weights: {printable(manifest.licence.name)}. {verified(source)}",
         "",
         "    tritonserver --model-repository=THE_FOLDER_ABOVE_THIS_ONE",
         "",
