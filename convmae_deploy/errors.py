@@ -1,4 +1,4 @@
-"""The one exception a user of this project is meant to read."""
+"""The exceptions that a user of this project is meant to read."""
 
 
 class ConvMAEError(Exception):
@@ -6,4 +6,12 @@ class ConvMAEError(Exception):
 
     The message is one sentence: what was expected, what was found, what to do. Programs print it without a traceback
     and exit with a non-zero status; the server answers it with a 4xx status.
+    """
+
+
+class ModelError(RuntimeError):
+    """A model that does not run, or gives what it must not, whatever it was sent.
+
+    The message is one sentence. Programs print it as they print a `ConvMAEError`; the server's status is 500, as its
+    client can do nothing about it.
     """

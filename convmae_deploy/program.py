@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.printing import printable
 
 SOME_INPUTS_BAD = 1
@@ -23,7 +23,7 @@ NO_READER = 141  # 128 + SIGPIPE
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and exits with its status (None: 0).
 
-    A `ConvMAEError` is printed as `error: <sentence>` with status 2, Ctrl-C ends quietly with 130,
+    A `ConvMAEError` or `ModelError` is printed as `error: <sentence>` with status 2, Ctrl-C ends quietly with 130,
     SIGTERM with 143 and nothing half-written left behind, and a reader of the
     output that has gone away (`| head`) with 141, as other programs do. Anything else is a bug and keeps its traceback.
     """
@@ -34,7 +34,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main() or 0
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last moments
-    except ConvMAEError as error:
+    except (ConvMAEError, ModelError) as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         status = REFUSED
     except KeyboardInterrupt:

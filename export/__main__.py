@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from convmae_deploy.bundle.manifest import NAME_PATTERN, BundleFile, Precision, input_axes
+from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision, input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
@@ -75,15 +75,15 @@ class ExportConfig:
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
     def __post_init__(self) -> None:
-        if not re.match(NAME_PATTERN, self.bundle_name):
+        if not re.fullmatch(NAME_PATTERN, self.bundle_name):
             raise ConvMAEError(
                 "a bundle's name must be 1 to 64 letters, digits, '.', '_' or '-' and start with a letter or digit; "
                 f"got {self.bundle_name!r}, choose another with --name"
             )
         if self.image_size is not None:
             check_image_size(self.image_size)
-        if self.max_batch is not None and self.max_batch < 1:
-            raise ConvMAEError(f"--max-batch must be at least 1; got {self.max_batch}")
+        if self.max_batch is not None and not 1 <= self.max_batch <= MAX_BATCH:
+            raise ConvMAEError(f"--max-batch must be between 1 and {MAX_BATCH}; got {self.max_batch}")
         if ("int8" in self.precision) != (self.calibrate is not None):
             raise ConvMAEError(
                 "--precision int8 and --calibrate FOLDER, with photos or videos as the model will meet them, need each "

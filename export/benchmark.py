@@ -80,6 +80,8 @@ class BenchmarkConfig:
     threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
     runtimes: tuple[Way, ...] = WAYS  # which to measure
     files: tuple[str, ...] = ()  # of the bundle, for instance model.onnx; default: all
+    # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
+    trust_engine_code: bool = False
     data: Path | None = None  # photos or videos to measure with and to answer, labelled ones for the task's metric
     samples: int = 32  # of --data, at most
     out: Path | None = None  # folder for the figures as JSON and the plot; must not exist
@@ -210,6 +212,7 @@ def opener(config: BenchmarkConfig, bundle: Bundle, folder: Path) -> Callable[[C
             checkpoint=None if config.checkpoint is None else config.checkpoint.absolute(),
             threads=config.threads,
             inputs=folder / INPUTS_NAME,
+            trust_engine_code=config.trust_engine_code,
         )
         name = f"process-{len(list(folder.iterdir()))}"
         return ContenderProcess(job, folder / name, {"OMP_NUM_THREADS": str(config.threads)})

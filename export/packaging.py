@@ -13,8 +13,9 @@ import torch
 import convmae_deploy
 from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend, describe_backend
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend
-from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.loading import Bundle, file_inside
 from convmae_deploy.bundle.manifest import (
+    LICENCE_NAME,
     MANIFEST_NAME,
     AnyPreprocessing,
     BundleFile,
@@ -44,7 +45,6 @@ from export.verification.elementwise import VerificationError
 from export.verification.inputs import Batch
 from export.verification.runners import Outputs, Runner, runner_problem
 
-LICENCE_NAME = "LICENSE-WEIGHTS"
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
 TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
 
@@ -74,7 +74,7 @@ def find_licence(record: CheckpointRecord, checkpoint: Path, given: Path | None)
         return given
     if record.licence.file is None:
         return None
-    own = find_checkpoint(checkpoint) / Path(record.licence.file).name  # never outside the checkpoint
+    own = file_inside(find_checkpoint(checkpoint), record.licence.file)  # its text becomes part of the bundle
     if not own.is_file():
         raise ConvMAEError(
             f"the checkpoint names the licence {own.name}, which it does not hold; give one with --licence"

@@ -31,9 +31,10 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import NAME_PATTERN, Manifest
+from convmae_deploy.bundle.manifest import LICENCE_NAME, NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.printing import printable
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import LOGITS
@@ -71,7 +72,7 @@ class TritonConfig:
                 raise ConvMAEError(f"{flag} must be at least 1; got {value}")
         if not 0 <= self.max_queue_ms <= 60_000:
             raise ConvMAEError(f"--max-queue-ms must be between 0 and 60000; got {self.max_queue_ms:g}")
-        if self.name is not None and not re.match(NAME_PATTERN, self.name):
+        if self.name is not None and not re.fullmatch(NAME_PATTERN, self.name):
             raise ConvMAEError(
                 "--name must be 1 to 64 letters, digits, '.', '_' or '-' and start with a letter or digit; "
                 f"got {self.name!r}"
@@ -98,6 +99,10 @@ def write_model(config: TritonConfig) -> Path:
     with new_model_folder(config.out, name) as folder:
         (folder / VERSION).mkdir()
         link_or_copy(source.path, folder / VERSION / source.name)
+        for weights in source.description.weights if source.engine is None else ():
+            if weights == source.name:
+                raise ConvMAEError(f"a file of weights must not be called {weights}; export the bundle again")
+            link_or_copy(source.path.with_name(weights), folder / VERSION / weights)
         files = {
             CONFIG_NAME: model_config(config, manifest, source),
             LABELS_NAME: "".join(f"{one_line(label)}\n" for label in manifest.classes),
@@ -105,8 +110,8 @@ def write_model(config: TritonConfig) -> Path:
         }
         for file, text in files.items():
             (folder / file).write_text(text, encoding="utf-8")
-        if manifest.licence.file is not None:
-            shutil.copyfile(config.bundle / manifest.licence.file, folder / manifest.licence.file)
+        if manifest.licence.file is not None:  # under a name of ours, lest it takes the place of another file
+            shutil.copyfile(config.bundle / manifest.licence.file, folder / LICENCE_NAME)
     return config.out / name
 
 
@@ -228,8 +233,8 @@ def quoted(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A class name without line breaks, as the label file has one a line."""
-    return " ".join(text.split())
+    """A text of the manifest without line breaks, as the label file has one a line; what cannot be shown is escaped."""
+    return printable(" ".join(text.split()))
 
 
 def delay(milliseconds: float) -> int:

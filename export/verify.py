@@ -28,6 +28,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
@@ -62,6 +63,8 @@ class VerifyConfig:
     checkpoint: Path | None = None
     file: tuple[str, ...] = ()  # which files of the bundle; default: all, engines too
     runtime: tuple[RuntimeChoice, ...] = ()  # what to run them on; default: all that are here
+    # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
+    trust_engine_code: bool = False
     # photos or videos, labelled ones for the task's metric; default: those the run was validated on, else made
     data: Path | None = None
     split: str = SPLIT  # which part of labelled data
@@ -101,7 +104,7 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     bundle = load_bundle(config.bundle)
     if bundle.graph()[1].precision != "fp32":
         raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
-    combinations = combinations_of(bundle, config.file, config.runtime)
+    combinations = combinations_of(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
     task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
     reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
     data = None  # before minutes of work: a mistake in them ends it all
@@ -109,7 +112,7 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
         data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
     samples = pictures(config, reference.manifest, data)
     batches = verification_batches(reference.manifest.preprocessing, samples, bundle.manifest.input.max_batch)
-    traced, right = None, onnx.load(bundle.graph()[0])
+    traced, right = None, onnx.load(checked_path(bundle, None))
     if task is not None:
         with console.status("Tracing the checkpoint's model ..."):
             traced, right = traced_graph(bundle.graph()[0], task, bundle.manifest)

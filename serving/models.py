@@ -11,7 +11,7 @@ import numpy as np
 from convmae_deploy.backends.onnxruntime_backend import Backend
 from convmae_deploy.backends.starting import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
 from serving.batching import BatchingBackend, device_batches
@@ -99,15 +99,27 @@ def _start(bundle: Bundle, settings: Settings) -> Backend:
         )
         return start_backend(bundle, device=settings.device, threads=settings.threads, options=options)
     precision = None if settings.precision == "fp32" else settings.precision
-    options = RuntimeOptions(runtime=settings.runtime, file=settings.file, precision=precision)
+    options = RuntimeOptions(
+        runtime=settings.runtime,
+        file=settings.file,
+        precision=precision,
+        trust_engine_code=settings.trust_engine_code,
+    )
     # One thread a run: the pool already runs as many requests at once as there are cores.
     return start_backend(bundle, device=settings.device, threads=1, options=options)
 
 
 def warm_up(predictor: Predictor) -> None:
-    """Runs the model once on zeros, for all of its outputs."""
+    """Runs the model once on zeros, for all of its outputs.
+
+    Raises:
+        ConvMAEError: it does not run, or gives what it must not.
+    """
     shape = (1, *predictor.manifest.input.shape)
-    predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
+    try:
+        predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
+    except ModelError as error:
+        raise ConvMAEError(f"the model {predictor.manifest.name} cannot be served: {error}") from error
 
 
 def choose(predictors: Predictors, name: str | None, kind: type[P]) -> P:

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         default="throughput",
         description="With OpenVINO: `throughput` runs requests side by side, `latency` each with all threads.",
     )
+    trust_engine_code: bool = Field(
+        default=False,
+        description=(
+            "With TensorRT: run the program inside a version-compatible engine, with all rights of the server; "
+            "only for engines that you built or whose maker you trust."
+        ),
+    )
     threads: int = Field(
         default_factory=available_cores,
         ge=1,

@@ -7,6 +7,8 @@ import pytest
 
 from convmae_deploy.backends import openvino_backend
 
+pytest_plugins = ("tests.processes",)
+
 GiveOpenVino = Callable[..., None]
 ask_openvino = openvino_backend.openvino_capabilities  # the function itself, which tests replace
 PLAIN_CPU = ("FP32", "INT8")  # what OpenVINO finds on a CPU without instructions for half precision, by its own names

@@ -5,6 +5,7 @@ read it. `NAME.engine.json` is its record. An engine is for one version of Tenso
 while a bundle is for any machine: engines lie in the bundle's folder but are none of the files in its manifest.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,13 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convmae_deploy.backends.gpu import Gpu
 from convmae_deploy.backends.tensorrt_library import TITLES, Flavour
-from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import Precision
-from convmae_deploy.files import sha256_of
+from convmae_deploy.bundle.loading import Bundle, BundleError, file_inside
+from convmae_deploy.bundle.manifest import MAX_BATCH, Precision
+from convmae_deploy.files import read_regular
 
 ENGINE_SUFFIX = ".engine"
+MAX_ENGINE_BYTES = 2**34
+MAX_RECORD_BYTES = 2**20
 
-Batch = Annotated[int, Field(ge=1)]
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
+Version = Annotated[str, Field(max_length=50)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -39,8 +43,8 @@ class EngineRecord(_Record):
 
     schema_version: Literal[1] = 1
     flavour: Flavour
-    tensorrt_version: str
-    compute_capabilities: tuple[str, ...]  # of the GPUs that it is for, for instance ("8.9",)
+    tensorrt_version: Version
+    compute_capabilities: tuple[Version, ...] = Field(min_length=1)  # of the GPUs that it is for, for instance ("8.9",)
     newer_gpus: bool = False  # whether it is for all from the first of them on
     version_compatible: bool = False  # whether later versions of the same major version of TensorRT run it
     engine_sha256: Digest
@@ -79,7 +83,7 @@ def read_record(engine: Path) -> EngineRecord:
     """
     path = record_path(engine)
     try:
-        return EngineRecord.model_validate_json(path.read_bytes())
+        return EngineRecord.model_validate_json(read_regular(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
         raise BundleError(
             f"{engine} has no record {path.name} beside it, which says where it can run; {rebuild(engine.parent)}"
@@ -102,7 +106,7 @@ def find_engine(bundle: Bundle, file: str | None) -> Path:
     """
     found = sorted(path.name for path in bundle.path.glob(f"*{ENGINE_SUFFIX}"))
     if file in found:
-        return bundle.path / file
+        return file_inside(bundle.path, file)
     if file is not None and file.endswith(ENGINE_SUFFIX):
         raise BundleError(f"bundle {bundle.path} has no engine {file}, {_listed(found)}; {rebuild(bundle.path)}")
     _, graph = bundle.graph(file)
@@ -114,17 +118,24 @@ def find_engine(bundle: Bundle, file: str | None) -> Path:
             f"runtime tensorrt needs an engine in {bundle.path}: {wanted}, {_listed(found)}; "
             f"{rebuild(bundle.path, graph.precision)}"
         )
-    return bundle.path / wanted
+    return file_inside(bundle.path, wanted)
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"found {', '.join(names)}" if names else "found none"
 
 
-def check_engine(engine: Path, record: EngineRecord, bundle: Bundle) -> None:
-    """Raises BundleError unless an engine is the one of its record, and the record's graph the bundle's."""
-    size = engine.stat().st_size
-    digest = sha256_of(engine)
+def check_engine(engine: Path, record: EngineRecord, bundle: Bundle) -> bytes:
+    """The content of an engine, read once, so that what was checked is what is loaded.
+
+    Raises:
+        BundleError: it is not the one of its record, or the record's graph is not the bundle's.
+    """
+    try:
+        content = read_regular(engine, MAX_ENGINE_BYTES)
+    except OSError as error:
+        raise BundleError(f"{engine} cannot be read ({error.strerror}); check its permissions") from error
+    size, digest = len(content), hashlib.sha256(content).hexdigest()
     if (size, digest) != (record.engine_bytes, record.engine_sha256):
         raise BundleError(
             f"{engine} must have {record.engine_bytes} bytes and the SHA-256 {record.engine_sha256}, "
@@ -137,6 +148,7 @@ def check_engine(engine: Path, record: EngineRecord, bundle: Bundle) -> None:
             f"{engine} was built from a {record.graph} of the SHA-256 {record.graph_sha256}, the bundle has {found}; "
             f"{rebuild(bundle.path, record.precision)}"
         )
+    return content
 
 
 def check_machine(engine: Path, record: EngineRecord, version: str, gpu: Gpu) -> None:
@@ -187,4 +199,4 @@ def _first(record: EngineRecord) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(int(part) for part in version.split(".") if part.isascii() and part.isdigit())

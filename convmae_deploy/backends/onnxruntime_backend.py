@@ -17,7 +17,7 @@ from convmae_deploy.backends.tensorrt_library import cache_folder, import_tensor
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import InputSpec
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, ModelError
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -25,7 +25,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}  # as ONNX Runtime calls them
-_LOG_ERRORS_ONLY = 3  # of ONNX Runtime's severities
+_LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
 
 
 class Backend(Protocol):
@@ -40,7 +40,11 @@ class Backend(Protocol):
         """Where it runs, by the backend's own names, the preferred one first."""
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
+
+        Raises:
+            ModelError: the graph does not run.
+        """
 
 
 def describe_backend(backend: Backend) -> str:
@@ -81,12 +85,28 @@ class OnnxRuntimeBackend:
         self._session = _start(path, "cuda" if tensorrt else device, threads, engines)
         inputs, outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
-        self._input = bundle.manifest.input.name
+        self._input, self._path = bundle.manifest.input.name, path
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
-        return dict(zip(outputs, self._session.run(list(outputs), {self._input: image}), strict=True))
+        try:
+            found = self._session.run(list(outputs), {self._input: image})
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise does_not_run(f"ONNX Runtime {onnxruntime.__version__}", self._path, len(image), error) from error
+        return dict(zip(outputs, found, strict=True))
+
+
+def does_not_run(runtime: str, path: Path, images: int, error: Exception) -> ModelError:
+    """What to raise where a runtime fails in a run of so many images.
+
+    The graph was checked and has run or will run with others, so memory is the likeliest reason.
+    """
+    reason = " ".join(str(error).split())
+    return ModelError(
+        f"{runtime} could not run {path} on a batch of {images} ({reason}); free memory, use smaller batches, or "
+        "export it again"
+    )
 
 
 def check_threads(threads: int | None) -> None:
@@ -98,13 +118,14 @@ def check_threads(threads: int | None) -> None:
 def _start(path: Path, device: Device, threads: int | None, engines: dict[str, str] | None = None) -> Any:
     """A session; with `engines`, TensorRT's options, one in which TensorRT runs."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
     if device == "cuda":
         _require_gpu()
     has_cuda = _CUDA in onnxruntime.get_available_providers()
     cuda = device == "cuda" or (device == "auto" and has_cuda and _gpu_is_present())
+    # Why a GPU does not start is in the log alone; all else that goes wrong is raised as well.
+    options.log_severity_level = _LOG_ERRORS if cuda else _LOG_FATAL_ERRORS
     providers: list[str | tuple[str, dict[str, str]]] = [_CPU]
     if cuda:
         providers.insert(0, (_CUDA, {"use_tf32": "0"}))  # fp32 is to be fp32, as on the CPU

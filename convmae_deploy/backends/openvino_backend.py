@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.onnxruntime_backend import Device, check_threads
+from convmae_deploy.backends.onnxruntime_backend import Device, check_threads, does_not_run
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
@@ -81,18 +81,31 @@ class OpenVinoBackend:
         self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
         self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # of all of them
         self._input, self._shape = manifest.input.name, manifest.input.shape
+        self._path, self._version = path, openvino.__version__
         self._smallest_batch = manifest.input.min_batch
         # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
         self._idle: deque[Any] = deque()
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
+
+        Raises:
+            ConvMAEError: the batch is of another shape.
+            ModelError: the graph does not run.
+        """
         if image.shape[1:] != self._shape:  # which OpenVINO would run, whatever it reads then
             raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, self._shape))}); got {image.shape}")
         parts = np.array_split(image, max(1, min(self.streams, len(image) // self._smallest_batch)))
+        try:
+            return self._run(parts, outputs)
+        except RuntimeError as error:  # all that OpenVINO raises
+            raise does_not_run(f"OpenVINO {self._version}", self._path, len(image), error) from error
+
+    def _run(self, parts: Sequence[NDArray[np.float32]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Runs parts of a batch side by side."""
         with self._requests(len(parts)) as requests:
             if len(parts) == 1:
-                return _outputs(requests[0].infer({self._input: image}, share_outputs=True), outputs)
+                return _outputs(requests[0].infer({self._input: parts[0]}, share_outputs=True), outputs)
             for request, part in zip(requests, parts, strict=True):
                 request.start_async({self._input: part})
             found = []

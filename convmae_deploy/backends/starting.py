@@ -22,6 +22,9 @@ class RuntimeOptions:
     file: str | None = None
     precision: ComputePrecision | None = None  # openvino: bf16 is faster and less exact (default: fp32)
     hint: PerformanceHint | None = None  # openvino: what to be fast for (default: latency, that of one run)
+    # tensorrt: run the program inside a version-compatible engine, with all of your rights; only for engines that you
+    # built or whose maker you trust, as a hash beside an engine says nothing about who made it
+    trust_engine_code: bool = False
 
 
 DEFAULT_RUNTIME = RuntimeOptions()
@@ -62,6 +65,10 @@ def start_backend(
                 f"choose runtime openvino or leave {name} out"
             )
     if options.runtime == "tensorrt":
-        return TensorRtBackend(bundle, file=options.file, device=device, threads=threads)
+        return TensorRtBackend(
+            bundle, file=options.file, device=device, threads=threads, trust_code=options.trust_engine_code
+        )
+    if options.trust_engine_code:
+        raise ConvMAEError("trust_engine_code is for runtime tensorrt; choose it or leave trust_engine_code out")
     tensorrt = options.runtime == "onnxruntime-tensorrt"
     return OnnxRuntimeBackend(bundle, file=options.file, device=device, threads=threads, tensorrt=tensorrt)

@@ -1,4 +1,12 @@
-"""TensorRT on an NVIDIA GPU: engines that `python -m export.to_tensorrt` built, checked before they are loaded."""
+"""TensorRT on an NVIDIA GPU: engines that `python -m export.to_tensorrt` built, checked before they are loaded.
+
+An engine is a program, not data: kernels for the GPU, which TensorRT loads as they are. NVIDIA says that engines must
+come from a source that is trusted, and the hash in an engine's record, which lies beside it, says nothing about who
+made both. So no engine is run unless its user chose runtime tensorrt, which is never the default; whoever got a bundle
+from somebody they do not trust takes its graph, which is checked (see `bundle.graphs.limits`), and builds the engine
+themselves. A version-compatible engine holds a program for the CPU as well, which runs with all rights of the process:
+it takes a further choice, `trust_code`.
+"""
 
 import threading
 from collections import deque
@@ -41,6 +49,7 @@ class TensorRtBackend:
         device: Device = "auto",
         threads: int | None = None,
         streams: int = 2,
+        trust_code: bool = False,
     ) -> None:
         """Loads an engine.
 
@@ -50,6 +59,7 @@ class TensorRtBackend:
             device: "auto" is the GPU too.
             threads: has no meaning on a GPU.
             streams: batches that run side by side, each with memory of its own; more callers wait.
+            trust_code: whether the program for the CPU that a version-compatible engine holds may run.
 
         Raises:
             BundleError: there is no engine, or it is not for this bundle, GPU or version of TensorRT.
@@ -67,12 +77,18 @@ class TensorRtBackend:
             )
         engine = find_engine(bundle, file)
         record = read_record(engine)
-        check_engine(engine, record, bundle)
+        content = check_engine(engine, record, bundle)
         tensorrt = import_tensorrt(record.flavour)
         check_machine(engine, record, tensorrt.__version__, gpu)
+        if record.version_compatible and not trust_code:
+            raise ConvMAEError(
+                f"{engine} holds a program that runs with your rights, and nothing says who made it; if you built it "
+                "or trust its maker, use --trust-engine-code (server: CONVMAE_TRUST_ENGINE_CODE=true), else "
+                f"{rebuild(engine.parent, record.precision)}"
+            )
         self._tensorrt, self._cuda = tensorrt, Cuda(import_cuda())
         self._logger = make_logger(tensorrt, _on_message)
-        self._engine = self._load(engine, record)
+        self._engine = self._load(engine, content, record)
         self._spec = self._describe(engine, bundle.manifest, record)
         self.name = f"{record.flavour} {record.precision}"
         self.providers = (gpu.name,)
@@ -112,11 +128,11 @@ class TensorRtBackend:
             yield lane
             self._idle.append(lane)
 
-    def _load(self, path: Path, record: EngineRecord) -> Any:
+    def _load(self, path: Path, content: bytes, record: EngineRecord) -> Any:
         self._runtime = self._tensorrt.Runtime(self._logger)  # must outlive the engine
         if record.version_compatible:
-            self._runtime.engine_host_code_allowed = True  # it carries its own small runtime, and its hash was checked
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            self._runtime.engine_host_code_allowed = True  # its user said so; else it would not have come this far
+        engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BundleError(
                 f"TensorRT {self._tensorrt.__version__} does not load {path}, its messages above say why; "

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convmae_deploy.bundle.graphs.limits import cost_of
+from convmae_deploy.bundle.graphs.onnx_file import OnnxGraph, read_graph
+from convmae_deploy.bundle.graphs.protobuf import FormatProblem
+from convmae_deploy.bundle.graphs.weights import check_weights
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Manifest
-from convmae_deploy.bundle.onnx_header import read_opset
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,9 @@ class GraphTensor:
 
 
 def checked_path(bundle: Bundle, file: str | None) -> Path:
-    """Where a graph is, known to be an ONNX model of the manifest's opset.
+    """Where a graph is, known to be an ONNX model of the manifest's opset that does no harm when it is run.
+
+    See `graphs.limits` for what it may do, and `graphs.weights` for where its weights may be.
 
     Args:
         bundle: where the graph is.
@@ -29,11 +34,28 @@ def checked_path(bundle: Bundle, file: str | None) -> Path:
         BundleError: the manifest does not list it, or it is something else.
     """
     path, description = bundle.graph(file)
-    opset = read_opset(path)
-    if opset != description.opset:
-        found = "no ONNX model" if opset is None else f"opset {opset}"
-        raise BundleError(f"{path} must be an ONNX model of opset {description.opset}, found {found}; export it again")
+    graph = _read(path, description.opset)
+    if graph.opset != description.opset:
+        raise _unlike(path, description.opset, f"opset {graph.opset}")
+    try:
+        check_weights(graph.weights.values(), bundle.path, description.weights)
+        cost_of(graph, bundle.manifest.input.shape)
+    except FormatProblem as problem:
+        raise BundleError(f"convmae_deploy cannot load {path}: {problem}; export it again") from None
     return path
+
+
+def _read(path: Path, opset: int) -> OnnxGraph:
+    try:
+        return read_graph(path)
+    except FormatProblem as problem:
+        raise _unlike(path, opset, f"no ONNX model of a bundle ({problem})") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _unlike(path: Path, opset: int, found: str) -> BundleError:
+    return BundleError(f"{path} must be an ONNX model of opset {opset}, found {found}; export it again")
 
 
 def check_graph(

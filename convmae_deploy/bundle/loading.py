@@ -1,16 +1,27 @@
-"""Opening a bundle: every promise of its manifest that files can break is checked before a graph is loaded."""
+"""Opening a bundle: every promise of its manifest that files can break is checked before a graph is loaded.
 
+A bundle may come from anywhere. Its files are data: they are regular files in its own folder, of the sizes and hashes
+that the manifest gives, and nothing else in the folder is looked at. A hash says that a file is the one of this
+manifest, not who made both. A runtime opens a graph by its name once more after it was checked, so whoever can write
+into the folder meanwhile can put another one there: keep the folder to yourself.
+"""
+
+import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest, StoredFile
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import sha256_of
+from convmae_deploy.files import open_regular, read_regular, shortened
+
+MAX_MANIFEST_BYTES = 16 * 2**20  # 100 000 classes with long names take half of it
+MAX_WORDS = 500  # characters of what is wrong with a manifest, which repeats parts of it
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -60,10 +71,11 @@ def read_bundle(path: Path) -> Bundle:
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise BundleError(f"a bundle is a folder with a {MANIFEST_NAME}; found {found} at {path}, check the path")
-    manifest = _read_manifest(path / MANIFEST_NAME)
+    manifest = _read_manifest(path)
     for name, file in manifest.files.items():
-        _check_file(path, name, file)
-    if manifest.licence.file is not None and not _inside(path, manifest.licence.file).is_file():
+        for part, expected in {name: file, **file.weights}.items():
+            _check_file(path, part, expected)
+    if manifest.licence.file is not None and not file_inside(path, manifest.licence.file).is_file():
         raise BundleError(f"bundle {path} lacks {manifest.licence.file}, the licence of its weights; export it again")
     bundle = Bundle(path=path, manifest=manifest)
     numerics = manifest.files[bundle.default_file].numerics
@@ -74,11 +86,13 @@ def read_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_NAME
+    if not os.path.lexists(path):
+        raise BundleError(f"{folder} holds no {MANIFEST_NAME}, so it is no bundle; check the path")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent} holds no {MANIFEST_NAME}, so it is no bundle; check the path") from None
+        content = read_regular(file_inside(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
+        fields = json.loads(content.decode("utf-8"))
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
@@ -99,17 +113,22 @@ def _in_words(error: ValidationError) -> str:
     first: Any = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    words = f"{where}: {message}" if where else message
+    return words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]} ..."
 
 
-def _check_file(folder: Path, name: str, expected: BundleFile) -> None:
-    path = _inside(folder, name)
+def _check_file(folder: Path, name: str, expected: StoredFile) -> None:
+    path = file_inside(folder, name)
     if not path.is_file():
         raise BundleError(f"bundle {folder} lacks {name}, which its manifest lists; copy or export it again")
-    size = path.stat().st_size
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if size == expected.bytes else ""
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     if size != expected.bytes:
         raise BundleError(f"{path} must have {expected.bytes} bytes, found {size}; copy or export the bundle again")
-    digest = sha256_of(path)
     if digest != expected.sha256:
         raise BundleError(
             f"{path} must have the SHA-256 {expected.sha256}, found {digest}: it was changed; "
@@ -117,8 +136,16 @@ def _check_file(folder: Path, name: str, expected: BundleFile) -> None:
         )
 
 
-def _inside(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
+    """A file of a folder, of a bundle or a checkpoint, by the name that another file of it gives.
+
+    Raises:
+        BundleError: the name, or a link of that name, leads out of the folder.
+    """
     # A plain name cannot leave the folder, whatever the platform's separators are.
-    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
-        raise BundleError(f"the manifest of {folder} names the file {name!r}; only plain file names are allowed")
-    return folder / name
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
+        raise BundleError(f"{folder} names a file {shortened(name)}; only plain file names are allowed")
+    path = folder / name
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise BundleError(f"{path} is a link out of its folder; copy the folder with what its links lead to")
+    return path

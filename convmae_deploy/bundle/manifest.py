@@ -2,21 +2,40 @@
 
 A bundle is a folder of `manifest.json`, one or more graphs (`model.onnx`, ...) and the licence of the weights. `export`
 writes it; the runtime, the server and the `convmae` command read it. The manifest is the only contract between them.
+
+A bundle may come from anywhere, so every number and every list has a bound: far beyond any model, and small enough
+that what is made by it fits into memory.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+LICENCE_NAME = "LICENSE-WEIGHTS"  # what the text of the licence is called in what this project writes
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_SIDE = 4096  # pixels of an input, and of what a photo is resized to cover
+MAX_LONG_SIDE = 4 * MAX_SIDE  # pixels of a segmenter's resized photo
+MAX_FRAMES = 1024  # of a clip
+MAX_BATCH = 4096
+MAX_CLASSES = 100_000
+MAX_ENTRIES = 2**28  # of an input or an output, for one image
+MAX_BYTES = 2**36  # of all files that are hashed
+MAX_OVERLAP = 8  # windows of a segmenter that show the same pixel, along each axis
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Interpolation = Literal["bicubic", "bilinear"]
-Size = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Size = tuple[Side, Side]
+Mean = Annotated[float, Field(ge=-1000, le=1000)]
+Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+Word = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=10_000)]
+Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_ENTRIES)], ...], Field(max_length=8)]
 
 
 class _Record(BaseModel):
@@ -26,8 +45,8 @@ class _Record(BaseModel):
 class _Normalised(_Record):
     """Values are scaled to [0, 1], then normalised by `mean` and `std`."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
 
 
 class _Cropped(_Normalised):
@@ -65,8 +84,8 @@ class ClipPreprocessing(_Cropped):
     and takes one frame of each. One view is the middle one: of the dense clips, of each part, and of the picture.
     """
 
-    frames: Annotated[int, Field(gt=0)] = 16  # of a clip
-    stride: Annotated[int, Field(gt=0)] | None = 4  # in frames; None: segment sampling
+    frames: Annotated[int, Field(gt=0, le=MAX_FRAMES)] = 16  # of a clip
+    stride: Annotated[int, Field(gt=0, le=MAX_FRAMES)] | None = 4  # in frames; None: segment sampling
 
 
 class Letterbox(_Normalised):
@@ -96,8 +115,9 @@ class SlidingWindow(_Normalised):
 
     window: Size  # (height, width) in pixels of the graph's input
     stride: Size  # (vertical, horizontal) distance of windows in pixels, at most `window`
-    short_side: Annotated[int, Field(gt=0)] | None = None  # in pixels; None: the photo keeps its own size
-    long_side: Annotated[int, Field(gt=0)] | None = None  # in pixels, at most; then the short side is shorter
+    short_side: Side | None = None  # in pixels; None: the photo keeps its own size
+    # in pixels, at most; then the short side is shorter
+    long_side: Annotated[int, Field(gt=0, le=MAX_LONG_SIDE)] | None = None
     interpolation: Interpolation = "bilinear"
 
     @property
@@ -109,6 +129,8 @@ class SlidingWindow(_Normalised):
     def _windows_meet(self) -> Self:
         if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
             raise ValueError(f"stride {self.stride} must be at most the window {self.window}, else pixels are left out")
+        if MAX_OVERLAP * min(stride / side for stride, side in zip(self.stride, self.window, strict=True)) < 1:
+            raise ValueError(f"stride {self.stride} must be at least 1/{MAX_OVERLAP} of the window {self.window}")
         return self
 
 
@@ -170,20 +192,34 @@ def standard_windows(window: Size, short_side: int | None, long_side: int | None
 class InputSpec(_Record):
     """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
-    name: str = "image"  # see `input_name`
-    shape: tuple[int, ...]  # without the batch axis: (3, H, W); video (3, T, H, W)
-    min_batch: int = Field(default=1, ge=1)
-    max_batch: int = Field(ge=1)
+    name: Word = "image"  # see `input_name`
+    shape: Shape  # without the batch axis: (3, H, W); video (3, T, H, W)
+    min_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
+    max_batch: int = Field(ge=1, le=MAX_BATCH)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.min_batch > self.max_batch:
+            raise ValueError(f"min_batch {self.min_batch} must be at most max_batch {self.max_batch}")
+        if math.prod(self.shape) > MAX_ENTRIES:
+            raise ValueError(f"shape {self.shape} has more than {MAX_ENTRIES} entries")
+        return self
 
 
 class OutputSpec(_Record):
     """One output of the graph, (B, *shape)."""
 
-    shape: tuple[int, ...]  # without the batch axis: (classes,), (C,) or (C, H / stride, W / stride)
+    shape: Shape  # without the batch axis: (classes,), (C,) or (C, H / stride, W / stride)
     dtype: Literal["float32", "int64"] = "float32"
-    stride: int | None = None  # input pixels per cell of a feature map; None for vectors
+    stride: Side | None = None  # input pixels per cell of a feature map; None for vectors
     # Videos: frames per slot of the time axis, which is a map's second and a vector's first; None: there is none.
-    time_stride: Annotated[int, Field(gt=0)] | None = None
+    time_stride: Annotated[int, Field(gt=0, le=MAX_FRAMES)] | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if math.prod(self.shape) > MAX_ENTRIES:
+            raise ValueError(f"shape {self.shape} has more than {MAX_ENTRIES} entries")
+        return self
 
 
 class OutputNumerics(_Record):
@@ -237,13 +273,20 @@ class Quantisation(_Record):
         return self.fp32 - self.int8
 
 
-class BundleFile(_Record):
-    """One graph of the bundle."""
+class StoredFile(_Record):
+    """A file of the bundle, known by its content."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(gt=0)
+    bytes: int = Field(gt=0, le=MAX_BYTES)
+
+
+class BundleFile(StoredFile):
+    """One graph of the bundle."""
+
     precision: Precision
     opset: int
+    # file name -> what it is, of weights that the graph keeps outside of itself; a graph may use no other file
+    weights: dict[Word, StoredFile] = Field(default_factory=dict, max_length=1000)
     numerics: NumericsReport | None = None  # None: never verified; the runtime warns
     cost: ExportCost | None = None  # None: not measured
     quantisation: Quantisation | None = None  # int8 alone
@@ -252,8 +295,8 @@ class BundleFile(_Record):
 class Licence(_Record):
     """The terms of the weights (the code is MIT)."""
 
-    name: str  # short name, for instance "ImageNet terms: non-commercial research"
-    file: str | None = None  # the full text, a file of the bundle
+    name: Text  # short name, for instance "ImageNet terms: non-commercial research"
+    file: Word | None = None  # the full text, a file of the bundle
 
 
 class Manifest(_Record):
@@ -262,21 +305,24 @@ class Manifest(_Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN)  # what `?model=` and `/v1/models/{name}` say
     task: str = Field(pattern=TASK_PATTERN)  # one of `convmae_deploy.tasks.TASKS`
-    variant: str  # "nano", "base", ...
+    variant: Word  # "nano", "base", ...
     input: InputSpec
     preprocessing: AnyPreprocessing  # of the kind that the task needs
-    classes: tuple[str, ...]
+    classes: tuple[Annotated[str, Field(max_length=1000)], ...] = Field(max_length=MAX_CLASSES)
     category_ids: tuple[int, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
-    outputs: dict[str, OutputSpec]  # see `expected_outputs` of the task
-    files: dict[str, BundleFile]  # file name -> what it is; the first is the default
-    tools: dict[str, str]  # package -> version at export
+    outputs: dict[Word, OutputSpec] = Field(max_length=100)  # see the task's `expected_outputs`
+    files: dict[Word, BundleFile] = Field(max_length=100)  # file name -> what it is; the first is the default
+    tools: dict[Word, Word] = Field(max_length=100)  # package -> version at export
     licence: Licence
-    provenance: dict[str, str] = Field(default_factory=dict)  # free text: checkpoint, data, command, seed, metrics
+    # free text: checkpoint, data, command, seed, metrics
+    provenance: dict[Word, Text] = Field(default_factory=dict, max_length=100)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if not self.files:
             raise ValueError("files must name at least one graph")
+        if sum(part.bytes for file in self.files.values() for part in (file, *file.weights.values())) > MAX_BYTES:
+            raise ValueError(f"files must have at most {MAX_BYTES} bytes together")
         if self.category_ids and len(self.category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be one for each of {len(self.classes)} classes, or none")
         size = self.preprocessing.input_size

@@ -14,7 +14,7 @@ from convmae_deploy.backends.onnxruntime_backend import Backend, Device
 from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.media.photo_files import read_photo
 
@@ -25,7 +25,7 @@ Source = str | Path | bytes | Image.Image  # a file by its path, the content of 
 Medium = Literal["photo", "video"]
 
 
-class ModelOutputError(RuntimeError):
+class ModelOutputError(ModelError):
     """The graph returned what it must not: a wrong shape or values that are not finite. No input should cause it."""
 
 

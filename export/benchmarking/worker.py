@@ -50,6 +50,7 @@ class Job:
     checkpoint: Path | None
     threads: int  # CPU threads of a run
     inputs: Path  # .npy: images (N, 3, H, W) or clips (N, 3, T, H, W), normalised
+    trust_engine_code: bool = False  # whether the program inside an engine may run
 
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
@@ -118,7 +119,13 @@ def start(job: Job, bundle: Bundle) -> tuple[Run, str]:
         assert job.checkpoint is not None  # without one there is no such contender
         return torch_run(contender, bundle, job.checkpoint, job.threads)
     runtime, device = RUNTIMES[contender.way]
-    options = RuntimeOptions(runtime=runtime, file=contender.file, precision=contender.computes_in, hint=contender.hint)
+    options = RuntimeOptions(
+        runtime=runtime,
+        file=contender.file,
+        precision=contender.computes_in,
+        hint=contender.hint,
+        trust_engine_code=job.trust_engine_code and runtime == "tensorrt",
+    )
     backend = start_backend(bundle, device=device, threads=job.threads, options=options)
     names = timed_outputs(bundle.manifest)
     return lambda images: backend.run(images, names), describe_backend(backend)

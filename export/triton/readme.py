@@ -10,6 +10,7 @@ from convmae_deploy.bundle.manifest import (
     Size,
     SlidingWindow,
 )
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks import task_of
 from export.triton.source import TritonSource
 
@@ -31,8 +32,8 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     lines = [
         f"# {name}",
         "",
-        f"ConvMAE, {manifest.variant}, {manifest.task}, {classes}. Weights: "
-        f"{manifest.licence.name}. {verified(source)}",
+        f"ConvMAE, {printable(manifest.variant)}, {manifest.task}, {classes}. "
+        f"Weights: {printable(manifest.licence.name)}. {verified(source)}",
         "",
         "    tritonserver --model-repository=THE_FOLDER_ABOVE_THIS_ONE",
         "",

@@ -7,6 +7,7 @@ import onnx
 
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, EngineRecord, check_engine, find_engine, read_record
 from convmae_deploy.backends.tensorrt_library import TITLES
+from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import BundleFile
 from convmae_deploy.errors import ConvMAEError
@@ -67,13 +68,14 @@ def find_source(bundle: Bundle, file: str | None) -> TritonSource:
 
 
 def check_graph(bundle: Bundle, graph: Path) -> None:
-    """Raises BundleError unless the graph is an ONNX file that takes every batch Triton may make of requests."""
+    """Raises BundleError unless the graph is harmless and takes every batch Triton may make of requests."""
     if graph.suffix != ".onnx":
         raise BundleError(f"{graph} is no ONNX graph, and only those can be written for Triton; choose another --file")
     try:
         model = onnx.load(graph, load_external_data=False)
     except Exception as error:  # protobuf's exceptions differ from version to version
         raise BundleError(f"{graph} is no ONNX model; export it again") from error
+    checked_path(bundle, graph.name)
     spec = bundle.manifest.input
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     if batch.HasField("dim_value") or spec.min_batch > 1:

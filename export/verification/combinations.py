@@ -13,6 +13,7 @@ from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
 from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
 from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
@@ -50,6 +51,7 @@ class Combination:
     precision: Precision  # of the gates: what it computes in
     reason: str | None = None  # why it cannot be run here, as a clause; None: it can
     evident: bool = False  # whether it could not be run anywhere: then nobody is told unless they asked
+    trusted: bool = False  # whether the program inside an engine may run
 
     @property
     def title(self) -> str:
@@ -69,7 +71,7 @@ def files_of(bundle: Bundle) -> dict[str, Precision]:
 
 
 def combinations_of(
-    bundle: Bundle, files: Sequence[str] = (), runtimes: Sequence[RuntimeChoice] = ()
+    bundle: Bundle, files: Sequence[str] = (), runtimes: Sequence[RuntimeChoice] = (), *, trusted: bool = False
 ) -> list[Combination]:
     """Every file on every runtime, those with a reason that it cannot be run included.
 
@@ -77,6 +79,7 @@ def combinations_of(
         bundle: whose files.
         files: names; none: all.
         runtimes: none: all.
+        trusted: whether the programs inside engines may run.
 
     Raises:
         ConvMAEError: there is no such file, or one of `runtimes` can run none of the files.
@@ -86,7 +89,9 @@ def combinations_of(
     if unknown:
         raise ConvMAEError(f"bundle {bundle.path} has no file {unknown[0]!r}; choose from {', '.join(known)}")
     found = [
-        _combination(bundle, file, known[file], runtime) for file in files or known for runtime in runtimes or RUNTIMES
+        _combination(bundle, file, known[file], runtime, trusted)
+        for file in files or known
+        for runtime in runtimes or RUNTIMES
     ]
     for runtime in runtimes:
         reasons = [entry.reason for entry in found if entry.runtime == runtime]
@@ -103,6 +108,8 @@ def start(combination: Combination, bundle: Bundle) -> tuple[Runner, str]:
     """
     outputs = tuple(bundle.manifest.outputs)
     path = bundle.path / combination.file
+    if not combination.file.endswith(ENGINE_SUFFIX):
+        checked_path(bundle, combination.file)
     if combination.runtime == "onnx-reference":
         description = describe_runner("onnx reference", combination.precision)
         return reference_evaluator_runner(path, outputs), description
@@ -116,13 +123,15 @@ def start(combination: Combination, bundle: Bundle) -> tuple[Runner, str]:
     return run, _described(combination, backend)
 
 
-def _combination(bundle: Bundle, file: str, precision: Precision, runtime: RuntimeChoice) -> Combination:
+def _combination(bundle: Bundle, file: str, precision: Precision, runtime: RuntimeChoice, trusted: bool) -> Combination:
     computes: Precision = "bf16" if runtime == "openvino-bf16" and precision == "fp32" else precision
-    reason, evident = _problem(bundle, file, precision, runtime)
-    return Combination(file=file, runtime=runtime, precision=computes, reason=reason, evident=evident)
+    reason, evident = _problem(bundle, file, precision, runtime, trusted)
+    return Combination(file=file, runtime=runtime, precision=computes, reason=reason, evident=evident, trusted=trusted)
 
 
-def _problem(bundle: Bundle, file: str, precision: Precision, runtime: RuntimeChoice) -> tuple[str | None, bool]:
+def _problem(
+    bundle: Bundle, file: str, precision: Precision, runtime: RuntimeChoice, trusted: bool
+) -> tuple[str | None, bool]:
     """Why a file cannot be run, and whether that is so everywhere."""
     if file.endswith(ENGINE_SUFFIX) != (runtime == "tensorrt"):
         if runtime == "tensorrt":
@@ -142,7 +151,7 @@ def _problem(bundle: Bundle, file: str, precision: Precision, runtime: RuntimeCh
             return "it is slow, and OpenVINO runs the file", True
         return runner_problem("onnx reference", precision), precision != "bf16"
     try:
-        _backend(Combination(file=file, runtime=runtime, precision=precision), bundle)
+        _backend(Combination(file=file, runtime=runtime, precision=precision, trusted=trusted), bundle)
     except ConvMAEError as error:
         return str(error), False
     return None, False
@@ -160,7 +169,9 @@ def _backend(combination: Combination, bundle: Bundle) -> Backend:
             bundle, file=file, precision="bf16" if combination.runtime == "openvino-bf16" else "fp32"
         )
     assert combination.runtime in ("onnxruntime-tensorrt", "tensorrt")
-    return start_backend(bundle, options=RuntimeOptions(runtime=combination.runtime, file=file))
+    trusted = combination.trusted and combination.runtime == "tensorrt"
+    options = RuntimeOptions(runtime=combination.runtime, file=file, trust_engine_code=trusted)
+    return start_backend(bundle, options=options)
 
 
 def _described(combination: Combination, backend: Backend) -> str:

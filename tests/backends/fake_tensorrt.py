@@ -250,6 +250,10 @@ class FakeTensorRt:
         return {"FLOAT": np.float32, "INT64": np.int64}[kind.name]
 
     def Runtime(self, logger: Any) -> Any:
-        runtime = SimpleNamespace(logger=logger, deserialize_cuda_engine=lambda content: self.engine)
+        def deserialize(content: bytes) -> FakeEngine | None:
+            runtime.deserialized = content
+            return self.engine
+
+        runtime = SimpleNamespace(logger=logger, deserialize_cuda_engine=deserialize, engine_host_code_allowed=False)
         self.runtimes.append(runtime)
         return runtime

@@ -236,12 +236,46 @@ def test_photos_are_classified_as_on_the_cpu(machine: Machine) -> None:
 
 def test_a_version_compatible_engine_runs_on_later_versions_with_its_own_runtime(machine: Machine) -> None:
     machine.change_record(version_compatible=True, tensorrt_version="10.3.0.1")
-    TensorRtBackend(machine.bundle)
+    TensorRtBackend(machine.bundle, trust_code=True)
     assert machine.tensorrt.runtimes[0].engine_host_code_allowed is True
     machine.change_record(tensorrt_version="10.9.1.0")
     assert "or a later one of the same major version, found 10.9.0.34" in machine.refusal()
     machine.change_record(tensorrt_version="9.9.1.0")
     assert "needs that version or a later one" in machine.refusal()
+
+
+def test_the_program_inside_an_engine_runs_only_where_its_user_said_so(machine: Machine) -> None:
+    machine.change_record(version_compatible=True)
+    message = machine.refusal()
+    assert "model.engine holds a program that runs with your rights" in message
+    assert "--trust-engine-code (server: CONVMAE_TRUST_ENGINE_CODE=true)" in message
+    assert not machine.tensorrt.runtimes
+    options = RuntimeOptions(runtime="tensorrt", trust_engine_code=True)
+    assert start_backend(machine.bundle, options=options).name == "tensorrt fp32"
+
+
+def test_an_engine_that_hides_its_program_is_not_allowed_to_run_it(machine: Machine) -> None:
+    machine.change_record(version_compatible=False)
+    TensorRtBackend(machine.bundle, trust_code=True)
+    assert machine.tensorrt.runtimes[0].engine_host_code_allowed is False
+
+
+def test_trusting_engines_says_nothing_to_other_runtimes(machine: Machine) -> None:
+    with pytest.raises(ConvMAEError, match="trust_engine_code is for runtime tensorrt"):
+        start_backend(machine.bundle, options=RuntimeOptions(trust_engine_code=True))
+
+
+def test_what_is_checked_of_an_engine_is_what_is_loaded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read once: a file that is put in its place after the check is not looked at."""
+    content = machine.engine_path.read_bytes()
+
+    def swap(flavour: str) -> FakeTensorRt:
+        machine.engine_path.write_bytes(b"another engine")
+        return machine.tensorrt
+
+    monkeypatch.setattr(tensorrt_backend, "import_tensorrt", swap)
+    TensorRtBackend(machine.bundle)
+    assert machine.tensorrt.runtimes[0].deserialized == content
 
 
 @pytest.mark.parametrize(

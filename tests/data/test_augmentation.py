@@ -57,6 +57,14 @@ def test_every_operation_of_rand_augment_works_at_every_strength(increasing: int
         assert changed.mode == "RGB" and changed.size == (32, 32), operation.name
 
 
+def test_no_operation_of_the_papers_rand_augment_leaves_a_photo_as_it_is() -> None:
+    transform = training_transform(replace(OFF, rand_augment="rand-m9-n1-p1-inc1"), (32, 32), SPEC)
+    operations = next(part for part in transform.transforms if isinstance(part, RandAugment)).ops  # type: ignore[attr-defined]
+    pale = photo().point(lambda level: 40 + level // 2)  # so that there is contrast to gain
+    unchanged = [operation.name for operation in operations if operation(pale).tobytes() == pale.tobytes()]
+    assert len(operations) == 15 and not unchanged
+
+
 @pytest.mark.parametrize("bits", range(-2, 10))
 def test_posterizing_keeps_the_highest_bits_and_without_any_the_picture_is_black(bits: int) -> None:
     levels = np.asarray(photo())

@@ -1,9 +1,6 @@
 """A detector is measured as it is served, on any number of processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ from convmae_deploy.engine.detection_evaluation import DetectionResult, detect, 
 from convmae_deploy.errors import ConvMAEError
 from tests.coco_folders import edit_annotations, make_coco_folder
 from tests.engine.colour_detector import SPEC, ColourDetector
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import RunProcesses
 
 
 class BlindDetector(nn.Module):
@@ -86,17 +82,8 @@ def test_no_images_give_no_detections() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(root: Path) -> None:
+def test_two_processes_find_what_one_does(root: Path, run_processes: RunProcesses) -> None:
     (root / "images" / "val" / "20.png").write_bytes(b"not a photo")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, "-m", "tests.engine.colour_detector", str(root)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    written = run_processes(2, "tests.engine.colour_detector", str(root))
     alone = evaluate(root)
-    assert json.loads(done.stdout.splitlines()[-1]) == {"metrics": alone.metrics, "images": 4, "unreadable": 1}
+    assert json.loads(written.splitlines()[-1]) == {"metrics": alone.metrics, "images": 4, "unreadable": 1}

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import RunConfig, TrainingRun
 from convmae_deploy.models.convmae import nano
+from tests.processes import RunProcesses
 
-ROOT = Path(__file__).parents[2]
 PHOTOS = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -134,12 +131,10 @@ def test_what_belongs_to_the_images_may_be_a_list_of_dicts(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_process_without_readable_photos_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.engine.uneven_run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_a_process_without_readable_photos_does_not_hold_up_the_others(
+    tmp_path: Path, run_processes: RunProcesses
+) -> None:
+    found = json.loads(run_processes(2, "tests.engine.uneven_run").splitlines()[-1])
     assert found["photos"] == [[5, 2], [3, 3], [0, 4]]
     weights = torch.cat([torch.tensor(value).flatten() for value in found["weights"]])
     expected = weights_after(tmp_path, [micro_batch(0, 1, 2, 3, 4)], [micro_batch(0, 5, 2)])

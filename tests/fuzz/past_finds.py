@@ -1,3 +1,80 @@
-"""Inputs that once broke a promise, in the shortest form that was found; the suite tries each of them for ever."""
+"""What searches found once, in the shortest form; the suite tries each for ever, without Atheris."""
 
-PAST_FINDS: tuple[tuple[str, str, bytes], ...] = ()  # target, what happened, input
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.fuzz.targets import TARGETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastFind:
+    """An input that broke a promise: `data`, or a seed of the target with changed values.
+
+    Attributes:
+        target: its name.
+        what: what happened.
+        data: the input, where it is not a changed seed.
+        seed: name of a seed that is JSON.
+        changes: new values by their place in it, for instance ("outputs", "e1", "stride").
+    """
+
+    target: str
+    what: str
+    data: bytes = b""
+    seed: str = ""
+    changes: Mapping[tuple[str | int, ...], Any] = field(default_factory=dict)
+
+    def input(self) -> bytes:
+        """The input."""
+        if not self.seed:
+            return self.data
+        tree = json.loads(TARGETS[self.target].seeds()[self.seed])
+        for place, value in self.changes.items():
+            node = tree
+            for key in place[:-1]:
+                node = node[key]
+            node[place[-1]] = value
+        return json.dumps(tree).encode()
+
+
+ANNOTATIONS = (
+    PastFind(
+        target="coco",
+        what="the process crashed: a polygon far outside its photo",
+        seed="polygons.json",
+        changes={("annotations", 0, "segmentation", 1, 4): 30064771072},
+    ),
+    PastFind(
+        target="coco",
+        what="OverflowError: a photo of 10**21 rows",
+        seed="polygons.json",
+        changes={("images", 0, "height"): 10**21},
+    ),
+    PastFind(
+        target="coco",
+        what="ValueError: run lengths as text that go on beyond the photo",
+        seed="text.json",
+        changes={("annotations", 0, "segmentation", "counts"): ":d1b1"},
+    ),
+    PastFind(
+        target="coco",
+        what="run lengths that end early were filled from memory",
+        seed="numbers.json",
+        changes={("annotations", 0, "segmentation", "counts"): []},
+    ),
+    PastFind(
+        target="coco",
+        what="a photo outside its folder",
+        seed="polygons.json",
+        changes={("images", 0, "file_name"): "/etc/passwd"},
+    ),
+    PastFind(
+        target="coco",
+        what="ValueError: a zero byte in a photo's name",
+        seed="polygons.json",
+        changes={("images", 0, "file_name"): "\0"},
+    ),
+)
+PAST_FINDS = ANNOTATIONS

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.fuzz.past_finds import PAST_FINDS
+from tests.fuzz.past_finds import PAST_FINDS, PastFind
 from tests.fuzz.target import Target, without_warnings
 from tests.fuzz.targets import TARGETS
 
@@ -43,6 +43,6 @@ def varied(target: Target, seed: bytes, dice: random.Random) -> bytes:
     return target.mutate(seed, target.max_bytes, dice, mutate_bytes)
 
 
-@pytest.mark.parametrize(("name", "data"), [(name, data) for name, _, data in PAST_FINDS])
-def test_what_a_search_found_once_breaks_no_promise_again(name: str, data: bytes) -> None:
-    without_warnings(TARGETS[name].prepare())(data)
+@pytest.mark.parametrize("find", PAST_FINDS, ids=lambda find: f"{find.target}: {find.what}")
+def test_what_a_search_found_once_breaks_no_promise_again(find: PastFind) -> None:
+    without_warnings(TARGETS[find.target].prepare())(find.input())

@@ -1,0 +1,1 @@
+"""A graph of a bundle, read and measured without running it and without the `onnx` package."""
