@@ -15,7 +15,7 @@ from tests.media.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}
-RUNTIME = {"--runtime", "--file", "--precision", "--hint"}
+RUNTIME = {"--runtime", "--file", "--precision", "--hint", "--trust-engine-code"}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,49 @@ def test_file_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str)
     assert "only plain file names" in refusal(bundle)
     make_bundle(bundle, licence={"name": "x", "file": name})
     assert "only plain file names" in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "LICENSE-WEIGHTS"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    (bundle / name).rename(tmp_path / name)
+    (bundle / name).symlink_to(Path("..") / name)
+    assert f"{name} is a link out of its folder; copy the folder with what its links lead to" in refusal(bundle)
+
+
+def test_a_link_within_the_folder_is_followed_and_so_is_one_to_the_folder(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    (bundle / "model.onnx").rename(bundle / "stored")
+    (bundle / "model.onnx").symlink_to("stored")
+    (tmp_path / "linked").symlink_to("bundle")
+    assert load_bundle(tmp_path / "linked").graph()[0].is_file()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "LICENSE-WEIGHTS"])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    for kind, make in (("pipe", os.mkfifo), ("folder", os.mkdir), ("link", lambda path: os.symlink(name, path))):
+        bundle = make_bundle(tmp_path / kind)
+        (bundle / name).unlink()
+        make(bundle / name)
+        assert name in refusal(bundle)
+
+
+def test_a_manifest_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    with (tmp_path / "manifest.json").open("r+b") as file:
+        file.truncate(10**12)  # takes no place on the disk
+    assert "manifest.json cannot be read (it has 1000000000000 bytes, at most 16777216 are read)" in refusal(tmp_path)
+
+
+def test_a_graph_that_claims_many_terabytes_is_not_hashed(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    with (tmp_path / "model.onnx").open("r+b") as file:
+        file.truncate(10**12)
+    edit_manifest(tmp_path, lambda manifest: manifest["files"]["model.onnx"].update(bytes=10**12))
+    assert "files.model.onnx.bytes: Input should be less than or equal to 68719476736" in refusal(tmp_path)
+
+
+def test_what_a_sentence_repeats_of_a_manifest_is_bounded(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    edit_manifest(tmp_path, lambda manifest: manifest.update({"x" * 100_000: 1}))
+    assert len(refusal(tmp_path)) < 800

@@ -4,6 +4,7 @@ It is started by `python -m tests.fuzz`. An exception is noted and the search go
 memory ends the process, and libFuzzer leaves the input where -artifact_prefix says.
 """
 
+import logging
 import random
 import resource
 import sys
@@ -23,6 +24,7 @@ MAX_MIB = 1024  # that a search may take besides, its corpus included
 def main() -> None:
     """Searches until -max_total_time, one of `arguments`, is over."""
     name, finds, *arguments = sys.argv[1:]
+    logging.getLogger("convmae_deploy").setLevel(logging.ERROR)  # it warns about bundles that were never verified
     with atheris.instrument_imports(include=WATCHED):  # what is imported before is not watched
         from tests.fuzz.targets import TARGETS
 

@@ -17,11 +17,11 @@ from convmae_deploy.bundle.graphs.memory import MemoryBound
 from convmae_deploy.bundle.graphs.onnx_file import TYPE_BYTES, Node, OnnxGraph
 from convmae_deploy.bundle.graphs.protobuf import FormatProblem
 from convmae_deploy.bundle.graphs.tensor_rules import TENSOR_RULES
-from convmae_deploy.bundle.manifest import MAX_BATCH
 from convmae_deploy.files import shortened
 
 RULES = TENSOR_RULES | LAYER_RULES
-# For each image; together with what does not depend on images, which runtimes compute once and keep.
+# For each image, of a graph for batches of one size for a batch; together with what does not depend on images, which
+# runtimes compute once and keep.
 MAX_TENSOR_BYTES = 4 * 2**30  # of one tensor, with what computing it needs
 MAX_MEMORY_BYTES = 16 * 2**30  # of all that can be there at a time, weights in the file not counted
 MAX_STEPS = 10**13  # multiplications and the like: some times those of the largest model here
@@ -30,7 +30,7 @@ ENTRY_STEPS = 4  # for each entry that a node reads or writes
 
 @dataclass(frozen=True)
 class Cost:
-    """What a graph takes for each image, at most, with what it takes once."""
+    """What a graph takes for each image, or a fixed batch, at most, with what it takes once."""
 
     memory_bytes: int
     steps: int
@@ -47,22 +47,20 @@ def cost_of(graph: OnnxGraph, input_shape: tuple[int, ...]) -> Cost:
         FormatProblem: it has nodes that a bundle may not have, or does not fit together.
     """
     tensors: dict[str, Tensor] = {name: weight_tensor(weight) for name, weight in graph.weights.items()}
-    images = 1
     for entry in graph.inputs:
         open_axes = (BATCH, *input_shape) if len(entry.shape) == 1 + len(input_shape) else ()
         if entry.name in tensors or entry.type not in TYPE_BYTES or (None in entry.shape and not open_axes):
             raise FormatProblem(f"its input {shortened(entry.name)} is a weight too, or of a size that nothing says")
         shape = tuple(open_axes[axis] if side is None else side for axis, side in enumerate(entry.shape))
         tensors[entry.name] = Tensor(shape, entry.type)
-        images = shape[0] if open_axes and shape[0] <= MAX_BATCH else images  # a graph for batches of one size
-    return _Walk(graph, tensors, images).cost()
+    return _Walk(graph, tensors).cost()
 
 
 class _Walk:
     """Goes through the nodes in their order and keeps count."""
 
-    def __init__(self, graph: OnnxGraph, tensors: dict[str, Tensor], images: int) -> None:
-        self.graph, self.tensors, self.images = graph, tensors, images
+    def __init__(self, graph: OnnxGraph, tensors: dict[str, Tensor]) -> None:
+        self.graph, self.tensors = graph, tensors
         self.memory = MemoryBound(graph)
         self.kept = self.scratch = self.steps = 0  # bytes of what does not depend on images, bytes, and steps
 
@@ -89,8 +87,8 @@ class _Walk:
 
     def _call(self, node: Node) -> Call:
         unknown = [name for name in node.inputs if name and name not in self.tensors]
-        if unknown:
-            raise FormatProblem(f"nothing before it gives {shortened(unknown[0])}")
+        if unknown or not node.outputs:
+            raise FormatProblem(f"nothing before it gives {shortened(unknown[0])}" if unknown else "it gives nothing")
         inputs = tuple(self.tensors[name] if name else None for name in node.inputs)
         return Call(node, inputs, tuple(name in self.graph.weights for name in node.inputs))
 
@@ -111,7 +109,7 @@ class _Walk:
 
     def _check(self, found: Result) -> None:
         parts = [per_image(tensor.bytes) for tensor in found.outputs] + [per_image(found.scratch_bytes)]
-        largest, memory, steps = (value / self.images for value in (max(parts), self._memory_bytes, self.steps))
+        largest, memory = max(parts), self._memory_bytes
         if largest > MAX_TENSOR_BYTES:
             shapes = " and ".join(shown(tensor.shape) for tensor in found.outputs)
             raise FormatProblem(
@@ -122,8 +120,8 @@ class _Walk:
             raise FormatProblem(
                 f"with it an image can take {memory / 2**30:.3g} GiB, at most {MAX_MEMORY_BYTES >> 30} are allowed"
             )
-        if steps > MAX_STEPS:
-            raise FormatProblem(f"with it an image takes {steps:.2g} steps, at most {MAX_STEPS:.2g} are allowed")
+        if self.steps > MAX_STEPS:
+            raise FormatProblem(f"with it an image takes {self.steps:.2g} steps, at most {MAX_STEPS:.2g} are allowed")
 
 
 def _result_of(call: Call) -> Result:

@@ -18,8 +18,8 @@ from convmae_deploy.bundle.graphs.protobuf import FormatProblem
 
 def elementwise(call: Call) -> Result:
     """Entry by entry, of all inputs."""
-    given = [tensor for tensor in call.inputs if tensor is not None]
-    return result(broadcast(*(tensor.shape for tensor in given)), call.input(0).type)
+    first, others = call.input(0), [tensor.shape for tensor in call.inputs[1:] if tensor is not None]
+    return result(broadcast(first.shape, *others), first.type)
 
 
 def division(call: Call) -> Result:
