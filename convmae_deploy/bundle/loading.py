@@ -93,6 +93,7 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         content = read_regular(file_inside(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
         fields = json.loads(content.decode("utf-8"))
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a character, as "\\ud800" is, cannot be printed
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:

@@ -190,3 +190,8 @@ def test_what_a_sentence_repeats_of_a_manifest_is_bounded(tmp_path: Path) -> Non
     make_bundle(tmp_path)
     edit_manifest(tmp_path, lambda manifest: manifest.update({"x" * 100_000: 1}))
     assert len(refusal(tmp_path)) < 800
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path, variant="\ud800")
+    assert "must be JSON" in refusal(tmp_path)
