@@ -43,7 +43,7 @@ def test_a_bento_holds_the_two_packages_and_the_bundle_only(store: tuple[Path, s
     assert {name.split("/")[0] for name in files} == {"serving", "convmae_deploy", "bentofile.yaml"}
     bundles = {name for name in files if name.startswith("serving/bundles/")}
     assert bundles == {f"serving/bundles/boxed/{name}" for name in ("manifest.json", "model.onnx", "LICENSE-WEIGHTS")}
-    assert {"serving/service.py", "serving/page/index.html", "convmae_deploy/tasks/predictor.py"} <= files
+    assert {"serving/service.py", "serving/page/index.html", "convmae_deploy/tasks/base.py"} <= files
     assert not [name for name in files if name.endswith(".pyc")]
 
 
