@@ -13,6 +13,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ LAYOUTS = (  # (annotations, photos) below the root
 MIN_POLYGON = 6  # numbers: three points
 MAX_ANNOTATION_BYTES = 2 * 1024**3  # of a file; the largest public ones have half of it
 MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
+MAX_MASK_BYTES = 4 * 10**9  # of one photo: training holds a mask of its size for every object
 MAX_ID = 2**53  # the evaluation keeps ids as float64
 
 Box = tuple[float, float, float, float]
@@ -182,13 +184,10 @@ class CocoSplit:
             empty_photos: whether photos without objects are kept; detectron2, and so the authors, leave them out.
 
         Raises:
-            ConvMAEError: no photo is left.
+            ConvMAEError: no photo is left, or one has so many objects that their masks do not fit into the memory.
         """
-        chosen = [
-            index
-            for index, photo in enumerate(self.photos)
-            if (not licences or photo.licence in licences) and (empty_photos or self.objects[index])
-        ][:limit]
+        allowed = (index for index, photo in enumerate(self.photos) if not licences or photo.licence in licences)
+        chosen = list(islice((index for index in allowed if self._count_objects(index) or empty_photos), limit))
         if not chosen:
             asked = f" of the licences {list(licences)}" if licences else ""
             found = sorted({photo.licence for photo in self.photos if photo.licence is not None})
@@ -196,6 +195,15 @@ class CocoSplit:
                 f"{self.file} must have photos with objects{asked}; the licences of its photos are {found}"
             )
         return self.subset(chosen)
+
+    def _count_objects(self, index: int) -> int:
+        photo, count = self.photos[index], len(self.objects[index])
+        if count * photo.width * photo.height > MAX_MASK_BYTES:
+            raise ConvMAEError(
+                f"{self.file}: image {photo.id} has {count} objects, whose masks of {photo.width} x {photo.height} "
+                f"pixels take more than {MAX_MASK_BYTES // 10**9} GB together; cut it up or take it out"
+            )
+        return count
 
     def ground_truth(self) -> dict[str, Any]:
         """What pycocotools evaluates against: these photos with all their annotations, crowds included."""

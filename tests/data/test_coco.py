@@ -115,6 +115,20 @@ def test_training_takes_the_first_photos_of_some_licences(root: Path) -> None:
         split.for_training(licences=(5,))
 
 
+def test_a_photo_whose_masks_would_fill_the_memory_is_refused_for_training(root: Path) -> None:
+    def crowd_it(content: dict[str, Any]) -> None:
+        content["images"][-1].update(width=8_000, height=6_000)  # image 10
+        content["annotations"] += [annotation(id=1000 + number) for number in range(100)]
+
+    edit_annotations(root, "train", crowd_it)
+    split = read_coco_split(root, "train")
+    with pytest.raises(
+        ConvMAEError, match="image 10 has 101 objects, whose masks of 8000 x 6000 pixels take more than 4"
+    ):
+        split.for_training()
+    assert len(split.for_training(licences=(4,)).photos) == 2
+
+
 def test_an_area_that_is_not_given_is_that_of_the_mask(root: Path) -> None:
     edit_annotations(root, "train", lambda content: [entry.pop("area") for entry in content["annotations"]])
     annotations = read_coco_split(root, "train").ground_truth()["annotations"]
