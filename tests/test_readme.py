@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,13 +90,25 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
 
 
 def test_every_file_that_the_readme_links_to_exists() -> None:
-    for page in ("README.md", "training/README.md"):
+    for page in ("README.md", "training/README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
 
 
-def test_the_python_block_prints_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    exec(compile(block, "README.md", "exec"), {})
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photo(tmp_path / "photo.jpg")
+    (tmp_path / "serving").symlink_to(ROOT / "serving")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(PYTHON_BLOCKS[0], "README.md", "exec"), names)
+    predictions = names["model"]("photo.jpg", top_k=3)
+    assert len(predictions) == 3 and predictions[0].score >= predictions[1].score
+
+
+def test_the_block_about_timm_prints_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(PYTHON_BLOCKS[1], "README.md", "exec"), {})
     assert capsys.readouterr().out == "[4, 8, 16, 32]\n"
