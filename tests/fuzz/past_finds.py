@@ -39,6 +39,69 @@ class PastFind:
         return json.dumps(tree).encode()
 
 
+MANIFESTS = (
+    PastFind(
+        target="manifest",
+        what="ZeroDivisionError while slots were counted",
+        seed="videos.json",
+        changes={("outputs", "e1", "stride"): 0},
+    ),
+    PastFind(
+        target="manifest",
+        what="OSError: a file name longer than the disk takes",
+        seed="photos.json",
+        changes={("licence", "file"): "x" * 300},
+    ),
+    PastFind(
+        target="manifest",
+        what="half a character, which UTF-8 cannot write, was taken for a name",
+        seed="photos.json",
+        changes={("licence", "name"): "\ud800"},
+    ),
+    PastFind(
+        target="manifest",
+        what="half a character was taken for the words of a report",
+        seed="photos.json",
+        changes={("files", "model.onnx", "numerics", "tolerance"): "\ud800"},
+    ),
+    PastFind(
+        target="manifest",
+        what="UnicodeEncodeError: half a character in a key",
+        seed="photos.json",
+        changes={("outputs", "e\ud800"): {"shape": [1]}},
+    ),
+    PastFind(
+        target="manifest",
+        what="NaN was taken for a mean",
+        seed="photos.json",
+        changes={("preprocessing", "mean"): [float("nan"), 0.4, 0.4]},
+    ),
+)
+GRAPHS_AND_ENGINES = (
+    PastFind(target="graph", what="MemoryError: a name of gigabytes was believed", data=b"B\x06\n\x80\xff\xff\xff\x7f"),
+    PastFind(
+        target="graph",
+        what="OverflowError: a name longer than any memory",
+        data=b"B\r\n\xed\xd7\xff\xff\xff\xff\xce\xc6\x80\x01",
+    ),
+    PastFind(
+        target="graph",
+        what="OSError: a length that leads beyond every file",
+        data=b"\0\0\0\0:\x80" + b"\xff" * 7 + b"\x7f",
+    ),
+    PastFind(
+        target="engine",
+        what="ValueError: the smallest of no GPUs",
+        seed="portable.json",
+        changes={("compute_capabilities",): []},
+    ),
+    PastFind(
+        target="engine",
+        what="ValueError: a digit that int() does not take",
+        seed="portable.json",
+        changes={("compute_capabilities",): ["8.²"]},
+    ),
+)
 ANNOTATIONS = (
     PastFind(
         target="coco",
@@ -77,4 +140,4 @@ ANNOTATIONS = (
         changes={("images", 0, "file_name"): "\0"},
     ),
 )
-PAST_FINDS = ANNOTATIONS
+PAST_FINDS = MANIFESTS + GRAPHS_AND_ENGINES + ANNOTATIONS
