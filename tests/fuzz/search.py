@@ -68,6 +68,8 @@ def search(name: str, target: Target, seconds: float, out: Path, seed: int) -> R
             raise ConvMAEError(
                 f"the files that the search of {name} begins with cannot be made; see seeds.log in {out}"
             )
+        if any(folders["finds"].iterdir()):  # one that is mended would hide others of its kind
+            _run("confirm", confirmed, environment, out / name / "confirm.log")
         while (left := int(seconds - (time.monotonic() - start))) > 0:
             limits = [f"-max_total_time={left}", f"-seed={seed + stretch}"]
             command = [name, str(folders["finds"]), *settings, *limits, str(folders["corpus"]), str(folders["seeds"])]

@@ -12,10 +12,12 @@ import pytest
 from convmae_deploy.errors import ConvMAEError
 from tests.fuzz import __main__ as program
 from tests.fuzz import outcomes
+from tests.fuzz import search as fuzz_search
 from tests.fuzz.finds import add_find, read_finds
 from tests.fuzz.outcomes import Broken, observe, smallest
 from tests.fuzz.search import Result
 from tests.fuzz.target import Violation, require, require_sentence, without_warnings
+from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +123,34 @@ def test_what_ended_a_search_is_a_find_where_it_is_to_blame_and_mended_finds_go(
     found = {find.kind.split(" at ")[0]: find.data for find in read_finds(tmp_path / "finds")}
     assert found == {"ValueError": b"x", f"killed by {signal.SIGSEGV.name}": b"crash", "too slow": b"hang"}
     assert not list((tmp_path / "artifacts").iterdir())
+
+
+def test_finds_of_an_earlier_search_are_tried_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finds = tmp_path / "exif" / "finds"
+    add_find(finds, b"mended", Broken("ValueError at a.py:b:1", "an x"))
+    started: list[str] = []
+
+    def run(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> int:
+        started.append(module)
+        log.write_text("stat::number_of_executed_units: 5\n")
+        return 0
+
+    monkeypatch.setattr(fuzz_search, "_run", run)
+    result = fuzz_search.search("exif", TARGETS["exif"], 60.0, tmp_path, seed=1)
+    assert started == ["seeds", "confirm", "worker", "confirm"]
+    assert result.executions == 5
+
+
+def test_a_search_that_does_not_run_says_where_its_reason_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(module: str, arguments: list[str], environment: dict[str, str], log: Path) -> int:
+        log.write_text("no module named x")
+        return int(module == "worker")
+
+    monkeypatch.setattr(fuzz_search, "_run", run)
+    with pytest.raises(ConvMAEError, match="ended with status 1; .*stretch0.log says why"):
+        fuzz_search.search("exif", TARGETS["exif"], 60.0, tmp_path, seed=1)
 
 
 def test_the_numbers_of_several_stretches_are_added_up() -> None:
