@@ -33,6 +33,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.media.images import ImageLimits
 from convmae_deploy.tasks.classification import Classifier
 from serving.inference import Health, RequestLimits, Timings, classify_uploads
+from serving.memory import DecodingMemory
 from serving.models import warm_up
 from serving.parameters import ClassifyParameters, read_parameters
 from serving.pool import Ticket
@@ -212,7 +213,7 @@ def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable
     image_limits = ImageLimits(
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect
     )
-    limits = RequestLimits(image_limits, settings.max_request_pixels)
+    limits = RequestLimits(image_limits, settings.max_request_pixels, DecodingMemory(settings.max_decoding_bytes))
     health = Health()
 
     def job() -> bytes:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -17,12 +17,14 @@ from convmae_deploy.media.images import DecodedImage, ImageError, ImageLimits, d
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
+from convmae_deploy.tasks.features import PhotoFeatures
 from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import Segmentation, segment_photo
 from serving.batching import BatchingBackend
 from serving.errors import ApiError, ClientGone
+from serving.memory import DecodingMemory
 from serving.parameters import ClassifyParameters, Common, DetectParameters, SegmentParameters
 from serving.pool import Ticket
 from serving.requests import Upload
@@ -64,6 +66,7 @@ class RequestLimits:
 
     image: ImageLimits
     max_request_pixels: int
+    memory: DecodingMemory
 
 
 @dataclass
@@ -105,22 +108,27 @@ class Health:
 
 def decode_each(
     uploads: Sequence[Upload], parameters: Common, limits: RequestLimits, ticket: Ticket
-) -> Iterator[DecodedImage]:
+) -> Generator[DecodedImage]:
     """Decodes the images one after the other, so that only one full-size photo is in memory.
+
+    What decoding takes is counted until the next image is asked for.
 
     Raises:
         ApiError: an image cannot be used; the field says which.
+        ClientGone: nobody waits for the images any more.
     """
     pixels_left = limits.max_request_pixels
     for upload in uploads:
         ticket.check()
-        image = _decode(upload, parameters, limits, pixels_left)
-        pixels_left -= image.original_size[0] * image.original_size[1]
-        yield image
+        with limits.memory.share(ticket) as take:
+            image = _decode(upload, parameters, limits, pixels_left, take)
+            pixels_left -= image.original_size[0] * image.original_size[1]
+            yield image
+            del image
 
 
 def decode_uploads(
-    predictor: Classifier | Detector,
+    predictor: PhotoFeatures | Detector,
     uploads: Sequence[Upload],
     parameters: Common,
     limits: RequestLimits,
@@ -133,9 +141,11 @@ def decode_uploads(
     """
     inputs: list[Array] = []
     decoded = Decoded()
-    for image in decode_each(uploads, parameters, limits, ticket):
-        inputs.append(predictor.preprocess(image.image))
-        decoded.add(image)
+    with closing(decode_each(uploads, parameters, limits, ticket)) as images:
+        for image in images:
+            inputs.append(predictor.preprocess(image.image))
+            decoded.add(image)
+            del image
     decoded.batch = np.stack(inputs)
     return decoded
 
@@ -273,25 +283,52 @@ def segment_uploads(
             logits.append(run_model(predictor, chunk, ["logits"], health)["logits"])
         return np.concatenate(logits)
 
-    images = decode_each(uploads, parameters, limits, ticket)
-    while True:
-        with timings.phase("decode"):
-            image = next(images, None)
-        if image is None:
-            return answers, decoded
-        decoded.add(image)
-        with timings.phase("inference"):
-            found = segment_photo(image.image, predictor.windows, run)
-        ticket.check()
-        with timings.phase("encode"):
-            answers.append(encode(found))
+    with closing(decode_each(uploads, parameters, limits, ticket)) as images:
+        while True:
+            with timings.phase("decode"):
+                image = next(images, None)
+            if image is None:
+                return answers, decoded
+            decoded.add(image)
+            with timings.phase("inference"):
+                found = segment_photo(image.image, predictor.windows, run)
+            del image
+            ticket.check()
+            with timings.phase("encode"):
+                answers.append(encode(found))
 
 
-def _decode(upload: Upload, parameters: Common, limits: RequestLimits, pixels_left: int) -> DecodedImage:
+def _decode(
+    upload: Upload, parameters: Common, limits: RequestLimits, pixels_left: int, take: Callable[[int], None]
+) -> DecodedImage:
+    """Decodes one image.
+
+    Args:
+        upload: its file.
+        parameters: of the request.
+        limits: on the images of the request.
+        pixels_left: that the request may still have.
+        take: waits for so many bytes of memory.
+    """
+
+    def reserve(size: int) -> None:
+        if size > limits.memory.most:
+            raise ImageError(
+                "image_too_large",
+                f"decoding the image takes up to {size} bytes of memory, {limits.memory.most} are there; "
+                "send a smaller one",
+            )
+        take(size)
+
     budget = min(limits.image.max_pixels, pixels_left)
     image_limits = dataclasses.replace(limits.image, max_pixels=max(1, budget))
     try:
-        image = decode_image(upload.data, limits=image_limits, apply_orientation=parameters.orientation == "apply")
+        image = decode_image(
+            upload.data,
+            limits=image_limits,
+            apply_orientation=parameters.orientation == "apply",
+            reserve=reserve,
+        )
     except ImageError as error:
         status = STATUS_OF_IMAGE_ERROR.get(error.code, 400)
         message = str(error)

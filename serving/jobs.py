@@ -11,6 +11,7 @@ from starlette.responses import Response
 from convmae_deploy.media.images import ImageLimits
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
+from convmae_deploy.tasks.features import PhotoFeatures
 from convmae_deploy.tasks.masks import label_png
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.sliding_window import Segmentation
@@ -26,7 +27,8 @@ from serving.inference import (
     run_model,
     segment_uploads,
 )
-from serving.models import Predictors, choose
+from serving.memory import DecodingMemory
+from serving.models import Predictors, choose, choose_features
 from serving.parameters import (
     ClassifyParameters,
     DetectParameters,
@@ -87,6 +89,7 @@ class Jobs:
     def __init__(self, settings: Settings, predictors: Predictors) -> None:
         self.settings = settings
         self.predictors = predictors
+        memory = DecodingMemory(settings.max_decoding_bytes)
         self.limits = RequestLimits(
             image=ImageLimits(
                 max_pixels=settings.max_image_pixels,
@@ -94,8 +97,9 @@ class Jobs:
                 max_aspect=settings.max_image_aspect,
             ),
             max_request_pixels=settings.max_request_pixels,
+            memory=memory,
         )
-        self.video_limits = video_limits(settings)
+        self.video_limits = video_limits(settings, memory)
         self._health: dict[str, Health] = {}
 
     def health(self, name: str) -> Health:
@@ -175,7 +179,7 @@ class Jobs:
         """/v1/features."""
         parsed, timings = work.parsed, work.timings
         parameters = read_parameters(FeaturesParameters, work.query, parsed.parameters)
-        predictor = choose(self.predictors, parameters.model, Classifier)
+        predictor = choose_features(self.predictors, parameters.model)
         name = predictor.manifest.name
         levels = check_levels(predictor, parameters.levels)
         shapes = (predictor.manifest.outputs[level].shape for level in levels)
@@ -194,7 +198,7 @@ class Jobs:
         """/v1/embeddings."""
         parsed, timings = work.parsed, work.timings
         parameters = read_parameters(EmbeddingsParameters, work.query, parsed.parameters)
-        predictor = choose(self.predictors, parameters.model, Classifier)
+        predictor = choose_features(self.predictors, parameters.model)
         check_levels(predictor, ["pooled"], field="model")
         name = predictor.manifest.name
         with timings.phase("decode"):
@@ -207,7 +211,7 @@ class Jobs:
         return Response(body, media_type=JSON, headers={"X-Model": name} | decoded.headers())
 
 
-def check_levels(predictor: Classifier, levels: Sequence[str], field: str = "levels") -> list[str]:
+def check_levels(predictor: PhotoFeatures, levels: Sequence[str], field: str = "levels") -> list[str]:
     """The levels asked for, each once, in the order asked for.
 
     Raises:

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from serving.errors import ClientGone, busy
+from serving.memory import forget_locals
 
 T = TypeVar("T")
 
@@ -254,6 +255,7 @@ class WorkPool:
                 watcher.cancel()
             if not future.done():
                 self.abandon(ticket, future)
+            del future  # its exception holds this frame, which must not hold the exception
 
     def abandon(self, ticket: Ticket, future: "Future[Outcome[T]]") -> None:
         """Takes a job out of the queue, or makes it stop at its next check; until it ends, it counts as pending."""
@@ -349,6 +351,7 @@ class WorkPool:
                 raise ClientGone
             outcome = Outcome(job(ticket), queue_seconds)
         except BaseException as error:
+            forget_locals(error)
             outcome = error
         finally:
             del job

@@ -13,6 +13,7 @@ from bentoml._internal.utils.analytics import usage_stats
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.tasks.base import Predictor
 from serving.app import Api, create_app
 from serving.connection_limits import raise_descriptor_limit
@@ -72,6 +73,7 @@ class ConvMAEService:
     """The models over HTTP."""
 
     def __init__(self) -> None:
+        give_back_freed_memory()
         if not predictors:
             predictors.update(open_predictors(settings))
 

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from convmae_deploy.backends.starting import RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.machine import available_cores
+from convmae_deploy.machine import available_cores, available_memory_bytes
 
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
@@ -29,6 +29,11 @@ def default_bundles() -> tuple[Path, ...]:
     """The bundles beside this file, by name: those that ship, or that a bento was built with."""
     found = sorted(path.parent for path in BUNDLES.glob(f"*/{MANIFEST_NAME}"))
     return tuple(found) or (SHIPPED_BUNDLE,)
+
+
+def half_of_memory() -> int:
+    """Bytes: half of what this machine or container has."""
+    return available_memory_bytes() // 2
 
 
 class Settings(BaseSettings):
@@ -135,6 +140,22 @@ class Settings(BaseSettings):
     video_decoding_seconds: float = Field(
         default=20.0, gt=0, description="Time to decode a video; beyond it, 422, as the same video would fail again."
     )
+    max_video_decoding_bytes: int = Field(
+        default=1_000_000_000,
+        ge=1,
+        description=(
+            "Memory in bytes that decoding one video may take: the file, what its container says, frames and clips; "
+            "beyond it, 413."
+        ),
+    )
+    max_decoding_bytes: int = Field(
+        default_factory=half_of_memory,
+        ge=1,
+        description=(
+            "Memory in bytes that decoding photos and videos may take, all requests together; the next one waits, and "
+            "one that needs more alone is answered 413. By default half of the memory of this machine or container."
+        ),
+    )
     max_json_features_bytes: int = Field(
         default=262_144, ge=1, description="Features as JSON only up to this many bytes of float32; beyond it, 406."
     )
@@ -236,11 +257,9 @@ def markdown_table() -> str:
 
 
 def _default_text(name: str) -> str:
-    if name == "bundle":
-        return "the model that ships"
     field = Settings.model_fields[name]
     if field.default_factory is not None:
-        return "all cores"
+        return {"bundle": "the model that ships", "max_decoding_bytes": "half of memory"}.get(name, "all cores")
     return "none" if field.default is None else f"`{field.default}`"
 
 

@@ -10,17 +10,18 @@ import numpy as np
 
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, VideoErrorCode
-from convmae_deploy.media.video_file import open_video
 from convmae_deploy.media.video_limits import VideoLimits
-from convmae_deploy.tasks.clips import ClipViews, video_clips
+from convmae_deploy.tasks.clips import ClipViews
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.video import VideoClassifier
 from serving.errors import ApiError
 from serving.inference import Array, Health, Timings, on_device, run_model
+from serving.memory import DecodingMemory
 from serving.parameters import VideoParameters
 from serving.pool import Ticket
 from serving.requests import Upload
 from serving.settings import Settings
+from serving.video_process import video_processes
 
 STATUS_OF_VIDEO_ERROR: Final[Mapping[VideoErrorCode, int]] = {
     "empty_body": 400,
@@ -30,6 +31,7 @@ STATUS_OF_VIDEO_ERROR: Final[Mapping[VideoErrorCode, int]] = {
     "no_frames": 400,
     "video_too_large": 413,
     "video_too_long": 413,
+    "decoding_too_large": 413,
     # Files in order, of another kind than this route takes.
     "still_image": 415,
     "no_video_stream": 415,
@@ -47,10 +49,12 @@ class VideoRequestLimits:
 
     video: VideoLimits
     max_views: int
+    decoding_bytes: int  # that decoding it may take
+    memory: DecodingMemory
 
 
-def video_limits(settings: Settings) -> VideoRequestLimits:
-    """The limits that the settings say."""
+def video_limits(settings: Settings, memory: DecodingMemory) -> VideoRequestLimits:
+    """The limits that the settings say, and the memory that the video shares with photos and other videos."""
     video = VideoLimits(
         max_bytes=max(settings.max_video_body_bytes, settings.max_json_body_bytes),  # the guard has counted them
         max_seconds=settings.max_video_seconds,
@@ -59,7 +63,8 @@ def video_limits(settings: Settings) -> VideoRequestLimits:
         max_aspect=settings.max_video_aspect,
         decoding_seconds=settings.video_decoding_seconds,
     )
-    return VideoRequestLimits(video, settings.max_video_views)
+    decoding_bytes = min(settings.max_video_decoding_bytes, memory.most)
+    return VideoRequestLimits(video, settings.max_video_views, decoding_bytes, memory)
 
 
 def classify_video(
@@ -93,7 +98,7 @@ def classify_video(
     sampling = choose_sampling(predictor.sampling, parameters)
     views = choose_views(parameters, limits.max_views)
     with timings.phase("decode"):
-        clips, headers = decode_video(upload, sampling, views, limits.video, ticket, deadline)
+        clips, headers = decode_video(upload, sampling, views, limits, ticket, deadline)
     # One clip is work enough for a CPU, and between two of them the work can end; on a device it can end in the queue.
     limits_of_batch, rows = predictor.manifest.input, []
     size = limits_of_batch.max_batch if on_device(predictor) else limits_of_batch.min_batch
@@ -140,33 +145,30 @@ def decode_video(
     upload: Upload,
     sampling: ClipPreprocessing,
     views: ClipViews,
-    limits: VideoLimits,
+    limits: VideoRequestLimits,
     ticket: Ticket,
     deadline: float,
 ) -> tuple[Array, dict[str, str]]:
     """The clips (V, 3, T, H, W) of a video, and how many frames and seconds it has, as headers.
 
-    It ends when nobody waits for it any more: at the next packet, or, while the packets are still being read, a second
-    after the request's time at the latest.
+    It ends at once when nobody waits for it any more.
 
     Raises:
         ApiError: the video cannot be used; the code says why.
+        ClientGone: nobody waits for it.
     """
-    left = max(0.0, deadline - time.monotonic()) + GRACE_SECONDS
-    limits = dataclasses.replace(limits, decoding_seconds=min(limits.decoding_seconds, left))
-    try:
-        with open_video(upload.data, limits=limits) as video:
-
-            def stop() -> None:
-                video.deadline = 0.0
-
-            ticket.when_abandoned(stop)
-            clips = video_clips(video, sampling, views)
-            headers = {"X-Video-Frames": str(len(video)), "X-Video-Seconds": f"{video.seconds:.3f}"}
-    except VideoError as error:
-        ticket.check()  # the deadline of a job that was given up is no fault of its video
-        message = str(error)
-        if error.code == "still_image":
-            message += ", or send this picture to /v1/classify"
-        raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None
-    return clips, headers
+    with limits.memory.share(ticket) as take:
+        take(limits.decoding_bytes)
+        left = max(0.0, deadline - time.monotonic()) + GRACE_SECONDS
+        video = dataclasses.replace(limits.video, decoding_seconds=min(limits.video.decoding_seconds, left))
+        try:
+            decoded = video_processes().decode(
+                upload.data, sampling, views, video, memory=limits.decoding_bytes, job=ticket
+            )
+        except VideoError as error:
+            message = str(error)
+            if error.code == "still_image":
+                message += ", or send this picture to /v1/classify"
+            raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None
+    headers = {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
+    return decoded.clips, headers

@@ -21,23 +21,20 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.exif import UPRIGHT, read_orientation
-from convmae_deploy.media.image_containers import (
-    CheckSize,
-    Container,
-    check_jpeg_scans,
-    jpeg_header_error,
-    read_gif,
-    read_png,
-    read_webp,
-)
+from convmae_deploy.media.image_containers import CheckSize, Container, read_bmp, read_gif, read_png, read_webp
 from convmae_deploy.media.image_errors import ImageError, ImageErrorCode, corrupt, truncated
 from convmae_deploy.media.image_formats import DECODABLE, identify
+from convmae_deploy.media.jpeg import read_jpeg
 from convmae_deploy.media.tiff import read_tiff
 
-__all__ = ["DecodedImage", "ImageError", "ImageErrorCode", "ImageLimits", "decode_image"]
+__all__ = ["DecodedImage", "ImageError", "ImageErrorCode", "ImageLimits", "decode_image", "decoding_bytes"]
 
-_MAX_RUN_LENGTH_BMP_BYTES = 1_000_000  # Pillow decodes these in Python, a microsecond for each byte
-_BMP_HEADER_BYTES = 54  # of the common version
+# Most memory that decoding takes for each pixel, beside the file: the canvas that a decoder works on, its coefficients
+# or its strip, Pillow's picture (four bytes a pixel in any colour) and the RGB picture made of it, turned upright.
+# Measured with the costliest kind of each format; tests/hostile holds them to it.
+_BYTES_PER_PIXEL = {"JPEG": 13, "PNG": 10, "WEBP": 17, "BMP": 8, "GIF": 8, "TIFF": 14, "AVIF": 24}
+_BYTES_PER_FILE_BYTE = 2  # the file without its metadata, and the copy that a decoder reads
+_FIXED_BYTES = 1_000_000  # tables and buffers, which a tiny picture has too
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -97,10 +94,17 @@ _PILLOW_FILES: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
 }
+_HOLDING = ("WEBP", "AVIF")  # whose objects keep their decoder and its canvas
 _DEFAULT_LIMITS = ImageLimits()
 
 
-def decode_image(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS, apply_orientation: bool = True) -> DecodedImage:
+def decode_image(
+    data: bytes,
+    *,
+    limits: ImageLimits = _DEFAULT_LIMITS,
+    apply_orientation: bool = True,
+    reserve: Callable[[int], None] = lambda size: None,
+) -> DecodedImage:
     """Decodes the first frame of a photo to RGB.
 
     Alpha is dropped, not blended (as timm's loader does); 16-bit grey is scaled to 8 bits; CMYK is converted.
@@ -109,6 +113,8 @@ def decode_image(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS, apply_or
         data: the content of an image file.
         limits: what may be decoded.
         apply_orientation: whether to turn the photo as its EXIF data says; otherwise it stays as stored.
+        reserve: called once, before anything is allocated for the pixels, with the bytes that decoding may take at
+            most. It may wait until there is so much memory, or raise.
 
     Raises:
         ImageError: with the reason in `code`; truncated files are refused, never filled with grey.
@@ -124,20 +130,34 @@ def decode_image(data: bytes, *, limits: ImageLimits = _DEFAULT_LIMITS, apply_or
     def check_size(width: int, height: int) -> None:
         _check_size(width, height, limits)
 
-    container, tiff_orientation = _read_container(name, data, check_size)
+    container = _READERS[name](data, check_size)
+    reserve(decoding_bytes(name, container.pixels, len(data)))
     file = _open(name, container.data)
-    check_size(*file.size)
-    frames = container.frames if name not in ("WEBP", "AVIF") else int(getattr(file, "n_frames", 1))
-    _load(name, file, container.data)
-    size = file.size
+    if file.width * file.height > container.pixels:
+        raise corrupt(f"its header says two sizes, one of them {file.width} x {file.height} pixels")
+    _load(name, file)
+    frames, size = max(container.frames, int(getattr(file, "n_frames", 1)) if name in _HOLDING else 1), file.size
+    orientation = container.orientation if apply_orientation else UPRIGHT
+    if apply_orientation and name in _HOLDING:
+        orientation = read_orientation(file.info.get("exif") or b"")
     image = _to_rgb(file)
-    orientation = UPRIGHT
-    if apply_orientation:
-        exif = file.info.get("exif")  # a text chunk of a PNG can also carry this name
-        orientation = read_orientation(exif) if isinstance(exif, bytes) else tiff_orientation
-        if orientation != UPRIGHT:
-            image = image.transpose(_TRANSPOSITIONS[orientation])
+    if name in _HOLDING:
+        image = image.copy() if image is file else image
+    del file  # before there is one more picture
+    if orientation != UPRIGHT:
+        image = image.transpose(_TRANSPOSITIONS[orientation])
     return DecodedImage(image=image, frames=frames, orientation=orientation, format=name, original_size=size)
+
+
+def decoding_bytes(name: str, pixels: int, file_bytes: int) -> int:
+    """Most memory in bytes that decoding a photo takes, beside the file itself.
+
+    Args:
+        name: of the format.
+        pixels: that its decoder makes room for.
+        file_bytes: length of the file.
+    """
+    return _BYTES_PER_PIXEL[name] * pixels + _BYTES_PER_FILE_BYTE * file_bytes + _FIXED_BYTES
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -162,39 +182,33 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_container(name: str, data: bytes, check_size: CheckSize) -> tuple[Container, int]:
-    """The container and the orientation that only a TIFF keeps outside EXIF."""
-    if name == "TIFF":
-        return read_tiff(data, check_size)
-    readers = {"PNG": read_png, "GIF": read_gif, "WEBP": read_webp}
-    # Pillow reads the headers of the others without allocating anything.
-    return (readers[name](data, check_size) if name in readers else Container(data=data)), UPRIGHT
+def _read_avif(data: bytes, check_size: CheckSize) -> Container:
+    file = _open("AVIF", data)  # which allocates no pixels
+    check_size(*file.size)
+    return Container(data=data, pixels=file.width * file.height)
+
+
+_READERS: dict[str, Callable[[bytes, CheckSize], Container]] = {
+    "JPEG": read_jpeg,
+    "PNG": read_png,
+    "WEBP": read_webp,
+    "BMP": read_bmp,
+    "GIF": read_gif,
+    "TIFF": read_tiff,
+    "AVIF": _read_avif,
+}
 
 
 def _open(name: str, data: bytes) -> ImageFile:
     try:
-        file = _PILLOW_FILES[name](io.BytesIO(data))
+        return _PILLOW_FILES[name](io.BytesIO(data))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes
-        if name == "JPEG":
-            raise jpeg_header_error(data, str(error)) from error
-        if name == "BMP" and len(data) < _BMP_HEADER_BYTES:
-            raise truncated("a BMP that ends inside its header") from error
         raise _decoding_error(name, error) from error
-    if name == "BMP" and file.info.get("compression") in (1, 2) and len(data) > _MAX_RUN_LENGTH_BMP_BYTES:
-        raise ImageError("unsupported_format", "the image is a large run-length coded BMP; convert it to PNG")
-    return file
 
 
-def _load(name: str, file: ImageFile, data: bytes) -> None:
-    if name == "JPEG":
-        if not file.tile or file.fp is None:  # the header names the size, but no scan follows
-            raise jpeg_header_error(data, "no picture data")
-        # libjpeg is content without the end marker. Scans cannot contain it, and a thumbnail's lies before them.
-        if data.rfind(b"\xff\xd9", file.fp.tell()) < 0:
-            raise truncated("a JPEG without its end")
-        check_jpeg_scans(data)
+def _load(name: str, file: ImageFile) -> None:
     try:
         file.load()
     except MemoryError:

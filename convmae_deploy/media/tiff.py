@@ -4,16 +4,36 @@ Pillow applies a TIFF's orientation by itself, follows its links to EXIF and GPS
 that is odd. Giving it a file with one short directory makes TIFF behave as the other formats do.
 """
 
+import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convmae_deploy.media.exif import UPRIGHT, valid_orientation
 from convmae_deploy.media.image_containers import CheckSize, Container
-from convmae_deploy.media.image_errors import corrupt, truncated
+from convmae_deploy.media.image_errors import ImageError, corrupt, truncated
+from convmae_deploy.media.jpeg import MAX_SCANNED_PIXELS
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 274, 277
 _STRIPS, _TILES = (273, 279), (324, 325)  # (offsets, byte counts)
-_UNCOMPRESSED = 1
+_STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
+# Which are read; of the others LZMA may ask for gigabytes in a few bytes, and the rest is not met any more.
+_COMPRESSIONS = {
+    _UNCOMPRESSED: "none",
+    2: "CCITT",
+    3: "fax group 3",
+    4: "fax group 4",
+    5: "LZW",
+    _OLD_JPEG: "JPEG",
+    _JPEG: "JPEG",
+    8: "Deflate",
+    32773: "PackBits",
+    32946: "Deflate",
+    50000: "Zstandard",
+}
+_MAX_EXTRA_TILE_PIXELS = 1 << 22  # a picture may be smaller than its tiles
+_MAX_REPEATED_BYTES = 2  # some writers store equal tiles once; each byte of the file counts as often as it is read
 _MAX_SAMPLES = 6  # a pixel, as many as Pillow reads
 _NUMBER_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # field type -> struct code
 # Tags with one value: size, compression, photometric, fill order, samples, rows per strip, planes, fax options,
@@ -47,7 +67,7 @@ class _Layout:
         return self.order + ("Q" if self.big else "I")
 
 
-def read_tiff(data: bytes, check_size: CheckSize) -> tuple[Container, int]:
+def read_tiff(data: bytes, check_size: CheckSize) -> Container:
     """The first page as a TIFF of its own, the number of pages, and the first page's orientation (1 to 8)."""
     layout = _Layout(order="<" if data[:2] == b"II" else ">", big=data[2:4] in (b"+\x00", b"\x00+"))
     header_bytes = 16 if layout.big else 8
@@ -63,12 +83,23 @@ def read_tiff(data: bytes, check_size: CheckSize) -> tuple[Container, int]:
 
     kept = {tag: entry for tag, entry in sorted(entries.items()) if tag in _SCALARS | _LISTS}
     _check_entries(data, kept, layout)
-    _check_pixels(data, kept, layout, width * height)
-    padded = data + bytes(-len(data) % 8)
-    directory = struct.pack(layout.count, len(kept)) + b"".join(kept.values()) + struct.pack(layout.offset, 0)
-    start = padded[: header_bytes - struct.calcsize(layout.offset)] + struct.pack(layout.offset, len(padded))
-    container = Container(data=start + padded[header_bytes:] + directory, frames=_count_pages(data, first, layout))
-    return container, valid_orientation(orientation)
+    pixels = _check_pixels(data, kept, layout, width, height)
+    padding = bytes(-len(data) % 8)
+    parts: tuple[bytes | memoryview, ...] = (
+        data[: header_bytes - struct.calcsize(layout.offset)],
+        struct.pack(layout.offset, len(data) + len(padding)),
+        memoryview(data)[header_bytes:],
+        padding,
+        struct.pack(layout.count, len(kept)),
+        *kept.values(),
+        struct.pack(layout.offset, 0),
+    )
+    return Container(
+        data=b"".join(parts),
+        pixels=pixels,
+        frames=_count_pages(data, first, layout),
+        orientation=valid_orientation(orientation),
+    )
 
 
 def _entries(data: bytes, directory: int, layout: _Layout) -> dict[int, bytes]:
@@ -113,21 +144,55 @@ def _numbers(data: bytes, entries: dict[int, bytes], tag: int, layout: _Layout) 
     return struct.unpack_from(fields, data, struct.unpack(layout.offset, value)[0])
 
 
-def _check_pixels(data: bytes, entries: dict[int, bytes], layout: _Layout, pixels: int) -> None:
-    """The pixel data must lie inside the file: whatever Pillow reads beyond it would be our own directory."""
-    offset_tag, count_tag = _TILES if _TILES[0] in entries else _STRIPS
-    offsets, counts = (_numbers(data, entries, tag, layout) for tag in (offset_tag, count_tag))
+def _check_pixels(data: bytes, entries: dict[int, bytes], layout: _Layout, width: int, height: int) -> int:
+    """The pixel data must lie inside the file: whatever Pillow reads beyond it would be our own directory.
+
+    Returns:
+        Pixels that a decoder makes room for: those of the picture, or of a tile that is larger.
+    """
+    tiled = _TILES[0] in entries
+    offsets, counts = (_numbers(data, entries, tag, layout) for tag in (_TILES if tiled else _STRIPS))
     if not offsets or len(offsets) != len(counts):
         raise corrupt("a TIFF that does not say where its pixels are")
     if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         raise truncated("a TIFF that ends inside its pixels")
+    if sum(counts) > _MAX_REPEATED_BYTES * len(data):
+        raise corrupt("a TIFF whose strips or tiles are the same bytes again and again")
     samples = _scalar(entries, _SAMPLES, layout) or 1
     if samples > _MAX_SAMPLES:
         raise corrupt(f"a TIFF with {samples} values a pixel")
     bits = min(_numbers(data, entries, _BITS, layout) or (1,))
-    if (_scalar(entries, _COMPRESSION, layout) or _UNCOMPRESSED) == _UNCOMPRESSED:
-        if 8 * sum(counts) < pixels * samples * bits:
-            raise truncated("a TIFF with fewer pixels than its size")
+    compression = _scalar(entries, _COMPRESSION, layout) or _UNCOMPRESSED
+    if compression not in _COMPRESSIONS:
+        known = ", ".join(dict.fromkeys(_COMPRESSIONS.values()))
+        raise ImageError(
+            "unsupported_format", f"found a TIFF of compression {compression}, accepted are {known}; convert it to one"
+        )
+    if compression == _UNCOMPRESSED and 8 * sum(counts) < width * height * samples * bits:
+        raise truncated("a TIFF with fewer pixels than its size")
+    tile = _tile_pixels(entries, layout, tiled, width, height)
+    if tile > max(width * height, _MAX_EXTRA_TILE_PIXELS):
+        raise corrupt("a TIFF whose tiles are much larger than the picture")
+    if compression in (_OLD_JPEG, _JPEG):
+        _check_scans(data, offsets, counts, tile if compression == _JPEG else width * height)
+    return max(width * height, tile)
+
+
+def _tile_pixels(entries: dict[int, bytes], layout: _Layout, tiled: bool, width: int, height: int) -> int:
+    """Pixels of a tile or strip."""
+    if not tiled:
+        return width * min(_scalar(entries, _STRIP_ROWS, layout) or height, height)
+    sides = (_scalar(entries, tag, layout) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+    return math.prod(side or 0 for side in sides)
+
+
+def _check_scans(data: bytes, offsets: Sequence[int], counts: Sequence[int], tile: int) -> None:
+    """As for JPEG files: a decoder goes through the tile once for each of its scans."""
+    scans = sum(
+        max(1, data.count(b"\xff\xda", offset, offset + count)) for offset, count in zip(offsets, counts, strict=True)
+    )
+    if scans * tile > MAX_SCANNED_PIXELS:
+        raise corrupt(f"a TIFF of {scans} JPEG scans of {tile} pixels, too many to decode")
 
 
 def _check_entries(data: bytes, entries: dict[int, bytes], layout: _Layout) -> None:

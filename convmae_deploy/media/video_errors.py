@@ -17,6 +17,7 @@ VideoErrorCode = Literal[
     "video_too_long",  # seconds or frames
     "aspect_ratio",
     "decoding_too_slow",
+    "decoding_too_large",  # bytes of memory
 ]
 
 

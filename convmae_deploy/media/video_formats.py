@@ -14,6 +14,35 @@ VIDEO_SUFFIXES = frozenset(
 )
 ACCEPTED = "MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV"
 
+# The decoders that are let in, of some two hundred that FFmpeg has, by its names: what phones, cameras, browsers, data
+# sets and the containers above hold. Each is code that reads bytes of strangers.
+CODECS = {
+    "h264": "H.264",
+    "hevc": "HEVC",
+    "vp8": "VP8",
+    "vp9": "VP9",
+    "libdav1d": "AV1",
+    "libaom-av1": "AV1",
+    "av1": "AV1",
+    "mpeg4": "MPEG-4",
+    "msmpeg4": "MPEG-4",  # as DivX 3 wrote it
+    "h263": "H.263",
+    "flv": "H.263",  # as Flash had it
+    "mpeg1video": "MPEG-1",
+    "mpeg2video": "MPEG-2",
+    "mjpeg": "Motion JPEG",
+    "wmv2": "WMV",
+    "wmv3": "WMV",
+    "vc1": "WMV",
+    "theora": "Theora",
+    "gif": "GIF",
+    "prores": "ProRes",
+    "qtrle": "QuickTime Animation",
+    "ffv1": "FFV1",
+    "rawvideo": "uncompressed video",
+}
+ACCEPTED_CODECS = ", ".join(dict.fromkeys(CODECS.values()))
+
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes there, FFmpeg's name of the container
     (0, b"\x1aE\xdf\xa3", "matroska"),
     (8, b"AVI ", "avi"),

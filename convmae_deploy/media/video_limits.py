@@ -11,7 +11,7 @@ from convmae_deploy.media.video_errors import VideoError, corrupt
 class VideoLimits:
     """What may be decoded. The header is judged first; what it claims is judged again while reading and decoding."""
 
-    max_bytes: int = 100_000_000  # of the file, which is held in memory
+    max_bytes: int = 100_000_000  # of the file, which is held in memory; as many again of its packets, unpacked
     max_seconds: float = 300.0  # the video's length
     max_frames: int = 18_000  # in the video: 300 seconds at 60 a second
     max_pixels: int = 4096 * 2304  # of a frame, width x height
@@ -38,6 +38,15 @@ def check_length(seconds: float, frames: int, limits: VideoLimits) -> None:
         )
 
 
+def check_packet_bytes(size: int, limits: VideoLimits) -> None:
+    """Raises VideoError where the packets hold more than a file may: containers can compress them once more."""
+    if size > limits.max_bytes:
+        raise VideoError(
+            "video_too_large",
+            f"the video's packets hold more than {limits.max_bytes} bytes once unpacked; store them as they are",
+        )
+
+
 def check_size(width: int, height: int, limits: VideoLimits) -> None:
     """Raises VideoError where frames are empty, too large or too narrow."""
     if width < 1 or height < 1:
@@ -58,7 +67,12 @@ def check_size(width: int, height: int, limits: VideoLimits) -> None:
 def check_time(deadline: float, limits: VideoLimits) -> None:
     """Raises VideoError after the deadline, a value of `time.monotonic`."""
     if time.monotonic() > deadline:
-        raise VideoError(
-            "decoding_too_slow",
-            f"the video takes longer to decode than {limits.decoding_seconds:g} seconds; send a shorter or smaller one",
-        )
+        raise too_slow(limits.decoding_seconds)
+
+
+def too_slow(seconds: float) -> VideoError:
+    """The error for a video that cannot be decoded within so many seconds."""
+    return VideoError(
+        "decoding_too_slow",
+        f"the video takes longer to decode than {seconds:g} seconds; send a shorter or smaller one",
+    )

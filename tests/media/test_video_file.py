@@ -69,7 +69,7 @@ def test_decoding_from_a_keyframe_gives_the_same_frames(container: str) -> None:
 def test_only_the_packets_a_frame_is_predicted_from_are_decoded() -> None:
     with open_video(make_video("mp4", frames=100, codec_options={"g": "10", "bf": "0", "sc_threshold": "0"})) as video:
         list(video.frames([57]))
-        assert video._count == 8  # from keyframe 50 on
+        assert video.decoded == 8  # from keyframe 50 on
 
 
 def test_threads_change_nothing() -> None:
@@ -275,14 +275,14 @@ def test_memory_that_a_file_asks_for_in_vain_is_its_own_fault(
     ids=lambda value: type(value).__name__,
 )
 def test_whatever_fails_when_colours_are_converted_is_a_sentence_but_for_our_own_memory(
-    error: Exception, expected: type[Exception], code: str | None
+    error: Exception, expected: type[Exception], code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Failing:
         def reformat(self, *arguments: object, **options: object) -> None:
             raise error
 
+    monkeypatch.setattr(av.video.reformatter, "VideoReformatter", Failing)
     with pytest.raises(expected) as caught, open_video(make_video()) as video:
-        video._reformatter = Failing()
         list(video.frames([0]))
     assert getattr(caught.value, "code", None) == code
 

@@ -6,12 +6,11 @@ import random
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
-import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from starlette.testclient import TestClient
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_errors import VideoErrorCode
-from convmae_deploy.media.video_file import VideoFile
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import ClipViews, read_clips
@@ -27,12 +25,15 @@ from convmae_deploy.tasks.video import VideoClassifier
 from serving import videos
 from serving.errors import ApiError, ClientGone
 from serving.guard import Guard
+from serving.memory import DecodingMemory
 from serving.models import load_bundles, open_predictors
 from serving.pool import Ticket
 from serving.requests import Upload
 from serving.settings import Settings
+from serving.video_process import VideoProcesses
 from serving.videos import STATUS_OF_VIDEO_ERROR, decode_video, video_limits
 from tests.serving.conftest import ClientFactory, forget_settings
+from tests.serving.misbehaving_worker import video_that
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_audio, make_gif, make_video
 from tests.waiting import PATIENCE_SECONDS, wait_for, wait_until
@@ -52,6 +53,14 @@ def models(bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
 @pytest.fixture
 def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
     return make_client(models)
+
+
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[VideoProcesses]:
+    """Processes that do not decode."""
+    processes = VideoProcesses("tests.serving.misbehaving_worker")
+    yield processes
+    processes.close()
 
 
 @pytest.fixture
@@ -254,6 +263,8 @@ def test_every_reason_to_refuse_a_video_is_an_error_of_the_client() -> None:
         ({"max_video_aspect": 1.2}, 422, "aspect_ratio"),
         ({"video_decoding_seconds": 1e-9}, 422, "decoding_too_slow"),
         ({"max_video_body_bytes": 1000}, 413, "body_too_large"),
+        ({"max_video_decoding_bytes": 1_000_000}, 413, "decoding_too_large"),
+        ({"max_decoding_bytes": 1_000_000}, 413, "decoding_too_large"),
     ],
 )
 def test_limits_are_settings(
@@ -297,44 +308,34 @@ def test_flipped_bytes_are_answered_or_refused(client: TestClient) -> None:
     assert {200, 400} <= statuses <= {200, 400, 413, 415, 422}
 
 
-def test_memory_asked_for_in_vain_is_the_fault_of_the_file(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors: list[BaseException] = [av.error.MemoryError(12, "Cannot allocate memory"), MemoryError()]
-
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise errors.pop(0)
-
-    monkeypatch.setattr(av, "open", fail)
-    assert refusal(client, VIDEO)[:2] == (400, "video_corrupt")
-    assert refusal(client, VIDEO)[:2] == (500, "internal_error")  # it is this process that has no more
+def test_a_decoder_that_breaks_is_the_fault_of_the_file_and_one_that_does_not_start_is_ours(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, misbehaving: VideoProcesses
+) -> None:
+    monkeypatch.setattr(videos, "video_processes", lambda: misbehaving)
+    assert refusal(client, video_that("aborts"))[:2] == (400, "video_corrupt")
+    assert refusal(client, video_that("takes all memory"))[:2] == (413, "decoding_too_large")
+    assert refusal(client, video_that("raises"))[:2] == (500, "internal_error")
+    assert client.app.state.api.jobs.video_limits.memory.taken == 0  # type: ignore[attr-defined]
 
 
 def test_decoding_ends_when_the_request_does(
-    make_client: ClientFactory, models: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch
+    make_client: ClientFactory,
+    models: dict[str, Predictor],
+    monkeypatch: pytest.MonkeyPatch,
+    misbehaving: VideoProcesses,
 ) -> None:
-    packets, decode, timed_out = 0, VideoFile._decode_packet, threading.Event()
-
-    def slowly(self: VideoFile) -> None:
-        nonlocal packets
-        packets += 1
-        if packets == 3:
-            wait_for(timed_out)
-        decode(self)
-
-    monkeypatch.setattr(VideoFile, "_decode_packet", slowly)
+    monkeypatch.setattr(videos, "video_processes", lambda: misbehaving)
     client = make_client(models, video_request_timeout_seconds=0.3)
-    data = make_video(frames=200, codec_options={"g": "200"})
-    found = refusal(client, data, "?temporal_views=15")
-    timed_out.set()
-    assert found[:2] == (504, "timeout")
+    assert refusal(client, video_that("never ends"))[:2] == (504, "timeout")
     wait_until_idle(client)
-    assert packets <= 3
+    assert client.app.state.api.jobs.video_limits.memory.taken == 0  # type: ignore[attr-defined]
 
 
 def test_a_video_whose_client_has_gone_is_not_decoded(
     classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(VideoFile, "frames", None)
-    limits = video_limits(Settings(bundle=(Path("none"),), threads=1)).video
+    monkeypatch.setattr(videos, "video_processes", None)
+    limits = video_limits(Settings(bundle=(Path("none"),), threads=1), DecodingMemory(10**9))
     ticket = Ticket()
     ticket.abandon()
     with pytest.raises(ClientGone):
@@ -345,7 +346,7 @@ def test_reading_packets_ends_soon_after_the_request_too(
     classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(videos, "GRACE_SECONDS", 1e-9)
-    limits = video_limits(Settings(bundle=(Path("none"),), threads=1)).video
+    limits = video_limits(Settings(bundle=(Path("none"),), threads=1), DecodingMemory(10**9))
     with pytest.raises(ApiError) as refused:
         decode_video(Upload(VIDEO, "body"), classifier.sampling, ClipViews(), limits, Ticket(), 0.0)
     assert refused.value.code == "decoding_too_slow"
