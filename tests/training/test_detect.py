@@ -1,10 +1,8 @@
 """The detection program: it learns, resumes exactly, starts from other weights and refuses bad input."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +23,10 @@ from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, DetectorConfig, base_simple, build_detector
 from tests.coco_folders import edit_annotations, make_coco_folder
+from tests.processes import RunProcesses
 from tests.training_runs import stop_after
 from training import detect as program
 
-ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 12, 16), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(96, 128)
 )
@@ -231,25 +229,19 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_processes_of_torchrun_train_together_also_on_photos_without_objects(tmp_path: Path) -> None:
+def test_two_processes_train_together_also_on_photos_without_objects(
+    tmp_path: Path, run_processes: RunProcesses
+) -> None:
     photos = make_coco_folder(tmp_path / "things")
 
     def keep_one_photo_with_objects(content: dict[str, Any]) -> None:
         content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 20]
 
     edit_annotations(photos, "train", keep_one_photo_with_objects)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "training.detect", "nano"]
-    flags = ["--data", str(photos), "--out", str(tmp_path / "run"), "--empty-photos", "--epochs", "2", "--batch-size"]
-    flags += ["2", "--micro-batch-size", "1", "--image-size", "64", "64", "--workers", "0", "--precision", "fp32"]
-    done = subprocess.run(
-        [*command, *flags, "--picture-epochs", "1", "--validation-epochs", "1"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["training.detect", "nano", "--data", str(photos), "--out", str(tmp_path / "run"), "--empty-photos"]
+    flags += ["--epochs", "2", "--batch-size", "2", "--micro-batch-size", "1", "--image-size", "64", "64"]
+    flags += ["--workers", "0", "--precision", "fp32", "--picture-epochs", "1", "--validation-epochs", "1"]
+    run_processes(2, *flags)
     lines = lines_of(tmp_path / "run")
     assert all(line["train_loss"] > 0 and line["skipped_updates"] == 0 for line in lines)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["processes"] == 2

@@ -22,6 +22,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from tests.photo_folders import make_photo_folder
+from tests.processes import RunProcesses
 from tests.training_runs import not_a_number, stop_after
 from tests.waiting import PATIENCE_SECONDS, wait_until
 from training import finetune as program
@@ -199,25 +200,22 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_learn_what_one_does(photos: Path, tmp_path: Path) -> None:
-    flags = ["-m", "training.finetune", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
+def test_two_processes_of_torchrun_learn_what_one_does(
+    photos: Path, tmp_path: Path, run_processes: RunProcesses
+) -> None:
+    flags = ["training.finetune", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
     flags += ["--drop-path", "0", "--warmup-epochs", "0", "--image-size", "32", "32", "--train-size", "32", "32"]
     flags += ["--workers", "0", "--precision", "fp32"]
-    one = [sys.executable, *flags, "--out", str(tmp_path / "one")]
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        *flags,
-        "--out",
-        str(tmp_path / "two"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for command in (one, two):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    run_processes(1, *flags, "--out", str(tmp_path / "one"))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [sys.executable, *launch, *flags, "--out", str(tmp_path / "two")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two")[1] == pytest.approx(losses(tmp_path / "one")[1], rel=1e-3)
 
 

@@ -1,9 +1,7 @@
 """The linear probe: it learns, resumes exactly, equals the authors' updates, and leaves a classifier like any other."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +26,11 @@ from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from tests.original_files import CONFIG, probe_state, recorded_tensor, relative_error
 from tests.photo_folders import make_photo_folder
+from tests.processes import RunProcesses
 from tests.recorded_pretraining import needs_recorded_passes, pass_tensor, reference_folder
 from tests.training_runs import not_a_number, stop_after
 from training import linprobe as program
 
-ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(32, 32)
 )
@@ -341,24 +339,17 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_compute_the_same_features_and_learn(photos: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_the_same_features_and_learn(
+    photos: Path, tmp_path: Path, run_processes: RunProcesses
+) -> None:
     architecture = replace(MODELS["tiny"](), image_size=(32, 32))
     record = CheckpointRecord(kind="encoder", variant="tiny", model=architecture)
     save_checkpoint(tmp_path / "encoder", build_convmae(architecture).state_dict(), record)
-    flags = ["-m", "training.linprobe", "tiny", "--data", str(photos), "--init", str(tmp_path / "encoder")]
+    flags = ["training.linprobe", "tiny", "--data", str(photos), "--init", str(tmp_path / "encoder")]
     flags += ["--epochs", "2", "--warmup-epochs", "0", "--batch-size", "12", "--image-size", "32", "32"]
     flags += ["--cached-views", "1", "--workers", "0", "--precision", "fp32"]
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    for name, command in {"one": flags, "two": [*launch, *flags]}.items():
-        done = subprocess.run(
-            [sys.executable, *command, "--out", str(tmp_path / name)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+    run_processes(1, *flags, "--out", str(tmp_path / "one"))
+    run_processes(2, *flags, "--out", str(tmp_path / "two"))
     for file in ("view-0.safetensors", "val.safetensors"):
         one, two = (load_file(tmp_path / name / "features" / file) for name in ("one", "two"))
         assert torch.equal(two["readable"], one["readable"]) and not one["readable"].all()

@@ -1,10 +1,8 @@
 """The pretraining program: it learns, resumes exactly, survives bad numbers and photos, and has the paper's recipes."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import tarfile
 from dataclasses import replace
@@ -25,6 +23,7 @@ from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.masking import MaskingName
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from tests.photo_folders import make_photo_folder
+from tests.processes import RunProcesses
 from tests.training_runs import not_a_number, stop_after
 from training import pretrain as program
 
@@ -229,18 +228,15 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("masking", ["block", "complementary"])
-def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, masking: str) -> None:
-    flags = ["-m", "training.pretrain", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
+def test_two_processes_learn_what_one_does(
+    photos: Path, tmp_path: Path, run_processes: RunProcesses, masking: str
+) -> None:
+    flags = ["training.pretrain", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
     flags += ["--warmup-epochs", "0", "--image-size", "64", "64", "--workers", "0", "--precision", "fp32"]
     flags += ["--base-lr", "0.1"]
     flags += ["--masking", masking, "--decoder-width", "16", "--decoder-depth", "1", "--decoder-heads", "2"]
-    one = [sys.executable, *flags, "--out", str(tmp_path / "one")]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
-    two += ["--out", str(tmp_path / "two")]
-    for command in (one, two):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    run_processes(1, *flags, "--out", str(tmp_path / "one"))
+    run_processes(2, *flags, "--out", str(tmp_path / "two"))
     one_loss, two_loss = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert two_loss == pytest.approx(one_loss, rel=1e-3)
     assert one_loss[1] < 0.99 * one_loss[0]  # gradients that were not shared would show

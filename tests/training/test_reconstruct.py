@@ -1,7 +1,7 @@
 """The reconstruction program: its losses are the model's, its picture is written, and bad input is one sentence."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from convmae_deploy.tasks.preprocess import preprocess
 from tests.original_files import write_pth
 from training import reconstruct as program
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ConvMAEConfig(embed_dims=(8, 8, 16), depths=(1, 1, 1), mlp_ratios=(1, 1, 1), num_heads=2, image_size=(64, 64))
 
 
@@ -218,19 +217,15 @@ def test_the_command_draws(
         assert picture.format == "PNG"
 
 
-@pytest.mark.slow
-def test_the_command_refuses_with_one_sentence_and_a_status(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:'training.reconstruct' found in sys.modules:RuntimeWarning")
+def test_the_command_refuses_with_one_sentence_and_a_status(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no photo")
-    command = [
-        sys.executable,
-        "-m",
-        "training.reconstruct",
-        str(checkpoint),
-        str(bad),
-        "--out",
-        str(tmp_path / "o.png"),
-    ]
-    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert outcome.returncode == 2 and not outcome.stdout
-    assert outcome.stderr.startswith(f"error: {bad}: ") and outcome.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["reconstruct", str(checkpoint), str(bad), "--out", str(tmp_path / "o.png")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("training.reconstruct", run_name="__main__")
+    printed, error = capsys.readouterr()
+    assert (ended.value.code, printed) == (2, "")
+    assert error.startswith(f"error: {bad}: ") and error.count("\n") == 1

@@ -1,10 +1,8 @@
 """The segmentation program: it learns, resumes exactly, starts from other weights and refuses bad input."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +27,11 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
+from tests.processes import RunProcesses
 from tests.segmentation_folders import CLASSES, make_segmentation_folder
 from tests.training_runs import stop_after
 from training import segment as program
 
-ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(embed_dims=(8, 12, 16), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2)
 
 
@@ -185,14 +183,11 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_validate_one_model(photos: Path, tmp_path: Path) -> None:
-    flags = ["-m", "training.segment", "nano", "--data", str(photos), "--epochs", "1", "--batch-size", "4"]
+def test_two_processes_validate_one_model(photos: Path, tmp_path: Path, run_processes: RunProcesses) -> None:
+    flags = ["training.segment", "nano", "--data", str(photos), "--epochs", "1", "--batch-size", "4"]
     flags += ["--image-size", "64", "64", "--validation-epochs", "1", "--picture-epochs", "0", "--channels", "8"]
     flags += ["--workers", "0", "--precision", "fp32", "--out", str(tmp_path / "two")]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(two, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_processes(2, *flags)
     (line,) = lines_of(tmp_path / "two")
     model, record = load_segmenter(tmp_path / "two")
     assert isinstance(record.preprocessing, SlidingWindow)

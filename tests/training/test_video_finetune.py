@@ -1,10 +1,8 @@
 """The video finetuning program and the test with views: they learn motions, resume exactly, refuse bad input."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +20,7 @@ from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
+from tests.processes import RunProcesses
 from tests.training_runs import stop_after
 from tests.video_folders import make_motion_folder
 from training import video_finetune as program
@@ -180,19 +179,9 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(videos: Path, tmp_path: Path) -> None:
-    command = ["-m", "tests.training.test_video_finetune", str(videos)]
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
-    for name, arguments in (("one", command), ("two", two)):
-        run = subprocess.run(
-            [sys.executable, *arguments, str(tmp_path / name)],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0, run.stderr
+def test_two_processes_learn_what_one_does(videos: Path, tmp_path: Path, run_processes: RunProcesses) -> None:
+    for count, name in ((1, "one"), (2, "two")):
+        run_processes(count, "tests.training.test_video_finetune", str(videos), str(tmp_path / name))
     one, two_lines = (lines_of(tmp_path / name) for name in ("one", "two"))
     for measure in ("train_loss", "val_loss", "val_top1"):
         assert [line[measure] for line in two_lines] == pytest.approx([line[measure] for line in one], rel=1e-4)

@@ -1,10 +1,8 @@
 """The video pretraining program: it learns, resumes exactly, survives bad videos, and has the paper's recipes."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +19,11 @@ from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.video import VideoConfig
+from tests.processes import RunProcesses
 from tests.training_runs import not_a_number, stop_after
 from tests.video_folders import make_motion_folder
 from training import video_pretrain as program
 
-ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
@@ -124,19 +122,9 @@ def test_it_can_start_from_an_image_encoder(videos: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_two_processes_train_to_the_losses_of_one(videos: Path, tmp_path: Path) -> None:
-    command = ["-m", "tests.training.test_video_pretrain", str(videos)]
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
-    for name, arguments in (("one", command), ("two", two)):
-        run = subprocess.run(
-            [sys.executable, *arguments, str(tmp_path / name)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0, run.stderr
+def test_two_processes_train_to_the_losses_of_one(videos: Path, tmp_path: Path, run_processes: RunProcesses) -> None:
+    for count, name in ((1, "one"), (2, "two")):
+        run_processes(count, "tests.training.test_video_pretrain", str(videos), str(tmp_path / name))
     found, expected = ([line["train_loss"] for line in lines_of(tmp_path / out)] for out in ("two", "one"))
     assert found == pytest.approx(expected, rel=1e-5)
 
