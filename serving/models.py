@@ -14,6 +14,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.features import FeatureExtractor, PhotoFeatures
 from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -131,6 +132,21 @@ def choose(predictors: Predictors, name: str | None, kind: type[P]) -> P:
     found = find_model(predictors, name, kind.TASK)
     assert isinstance(found, kind)  # there is one class for a task
     return found
+
+
+def choose_features(predictors: Predictors, name: str | None) -> PhotoFeatures:
+    """The model of that name, or the first that gives features of photos: one for that alone, or a classifier.
+
+    Raises:
+        ApiError: 404, no such model, or it gives none.
+    """
+    able = [predictor for predictor in predictors.values() if isinstance(predictor, PhotoFeatures)]
+    if name is None and able:
+        return able[0]
+    found = predictors.get(name) if name is not None else None
+    if isinstance(found, PhotoFeatures):
+        return found
+    return choose(predictors, name, FeatureExtractor)  # there is none: it says what is wrong
 
 
 def find_model(predictors: Predictors, name: str | None, task: str) -> Predictor:

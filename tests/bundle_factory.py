@@ -66,6 +66,15 @@ def make_bundle(
     return _write_bundle(directory, make_graph(len(classes), size), fields, verified, overrides)
 
 
+def make_feature_bundle(directory: Path, **facts: Any) -> Path:
+    """A bundle of photos without a head: `make_bundle`'s graph, of which only the features are listed."""
+    make_bundle(directory, **facts)
+    manifest = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    del manifest["outputs"]["logits"]
+    write_manifest(directory, manifest | {"task": "features", "classes": []})
+    return directory
+
+
 def make_detection_bundle(
     directory: Path,
     *,
