@@ -164,15 +164,14 @@ def fragment_of_samples(count: int) -> bytes:
 def edit_lists(count: int, frames: int) -> bytes:
     """An MP4 that plays its frames again and again, and whose index is made once for each time."""
     data = make_video("mp4", "mpeg4", frames=frames, options={"use_editlist": "0"})
-    size: int
     entries = struct.pack(">IiI", 100_000, 0, 0x10000) * count
     edits = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, count) + entries
     box = struct.pack(">I4s", 8 + len(edits), b"edts") + edits
     at = data.index(b"mdia") - 4
     for name in (b"moov", b"trak"):
         start = data.index(name) - 4
-        (size,) = struct.unpack_from(">I", data, start)
-        data = data[:start] + struct.pack(">I", size + len(box)) + data[start + 4 :]
+        size = int.from_bytes(data[start : start + 4], "big") + len(box)
+        data = data[:start] + struct.pack(">I", size) + data[start + 4 :]
     return data[:at] + box + data[at:]
 
 
@@ -180,7 +179,7 @@ def index_of_indexes(entries: int) -> bytes:
     """An AVI whose index names the same part of it 256 times."""
     data = make_video("avi", "mpeg4")
     at = data.index(b"JUNK", data.index(b"strf"))  # where the muxer leaves room for an index of indexes
-    (size,) = struct.unpack_from("<I", data, at + 4)
+    size = int.from_bytes(data[at + 4 : at + 8], "little")
     count = (size - 24) // 16
     index = struct.pack("<HBBI4sQI", 2, 0, 1, entries, b"00dc", 0, 0) + struct.pack("<II", 4, 4) * entries
     chunk = struct.pack("<4sI", b"ix00", len(index)) + index
@@ -197,10 +196,10 @@ def frames_that_grow() -> bytes:
     return small + make_video("mpegts", "libx264", size=(4320, 8192), frames=1, codec_options=fast)
 
 
-def references(pixels: str) -> bytes:
+def references(pixels: str, size: tuple[int, int] = LARGE) -> bytes:
     """The largest frames, each of which is kept as one of sixteen that later ones may refer to."""
     options = {"preset": "ultrafast", "refs": "16", "x264-params": "ref=16:bframes=0:keyint=250:level=6.2"}
-    return make_video("mp4", "libx264", size=LARGE, frames=24, pixels=pixels, codec_options=options)
+    return make_video("mp4", "libx264", size=size, frames=24, pixels=pixels, codec_options=options)
 
 
 def scans_of_motion_jpeg(count: int) -> bytes:

@@ -265,6 +265,8 @@ def _read(source: Path | bytes, limits: VideoLimits) -> bytes:
 
 def _read_header(container: "InputContainer", stream: "VideoStream", name: str, limits: VideoLimits) -> VideoHeader:
     context = accepted_codec(stream)
+    if not context.width or not context.height:  # FFmpeg looks at the first frame, and decodes no larger one
+        raise corrupt(f"its frames have no size, or more than {limits.max_pixels} pixels")
     check_size(context.width, context.height, limits)
     stream_seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     seconds = max(stream_seconds, (container.duration or 0) / 1_000_000)

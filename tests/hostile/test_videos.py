@@ -1,0 +1,113 @@
+"""Videos that are made to cost much: each is refused, or decoded within the memory that a video may take."""
+
+import base64
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import hostile_videos
+from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.media.video_errors import VideoError
+from convmae_deploy.media.video_formats import CODECS
+from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.tasks.clips import ClipViews
+from serving.pool import Ticket
+from serving.video_process import VideoProcesses
+from tests.hostile.bounds import MEGABYTE, bounded
+from tests.hostile.decoding import decode_video
+
+SAMPLING = ClipPreprocessing(resize=(64, 64), crop=(64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
+LIMITS = VideoLimits(max_bytes=50_000_000, decoding_seconds=1000.0)
+MEMORY = 150_000_000
+KEPT = 30 * MEGABYTE
+
+# What each is answered by processes that may take 150 MB.
+HOSTILE: dict[str, tuple[Callable[[], bytes], set[str]]] = {
+    "compressed blocks": (lambda: hostile_videos.compressed_blocks(100), {"video_too_large"}),
+    "a block of many compressed frames": (
+        lambda: hostile_videos.laced_blocks(60),
+        {"video_too_large", "decoding_too_large"},
+    ),
+    "headers left out": (lambda: hostile_videos.stripped_headers(500, 1_000_000), {"video_too_large"}),
+    "headers left out of one block": (lambda: hostile_videos.stripped_headers(1, 40_000_000), {"video_corrupt"}),
+    "a million tracks": (
+        lambda: hostile_videos.many_elements(0xAE, b"", 0x1654AE6B),
+        {"video_corrupt", "decoding_too_large"},
+    ),
+    "a million tags": (lambda: hostile_videos.many_elements(0x7373, b"", 0x1254C367), {"video_corrupt"}),
+    "a million index entries": (lambda: hostile_videos.many_elements(0xBB, b"", 0x1C53BB6B), {"video_corrupt"}),
+    "large tags and attachments": (hostile_videos.huge_attachments, {"video_corrupt"}),
+    "many large tracks": (lambda: hostile_videos.many_tracks(30), {"decoding_too_large"}),
+    "2^31 frames of equal size": (lambda: hostile_videos.samples_of_equal_size(0x7FFFFFFF), {"video_corrupt"}),
+    "a run of 10^8 frames": (lambda: hostile_videos.fragment_of_samples(100_000_000), {"decoding_too_large"}),
+    "edit lists": (lambda: hostile_videos.edit_lists(20_000, 1000), {"video_too_long", "decoding_too_large"}),
+    "index of indexes": (lambda: hostile_videos.index_of_indexes(300_000), {"video_truncated", "decoding_too_large"}),
+    "a codec that is not let in": (
+        lambda: hostile_videos.make_video("avi", "cinepak", pixels="rgb24"),
+        {"unsupported_format"},
+    ),
+    "cut off": (lambda: hostile_videos.cut("matroska", "libx264", frames=100), {"video_truncated"}),
+}
+# WebM of 48 x 32 pixels whose first frame says 3983 x 61472
+TALL_FRAME = base64.b64decode(
+    "GkXfo59ChoEBQveBAULygQRC84EIQoKEAAAAAEKHgQJGhYEAABZUrmu+rgEAAAAAAAAw14EBxYgAAAAAAAAAAIiBAIaFVl9WUDmDgQEfQ7Z1QLvngQCj"
+    "z4EAAACCSYNCAPjvAfYAOCQcEEIAADAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[VideoProcesses]:
+    processes = VideoProcesses()
+    yield processes
+    processes.close()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_video_that_is_made_to_cost_much_is_refused_and_leaves_nothing(name: str, processes: VideoProcesses) -> None:
+    make, codes = HOSTILE[name]
+    data = make()
+    before = resident()
+    for _ in range(2):
+        with pytest.raises(VideoError) as caught:
+            processes.decode(data, SAMPLING, ClipViews(), LIMITS, memory=MEMORY, job=Ticket())
+        assert caught.value.code in codes, str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert resident() - before < KEPT
+    good = hostile_videos.make_video("mp4", "libx264")
+    assert processes.decode(good, SAMPLING, ClipViews(), LIMITS, memory=MEMORY, job=Ticket()).frames == 20
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hostile_videos.compressed_blocks(100),
+        lambda: hostile_videos.stripped_headers(500, 1_000_000),
+        lambda: hostile_videos.frames_that_grow(),
+        lambda: TALL_FRAME,
+    ],
+    ids=["compressed blocks", "headers left out", "frames that grow", "first frame of 245 megapixels"],
+)
+def test_also_without_a_process_of_its_own_it_is_refused_before_it_takes_much(make: Callable[[], bytes]) -> None:
+    ending = bounded(decode_video, make(), memory=400 * MEGABYTE)
+    assert ending.how == "refused", ending
+    assert ending.grown < 70 * MEGABYTE
+
+
+def test_a_codec_that_is_not_let_in_is_refused_before_a_decoder_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not {"cinepak", "png", "tiff", "huffyuv", "indeo3", "aac"} & set(CODECS)
+    ending = bounded(decode_video, hostile_videos.make_video("avi", "cinepak", pixels="rgb24"))
+    assert ending.how == "refused" and "found video in cinepak, accepted are H.264, HEVC" in ending.sentence
+
+
+def test_the_references_of_the_largest_frames_fit_into_what_a_video_may_take(processes: VideoProcesses) -> None:
+    data = hostile_videos.references("yuv420p", size=(1152, 2048))  # a quarter of the largest
+    quarter = VideoLimits(decoding_seconds=1000.0)
+    decoded = processes.decode(data, SAMPLING, ClipViews(), quarter, memory=250_000_000, job=Ticket())
+    assert decoded.frames == 24
