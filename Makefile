@@ -8,7 +8,7 @@ INSTALL_PROJECT := $(INSTALL) --no-deps --editable .
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links
 
-.PHONY: serve test check wheel-check constraints clean
+.PHONY: serve test quick check wheel-check constraints clean
 
 serve: .venv/.serve
 	.venv/bin/python -m serving
@@ -16,6 +16,10 @@ serve: .venv/.serve
 # Two at a time with a thread each: more would need more memory than small machines have.
 test: .venv/.dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+# What a person runs while working: everything but the tests that take seconds (servers, browsers, exports, training).
+quick: .venv/.dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
 
 check: .venv/.dev
 	.venv/bin/ruff check .

@@ -38,6 +38,7 @@ PHOTO_PATH: Final = "/v1/classify"
 GOOD_REQUESTS: Final = 20  # of each medium before the first reading
 KEPT_BYTES: Final = 100_000_000  # that the server may hold more afterwards: what malloc keeps for each thread, and logs
 BODIES_BYTES: Final = 200_000_000  # that may be there beside decoding: bodies, their copies, clips, answers
+REQUEST_SECONDS: Final = 100.0  # so that a machine that is busy with other things is not taken for a fault
 SAMPLE_SECONDS: Final = 0.02
 SETTLE_SECONDS: Final = 0.5
 
@@ -231,6 +232,7 @@ def settings_of(config: HostileConfig, bundle: Path) -> Mapping[str, str]:
         "CONVMAE_THREADS": str(config.clients),
         "CONVMAE_MAX_DECODING_BYTES": str(config.decoding_bytes),
         "CONVMAE_VIDEO_DECODING_SECONDS": str(config.decoding_seconds),
+        "CONVMAE_REQUEST_TIMEOUT_SECONDS": str(REQUEST_SECONDS),
     }
 
 

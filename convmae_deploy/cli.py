@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -25,13 +24,14 @@ from convmae_deploy.files import check_can_create
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_formats import find_videos
-from convmae_deploy.printing import printable
+from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import TASKS, load_bundle, open_predictor
 from convmae_deploy.tasks.base import PredictOptions, Predictor, Report
 from convmae_deploy.tasks.detection import RESULTS_NAME, check_names
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.tasks.video import views_of
+from convmae_deploy.terminal import Terminal
 
 _MAX_DEFAULT_BATCH = 32
 _FIND_FILES: dict[str, Callable[[Sequence[Path]], list[Path]]] = {"photo": find_photos, "video": find_videos}
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> int | None:
-    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("warning: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     commands: dict[str, Callable[..., int | None]] = {
         "predict": predict,
         "features": features,
@@ -129,7 +131,7 @@ def predict(
         else:
             _add_rows(table, file, row.rows)
     if table.row_count:
-        Console().print(table)
+        Terminal().print(table)
     for sentence in report.finish():
         print(sentence, file=sys.stderr if json else sys.stdout)
     return SOME_INPUTS_BAD if failures else 0
@@ -171,7 +173,7 @@ def features(
     if batch_size is None:
         batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // chosen.total)
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(kind, total=len(found_files))
 
@@ -202,13 +204,13 @@ def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME) -> None:
     """
     found = load_bundle(bundle)
     if runtime == DEFAULT_RUNTIME:
-        describe(found, Console())
+        describe(found, Terminal())
         return
     begun = time.perf_counter()
     backend = start_backend(found, options=runtime)
     seconds = time.perf_counter() - begun
-    describe(found, Console())
-    print(f"runs in {describe_backend(backend)}; started in {seconds:.1f} s")
+    describe(found, Terminal())
+    print(f"runs in {printable(describe_backend(backend))}; started in {seconds:.1f} s")
 
 
 def import_checkpoint(
@@ -236,7 +238,7 @@ def import_checkpoint(
 
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)
     for line in report.lines():
-        print(line)
+        print(printable(line))
 
 
 def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOptions, out: Path | None) -> Report:
@@ -287,10 +289,9 @@ def _print_json(line: dict[str, object]) -> None:
 
 
 def _add_rows(table: Table, file: Path, rows: Sequence[tuple[str, ...]]) -> None:
-    # Text, not str: rich would read "[x]" in a label or file name as markup.
     for index, row in enumerate(rows or [("nothing found",)]):
         name = readable(file) if index == 0 else ""
-        table.add_row(*(Text(cell, overflow="fold") for cell in (name, *row)))
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in (name, *row)))
     table.add_section()
 
 

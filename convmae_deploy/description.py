@@ -16,6 +16,7 @@ from convmae_deploy.bundle.manifest import (
     OutputSpec,
     SlidingWindow,
 )
+from convmae_deploy.printing import printable
 
 
 def describe(bundle: Bundle, console: Console) -> None:
@@ -45,7 +46,7 @@ def _summary(manifest: Manifest) -> Table:
     }
     table = Table(show_header=False)
     for label, value in rows.items():
-        table.add_row(Text(label), Text(value, overflow="fold"))
+        table.add_row(Text(printable(label)), Text(printable(value), overflow="fold"))
     return table
 
 
@@ -68,7 +69,7 @@ def _geometry(spec: AnyPreprocessing) -> str:
 def _outputs(manifest: Manifest) -> Table:
     table = Table("output", "shape", "type", "stride")
     for name, spec in manifest.outputs.items():
-        table.add_row(Text(name), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, _stride(spec))
+        table.add_row(Text(printable(name)), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, _stride(spec))
     return table
 
 
@@ -83,8 +84,8 @@ def _files(manifest: Manifest) -> Table:
     table = Table("file", "precision", "MB", "size", "opset", "numerics")
     for name, file in manifest.files.items():
         size = f"{file.bytes / first.bytes:.0%}"  # of that of the default
-        row = (Text(name), file.precision, f"{file.bytes / 1e6:.2f}", size, str(file.opset), Text(_verdict(file)))
-        table.add_row(*row)
+        verdict, opset = Text(printable(_verdict(file))), str(file.opset)
+        table.add_row(Text(printable(name)), file.precision, f"{file.bytes / 1e6:.2f}", size, opset, verdict)
     return table
 
 
@@ -95,12 +96,12 @@ def _engines(bundle: Bundle) -> Table:
         try:
             record = read_record(path)
         except BundleError as error:
-            table.add_row(Text(path.name), *[""] * 3, Text(str(error), overflow="fold"), "")
+            table.add_row(Text(printable(path.name)), *[""] * 3, Text(printable(error), overflow="fold"), "")
             continue
         gpus = ", ".join(record.compute_capabilities) + (" and more" if record.newer_gpus else "")
         builder = f"{TITLES[record.flavour]} {record.tensorrt_version}"
         size, batches = f"{record.engine_bytes / 1e6:.2f}", ", ".join(map(str, record.batch_sizes))
-        table.add_row(Text(path.name), record.precision, size, batches, builder, gpus)
+        table.add_row(Text(printable(path.name)), record.precision, size, batches, builder, gpus)
     return table
 
 
@@ -109,11 +110,11 @@ def _numerics(name: str, file: BundleFile) -> Table:
     assert report is not None
     title = f"{name}: {report.runtime} against {report.reference}; {report.tolerance}; {', '.join(report.inputs)}"
     headings = ("output", "max abs", "max rel", "SNR dB", "cosine", "top-1", "passed")
-    table = Table(*headings, title=Text(title))
+    table = Table(*headings, title=Text(printable(title)))
     for output, numbers in report.outputs.items():
         agreement = "" if numbers.top1_agreement is None else f"{numbers.top1_agreement:.4f}"
         table.add_row(
-            Text(output),
+            Text(printable(output)),
             f"{numbers.max_abs:.2e}",
             f"{numbers.max_rel:.2e}",
             "" if numbers.snr_db is None else f"{numbers.snr_db:.1f}",

@@ -26,6 +26,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
+from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
 from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
@@ -293,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     config = tyro.cli(ExportConfig, args=given, prog="python -m export", description=ExportConfig.__doc__)
-    console = Console()
+    console = Terminal()
     export_bundle(config, console, ["python", "-m", "export", *given])
     console.print(f"Verified and written: {config.out}", highlight=False)
 

@@ -40,6 +40,7 @@ from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
+from convmae_deploy.terminal import Terminal
 from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import Competitor, ContenderError, ContenderProcess
@@ -294,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.out.exists():
             raise ConvMAEError(f"{config.out} exists already; remove it or choose another --out")
         check_can_create(config.out)
-    record = run_benchmark(config, Console(stderr=True))
-    print_record(record, Console())
+    record = run_benchmark(config, Terminal(stderr=True))
+    print_record(record, Terminal())
     if config.out is not None:
         write_record(config.out, record)
     return 0 if record.complete else SOME_INPUTS_BAD

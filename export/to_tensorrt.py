@@ -43,6 +43,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
+from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.engines.builder import Build, BuildRequest, Progress, build_engine
 from export.graphs.operators import refuse_operators
@@ -300,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     config = tyro.cli(EngineConfig, args=given, prog="python -m export.to_tensorrt", description=EngineConfig.__doc__)
-    console = Console()
+    console = Terminal()
     engine, record = write_engine(config, console)
     console.print(summary(engine, record), highlight=False, soft_wrap=True)
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from convmae_deploy.bundle.manifest import LICENCE_NAME, NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
@@ -38,6 +37,7 @@ from convmae_deploy.printing import printable
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import LOGITS
+from convmae_deploy.terminal import Terminal
 from export.triton.readme import readme
 from export.triton.source import TritonSource, find_source
 
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     config = tyro.cli(TritonConfig, args=given, prog="python -m export.to_triton", description=TritonConfig.__doc__)
     folder = write_model(config)
-    console = Console()
+    console = Terminal()
     console.print(f"Written: {folder}; what clients must send is in {folder / README_NAME}", highlight=False)
 
 

@@ -37,6 +37,7 @@ from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle
+from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
 from export.reports.report import FAILED_SUFFIX
@@ -335,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     config = tyro.cli(VerifyConfig, args=given, prog="python -m export.verify", description=VerifyConfig.__doc__)
-    console = Console()
+    console = Terminal()
     try:
         verify_bundle(config, console, ["python", "-m", "export.verify", *given])
     except (VerificationError, BundleError) as error:

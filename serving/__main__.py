@@ -12,6 +12,7 @@ import sys
 
 from convmae_deploy.backends.onnxruntime_backend import describe_backend
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 
@@ -26,7 +27,7 @@ def main() -> int:
         predictors = open_predictors(settings)
         listener = bind(settings)
     except ConvMAEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     # Imported only now: BentoML takes a second to import, and a mistake in the settings should not wait for it.
     import uvicorn
@@ -106,7 +107,7 @@ def announce(settings: Settings, listener: socket.socket) -> None:
             f"  {name}: {manifest.task}, {len(manifest.classes)} classes; "
             f"runs in {describe_backend(predictor.backend)}{batches}"
         )
-        print(f"  licence of its weights: {manifest.licence.name}")
+        print(f"  licence of its weights: {printable(manifest.licence.name)}")
     sys.stdout.flush()
 
 

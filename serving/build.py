@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks import load_bundle, task_of
 from serving.settings import BUNDLES, default_bundles
 
@@ -85,7 +86,7 @@ def main() -> int:
     try:
         tag = build([Path(argument).resolve() for argument in sys.argv[1:]] or default_bundles())
     except ConvMAEError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 1
     print(f"built {tag}; start it with: bentoml serve {tag}")
     return 0

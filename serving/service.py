@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import give_back_freed_memory
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
 from serving.app import Api, create_app
 from serving.connection_limits import raise_descriptor_limit
@@ -84,7 +85,7 @@ class ConvMAEService:
         try:
             close_predictors(open_predictors(settings), settings.shutdown_seconds)
         except ConvMAEError as error:
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {printable(error)}") from None
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]
     async def drain_on_signals(self) -> None:

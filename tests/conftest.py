@@ -11,6 +11,22 @@ pytest_plugins = ("tests.processes",)
 
 GiveOpenVino = Callable[..., None]
 ask_openvino = openvino_backend.openvino_capabilities  # the function itself, which tests replace
+# Fixtures whose first use takes seconds: a server, a browser, a traced model, an interpreter with torch in it.
+SLOW_FIXTURES = {
+    "exported",
+    "graph",
+    "half_graph",
+    "locked_server",
+    "own_server",
+    "page",
+    "run_processes",
+    "server",
+    "store",
+    "three_tasks",
+    "trained",
+    "two_models",
+    "video_server",
+}
 PLAIN_CPU = ("FP32", "INT8")  # what OpenVINO finds on a CPU without instructions for half precision, by its own names
 
 
@@ -23,7 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the programs that tests start too
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     wanted = config.getoption("--gpu")
     others = [item for item in items if (item.get_closest_marker("gpu") is not None) != wanted]
     config.hook.pytest_deselected(items=others)
@@ -36,6 +56,12 @@ def plain_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openvino_backend, "openvino_capabilities", lambda: PLAIN_CPU)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What torch.compile made in other runs, perhaps for a CPU with other limits, is not taken."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture

@@ -316,3 +316,15 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
         assert convmae(command, "--help") == 0
         words = capsys.readouterr().out.replace(",", " ").split()
         assert {word for word in words if re.match("--[a-z]", word)} == expected | {"--help"}
+
+
+def test_names_in_a_bundle_cannot_drive_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = ["\x1b]0;title\x07", "b[red]\u202e\x9b2J", "c\nerror: forged"]
+    provenance = {"key\x1b[2J": "value\n\x1b[31m", "note": "[bold]plain[/bold]"}
+    bundle = make_bundle(tmp_path / "bundle", classes=labels, provenance=provenance, licence={"name": "x\x1bc[/red]"})
+    photo(seed=1).save(tmp_path / "a.png")
+    for arguments in (("info", bundle), ("predict", bundle, tmp_path / "a.png", "--device", "cpu")):
+        assert convmae(*arguments) == 0
+        shown = capsys.readouterr()
+        assert all(line.isprintable() for line in (shown.out + shown.err).split("\n"))
+        assert "\nerror: forged" not in shown.out and "\\x1b" in shown.out

@@ -25,6 +25,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
 from convmae_deploy.models.convmae import MODELS, build_convmae
 from convmae_deploy.program import run_program
+from convmae_deploy.terminal import Terminal
 from training import finetune, linprobe, pretrain
 
 MAY_CHANGE = ("data", "out", "resume", "workers")  # on --resume
@@ -298,7 +299,7 @@ def draw_results(path: Path, results: list[Result]) -> None:
 
 def main() -> int:
     """Command line."""
-    return run_ablation(tyro.cli(AblationConfig, prog="python -m training.ablation"), Console(highlight=False))
+    return run_ablation(tyro.cli(AblationConfig, prog="python -m training.ablation"), Terminal(highlight=False))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 Severity = Literal["error", "warning", "info", "verbose"]
@@ -51,7 +52,7 @@ def make_logger(tensorrt: Any, on_message: Callable[[Severity, str], None]) -> A
     """
 
     def log(_: Any, severity: Any, message: str) -> None:
-        on_message(_SEVERITIES[int(severity)], " ".join(message.split()))
+        on_message(_SEVERITIES[int(severity)], printable(" ".join(message.split())))  # it names parts of the graph
 
     # made here and so, as its base class is in a package that may not be installed
     return type("Log", (tensorrt.ILogger,), {"log": log})()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular, read_regular, shortened
 
 MAX_MANIFEST_BYTES = 16 * 2**20  # 100 000 classes with long names take half of it
+FILE_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 MAX_WORDS = 500  # characters of what is wrong with a manifest, which repeats parts of it
 
 logger = logging.getLogger("convmae_deploy")
@@ -143,8 +145,8 @@ def file_inside(folder: Path, name: str) -> Path:
     Raises:
         BundleError: the name, or a link of that name, leads out of the folder.
     """
-    # A plain name cannot leave the folder, whatever the platform's separators are.
-    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
+    # A plain name cannot leave the folder, whatever the platform's separators are, and says nothing to a terminal.
+    if not re.fullmatch(FILE_NAME, name):
         raise BundleError(f"{folder} names a file {shortened(name)}; only plain file names are allowed")
     path = folder / name
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):

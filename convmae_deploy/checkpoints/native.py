@@ -1,23 +1,28 @@
 """Our checkpoint format: a folder of `config.json` (what the model is) and `model.safetensors` (its weights).
 
 Nothing in it can execute code. `config.json` says everything needed to rebuild the model, feed it and name its classes.
+A checkpoint may come from anywhere: what its config claims is held against the tensors that are there before any memory
+is taken for it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, Licence
+from convmae_deploy.checkpoints.pth_file import is_plain
 from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, existing_directory
+from convmae_deploy.files import atomic_directory, existing_directory, open_regular, read_json
 from convmae_deploy.models.classifier import (
     ConvMAEClassifier,
     GlobalPool,
@@ -39,6 +44,10 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
+MODEL_PARTS = ("model", "pretraining", "detector", "segmenter", "video", "video_pretraining")  # of the config
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_NUMBER = 65_536  # of a model's config: widths, pixels, frames
+MAX_DEPTH = 200  # of its blocks: six times those of the deepest model here
 
 CheckpointKind = Literal[
     "encoder", "pretraining", "classifier", "detector", "segmenter", "video_pretraining", "video_classifier"
@@ -108,21 +117,55 @@ def read_checkpoint(path: Path) -> tuple[CheckpointRecord, dict[str, Tensor]]:
     """The record and the weights of a run folder or a checkpoint.
 
     Raises:
-        ConvMAEError: a file is missing or damaged; the message names it.
+        ConvMAEError: a file is missing or damaged, or a weight is no number; the message names it.
     """
     directory = find_checkpoint(path)
+    record = _read_record(directory / CONFIG_NAME)
+    weights = directory / WEIGHTS_NAME
     try:
-        record = CheckpointRecord.model_validate_json((directory / CONFIG_NAME).read_bytes())
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "the file"
-        raise ConvMAEError(
-            f"{directory / CONFIG_NAME} is not a valid checkpoint config: {place}: {problem['msg']}"
-        ) from None
-    try:
-        return record, load_file(directory / WEIGHTS_NAME)
+        open_regular(weights).close()  # a pipe would be waited for
+        state = load_file(weights)
     except (OSError, SafetensorError) as error:
-        raise ConvMAEError(f"{directory / WEIGHTS_NAME} cannot be read ({error}); export or copy it again") from None
+        raise ConvMAEError(f"{weights} cannot be read ({error}); export or copy it again") from None
+    for name, value in state.items():
+        if not is_plain(value):
+            raise ConvMAEError(f"{weights} must hold plain numbers; found {name} of {value.dtype}: copy it again")
+        if not value.isfinite().all():
+            what = "NaN" if value.isnan().any() else "infinity"
+            raise ConvMAEError(
+                f"the checkpoint holds {what} in {name} of {weights}; take an earlier checkpoint, or train again "
+                "with a lower learning rate"
+            )
+    return record, state
+
+
+def _read_record(path: Path) -> CheckpointRecord:
+    fields = read_json(path, MAX_CONFIG_BYTES)
+    try:
+        for part in MODEL_PARTS:
+            place = _impossible(fields.get(part) if isinstance(fields, dict) else None, part)
+            if place is not None:
+                raise ConvMAEError(f"{path} is not a valid checkpoint config: {place} is beyond that of any model")
+        return CheckpointRecord.model_validate_json(json.dumps(fields))
+    except (ArithmeticError, RecursionError):
+        raise ConvMAEError(f"{path} is not a valid checkpoint config: its numbers do not fit together") from None
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
+        raise ConvMAEError(f"{path} is not a valid checkpoint config: {place[:200]}: {problem['msg'][:300]}") from None
+
+
+def _impossible(value: object, place: str) -> str | None:
+    """Where in a part of a config there is a number that no model has; None: nowhere."""
+    if isinstance(value, int | float):
+        largest = MAX_DEPTH if "depth" in place or "convolutions" in place else MAX_NUMBER
+        return None if abs(value) <= largest else place  # NaN is not
+    inside: list[tuple[object, str]] = []
+    if isinstance(value, dict):
+        inside = [(entry, f"{place}.{name}"[:200]) for name, entry in value.items()]
+    elif isinstance(value, list):
+        inside = [(entry, place) for entry in value]
+    return next((found for found in (_impossible(*entry) for entry in inside) if found is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +245,8 @@ def load_model(
         )
     if image_size is not None and not image_size == record.model.image_size == record.model.input_size:
         record, state = resized(record, state, image_size)
+    with torch.device("meta"):  # shapes alone: no memory is taken for what is not in the file
+        check_fits(wanted.build(record), state, path)
     model = wanted.build(record)
     load_exactly(model, state, path)
     return model.eval(), record
@@ -333,6 +378,12 @@ def resized(
 
 def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     """`load_state_dict` that raises one sentence when names or shapes differ."""
+    check_fits(model, state, source)
+    model.load_state_dict(state)
+
+
+def check_fits(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Raises ConvMAEError unless the tensors have the names and shapes of a model's."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -342,4 +393,3 @@ def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> No
             f"{source} does not fit its config: {len(differing)} tensors differ, first {name}: "
             f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
         )
-    model.load_state_dict(state)

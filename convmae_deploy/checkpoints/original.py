@@ -1,11 +1,9 @@
 """Import of the authors' files (MIT, the Alpha-VL/ConvMAE repository) into our checkpoint format.
 
-A file is read without running anything in it: only tensors, plain containers and the `argparse.Namespace` of the
-authors' training scripts are allowed.
+See `pth_file` for what is read of a file, and what is not.
 """
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from convmae_deploy.checkpoints.original_configs import (
 )
 from convmae_deploy.checkpoints.original_detector import infer_detector
 from convmae_deploy.checkpoints.original_keys import ANCHOR, ConvertedKeys, SourceKind, convert_keys
+from convmae_deploy.checkpoints.pth_file import check_plain, load_without_code
 from convmae_deploy.checkpoints.resizing import resize_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
@@ -256,12 +255,14 @@ def read_original(source: Path) -> OriginalFile:
     arguments: dict[str, Any] = {}
     classes: tuple[str, ...] = ()
     for _ in range(len(WRAPPERS) + 1):  # bounded: a crafted file can contain itself
-        if isinstance(content, Mapping) and any(str(name).endswith(ANCHOR) for name in content):
-            state = {printable(name): value for name, value in content.items()}
+        if isinstance(content, Mapping) and any(name_of(name).endswith(ANCHOR) for name in content):
+            state = {name_of(name): value for name, value in content.items()}
+            tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+            check_plain(tensors.items(), source)
             return OriginalFile(
                 wrapper=".".join(path),
-                tensors={name: value for name, value in state.items() if isinstance(value, Tensor)},
-                not_tensors=tuple(name for name, value in state.items() if not isinstance(value, Tensor)),
+                tensors=tensors,
+                not_tensors=tuple(name for name in state if name not in tensors),
                 left_behind=tuple(left_behind),
                 arguments=arguments,
                 classes=classes,
@@ -270,7 +271,7 @@ def read_original(source: Path) -> OriginalFile:
         wrapper = next((name for name in WRAPPERS if isinstance(inside.get(name), Mapping)), None)
         if wrapper is None:
             break
-        left_behind += [printable(name) for name in inside if name != wrapper]
+        left_behind += [name_of(name) for name in inside if name != wrapper]
         if isinstance(inside.get("args"), argparse.Namespace):
             arguments = dict(vars(inside["args"]))
         classes = classes or names_of_classes(inside.get("meta"))
@@ -282,32 +283,17 @@ def read_original(source: Path) -> OriginalFile:
     )
 
 
+def name_of(key: object) -> str:
+    """A key of a file as a name for people; of one that is no text, which can be large, its type alone."""
+    return printable(key) if isinstance(key, str) else f"a key of type {type(key).__name__}"
+
+
 def names_of_classes(meta: object) -> tuple[str, ...]:
     """The class names in the `meta` of a file that mmcv wrote; none where they are not a list of names."""
     names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return ()
     return tuple(map(printable, names))
-
-
-def load_without_code(source: Path) -> Any:
-    """The content of a .pth file, built from an allow-list of types; nothing in the file runs."""
-    if not source.is_file():
-        found = "a folder" if source.is_dir() else "nothing there"
-        raise ConvMAEError(f"{source} must be one of the authors' .pth files; found {found}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise whatever the unpickler meets first, of many types
-        forbidden = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
-        if forbidden:
-            raise ConvMAEError(
-                f"{source} would have to run {forbidden[1]} to be read, and nothing in a checkpoint may run; save its "
-                "weights alone, as a state dict"
-            ) from None
-        raise ConvMAEError(
-            f"{source} is not a readable PyTorch checkpoint ({type(error).__name__}); check that it is one and whole"
-        ) from None
 
 
 def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: CheckpointRecord) -> None:
@@ -331,9 +317,7 @@ def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: Check
         "missing": [name for name in shapes if name not in tensors],
         "not understood": [name for name in tensors if name not in shapes],
         "of another shape": [name for name in shapes if name in tensors and shapes[name] != tuple(tensors[name].shape)],
-        "not finite or not dense": [
-            name for name, value in tensors.items() if value.layout != torch.strided or not value.isfinite().all()
-        ],
+        "not finite or not dense": [name for name, value in tensors.items() if not value.isfinite().all()],
     }
     found = [f"{len(names)} {problem} (first {names[0]})" for problem, names in problems.items() if names]
     if found:

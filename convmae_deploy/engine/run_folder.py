@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
+from convmae_deploy.checkpoints.pth_file import load_without_code
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
 
@@ -137,7 +138,10 @@ class RunFolder:
         """All lines of metrics.jsonl, but for a last one that a crash cut short."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise ConvMAEError(f"{file} has a line that is no JSON ({error}); take that line out") from None
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run is about to repeat."""
@@ -169,7 +173,10 @@ class RunFolder:
         if last is None:
             return None
         _, weights = read_checkpoint(last)
-        return weights, torch.load(last / STATE_NAME, map_location="cpu", weights_only=True)
+        state = load_without_code(last / STATE_NAME)
+        if not isinstance(state, dict):
+            raise ConvMAEError(f"{last / STATE_NAME} holds no state of a training; start again without --resume")
+        return weights, state
 
 
 def _module_name() -> str:

@@ -34,6 +34,7 @@ from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.terminal import Terminal
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
@@ -70,7 +71,7 @@ class RunConfig:
 
     def console(self, accelerator: Accelerator) -> Console:
         """Where the main process speaks; the others are silent."""
-        return Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+        return Terminal(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
 
 
 def refuse_sharding(accelerator: Accelerator) -> None:

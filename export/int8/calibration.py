@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import MinMaxCalibrater
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
@@ -28,6 +27,7 @@ from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
 from convmae_deploy.tasks.clips import read_clips
+from convmae_deploy.terminal import Terminal
 from export.verification.inputs import FloatArray, graph_input
 from export.verification.task_data import spread
 
@@ -80,7 +80,7 @@ def read_calibration(
     files = spread(find([folder]), count * (2 if hold_out else 1))
     flaws: dict[str, int] = {}
     good: list[Path] = []
-    for path in track(files, f"Looking at the {kind} to calibrate with", console=Console(stderr=True), transient=True):
+    for path in track(files, f"Looking at the {kind} to calibrate with", console=Terminal(stderr=True), transient=True):
         try:
             picture = _read(path, preprocessing)[0]
         except ConvMAEError as error:
@@ -152,7 +152,7 @@ def activation_ranges(
         calibrater = _ChosenValues(source, frozenset(values), str(Path(folder) / "augmented.onnx"))
         calibrater.augment_graph()
         calibrater.create_inference_session()
-        for image in track(inputs, "Calibrating", total=total, console=Console(stderr=True), transient=True):
+        for image in track(inputs, "Calibrating", total=total, console=Terminal(stderr=True), transient=True):
             with contextlib.redirect_stdout(io.StringIO()):
                 calibrater.collect_data(_One({entry.name: image}))
         found = calibrater.compute_data()

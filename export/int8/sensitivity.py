@@ -14,9 +14,9 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
 from rich.progress import track
 
+from convmae_deploy.terminal import Terminal
 from export.int8.quantisation import Layer, Ranges, quantise
 from export.verification.gates import FloatArray
 
@@ -59,7 +59,7 @@ def rank_layers(
         switchable(model, layers, ranges).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     errors = np.zeros(len(layers))
-    for feed in track(feeds, "Ranking layers", total=total, console=Console(stderr=True), transient=True):
+    for feed in track(feeds, "Ranking layers", total=total, console=Terminal(stderr=True), transient=True):
         reference = session.run(None, {**feed, SWITCHES: np.zeros(len(layers), bool)})
         for index in range(len(layers)):
             found = session.run(None, {**feed, SWITCHES: np.arange(len(layers)) == index})

@@ -14,6 +14,7 @@ import onnx
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from convmae_deploy.bundle.manifest import NumericsReport
 from convmae_deploy.files import atomic_directory
@@ -44,7 +45,7 @@ def print_report(report: NumericsReport, console: Console, *, details: bool = Tr
             "" if row.top1_agreement is None else f"{row.top1_agreement:.1%}",
             f"{row.excess:.3g}",
             row.worst_input,
-            "passed" if row.passed else "[bold red]failed[/]",
+            "passed" if row.passed else Text("failed", style="bold red"),
         )
     console.print(f"{report.runtime} against {report.reference}", highlight=False)
     console.print(table)

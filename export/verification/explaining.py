@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from rich.console import Console
 
 from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph
 from export.reports.report import explanation_of, write_failure
 from export.verification.combinations import Combination, RuntimeChoice, start
@@ -51,7 +51,7 @@ class Explainer:
             arrays |= {f"found_{name}": value for name, value in candidate(images).items()}
             divergence = self.divergence(combination, images)
         except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
-            Console(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
+            Terminal(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
         folder = self.folder / Path(combination.file).stem
         runs_in = (
             combination.runtime if combination.precision in ("fp16", "bf16") else OWN_HINTS.get(combination.runtime)
@@ -96,7 +96,7 @@ class Explainer:
             try:
                 found[file] = self.layers(outcome.combination, scatter_batch(batches).images)
             except Exception as error:  # no runtime's exceptions have a common base; the report lacks a plot then
-                Console(stderr=True).print(f"No layers of {file}: {error}", style="yellow", highlight=False)
+                Terminal(stderr=True).print(f"No layers of {file}: {error}", style="yellow", highlight=False)
         return found
 
     def _smallest(self, failure: Failure, candidate: Runner, combination: Combination) -> FloatArray:

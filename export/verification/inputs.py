@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
 from convmae_deploy.errors import ConvMAEError
@@ -20,6 +19,7 @@ from convmae_deploy.printing import printable
 from convmae_deploy.tasks.letterbox import letterbox
 from convmae_deploy.tasks.preprocess import preprocess
 from convmae_deploy.tasks.sliding_window import resize_and_normalise
+from convmae_deploy.terminal import Terminal
 
 FloatArray = NDArray[np.float32]
 
@@ -150,7 +150,7 @@ def data_of_run(checkpoint: Path) -> Path | None:
 
 def tell_of_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
     """Says which photos or videos are used without having been asked for."""
-    Console(stderr=True).print(
+    Terminal(stderr=True).print(
         printable(
             f"Trying the graph on {kind} of {folder}, which {checkpoint / RUN_RECORD} names; --data takes others."
         ),

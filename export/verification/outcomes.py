@@ -3,6 +3,7 @@
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from export.reports.report import print_report
 from export.verification.combinations import TITLES
@@ -79,7 +80,7 @@ def print_outcomes(results: Results, console: Console) -> None:
     """The table of each run, then all runs, then the task, then what must be known besides."""
     for outcome in results.run:
         assert outcome.report is not None
-        console.print(f"[bold]{outcome.combination.title}[/]", highlight=False)
+        console.print(outcome.combination.title, style="bold", highlight=False)
         print_report(outcome.report, console, details=False)
     reports = {outcome.combination.precision: outcome.report for outcome in results.run if outcome.report is not None}
     for precision, report in reports.items():
@@ -109,7 +110,7 @@ def _summary(results: Results) -> Table:
                 combination.precision,
                 "" if snr is None else f"{snr:.1f}",
                 f"{worst_excess(outcome):.3g}",
-                "holds" if outcome.passed else "[bold red]fails[/]",
+                "holds" if outcome.passed else Text("fails", style="bold red"),
             )
     return table
 

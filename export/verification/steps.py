@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Precision
+from convmae_deploy.terminal import Terminal
 from export.graphs.half_precision import in_half_precision
 from export.graphs.to_onnx import ExportedGraph
 from export.reports.report import failure_sentence, write_failure
@@ -58,7 +58,7 @@ def run_verification(
     candidate = Candidate(graph=graph, path=path, precision=precision, runner=runner or runners_for(precision)[0])
     if candidate.runner == "onnx reference":  # which takes minutes for a large batch
         batches = [batch for batch in batches if len(batch.images) == 1]
-    progress = track(batches, f"Verifying {path.name}", console=Console(stderr=True), transient=True)
+    progress = track(batches, f"Verifying {path.name}", console=Terminal(stderr=True), transient=True)
     verification = task.verify(candidate, progress)
     if precision != "fp16" or candidate.runner != "onnxruntime" or verification.failures:
         return verification
@@ -120,7 +120,7 @@ def explain(
         else:
             divergence = find_loss(task, graph.model, float32, Batch(failure.batch.name, images), precision)
     except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
-        Console(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
+        Terminal(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
     write_failure(
         folder,
         model=graph.model,

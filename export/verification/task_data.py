@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.data.segmentation_folder import LabelError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.terminal import Terminal
 
 Kind = Literal["photos", "videos"]
 Answer = TypeVar("Answer")
@@ -75,7 +75,7 @@ class TaskData(ABC, Generic[Answer]):
         """
         found: dict[int, Answer] = {}
         waiting: dict[int, Any] = {}
-        for index in track(range(len(self.files)), title, console=Console(stderr=True), transient=True):
+        for index in track(range(len(self.files)), title, console=Terminal(stderr=True), transient=True):
             try:
                 waiting[index] = self.read(index, predictor)
             except LabelError:

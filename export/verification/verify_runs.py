@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.bundle.loading import Bundle
@@ -19,6 +18,7 @@ from convmae_deploy.bundle.manifest import Manifest, NumericsReport
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import task_of
 from convmae_deploy.tasks.base import ModelOutputError
+from convmae_deploy.terminal import Terminal
 from export.verification.combinations import TITLES, Combination, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify
@@ -158,7 +158,7 @@ class Examiner:
         )
 
     def _verify(self, combination: Combination, runner: Runner, runtime: str) -> Verification:
-        progress = track(self._batches(combination), combination.title, console=Console(stderr=True), transient=True)
+        progress = track(self._batches(combination), combination.title, console=Terminal(stderr=True), transient=True)
         between = self.reference.title, runtime
         if task_of(self.bundle.manifest).GIVES_LISTS:
             return verify_detection_sets(

@@ -91,6 +91,8 @@ def test_a_newer_schema_asks_for_a_newer_release(tmp_path: Path) -> None:
         (lambda manifest: manifest.update(extra=1), "extra: Extra inputs are not permitted"),
         (lambda manifest: manifest["files"].clear(), "files must name at least one graph"),
         (lambda manifest: manifest["input"].update(shape=[3, 32, 32]), "input shape"),
+        (lambda manifest: manifest["input"].update(shape=[]), "input shape"),
+        (lambda manifest: manifest["input"].update(shape=[3, 7, 64, 64]), "input shape"),
         (lambda manifest: manifest["classes"].pop(), "logits must be float32"),
         (lambda manifest: manifest["preprocessing"].update(interpolation="nearest"), "crop.interpolation"),
         (lambda manifest: manifest.update(preprocessing="none"), "preprocessing"),
