@@ -38,12 +38,9 @@ from rich.progress import Progress
 from benchmarks.machine import available_cores, quiet_loggers
 from benchmarks.random_bundle import SEED, TaskName, random_task, write_random_bundle
 from benchmarks.session import SessionConfig, SessionCost, measure_apart
-from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend
-from convmae_deploy.backends.openvino_backend import (
-    ComputePrecision,
-    OpenVinoBackend,
-    openvino_precisions,
-)
+from convmae_deploy.backends.base import Backend, ComputePrecision
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
+from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
 from convmae_deploy.bundle.manifest import input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from convmae_deploy.errors import ConvMAEError
 
 if TYPE_CHECKING:
-    from convmae_deploy.backends.onnxruntime_backend import Device
-    from convmae_deploy.backends.starting import RuntimeName
+    from convmae_deploy.backends.base import Device
+    from convmae_deploy.backends.runtimes import RuntimeName
     from convmae_deploy.tasks.base import Predictor
 
 __version__ = "0.1.0"
@@ -53,7 +53,7 @@ def load(
     Raises:
         ConvMAEError: the bundle is not in order, or the runtime or the device does not start.
     """
-    from convmae_deploy.backends.starting import RuntimeOptions
+    from convmae_deploy.backends.runtimes import RuntimeOptions
     from convmae_deploy.tasks import open_predictor
 
     options = RuntimeOptions(runtime=runtime, file=file)

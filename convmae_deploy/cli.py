@@ -14,8 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
-from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Device, describe_backend
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.extraction import extract_features

@@ -11,7 +11,8 @@ import onnxruntime
 import torch
 
 import convmae_deploy
-from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend, describe_backend
+from convmae_deploy.backends.base import Backend, describe_backend
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend
 from convmae_deploy.bundle.loading import Bundle, file_inside
 from convmae_deploy.bundle.manifest import (

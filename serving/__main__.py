@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from convmae_deploy.backends.onnxruntime_backend import describe_backend
+from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from serving.models import batching_backends, close_predictors, open_predictors

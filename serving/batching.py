@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.onnxruntime_backend import Backend
+from convmae_deploy.backends.base import Backend
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import ModelOutputError

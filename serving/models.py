@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from convmae_deploy.backends.onnxruntime_backend import Backend
-from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Backend
+from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.tasks import load_bundle, task_of
@@ -94,20 +94,17 @@ def close_predictors(predictors: Predictors, seconds: float) -> bool:
 
 
 def _start(bundle: Bundle, settings: Settings) -> Backend:
-    if settings.runtime == "openvino":  # which shares the threads among the runs itself
-        options = RuntimeOptions(
-            runtime="openvino", file=settings.file, precision=settings.precision, hint=settings.hint
-        )
-        return start_backend(bundle, device=settings.device, threads=settings.threads, options=options)
-    precision = None if settings.precision == "fp32" else settings.precision
+    runtime = RUNTIMES[settings.runtime]
     options = RuntimeOptions(
         runtime=settings.runtime,
         file=settings.file,
-        precision=precision,
+        precision=None if settings.precision == "fp32" else settings.precision,
+        hint=settings.hint if "hint" in runtime.options else None,
         trust_engine_code=settings.trust_engine_code,
     )
     # One thread a run: the pool already runs as many requests at once as there are cores.
-    return start_backend(bundle, device=settings.device, threads=1, options=options)
+    threads = settings.threads if runtime.shares_threads else 1
+    return start_backend(bundle, device=settings.device, threads=threads, options=options)
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from convmae_deploy.backends.starting import RuntimeName
+from convmae_deploy.backends.runtimes import RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes

@@ -1,55 +1,41 @@
-"""What runs a graph, in few words, and ONNX Runtime on the CPU or on an NVIDIA GPU, there with TensorRT too."""
+"""ONNX Runtime on the CPU or on an NVIDIA GPU, there with TensorRT too."""
 
 import contextlib
 import logging
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.gpu import Gpu, find_gpu
+from convmae_deploy.backends.base import (
+    ComputePrecision,
+    Device,
+    Feeds,
+    GraphSource,
+    OpenGraph,
+    Outputs,
+    Runtime,
+    check_threads,
+    does_not_run,
+)
+from convmae_deploy.backends.gpu import find_gpu
 from convmae_deploy.backends.tensorrt_library import cache_folder, import_tensorrt
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import InputSpec
-from convmae_deploy.errors import ConvMAEError, ModelError
+from convmae_deploy.bundle.manifest import InputSpec, Precision
+from convmae_deploy.errors import ConvMAEError
 
 logger = logging.getLogger("convmae_deploy")
-
-Device = Literal["auto", "cpu", "cuda"]
 
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}  # as ONNX Runtime calls them
 _LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
-
-
-class Backend(Protocol):
-    """Runs batches through one graph; `run` may be called from several threads at once."""
-
-    @property
-    def name(self) -> str:
-        """What runs the graph, for people."""
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """Where it runs, by the backend's own names, the preferred one first."""
-
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
-
-        Raises:
-            ModelError: the graph does not run.
-        """
-
-
-def describe_backend(backend: Backend) -> str:
-    """What runs the graph, and where, in a few words."""
-    return f"{backend.name} ({', '.join(backend.providers)})"
 
 
 class OnnxRuntimeBackend:
@@ -81,14 +67,14 @@ class OnnxRuntimeBackend:
         check_threads(threads)
         path = checked_path(bundle, file)
         self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
-        engines = _tensorrt_options(bundle, path, _tensorrt_gpu(device)) if tensorrt else None
+        engines = _tensorrt_options(bundle, path, device) if tensorrt else None
         self._session = _start(path, "cuda" if tensorrt else device, threads, engines)
         inputs, outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
         self._input, self._path = bundle.manifest.input.name, path
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
         try:
             found = self._session.run(list(outputs), {self._input: image})
@@ -97,31 +83,12 @@ class OnnxRuntimeBackend:
         return dict(zip(outputs, found, strict=True))
 
 
-def does_not_run(runtime: str, path: Path, images: int, error: Exception) -> ModelError:
-    """What to raise where a runtime fails in a run of so many images.
-
-    The graph was checked and has run or will run with others, so memory is the likeliest reason.
-    """
-    reason = " ".join(str(error).split())
-    return ModelError(
-        f"{runtime} could not run {path} on a batch of {images} ({reason}); free memory, use smaller batches, or "
-        "export it again"
-    )
-
-
-def check_threads(threads: int | None) -> None:
-    """Raises ConvMAEError unless `threads` is at least 1, or None."""
-    if threads is not None and threads < 1:
-        raise ConvMAEError(f"threads must be at least 1; got {threads}")
-
-
 def _start(path: Path, device: Device, threads: int | None, engines: dict[str, str] | None = None) -> Any:
     """A session; with `engines`, TensorRT's options, one in which TensorRT runs."""
-    options = onnxruntime.SessionOptions()
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if device == "cuda":
-        _require_gpu()
+    options = _session_options(threads)
+    problem = _problem(device, "fp32")
+    if problem is not None:
+        raise ConvMAEError(problem)
     has_cuda = _CUDA in onnxruntime.get_available_providers()
     cuda = device == "cuda" or (device == "auto" and has_cuda and _gpu_is_present())
     # Why a GPU does not start is in the log alone; all else that goes wrong is raised as well.
@@ -137,7 +104,7 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
             if cuda:
                 # Finds the CUDA and cuDNN libraries of the nvidia-* wheels, which are on no library path.
                 onnxruntime.preload_dlls()
-            session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+            session = _session(path, options, providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = " ".join(str(error).split())
         raise BundleError(
@@ -158,14 +125,44 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
     return session
 
 
-def _require_gpu() -> None:
+def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+    """A graph on the CPU; see `GraphOpener`."""
+    options = _session_options(threads)
+    options.log_severity_level = _LOG_FATAL_ERRORS  # the exception says it all
+    options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _session(source, options, [_CPU])
+
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
+
+    return OpenGraph(tuple(entry.name for entry in session.get_inputs()), run)
+
+
+def _session_options(threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    return options
+
+
+def _session(source: GraphSource, options: Any, providers: Sequence[Any]) -> Any:
+    graph = str(source) if isinstance(source, Path) else source
+    return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
+
+
+def _problem(device: Device, precision: Precision) -> str | None:
+    """Why ONNX Runtime cannot run graphs of a precision on a device."""
+    if device != "cuda":
+        return "ONNX Runtime's CPU provider has no bf16" if precision == "bf16" else None
     if _CUDA not in onnxruntime.get_available_providers():
-        raise ConvMAEError(
+        return (
             f"device cuda needs onnxruntime-gpu, found onnxruntime {onnxruntime.__version__} without CUDA; "
             "install onnxruntime-gpu or use device cpu"
         )
     if not _gpu_is_present():
-        raise ConvMAEError("device cuda needs an NVIDIA GPU with its driver, found none; use device auto or cpu")
+        return "device cuda needs an NVIDIA GPU with its driver, found none; use device auto or cpu"
+    return None
 
 
 def _gpu_is_present() -> bool:
@@ -173,29 +170,35 @@ def _gpu_is_present() -> bool:
     return find_gpu() is not None
 
 
-def _tensorrt_gpu(device: Device) -> Gpu:
-    """The GPU that ONNX Runtime's TensorRT is to run on.
-
-    Raises:
-        ConvMAEError: there is none, or TensorRT is not there.
-    """
-    gpu = find_gpu()
-    if device == "cpu" or gpu is None:
+def _tensorrt_problem(device: Device, precision: Precision) -> str | None:
+    """Why ONNX Runtime's TensorRT cannot run here, as far as can be told without loading it."""
+    if device == "cpu" or not _gpu_is_present():
         found = "got device cpu" if device == "cpu" else "found none"
-        raise ConvMAEError(
-            f"runtime onnxruntime-tensorrt needs an NVIDIA GPU with its driver, {found}; use runtime onnxruntime"
-        )
+        return f"runtime onnxruntime-tensorrt needs an NVIDIA GPU with its driver, {found}; use runtime onnxruntime"
     if _TENSORRT not in onnxruntime.get_available_providers():
-        raise ConvMAEError(
+        return (
             f"runtime onnxruntime-tensorrt needs onnxruntime-gpu, found onnxruntime {onnxruntime.__version__} without "
             "TensorRT; install onnxruntime-gpu or use runtime onnxruntime"
         )
+    return None
+
+
+def _describe(precision: Precision, computes_in: ComputePrecision | None) -> str:
+    """The CPU's provider with its version; the package is called onnxruntime or onnxruntime-gpu."""
+    where = _CPU + (f", which computes most of {precision} in fp32" if precision in ONNX_RUNTIME.widens else "")
+    return f"onnxruntime {onnxruntime.__version__} ({where})"
+
+
+def _tensorrt_options(bundle: Bundle, path: Path, device: Device) -> dict[str, str]:
+    """Options of ONNX Runtime's TensorRT: the graph's types, the bundle's batches, and what to keep where.
+
+    Raises:
+        ConvMAEError: TensorRT cannot run here.
+    """
+    problem, gpu = _tensorrt_problem(device, "fp32"), find_gpu()
+    if problem is not None or gpu is None:
+        raise ConvMAEError(problem)
     import_tensorrt("tensorrt")  # whose libraries are on no library path; ONNX Runtime finds those that are loaded
-    return gpu
-
-
-def _tensorrt_options(bundle: Bundle, path: Path, gpu: Gpu) -> dict[str, str]:
-    """Options of ONNX Runtime's TensorRT: the graph's types, the bundle's batches, and what to keep where."""
     _, description = bundle.graph(path.name)
     machine = re.sub(r"[^a-z0-9.]+", "-", f"{gpu.name} cuda{gpu.cuda} onnxruntime{onnxruntime.__version__}".lower())
     folder = cache_folder() / "onnxruntime" / machine / description.sha256[:16]
@@ -223,3 +226,20 @@ def _batch_range(spec: InputSpec) -> dict[str, str]:
 
 def _tensors(items: Any) -> list[GraphTensor]:
     return [GraphTensor(item.name, item.type, tuple(item.shape)) for item in items]
+
+
+ONNX_RUNTIME = Runtime(
+    title="ONNX Runtime",
+    devices=("cpu", "cuda"),
+    problem=_problem,
+    open=OnnxRuntimeBackend,
+    open_graph=open_graph,
+    describe=_describe,
+    widens=("fp16",),  # x86-64, 1.31
+)
+ONNX_RUNTIME_TENSORRT = Runtime(
+    title="ONNX Runtime TensorRT",
+    devices=("cuda",),
+    problem=_tensorrt_problem,
+    open=partial(OnnxRuntimeBackend, tensorrt=True),
+)

@@ -6,22 +6,33 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.onnxruntime_backend import Device, check_threads, does_not_run
+from convmae_deploy.backends.base import (
+    ComputePrecision,
+    Device,
+    Feeds,
+    GraphSource,
+    OpenGraph,
+    Outputs,
+    PerformanceHint,
+    Runtime,
+    check_threads,
+    does_not_run,
+    not_installed,
+)
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
-
-ComputePrecision = Literal["fp32", "bf16"]
-PerformanceHint = Literal["latency", "throughput"]
 
 _TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
-_CAPABILITIES: dict[ComputePrecision, str] = {"fp32": "FP32", "bf16": "BF16"}
+_AS_IN_GRAPH = "dynamic"  # a precision hint; with "f32" it computes float16 graphs in float32
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "FP32"}
 
 
 class OpenVinoBackend:
@@ -62,14 +73,8 @@ class OpenVinoBackend:
         path = checked_path(bundle, file)
         core = openvino_core()
         _require(precision, core)
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],  # else bf16 wherever the CPU has it
-            "PERFORMANCE_HINT": hint.upper(),
-            # Pinned, the models of one server, and every other process with OpenVINO, would all take the first cores.
-            "ENABLE_CPU_PINNING": False,
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        # without its precision it would be bf16 wherever the CPU has it
+        settings = _settings(_PRECISION_HINTS[precision], threads) | {"PERFORMANCE_HINT": hint.upper()}
         self._compiled = _compile(core, path, settings, openvino.__version__)
         computes_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if computes_in != _PRECISION_HINTS[precision]:
@@ -86,7 +91,7 @@ class OpenVinoBackend:
         # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
         self._idle: deque[Any] = deque()
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:
@@ -101,7 +106,7 @@ class OpenVinoBackend:
         except RuntimeError as error:  # all that OpenVINO raises
             raise does_not_run(f"OpenVINO {self._version}", self._path, len(image), error) from error
 
-    def _run(self, parts: Sequence[NDArray[np.float32]], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def _run(self, parts: Sequence[NDArray[np.float32]], outputs: Sequence[str]) -> Outputs:
         """Runs parts of a batch side by side."""
         with self._requests(len(parts)) as requests:
             if len(parts) == 1:
@@ -140,10 +145,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ConvMAEError(
-            "runtime openvino needs OpenVINO, which is not installed; "
-            "install it with: pip install 'convmae-deploy[openvino]'"
-        ) from error
+        raise not_installed("openvino", "OpenVINO") from error
     return openvino
 
 
@@ -176,7 +178,7 @@ def openvino_precisions() -> tuple[ComputePrecision, ...]:
         found = openvino_capabilities()
     except ConvMAEError:
         return ()
-    return tuple(precision for precision, capability in _CAPABILITIES.items() if capability in found)
+    return tuple(precision for precision in _PRECISION_HINTS if _CAPABILITIES[precision] in found)
 
 
 def _require(precision: ComputePrecision, core: Any) -> None:
@@ -189,6 +191,29 @@ def _require(precision: ComputePrecision, core: Any) -> None:
         )
 
 
+def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+    """A graph on the CPU, which OpenVINO always optimises; see `GraphOpener`."""
+    import_openvino()  # the core of earlier graphs would hide that it is missing
+    core = openvino_core()
+    compiled = core.compile_model(core.read_model(source), "CPU", _settings(_AS_IN_GRAPH, threads))
+
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        return _outputs(compiled(dict(feeds)), outputs)
+
+    return OpenGraph(tuple(port.any_name for port in compiled.inputs), run)
+
+
+def _settings(precision_hint: str, threads: int | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision_hint,
+        # Pinned, the models of one server, and every other process with OpenVINO, would all take the first cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
 def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> Any:
     try:
         return core.compile_model(path, "CPU", settings)
@@ -197,7 +222,24 @@ def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> A
         raise BundleError(f"OpenVINO {version} cannot load {path} ({reason}); export it again") from error
 
 
-def _outputs(results: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _problem(device: Device, precision: Precision) -> str | None:
+    """Why OpenVINO cannot compute graphs of a precision as they are written."""
+    try:
+        import_openvino()
+    except ConvMAEError as error:
+        return str(error)
+    if _CAPABILITIES[precision] not in openvino_capabilities():
+        return f"OpenVINO computes {precision} in fp32 on this CPU"
+    return None
+
+
+def _describe(precision: Precision, computes_in: ComputePrecision | None) -> str:
+    version = import_openvino().__version__.split("-")[0]
+    types = computes_in or "the graph's types"
+    return f"openvino {version} (CPU, in {types})"
+
+
+def _outputs(results: Any, names: Sequence[str]) -> Outputs:
     # The results are views of the request's memory, which its next run overwrites; the others need no copy.
     return {name: np.array(results[name]) for name in names}
 
@@ -213,3 +255,16 @@ def _tensors(ports: Any, known: Collection[str]) -> list[GraphTensor]:
         for port in ports
         for name in sorted(port.get_names() & set(known)) or [port.any_name]
     ]
+
+
+OPENVINO = Runtime(
+    title="OpenVINO",
+    extras=("openvino",),
+    problem=_problem,
+    open=OpenVinoBackend,
+    options=("precision", "hint"),
+    precisions=openvino_precisions,
+    shares_threads=True,
+    open_graph=open_graph,
+    describe=_describe,
+)

@@ -5,9 +5,10 @@ come from a source that is trusted, and the hash in an engine's record, which li
 made both. So no engine is run unless its user chose runtime tensorrt, which is never the default; whoever got a bundle
 from somebody they do not trust takes its graph, which is checked (see `bundle.graphs.limits`), and builds the engine
 themselves. A version-compatible engine holds a program for the CPU as well, which runs with all rights of the process:
-it takes a further choice, `trust_code`.
+it takes a further choice, `trust_engine_code`.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.backends.base import Device, Outputs, Runtime, check_threads, not_installed
 from convmae_deploy.backends.engine_record import (
     EngineRecord,
     check_engine,
@@ -27,13 +29,14 @@ from convmae_deploy.backends.engine_record import (
     rebuild,
 )
 from convmae_deploy.backends.gpu import find_gpu
-from convmae_deploy.backends.onnxruntime_backend import Device, check_threads, logger
 from convmae_deploy.backends.tensorrt_lane import Cuda, EngineSpec, Lane
 from convmae_deploy.backends.tensorrt_library import Severity, import_tensorrt, make_logger
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.manifest import Manifest, Precision
 from convmae_deploy.errors import ConvMAEError
+
+logger = logging.getLogger("convmae_deploy")
 
 _TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
 
@@ -49,7 +52,7 @@ class TensorRtBackend:
         device: Device = "auto",
         threads: int | None = None,
         streams: int = 2,
-        trust_code: bool = False,
+        trust_engine_code: bool = False,
     ) -> None:
         """Loads an engine.
 
@@ -59,28 +62,22 @@ class TensorRtBackend:
             device: "auto" is the GPU too.
             threads: has no meaning on a GPU.
             streams: batches that run side by side, each with memory of its own; more callers wait.
-            trust_code: whether the program for the CPU that a version-compatible engine holds may run.
+            trust_engine_code: whether the program for the CPU that a version-compatible engine holds may run.
 
         Raises:
             BundleError: there is no engine, or it is not for this bundle, GPU or version of TensorRT.
             ConvMAEError: TensorRT is not installed, there is no GPU, or it does not load the engine.
         """
         check_threads(threads)
-        if device == "cpu":
-            raise ConvMAEError(
-                "runtime tensorrt runs on an NVIDIA GPU, not on device cpu; use runtime onnxruntime or openvino there"
-            )
         gpu = find_gpu()  # first of all: without a driver TensorRT may end the process
-        if gpu is None:
-            raise ConvMAEError(
-                "runtime tensorrt needs an NVIDIA GPU with its driver, found none; use runtime onnxruntime or openvino"
-            )
+        if device == "cpu" or gpu is None:
+            raise ConvMAEError(_problem(device))
         engine = find_engine(bundle, file)
         record = read_record(engine)
         content = check_engine(engine, record, bundle)
         tensorrt = import_tensorrt(record.flavour)
         check_machine(engine, record, tensorrt.__version__, gpu)
-        if record.version_compatible and not trust_code:
+        if record.version_compatible and not trust_engine_code:
             raise ConvMAEError(
                 f"{engine} holds a program that runs with your rights, and nothing says who made it; if you built it "
                 "or trust its maker, use --trust-engine-code (server: CONVMAE_TRUST_ENGINE_CODE=true), else "
@@ -96,7 +93,7 @@ class TensorRtBackend:
         self._idle: deque[Lane] = deque()
         self._turns = threading.Semaphore(streams)
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         A batch runs in the smallest profile that takes it, filled up to that profile's size; one above the largest
@@ -175,13 +172,30 @@ def import_cuda() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise ConvMAEError(
-            "runtime tensorrt needs cuda-bindings, which is not installed; "
-            "install it with: pip install 'convmae-deploy[tensorrt]'"
-        ) from error
+        raise not_installed("tensorrt", "cuda-bindings") from error
     return runtime
 
 
 def _on_message(severity: Severity, message: str) -> None:
     if severity in ("error", "warning"):
         logger.warning("TensorRT: %s", message)
+
+
+def _problem(device: Device, precision: Precision = "fp32") -> str | None:
+    """Why no engine can run here; whether one fits this machine is in its record."""
+    if device == "cpu":
+        return "runtime tensorrt runs on an NVIDIA GPU, not on device cpu; use runtime onnxruntime or openvino there"
+    if find_gpu() is None:
+        return "runtime tensorrt needs an NVIDIA GPU with its driver, found none; use runtime onnxruntime or openvino"
+    return None
+
+
+TENSORRT = Runtime(
+    title="TensorRT",
+    extras=("tensorrt", "tensorrt-rtx"),
+    devices=("cuda",),
+    problem=_problem,
+    open=TensorRtBackend,
+    options=("trust_engine_code",),
+    takes_engines=True,
+)

@@ -6,8 +6,8 @@ that, which options it takes, and what people at a terminal see. Programs read `
 
 from pathlib import Path
 
-from convmae_deploy.backends.onnxruntime_backend import Device
-from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Device
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.tasks.base import Predictor

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.onnxruntime_backend import Backend, Device
-from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Backend, Device
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec
 from convmae_deploy.errors import ConvMAEError, ModelError

@@ -9,14 +9,10 @@ from typing import Literal, get_args
 
 import onnxruntime
 
+from convmae_deploy.backends.base import ComputePrecision, PerformanceHint
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
 from convmae_deploy.backends.gpu import find_gpu
-from convmae_deploy.backends.openvino_backend import (
-    ComputePrecision,
-    PerformanceHint,
-    import_openvino,
-    openvino_precisions,
-)
+from convmae_deploy.backends.openvino_backend import import_openvino, openvino_precisions
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError

@@ -9,7 +9,7 @@ from typing import Literal
 import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
-from convmae_deploy.backends.openvino_backend import ComputePrecision, PerformanceHint
+from convmae_deploy.backends.base import ComputePrecision, PerformanceHint
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import TASKS

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
-from convmae_deploy.backends.starting import RuntimeName, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Device, describe_backend
+from convmae_deploy.backends.runtimes import RuntimeName, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from convmae_deploy.backends.base import Backend
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
-from convmae_deploy.backends.onnxruntime_backend import Backend, OnnxRuntimeBackend
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
 from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
-from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision

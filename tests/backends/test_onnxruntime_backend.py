@@ -9,9 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from convmae_deploy.backends.base import Device
 from convmae_deploy.backends.gpu import Gpu
-from convmae_deploy.backends.onnxruntime_backend import Device, OnnxRuntimeBackend
-from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
+from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of

@@ -15,14 +15,10 @@ import onnx
 import pytest
 
 from convmae_deploy.backends import openvino_backend
+from convmae_deploy.backends.base import PerformanceHint
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.backends.openvino_backend import (
-    OpenVinoBackend,
-    PerformanceHint,
-    openvino_core,
-    openvino_precisions,
-)
-from convmae_deploy.backends.starting import RuntimeOptions
+from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_core, openvino_precisions
+from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of

@@ -15,7 +15,7 @@ from convmae_deploy.backends import tensorrt_backend
 from convmae_deploy.backends.engine_record import EngineProfile, EngineRecord, read_record, record_path
 from convmae_deploy.backends.gpu import Gpu
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.backends.starting import RuntimeOptions, start_backend
+from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.backends.tensorrt_backend import TensorRtBackend
 from convmae_deploy.backends.tensorrt_lane import Cuda
 from convmae_deploy.backends.tensorrt_library import Flavour
@@ -236,7 +236,7 @@ def test_photos_are_classified_as_on_the_cpu(machine: Machine) -> None:
 
 def test_a_version_compatible_engine_runs_on_later_versions_with_its_own_runtime(machine: Machine) -> None:
     machine.change_record(version_compatible=True, tensorrt_version="10.3.0.1")
-    TensorRtBackend(machine.bundle, trust_code=True)
+    TensorRtBackend(machine.bundle, trust_engine_code=True)
     assert machine.tensorrt.runtimes[0].engine_host_code_allowed is True
     machine.change_record(tensorrt_version="10.9.1.0")
     assert "or a later one of the same major version, found 10.9.0.34" in machine.refusal()
@@ -256,7 +256,7 @@ def test_the_program_inside_an_engine_runs_only_where_its_user_said_so(machine: 
 
 def test_an_engine_that_hides_its_program_is_not_allowed_to_run_it(machine: Machine) -> None:
     machine.change_record(version_compatible=False)
-    TensorRtBackend(machine.bundle, trust_code=True)
+    TensorRtBackend(machine.bundle, trust_engine_code=True)
     assert machine.tensorrt.runtimes[0].engine_host_code_allowed is False
 
 

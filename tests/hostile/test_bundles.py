@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convmae_deploy.backends.starting import RuntimeName, RuntimeOptions
+from convmae_deploy.backends.runtimes import RuntimeName, RuntimeOptions
 from convmae_deploy.tasks import open_predictor
 from tests.bundle_factory import make_bundle, make_graph, write_manifest
 from tests.hostile.bounds import MEGABYTE, Ending, bounded

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.onnxruntime_backend import Backend
+from convmae_deploy.backends.base import Backend
 from convmae_deploy.bundle.manifest import Manifest
 from tests.waiting import PATIENCE_SECONDS, wait_for
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from convmae_deploy.backends.starting import RuntimeOptions
+from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.bundle.manifest import (
     BundleFile,
     InputSpec,
