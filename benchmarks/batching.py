@@ -21,10 +21,10 @@ from typing import Final
 import tyro
 
 from benchmarks.load import Load, Plan, run_load
-from benchmarks.machine import available_cores, processor
 from benchmarks.serving import serve, write_photo
 from benchmarks.simulated_device import BATCH_SIZES
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import available_cores, processor
 from serving.settings import default_bundles
 
 PHOTO_SIZE: Final = (200, 150)  # in pixels; small, so that the device is what requests wait for

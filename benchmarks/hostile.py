@@ -27,9 +27,9 @@ import tyro
 from benchmarks.hostile_photos import PHOTOS
 from benchmarks.hostile_videos import VIDEOS, make_video
 from benchmarks.load import ROOT
-from benchmarks.machine import available_cores, processor
 from benchmarks.random_bundle import random_task, write_random_bundle
 from benchmarks.serving import serve, write_photo
+from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
 from serving.guard import VIDEO_PATH
 from serving.settings import SHIPPED_BUNDLE

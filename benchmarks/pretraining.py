@@ -43,7 +43,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.machine import available_cores, processor
 from benchmarks.pretraining_steps import (
     DENSE,
     DENSE_ENCODER,
@@ -59,6 +58,7 @@ from benchmarks.pretraining_steps import (
 )
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
+from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.models.convmae import MODELS
 from convmae_deploy.program import run_program
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from benchmarks.dense_masked import DenseMaskedPretraining
 from benchmarks.dense_masked_video import DenseMaskedVideo, plain_depthwise
-from benchmarks.machine import peak_memory_gb
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.machine import keep_freed_memory
+from convmae_deploy.machine import keep_freed_memory, peak_memory_bytes
 from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.models.masking import draw_noise, keep_lowest, keep_tubes
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
@@ -161,7 +160,7 @@ class Bench:
         """See `Contender`."""
         if self.workload.device == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
-        return peak_memory_gb()
+        return peak_memory_bytes() / 1e9
 
 
 class BenchProcess:

@@ -6,7 +6,11 @@
     python -m benchmarks.random_bundle --task video-classification --variant base --max-batch 2 --verify --out B
 
 Its manifest carries no numerics report, so that the runtime warns: nobody should take its predictions for anything.
-With `--verify` it is made by `python -m export`, with all that this compares.
+With `--verify` it is made by `python -m export`, with all that this compares. With `--checkpoint` the weights are kept,
+so that PyTorch can be measured beside:
+
+    python -m benchmarks.random_bundle --variant base --max-batch 8 --out B --checkpoint C
+    python -m export.benchmark B --checkpoint C --batch-sizes 1 8
 """
 
 import tempfile
@@ -33,9 +37,9 @@ from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
-from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.graphs.to_onnx import without_outputs
 from export.packaging import BundleContent, describe_file, write_manifest
+from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
 from export.tasks.base import ExportTask
 from export.verification.inputs import Samples
@@ -45,6 +49,7 @@ TaskName = Literal["classification", "detection", "segmentation", "video-classif
 SEED = 0
 COMMAND = ["python", "-m", "benchmarks.random_bundle"]
 DETECTOR_VARIANTS = ("nano", "tiny", "base")
+LIKELY = 3.0  # logit, which is a score of 0.07 among 81 of which ten have it; the threshold is 0.05
 WINDOW = (512, 512)  # (height, width) in pixels of a segmenter's input
 
 
@@ -60,6 +65,7 @@ class RandomBundleConfig:
     max_batch: int = 32  # largest batch that the bundle takes
     calibrate: Path | None = None  # int8: folder of photos or videos; any drop of the metric is accepted
     verify: bool = False  # compare the graph with PyTorch as every export does
+    checkpoint: Path | None = None  # where to keep the checkpoint of the same weights; default: nowhere
 
 
 def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
@@ -71,11 +77,12 @@ def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord
 
 
 def random_detector(variant: str) -> tuple[ConvMAEDetector, CheckpointRecord]:
-    """A Mask R-CNN with an FPN; its score threshold is 0, so that it gives 100 detections whatever it sees."""
+    """A Mask R-CNN with an FPN that gives 100 detections whatever it sees: ten classes are likely everywhere."""
     check_variant(variant, DETECTOR_VARIANTS)
     config, detector = DETECTORS[f"{variant}_fpn"]()
     model = build_detector(config, detector, num_classes=80)
-    model.roi_heads.score_thresh = 0.0
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[1:11] = LIKELY
     return model, CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
 
 
@@ -193,7 +200,7 @@ def write_verified_bundle(config: RandomBundleConfig) -> None:
     """
     model, record = random_model(config.task, config.variant)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "random"
+        checkpoint = config.checkpoint or Path(folder) / "random"
         save_checkpoint(checkpoint, model.state_dict(), record)
         export = export_config(checkpoint, config.out, config.max_batch, config.precision, config.calibrate)
         export_bundle(export, Console(), COMMAND)
@@ -220,8 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_verified_bundle(config)
         print(f"Verified and written: {config.out}")
         return
-    task = random_task(config.task, config.variant)
+    model, record = random_model(config.task, config.variant)
+    task = EXPORTS[config.task].assemble(model, record)
     write_random_bundle(config.out, task, config.max_batch, config.precision, config.calibrate)
+    if config.checkpoint is not None:
+        save_checkpoint(config.checkpoint, model.state_dict(), record)
     print(f"Written, not verified: {config.out}")
 
 

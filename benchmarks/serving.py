@@ -27,9 +27,9 @@ import tyro
 from PIL import Image
 
 from benchmarks.load import ROOT, Load, Plan, connected, run_load
-from benchmarks.machine import available_cores, processor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
+from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.media.images import ImageLimits
 from convmae_deploy.tasks.classification import Classifier
 from serving.inference import Health, RequestLimits, Timings, classify_uploads

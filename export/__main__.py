@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision, input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
@@ -29,7 +30,6 @@ from convmae_deploy.program import run_program
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
-from export.graphs.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.graphs.to_onnx import OPSET, ExportedGraph, without_outputs
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
@@ -41,13 +41,19 @@ from export.packaging import (
     manifest_of,
     write_manifest,
 )
-from export.reports.report import FAILED_SUFFIX, print_report
+from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
+from export.reports.outcomes import print_report
+from export.runtimes.runners import file_runner, runtimes_for
+from export.steps import find_loss, photo_batch, run_verification, verification_samples
 from export.tasks import open_task
 from export.tasks.base import ExportTask
+from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Verification, VerificationError
+from export.verification.explaining import Suspect, explain
+from export.verification.gates import GATES
 from export.verification.inputs import Batch, Samples, verification_batches
-from export.verification.runners import file_runner, runners_for
-from export.verification.steps import explain, photo_batch, run_verification, verification_samples
+from export.verification.layer_errors import LayerErrors
+from export.verification.reproducer import FAILED_SUFFIX
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
@@ -239,17 +245,27 @@ class Exporter:
     def _failure(
         self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification
     ) -> VerificationError:
-        candidate = file_runner(runners_for(precision)[0], path, self.task.outputs)
-        return explain(
-            self.task,
-            graph,
-            candidate,
-            verification,
-            failed_folder(self.config),
-            self.command,
-            f" in {precision}, so no bundle was written",
+        task, gate, runtime = self.task, GATES[precision], runtimes_for(precision)[0]
+        failure = verification.worst
+
+        def find(images: FloatArray) -> Divergence | LayerErrors:
+            if precision == "fp32" or self.float32 is None:
+                return find_divergence(graph, images, gate)
+            return find_loss(task, graph.model, self.float32.model, Batch(failure.batch.name, images), precision)
+
+        suspect = Suspect(
+            model=graph.model,
+            input=graph.input,
+            outputs=task.outputs,
             precision=precision,
-            float32=None if precision == "fp32" or self.float32 is None else self.float32.model,
+            runtime=runtime,
+            start=lambda: file_runner(runtime, path, task.outputs),
+            find=find,
+        )
+        evidence = explain(suspect, verification, task.reference, failed_folder(self.config), self.command)
+        return VerificationError(
+            f"the graph does not give PyTorch's numbers in {precision}, so no bundle was written: worst output "
+            f"{failure.output} on {failure.batch.name}, {failure.comparison.problem}{evidence}"
         )
 
 

@@ -41,9 +41,8 @@ from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
-from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from export.benchmarking.plot import draw_record
-from export.benchmarking.process import Competitor, ContenderError, ContenderProcess
+from export.benchmarking.process import WorkerError, WorkerProcess
 from export.benchmarking.report import (
     BenchmarkRecord,
     Judged,
@@ -58,6 +57,7 @@ from export.benchmarking.report import (
 from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
+from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
 from export.verification.inputs import Samples, graph_input, made_photos, read_photos
 from export.verification.video_inputs import made_clips, read_videos
 
@@ -79,7 +79,7 @@ class BenchmarkConfig:
     rounds: int = 10  # turns of each contender at each batch size
     warm_up: int = 3  # runs before them, at each batch size
     threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
-    runtimes: tuple[Way, ...] = WAYS  # which to measure
+    runtimes: tuple[Measured, ...] = MEASURED  # which to measure
     files: tuple[str, ...] = ()  # of the bundle, for instance model.onnx; default: all
     # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
     trust_engine_code: bool = False
@@ -108,8 +108,12 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
     bundle = load_bundle(config.bundle)
     plan = Plan(batch_sizes=batch_sizes(config, bundle), rounds=config.rounds, warm_up=config.warm_up)
     data = None if config.data is None else config.data.absolute()
-    contenders, left_out = find_contenders(
-        bundle, checkpoint=config.checkpoint is not None, ways=config.runtimes, files=config.files or None
+    combinations, left_out = to_measure(
+        bundle,
+        checkpoint=config.checkpoint is not None,
+        runtimes=config.runtimes,
+        files=config.files,
+        trusted=config.trust_engine_code,
     )
     samples = benchmark_samples(bundle, data, min(max(plan.batch_sizes), config.samples))
     facts, load = machine_facts(config.threads), load_average()
@@ -120,18 +124,18 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
     ):
         inputs = [graph_input(sample, bundle.manifest.preprocessing) for sample in samples.images]
         np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
-        bar = progress.add_task("", total=steps(contenders, plan))
+        bar = progress.add_task("", total=steps(combinations, plan))
 
         def tell(what: str, advance: int) -> None:
             progress.update(bar, description=what, advance=advance)
             progress.refresh()
 
         entries = measure(
-            contenders,
+            combinations,
             opener(config, bundle, Path(temporary)),
             plan,
             tell,
-            answer=None if data is None else lambda competitor: competitor.answers(data, config.samples),
+            answer=None if data is None else lambda process: process.answers(data, config.samples),
             exact_outputs=not task_of(bundle.manifest).GIVES_LISTS,
         )
     judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
@@ -150,7 +154,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         counted=judged.counted,
         contenders=records,
         rows=rows,
-        left_out=tuple(LeftOutRecord(name=one.name, reason=one.reason) for one in left_out),
+        left_out=tuple(LeftOutRecord(name=name, reason=reason) for name, reason in left_out.items()),
         advice=advise(rows, records, unit_of(bundle.manifest.task), judged.counted),
     )
 
@@ -196,29 +200,28 @@ def load_average() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def opener(config: BenchmarkConfig, bundle: Bundle, folder: Path) -> Callable[[Contender], Competitor]:
+def opener(config: BenchmarkConfig, bundle: Bundle, folder: Path) -> Callable[[Combination], WorkerProcess]:
     """What starts the processes, as long as there is memory for one more: all of them stay until the end."""
     least = FREE_MEMORY * max(file.bytes for file in bundle.manifest.files.values())
 
-    def open_competitor(contender: Contender) -> Competitor:
+    def open_process(combination: Combination) -> WorkerProcess:
         free = free_memory()
         if free is not None and free < least:
-            raise ContenderError(
+            raise WorkerError(
                 f"only {free / 1e9:.1f} GB of memory are free while the others wait for their turns; measure fewer at "
                 "a time with --runtimes or --files"
             )
         job = Job(
-            contender=contender,
+            combination=combination,
             bundle=config.bundle.absolute(),
             checkpoint=None if config.checkpoint is None else config.checkpoint.absolute(),
             threads=config.threads,
             inputs=folder / INPUTS_NAME,
-            trust_engine_code=config.trust_engine_code,
         )
         name = f"process-{len(list(folder.iterdir()))}"
-        return ContenderProcess(job, folder / name, {"OMP_NUM_THREADS": str(config.threads)})
+        return WorkerProcess(job, folder / name, {"OMP_NUM_THREADS": str(config.threads)})
 
-    return open_competitor
+    return open_process
 
 
 def free_memory() -> int | None:
@@ -234,17 +237,17 @@ def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> J
     from export.tasks import read_task_data  # it imports torch
 
     task_data = read_task_data(data, bundle.manifest, limit=limit)
-    answered = {entry.contender: entry.answers for entry in entries if entry.answers is not None}
+    answered = {entry.combination: entry.answers for entry in entries if entry.answers is not None}
     if not answered:
         return Judged()
     first = next(iter(answered.values()))
-    agreements = {contender: task_data.agreement(first, answers) for contender, answers in answered.items()}
+    agreements = {one: task_data.agreement(first, answers) for one, answers in answered.items()}
     return Judged(
         counted=next(iter(agreements.values())).counted,
-        agreement={contender: agreement.share for contender, agreement in agreements.items()},
+        agreement={one: agreement.share for one, agreement in agreements.items()},
         metrics={
-            contender: {metric.name: metric.value for metric in task_data.metrics(answers)}
-            for contender, answers in answered.items()
+            one: {metric.name: metric.value for metric in task_data.metrics(answers)}
+            for one, answers in answered.items()
         }
         if task_data.labelled
         else {},

@@ -1,19 +1,12 @@
 """The bundle's files around a verified graph: the manifest and the licence, and a last look through the runtime."""
 
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
-import torch
-
-import convmae_deploy
-from convmae_deploy.backends.base import Backend, describe_backend
-from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.backends.openvino_backend import OpenVinoBackend
+from convmae_deploy.backends.base import Backend, Outputs, describe_backend
+from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, file_inside
 from convmae_deploy.bundle.manifest import (
     LICENCE_NAME,
@@ -42,12 +35,12 @@ from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.tasks.features import POOLED
 from export.graphs.to_onnx import OPSET
+from export.runtimes.runners import Runner
+from export.tool_versions import tool_versions
 from export.verification.elementwise import VerificationError
 from export.verification.inputs import Batch
-from export.verification.runners import Outputs, Runner, runner_problem
 
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
-TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,23 +183,11 @@ def check_with_runtime(
 
 
 def serving_backend(bundle: Bundle, file: str, precision: Precision) -> Backend | None:
-    """What would serve a graph on a CPU: ONNX Runtime, or OpenVINO where that cannot; None: nothing that is here."""
-    if runner_problem("onnxruntime", precision) is None:
-        return OnnxRuntimeBackend(bundle, file=file, device="cpu")
-    if runner_problem("openvino", precision) is None:
-        return OpenVinoBackend(bundle, file=file, device="cpu")
+    """What would serve a graph on a CPU: the first runtime that can; None: nothing that is here."""
+    for name, runtime in RUNTIMES.items():
+        if runtime.problem("cpu", precision) is None:
+            return start_backend(bundle, device="cpu", options=RuntimeOptions(runtime=name, file=file))
     return None
-
-
-def tool_versions() -> dict[str, str]:
-    """The versions that made the graph."""
-    return {
-        "convmae_deploy": convmae_deploy.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,  # with its build, which the package's metadata may lack
-        "onnxruntime": onnxruntime.__version__,  # the package is called onnxruntime or onnxruntime-gpu
-        **{tool: version(tool) for tool in TOOLS},
-    }
 
 
 def _provenance(content: BundleContent) -> dict[str, str]:

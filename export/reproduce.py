@@ -92,7 +92,7 @@ def run(path: Path, inputs: dict[str, Any], outputs: list[str], runtime: str) ->
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # the exception says it all
     providers = {
-        "cuda": ["CUDAExecutionProvider"],
+        "onnxruntime-cuda": ["CUDAExecutionProvider"],
         "onnxruntime-tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
     }
     session = onnxruntime.InferenceSession(

@@ -31,7 +31,7 @@ from rich.console import Console
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
-from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint, read_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
@@ -40,15 +40,16 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
-from export.reports.report import FAILED_SUFFIX
-from export.tasks import SPLIT, open_task, read_task_data
+from export.reports.outcomes import print_outcomes
+from export.runtimes.combinations import Combination, Verified, to_verify
+from export.runtimes.runners import start
+from export.steps import CLIPS, PHOTOS, run_verification, verification_samples
+from export.tasks import EXPORTS, SPLIT, open_task, read_task_data
 from export.tasks.base import ExportTask
-from export.verification.combinations import Combination, RuntimeChoice, combinations_of, start
 from export.verification.elementwise import VerificationError
 from export.verification.explaining import Explainer
 from export.verification.inputs import Batch, Samples, made_photos, verification_batches
-from export.verification.outcomes import print_outcomes
-from export.verification.steps import CLIPS, PHOTOS, run_verification, verification_samples
+from export.verification.reproducer import FAILED_SUFFIX
 from export.verification.task_data import TaskData
 from export.verification.task_metrics import predictor_on
 from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
@@ -63,7 +64,7 @@ class VerifyConfig:
     # the run folder or checkpoint; default: none, the bundle's own fp32 graph in ONNX Runtime is the reference
     checkpoint: Path | None = None
     file: tuple[str, ...] = ()  # which files of the bundle; default: all, engines too
-    runtime: tuple[RuntimeChoice, ...] = ()  # what to run them on; default: all that are here
+    runtime: tuple[Verified, ...] = ()  # what to run them on; default: all that are here
     # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
     trust_engine_code: bool = False
     # photos or videos, labelled ones for the task's metric; default: those the run was validated on, else made
@@ -105,7 +106,7 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     bundle = load_bundle(config.bundle)
     if bundle.graph()[1].precision != "fp32":
         raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
-    combinations = combinations_of(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
+    combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
     task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
     reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
     data = None  # before minutes of work: a mistake in them ends it all
@@ -198,13 +199,13 @@ def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
     Raises:
         ConvMAEError: it is one for another task, or cannot be opened.
     """
-    task = open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
-    if task.task != bundle.manifest.task:
+    task, kind = bundle.manifest.task, read_checkpoint(checkpoint)[0].kind
+    if kind not in EXPORTS[task].kinds:
         raise ConvMAEError(
-            f"{bundle.path} is a {bundle.manifest.task} model and {checkpoint} one for {task.task}; "
-            "give the checkpoint that it was exported from"
+            f"{bundle.path} is a {task} model and {checkpoint} holds: {kind}; give the checkpoint that it was exported "
+            "from"
         )
-    return task
+    return open_task(checkpoint, bundle.manifest.preprocessing.input_size, task)
 
 
 def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:

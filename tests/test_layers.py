@@ -10,18 +10,33 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("training", "export", "serving")
 TORCHLESS = ("backends", "bundle", "extraction", "media", "tasks")  # rooms of the library that run without torch
-# What each room of the library may import of the others; the modules beside the rooms are open to all.
-MAY_IMPORT: dict[str, set[str]] = {
-    "media": set(),
-    "bundle": set(),
-    "models": set(),
-    "backends": {"bundle"},
-    "tasks": {"backends", "bundle", "media"},
-    "extraction": {"media", "tasks"},
-    "data": {"bundle", "media", "tasks"},
-    "checkpoints": {"bundle", "models"},
-    "engine": {"bundle", "checkpoints", "data", "models", "tasks"},
+# What each room may import of the others.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "convmae_deploy": {
+        "media": set(),
+        "bundle": set(),
+        "models": set(),
+        "backends": {"bundle"},
+        "tasks": {"backends", "bundle", "media"},
+        "extraction": {"media", "tasks"},
+        "data": {"bundle", "media", "tasks"},
+        "checkpoints": {"bundle", "models"},
+        "engine": {"bundle", "checkpoints", "data", "models", "tasks"},
+    },
+    "export": {
+        "engines": set(),
+        "graphs": set(),
+        "runtimes": set(),
+        "triton": set(),
+        "verification": {"graphs", "runtimes"},
+        "reports": {"runtimes", "verification"},
+        "tasks": {"graphs", "runtimes", "verification"},
+        "benchmarking": {"runtimes", "tasks", "verification"},
+        "int8": {"graphs", "runtimes", "tasks", "verification"},
+    },
 }
+# The modules beside the library's rooms are open to all; beside those of `export` lie programs, and these.
+OPEN_MODULES = {"export": {"comma_list", "reproduce", "tool_versions"}}
 
 
 def imported_packages(folder: Path) -> dict[Path, set[str]]:
@@ -46,16 +61,26 @@ def test_the_library_imports_no_program_and_programs_do_not_import_each_other(pa
         assert not names & forbidden, f"{file.relative_to(ROOT)} imports {names & forbidden}"
 
 
-def test_rooms_of_the_library_import_only_what_lies_below_them() -> None:
-    library = ROOT / "convmae_deploy"
-    rooms = {folder.name for folder in library.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
-    assert rooms == set(MAY_IMPORT)
-    for room, below in MAY_IMPORT.items():
-        for file in (library / room).rglob("*.py"):
-            nodes = ast.walk(ast.parse(file.read_text()))
-            modules = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-            named = {module.split(".")[1] for module in modules if module and module.startswith("convmae_deploy.")}
-            above = (named & rooms) - below - {room}
+def imported_parts(file: Path, package: str) -> set[str]:
+    """Rooms of a package, and modules beside them, that a file imports, anywhere in it."""
+    parts: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            parts |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{package}."):
+            parts.add(node.module.split(".")[1])
+    return parts
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_only_what_lies_below_them(package: str) -> None:
+    rooms = {folder.name for folder in (ROOT / package).iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+    assert rooms == set(ROOMS[package])
+    modules = {file.stem for file in (ROOT / package).glob("*.py")}
+    for room, below in ROOMS[package].items():
+        closed = (rooms | modules) - below - {room} - OPEN_MODULES.get(package, modules)
+        for file in (ROOT / package / room).rglob("*.py"):
+            above = imported_parts(file, package) & closed
             assert not above, f"{file.relative_to(ROOT)} imports {above}"
 
 
@@ -65,8 +90,9 @@ def test_rooms_without_torch_and_the_server_name_no_training_library() -> None:
             assert not names & {"torch", "torchvision", "timm", "onnx"}, file.relative_to(ROOT)
 
 
-def test_a_runtime_is_imported_in_one_room_of_the_library() -> None:
-    for file, names in imported_packages(ROOT / "convmae_deploy").items():
+@pytest.mark.parametrize("package", ["convmae_deploy", "serving"])
+def test_a_runtime_is_imported_in_one_room_of_the_library(package: str) -> None:
+    for file, names in imported_packages(ROOT / package).items():
         if file.parent.name != "backends":
             assert not names & {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}, file.relative_to(ROOT)
 

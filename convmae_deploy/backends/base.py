@@ -14,6 +14,7 @@ from convmae_deploy.errors import ConvMAEError, ModelError
 Device = Literal["auto", "cpu", "cuda"]
 ComputePrecision = Literal["fp32", "bf16"]
 PerformanceHint = Literal["latency", "throughput"]
+FloatArray = NDArray[np.float32]
 Outputs = dict[str, NDArray[Any]]  # name -> (B, ...)
 Feeds = Mapping[str, NDArray[Any]]  # name of an input -> its values
 GraphSource = Path | bytes  # an ONNX file, or what is in one

@@ -1,4 +1,4 @@
-"""The other side of `benchmark_worker`: starts the process of a contender, asks it, and says how it ended."""
+"""The other side of `benchmarking.worker`: starts the process of a contender, asks it, and says how it ended."""
 
 import json
 import os
@@ -7,21 +7,19 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from convmae_deploy.backends.base import Outputs
 from convmae_deploy.errors import ConvMAEError
 from export.benchmarking.worker import JOB, Job
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_END = 10.0
 
-Outputs = dict[str, NDArray[Any]]
 
-
-class ContenderError(ConvMAEError):
+class WorkerError(ConvMAEError):
     """A contender does not do what it was asked for, or its process is gone."""
 
 
@@ -34,30 +32,8 @@ class Started:
     description: str  # what runs, and where
 
 
-class Competitor(Protocol):
-    """A contender that can be asked. Every method raises ContenderError."""
-
-    def start(self) -> Started:
-        """Makes it ready."""
-
-    def outputs(self, batch_size: int) -> Outputs:
-        """What it gives for the first batch, (B, ...)."""
-
-    def warm_up(self, batch_size: int, runs: int) -> None:
-        """Untimed runs."""
-
-    def turn(self, batch_size: int, at_least: float) -> tuple[list[float], float]:
-        """Seconds of one or more timed runs, and GB of the most resident memory until now."""
-
-    def answers(self, data: Path, limit: int) -> Path:
-        """A pickle of what it makes of a user's data."""
-
-    def close(self) -> None:
-        """Ends it; asked no more."""
-
-
-class ContenderProcess:
-    """A `Competitor` in a process of its own, which begins to start at once."""
+class WorkerProcess:
+    """A contender in a process of its own, which begins to start at once; all but `close` raise WorkerError."""
 
     def __init__(self, job: Job, folder: Path, environment: dict[str, str] | None = None) -> None:
         """Args:
@@ -85,7 +61,7 @@ class ContenderProcess:
         return Started(**self._ask("started"))
 
     def outputs(self, batch_size: int) -> Outputs:
-        """What it gives for the first batch."""
+        """What it gives for the first batch, (B, ...)."""
         path = self._folder / "outputs.npz"
         self._ask("outputs", batch_size=batch_size, path=str(path))
         with np.load(path) as arrays:
@@ -96,12 +72,12 @@ class ContenderProcess:
         self._ask("warm_up", batch_size=batch_size, runs=runs)
 
     def turn(self, batch_size: int, at_least: float) -> tuple[list[float], float]:
-        """Timed runs."""
+        """Seconds of one or more timed runs, and GB of the most resident memory until now."""
         reply = self._ask("turn", batch_size=batch_size, at_least=at_least)
         return reply["seconds"], reply["peak_gb"]
 
     def answers(self, data: Path, limit: int) -> Path:
-        """What it makes of a user's data."""
+        """A pickle of what it makes of a user's data."""
         path = self._folder / "answers.pickle"
         self._ask("answers", data=str(data), limit=limit, path=str(path))
         return path
@@ -128,10 +104,10 @@ class ContenderProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise ContenderError(self._end())
+            raise WorkerError(self._end())
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            raise ContenderError(reply["error"])
+            raise WorkerError(reply["error"])
         return reply
 
     def _end(self) -> str:

@@ -2,19 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.tasks import TASKS
-from export.benchmarking.contenders import Contender
+from export.runtimes.combinations import Combination
+from export.runtimes.runners import Runner
 from export.tasks import open_task
-
-FloatArray = NDArray[np.float32]
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -36,10 +33,8 @@ def torch_output(
     return run
 
 
-def torch_run(
-    contender: Contender, bundle: Bundle, checkpoint: Path, threads: int
-) -> tuple[Callable[[FloatArray], dict[str, NDArray[Any]]], str]:
-    """The checkpoint's model on the CPU as a contender says, and its name.
+def torch_run(combination: Combination, bundle: Bundle, checkpoint: Path, threads: int) -> tuple[Runner, str]:
+    """The checkpoint's model on the CPU as a combination says, and its name.
 
     Raises:
         ConvMAEError: the checkpoint cannot be opened.
@@ -50,7 +45,7 @@ def torch_run(
     kind = TASKS[task.task]
     if kind.GIVES_LISTS:
         return task.reference, description
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[combination.precision]
     model = task.model.to(dtype)
-    run = torch_output(compiled(model) if contender.way == "compiled" else model, dtype)
+    run = torch_output(compiled(model) if combination.runtime == "compiled" else model, dtype)
     return lambda images: {kind.KEY_OUTPUT: run(images)}, description

@@ -10,22 +10,23 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
 from convmae_deploy.backends.base import ComputePrecision, PerformanceHint
+from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import TASKS
-from export.benchmarking.contenders import Contender, Way
 from export.benchmarking.rounds import Entry
 from export.benchmarking.timing import Statistics, summarise, told_apart
+from export.runtimes.combinations import Combination
 
 TIMED = (
     "normalised float32 array to outputs as NumPy arrays; not timed: decoding, preprocessing, postprocessing, "
     "compilation, session start"
 )
-PACKAGES = ("torch", "openvino", "tensorrt", "tensorrt-rtx")
+PACKAGES = ("torch", *dict.fromkeys(extra for runtime in RUNTIMES.values() for extra in runtime.extras))
 MOST_LOAD = 0.5  # load average a core, above which a machine is not quiet
 MOST_SPREAD = 0.1  # of a row, above which it is not to be relied on
 MOST_RIVALS = 3  # that a sentence names
-BASELINE: tuple[Way, Precision] = ("onnxruntime", "fp32")  # what others are said to be faster than
+BASELINE: tuple[str, Precision] = ("onnxruntime", "fp32")  # what others are said to be faster than
 
 
 Ranked = tuple["Row", Statistics]
@@ -39,10 +40,10 @@ class ContenderRecord(_Record):
     """One contender."""
 
     name: str
-    runtime: Way
+    runtime: str  # one of MEASURED
     file: str | None  # of the bundle; null: PyTorch
     precision: Precision  # of the file
-    computes_in: ComputePrecision | None  # OpenVINO's precision
+    computes_in: ComputePrecision | None  # of runtimes that can be told
     hint: PerformanceHint | None
     description: str | None  # what ran it, and where; null: it did not start
     start_seconds: float | None  # from the checked bundle, or the checkpoint, to something that runs
@@ -114,8 +115,8 @@ class Judged:
     """What contenders make of a user's data."""
 
     counted: str | None = None  # what the agreement is of, in words
-    agreement: dict[Contender, float] = field(default_factory=dict)  # with the first contender, from 0 to 1
-    metrics: dict[Contender, dict[str, float]] = field(default_factory=dict)  # in percent
+    agreement: dict[Combination, float] = field(default_factory=dict)  # with the first contender, from 0 to 1
+    metrics: dict[Combination, dict[str, float]] = field(default_factory=dict)  # in percent
 
 
 def unit_of(task: str) -> str:
@@ -127,7 +128,7 @@ def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, 
     """A row for each contender that started and each batch size."""
     return tuple(
         Row(
-            contender=entry.contender.name,
+            contender=entry.combination.name,
             batch_size=size,
             timing=summarise(entry.taken[size], size) if size in entry.taken else None,
             peak_gb=entry.peak_gb.get(size),
@@ -143,18 +144,18 @@ def contender_records(entries: Sequence[Entry], judged: Judged) -> tuple[Contend
     """What is to be told of each contender besides its figures."""
     return tuple(
         ContenderRecord(
-            name=entry.contender.name,
-            runtime=entry.contender.way,
-            file=entry.contender.file,
-            precision=entry.contender.precision,
-            computes_in=entry.contender.computes_in,
-            hint=entry.contender.hint,
+            name=entry.combination.name,
+            runtime=entry.combination.runtime,
+            file=entry.combination.file or None,
+            precision=entry.combination.precision,
+            computes_in=entry.combination.computes_in,
+            hint=entry.combination.hint,
             description=None if entry.started is None else entry.started.description,
             start_seconds=None if entry.started is None else entry.started.seconds,
             start_gb=None if entry.started is None else entry.started.peak_gb,
             difference=entry.difference,
-            agreement=judged.agreement.get(entry.contender),
-            metrics=judged.metrics.get(entry.contender, {}),
+            agreement=judged.agreement.get(entry.combination),
+            metrics=judged.metrics.get(entry.combination, {}),
             problem=entry.problem,
         )
         for entry in entries

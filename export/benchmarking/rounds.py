@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from export.benchmarking.contenders import Contender
-from export.benchmarking.process import Competitor, ContenderError, Outputs, Started
+from convmae_deploy.backends.base import Outputs
+from export.benchmarking.process import Started, WorkerError, WorkerProcess
 from export.benchmarking.timing import Rounds, interleave
+from export.runtimes.combinations import Combination
 from export.verification.gates import FP32, compare
 
 LEAST_TURN_SECONDS = 0.1  # a fast contender runs several times in a turn, so that the percentiles are of many runs
@@ -35,8 +36,8 @@ class Plan:
 class Entry:
     """A contender and what became of it."""
 
-    contender: Contender
-    competitor: Competitor | None = None
+    combination: Combination
+    process: WorkerProcess | None = None
     started: Started | None = None
     difference: float | None = None  # largest |difference| from the first one's outputs / its largest absolute value
     problem: str | None = None  # why it is out, for all batch sizes
@@ -46,57 +47,57 @@ class Entry:
     answers: list[Any] | None = None  # to a user's data
 
     @property
-    def working(self) -> Competitor:
+    def working(self) -> WorkerProcess:
         """To be asked."""
-        assert self.competitor is not None  # nobody asks one that did not start
-        return self.competitor
+        assert self.process is not None  # nobody asks one that did not start
+        return self.process
 
 
 def measure(
-    contenders: Sequence[Contender],
-    open_competitor: Callable[[Contender], Competitor],
+    combinations: Sequence[Combination],
+    open_process: Callable[[Combination], WorkerProcess],
     plan: Plan,
     tell: Callable[[str, int], None],
     *,
-    answer: Callable[[Competitor], Path] | None = None,
+    answer: Callable[[WorkerProcess], Path] | None = None,
     exact_outputs: bool = True,
 ) -> list[Entry]:
     """Measures all.
 
     Args:
-        contenders: at least one; the first that starts is the reference of the outputs.
-        open_competitor: makes what can be asked; raises ContenderError where it cannot.
+        combinations: at least one; the first that starts is the reference of the outputs.
+        open_process: makes what can be asked; raises WorkerError where it cannot.
         plan: how.
-        tell: what is being done, and how many steps were finished: `steps(contenders, plan)` in all.
+        tell: what is being done, and how many steps were finished: `steps(combinations, plan)` in all.
         answer: lets one answer a user's data; returns a pickle.
         exact_outputs: whether those that compute in full precision must give the reference's outputs.
     """
-    entries = [Entry(contender=contender) for contender in contenders]
+    entries = [Entry(combination=one) for one in combinations]
     with ExitStack() as stack:
         for entry in entries:
-            tell(f"Starting {entry.contender.name}", 1)
-            _start(entry, open_competitor, stack)
+            tell(f"Starting {entry.combination.name}", 1)
+            _start(entry, open_process, stack)
         _compare_outputs(entries, plan.batch_sizes[0], exact_outputs)
         for batch_size in plan.batch_sizes:
             _measure_batch(entries, batch_size, plan, tell)
         if answer is not None:
             for entry in _able(entries):
-                tell(f"Answers of {entry.contender.name}", 0)
+                tell(f"Answers of {entry.combination.name}", 0)
                 _answer(entry, answer)
     return entries
 
 
-def steps(contenders: Sequence[Contender], plan: Plan) -> int:
+def steps(combinations: Sequence[Combination], plan: Plan) -> int:
     """How often `tell` is told of a finished one."""
-    return len(contenders) + len(plan.batch_sizes) * (len(contenders) + plan.rounds)
+    return len(combinations) + len(plan.batch_sizes) * (len(combinations) + plan.rounds)
 
 
-def _start(entry: Entry, open_competitor: Callable[[Contender], Competitor], stack: ExitStack) -> None:
+def _start(entry: Entry, open_process: Callable[[Combination], WorkerProcess], stack: ExitStack) -> None:
     try:
-        entry.competitor = open_competitor(entry.contender)
-        stack.callback(entry.competitor.close)
-        entry.started = entry.competitor.start()
-    except ContenderError as error:
+        entry.process = open_process(entry.combination)
+        stack.callback(entry.process.close)
+        entry.started = entry.process.start()
+    except WorkerError as error:
         entry.problem = str(error)
 
 
@@ -110,27 +111,27 @@ def _compare_outputs(entries: Sequence[Entry], batch_size: int, exact_outputs: b
     for entry in _able(entries):
         try:
             found = entry.working.outputs(batch_size)
-        except ContenderError as error:
+        except WorkerError as error:
             entry.problem = str(error)
             continue
         if reference is None:
-            reference, exact_outputs = found, exact_outputs and entry.contender.exact
+            reference, exact_outputs = found, exact_outputs and entry.combination.exact
         for name, values in found.items():
             if name not in reference or not np.issubdtype(values.dtype, np.floating):
                 continue
             comparison = compare(reference[name], values, FP32)
             entry.difference = max(entry.difference or 0.0, comparison.max_rel)
             unusable = not np.isfinite(comparison.max_abs)
-            if comparison.problem is not None and (unusable or (exact_outputs and entry.contender.exact)):
+            if comparison.problem is not None and (unusable or (exact_outputs and entry.combination.exact)):
                 entry.problem = f"its {name} are not those of the first: {comparison.problem}; its speed means nothing"
 
 
 def _measure_batch(entries: Sequence[Entry], batch_size: int, plan: Plan, tell: Callable[[str, int], None]) -> None:
     for entry in _able(entries):
-        tell(f"Batch {batch_size}: warm-up of {entry.contender.name}", 1)
+        tell(f"Batch {batch_size}: warm-up of {entry.combination.name}", 1)
         try:
             entry.working.warm_up(batch_size, plan.warm_up)
-        except ContenderError as error:
+        except WorkerError as error:
             entry.failed[batch_size] = str(error)
     ready = [entry for entry in _able(entries) if batch_size not in entry.failed]
     turns = {index: _turn(entry, batch_size) for index, entry in enumerate(ready)}
@@ -149,7 +150,7 @@ def _turn(entry: Entry, batch_size: int) -> Callable[[], list[float]]:
             return []
         try:
             seconds, entry.peak_gb[batch_size] = entry.working.turn(batch_size, LEAST_TURN_SECONDS)
-        except ContenderError as error:
+        except WorkerError as error:
             entry.failed[batch_size] = str(error)
             return []
         return seconds
@@ -157,8 +158,8 @@ def _turn(entry: Entry, batch_size: int) -> Callable[[], list[float]]:
     return take
 
 
-def _answer(entry: Entry, answer: Callable[[Competitor], Path]) -> None:
+def _answer(entry: Entry, answer: Callable[[WorkerProcess], Path]) -> None:
     try:
         entry.answers = pickle.loads(answer(entry.working).read_bytes())  # of this program's own child
-    except ContenderError as error:
+    except WorkerError as error:
         entry.problem = str(error)

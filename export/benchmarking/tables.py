@@ -6,15 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from export.benchmarking.report import BenchmarkRecord
-
-PACKAGE_NAMES = {
-    "torch": "torch",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "tensorrt": "TensorRT",
-    "tensorrt-rtx": "TensorRT-RTX",
-}
+from export.benchmarking.report import PACKAGES, BenchmarkRecord
 
 
 def figures_table(first: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -30,7 +22,7 @@ def figures_table(first: str, headings: Sequence[str], rows: Sequence[Sequence[s
 
 def versions(machine: dict[str, str]) -> str:
     """The packages of a machine's facts."""
-    return ", ".join(f"{name} {machine[package]}" for package, name in PACKAGE_NAMES.items() if package in machine)
+    return ", ".join(f"{package} {machine[package]}" for package in (*PACKAGES, "onnxruntime") if package in machine)
 
 
 def print_record(record: BenchmarkRecord, console: Console) -> None:

@@ -1,7 +1,7 @@
 """One contender of a benchmark in a process of its own: `python -m export.benchmarking.worker JOB`, JOB being JSON.
 
 It answers requests, a line of JSON each, with a line of JSON each, and ends with its standard input. So nothing that
-another backend loads, allocates or breaks is in its memory or in its time. See `benchmark_process` for the other side.
+another backend loads, allocates or breaks is in its memory or in its time. The other side is `benchmarking.process`.
 """
 
 import json
@@ -15,42 +15,29 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from convmae_deploy.backends.base import Device, describe_backend
-from convmae_deploy.backends.runtimes import RuntimeName, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import FloatArray, Outputs, describe_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import peak_memory_bytes
 from convmae_deploy.tasks import load_bundle, task_of
-from export.benchmarking.contenders import TORCH_WAYS, Contender, Way
 from export.benchmarking.timing import timed_turn
+from export.runtimes.combinations import TORCH, Combination, open_backend
 
-FloatArray = NDArray[np.float32]
-Outputs = dict[str, NDArray[Any]]
 Run = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
-
-RUNTIMES: dict[Way, tuple[RuntimeName, Device]] = {
-    "onnxruntime": ("onnxruntime", "cpu"),
-    "openvino": ("openvino", "cpu"),
-    "onnxruntime-cuda": ("onnxruntime", "cuda"),
-    "onnxruntime-tensorrt": ("onnxruntime-tensorrt", "cuda"),
-    "tensorrt": ("tensorrt", "cuda"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a process is for."""
 
-    contender: Contender
+    combination: Combination
     bundle: Path
     checkpoint: Path | None
     threads: int  # CPU threads of a run
     inputs: Path  # .npy: images (N, 3, H, W) or clips (N, 3, T, H, W), normalised
-    trust_engine_code: bool = False  # whether the program inside an engine may run
 
 
 JOB: TypeAdapter[Job] = TypeAdapter(Job)
@@ -112,21 +99,12 @@ class Worker:
 
 def start(job: Job, bundle: Bundle) -> tuple[Run, str]:
     """What runs a contender, and its name with the device's."""
-    contender = job.contender
-    if contender.way in TORCH_WAYS:
+    if job.combination.runtime in TORCH:
         from export.benchmarking.pytorch import torch_run
 
         assert job.checkpoint is not None  # without one there is no such contender
-        return torch_run(contender, bundle, job.checkpoint, job.threads)
-    runtime, device = RUNTIMES[contender.way]
-    options = RuntimeOptions(
-        runtime=runtime,
-        file=contender.file,
-        precision=contender.computes_in,
-        hint=contender.hint,
-        trust_engine_code=job.trust_engine_code and runtime == "tensorrt",
-    )
-    backend = start_backend(bundle, device=device, threads=job.threads, options=options)
+        return torch_run(job.combination, bundle, job.checkpoint, job.threads)
+    backend = open_backend(job.combination, bundle, threads=job.threads)
     names = timed_outputs(bundle.manifest)
     return lambda images: backend.run(images, names), describe_backend(backend)
 

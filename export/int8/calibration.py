@@ -21,6 +21,7 @@ from onnxruntime.quantization.calibrate import MinMaxCalibrater
 from PIL import Image
 from rich.progress import track
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
@@ -28,7 +29,7 @@ from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.terminal import Terminal
-from export.verification.inputs import FloatArray, graph_input
+from export.verification.inputs import graph_input
 from export.verification.task_data import spread
 
 LEAST_SAMPLES = 4  # so few say little, fewer nothing

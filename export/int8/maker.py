@@ -30,10 +30,10 @@ from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.int8.calibration import METHOD, CalibrationData, activation_ranges, read_calibration
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import Step, find_step, rank_layers
+from export.runtimes.runners import onnx_runner, open_graph
 from export.tasks import EXPORTS, read_task_data
 from export.verification.divergence import REFERENCE
 from export.verification.elementwise import VerificationError
-from export.verification.runners import onnx_runner, onnx_session
 from export.verification.task_data import TaskData
 from export.verification.task_metrics import predictor_on
 from export.verification.verify_detector import FED, with_fed_heads
@@ -155,11 +155,11 @@ class Int8Maker:
         if not task.GIVES_LISTS:  # lists have no order to compare in: they are ranked by what the heads give
             others = {output.name for output in self.model.graph.output} - {task.KEY_OUTPUT}
             return without_outputs(self.model, others), ({name: image} for image in images)
-        session = onnx_session(self.model.SerializeToString())
+        graph = open_graph("onnxruntime", self.model.SerializeToString())
 
         def fed() -> Iterator[dict[str, NDArray[Any]]]:
             for image in images:
-                found = session.run(FED, {name: image})
+                found = graph.run(FED, {name: image})
                 yield {name: image, **{REFERENCE + value: found[value] for value in FED}}
 
         return with_fed_heads(self.model), fed()

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rich.progress import track
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.terminal import Terminal
 from export.int8.quantisation import Layer, Ranges, quantise
-from export.verification.gates import FloatArray
+from export.runtimes.runners import open_graph
 
 SWITCHES = "quantised"  # input: (layers,), which of them are in int8
 GROWTH = 1.5  # each step returns so many times the layers of the one before, and at least one more
@@ -51,19 +51,15 @@ def rank_layers(
         feeds: what to run it on.
         total: how many there are, for the progress bar.
     """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    session = onnxruntime.InferenceSession(
-        switchable(model, layers, ranges).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    outputs = [output.name for output in model.graph.output]
+    switched = switchable(model, layers, ranges).SerializeToString()
+    graph = open_graph("onnxruntime", switched, optimised=False)
     errors = np.zeros(len(layers))
     for feed in track(feeds, "Ranking layers", total=total, console=Terminal(stderr=True), transient=True):
-        reference = session.run(None, {**feed, SWITCHES: np.zeros(len(layers), bool)})
+        reference = graph.run(outputs, {**feed, SWITCHES: np.zeros(len(layers), bool)})
         for index in range(len(layers)):
-            found = session.run(None, {**feed, SWITCHES: np.arange(len(layers)) == index})
-            errors[index] += sum(_relative_error(one, other) for one, other in zip(reference, found, strict=True))
+            found = graph.run(outputs, {**feed, SWITCHES: np.arange(len(layers)) == index})
+            errors[index] += sum(_relative_error(reference[name], found[name]) for name in outputs)
     order = np.argsort(-errors, kind="stable")  # equal ones in the order of the graph
     return tuple((layers[index], float(errors[index] / total)) for index in order)
 

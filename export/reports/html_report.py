@@ -11,12 +11,12 @@ import numpy as np
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import task_of
-from export.packaging import tool_versions
 from export.reports.html_parts import bullets, facts, figure, group, number, paragraph, row, sentence, table, text
+from export.reports.outcomes import counted, not_run, task_cells, verdict, worst_excess, worst_snr
 from export.reports.svg_plots import Series, key, layer_plot, scatter_plot
-from export.verification.combinations import TITLES
+from export.runtimes.combinations import TITLES
+from export.tool_versions import tool_versions
 from export.verification.gates import GATES
-from export.verification.outcomes import counted, not_run, task_cells, verdict, worst_excess, worst_snr
 from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results
 
@@ -77,31 +77,30 @@ def _compared(results: Results) -> str:
 def _matrix(results: Results) -> str:
     """Files down, runtimes across."""
     own = results.reference.short != "PyTorch"  # then the reference is one of the cells
-    cells = {(outcome.combination.file, outcome.combination.runtime): outcome for outcome in results.outcomes}
-    run = {outcome.combination.runtime for outcome in results.outcomes if outcome.combination.reason is None}
-    shown = [runtime for runtime in TITLES if runtime in run or (own and runtime == "onnxruntime")]
+    cells = {(outcome.combination.file, outcome.combination.where): outcome for outcome in results.outcomes}
+    run = [outcome.combination.where for outcome in results.outcomes if outcome.combination.reason is None]
+    shown = list(dict.fromkeys([*([TITLES["onnxruntime"]] if own else []), *run]))
     rows = []
     files = dict.fromkeys(outcome.combination.file for outcome in results.outcomes)
     for file in files:
-        found = [_cell(cells.get((file, runtime))) for runtime in shown]
+        found = [_cell(cells.get((file, where))) for where in shown]
         if own and file == results.bundle.default_file:
-            found[shown.index("onnxruntime")] = text("is the reference", "reason")
+            found[0] = text("is the reference", "reason")
         rows.append(row(file, found))
     caption = (
         "SNR: the lowest signal-to-noise ratio of an output on any input. Gate: the largest error as a share of what "
         "the precision may be off by; over 100 % fails."
     )
     absent = [f"{what}: {reason}." for what, reason in not_run(results)]
-    return (
-        f"<h2>Files and runtimes</h2>{table(['File', *(TITLES[runtime] for runtime in shown)], rows, caption=caption)}"
-        + (f"{paragraph('Not run here:', 'soft')}{bullets(absent)}" if absent else "")
+    return f"<h2>Files and runtimes</h2>{table(['File', *shown], rows, caption=caption)}" + (
+        f"{paragraph('Not run here:', 'soft')}{bullets(absent)}" if absent else ""
     )
 
 
 def _cell(outcome: Outcome | None) -> str:
     if outcome is None or outcome.combination.reason is not None:
         return text("not run", "reason")
-    snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.precision
+    snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.gate
     state = '<b class="good">✓ holds</b>' if outcome.passed else '<b class="bad">✗ fails</b>'
     told = [] if snr is None else [f"SNR {snr:.0f} dB"]
     told.append("gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate")
@@ -125,7 +124,7 @@ def _task(results: Results) -> str:
             continue
         agreed = outcome.task.agreement.counted
         cells = [number(cell) for cell in task_cells(outcome.task, before)]
-        runtime = text(TITLES[outcome.combination.runtime])
+        runtime = text(outcome.combination.where)
         rows.append(row(outcome.combination.file, [runtime, *cells, number(_allowed(results, outcome))]))
     samples = next((metric.samples for metric in before.metrics), len(data.files))
     caption = (
@@ -140,7 +139,7 @@ def _allowed(results: Results, outcome: Outcome) -> str:
     assert outcome.task is not None and outcome.task.agreement is not None
     labelled = bool(outcome.task.metrics)
     combination, agreement = outcome.combination, outcome.task.agreement
-    gate = task_gate(combination.precision, results.bundle.manifest.files.get(combination.file))
+    gate = task_gate(combination.gate, results.bundle.manifest.files.get(combination.file))
     told = [f"{'±' if gate.both_ways else '−'}{gate.loss:g} points"] if labelled else []
     if gate.differing < 1 and (not labelled or agreement.by_chance == 0):
         told.append(f"{allowed_differences(gate, agreement):,} differing")
@@ -158,7 +157,7 @@ def _changes(results: Results) -> str:
         most = sorted(changes.items(), key=lambda item: -item[1])[:CHANGES]
         told = ", ".join(f"{classes[old]} → {classes[new]} ({count:,})" for (old, new), count in most)
         cells = [
-            text(TITLES[outcome.combination.runtime]),
+            text(outcome.combination.where),
             number(f"{sum(changes.values()):,}"),
             text(told + (" …" if len(changes) > CHANGES else "")),
         ]
@@ -199,7 +198,7 @@ def _layers(results: Results) -> str:
         "Each file of reduced precision against the fp32 graph, at the end of every layer, on one picture. A higher "
         "ratio is a smaller error: 20 dB is a tenth of the signal, 40 dB a hundredth, 60 dB a thousandth."
     )
-    most = bullets([f"{file}: {errors.explanation()}." for file, errors in results.layers.items()])
+    most = bullets([f"{file}: {errors.explanation}." for file, errors in results.layers.items()])
     return (
         f"<h2>Where precision is lost</h2>{paragraph(about)}{key(series)}{built_up}{own}"
         f"{paragraph('The layer that adds most, file by file:')}{most}"
@@ -221,8 +220,8 @@ def _agreement(results: Results) -> str:
         rms = float(np.sqrt(np.mean((expected - found) ** 2)))
         share = rms / (float(np.sqrt(np.mean(expected**2))) or 1.0)
         combination = outcome.combination
-        plot = scatter_plot(*outcome.scatter, PRECISIONS.index(combination.precision))
-        caption = f"{TITLES[combination.runtime]}: off by {rms:.2g} on average, {100 * share:.2g} % of the signal (RMS)"
+        plot = scatter_plot(*outcome.scatter, PRECISIONS.index(combination.gate))
+        caption = f"{combination.where}: off by {rms:.2g} on average, {100 * share:.2g} % of the signal (RMS)"
         figures.append(figure(plot, caption, title=combination.file))
     if not figures:
         return ""
@@ -254,7 +253,7 @@ def _outputs(results: Results) -> str:
     gates: dict[str, str] = {}
     for outcome in results.run:
         assert outcome.report is not None
-        precision = outcome.combination.precision
+        precision = outcome.combination.gate
         gates[precision] = outcome.report.tolerance
         rows.append(group(outcome.combination.file, f"in {outcome.runtime}, {precision} gate", len(heads)))
         for name, numerics in outcome.report.outputs.items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from export.verification.gates import FloatArray
+from convmae_deploy.backends.base import FloatArray
 from export.verification.layer_errors import ModuleError
 
 CEILING_DB = 120.0  # errors below this are as good as none

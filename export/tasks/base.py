@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, Precision
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
-from export.verification.elementwise import Candidate, Verification, verify
+from export.runtimes.runners import Runner
+from export.verification.elementwise import TracedFile, Verification, verify
 from export.verification.gates import GATES, compare
 from export.verification.inputs import Batch
-from export.verification.runners import Outputs, Runner, file_runner
 from export.verification.task_data import TaskData
 
-Verifier = Callable[[Candidate, Iterable[Batch]], Verification]
+Verifier = Callable[[TracedFile, Iterable[Batch]], Verification]
 Check = Callable[[Outputs, Outputs, Precision], str | None]  # (expected, found) of a batch -> what is wrong, in words
 
 
@@ -51,11 +52,11 @@ class TaskExport:
 
 
 def verify_elementwise(
-    reference: Runner, outputs: tuple[str, ...], candidate: Candidate, batches: Iterable[Batch]
+    reference: Runner, outputs: tuple[str, ...], file: TracedFile, batches: Iterable[Batch]
 ) -> Verification:
     """Every output of a file, element by element."""
-    runner, gate = file_runner(candidate.runner, candidate.path, outputs), GATES[candidate.precision]
-    return verify(reference, runner, batches, gate, outputs=outputs, between=candidate.between)
+    runner, gate = file.runner(outputs), GATES[file.precision]
+    return verify(reference, runner, batches, gate, outputs=outputs, between=file.between)
 
 
 def elementwise_problem(expected: Outputs, found: Outputs, precision: Precision) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
 from convmae_deploy.data.photo_folder import read_photo_folder
@@ -20,6 +21,7 @@ from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.base import LOGITS, Predictor
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS
 from convmae_deploy.tasks.features import FeaturePredictor
+from export.runtimes.runners import torch_runner
 from export.tasks.base import (
     ExportTask,
     TaskExport,
@@ -27,8 +29,7 @@ from export.tasks.base import (
     verify_elementwise,
     wrong_preprocessing,
 )
-from export.verification.gates import FP32, FloatArray, compare
-from export.verification.runners import torch_runner
+from export.verification.gates import FP32, compare
 from export.verification.task_data import Agreement, Changes, Kind, TaskData, TaskMetric, known_labels, spread
 
 

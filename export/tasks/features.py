@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_feature_extractor
 from convmae_deploy.data.photo_folder import read_photo_folder
@@ -18,9 +19,8 @@ from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS, POOLED, FeaturePredictor
+from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport, elementwise_problem, verify_elementwise
-from export.verification.gates import FloatArray
-from export.verification.runners import torch_runner
 from export.verification.task_data import Agreement, Kind, TaskData, TaskMetric, spread
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.manifest import Manifest, SlidingWindow, standard_windows
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
@@ -34,8 +35,6 @@ from export.tasks.base import (
     verify_elementwise,
     wrong_preprocessing,
 )
-from export.verification.gates import FloatArray
-from export.verification.runners import Outputs
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
 
 

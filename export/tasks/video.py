@@ -18,6 +18,7 @@ from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.video import VIDEO_FEATURE_OUTPUTS, VIDEO_OUTPUTS
 from export.graphs.slotwise import replace_depthwise_3d
+from export.runtimes.runners import torch_runner
 from export.tasks.base import (
     ExportTask,
     TaskExport,
@@ -27,7 +28,6 @@ from export.tasks.base import (
 )
 from export.tasks.classification import ClassifiedData
 from export.tasks.features import FeatureData
-from export.verification.runners import torch_runner
 from export.verification.task_data import TaskData, known_labels, spread
 
 MAX_BATCH = 8  # a clip is as much work as eight photos

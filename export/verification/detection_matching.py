@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.tasks.detection import MAX_DETECTIONS
-from export.verification.gates import Comparison, FloatArray
-from export.verification.runners import Outputs
+from export.verification.gates import Comparison
 
 DETECTIONS = "detections"  # the row of the report
 SAME_OVERLAP = 0.9  # least IoU of a pair

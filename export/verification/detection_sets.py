@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
+from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
+from export.runtimes.runners import Runner
 from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_batch
 from export.verification.elementwise import Failure, Verification
 from export.verification.gates import Comparison, incomparable, worst_of
 from export.verification.inputs import PICTURES, Batch
-from export.verification.runners import Outputs, Runner
 
 SURE = 0.3  # detections of at least this score must have a partner
 UNSURE = 0.2  # which must score at least this

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from convmae_deploy.backends.base import Feeds, FloatArray, Outputs
 from export.graphs.to_onnx import ExportedGraph, module_path
 from export.graphs.traced import intermediate_values, module_of
-from export.verification.gates import Comparison, FloatArray, Tolerance, compare
+from export.runtimes.runners import open_graph
+from export.verification.gates import Comparison, Tolerance, compare
 
 REFERENCE = "reference/"  # prefix of the inputs that carry PyTorch's values
 TOP_LEVEL = "the model's own forward"
@@ -150,10 +150,6 @@ def judge(layers: tuple[LayerError, ...]) -> Divergence:
     )
 
 
-def _run(model: onnx.ModelProto, feeds: Mapping[str, NDArray], outputs: list[str]) -> dict[str, FloatArray]:  # type: ignore[type-arg]
+def _run(model: onnx.ModelProto, feeds: Feeds, outputs: list[str]) -> Outputs:
     """One run without graph optimisations, which could merge the layers that are to be told apart."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
+    return open_graph("onnxruntime", model.SerializeToString(), optimised=False).run(outputs, feeds)

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.to_onnx import ExportedGraph
-from export.verification.gates import FINITE, Comparison, FloatArray, Tolerance, compare, incomparable, worst_of
+from export.runtimes.runners import Runner, describe, file_runner
+from export.verification.gates import FINITE, Comparison, Tolerance, compare, incomparable, worst_of
 from export.verification.inputs import Batch
-from export.verification.runners import Outputs, Runner, RunnerName, describe_runner
 
 LOGITS = "logits"
 
@@ -22,18 +23,22 @@ class VerificationError(ConvMAEError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A file in question, and what runs it."""
+class TracedFile:
+    """A file in question with the program that it was traced from, and what runs it."""
 
     graph: ExportedGraph  # as it was traced, with probes where there are any
     path: Path  # as it is in the bundle, without them
     precision: Precision
-    runner: RunnerName
+    runtime: str  # of GRAPH_RUNTIMES
 
     @property
     def between(self) -> tuple[str, str]:
         """What is compared, for the report: (reference, runtime)."""
-        return f"torch {torch.__version__} eager fp32 (cpu)", describe_runner(self.runner, self.precision)
+        return f"torch {torch.__version__} eager fp32 (cpu)", describe(self.runtime, self.precision)
+
+    def runner(self, outputs: Sequence[str]) -> Runner:
+        """Some outputs of the file."""
+        return file_runner(self.runtime, self.path, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,31 +1,94 @@
-"""What a failed run of a verification leaves: the first diverging layer, and a folder that reproduces it."""
+"""What a failed verification leaves: the first diverging layer, and a folder that reproduces it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.loading import Bundle
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph
-from export.reports.report import explanation_of, write_failure
-from export.verification.combinations import Combination, RuntimeChoice, start
+from export.runtimes.combinations import GRAPH_RUNTIMES, Combination
+from export.runtimes.runners import Runner, runtimes_for, start
 from export.verification.divergence import Divergence, find_divergence
-from export.verification.elementwise import Failure, Verification, smallest_failing_images
-from export.verification.gates import FP32, GATES, FloatArray
+from export.verification.elementwise import Verification, smallest_failing_images
+from export.verification.gates import FP32, GATES
 from export.verification.inputs import Batch
 from export.verification.layer_errors import LayerErrors, layer_errors
-from export.verification.runners import Runner, RunnerName, runners_for
+from export.verification.reproducer import write_failure
 from export.verification.verify_runs import Outcome, Reference, scatter_batch
 
-LAYER_RUNNERS: dict[RuntimeChoice, RunnerName] = {"openvino": "openvino", "onnx-reference": "onnx reference"}
-OWN_HINTS: dict[RuntimeChoice, str] = {"openvino": "openvino-fp32"}  # fp32 and int8 graphs, for reproduce.py
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A graph that failed, and how to look into it."""
+
+    model: onnx.ModelProto | Path  # the graph, or its file
+    input: str  # name of its input
+    outputs: tuple[str, ...]  # that `start` gives; others cannot be had from the bundle's own graph
+    precision: Precision  # whose gate it failed
+    runtime: str  # by the name that reproduce.py knows
+    start: Callable[[], Runner]
+    find: Callable[[FloatArray], Divergence | LayerErrors]  # on images (B, ...) that show the failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was found out about a failure; in words, what follows the failure in a sentence."""
+
+    layer: str | None  # the first diverging one, in one clause; None: it was not found
+    folder: Path
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"; first diverging layer: {self.layer}"
+        return f"{layer}; everything to reproduce it is in {self.folder}, run reproduce.py there"
+
+
+def explain(
+    suspect: Suspect, verification: Verification, reference: Runner, folder: Path, command: Sequence[str]
+) -> Evidence:
+    """Finds the layer and writes the reproducer.
+
+    Args:
+        suspect: what failed.
+        verification: with at least one failure.
+        reference: gives the numbers that hold.
+        folder: of the reproducer; an older one is replaced.
+        command: the program's arguments, for the reproducer.
+    """
+    failure, gate = verification.worst, GATES[suspect.precision]
+    divergence: Divergence | LayerErrors | None = None
+    images = failure.batch.images
+    arrays = {suspect.input: images}
+    try:
+        runner = suspect.start()
+        if failure.output in suspect.outputs:
+            images = smallest_failing_images(reference, runner, failure, gate)
+        arrays = {suspect.input: images}
+        arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
+        arrays |= {f"found_{name}": value for name, value in runner(images).items()}
+        divergence = suspect.find(images)
+    except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
+        Terminal(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
+    write_failure(
+        folder,
+        model=suspect.model,
+        verification=verification,
+        divergence=divergence,
+        arrays=arrays,
+        command=command,
+        runs_in=suspect.runtime,
+        tolerance=gate,
+    )
+    return Evidence(layer=None if divergence is None else divergence.explanation, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
-    """Knows the graph that is right."""
+    """Looks into the failures of a bundle's files; knows the graph that is right."""
 
     bundle: Bundle
     reference: Reference
@@ -36,54 +99,37 @@ class Explainer:
     command: Sequence[str]
 
     def explain(self, outcome: Outcome) -> Outcome:
-        """Finds the layer, writes the reproducer and says so in the outcome."""
-        combination = outcome.combination
+        """The outcome with the first diverging layer and where its reproducer is."""
+        one = outcome.combination
         assert outcome.report is not None
+        suspect = Suspect(
+            model=self.bundle.path / one.file,
+            input=self.bundle.manifest.input.name,
+            outputs=tuple(self.bundle.manifest.outputs),
+            precision=one.gate,
+            runtime=one.runtime if one.computes_in is None else f"{one.runtime}-{one.computes_in}",
+            start=lambda: start(one, self.bundle)[0],
+            find=lambda images: self.divergence(one, images),
+        )
         verification = Verification(report=outcome.report, failures=outcome.failures)
-        failure = verification.worst
-        arrays: dict[str, FloatArray] = {self.bundle.manifest.input.name: failure.batch.images}
-        divergence: Divergence | LayerErrors | None = None
-        try:
-            candidate, _ = start(combination, self.bundle)
-            images = self._smallest(failure, candidate, combination)
-            arrays = {self.bundle.manifest.input.name: images}
-            arrays |= {f"expected_{name}": value for name, value in self.reference.runner(images).items()}
-            arrays |= {f"found_{name}": value for name, value in candidate(images).items()}
-            divergence = self.divergence(combination, images)
-        except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
-            Terminal(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
-        folder = self.folder / Path(combination.file).stem
-        runs_in = (
-            combination.runtime if combination.precision in ("fp16", "bf16") else OWN_HINTS.get(combination.runtime)
-        )
-        write_failure(
-            folder,
-            model=self.bundle.path / combination.file,
-            verification=verification,
-            divergence=divergence,
-            arrays=arrays,
-            command=self.command,
-            runs_in=runs_in or combination.runtime,
-            tolerance=GATES[combination.precision],
-        )
-        layer = None if divergence is None else explanation_of(divergence)
-        told = "" if layer is None else f"; first diverging layer: {layer}"
-        evidence = f"{told}; everything to reproduce it is in {folder}, run reproduce.py there"
-        problems = (outcome.problems[0] + evidence, *outcome.problems[1:])
-        return replace(outcome, divergence=layer, reproducer=folder, problems=problems)
+        folder = self.folder / Path(one.file).stem
+        evidence = explain(suspect, verification, self.reference.runner, folder, self.command)
+        problems = (f"{outcome.problems[0]}{evidence}", *outcome.problems[1:])
+        return replace(outcome, divergence=evidence.layer, reproducer=folder, problems=problems)
 
-    def divergence(self, combination: Combination, images: FloatArray) -> Divergence | LayerErrors:
+    def divergence(self, one: Combination, images: FloatArray) -> Divergence | LayerErrors:
         """The fp32 graph in ONNX Runtime is held against the traced program, any other graph against the right one."""
-        if combination.file == self.fp32_file and combination.runtime == "onnxruntime" and self.traced is not None:
+        if one.file == self.fp32_file and one.runtime == "onnxruntime" and self.traced is not None:
             return find_divergence(self.traced, images, FP32)
-        return self.layers(combination, images)
+        return self.layers(one, images)
 
-    def layers(self, combination: Combination, images: FloatArray) -> LayerErrors:
-        """A graph of the bundle module by module, on the first of some images."""
-        precision = self.bundle.manifest.files[combination.file].precision
-        runner = LAYER_RUNNERS.get(combination.runtime) or runners_for(precision)[0]
-        model = onnx.load(self.bundle.path / combination.file)
-        return layer_errors(self.right, model, images[:1], precision=precision, runner=runner)
+    def layers(self, one: Combination, images: FloatArray) -> LayerErrors:
+        """A graph of the bundle module by module, on the first of some images, computed as it is written."""
+        precision = self.bundle.manifest.files[one.file].precision
+        written = one.runtime in GRAPH_RUNTIMES and precision not in GRAPH_RUNTIMES[one.runtime].widens
+        runtime = one.runtime if written and one.computes_in != "bf16" else runtimes_for(precision)[0]
+        model = onnx.load(self.bundle.path / one.file)
+        return layer_errors(self.right, model, images[:1], precision=precision, runtime=runtime)
 
     def layers_of_files(self, outcomes: Sequence[Outcome], batches: Sequence[Batch]) -> dict[str, LayerErrors]:
         """The layers of every graph of reduced precision that was run, on one picture, in its first runtime."""
@@ -98,9 +144,3 @@ class Explainer:
             except Exception as error:  # no runtime's exceptions have a common base; the report lacks a plot then
                 Terminal(stderr=True).print(f"No layers of {file}: {error}", style="yellow", highlight=False)
         return found
-
-    def _smallest(self, failure: Failure, candidate: Runner, combination: Combination) -> FloatArray:
-        """The one image that shows a failure, where it does alone and the graph itself gives the failing output."""
-        if failure.output not in self.bundle.manifest.outputs:
-            return failure.batch.images
-        return smallest_failing_images(self.reference.runner, candidate, failure, GATES[combination.precision])

@@ -4,11 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import OutputNumerics, Precision
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

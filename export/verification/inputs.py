@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json
@@ -20,8 +20,6 @@ from convmae_deploy.tasks.letterbox import letterbox
 from convmae_deploy.tasks.preprocess import preprocess
 from convmae_deploy.tasks.sliding_window import resize_and_normalise
 from convmae_deploy.terminal import Terminal
-
-FloatArray = NDArray[np.float32]
 
 SEED = 20220508
 RUN_RECORD = "run.json"  # of a training run: says which photos it used

@@ -13,24 +13,20 @@ that only one of the graphs has is left out.
 """
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
-from convmae_deploy.backends.openvino_backend import openvino_core
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Precision
 from export.graphs.to_onnx import MODULE_KEY
+from export.runtimes.runners import open_graph
 from export.verification.divergence import REFERENCE, reading_inputs
-from export.verification.gates import EXACT_DB, GATES, FloatArray, signal_to_noise
-from export.verification.runners import AS_IN_GRAPH, RunnerName
+from export.verification.gates import EXACT_DB, GATES, signal_to_noise
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SELECTING = ("TopK", "NonZero", "NonMaxSuppression")
@@ -67,6 +63,7 @@ class LayerErrors:
         beyond = next((module for module in self.modules if module.own_db < floor), None)
         return beyond or min(self.modules, key=lambda module: module.own_db, default=None)
 
+    @property
     def explanation(self) -> str:
         """One clause for a message."""
         first = self.first
@@ -85,7 +82,7 @@ def layer_errors(
     images: FloatArray,
     *,
     precision: Precision,
-    runner: RunnerName,
+    runtime: str,
 ) -> LayerErrors:
     """Compares two graphs module by module.
 
@@ -96,18 +93,18 @@ def layer_errors(
         model: the one in question, with the same module paths.
         images: (B, 3, H, W), or clips (B, 3, T, H, W).
         precision: of `model`.
-        runner: what runs `model`; the reference runs in ONNX Runtime.
+        runtime: of GRAPH_RUNTIMES, what runs `model`; the reference runs in ONNX Runtime.
     """
     before, after = module_ends(reference), module_ends(model)
     shared = affordable([module for module in before if module in after], reference, before)
     ends = {module: before[module] for module in shared}
     expected = _run(probed(reference, ends.values()), images, list(ends.values()), "onnxruntime")
     found_ends = {module: after[module] for module in shared}
-    built_up = _run(probed(model, found_ends.values()), images, list(found_ends.values()), runner)
+    built_up = _run(probed(model, found_ends.values()), images, list(found_ends.values()), runtime)
     pairs = {module: (expected[ends[module]], built_up[found_ends[module]]) for module in shared}
     comparable = {module for module, (one, other) in pairs.items() if one.shape == other.shape}
     fed = {found_ends[module]: expected[ends[module]] for module in shared if module in comparable}
-    own = _run(probed(fed_with(model, fed), found_ends.values()), images, list(found_ends.values()), runner, fed)
+    own = _run(probed(fed_with(model, fed), found_ends.values()), images, list(found_ends.values()), runtime, fed)
     return LayerErrors(
         precision=precision,
         modules=tuple(
@@ -198,7 +195,7 @@ def _run(
     model: onnx.ModelProto,
     images: FloatArray,
     values: list[str],
-    runner: RunnerName,
+    runtime: str,
     fed: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, FloatArray]:
     """One run, of a graph from `probed`; without ONNX Runtime's optimisations, which could merge layers."""
@@ -206,19 +203,6 @@ def _run(
     for entry in model.graph.input:
         name = entry.name.removeprefix("float32/").removeprefix(REFERENCE)
         feeds[entry.name] = images if fed is None or name not in fed else fed[name]
-    outputs = [PROBE + name for name in values]
-    if runner == "openvino":
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            onnx.save(model, path)
-            settings = {"INFERENCE_PRECISION_HINT": AS_IN_GRAPH, "ENABLE_CPU_PINNING": False}
-            compiled = openvino_core().compile_model(path, "CPU", settings)
-            results = compiled(feeds)
-            return {name: np.array(results[output]) for name, output in zip(values, outputs, strict=True)}
-    if runner == "onnx reference":
-        return dict(zip(values, ReferenceEvaluator(model).run(outputs, feeds), strict=True))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(values, session.run(outputs, feeds), strict=True))
+    opened = open_graph(runtime, model.SerializeToString(), optimised=False)
+    found = opened.run([PROBE + name for name in values], feeds)
+    return {name: found[PROBE + name] for name in values}

@@ -23,7 +23,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.tasks.base import Predictor
-from export.verification.runners import Runner
+from export.runtimes.runners import Runner
 from export.verification.task_data import Agreement, TaskData, TaskMetric
 
 

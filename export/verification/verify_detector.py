@@ -7,23 +7,24 @@
    other precisions see `detection_sets`. Suppression must have settled on all of them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
 import torch
 
+from convmae_deploy.backends.base import FloatArray, OpenGraph, Outputs
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
+from export.runtimes.runners import Runner, open_graph, torch_runner
 from export.verification.detection_matching import DETECTIONS, image_of, judge, match_image
 from export.verification.detection_sets import ALLOWED, describe, judge_sure, sure_pairs
 from export.verification.divergence import REFERENCE, reading_inputs
-from export.verification.elementwise import Candidate, Failure, Verification, verify
-from export.verification.gates import GATES, Comparison, FloatArray, incomparable, worst_of
+from export.verification.elementwise import Failure, TracedFile, Verification, verify
+from export.verification.gates import GATES, Comparison, incomparable, worst_of
 from export.verification.inputs import PICTURES, Batch
-from export.verification.runners import SESSIONS, Outputs, Runner, Session, file_runner, torch_runner
 
 FED = ("proposals", "mask_boxes", "labels", "num")  # what the heads get from the reference in the second tier
 ELEMENTWISE = (*DENSE, *HEADS, "masks")
@@ -52,7 +53,7 @@ def with_fed_heads(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of the graph with probes whose heads read FED from inputs `reference/NAME`; gives ELEMENTWISE."""
     outputs = {output.name: output for output in model.graph.output}
     types = {name: outputs[name].type.tensor_type for name in FED}
-    kinds = {  # with their shapes, without which OpenVINO takes no input
+    kinds = {  # with their shapes, without which some runtimes take no input
         name: (kind.elem_type, [side.dim_param or side.dim_value for side in kind.shape.dim])
         for name, kind in types.items()
     }
@@ -68,15 +69,15 @@ def with_fed_heads(model: onnx.ModelProto) -> onnx.ModelProto:
 class FedRunner:
     """The graph with fed heads, image by image, and the reference that feeds it."""
 
-    def __init__(self, candidate: Candidate, reference: StaticDetector) -> None:
+    def __init__(self, file: TracedFile, reference: StaticDetector) -> None:
         """
         Args:
-            candidate: whose graph has its probes.
+            file: whose graph has its probes.
             reference: in evaluation mode.
         """
-        self.open: Callable[[bytes], Session] = SESSIONS[candidate.runner]
-        self.model = with_fed_heads(candidate.graph.model).SerializeToString()
-        self.session: Session | None = None
+        self.runtime = file.runtime
+        self.model = with_fed_heads(file.graph.model).SerializeToString()
+        self.opened: OpenGraph | None = None
         self.eager = torch_runner(reference, (*OUTPUTS, *PROBES))
         self.last: tuple[FloatArray, Outputs] | None = None  # what the reference gave for the last images
 
@@ -89,42 +90,42 @@ class FedRunner:
 
     def candidate(self, images: FloatArray) -> Outputs:
         """The graph's ELEMENTWISE with PyTorch's regions."""
-        self.session = self.session or self.open(self.model)
+        self.opened = self.opened or open_graph(self.runtime, self.model)
         expected = self.reference(images)
         feeds = {REFERENCE + name: expected[name] for name in FED}
-        return self.session.run(ELEMENTWISE, {"image": images} | feeds)
+        return self.opened.run(ELEMENTWISE, {"image": images} | feeds)
 
 
-def verify_detector(wrapper: StaticDetector, candidate: Candidate, batches: Iterable[Batch]) -> Verification:
+def verify_detector(wrapper: StaticDetector, file: TracedFile, batches: Iterable[Batch]) -> Verification:
     """All three tiers; detections are compared on photos alone, as noise and blank images are full of ties.
 
     Args:
         wrapper: what was exported, in fp32; the reference of the first two tiers pools regions as it does.
-        candidate: the file, and the exported graph with its probes.
+        file: the file, and the exported graph with its probes.
         batches: the inputs.
     """
-    batches, gate = list(batches), GATES[candidate.precision]
-    fed = FedRunner(candidate, wrapper)
-    tiers = verify(fed.reference, fed.candidate, batches, gate, outputs=ELEMENTWISE, between=candidate.between)
+    batches, gate = list(batches), GATES[file.precision]
+    fed = FedRunner(file, wrapper)
+    tiers = verify(fed.reference, fed.candidate, batches, gate, outputs=ELEMENTWISE, between=file.between)
     failures = list(tiers.failures)
     chosen = [batch for batch in batches if batch.name.startswith(PICTURES)]
-    worst, comparison = verify_sets(wrapper, candidate, chosen)
+    worst, comparison = verify_sets(wrapper, file, chosen)
     if comparison.problem is not None:
         failures.append(Failure(batch=worst, output=DETECTIONS, comparison=comparison))
     report = tiers.report.model_copy(
         update={
             "outputs": tiers.report.outputs | {DETECTIONS: worst_of([(worst.name, comparison)])},
-            "tolerance": f"{gate.describe()}; {describe(candidate.precision)}",
+            "tolerance": f"{gate.describe()}; {describe(file.precision)}",
             "passed": not failures,
         }
     )
     return Verification(report=report, failures=tuple(failures))
 
 
-def verify_sets(wrapper: StaticDetector, candidate: Candidate, chosen: Sequence[Batch]) -> tuple[Batch, Comparison]:
+def verify_sets(wrapper: StaticDetector, file: TracedFile, chosen: Sequence[Batch]) -> tuple[Batch, Comparison]:
     """The third tier: the batch that is worst by itself, and the comparison of all of them together."""
-    threshold, precision = wrapper.model.roi_heads.score_thresh, candidate.precision
-    own, runner = own_inference(wrapper.model), file_runner(candidate.runner, candidate.path, OUTPUTS)
+    threshold, precision = wrapper.model.roi_heads.score_thresh, file.precision
+    own, runner = own_inference(wrapper.model), file.runner(OUTPUTS)
     try:
         expected, found = ([side(batch.images) for batch in chosen] for side in (own, runner))
     except Exception as error:  # no runtime's exceptions have a common base; a graph that does not run has failed

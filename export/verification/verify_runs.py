@@ -13,19 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest, NumericsReport
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import task_of
 from convmae_deploy.tasks.base import ModelOutputError
 from convmae_deploy.terminal import Terminal
-from export.verification.combinations import TITLES, Combination, start
+from export.runtimes.combinations import REFERENCE, Combination
+from export.runtimes.runners import Runner, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify
-from export.verification.gates import GATES, FloatArray
+from export.verification.gates import GATES
 from export.verification.inputs import PICTURES, Batch
 from export.verification.layer_errors import LayerErrors
-from export.verification.runners import Outputs, Runner
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric
 from export.verification.task_metrics import predictor_on, task_gate, task_problems
 
@@ -139,7 +140,7 @@ class Examiner:
         try:
             runner, runtime = start(combination, self.bundle)
         except ConvMAEError as error:  # a graph that does not load has failed on every input
-            starts, runner, runtime = False, raising(error), TITLES[combination.runtime]
+            starts, runner, runtime = False, raising(error), combination.where
         watched = Watched(runner, scatter_batch(self.batches).images)
         if verification is None:
             verification = self._verify(combination, watched, runtime)
@@ -162,21 +163,21 @@ class Examiner:
         between = self.reference.title, runtime
         if task_of(self.bundle.manifest).GIVES_LISTS:
             return verify_detection_sets(
-                self.reference.runner, runner, list(progress), combination.precision, between=between
+                self.reference.runner, runner, list(progress), combination.gate, between=between
             )
         outputs = tuple(self.bundle.manifest.outputs)
-        gate = GATES[combination.precision]
+        gate = GATES[combination.gate]
         return verify(self.reference.runner, runner, progress, gate, outputs=outputs, between=between)
 
     def _batches(self, combination: Combination) -> list[Batch]:
         """The inputs; onnx's reference evaluator is too slow for more than single images."""
-        if combination.runtime == "onnx-reference":
+        if combination.runtime == REFERENCE:
             return [batch for batch in self.batches if len(batch.images) == 1]
         return list(self.batches)
 
     def _ask(self, combination: Combination, runner: Runner) -> tuple[TaskAnswers | None, list[str]]:
         """What it makes of the user's data, and what is wrong with that."""
-        if self.data is None or self.reference_answers is None or combination.runtime == "onnx-reference":
+        if self.data is None or self.reference_answers is None or combination.runtime == REFERENCE:
             return None, []
         predictor = predictor_on(runner, self.bundle.manifest, combination.title)
         try:
@@ -192,7 +193,7 @@ class Examiner:
         )
         before = self.data.metrics(self.reference_answers)
         assert answers.agreement is not None
-        gate = task_gate(combination.precision, self.bundle.manifest.files.get(combination.file))
+        gate = task_gate(combination.gate, self.bundle.manifest.files.get(combination.file))
         return answers, task_problems(gate, before, answers.metrics, answers.agreement)
 
     def _scatter(self, watched: "Watched") -> tuple[FloatArray, FloatArray] | None:

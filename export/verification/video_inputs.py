@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.tasks.preprocess import preprocess
-from export.verification.inputs import FloatArray, Samples, data_of_run, made_photos, read_some, tell_of_run
+from export.verification.inputs import Samples, data_of_run, made_photos, read_some, tell_of_run
 
 PANNED = 3 / 4  # of the sides of a made picture are in a frame at a time
 

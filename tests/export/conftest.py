@@ -10,7 +10,7 @@ import torch
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
-from export.graphs import precisions
+from export import precisions
 from export.graphs.to_onnx import ExportedGraph
 from tests.export.graphs_of import export_classifier
 

@@ -22,14 +22,14 @@ from export.benchmark import (
     pick_cores,
     pinned,
 )
-from export.benchmarking.contenders import Contender
-from export.benchmarking.process import ContenderError
+from export.benchmarking.process import WorkerError
 from export.benchmarking.report import BenchmarkRecord
+from export.runtimes.combinations import Combination
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_video_bundle, write_manifest
 from tests.photo_folders import make_photo_folder
 
 FAST = ("--rounds", "2", "--warm-up", "1", "--threads", "1", "--batch-sizes", "1", "2")
-ONNX = Contender(way="onnxruntime", precision="fp32", file="model.onnx")
+ONNX = Combination(runtime="onnxruntime", precision="fp32", file="model.onnx")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_file_that_no_runtime_loads_fails_alone_and_the_exit_status_says_so(
     add_file(bundle, "model.int8.onnx", good.replace(b"GlobalAveragePool", b"GlobalAveragePoem"), precision="int8")
     assert main([str(bundle), *FAST, "--runtimes", "onnxruntime"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Failed: ONNX Runtime int8: ONNX Runtime" in printed and "cannot load" in printed
+    assert "Failed: ONNX Runtime int8: " in printed and "cannot load" in printed
     assert "For latency pick ONNX Runtime fp32" in printed
 
 
@@ -169,7 +169,7 @@ def test_no_more_processes_are_started_than_there_is_memory_for(
 ) -> None:
     monkeypatch.setattr(program, "free_memory", lambda: 1)
     bundle = load_bundle(make_bundle(tmp_path / "tiny"))
-    with pytest.raises(ContenderError, match="GB of memory are free.*--runtimes or --files"):
+    with pytest.raises(WorkerError, match="GB of memory are free.*--runtimes or --files"):
         opener(BenchmarkConfig(bundle=bundle.path), bundle, tmp_path)(ONNX)
 
 

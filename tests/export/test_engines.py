@@ -19,9 +19,9 @@ from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.tasks import load_bundle
 from export.__main__ import ExportConfig, export_bundle
-from export.graphs.precisions import file_name
 from export.int8.quantisation import fold_weights, quantisable_layers, quantise
 from export.packaging import describe_file
+from export.precisions import file_name
 from export.to_tensorrt import EngineConfig, write_engine
 from tests.bundle_factory import write_manifest
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, SIZE, tiny_detector

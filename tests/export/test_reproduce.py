@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from export import reproduce
-from export.reports.report import write_failure
+from export.runtimes.runners import onnx_runner
 from export.verification.elementwise import Failure, Verification, verify
 from export.verification.gates import FP32, Comparison
 from export.verification.inputs import Batch
-from export.verification.runners import onnx_runner
+from export.verification.reproducer import write_failure
 from tests.bundle_factory import make_bundle
 
 OUTPUTS = ("logits", "e1")

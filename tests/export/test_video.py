@@ -69,7 +69,7 @@ def graph(checkpoint: Path) -> ExportedGraph:
 def bundle(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "motion"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.graphs.precisions.export_graph", lambda *_: graph)
+        patch.setattr("export.precisions.export_graph", lambda *_: graph)
         export_bundle(ExportConfig(checkpoint=checkpoint, out=out, max_batch=MAX_BATCH), Console(quiet=True), ["test"])
     return out
 
@@ -126,7 +126,7 @@ def test_a_video_gets_pytorch_s_classes_and_features(bundle: Path, model: ConvMA
 def test_clips_of_real_videos_take_part_in_the_verification(
     checkpoint: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.graphs.precisions.export_graph", lambda *_: graph)
+    monkeypatch.setattr("export.precisions.export_graph", lambda *_: graph)
     config = ExportConfig(checkpoint=checkpoint, out=tmp_path / "mine", max_batch=2, data=MOTION8)
     report = export_bundle(config, Console(quiet=True), ["test"])["model.onnx"].verification.report
     assert report.passed and {"videos batch 1", "videos batch 2"} <= set(report.inputs)
@@ -155,7 +155,7 @@ def test_a_wrong_slot_fails_the_export_and_its_layer_is_named(
 ) -> None:
     broken = copy_of(graph)
     swap_slots(broken.model, "encoder.blocks2.0.attn")
-    monkeypatch.setattr("export.graphs.precisions.export_graph", lambda *_: broken)
+    monkeypatch.setattr("export.precisions.export_graph", lambda *_: broken)
     config = ExportConfig(checkpoint=checkpoint, out=tmp_path / "mine", max_batch=2)
     with pytest.raises(VerificationError, match=r"first diverging layer: encoder\.blocks2\.0\.attn"):
         export_bundle(config, Console(quiet=True), ["test"])

@@ -13,14 +13,14 @@ import pytest
 
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
 from convmae_deploy.tasks import load_bundle
-from export.benchmarking.contenders import Contender
-from export.benchmarking.process import ROOT, ContenderError, ContenderProcess
+from export.benchmarking.process import ROOT, WorkerError, WorkerProcess
 from export.benchmarking.worker import Job
+from export.runtimes.combinations import Combination
 from tests.bundle_factory import make_bundle
 from tests.photo_folders import make_photo_folder
 
-Starter = Callable[..., ContenderProcess]
-ONNX = Contender(way="onnxruntime", precision="fp32", file="model.onnx")
+Starter = Callable[..., WorkerProcess]
+ONNX = Combination(runtime="onnxruntime", precision="fp32", file="model.onnx")
 
 
 @pytest.fixture
@@ -32,11 +32,11 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(bundle: Path, tmp_path: Path) -> Iterator[Starter]:
-    processes: list[ContenderProcess] = []
+    processes: list[WorkerProcess] = []
 
-    def starter(contender: Contender = ONNX) -> ContenderProcess:
-        job = Job(contender=contender, bundle=bundle, checkpoint=None, threads=1, inputs=tmp_path / "inputs.npy")
-        processes.append(ContenderProcess(job, tmp_path / f"process-{len(processes)}"))
+    def starter(combination: Combination = ONNX) -> WorkerProcess:
+        job = Job(combination=combination, bundle=bundle, checkpoint=None, threads=1, inputs=tmp_path / "inputs.npy")
+        processes.append(WorkerProcess(job, tmp_path / f"process-{len(processes)}"))
         return processes[-1]
 
     yield starter
@@ -71,15 +71,15 @@ def test_it_answers_a_user_s_photos_as_they_are_served(start: Starter, tmp_path:
 
 def test_an_error_is_a_sentence_and_the_process_goes_on(start: Starter) -> None:
     process = start()
-    with pytest.raises(ContenderError, match="no_such_batch"):
+    with pytest.raises(WorkerError, match="no_such_batch"):
         process._ask("turn", no_such_batch=1)
     assert process.turn(1, 0.0)[0]
 
 
 def test_one_that_cannot_start_says_why_every_time(start: Starter) -> None:
-    process = start(Contender(way="onnxruntime", precision="int8", file="model.int8.onnx"))
+    process = start(Combination(runtime="onnxruntime", precision="int8", file="model.int8.onnx"))
     for _ in range(2):
-        with pytest.raises(ContenderError, match=r"has no graph 'model.int8.onnx'"):
+        with pytest.raises(WorkerError, match=r"has no graph 'model.int8.onnx'"):
             process.start()
 
 
@@ -89,7 +89,7 @@ def test_the_end_of_a_process_is_told_with_its_signal_and_from_then_on(start: St
     os.kill(process._process.pid, signal.SIGKILL)
     process._process.wait()
     for _ in range(2):
-        with pytest.raises(ContenderError, match="ended by SIGKILL, as where memory runs out"):
+        with pytest.raises(WorkerError, match="ended by SIGKILL, as where memory runs out"):
             process.turn(1, 0.0)
 
 

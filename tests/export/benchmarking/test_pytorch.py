@@ -8,8 +8,8 @@ import torch
 
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks import load_bundle
-from export.benchmarking.contenders import Contender
 from export.benchmarking.pytorch import torch_output, torch_run
+from export.runtimes.combinations import Combination
 from tests.bundle_factory import make_bundle
 from tests.export.conftest import CLASSES, SIZE
 
@@ -29,7 +29,7 @@ def test_the_checkpoint_s_model_is_run_in_the_precision_asked_for(
     checkpoint: Path, classifier: ConvMAEClassifier, tmp_path: Path, precision: str, least: float, most: float
 ) -> None:
     bundle = load_bundle(make_bundle(tmp_path / "tiny", size=SIZE, classes=CLASSES))
-    contender = Contender(way="eager", precision=precision)  # type: ignore[arg-type]
+    contender = Combination(runtime="eager", precision=precision)  # type: ignore[arg-type]
     run, description = torch_run(contender, bundle, checkpoint, torch.get_num_threads())
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(IMAGES)).numpy()

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from convmae_deploy.errors import ConvMAEError
 from export.benchmarking import tables as benchmark_tables
-from export.benchmarking.contenders import Contender
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import Started
 from export.benchmarking.report import (
@@ -29,22 +28,23 @@ from export.benchmarking.report import (
 )
 from export.benchmarking.rounds import Entry
 from export.benchmarking.timing import summarise
+from export.runtimes.combinations import Combination
 
 ROUNDS = 10
-ONNX = Contender(way="onnxruntime", precision="fp32", file="model.onnx")
-INT8 = Contender(way="onnxruntime", precision="int8", file="model.int8.onnx")
-BF16 = Contender(way="openvino", precision="fp32", file="model.onnx", computes_in="bf16", hint="latency")
+ONNX = Combination(runtime="onnxruntime", precision="fp32", file="model.onnx")
+INT8 = Combination(runtime="onnxruntime", precision="int8", file="model.int8.onnx")
+BF16 = Combination(runtime="openvino", precision="fp32", file="model.onnx", computes_in="bf16", hint="latency")
 
 
-def row(contender: Contender, batch_size: int, *milliseconds: float) -> Row:
+def row(contender: Combination, batch_size: int, *milliseconds: float) -> Row:
     """A row of rounds of one run each, which take these times again and again."""
     taken = [[milliseconds[turn % len(milliseconds)] / 1000] for turn in range(ROUNDS)]
     timing = summarise(taken, batch_size)
     return Row(contender=contender.name, batch_size=batch_size, timing=timing, peak_gb=0.5, problem=None)
 
 
-def described(contender: Contender, **changes: Any) -> ContenderRecord:
-    entry = Entry(contender=contender, started=Started(seconds=1.0, peak_gb=0.25, description="fake"))
+def described(contender: Combination, **changes: Any) -> ContenderRecord:
+    entry = Entry(combination=contender, started=Started(seconds=1.0, peak_gb=0.25, description="fake"))
     (record,) = contender_records([entry], Judged())
     return record.model_copy(update=changes)
 
@@ -127,8 +127,8 @@ def test_rows_that_spread_are_warned_of_with_the_worst() -> None:
 
 
 def test_a_contender_has_a_row_for_each_batch_size_measured_or_failed() -> None:
-    entry = Entry(contender=ONNX, failed={8: "no memory"}, taken={1: [[0.1], [0.1]]}, peak_gb={1: 0.5, 8: 0.75})
-    out = Entry(contender=INT8, problem="it did not start")
+    entry = Entry(combination=ONNX, failed={8: "no memory"}, taken={1: [[0.1], [0.1]]}, peak_gb={1: 0.5, 8: 0.75})
+    out = Entry(combination=INT8, problem="it did not start")
     found = rows_of([entry, out], (1, 8))
     assert [(one.contender, one.batch_size, one.problem) for one in found] == [
         (ONNX.name, 1, None),

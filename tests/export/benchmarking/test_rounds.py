@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.benchmarking.contenders import Contender
-from export.benchmarking.process import Competitor, ContenderError, Outputs, Started
+from convmae_deploy.backends.base import Outputs
+from export.benchmarking.process import Started, WorkerError, WorkerProcess
 from export.benchmarking.rounds import Entry, Plan, measure, steps
+from export.runtimes.combinations import Combination
 
-FP32 = Contender(way="onnxruntime", precision="fp32", file="model.onnx")
-INT8 = Contender(way="onnxruntime", precision="int8", file="model.int8.onnx")
-OPENVINO = Contender(way="openvino", precision="fp32", file="model.onnx", computes_in="fp32", hint="latency")
+FP32 = Combination(runtime="onnxruntime", precision="fp32", file="model.onnx")
+INT8 = Combination(runtime="onnxruntime", precision="int8", file="model.int8.onnx")
+OPENVINO = Combination(runtime="openvino", precision="fp32", file="model.onnx", computes_in="fp32", hint="latency")
 
 
-class FakeCompetitor:
+class FakeProcess(WorkerProcess):
     """Notes what it is asked; every run takes `seconds` an image; fails where it is told to."""
 
     def __init__(self, name: str, events: list[str], *, seconds: float = 0.5, fails: str | None = None) -> None:
@@ -50,24 +51,24 @@ class FakeCompetitor:
     def _note(self, what: str) -> None:
         self.events.append(f"{self.name}: {what}")
         if self.fails == what:
-            raise ContenderError(f"{what} does not work")
+            raise WorkerError(f"{what} does not work")
 
 
-Opener = Callable[[Contender], Competitor]
+Opener = Callable[[Combination], WorkerProcess]
 
 
 def run(
-    fakes: dict[Contender, FakeCompetitor],
+    fakes: dict[Combination, FakeProcess],
     *,
     batch_sizes: tuple[int, ...] = (1, 4),
-    answer: Callable[[Competitor], Path] | None = None,
+    answer: Callable[[WorkerProcess], Path] | None = None,
     exact_outputs: bool = True,
-) -> dict[Contender, Entry]:
+) -> dict[Combination, Entry]:
     plan = Plan(batch_sizes=batch_sizes, rounds=2, warm_up=3, rest=lambda seconds: None)
     entries = measure(
         list(fakes), fakes.__getitem__, plan, lambda what, done: None, answer=answer, exact_outputs=exact_outputs
     )
-    return {entry.contender: entry for entry in entries}
+    return {entry.combination: entry for entry in entries}
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def events() -> list[str]:
 
 
 def test_all_start_then_all_warm_up_then_turns_are_interleaved_for_each_batch_size(events: list[str]) -> None:
-    found = run({FP32: FakeCompetitor("a", events), OPENVINO: FakeCompetitor("b", events)})
+    found = run({FP32: FakeProcess("a", events), OPENVINO: FakeProcess("b", events)})
     assert events[:4] == ["a: start", "b: start", "a: outputs 1", "b: outputs 1"]
     batches = [
         line
@@ -96,21 +97,21 @@ def test_all_start_then_all_warm_up_then_turns_are_interleaved_for_each_batch_si
 def test_progress_is_told_as_many_steps_as_there_are(events: list[str]) -> None:
     told: list[int] = []
     plan = Plan(batch_sizes=(1, 4), rounds=2, warm_up=1, rest=lambda seconds: None)
-    fakes = {FP32: FakeCompetitor("a", events), OPENVINO: FakeCompetitor("b", events)}
+    fakes = {FP32: FakeProcess("a", events), OPENVINO: FakeProcess("b", events)}
     measure(list(fakes), fakes.__getitem__, plan, lambda what, done: told.append(done))
     assert sum(told) == steps(list(fakes), plan)
 
 
 def test_one_that_does_not_start_is_out_and_closed_and_the_others_go_on(events: list[str]) -> None:
-    found = run({FP32: FakeCompetitor("a", events, fails="start"), OPENVINO: FakeCompetitor("b", events)})
+    found = run({FP32: FakeProcess("a", events, fails="start"), OPENVINO: FakeProcess("b", events)})
     assert found[FP32].problem == "start does not work" and not found[FP32].taken and found[FP32].started is None
     assert set(found[OPENVINO].taken) == {1, 4}
     assert "a: close" in events and "a: outputs 1" not in events
 
 
 def test_one_that_cannot_even_be_opened_is_out(events: list[str]) -> None:
-    def opener(contender: Contender) -> Competitor:
-        raise ContenderError("no memory")
+    def opener(contender: Combination) -> WorkerProcess:
+        raise WorkerError("no memory")
 
     plan = Plan(batch_sizes=(1,), rounds=1, warm_up=1, rest=lambda seconds: None)
     (entry,) = measure([FP32], opener, plan, lambda what, done: None)
@@ -119,9 +120,7 @@ def test_one_that_cannot_even_be_opened_is_out(events: list[str]) -> None:
 
 @pytest.mark.parametrize("what", ["warm-up 4 x3", "turn 4"])
 def test_one_that_fails_at_a_batch_size_keeps_the_figures_of_the_others(events: list[str], what: str) -> None:
-    found = run(
-        {FP32: FakeCompetitor("a", events, fails=what), OPENVINO: FakeCompetitor("b", events)}, batch_sizes=(1, 4, 8)
-    )
+    found = run({FP32: FakeProcess("a", events, fails=what), OPENVINO: FakeProcess("b", events)}, batch_sizes=(1, 4, 8))
     assert set(found[FP32].taken) == {1, 8} and found[FP32].failed == {4: f"{what} does not work"}
     assert found[FP32].problem is None
     assert set(found[OPENVINO].taken) == {1, 4, 8}
@@ -130,9 +129,9 @@ def test_one_that_fails_at_a_batch_size_keeps_the_figures_of_the_others(events: 
 
 def test_full_precision_must_give_the_first_one_s_outputs_and_reduced_need_not(events: list[str]) -> None:
     fakes = {
-        FP32: FakeCompetitor("a", events),
-        OPENVINO: FakeCompetitor("b", events),
-        INT8: FakeCompetitor("c", events),
+        FP32: FakeProcess("a", events),
+        OPENVINO: FakeProcess("b", events),
+        INT8: FakeProcess("c", events),
     }
     for contender in (OPENVINO, INT8):
         fakes[contender].values = np.array([[1.0, 2.2]], np.float32)
@@ -145,14 +144,14 @@ def test_full_precision_must_give_the_first_one_s_outputs_and_reduced_need_not(e
 
 
 def test_full_precision_is_not_held_against_a_reduced_one(events: list[str]) -> None:
-    fakes = {INT8: FakeCompetitor("c", events), FP32: FakeCompetitor("a", events)}
+    fakes = {INT8: FakeProcess("c", events), FP32: FakeProcess("a", events)}
     fakes[FP32].values = np.array([[1.0, 2.2]], np.float32)
     found = run(fakes)
     assert found[FP32].problem is None and found[FP32].difference == pytest.approx(0.1)
 
 
 def test_outputs_that_are_not_finite_are_refused_in_every_precision(events: list[str]) -> None:
-    fakes = {FP32: FakeCompetitor("a", events), INT8: FakeCompetitor("c", events)}
+    fakes = {FP32: FakeProcess("a", events), INT8: FakeProcess("c", events)}
     fakes[INT8].values = np.array([[np.nan, 2.0]], np.float32)
     problem = run(fakes)[INT8].problem
     assert problem is not None and "NaN or infinity" in problem
@@ -160,9 +159,9 @@ def test_outputs_that_are_not_finite_are_refused_in_every_precision(events: list
 
 def test_answers_come_last_and_only_of_those_that_work(events: list[str], tmp_path: Path) -> None:
     fakes = {
-        FP32: FakeCompetitor("a", events),
-        OPENVINO: FakeCompetitor("b", events, fails="start"),
-        INT8: FakeCompetitor("c", events, fails="answers"),
+        FP32: FakeProcess("a", events),
+        OPENVINO: FakeProcess("b", events, fails="start"),
+        INT8: FakeProcess("c", events, fails="answers"),
     }
     found = run(fakes, answer=lambda competitor: competitor.answers(tmp_path, 5))
     assert found[FP32].answers == ["a"] and found[OPENVINO].answers is None

@@ -14,8 +14,8 @@ from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs import to_onnx
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.graphs.traced import intermediate_values, peak_bytes_per_image
+from export.runtimes.runners import onnx_runner, torch_runner
 from export.tasks.classification import ClassifierGraph
-from export.verification.runners import onnx_runner, torch_runner
 from tests.export.conftest import CLASSES, SIZE
 from tests.export.graphs_of import export_classifier
 

@@ -28,9 +28,9 @@ from export import __main__ as program
 from export.graphs.to_onnx import OPSET, ExportedGraph
 from export.int8.maker import Int8Maker, Int8Options, Metric
 from export.int8.quantisation import quantise
+from export.runtimes.runners import open_graph
 from export.verification.elementwise import VerificationError
 from export.verification.inputs import graph_input, made_photos
-from export.verification.runners import onnx_session
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
 from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
 
@@ -75,7 +75,7 @@ def closeness(reference: onnx.ModelProto, found: onnx.ModelProto, images: list[n
     """100 less how far the logits of a graph are from those of the fp32 graph, in percent of them."""
     sides = []
     for model in (reference, found):
-        session = onnx_session(model.SerializeToString())
+        session = open_graph("onnxruntime", model.SerializeToString())
         sides.append(np.concatenate([session.run(["logits"], {"image": image})["logits"] for image in images]))
     return float(100 - 100 * np.linalg.norm(sides[1] - sides[0]) / np.linalg.norm(sides[0]))
 

@@ -13,15 +13,16 @@ from convmae_deploy.bundle.manifest import NumericsReport, OutputNumerics
 from convmae_deploy.tasks import load_bundle
 from export.reports.html_parts import sentence, table, text
 from export.reports.html_report import html_report
+from export.reports.outcomes import not_run, verdict
 from export.reports.svg_plots import Series, layer_plot, scatter_plot, stage_of
+from export.runtimes.combinations import Combination
 from export.tasks.classification import ClassifiedData
-from export.verification.combinations import Combination
 from export.verification.layer_errors import LayerErrors, ModuleError
-from export.verification.outcomes import not_run, verdict
 from export.verification.task_data import Agreement, TaskMetric
 from export.verification.verify_runs import Outcome, Reference, Results, TaskAnswers
 from tests.bundle_factory import make_bundle
 
+NO_GPU = "device cuda needs a GPU, found none"
 MODULES = ("encoder.blocks1.0.mlp.fc1", "encoder.blocks1.0", "encoder.blocks2.0", "head")
 
 
@@ -31,7 +32,7 @@ def layers(own: float) -> LayerErrors:
 
 
 def outcome(runtime: str = "onnxruntime", *, excess: float = 0.2, reason: str | None = None) -> Outcome:
-    combination = Combination(file="model.onnx", runtime=runtime, precision="fp32", reason=reason)  # type: ignore[arg-type]
+    combination = Combination(file="model.onnx", runtime=runtime, precision="fp32", reason=reason)
     if reason is not None:
         return Outcome(combination=combination)
     passed = excess <= 1
@@ -66,7 +67,11 @@ def results(tmp_path: Path) -> Results:
     return Results(
         bundle=bundle,
         reference=Reference(runner=lambda images: {}, title="torch 2.15", short="PyTorch", manifest=bundle.manifest),
-        outcomes=(outcome(), outcome("openvino"), outcome("cuda", reason="device cuda needs a GPU, found none")),
+        outcomes=(
+            outcome(),
+            outcome("openvino"),
+            outcome("onnxruntime-cuda", reason=NO_GPU),
+        ),
         reference_task=TaskAnswers(metrics=(TaskMetric(name="top-1", value=80.0, samples=100),)),
         data=ClassifiedData([Path("a.png")] * 100, [0] * 100, "photos"),
         layers={"model.fp16.onnx": layers(70.0)},
@@ -121,8 +126,8 @@ def test_the_task_is_told_with_its_change_and_what_is_allowed(results: Results) 
 
 
 def test_what_was_not_run_is_told_once_for_a_runtime_with_its_reason(results: Results) -> None:
-    assert not_run(results) == [("ONNX Runtime, CUDA", "device cuda needs a GPU, found none")]
-    assert "ONNX Runtime, CUDA: device cuda needs a GPU, found none." in page(results)
+    assert not_run(results) == [("ONNX Runtime CUDA", NO_GPU)]
+    assert f"ONNX Runtime CUDA: {NO_GPU}." in page(results)
 
 
 def test_hashes_versions_and_the_command_are_there(results: Results) -> None:

@@ -3,9 +3,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from convmae_deploy.backends.base import FloatArray
 from export.graphs.to_onnx import ExportedGraph
 from export.verification.divergence import LayerError, cut_points, find_divergence, judge
-from export.verification.gates import FP32, FloatArray, compare
+from export.verification.gates import FP32, compare
 from tests.export.conftest import SIZE, copy_of, node_of
 
 IMAGES = np.random.default_rng(1).standard_normal((1, 3, *SIZE), dtype=np.float32)

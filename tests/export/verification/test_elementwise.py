@@ -5,14 +5,15 @@ import numpy as np
 import onnx
 import pytest
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs.to_onnx import ExportedGraph
+from export.runtimes.runners import Runner, onnx_runner, torch_runner
 from export.tasks.classification import ClassifierGraph
 from export.verification.elementwise import Verification, smallest_failing_images, verify
-from export.verification.gates import EXACT_DB, FP32, GATES, FloatArray
+from export.verification.gates import EXACT_DB, FP32, GATES
 from export.verification.inputs import Batch
-from export.verification.runners import Outputs, Runner, onnx_runner, torch_runner
 from tests.export.conftest import SIZE
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Precision
-from export.verification.gates import EXACT_DB, FP32, GATES, FloatArray, Tolerance, compare, worst_of
+from export.verification.gates import EXACT_DB, FP32, GATES, Tolerance, compare, worst_of
 
 LOOSE = Tolerance(absolute=1e9, relative=0, cosine=-1)
 

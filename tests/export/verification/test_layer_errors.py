@@ -67,7 +67,7 @@ def test_what_a_selection_of_rows_decides_on_is_left_out() -> None:
 
 
 def test_equal_graphs_have_no_error_anywhere() -> None:
-    errors = layer_errors(three_layers(), three_layers(), IMAGES, precision="fp32", runner="onnxruntime")
+    errors = layer_errors(three_layers(), three_layers(), IMAGES, precision="fp32", runtime="onnxruntime")
     assert [module.module for module in errors.modules] == [*MODULES, "whole"]
     assert all(module.own_db == module.built_up_db == EXACT_DB for module in errors.modules)
 
@@ -76,10 +76,10 @@ def test_equal_graphs_have_no_error_anywhere() -> None:
 def test_a_damaged_module_stands_out_by_its_own_error_and_the_ones_behind_it_inherit_it(kind: int) -> None:
     broken = three_layers(kind)
     damage(broken, "second")
-    errors = layer_errors(three_layers(), broken, IMAGES, precision="fp16", runner="onnxruntime")
+    errors = layer_errors(three_layers(), broken, IMAGES, precision="fp16", runtime="onnxruntime")
     by_name = {module.module: module for module in errors.modules}
     assert errors.first is not None and errors.first.module == "second"
-    assert errors.explanation().startswith("second, whose own signal-to-noise ratio is ")
+    assert errors.explanation.startswith("second, whose own signal-to-noise ratio is ")
     assert by_name["second"].own_db < 20 and by_name["third"].built_up_db < 20
     assert min(by_name[module].own_db for module in ("first", "third", "whole")) > 50
     assert by_name["first"].built_up_db > 50
@@ -87,15 +87,15 @@ def test_a_damaged_module_stands_out_by_its_own_error_and_the_ones_behind_it_inh
 
 def test_half_precision_loses_what_ten_bits_lose() -> None:
     errors = layer_errors(  # ONNX Runtime would compute it in float32
-        three_layers(), three_layers(TensorProto.FLOAT16), IMAGES[:1], precision="fp16", runner="onnx reference"
+        three_layers(), three_layers(TensorProto.FLOAT16), IMAGES[:1], precision="fp16", runtime="onnx-reference"
     )
     assert all(55 < module.own_db < 90 for module in errors.modules if module.module != "whole")
-    assert "though none stands out" in errors.explanation()
+    assert "though none stands out" in errors.explanation
 
 
 def test_bf16_graphs_are_followed_in_the_reference_evaluator() -> None:
     errors = layer_errors(
-        three_layers(), three_layers(TensorProto.BFLOAT16), IMAGES[:1], precision="bf16", runner="onnx reference"
+        three_layers(), three_layers(TensorProto.BFLOAT16), IMAGES[:1], precision="bf16", runtime="onnx-reference"
     )
     assert all(30 < module.own_db < 65 for module in errors.modules)
 
@@ -116,4 +116,4 @@ def test_the_first_beyond_the_gate_is_blamed_though_a_later_one_is_worse() -> No
     )
     errors = LayerErrors(precision="fp16", modules=modules)
     assert errors.first == modules[1]
-    assert LayerErrors(precision="fp16", modules=()).explanation().startswith("unknown")
+    assert LayerErrors(precision="fp16", modules=()).explanation.startswith("unknown")

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
+from export.runtimes.runners import onnx_runner
 from export.tasks import read_task_data
 from export.tasks.classification import ClassifiedData
 from export.tasks.detection import DetectedData
 from export.tasks.segmentation import SegmentedData, labels_of
-from export.verification.gates import FloatArray
-from export.verification.runners import Outputs, onnx_runner
 from export.verification.task_data import Agreement, TaskMetric, spread
 from export.verification.task_metrics import predictor_on, task_metrics
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle

@@ -8,23 +8,23 @@ import pytest
 from onnx import numpy_helper
 from rich.console import Console
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.backends.openvino_backend import openvino_core
 from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
+from export import precisions
 from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
-from export.graphs import precisions
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.graphs.to_onnx import ExportedGraph, export_graph, without_outputs
+from export.runtimes.runners import Runner, onnx_runner
 from export.tasks import open_task
 from export.tasks.base import ExportTask
 from export.verification.detection_matching import decided, match_image
-from export.verification.elementwise import Candidate, VerificationError
-from export.verification.gates import FloatArray
+from export.verification.elementwise import TracedFile, VerificationError
 from export.verification.inputs import Samples, made_photos, verification_batches
-from export.verification.runners import Outputs, Runner, onnx_runner
 from export.verification.verify_detector import detections_problem
 from tests.export.conftest import copy_of
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
@@ -152,7 +152,7 @@ def test_a_broken_layer_fails_in_its_own_tier(
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
     batches = verification_batches(task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
-    candidate = Candidate(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runner="onnxruntime")
+    candidate = TracedFile(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runtime="onnxruntime")
     verification = task.verify(candidate, batches)
     elementwise = {failure.output for failure in verification.failures} - {"detections"}
     assert elementwise and all(name.startswith(output) for name in elementwise)

@@ -1,4 +1,4 @@
-"""What people get to see of a verification: the table, the sentence, and the folder that reproduces a failure."""
+"""The folder that reproduces a failed verification."""
 
 import json
 import math
@@ -11,65 +11,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from convmae_deploy.bundle.manifest import NumericsReport
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.files import atomic_directory
 from export import reproduce
 from export.verification.divergence import Divergence, LayerError
-from export.verification.elementwise import Failure, Verification
-from export.verification.gates import FP32, FloatArray, Tolerance
+from export.verification.elementwise import Verification
+from export.verification.gates import FP32, Tolerance
 from export.verification.layer_errors import LayerErrors
 
 FAILED_SUFFIX = ".failed"
-
-
-def print_report(report: NumericsReport, console: Console, *, details: bool = True) -> None:
-    """The table of a report, and with `details` its inputs and its gate."""
-    table = Table(box=box.SIMPLE, padding=0)
-    table.add_column("output", no_wrap=True)
-    for heading in ("max abs", "max rel", "SNR dB", "cosine", "top-1", "/ gate"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("worst on")
-    table.add_column("")
-    for name, row in report.outputs.items():
-        table.add_row(
-            name,
-            f"{row.max_abs:.2e}",
-            f"{row.max_rel:.2e}",
-            "" if row.snr_db is None else f"{row.snr_db:.1f}",
-            f"{row.cosine:.7f}",
-            "" if row.top1_agreement is None else f"{row.top1_agreement:.1%}",
-            f"{row.excess:.3g}",
-            row.worst_input,
-            "passed" if row.passed else Text("failed", style="bold red"),
-        )
-    console.print(f"{report.runtime} against {report.reference}", highlight=False)
-    console.print(table)
-    if not details:
-        return
-    console.print(f"Inputs: {'; '.join(report.inputs)}.", highlight=False)
-    console.print(f"Gate: {report.tolerance}.", highlight=False)
-
-
-def failure_sentence(
-    failure: Failure, divergence: Divergence | LayerErrors | None, folder: Path, consequence: str
-) -> str:
-    """What is wrong, what follows from it, where it is wrong, and where the evidence is."""
-    layer = "" if divergence is None else f"; first diverging layer: {explanation_of(divergence)}"
-    return (
-        f"the graph does not give PyTorch's numbers{consequence}: worst output {failure.output} on "
-        f"{failure.batch.name}, {failure.comparison.problem}{layer}; everything to reproduce it is in {folder}, run "
-        "reproduce.py there"
-    )
-
-
-def explanation_of(divergence: Divergence | LayerErrors) -> str:
-    """Which layer is to be looked at, in one clause."""
-    return divergence.explanation() if isinstance(divergence, LayerErrors) else divergence.explanation
 
 
 def write_failure(
@@ -107,7 +58,7 @@ def write_failure(
         "failure": f"worst output {worst.output} on {worst.batch.name}: {worst.comparison.problem}",
         "report": verification.report.model_dump(mode="python"),
         "failures": failures,
-        "first_diverging_layer": None if divergence is None else explanation_of(divergence),
+        "first_diverging_layer": None if divergence is None else divergence.explanation,
         "layers": _layer_rows(divergence),
     }
     with atomic_directory(folder, replace=True) as directory:

@@ -5,8 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from export.reports.report import print_report
-from export.verification.combinations import TITLES
+from convmae_deploy.bundle.manifest import NumericsReport
 from export.verification.verify_runs import Outcome, Results, TaskAnswers
 
 
@@ -14,7 +13,7 @@ def verdict(results: Results) -> str:
     """One sentence: does all of it hold?"""
     run = results.run
     files = len({outcome.combination.file for outcome in run})
-    runtimes = len({outcome.combination.runtime for outcome in run})
+    runtimes = len({outcome.combination.where for outcome in run})
     what = f"{counted(files, 'file')} on {counted(runtimes, 'runtime')}"
     against = f"against {results.reference.short}"
     tried = [outcome for outcome in results.outcomes if outcome.combination.reason is None]
@@ -66,14 +65,42 @@ def task_cells(answers: TaskAnswers, before: TaskAnswers) -> list[str]:
 def not_run(results: Results) -> list[tuple[str, str]]:
     """What could not be run, and why; a runtime that runs none of the files is told once."""
     told = []
-    for runtime, title in TITLES.items():
-        skipped = [outcome for outcome in results.outcomes if outcome.combination.runtime == runtime]
+    for where in dict.fromkeys(outcome.combination.where for outcome in results.outcomes):
+        skipped = [outcome for outcome in results.outcomes if outcome.combination.where == where]
         reasons = [(outcome.combination, outcome.combination.reason) for outcome in skipped]
         if skipped and all(reason is not None for _, reason in reasons):
-            told.append((title, str(reasons[0][1])))
+            told.append((where, str(reasons[0][1])))
         else:
             told += [(combination.title, reason) for combination, reason in reasons if reason is not None]
     return told
+
+
+def print_report(report: NumericsReport, console: Console, *, details: bool = True) -> None:
+    """The table of a report, and with `details` its inputs and its gate."""
+    table = Table(box=box.SIMPLE, padding=0)
+    table.add_column("output", no_wrap=True)
+    for heading in ("max abs", "max rel", "SNR dB", "cosine", "top-1", "/ gate"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst on")
+    table.add_column("")
+    for name, row in report.outputs.items():
+        table.add_row(
+            name,
+            f"{row.max_abs:.2e}",
+            f"{row.max_rel:.2e}",
+            "" if row.snr_db is None else f"{row.snr_db:.1f}",
+            f"{row.cosine:.7f}",
+            "" if row.top1_agreement is None else f"{row.top1_agreement:.1%}",
+            f"{row.excess:.3g}",
+            row.worst_input,
+            "passed" if row.passed else Text("failed", style="bold red"),
+        )
+    console.print(f"{report.runtime} against {report.reference}", highlight=False)
+    console.print(table)
+    if not details:
+        return
+    console.print(f"Inputs: {'; '.join(report.inputs)}.", highlight=False)
+    console.print(f"Gate: {report.tolerance}.", highlight=False)
 
 
 def print_outcomes(results: Results, console: Console) -> None:
@@ -82,7 +109,7 @@ def print_outcomes(results: Results, console: Console) -> None:
         assert outcome.report is not None
         console.print(outcome.combination.title, style="bold", highlight=False)
         print_report(outcome.report, console, details=False)
-    reports = {outcome.combination.precision: outcome.report for outcome in results.run if outcome.report is not None}
+    reports = {outcome.combination.gate: outcome.report for outcome in results.run if outcome.report is not None}
     for precision, report in reports.items():
         console.print(f"Gate of {precision}: {report.tolerance}.", highlight=False)
     for inputs in dict.fromkeys(report.inputs for report in reports.values()):
@@ -106,8 +133,8 @@ def _summary(results: Results) -> Table:
         if combination.reason is None:
             table.add_row(
                 combination.file,
-                TITLES[combination.runtime],
-                combination.precision,
+                combination.where,
+                combination.gate,
                 "" if snr is None else f"{snr:.1f}",
                 f"{worst_excess(outcome):.3g}",
                 "holds" if outcome.passed else Text("fails", style="bold red"),
@@ -130,7 +157,7 @@ def _task_table(results: Results) -> Table:
     for outcome in results.run:
         if outcome.task is not None:
             cells = task_cells(outcome.task, results.reference_task)
-            table.add_row(outcome.combination.file, TITLES[outcome.combination.runtime], *cells)
+            table.add_row(outcome.combination.file, outcome.combination.where, *cells)
             if outcome.task.agreement is not None:
                 counted_as.add(outcome.task.agreement.counted)
     samples = next((metric.samples for metric in results.reference_task.metrics), len(results.data.files))

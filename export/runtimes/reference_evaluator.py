@@ -1,0 +1,56 @@
+"""onnx's own reference implementation as a runtime: written in NumPy, slow, and there where nothing else is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convmae_deploy.backends.base import (
+    ComputePrecision,
+    Device,
+    Feeds,
+    GraphSource,
+    OpenGraph,
+    Outputs,
+    Runtime,
+)
+from convmae_deploy.bundle.manifest import Precision
+
+
+def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+    """A graph; it has no number of threads and optimises nothing. See `GraphOpener`."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(onnx.load(source) if isinstance(source, Path) else onnx.load_from_string(source))
+
+    def run_whole(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        return dict(zip(outputs, evaluator.run(list(outputs), dict(feeds)), strict=True))
+
+    def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
+        lengths = {np.shape(values)[:1] for values in feeds.values()}
+        if len(lengths) > 1:  # inputs in the middle of a graph, which are of one image
+            return run_whole(outputs, feeds)
+        ((batch,),) = lengths
+        rows = [
+            run_whole(outputs, {name: values[image : image + 1] for name, values in feeds.items()})
+            for image in range(batch)  # one by one: some of its operators take no batch
+        ]
+        return {output: np.concatenate([row[output] for row in rows]) for output in outputs}
+
+    return OpenGraph(tuple(evaluator.input_names), run)
+
+
+def _problem(device: Device, precision: Precision) -> str | None:
+    if precision != "bf16":
+        return "onnx's reference evaluator is slow, and ONNX Runtime runs the file"
+    return None
+
+
+def _describe(precision: Precision, computes_in: ComputePrecision | None) -> str:
+    import onnx
+
+    return f"onnx {onnx.__version__} reference evaluator"
+
+
+ONNX_REFERENCE = Runtime(title="ONNX reference", problem=_problem, open_graph=open_graph, describe=_describe)

@@ -1,0 +1,90 @@
+"""The steps of a verification that a new export and a finished bundle share: its inputs, its run, where it fails."""
+
+from pathlib import Path
+
+import onnx
+from rich.progress import track
+
+from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Precision
+from convmae_deploy.terminal import Terminal
+from export.graphs.half_precision import in_half_precision
+from export.graphs.to_onnx import ExportedGraph
+from export.runtimes.combinations import GRAPH_RUNTIMES, REFERENCE
+from export.runtimes.runners import runtimes_for
+from export.tasks.base import ExportTask
+from export.verification.divergence import Divergence
+from export.verification.elementwise import Failure, TracedFile, Verification
+from export.verification.gates import incomparable
+from export.verification.inputs import PICTURES, Batch, Samples, verification_photos
+from export.verification.layer_errors import LayerErrors, layer_errors
+from export.verification.overflow import find_overflow
+from export.verification.video_inputs import verification_clips
+
+PHOTOS = 32  # photos in the verification, at most
+CLIPS = 8  # the same of clips, which are held in memory as the graph takes them
+
+
+def verification_samples(spec: AnyPreprocessing, data: Path | None, checkpoint: Path) -> Samples:
+    """Photos, or the clips of videos; see `verification_photos` and `verification_clips`."""
+    if isinstance(spec, ClipPreprocessing):
+        return verification_clips(spec, data, checkpoint, CLIPS)
+    return verification_photos(data, checkpoint, PHOTOS)
+
+
+def photo_batch(batches: list[Batch]) -> Batch:
+    """The largest batch of photos or clips, or of what was made in their place."""
+    return max((batch for batch in batches if batch.name.startswith(PICTURES)), key=lambda batch: len(batch.images))
+
+
+def run_verification(
+    task: ExportTask,
+    graph: ExportedGraph,
+    path: Path,
+    batches: list[Batch],
+    precision: Precision = "fp32",
+    runtime: str | None = None,
+) -> Verification:
+    """Compares a file with PyTorch on all batches behind a progress bar.
+
+    Args:
+        task: gives the numbers that hold.
+        graph: as it was traced, with the task's probes.
+        path: the file.
+        batches: the inputs.
+        precision: of the file; its gates hold.
+        runtime: of GRAPH_RUNTIMES; None: the best there is for the precision.
+    """
+    file = TracedFile(graph=graph, path=path, precision=precision, runtime=runtime or runtimes_for(precision)[0])
+    if file.runtime == REFERENCE:  # which takes minutes for a large batch
+        batches = [batch for batch in batches if len(batch.images) == 1]
+    progress = track(batches, f"Verifying {path.name}", console=Terminal(stderr=True), transient=True)
+    verification = task.verify(file, progress)
+    if precision not in GRAPH_RUNTIMES[file.runtime].widens or verification.failures:
+        return verification
+    return with_overflows(task, verification, batches)
+
+
+def with_overflows(task: ExportTask, verification: Verification, batches: list[Batch]) -> Verification:
+    """A verification by a runtime that computes float16 in float32, with what overflows elsewhere as failures.
+
+    Looked for in PyTorch, on single images and on the photos.
+    """
+    half = in_half_precision(task.wrapper, "fp16")
+    chosen = [batch for batch in batches if len(batch.images) == 1]
+    overflow = find_overflow(half, task.wrapper, [*chosen, photo_batch(batches)])
+    if overflow is None:
+        return verification
+    failure = Failure(batch=overflow.batch, output=task.outputs[0], comparison=incomparable(str(overflow)))
+    report = verification.report.model_copy(update={"passed": False})
+    return Verification(report=report, failures=(failure,))
+
+
+def find_loss(
+    task: ExportTask, model: onnx.ModelProto, float32: onnx.ModelProto, batch: Batch, precision: Precision
+) -> Divergence | LayerErrors:
+    """Which layer of a graph in reduced precision is to be looked at: one that overflows, else the least exact."""
+    if precision == "fp16":
+        overflow = find_overflow(in_half_precision(task.wrapper, precision), task.wrapper, [batch])
+        if overflow is not None:
+            return Divergence(layers=(), first=None, explanation=str(overflow))
+    return layer_errors(float32, model, batch.images, precision=precision, runtime=runtimes_for(precision)[0])

@@ -1,0 +1,84 @@
+"""Bundles of models with random weights, and the checkpoints that PyTorch is measured with beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import random_bundle
+from benchmarks.random_bundle import RANDOM_MODELS, random_task, write_random_bundle
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
+from export.tasks import open_task
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    for task in RANDOM_MODELS:
+        with pytest.raises(ConvMAEError, match="--variant must be one of nano.*got 'giant'"):
+            random_task(task, "giant")
+
+
+def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = random_task("classification", "nano")
+    write_random_bundle(tmp_path / "bundle", task, 2)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.files["model.onnx"].numerics is None
+    assert "never verified" in caplog.text
+    predictor = Classifier.open(tmp_path / "bundle", device="cpu")
+    images = np.zeros((1, *manifest.input.shape), dtype=np.float32)
+    with torch.inference_mode():
+        expected = task.model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(predictor.run(images, ["logits"])["logits"], expected, atol=1e-5)
+
+
+def test_int8_without_photos_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="--precision int8 and --calibrate FOLDER.*need each other"):
+        random_bundle.main(["--variant", "nano", "--precision", "int8", "--out", str(tmp_path / "bundle")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_random_detector_gives_as_many_objects_as_its_graph_holds_and_so_does_its_checkpoint(tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "bundle", tmp_path / "checkpoint"
+    arguments = ["--task", "detection", "--variant", "nano", "--max-batch", "1", "--out", str(out)]
+    random_bundle.main([*arguments, "--checkpoint", str(checkpoint)])
+    predictor = Detector.open(out, device="cpu")
+    image = np.random.default_rng(0).standard_normal((1, *predictor.manifest.input.shape), dtype=np.float32)
+    assert predictor.run(image, ["num"])["num"] == open_task(checkpoint, None).reference(image)["num"] == [100]
+
+
+@pytest.mark.slow
+def test_a_random_segmenter_s_bundle_is_one(tmp_path: Path) -> None:
+    task = random_task("segmentation", "nano")
+    write_random_bundle(tmp_path / "bundle", task, 1)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.task == "segmentation" and manifest.outputs["logits"].shape == (150, 128, 128)
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = random_task("classification", "nano").model, random_task("classification", "nano").model
+    assert torch.equal(torch.rand(1), expected)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+def test_a_random_video_model_takes_clips_and_is_verified_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    random_bundle.main(
+        ["--task", "video-classification", "--variant", "nano", "--max-batch", "1", "--verify", "--out", str(out)]
+    )
+    manifest = load_bundle(out).manifest
+    numerics = manifest.files["model.onnx"].numerics
+    assert numerics is not None and numerics.passed and "random batch 1" in numerics.inputs
+    assert (manifest.task, manifest.input.shape, len(manifest.classes)) == (
+        "video-classification",
+        (3, 16, 128, 128),
+        400,
+    )
