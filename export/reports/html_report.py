@@ -1,137 +1,155 @@
 """A verification as one page for those who decide on a deployment: HTML with its style and plots inside, no script."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.manifest import OutputNumerics, Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import task_of
-from export.reports.html_parts import bullets, facts, figure, group, number, paragraph, row, sentence, table, text
 from export.reports.outcomes import counted, not_run, task_cells, verdict, worst_excess, worst_snr
-from export.reports.svg_plots import Series, key, layer_plot, scatter_plot
+from export.reports.plots import Series, layer_plot, scatter_plot
 from export.runtimes.combinations import TITLES
 from export.tool_versions import tool_versions
 from export.verification.gates import GATES
 from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results
 
-STYLE = Path(__file__).with_name("report.css")
+FOLDER = Path(__file__).parent
 CHANGES = 5  # of a class into another, told of each run at most
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")  # their places are their colours
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Text in rows, of which the first cell says what it is of."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Collection[int]  # places of the columns that hold numbers
+    caption: str = ""
+
+
 def html_report(results: Results, command: Sequence[str]) -> str:
-    """The page."""
-    sections = [
-        _head(results),
-        _compared(results),
-        _matrix(results),
-        _task(results),
-        _changes(results),
-        _layers(results),
-        _agreement(results),
-        _sizes(results),
-        _outputs(results),
-        _made(results, command),
+    """The page; whatever text a bundle brings is no markup."""
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["sentence"] = sentence
+    environment.globals |= {
+        "cell_lines": cell_lines,
+        "layer_plot": layer_plot,
+        "numbers_of": numbers_of,
+        "verdict": verdict,
+    }
+    manifest = results.bundle.manifest
+    return environment.get_template("page.html").render(
+        results=results,
+        manifest=manifest,
+        data=results.data,
+        style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        when=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        compared=_compared(results),
+        matrix=_matrix(results),
+        absent=[f"{what}: {reason}." for what, reason in not_run(results)],
+        task=_task(results),
+        changes=_changes(results),
+        layers=_layers(results),
+        key_words=task_of(manifest).KEY_WORDS,
+        scatters=_scatters(results),
+        largest=max(file.bytes for file in manifest.files.values()),
+        gates={run.combination.gate: run.report.tolerance for run in results.run if run.report is not None},
+        made=_made(results),
+        command=shlex.join(command),
+    )
+
+
+def sentence(clause: str) -> str:
+    """A clause with a capital, unless it begins with the name of a file, and a full stop."""
+    first = clause.split(" ", 1)[0]
+    begun = clause if "." in first else f"{clause[:1].upper()}{clause[1:]}"
+    return f"{begun}{'' if clause.endswith('.') else '.'}"
+
+
+def cell_lines(outcome: Outcome) -> list[str]:
+    """What the table of files and runtimes says of a run."""
+    snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.gate
+    told = [] if snr is None else [f"SNR {snr:.0f} dB"]
+    return [*told, "gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate"]
+
+
+def numbers_of(row: OutputNumerics) -> list[str]:
+    """The numbers of an output."""
+    return [
+        f"{row.max_abs:.2e}",
+        f"{row.max_rel:.1e}",
+        "" if row.snr_db is None else f"{row.snr_db:.1f}",
+        f"{row.cosine:.6f}",
+        "" if row.top1_agreement is None else f"{row.top1_agreement:.2%}",
+        f"{100 * row.excess:.3g} %",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Verification of {escape(results.bundle.manifest.name)}</title>"
-        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
 
 
-def _head(results: Results) -> str:
-    problems = results.problems
-    when = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
-    return (
-        paragraph(f"Verification report · {when}", "eyebrow")
-        + f"<h1>{escape(results.bundle.manifest.name)}</h1>"
-        + paragraph(verdict(results), f"verdict {'bad' if problems else 'good'}")
-        + (f'<div class="problems">{bullets([sentence(problem) for problem in problems])}</div>' if problems else "")
-        + "".join(paragraph(sentence(note)) for note in results.notes)
-    )
-
-
-def _compared(results: Results) -> str:
+def _compared(results: Results) -> dict[str, str]:
     manifest, data = results.bundle.manifest, results.data
-    inputs = next((outcome.report.inputs for outcome in results.run if outcome.report is not None), ())
     size = " × ".join(str(side) for side in manifest.input.shape[1:])
     entries = {
         "Model": f"{manifest.variant}, {manifest.task}, input {size}, {len(manifest.classes)} classes",
         "Reference": results.reference.title,
-        "Inputs of the graphs": "; ".join(inputs),
+        "Inputs of the graphs": "; ".join(next((run.report.inputs for run in results.run if run.report), ())),
     }
     if data is not None:
         entries["Your data"] = f"{len(data.files)} {data.kind} {'with' if data.labelled else 'without'} labels"
-    return f"<h2>What was compared with what</h2>{facts(entries)}"
+    return entries
 
 
-def _matrix(results: Results) -> str:
-    """Files down, runtimes across."""
+def _matrix(results: Results) -> dict[str, Any]:
+    """Files down, runtimes across: outcomes, or why there is none."""
     own = results.reference.short != "PyTorch"  # then the reference is one of the cells
     cells = {(outcome.combination.file, outcome.combination.where): outcome for outcome in results.outcomes}
     run = [outcome.combination.where for outcome in results.outcomes if outcome.combination.reason is None]
-    shown = list(dict.fromkeys([*([TITLES["onnxruntime"]] if own else []), *run]))
-    rows = []
-    files = dict.fromkeys(outcome.combination.file for outcome in results.outcomes)
-    for file in files:
-        found = [_cell(cells.get((file, where))) for where in shown]
+    columns = list(dict.fromkeys([*([TITLES["onnxruntime"]] if own else []), *run]))
+    rows: dict[str, list[Outcome | str]] = {}
+    for file in dict.fromkeys(outcome.combination.file for outcome in results.outcomes):
+        found = [cells.get((file, where)) for where in columns]
+        rows[file] = [one if one is not None and one.combination.reason is None else "not run" for one in found]
         if own and file == results.bundle.default_file:
-            found[0] = text("is the reference", "reason")
-        rows.append(row(file, found))
-    caption = (
-        "SNR: the lowest signal-to-noise ratio of an output on any input. Gate: the largest error as a share of what "
-        "the precision may be off by; over 100 % fails."
-    )
-    absent = [f"{what}: {reason}." for what, reason in not_run(results)]
-    return f"<h2>Files and runtimes</h2>{table(['File', *shown], rows, caption=caption)}" + (
-        f"{paragraph('Not run here:', 'soft')}{bullets(absent)}" if absent else ""
-    )
+            rows[file][0] = "is the reference"
+    return {"columns": columns, "rows": rows}
 
 
-def _cell(outcome: Outcome | None) -> str:
-    if outcome is None or outcome.combination.reason is not None:
-        return text("not run", "reason")
-    snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.gate
-    state = '<b class="good">✓ holds</b>' if outcome.passed else '<b class="bad">✗ fails</b>'
-    told = [] if snr is None else [f"SNR {snr:.0f} dB"]
-    told.append("gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate")
-    return f"<td>{state}{''.join(f'<small>{escape(line)}</small>' for line in told)}</td>"
-
-
-def _task(results: Results) -> str:
+def _task(results: Results) -> Table | None:
     before, data = results.reference_task, results.data
     if before is None or data is None:
-        return ""
-    heads = ["File", "Runtime"]
-    first = [text("the reference")]
-    for metric in before.metrics:
-        heads += [metric.name, "change"]
-        first += [number(f"{metric.value:.2f} %"), number("")]
-    heads += ["agrees on", "allowed"]
-    rows = [row(results.reference.short, [*first, number(""), number("")])]
+        return None
+    heads = ["File", "Runtime", *(head for metric in before.metrics for head in (metric.name, "change"))]
+    first = [cell for metric in before.metrics for cell in (f"{metric.value:.2f} %", "")]
+    rows = [[results.reference.short, "the reference", *first, "", ""]]
     agreed = ""
-    for outcome in results.run:
-        if outcome.task is None or outcome.task.agreement is None:
-            continue
-        agreed = outcome.task.agreement.counted
-        cells = [number(cell) for cell in task_cells(outcome.task, before)]
-        runtime = text(outcome.combination.where)
-        rows.append(row(outcome.combination.file, [runtime, *cells, number(_allowed(results, outcome))]))
+    for run in results.run:
+        if run.task is not None and run.task.agreement is not None:
+            agreed = run.task.agreement.counted
+            cells = [*task_cells(run.task, before), _allowed(results, run)]
+            rows.append([run.combination.file, run.combination.where, *cells])
     samples = next((metric.samples for metric in before.metrics), len(data.files))
     caption = (
         f"{samples} {data.kind}, each file as it is served, with the bundle's preprocessing. Agreement with the "
         f"reference is counted on {agreed}."
     )
-    return f"<h2>On your own {data.kind}</h2>{table(heads, rows, numbers=range(2, len(heads)), caption=caption)}"
+    heads += ["agrees on", "allowed"]
+    return Table(heads=heads, rows=rows, numbers=range(2, len(heads)), caption=caption)
 
 
 def _allowed(results: Results, outcome: Outcome) -> str:
@@ -146,133 +164,54 @@ def _allowed(results: Results, outcome: Outcome) -> str:
     return ", ".join(told)
 
 
-def _changes(results: Results) -> str:
+def _changes(results: Results) -> Table | None:
     """Which classes became which others, of the runs where any did."""
     classes, data = results.bundle.manifest.classes, results.data
     rows = []
-    for outcome in results.run:
-        changes = {} if outcome.task is None else outcome.task.changes
-        if not changes:
-            continue
-        most = sorted(changes.items(), key=lambda item: -item[1])[:CHANGES]
-        told = ", ".join(f"{classes[old]} → {classes[new]} ({count:,})" for (old, new), count in most)
-        cells = [
-            text(outcome.combination.where),
-            number(f"{sum(changes.values()):,}"),
-            text(told + (" …" if len(changes) > CHANGES else "")),
-        ]
-        rows.append(row(outcome.combination.file, cells))
+    for run in results.run:
+        changes = {} if run.task is None else run.task.changes
+        if changes:
+            most = sorted(changes.items(), key=lambda item: -item[1])[:CHANGES]
+            told = ", ".join(f"{classes[old]} → {classes[new]} ({count:,})" for (old, new), count in most)
+            more = " …" if len(changes) > CHANGES else ""
+            rows.append([run.combination.file, run.combination.where, f"{sum(changes.values()):,}", told + more])
     if not rows or data is None:
-        return ""
-    unit = data.changing
-    heads = ["File", "Runtime", unit, "Reference → file, the most frequent first"]
-    return f"<h3>Where the answer changed, near ties included</h3>{table(heads, rows, numbers=[2])}"
+        return None
+    heads = ["File", "Runtime", data.changing, "Reference → file, the most frequent first"]
+    return Table(heads=heads, rows=rows, numbers=[2])
 
 
-def _layers(results: Results) -> str:
-    series = [
+def _layers(results: Results) -> list[Series]:
+    return [
         Series(
             label=file,
             colour=PRECISIONS.index(errors.precision),
             modules=errors.modules,
-            gate_db=_gate_db(errors.precision),
+            gate_db=limit if np.isfinite(limit := GATES[errors.precision].snr_db) else None,
         )
         for file, errors in results.layers.items()
         if errors.modules
     ]
-    if not series:
-        return ""
-    built_up = figure(
-        layer_plot(series, own=False),
-        "Built up: the error that has come together by the end of each layer. Dashed: what the gate of each precision "
-        "asks of the outputs.",
-        wide=True,
-    )
-    own = figure(
-        layer_plot(series, own=True),
-        "Own: the error that each layer adds by itself when it is given exact inputs; layers without a mark are exact. "
-        "A damaged layer stands out below the others.",
-        wide=True,
-    )
-    about = (
-        "Each file of reduced precision against the fp32 graph, at the end of every layer, on one picture. A higher "
-        "ratio is a smaller error: 20 dB is a tenth of the signal, 40 dB a hundredth, 60 dB a thousandth."
-    )
-    most = bullets([f"{file}: {errors.explanation}." for file, errors in results.layers.items()])
-    return (
-        f"<h2>Where precision is lost</h2>{paragraph(about)}{key(series)}{built_up}{own}"
-        f"{paragraph('The layer that adds most, file by file:')}{most}"
-    )
 
 
-def _gate_db(precision: Precision) -> float | None:
-    limit = GATES[precision].snr_db
-    return limit if np.isfinite(limit) else None
-
-
-def _agreement(results: Results) -> str:
-    what = task_of(results.bundle.manifest).KEY_WORDS
+def _scatters(results: Results) -> list[dict[str, str]]:
+    """The plots of the key output, each with what it is of."""
     figures = []
-    for outcome in results.run:
-        if outcome.scatter is None:
+    for run in results.run:
+        if run.scatter is None:
             continue
-        expected, found = (values.astype(np.float64) for values in outcome.scatter)
+        expected, found = (values.astype(np.float64) for values in run.scatter)
         rms = float(np.sqrt(np.mean((expected - found) ** 2)))
         share = rms / (float(np.sqrt(np.mean(expected**2))) or 1.0)
-        combination = outcome.combination
-        plot = scatter_plot(*outcome.scatter, PRECISIONS.index(combination.gate))
-        caption = f"{combination.where}: off by {rms:.2g} on average, {100 * share:.2g} % of the signal (RMS)"
-        figures.append(figure(plot, caption, title=combination.file))
-    if not figures:
-        return ""
-    about = f"{what} of a few pictures: the reference across, the file up. On the diagonal they are equal."
-    return f'<h2>Agreement</h2>{paragraph(about)}<div class="grid">{"".join(figures)}</div>'
+        caption = f"{run.combination.where}: off by {rms:.2g} on average, {100 * share:.2g} % of the signal (RMS)"
+        plot = scatter_plot(*run.scatter, PRECISIONS.index(run.combination.gate))
+        figures.append({"file": run.combination.file, "plot": plot, "caption": caption})
+    return figures
 
 
-def _sizes(results: Results) -> str:
-    files = results.bundle.manifest.files
-    largest, first = max(file.bytes for file in files.values()), files[results.bundle.default_file].bytes
-    rows = [
-        row(
-            name,
-            [
-                text(file.precision),
-                number(f"{file.bytes / 1e6:,.1f} MB"),
-                number(f"{100 * file.bytes / first:.0f} %"),
-                f'<td class="bars"><span class="bar" style="width:{100 * file.bytes / largest:.1f}%"></span></td>',
-            ],
-        )
-        for name, file in files.items()
-    ]
-    return f"<h2>Sizes</h2>{table(['File', 'Precision', 'Size', 'of fp32', ''], rows, numbers=[2, 3])}"
-
-
-def _outputs(results: Results) -> str:
-    heads = ["Output", "max |Δ|", "relative", "SNR dB", "cosine", "top-1", "of gate", "worst on", ""]
-    rows: list[str] = []
-    gates: dict[str, str] = {}
-    for outcome in results.run:
-        assert outcome.report is not None
-        precision = outcome.combination.gate
-        gates[precision] = outcome.report.tolerance
-        rows.append(group(outcome.combination.file, f"in {outcome.runtime}, {precision} gate", len(heads)))
-        for name, numerics in outcome.report.outputs.items():
-            numbers = (
-                f"{numerics.max_abs:.2e}",
-                f"{numerics.max_rel:.1e}",
-                "" if numerics.snr_db is None else f"{numerics.snr_db:.1f}",
-                f"{numerics.cosine:.6f}",
-                "" if numerics.top1_agreement is None else f"{numerics.top1_agreement:.2%}",
-                f"{100 * numerics.excess:.3g} %",
-            )
-            state = text("holds", "good") if numerics.passed else '<td class="bad"><b>fails</b></td>'
-            rows.append(row(name, [*(number(cell) for cell in numbers), text(numerics.worst_input), state]))
-    return f"<h2>Every output</h2>{table(heads, rows, numbers=range(1, 7))}<h3>Gates</h3>{facts(gates)}"
-
-
-def _made(results: Results, command: Sequence[str]) -> str:
+def _made(results: Results) -> dict[str, str]:
     manifest = results.bundle.manifest
-    entries = {
+    return {
         "Runtimes": "; ".join(dict.fromkeys(outcome.runtime for outcome in results.run)) or "none",
         "Machine": f"{processor()}, {counted(available_cores(), 'core')}",
         "Verified with": _listed(tool_versions()),
@@ -280,11 +219,6 @@ def _made(results: Results, command: Sequence[str]) -> str:
         "Provenance": "; ".join(f"{name}: {told}" for name, told in manifest.provenance.items()) or "unknown",
         "Licence of the weights": manifest.licence.name,
     }
-    hashes = {name: file.sha256 for name, file in manifest.files.items()}
-    return (
-        f"<h2>How this was made</h2><pre>{escape(shlex.join(command))}</pre>{facts(entries)}"
-        f"<h3>Files by their SHA-256</h3>{facts(hashes, code=True)}"
-    )
 
 
 def _listed(versions: dict[str, str]) -> str:
