@@ -42,7 +42,7 @@ from export.packaging import BundleContent, describe_file, write_manifest
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
 from export.tasks.base import ExportTask
-from export.verification.inputs import Samples
+from export.verification.samples import Samples
 
 TaskName = Literal["classification", "detection", "segmentation", "video-classification"]
 

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,16 +44,17 @@ from export.packaging import (
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.reports.outcomes import print_report
 from export.runtimes.runners import file_runner, runtimes_for
-from export.steps import find_loss, photo_batch, run_verification, verification_samples
+from export.steps import find_loss, photo_batch, run_verification
 from export.tasks import open_task
 from export.tasks.base import ExportTask
 from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Verification, VerificationError
 from export.verification.explaining import Suspect, explain
 from export.verification.gates import GATES
-from export.verification.inputs import Batch, Samples, verification_batches
+from export.verification.inputs import Batch, verification_batches
 from export.verification.layer_errors import LayerErrors
 from export.verification.reproducer import FAILED_SUFFIX
+from export.verification.samples import Samples, verification_samples
 
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
@@ -149,7 +150,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     blank = np.zeros((1, 3, *input_axes(preprocessing)), np.float32)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
     int8 = int8_maker(config, content, shapes, console, command)
-    exporter = Exporter(config, task, photos, int8, console, command)
+    exporter = Exporter(config=config, task=task, photos=photos, int8=int8, console=console, command=command)
     with atomic_directory(config.out) as directory:
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
         content = replace(content, max_batch=exporter.largest)
@@ -180,27 +181,19 @@ def failed_folder(config: ExportConfig) -> Path:
     return config.out.with_name(config.out.name + FAILED_SUFFIX)
 
 
+@dataclass(kw_only=True)
 class Exporter:
     """Makes one file after the other; the first, fp32, settles the largest batch and with it the inputs of all."""
 
-    def __init__(
-        self,
-        config: ExportConfig,
-        task: ExportTask,
-        photos: Samples,
-        int8: Int8Maker | None,
-        console: Console,
-        command: Sequence[str],
-    ) -> None:
-        self.config = config
-        self.task = task
-        self.photos = photos
-        self.int8 = int8
-        self.console = console
-        self.command = command
-        self.float32: ExportedGraph | None = None
-        self.largest = 0  # batch
-        self.batches: list[Batch] = []
+    config: ExportConfig
+    task: ExportTask
+    photos: Samples
+    int8: Int8Maker | None
+    console: Console
+    command: Sequence[str]
+    float32: ExportedGraph | None = None
+    largest: int = 0  # batch
+    batches: list[Batch] = field(default_factory=list)
 
     def write(self, precision: Precision, directory: Path) -> Written:
         """Makes a file and holds it against PyTorch.

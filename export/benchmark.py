@@ -34,7 +34,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.machine import available_cores
@@ -58,8 +57,8 @@ from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
 from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
-from export.verification.inputs import Samples, graph_input, made_photos, read_photos
-from export.verification.video_inputs import made_clips, read_videos
+from export.verification.inputs import graph_input
+from export.verification.samples import verification_samples
 
 BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
 RECORD_NAME, PLOT_NAME = "benchmark.json", "benchmark.png"
@@ -115,7 +114,8 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         files=config.files,
         trusted=config.trust_engine_code,
     )
-    samples = benchmark_samples(bundle, data, min(max(plan.batch_sizes), config.samples))
+    count = min(max(plan.batch_sizes), config.samples)
+    samples = verification_samples(bundle.manifest.preprocessing, data, None, count)
     facts, load = machine_facts(config.threads), load_average()
     with (
         tempfile.TemporaryDirectory() as temporary,
@@ -177,22 +177,6 @@ def batch_sizes(config: BenchmarkConfig, bundle: Bundle) -> tuple[int, ...]:
             f"{' '.join(map(str, sizes))}"
         )
     return sizes
-
-
-def benchmark_samples(bundle: Bundle, data: Path | None, count: int) -> Samples:
-    """Real photos or clips where a folder is given, else made ones.
-
-    Raises:
-        ConvMAEError: the folder holds none.
-    """
-    spec = bundle.manifest.preprocessing
-    if isinstance(spec, ClipPreprocessing):
-        if data is None:
-            return Samples("made clips", made_clips(spec, count))
-        return Samples("videos", read_videos(data, spec, count))
-    if data is None:
-        return Samples("made pictures", made_photos(count))
-    return Samples("photos", read_photos(data, count))
 
 
 def load_average() -> float | None:

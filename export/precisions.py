@@ -11,7 +11,7 @@ from export.graphs.half_precision import HalfPrecision, in_half_precision
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.int8.maker import Int8Maker
 from export.tasks.base import ExportTask
-from export.verification.inputs import Samples
+from export.verification.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)

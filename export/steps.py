@@ -1,11 +1,11 @@
-"""The steps of a verification that a new export and a finished bundle share: its inputs, its run, where it fails."""
+"""The steps of a verification that a new export and a finished bundle share: its run, and where it fails."""
 
 from pathlib import Path
 
 import onnx
 from rich.progress import track
 
-from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Precision
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.terminal import Terminal
 from export.graphs.half_precision import in_half_precision
 from export.graphs.to_onnx import ExportedGraph
@@ -15,20 +15,10 @@ from export.tasks.base import ExportTask
 from export.verification.divergence import Divergence
 from export.verification.elementwise import Failure, TracedFile, Verification
 from export.verification.gates import incomparable
-from export.verification.inputs import PICTURES, Batch, Samples, verification_photos
+from export.verification.inputs import Batch
 from export.verification.layer_errors import LayerErrors, layer_errors
 from export.verification.overflow import find_overflow
-from export.verification.video_inputs import verification_clips
-
-PHOTOS = 32  # photos in the verification, at most
-CLIPS = 8  # the same of clips, which are held in memory as the graph takes them
-
-
-def verification_samples(spec: AnyPreprocessing, data: Path | None, checkpoint: Path) -> Samples:
-    """Photos, or the clips of videos; see `verification_photos` and `verification_clips`."""
-    if isinstance(spec, ClipPreprocessing):
-        return verification_clips(spec, data, checkpoint, CLIPS)
-    return verification_photos(data, checkpoint, PHOTOS)
+from export.verification.samples import PICTURES
 
 
 def photo_batch(batches: list[Batch]) -> Batch:

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, ClipPreprocessing, Manifest, input_axes
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest, input_axes
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint, read_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
@@ -43,17 +43,17 @@ from export.reports.html_report import html_report
 from export.reports.outcomes import print_outcomes
 from export.runtimes.combinations import Combination, Verified, to_verify
 from export.runtimes.runners import start
-from export.steps import CLIPS, PHOTOS, run_verification, verification_samples
+from export.steps import run_verification
 from export.tasks import EXPORTS, SPLIT, open_task, read_task_data
 from export.tasks.base import ExportTask
 from export.verification.elementwise import VerificationError
 from export.verification.explaining import Explainer
-from export.verification.inputs import Batch, Samples, made_photos, verification_batches
+from export.verification.inputs import Batch, verification_batches
 from export.verification.reproducer import FAILED_SUFFIX
+from export.verification.samples import verification_samples
 from export.verification.task_data import TaskData
 from export.verification.task_metrics import predictor_on
 from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
-from export.verification.video_inputs import made_clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,9 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     data = None  # before minutes of work: a mistake in them ends it all
     if config.data is not None:
         data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
-    samples = pictures(config, reference.manifest, data)
-    batches = verification_batches(reference.manifest.preprocessing, samples, bundle.manifest.input.max_batch)
+    spec = reference.manifest.preprocessing
+    samples = verification_samples(spec, config.data, config.checkpoint)
+    batches = verification_batches(spec, samples, bundle.manifest.input.max_batch)
     traced, right = None, onnx.load(checked_path(bundle, None))
     if task is not None:
         with console.status("Tracing the checkpoint's model ..."):
@@ -123,7 +124,6 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
         reference=reference,
         right=right,
         traced=traced,
-        fp32_file=bundle.default_file,
         folder=config.failed,
         command=command,
     )
@@ -229,16 +229,6 @@ def own_reference(bundle: Bundle) -> Reference:
         short=f"{bundle.default_file} in ONNX Runtime",
         manifest=bundle.manifest,
     )
-
-
-def pictures(config: VerifyConfig, manifest: Manifest, data: TaskData[Any] | None) -> Samples:
-    """Real photos or clips where there are any: the user's, else those of the checkpoint's run, else made ones."""
-    spec = manifest.preprocessing
-    if config.checkpoint is not None or data is not None:
-        return verification_samples(spec, config.data, config.checkpoint or config.bundle)
-    if isinstance(spec, ClipPreprocessing):
-        return Samples("made clips", made_clips(spec, CLIPS))
-    return Samples("made pictures", made_photos(PHOTOS))
 
 
 def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[ExportedGraph, onnx.ModelProto]:

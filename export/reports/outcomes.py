@@ -33,13 +33,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def state(outcome: Outcome) -> str:
-    """One word."""
-    if outcome.combination.reason is not None:
-        return "not run"
-    return "holds" if outcome.passed else "fails"
-
-
 def worst_snr(outcome: Outcome) -> float | None:
     """The lowest signal-to-noise ratio of all outputs in decibels; None where none was measured."""
     if outcome.report is None:

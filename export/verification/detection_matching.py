@@ -32,14 +32,6 @@ def badness(matchings: list[Matching]) -> tuple[int, int]:
     return sum(not matching.settled for matching in matchings), sum(matching.unmatched for matching in matchings)
 
 
-def match_batch(expected: Outputs, found: Outputs, threshold: float) -> list[Matching]:
-    """The matching of each image of two batches of detections, both found above a threshold."""
-    return [
-        match_image(image_of(expected, image), image_of(found, image), threshold)
-        for image in range(len(expected["num"]))
-    ]
-
-
 def image_of(outputs: Outputs, image: int) -> Outputs:
     """One image of a batch's outputs."""
     return {name: values[image] for name, values in outputs.items()}

@@ -15,10 +15,11 @@ from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
 from export.runtimes.runners import Runner
-from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_batch
+from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_image
 from export.verification.elementwise import Failure, Verification
 from export.verification.gates import Comparison, incomparable, worst_of
-from export.verification.inputs import PICTURES, Batch
+from export.verification.inputs import Batch
+from export.verification.samples import PICTURES
 
 SURE = 0.3  # detections of at least this score must have a partner
 UNSURE = 0.2  # which must score at least this
@@ -75,10 +76,21 @@ def compare_sets(reference: Runner, candidate: Runner, batch: Batch, precision: 
         return incomparable(f"the graph does not run: {' '.join(str(error).split())}")
     if not all(np.isfinite(values).all() for values in found.values()):
         return incomparable("the graph gives NaN or infinity")
+    return compare_detections([expected], [found], precision, SCORE_THRESHOLD)
+
+
+def compare_detections(
+    expected: Sequence[Outputs], found: Sequence[Outputs], precision: Precision, threshold: float
+) -> Comparison:
+    """The detections of some batches, all found above a threshold, as sets of each image."""
+    pairs = [
+        (image_of(before, image), image_of(after, image))
+        for before, after in zip(expected, found, strict=True)
+        for image in range(len(before["num"]))
+    ]
     if precision == "fp32":
-        return judge(match_batch(expected, found, SCORE_THRESHOLD))
-    images = [sure_pairs(image_of(expected, image), image_of(found, image)) for image in range(len(expected["num"]))]
-    return judge_sure(images, ALLOWED[precision])
+        return judge([match_image(before, after, threshold) for before, after in pairs])
+    return judge_sure([sure_pairs(before, after) for before, after in pairs], ALLOWED[precision])
 
 
 def sure_pairs(expected: Outputs, found: Outputs) -> SurePairs:

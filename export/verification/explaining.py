@@ -94,7 +94,6 @@ class Explainer:
     reference: Reference
     right: onnx.ModelProto  # the fp32 graph: of the checkpoint where there is one, else the bundle's own
     traced: ExportedGraph | None  # the bundle's fp32 graph with the program that it should compute
-    fp32_file: str
     folder: Path  # of the reproducers, one for each file
     command: Sequence[str]
 
@@ -119,7 +118,7 @@ class Explainer:
 
     def divergence(self, one: Combination, images: FloatArray) -> Divergence | LayerErrors:
         """The fp32 graph in ONNX Runtime is held against the traced program, any other graph against the right one."""
-        if one.file == self.fp32_file and one.runtime == "onnxruntime" and self.traced is not None:
+        if one.file == self.bundle.default_file and one.runtime == "onnxruntime" and self.traced is not None:
             return find_divergence(self.traced, images, FP32)
         return self.layers(one, images)
 

@@ -24,7 +24,7 @@ from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.tasks.base import Predictor
 from export.runtimes.runners import Runner
-from export.verification.task_data import Agreement, TaskData, TaskMetric
+from export.verification.task_data import Agreement, TaskMetric
 
 
 class RunnerBackend:
@@ -45,16 +45,6 @@ class RunnerBackend:
 def predictor_on(runner: Runner, manifest: Manifest, name: str) -> Predictor:
     """The predictor of a manifest on a runner that gives all of its outputs; `name` says what runs."""
     return TASKS[manifest.task](Bundle(Path(manifest.name), manifest), RunnerBackend(runner, name))
-
-
-def task_metrics(predictor: Predictor, data: TaskData[Any]) -> tuple[TaskMetric, ...]:
-    """The task's metrics of a model, the one to decide by last; none without labels.
-
-    Raises:
-        ConvMAEError: no sample can be decoded.
-        ModelOutputError: the graph's answer has a wrong shape or is not finite.
-    """
-    return data.metrics(data.answers(predictor)) if data.labelled else ()
 
 
 @dataclass(frozen=True, kw_only=True)

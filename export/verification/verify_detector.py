@@ -19,12 +19,13 @@ from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
 from export.runtimes.runners import Runner, open_graph, torch_runner
-from export.verification.detection_matching import DETECTIONS, image_of, judge, match_image
-from export.verification.detection_sets import ALLOWED, describe, judge_sure, sure_pairs
+from export.verification.detection_matching import DETECTIONS
+from export.verification.detection_sets import compare_detections, describe
 from export.verification.divergence import REFERENCE, reading_inputs
 from export.verification.elementwise import Failure, TracedFile, Verification, verify
 from export.verification.gates import GATES, Comparison, incomparable, worst_of
-from export.verification.inputs import PICTURES, Batch
+from export.verification.inputs import Batch
+from export.verification.samples import PICTURES
 
 FED = ("proposals", "mask_boxes", "labels", "num")  # what the heads get from the reference in the second tier
 ELEMENTWISE = (*DENSE, *HEADS, "masks")
@@ -136,20 +137,6 @@ def verify_sets(wrapper: StaticDetector, file: TracedFile, chosen: Sequence[Batc
     each = [compare_detections([e], [f], precision, threshold) for e, f in zip(expected, found, strict=True)]
     worst = max(range(len(chosen)), key=lambda index: (each[index].problem is not None, each[index].excess))
     return chosen[worst], compare_detections(expected, found, precision, threshold)
-
-
-def compare_detections(
-    expected: Sequence[Outputs], found: Sequence[Outputs], precision: Precision, threshold: float
-) -> Comparison:
-    """The detections of some batches, all found above a threshold, as sets of each image."""
-    pairs = [
-        (image_of(before, image), image_of(after, image))
-        for before, after in zip(expected, found, strict=True)
-        for image in range(len(before["num"]))
-    ]
-    if precision == "fp32":
-        return judge([match_image(before, after, threshold) for before, after in pairs])
-    return judge_sure([sure_pairs(before, after) for before, after in pairs], ALLOWED[precision])
 
 
 def detections_problem(expected: Outputs, found: Outputs, precision: Precision, threshold: float) -> str | None:

@@ -25,8 +25,9 @@ from export.runtimes.runners import Runner, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify
 from export.verification.gates import GATES
-from export.verification.inputs import PICTURES, Batch
+from export.verification.inputs import Batch
 from export.verification.layer_errors import LayerErrors
+from export.verification.samples import PICTURES
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric
 from export.verification.task_metrics import predictor_on, task_gate, task_problems
 

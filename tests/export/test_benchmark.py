@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from export import benchmark as program
 from export.benchmark import (
     BenchmarkConfig,
     batch_sizes,
-    benchmark_samples,
     free_memory,
     main,
     opener,
@@ -25,6 +25,7 @@ from export.benchmark import (
 from export.benchmarking.process import WorkerError
 from export.benchmarking.report import BenchmarkRecord
 from export.runtimes.combinations import Combination
+from export.verification.samples import Samples, verification_samples
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_video_bundle, write_manifest
 from tests.photo_folders import make_photo_folder
 
@@ -116,14 +117,18 @@ def test_batch_sizes_are_the_usual_ones_that_the_bundle_takes_and_others_are_ref
         batch_sizes(BenchmarkConfig(bundle=bundle.path, batch_sizes=(1, 17)), bundle)
 
 
+def samples_of(bundle: Bundle, data: Path | None, count: int) -> Samples:
+    return verification_samples(bundle.manifest.preprocessing, data, None, count)
+
+
 def test_inputs_are_photos_of_the_folder_or_made_of_the_task_s_kind(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos", per_class=2)
     tiny = load_bundle(make_bundle(tmp_path / "tiny"))
-    assert benchmark_samples(tiny, None, 3).name == "made pictures"
-    found = benchmark_samples(tiny, photos, 3)
+    assert samples_of(tiny, None, 3).name == "made pictures"
+    found = samples_of(tiny, photos, 3)
     assert (found.name, len(found.images)) == ("photos", 3)
     video = load_bundle(make_video_bundle(tmp_path / "video"))
-    clips = benchmark_samples(video, None, 2)
+    clips = samples_of(video, None, 2)
     assert clips.name == "made clips"
     assert all(isinstance(clip, np.ndarray) and clip.shape == video.manifest.input.shape for clip in clips.images)
 

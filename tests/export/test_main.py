@@ -20,7 +20,8 @@ from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence
-from export.verification.inputs import Batch, Samples, made_photos, verification_batches
+from export.verification.inputs import Batch, verification_batches
+from export.verification.samples import Samples, made_photos
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
 from tests.export.verification.test_divergence import transpose_weight
 

@@ -18,7 +18,7 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.preprocess import preprocess
 from export import to_triton as program
-from export.verification.inputs import made_photos
+from export.verification.samples import made_photos
 from tests.backends.test_tensorrt_backend import put_engine
 from tests.bundle_factory import (
     make_bundle,

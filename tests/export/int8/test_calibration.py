@@ -15,7 +15,8 @@ from convmae_deploy.errors import ConvMAEError
 from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges, picture_flaw, read_calibration
 from export.verification.divergence import cut
-from export.verification.inputs import graph_input, made_photos
+from export.verification.inputs import graph_input
+from export.verification.samples import made_photos
 from tests.export.conftest import SIZE
 
 SPEC = standard_preprocessing(SIZE)

@@ -30,7 +30,8 @@ from export.int8.maker import Int8Maker, Int8Options, Metric
 from export.int8.quantisation import quantise
 from export.runtimes.runners import open_graph
 from export.verification.elementwise import VerificationError
-from export.verification.inputs import graph_input, made_photos
+from export.verification.inputs import graph_input
+from export.verification.samples import made_photos
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
 from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
 

@@ -12,7 +12,8 @@ from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
-from export.verification.inputs import graph_input, made_photos
+from export.verification.inputs import graph_input
+from export.verification.samples import made_photos
 from tests.export.conftest import SIZE
 
 DEPTHWISE, DENSE = "encoder.blocks1.0", "encoder.blocks3.0.attn.qkv"

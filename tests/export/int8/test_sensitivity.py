@@ -14,7 +14,8 @@ from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import SWITCHES, Step, find_step, rank_layers, switchable
-from export.verification.inputs import graph_input, made_photos
+from export.verification.inputs import graph_input
+from export.verification.samples import made_photos
 from tests.export.conftest import SIZE, copy_of, node_of
 
 BAD = "encoder.blocks3.1.mlp.fc1"  # the layer that is made bad on purpose

@@ -20,7 +20,7 @@ from export.tasks.classification import ClassifiedData
 from export.tasks.detection import DetectedData
 from export.tasks.segmentation import SegmentedData, labels_of
 from export.verification.task_data import Agreement, TaskMetric, spread
-from export.verification.task_metrics import predictor_on, task_metrics
+from export.verification.task_metrics import predictor_on
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.coco_folders import edit_annotations, make_coco_folder, rectangle
 from tests.photo_folders import make_photo_folder
@@ -51,7 +51,7 @@ def test_top1_goes_by_the_names_of_classes_and_not_by_their_order(tmp_path: Path
     predictor = Classifier.open(bundle, device="cpu")
     right = sum(predictor.classify([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
     assert 0 < right < 36
-    assert task_metrics(predictor, data) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
+    assert data.metrics(data.answers(predictor)) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
 
 
 def test_names_that_come_twice_keep_their_places(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_folder_without_the_split_has_photos_and_no_metric(tmp_path: Path) -> 
     assert not data.labelled and len(data.files) == 36
     predictor = opened(bundle)
     answers = data.answers(predictor)
-    assert data.metrics(answers) == () == task_metrics(predictor, data)
+    assert data.metrics(answers) == ()
     assert data.agreement(answers, answers).share == 1
 
 
@@ -124,7 +124,7 @@ def test_the_classes_of_videos_are_found_in_clips(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "videos", val=3)
     bundle = make_video_bundle(tmp_path / "bundle")
     data = read_task_data(videos, load_bundle(bundle).manifest)
-    (top1,) = task_metrics(opened(bundle), data)
+    (top1,) = data.metrics(data.answers(opened(bundle)))
     assert data.kind == "videos" and top1.samples == 6 and top1.name == "top-1"
     loose = read_task_data(videos / "val", load_bundle(bundle).manifest)
     assert not loose.labelled and len(loose.files) == 6
@@ -150,7 +150,7 @@ def test_miou_is_that_of_all_pixels_together(tmp_path: Path) -> None:
     for index in range(4):
         photo, labels = data.folder.read(index)
         confusion += confusion_of(labels, predictor.predict(photo).labels, 3)
-    (miou,) = task_metrics(predictor, data)
+    (miou,) = data.metrics(data.answers(predictor))
     assert miou == TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=4)
     assert 0 < miou.value < 100
 

@@ -24,7 +24,8 @@ from export.tasks import open_task
 from export.tasks.base import ExportTask
 from export.verification.detection_matching import decided, match_image
 from export.verification.elementwise import TracedFile, VerificationError
-from export.verification.inputs import Samples, made_photos, verification_batches
+from export.verification.inputs import verification_batches
+from export.verification.samples import Samples, made_photos
 from export.verification.verify_detector import detections_problem
 from tests.export.conftest import copy_of
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
