@@ -192,20 +192,6 @@ def write_random_bundle(
         write_manifest(directory, content, shapes=shapes, files=files)
 
 
-def write_verified_bundle(config: RandomBundleConfig) -> None:
-    """Exports the same model from a checkpoint, as a trained one is.
-
-    Raises:
-        ConvMAEError: the numbers do not hold, or the request cannot be carried out.
-    """
-    model, record = random_model(config.task, config.variant)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = config.checkpoint or Path(folder) / "random"
-        save_checkpoint(checkpoint, model.state_dict(), record)
-        export = export_config(checkpoint, config.out, config.max_batch, config.precision, config.calibrate)
-        export_bundle(export, Console(), COMMAND)
-
-
 def export_config(
     checkpoint: Path, out: Path, max_batch: int, precisions: Sequence[Precision], calibrate: Path | None
 ) -> ExportConfig:
@@ -223,16 +209,18 @@ def export_config(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     config = tyro.cli(RandomBundleConfig, args=arguments, prog="python -m benchmarks.random_bundle")
-    if config.verify:
-        write_verified_bundle(config)
-        print(f"Verified and written: {config.out}")
-        return
-    model, record = random_model(config.task, config.variant)
-    task = EXPORTS[config.task].assemble(model, record)
-    write_random_bundle(config.out, task, config.max_batch, config.precision, config.calibrate)
-    if config.checkpoint is not None:
-        save_checkpoint(config.checkpoint, model.state_dict(), record)
-    print(f"Written, not verified: {config.out}")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = config.checkpoint or Path(folder) / "random"
+        export = export_config(checkpoint, config.out, config.max_batch, config.precision, config.calibrate)
+        model, record = random_model(config.task, config.variant)
+        if config.verify or config.checkpoint is not None:
+            save_checkpoint(checkpoint, model.state_dict(), record)
+        if config.verify:
+            export_bundle(export, Console(), COMMAND)
+        else:
+            task = EXPORTS[config.task].assemble(model, record)
+            write_random_bundle(config.out, task, config.max_batch, config.precision, config.calibrate)
+    print(f"{'Verified and written' if config.verify else 'Written, not verified'}: {config.out}")
 
 
 if __name__ == "__main__":

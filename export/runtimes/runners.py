@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -29,6 +30,16 @@ def torch_runner(model: nn.Module, outputs: Sequence[str]) -> Runner:
     @torch.inference_mode()
     def run(images: FloatArray) -> Outputs:
         return {name: tensor.numpy() for name, tensor in zip(outputs, model(torch.from_numpy(images)), strict=True)}
+
+    return run
+
+
+def one_by_one(runner: Runner) -> Runner:
+    """The same image by image."""
+
+    def run(images: FloatArray) -> Outputs:
+        parts = [runner(images[index : index + 1]) for index in range(len(images))]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run
 

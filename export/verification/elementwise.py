@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from convmae_deploy.backends.base import FloatArray, Outputs
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import NumericsReport, Precision
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.to_onnx import ExportedGraph
-from export.runtimes.runners import Runner, describe, file_runner
+from export.runtimes.runners import Runner, describe, file_runner, one_by_one
 from export.verification.gates import FINITE, Comparison, Tolerance, compare, incomparable, worst_of
 from export.verification.inputs import Batch
 
@@ -98,7 +97,7 @@ def verify(
         single = Batch(f"{several.name} singly", several.images)
         _record(
             single,
-            _compare_outputs(_one_by_one(candidate), candidate, single.images, outputs, tolerance),
+            _compare_outputs(one_by_one(candidate), candidate, single.images, outputs, tolerance),
             rows,
             failures,
         )
@@ -144,11 +143,3 @@ def _record(
         rows[output].append((batch.name, comparison))
         if comparison.problem is not None:
             failures.append(Failure(batch=batch, output=output, comparison=comparison))
-
-
-def _one_by_one(runner: Runner) -> Runner:
-    def run(images: FloatArray) -> Outputs:
-        parts = [runner(images[index : index + 1]) for index in range(len(images))]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    return run

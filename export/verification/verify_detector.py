@@ -18,7 +18,7 @@ from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.runtimes.runners import Runner, open_graph, torch_runner
+from export.runtimes.runners import Runner, one_by_one, open_graph, torch_runner
 from export.verification.detection_matching import DETECTIONS
 from export.verification.detection_sets import compare_detections, describe
 from export.verification.divergence import REFERENCE, reading_inputs
@@ -79,14 +79,13 @@ class FedRunner:
         self.runtime = file.runtime
         self.model = with_fed_heads(file.graph.model).SerializeToString()
         self.opened: OpenGraph | None = None
-        self.eager = torch_runner(reference, (*OUTPUTS, *PROBES))
+        self.eager = one_by_one(torch_runner(reference, (*OUTPUTS, *PROBES)))
         self.last: tuple[FloatArray, Outputs] | None = None  # what the reference gave for the last images
 
     def reference(self, images: FloatArray) -> Outputs:
         """PyTorch's values; image by image, so that near ties fall alike in every batch."""
         if self.last is None or self.last[0] is not images:
-            parts = [self.eager(images[index : index + 1]) for index in range(len(images))]
-            self.last = images, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            self.last = images, self.eager(images)
         return self.last[1]
 
     def candidate(self, images: FloatArray) -> Outputs:
