@@ -75,7 +75,6 @@ class Runtime:
     # (bundle, file=, device=, threads=, and those of `options` that were given) -> Backend; raises ConvMAEError
     open: Callable[..., Backend] | None = None  # None: it serves nothing
     options: tuple[str, ...] = ()  # of `RuntimeOptions`, those that it alone takes
-    precisions: Callable[[], tuple[ComputePrecision, ...]] = tuple  # that `options` can have it compute in here
     shares_threads: bool = False  # whether `threads` are of all runs together
     takes_engines: bool = False  # whether it runs engines, not graphs
     open_graph: GraphOpener | None = None  # None: it runs what is in a bundle alone

@@ -172,15 +172,6 @@ def openvino_capabilities() -> tuple[str, ...]:
     return tuple(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-def openvino_precisions() -> tuple[ComputePrecision, ...]:
-    """What OpenVINO can compute in on this CPU; nothing where it is not installed."""
-    try:
-        found = openvino_capabilities()
-    except ConvMAEError:
-        return ()
-    return tuple(precision for precision in _PRECISION_HINTS if _CAPABILITIES[precision] in found)
-
-
 def _require(precision: ComputePrecision, core: Any) -> None:
     found = openvino_capabilities()
     if _CAPABILITIES[precision] not in found:
@@ -263,7 +254,6 @@ OPENVINO = Runtime(
     problem=_problem,
     open=OpenVinoBackend,
     options=("precision", "hint"),
-    precisions=openvino_precisions,
     shares_threads=True,
     open_graph=open_graph,
     describe=_describe,

@@ -314,11 +314,9 @@ def _of_file(runtime: str, file: str, precision: Precision) -> list[Combination]
     one = Combination(runtime=runtime, precision=precision, file=file)
     if runtime not in HINTED:
         return [one]
-    capable = PLACES[runtime].runtime.precisions()
-    # half a file computed in full precision would only be a slower file in full precision
-    half = precision in HALF and "bf16" in capable
-    return [
-        replace(one, computes_in=computes_in, hint=hint)
-        for computes_in in (("bf16",) if half else capable)
-        for hint in HINTS
-    ]
+    full, reduced = replace(one, computes_in="fp32"), replace(one, computes_in="bf16")
+    if _problem(reduced) is not None:
+        ways = [full]
+    else:  # half a file computed in full precision would only be a slower file in full precision
+        ways = [reduced] if precision in HALF else [full, reduced]
+    return [replace(way, hint=hint) for way in ways for hint in HINTS]

@@ -17,9 +17,10 @@ import pytest
 from convmae_deploy.backends import openvino_backend
 from convmae_deploy.backends.base import PerformanceHint
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
-from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_core, openvino_precisions
-from convmae_deploy.backends.runtimes import RuntimeOptions
+from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_core
+from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle, BundleError
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.tasks import load_bundle, open_predictor
@@ -47,6 +48,12 @@ MAKERS: Mapping[str, Callable[[Path], Path]] = {
 SHIPPED = Path(__file__).parents[2] / "serving" / "bundles" / "imagenette-nano"
 OPENVINO = RuntimeOptions(runtime="openvino")
 BF16_CPU = ("FP32", "BF16", "INT8")  # what OpenVINO finds on a CPU with bf16, by its own names
+
+
+def computed() -> tuple[Precision, ...]:
+    """What OpenVINO computes in here, of what it can be told to."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    return tuple(precision for precision in precisions if RUNTIMES["openvino"].problem("cpu", precision) is None)
 
 
 def in_bf16(bundle: Bundle, give_openvino: GiveOpenVino) -> OpenVinoBackend | None:
@@ -218,7 +225,7 @@ def test_where_the_cpu_has_bf16_it_is_asked_for_and_what_openvino_made_of_that_i
             return self._compiled.get_property(name)
 
     give_openvino(*BF16_CPU)
-    assert openvino_precisions() == ("fp32", "bf16")
+    assert computed() == ("fp32", "bf16")
     monkeypatch.setattr(openvino_backend, "_compile", Compiled)
     if computes_in == "bf16":
         assert OpenVinoBackend(bundles["classification"], precision="bf16").name == "openvino bf16"
@@ -230,7 +237,7 @@ def test_where_the_cpu_has_bf16_it_is_asked_for_and_what_openvino_made_of_that_i
 
 def test_bf16_where_the_cpu_has_none_is_one_sentence(bundles: dict[str, Bundle], give_openvino: GiveOpenVino) -> None:
     give_openvino("FP32", "INT8")
-    assert openvino_precisions() == ("fp32",)
+    assert computed() == ("fp32",)
     with pytest.raises(ConvMAEError, match="precision bf16 needs a CPU that has it, OpenVINO finds FP32, INT8 on "):
         OpenVinoBackend(bundles["classification"], precision="bf16")
 
@@ -257,7 +264,7 @@ def test_without_the_package_one_sentence_names_the_extra(
     monkeypatch.setattr(builtins, "__import__", no_openvino)
     monkeypatch.setattr(openvino_backend, "openvino_core", openvino_core.__wrapped__)  # as if not asked for before
     monkeypatch.setattr(openvino_backend, "openvino_capabilities", ask_openvino)
-    assert openvino_precisions() == ()
+    assert computed() == ()
     with pytest.raises(ConvMAEError, match=r"pip install 'convmae-deploy\[openvino\]'") as caught:
         OpenVinoBackend(bundles["classification"])
     assert "\n" not in str(caught.value)
@@ -269,13 +276,13 @@ def test_a_child_process_may_end_after_models_have_come_and_gone(bundles: dict[s
 import signal, subprocess, sys
 from pathlib import Path
 from convmae_deploy.tasks import load_bundle
-from convmae_deploy.backends.openvino_backend import OpenVinoBackend, openvino_precisions
+from convmae_deploy.backends.openvino_backend import OPENVINO, OpenVinoBackend
 signal.signal(signal.SIGCHLD, lambda *_: None)
 bundle = load_bundle(Path({str(bundles["classification"].path)!r}))
 first = OpenVinoBackend(bundle)
 second = OpenVinoBackend(bundle)
 del first
-openvino_precisions()
+OPENVINO.problem("cpu", "bf16")
 del second
 subprocess.run([sys.executable, "-c", ""], check=True)
 """
