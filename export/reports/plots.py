@@ -164,8 +164,11 @@ def _inline(figure: Any, kind: str, title: str, tooltips: Mapping[str, Sequence[
         if element.tag == "g" and name:
             element.attrib.pop("id")
             element.set("class", name.partition("-")[0])
-        marks = element.findall(".//{*}use") or [element]
-        for mark, told in zip(marks, tooltips.get(name, ()), strict=False):
+        uses = element.findall(".//{*}use")
+        if name.startswith("marks"):  # hundreds, which all look the same
+            for use in uses:
+                element.set("style", use.attrib.pop("style", ""))
+        for mark, told in zip(uses or [element], tooltips.get(name, ()), strict=False):
             ElementTree.SubElement(mark, "title").text = told
     for child in (*root.findall("metadata"), *root.findall("defs")):  # of the page's style and of clipping
         root.remove(child)
