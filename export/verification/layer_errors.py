@@ -23,13 +23,13 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 from convmae_deploy.backends.openvino_backend import openvino_core
 from convmae_deploy.bundle.manifest import Precision
 from export.graphs.to_onnx import MODULE_KEY
 from export.verification.divergence import REFERENCE, reading_inputs
 from export.verification.gates import EXACT_DB, GATES, FloatArray, signal_to_noise
+from export.verification.reference_evaluator import reference_evaluator
 from export.verification.runners import AS_IN_GRAPH, RunnerName
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -216,7 +216,7 @@ def _run(
             results = compiled(feeds)
             return {name: np.array(results[output]) for name, output in zip(values, outputs, strict=True)}
     if runner == "onnx reference":
-        return dict(zip(values, ReferenceEvaluator(model).run(outputs, feeds), strict=True))
+        return dict(zip(values, reference_evaluator(model).run(outputs, feeds), strict=True))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

@@ -14,7 +14,6 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from convmae_deploy.backends import openvino_backend
@@ -22,6 +21,7 @@ from convmae_deploy.backends.openvino_backend import import_openvino, openvino_c
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
 from export.verification.gates import FloatArray
+from export.verification.reference_evaluator import reference_evaluator
 
 Outputs = dict[str, FloatArray]
 Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
@@ -87,7 +87,7 @@ def openvino_session(model: GraphSource, *, threads: int | None = None) -> Sessi
 
 def reference_evaluator_session(model: GraphSource, *, threads: int | None = None) -> Session:
     """A graph in onnx's reference implementation, which is written in NumPy, slow, and has no number of threads."""
-    evaluator = ReferenceEvaluator(onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model))
+    evaluator = reference_evaluator(onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model))
 
     def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
         (batch,) = {len(values) for values in feeds.values()}

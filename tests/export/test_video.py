@@ -194,5 +194,5 @@ def test_a_checkpoint_with_the_preprocessing_of_photos_is_one_sentence(
         preprocessing=Preprocessing(resize=(32, 64), crop=(32, 64)),
     )
     save_checkpoint(tmp_path / "wrong", model.state_dict(), record)
-    with pytest.raises(ConvMAEError, match="preprocessing of a video classifier must be ClipPreprocessing"):
+    with pytest.raises(ConvMAEError, match="preprocessing of a video-classification model must be ClipPreprocessing"):
         open_task(tmp_path / "wrong", None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -233,5 +234,7 @@ def test_the_command_stops_on_sigterm_with_a_checkpoint_and_refuses_to_overwrite
     assert process.returncode == 143, errors
     assert "continue with --resume" in output
     monkeypatch.setattr(sys, "argv", ["finetune", *flags])
+    for state in (PartialState, AcceleratorState):  # earlier tests of this process may have set another precision
+        monkeypatch.setattr(state, "_shared_state", {})
     with pytest.raises(ConvMAEError, match="add --resume"):
         program.main()

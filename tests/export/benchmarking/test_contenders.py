@@ -13,6 +13,7 @@ from convmae_deploy.tasks import load_bundle
 from export.benchmarking import contenders as module
 from export.benchmarking.contenders import WAYS, Contender, Way, find_contenders
 from tests.bundle_factory import make_bundle, make_detection_bundle, write_manifest
+from tests.conftest import GiveOpenVino
 
 GPU = Gpu(name="a GPU", compute_capability="8.9", cuda="13.0")
 
@@ -30,9 +31,9 @@ def bundle_of(directory: Path, *precisions: str) -> Bundle:
 
 
 @pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_gpu(monkeypatch: pytest.MonkeyPatch, give_openvino: GiveOpenVino) -> None:
     monkeypatch.setattr(module, "find_gpu", lambda: None)
-    monkeypatch.setattr(module, "openvino_precisions", lambda: ("fp32", "bf16"))
+    give_openvino("FP32", "BF16", "INT8")
 
 
 @pytest.fixture
@@ -111,10 +112,10 @@ def test_where_openvino_is_missing_its_sentence_is_the_reason(
 
 
 def test_a_cpu_without_bf16_runs_half_files_in_full_precision(
-    tmp_path: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_gpu: None, give_openvino: GiveOpenVino
 ) -> None:
     pytest.importorskip("openvino")
-    monkeypatch.setattr(module, "openvino_precisions", lambda: ("fp32",))
+    give_openvino("FP32", "INT8")
     found, _ = find_contenders(
         bundle_of(tmp_path, "bf16"), checkpoint=False, ways=("openvino",), files=["model.bf16.onnx"]
     )

@@ -117,7 +117,7 @@ def made_once(
 
 
 @pytest.mark.usefixtures("overflowing_graphs")
-@pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("runner", ["onnx reference", "onnxruntime"])
 def test_a_layer_that_overflows_fails_the_export_and_is_named_whatever_runs_the_file(
     tmp_path: Path, runner: str, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
