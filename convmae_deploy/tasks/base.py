@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from convmae_deploy.backends.onnxruntime_backend import Backend, Device
 from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
@@ -159,7 +160,10 @@ class Predictor(ABC):
         """
         if not isinstance(manifest.preprocessing, cls.PREPROCESSING):
             raise BundleError(f"a {cls.TASK} model needs {cls.PREPROCESSING.__name__} as its preprocessing")
-        expected = cls.expected_outputs(len(manifest.classes), manifest.input.shape[1:])
+        try:
+            expected = cls.expected_outputs(len(manifest.classes), manifest.input.shape[1:])
+        except ValidationError:  # an output of no entries
+            raise BundleError(f"a {cls.TASK} model needs the names of its classes, found none") from None
         for name, wanted in expected.items():
             found = manifest.outputs.get(name)
             if found is None:

@@ -39,10 +39,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[str]]] = {
     "a million tags": (lambda: hostile_videos.many_elements(0x7373, b"", 0x1254C367), {"video_corrupt"}),
     "a million index entries": (lambda: hostile_videos.many_elements(0xBB, b"", 0x1C53BB6B), {"video_corrupt"}),
     "large tags and attachments": (hostile_videos.huge_attachments, {"video_corrupt"}),
-    "many large tracks": (
-        lambda: hostile_videos.many_tracks(30),
-        {"decoding_too_large", "video_corrupt"},  # a decoder that gets no more memory may end by a signal
-    ),
+    "many large tracks": (lambda: hostile_videos.many_tracks(30), {"decoding_too_large"}),
     "2^31 frames of equal size": (lambda: hostile_videos.samples_of_equal_size(0x7FFFFFFF), {"video_corrupt"}),
     "15 million frames of equal size": (
         lambda: hostile_videos.samples_of_equal_size(15_000_000),
@@ -79,6 +76,8 @@ def resident() -> int:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_video_that_is_made_to_cost_much_is_refused_and_leaves_nothing(name: str, processes: VideoProcesses) -> None:
     make, codes = HOSTILE[name]
+    if "decoding_too_large" in codes:  # a decoder that gets no more memory may also end without a word
+        codes = codes | {"video_corrupt"}
     data = make()
     before = resident()
     for _ in range(2):
