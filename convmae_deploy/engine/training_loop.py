@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,21 +14,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
+from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.interruption import Interruption, interruptible
 from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr, warmup_notice
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress
+from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
-
-
-class Recipe(Protocol):
-    """What differs from one training program to another."""
-
-    def loss(self, images: Tensor, extra: Any) -> Tensor:
-        """The mean loss of a micro-batch on the device; `extra` is what the dataset gives beside the images."""
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws and saves after the last update of an epoch (from 0); called on all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +47,10 @@ class TrainingLoop:
     source: StepSource
     recipe: Recipe
     console: Console
+    log: EpochLog
 
     def fit(self) -> int:
-        """Trains from the start, or from where a resumed run was; ends the group of processes.
+        """Trains from the start, or from where a resumed run was; ends the group of processes and says how it ended.
 
         Returns:
             The exit status: 0, or 128 + signal when stopped.
@@ -79,13 +72,14 @@ class TrainingLoop:
                     counted = steps - progress.epoch_skipped
                     train_loss = progress.epoch_loss / counted if counted else math.nan
                     progress.epoch_loss, progress.epoch_skipped = 0.0, 0
-                    self.recipe.finish_epoch(epoch, train_loss)
+                    self.log.finish_and_save(epoch, train_loss, self.recipe)
         self.run.accelerator.end_training()  # a process that exits with its group open may abort
         if progress.step < last_step and interruption.signal_number is not None:
             self.console.print(f"stopped after update {progress.step} of {last_step}; continue with --resume")
             return 128 + interruption.signal_number
         if progress.skipped == last_step:
             raise ConvMAEError(f"all {last_step} updates of the run were skipped, so it learnt nothing: see above why")
+        self.console.print(self.recipe.last_words())
         return 0
 
     def _train_epoch(self, epoch: int, interruption: Interruption) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.engine import training_run
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_config import RunConfig
+from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
 

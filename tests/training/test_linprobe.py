@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.checkpoints.original_keys import fold_probe_head
-from convmae_deploy.engine.classification import initial_record, read_splits
+from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.feature_cache import FeatureCache
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
 from convmae_deploy.errors import ConvMAEError
@@ -97,7 +97,7 @@ def test_it_learns_two_colours_and_its_best_checkpoint_is_the_probe_in_evaluatio
     photos: Path, pretrained: Path, tmp_path: Path, views: int, pool: GlobalPool
 ) -> None:
     plain = config(photos, pretrained, tmp_path / "run", epochs=15, views=views, global_pool=pool, validation_epochs=15)
-    loop = program.prepare(plain, *read_splits(photos))
+    loop = program.prepare(plain)
     assert loop.fit() == 0
     assert isinstance(loop.recipe, program.LinearProbeRecipe)
 
@@ -155,7 +155,7 @@ def test_one_cached_view_serves_every_epoch(photos: Path, pretrained: Path, tmp_
 
 
 def test_only_the_head_is_trained_and_kept_to_resume(photos: Path, pretrained: Path, tmp_path: Path) -> None:
-    loop = program.prepare(config(photos, pretrained, tmp_path / "run"), *read_splits(photos))
+    loop = program.prepare(config(photos, pretrained, tmp_path / "run"))
     assert isinstance(loop.recipe, program.LinearProbeRecipe)
     classifier = loop.recipe.features.classifier
     assert not classifier.training and not any(parameter.requires_grad for parameter in classifier.parameters())

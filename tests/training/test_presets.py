@@ -21,7 +21,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.data import augmentation
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.segmentation_folder import IGNORE
-from convmae_deploy.engine.training_run import RunConfig
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import DETECTORS, DetectorConfig
 from convmae_deploy.models.segmenter import SegmenterConfig

@@ -22,7 +22,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.native import load_segmenter
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
-from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter
+from convmae_deploy.engine.segmentation import EvaluationSegmentation, evaluate_segmenter
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -193,4 +193,4 @@ def test_two_processes_validate_one_model(photos: Path, tmp_path: Path, run_proc
     assert isinstance(record.preprocessing, SlidingWindow)
     photos_as_served = EvaluationSegmentation(read_segmentation_folder(photos, "val"), record.preprocessing)
     found = evaluate_segmenter(model, photos_as_served, Accelerator(cpu=True), batch_size=4, workers=0)
-    assert 100 * found.scores.mean_iou == pytest.approx(line["val_miou"], abs=1e-9)
+    assert found.scores["miou"] == pytest.approx(line["val_miou"], abs=1e-9)

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
-from convmae_deploy.engine.pictures import CAPTION_HEIGHT, GAP, reconstruction_columns, reconstruction_picture
+from convmae_deploy.engine.pictures import CAPTION_HEIGHT, GAP
+from convmae_deploy.engine.reconstruction import reconstruction_columns, reconstruction_picture
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.masking import MASKING, MaskingName
