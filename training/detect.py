@@ -25,24 +25,25 @@ from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
+from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.detection import detection_picture, evaluate_detector
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
+from convmae_deploy.engine.pictures import first_photos
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_config import RunConfig, ValidatedConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from, synchronised
+from convmae_deploy.engine.training_setup import Setup, synchronised
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
 
-PICTURE_PHOTOS = 6
 PER_256 = 256 / 32  # from the learning rate of the paper's 32 photos to the one of 256 that --base-lr gives
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig(ValidatedConfig):
+class DetectConfig(DenseTrainingConfig):
     """One training of a detector."""
 
     detector: Literal["nano_fpn", "tiny_fpn", "base_fpn", "base_fpn_shifted", "base_simple"]  # of models.detector
@@ -51,22 +52,15 @@ class DetectConfig(ValidatedConfig):
     drop_path: float = 0.1  # stochastic depth of the last block
     layer_decay: float | None = None  # factor of the learning rate from one layer to the one below it; None: none
     freeze_positions: bool = False  # leave the position embedding as it is initialised
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     licences: tuple[int, ...] = ()  # ids, in the annotations, of the licences of photos to train on; none: all
     train_images: int | None = None  # train on so many photos with objects, those with the lowest ids; None: all
     empty_photos: bool = False  # train on photos without objects too, which detectron2 leaves out
     validate_on: Literal["val", "train"] = "val"  # train: the photos trained on, to see whether they can be learnt
-    picture_epochs: int = 1  # a picture of validation photos every so many epochs; 0: never
-    optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
     augmentation: DetectionAugmentationConfig = field(default_factory=DetectionAugmentationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.picture_epochs < 0 or (self.train_images is not None and self.train_images < 1):
-            raise ConvMAEError(
-                "picture_epochs must be at least 0 and train_images at least 1; "
-                f"got {self.picture_epochs} and {self.train_images}"
-            )
+        check_at_least(1, train_images=self.train_images)
 
 
 def base_25() -> DetectConfig:
@@ -82,7 +76,6 @@ def base_25() -> DetectConfig:
             batch_size=32,
             micro_batch_size=4,
             base_lr=8e-5 * PER_256,
-            min_lr=0.0,
             warmup_steps=461,
             warmup_factor=1e-3,
             weight_decay=0.1,
@@ -110,7 +103,6 @@ def vitdet_base() -> DetectConfig:
             batch_size=16,
             micro_batch_size=2,
             base_lr=1e-4 * 2 * PER_256,
-            min_lr=0.0,
             schedule="steps",
             warmup_steps=250,
             warmup_factor=1e-3,
@@ -128,16 +120,7 @@ def nano() -> DetectConfig:
         layer_decay=0.9,
         validation_epochs=10,
         picture_epochs=10,
-        optimisation=DenseOptimisationConfig(
-            epochs=60,
-            batch_size=8,
-            micro_batch_size=8,
-            base_lr=6.4e-2,  # 2e-3 for 8 photos
-            min_lr=0.0,
-            warmup_steps=100,
-            weight_decay=0.1,
-            clip_grad=1.0,
-        ),
+        optimisation=replace(NANO_OPTIMISATION, epochs=60, weight_decay=0.1),
         augmentation=DetectionAugmentationConfig(scale=(0.5, 2.0)),
     )
 
@@ -236,7 +219,7 @@ def prepare(config: DetectConfig) -> TrainingLoop:
 def initial_record(
     config: DetectConfig, classes: tuple[str, ...], category_ids: tuple[int, ...] = ()
 ) -> tuple[CheckpointRecord, Letterbox]:
-    """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
+    """What checkpoints say of themselves before any result, and of it how a photo fills the input."""
     architecture, detector = DETECTORS[config.detector]()
     architecture = for_input(architecture, config.image_size)
     preprocessing = Letterbox(size=architecture.input_size)
@@ -268,10 +251,8 @@ def initial_model(config: DetectConfig, record: CheckpointRecord, console: Conso
     model = build_detector(
         record.model, record.detector, num_classes=len(record.classes), drop_path_rate=config.drop_path
     )
-    start_from(model.encoder, config.init, record.model, console)
     model.encoder.pos_embed.requires_grad_(not config.freeze_positions)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, record.model, console)
 
 
 @dataclass(kw_only=True)
@@ -299,8 +280,8 @@ class DetectRecipe(Recipe):
         return evaluate_detector(model, self.validation, accelerator, batch_size=at_once, workers=workers)
 
     def draw(self) -> Image.Image | None:
-        """The first validation photos."""
-        drawn = range(min(PICTURE_PHOTOS, len(self.validation)))
+        """What is annotated and what is found in the first validation photos."""
+        drawn = first_photos(self.validation)
         return detection_picture(self.run.bare_model, self.validation, drawn, self.run.accelerator)
 
 

@@ -45,7 +45,7 @@ from convmae_deploy.engine.classification import (
 from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup, start_from
 from convmae_deploy.errors import ConvMAEError
@@ -69,8 +69,7 @@ class LinprobeConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cached_views < 0:
-            raise ConvMAEError(f"cached_views must be at least 0; got {self.cached_views}")
+        check_at_least(0, cached_views=self.cached_views)
         if self.optimisation.micro_batch_size < 2:
             raise ConvMAEError("micro_batch_size must be at least 2: BatchNorm compares photos; got 1")
 

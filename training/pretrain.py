@@ -29,8 +29,8 @@ from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import ShardSource
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.reconstruction import ReconstructionRecipe, reconstruction_picture
-from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, chosen_preset
+from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_picture
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
@@ -43,16 +43,13 @@ PICTURE_PHOTOS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(MaskedTrainingConfig):
     """One pretraining run."""
 
-    variant: Variant  # of the encoder
     data: str = tyro.MISSING  # folder of photos, folder of shards (*.tar), or pattern "shards-{000..146}.tar"
     samples_per_epoch: int | None = None  # of shards, whose samples are otherwise counted at the start
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
-    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
     model: PretrainingConfig = field(default_factory=PretrainingConfig)
     optimisation: OptimisationConfig = field(
         default_factory=lambda: OptimisationConfig(
@@ -64,15 +61,10 @@ class PretrainConfig(TrainingConfig):
             betas=(0.9, 0.95),
         )
     )
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.picture_epochs < 0 or (self.samples_per_epoch is not None and self.samples_per_epoch < 1):
-            raise ConvMAEError(
-                "picture_epochs must be at least 0 and samples_per_epoch at least 1; "
-                f"got {self.picture_epochs} and {self.samples_per_epoch}"
-            )
+        check_at_least(1, samples_per_epoch=self.samples_per_epoch)
 
 
 def base() -> PretrainConfig:
@@ -131,14 +123,8 @@ def nano() -> PretrainConfig:
         variant="nano",
         image_size=(96, 96),
         model=PretrainingConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
-        optimisation=OptimisationConfig(
-            epochs=60,
-            warmup_epochs=4,
-            batch_size=128,
-            base_lr=3e-3,
-            min_lr=0.0,
-            betas=(0.9, 0.95),
-            clip_grad=1.0,
+        optimisation=replace(
+            base().optimisation, epochs=60, warmup_epochs=4, batch_size=128, base_lr=3e-3, clip_grad=1.0
         ),
         run=RunConfig(),
     )

@@ -25,8 +25,10 @@ from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
+from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
+from convmae_deploy.engine.pictures import first_photos
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.segmentation import (
     EvaluationSegmentation,
@@ -34,19 +36,17 @@ from convmae_deploy.engine.segmentation import (
     segmentation_picture,
     window_runner,
 )
-from convmae_deploy.engine.training_config import RunConfig, ValidatedConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from, synchronised
+from convmae_deploy.engine.training_setup import Setup, synchronised
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
 
-PICTURE_PHOTOS = 6
-
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(ValidatedConfig):
+class SegmentConfig(DenseTrainingConfig):
     """One training of a segmenter."""
 
     variant: Variant  # of the encoder
@@ -57,17 +57,13 @@ class SegmentConfig(ValidatedConfig):
     drop_path: float = 0.2  # stochastic depth of the last block
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     validation_epochs: int = 13  # a validation every so many epochs, and after the last
     picture_epochs: int = 13  # a picture of validation photos every so many epochs; 0: never
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
-    optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
     augmentation: SegmentationAugmentationConfig = field(default_factory=SegmentationAugmentationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.picture_epochs < 0:
-            raise ConvMAEError(f"picture_epochs must be at least 0; got {self.picture_epochs}")
         if self.optimisation.micro_batch_size < 2:
             raise ConvMAEError("micro_batch_size must be at least 2: BatchNorm compares photos; got 1")
 
@@ -86,7 +82,6 @@ def base() -> SegmentConfig:
             batch_size=16,
             micro_batch_size=4,
             base_lr=1.6e-3,  # 1e-4 for 16 photos
-            min_lr=0.0,
             schedule="linear",
             warmup_steps=1500,
             warmup_factor=1e-6,
@@ -110,16 +105,7 @@ def nano() -> SegmentConfig:
         validation_epochs=10,
         picture_epochs=10,
         model=SegmenterConfig(channels=64, auxiliary_channels=64),
-        optimisation=DenseOptimisationConfig(
-            epochs=40,
-            batch_size=8,
-            micro_batch_size=8,
-            base_lr=6.4e-2,  # 2e-3 for 8 photos
-            min_lr=0.0,
-            schedule="linear",
-            warmup_steps=100,
-            clip_grad=1.0,
-        ),
+        optimisation=replace(NANO_OPTIMISATION, epochs=40, schedule="linear"),
         augmentation=SegmentationAugmentationConfig(short_side=360, scale=(0.6, 1.6)),
     )
 
@@ -136,7 +122,7 @@ def segment(config: SegmentConfig) -> int:
     """Runs or resumes a training; returns the exit status (0, or 128 + signal when stopped).
 
     Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
+        ConvMAEError: bad photos, label maps, checkpoint or settings, or losses that stay not finite.
     """
     return prepare(config).fit()
 
@@ -157,7 +143,7 @@ def prepare(config: SegmentConfig) -> TrainingLoop:
 
 
 def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[CheckpointRecord, SlidingWindow]:
-    """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
+    """What checkpoints say of themselves before any result, and of it where windows lie."""
     dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
     windows = standard_windows(config.image_size, config.augmentation.short_side, config.augmentation.long_side)
     record = CheckpointRecord(
@@ -177,9 +163,7 @@ def initial_model(config: SegmentConfig, record: CheckpointRecord, console: Cons
     model = build_segmenter(
         record.model, config.model, num_classes=len(record.classes), drop_path_rate=config.drop_path
     )
-    start_from(model.encoder, config.init, record.model, console)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, record.model, console)
 
 
 def pixel_loss(logits_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
@@ -219,11 +203,11 @@ class SegmentRecipe(Recipe):
         )
 
     def draw(self) -> Image.Image | None:
-        """The first validation photos."""
+        """The first validation photos with their labels and with what is said of them."""
         folder, windows = self.validation.folder, self.validation.preprocessing
         at_once = self.config.optimisation.micro_batch_size
         runner = window_runner(self.run.bare_model, self.run.accelerator, at_once)
-        return segmentation_picture(folder, range(min(PICTURE_PHOTOS, len(folder.photos))), windows, runner)
+        return segmentation_picture(folder, first_photos(self.validation), windows, runner)
 
 
 def main() -> int:

@@ -10,16 +10,13 @@ training/README.md has its figures.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
@@ -28,38 +25,26 @@ from convmae_deploy.engine.classification import FinetuneRecipe, FinetuningConfi
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, variant_config
-from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFinetuneConfig(FinetuningConfig):
+class VideoFinetuneConfig(VideoTrainingConfig, FinetuningConfig):
     """One video finetuning run."""
 
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*, or of lists {train,val}.csv
-    init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch
-    inflation: Inflation = "centre"  # what becomes of an image encoder's kernels
-    stride: int | None = 4  # from one frame of a clip to the next; None: one frame of each of as many equal parts
     copies: int = 1  # of each clip in a batch, augmented differently (repeated augmentation)
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     validate_on: Literal["val", "train"] = "val"  # train: the videos trained on, to see whether they can be learnt
-    grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
-    video: VideoConfig = field(default_factory=VideoConfig)
     optimisation: OptimisationConfig = field(
         default_factory=lambda: OptimisationConfig(epochs=100, batch_size=512, micro_batch_size=8, base_lr=5e-4)
     )
     augmentation: AugmentationConfig = field(default_factory=lambda: video_augmentation(flip=0.5))
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stride is not None and self.stride < 1:
-            raise ConvMAEError(f"stride must be at least 1, or None for segments; got {self.stride}")
 
 
 def k400() -> VideoFinetuneConfig:
@@ -129,7 +114,7 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     train, val = read_splits(config)
     facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
     setup = Setup.of(config)
-    record = initial_record(config, train.classes)
+    record = config.initial_record("video_classifier", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)
     videos = AugmentedVideos(train, record.preprocessing, transform, config.run.seed, copies=config.copies)
@@ -150,20 +135,6 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     )
 
 
-def initial_record(config: VideoFinetuneConfig, classes: tuple[str, ...]) -> CheckpointRecord:
-    """What the checkpoints of this run say of themselves before any result."""
-    architecture = variant_config(config.variant, config.image_size)
-    return CheckpointRecord(
-        kind="video_classifier",
-        variant=config.variant,
-        model=architecture,
-        video=config.video,
-        classes=classes,
-        preprocessing=standard_clips(architecture.image_size, frames=config.video.frames, stride=config.stride),
-        licence=Licence(name=config.licence),
-    )
-
-
 def initial_model(
     config: VideoFinetuneConfig, architecture: ConvMAEConfig, num_classes: int, console: Console
 ) -> ConvMAEClassifier:
@@ -175,10 +146,7 @@ def initial_model(
         drop_path_rate=config.drop_path,
         head_init_std=config.head_init_std,
     )
-    load = partial(load_initial_video_encoder, video=config.video, inflation=config.inflation)
-    start_from(model.encoder, config.init, architecture, console, load)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, architecture, console)
 
 
 def main() -> int:

@@ -17,20 +17,17 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.reconstruction import ReconstructionRecipe, reconstruction_strip
-from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, chosen_preset
+from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_strip
+from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
-from convmae_deploy.models.convmae import Variant, variant_config
 from convmae_deploy.models.masking import keep_tubes
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import (
@@ -44,17 +41,11 @@ PICTURE_CLIPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoPretrainConfig(TrainingConfig):
+class VideoPretrainConfig(VideoTrainingConfig, MaskedTrainingConfig):
     """One video pretraining run."""
 
-    variant: Variant  # of the encoder
     data: Path = tyro.MISSING  # folder of videos, or list of them (.csv, .txt)
-    init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch, the paper's protocol
-    inflation: Inflation = "centre"  # what becomes of an image encoder's kernels
     stride: int = 4  # from one frame of a clip to the next
-    grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
-    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
-    video: VideoConfig = field(default_factory=VideoConfig)
     model: VideoPretrainingConfig = field(default_factory=VideoPretrainingConfig)
     augmentation: ClipCropConfig = field(default_factory=ClipCropConfig)
     optimisation: OptimisationConfig = field(
@@ -68,14 +59,6 @@ class VideoPretrainConfig(TrainingConfig):
             betas=(0.9, 0.95),
         )
     )
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.picture_epochs < 0 or self.stride < 1:
-            raise ConvMAEError(
-                f"picture_epochs must be at least 0 and stride at least 1; got {self.picture_epochs} and {self.stride}"
-            )
 
 
 def k400() -> VideoPretrainConfig:
@@ -99,14 +82,14 @@ def nano() -> VideoPretrainConfig:
             decoder_width=96, decoder_depth=2, decoder_heads=3, mask_ratio=0.75, norm_pix_loss=False
         ),
         augmentation=ClipCropConfig(flip=0.0),
-        optimisation=OptimisationConfig(
+        optimisation=replace(
+            k400().optimisation,
             epochs=100,
             warmup_epochs=5,
             batch_size=16,
             micro_batch_size=16,
             base_lr=6e-3,
             min_lr=0.0,
-            betas=(0.9, 0.95),
             clip_grad=1.0,
         ),
         run=RunConfig(),
@@ -135,17 +118,15 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     import_av()  # else every video would count as one that cannot be decoded
     videos = find_training_videos(config.data)
     setup = Setup.of(config, may_shard=True)
-    record = initial_record(config)
+    record = config.initial_record("video_pretraining", video_pretraining=config.model)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     height, width = record.model.grid_size
     choose = partial(keep_tubes, mask_ratio=config.model.mask_ratio)
     choose(torch.zeros(1, height * width))  # refuses what cannot be
     transform = clip_pretraining_transform(config.augmentation, record.model.image_size, record.preprocessing)
     source = setup.source(MaskedVideos(videos, record.preprocessing, transform, config.run.seed, cells=height * width))
-    model = build_video_pretraining(record.model, config.video, config.model)
-    load = partial(load_initial_video_encoder, video=config.video, inflation=config.inflation)
-    start_from(model.encoder, config.init, record.model, setup.console, load)
-    model.set_grad_checkpointing(config.grad_checkpointing)
+    fresh = build_video_pretraining(record.model, config.video, config.model)
+    model = config.started(fresh, record.model, setup.console)
     optimizer = build_adamw(model, config.optimisation)
     run = setup.begin(record, model, optimizer, source.micro_batches_per_step, {"train_videos": len(videos)})
     picture = partial(last_clips, preprocessing=record.preprocessing)
@@ -158,20 +139,6 @@ def last_clips(
 ) -> Image.Image:
     """Reconstructions of a few clips."""
     return reconstruction_strip(model, clips[:PICTURE_CLIPS], kept[:PICTURE_CLIPS], preprocessing)
-
-
-def initial_record(config: VideoPretrainConfig) -> CheckpointRecord:
-    """What the checkpoints of this run say of themselves."""
-    architecture = variant_config(config.variant, config.image_size)
-    return CheckpointRecord(
-        kind="video_pretraining",
-        variant=config.variant,
-        model=architecture,
-        video=config.video,
-        video_pretraining=config.model,
-        preprocessing=standard_clips(architecture.image_size, frames=config.video.frames, stride=config.stride),
-        licence=Licence(name=config.licence),
-    )
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -18,35 +19,40 @@ from convmae_deploy.files import atomic_file
 class EpochLog:
     """Tells of each epoch in metrics.jsonl, TensorBoard, curves.png and on the console."""
 
-    run: TrainingRun
+    recipe: Recipe
     console: Console
-    data: str  # name of the photos or videos, for the provenance
-    epochs: int
     kind: Literal["photos", "videos"] = "photos"  # of the data
     validate_on: Literal["val", "train"] = "val"  # the split that is validated on
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs; 0: never
-    best_by: str | None = None  # the score that `best` is chosen by, larger is better; it is drawn beside the losses
-    best_label: str = ""  # what people call it
     began: float = field(default_factory=time.monotonic)  # the epoch, or what came before the first
 
-    def finish_and_save(self, epoch: int, train_loss: float, recipe: Recipe) -> None:
+    @property
+    def run(self) -> TrainingRun:
+        """What is told of."""
+        return self.recipe.run
+
+    @property
+    def epochs(self) -> int:
+        """Of the whole run."""
+        return self.recipe.config.optimisation.epochs
+
+    def finish_and_save(self, epoch: int, train_loss: float) -> None:
         """Validates and draws where it is due, logs, and saves `best`, where it is the best so far, and `last`.
 
         Args:
             epoch: from 0; all processes must call this.
             train_loss: mean of its updates.
-            recipe: says how to validate, draw and save.
         """
+        run, recipe = self.run, self.recipe
         best = self.finish(epoch, train_loss, recipe.validate() if self.is_due(epoch) else None)
-        if self.run.accelerator.is_main_process and self.picture_is_due(epoch):
-            picture = recipe.draw()
-            if picture is not None:
-                with atomic_file(self.run.folder.path / "pictures" / f"epoch-{epoch + 1:04}.png") as temporary:
-                    picture.save(temporary, format="png")
+        drawn = run.accelerator.is_main_process and self.picture_is_due(epoch)
+        if drawn and (picture := recipe.draw()) is not None:
+            with atomic_file(run.folder.path / "pictures" / f"epoch-{epoch + 1:04}.png") as temporary:
+                picture.save(temporary, format="png")
         if best is not None:
             recipe.save_best(best)
-        self.run.save()
+        run.save()
 
     def is_due(self, epoch: int) -> bool:
         """Whether a validation follows this epoch (from 0)."""
@@ -69,7 +75,7 @@ class EpochLog:
         Returns:
             What the checkpoint `best` says of itself, where this validation is the best so far; else None.
         """
-        run, progress = self.run, self.run.progress
+        run, progress, best_by = self.run, self.run.progress, self.recipe.best_by
         now = time.monotonic()
         found = {} if validation is None else validation.numbers
         if run.accelerator.is_main_process:
@@ -84,16 +90,19 @@ class EpochLog:
                 unreadable_train=progress.unreadable,
                 skipped_updates=progress.skipped,
             )
-            best_by = None if self.best_by is None else f"val_{self.best_by}"
-            label = f"validation {self.best_label} (%)"
-            draw_curves(run.config.out / "curves.png", run.folder.metrics(), score=best_by, score_label=label)
+            draw_curves(
+                run.config.out / "curves.png",
+                run.folder.metrics(),
+                score=None if best_by is None else f"val_{best_by}",
+                score_label=f"validation {self.recipe.best_label} (%)",
+            )
         told = [f"epoch {epoch + 1}/{self.epochs}: training loss {train_loss:.4f}"]
         told += [f"validation loss {found['val_loss']:.4f}"] if "val_loss" in found else []
         self.console.print(", ".join(told if validation is None else [*told, validation.told]))
         self.began = now
-        if validation is None or self.best_by is None or validation.scores[self.best_by] <= progress.best_metric:
+        if validation is None or best_by is None or validation.scores[best_by] <= progress.best_metric:
             return None
-        progress.best_metric = validation.scores[self.best_by]
+        progress.best_metric = validation.scores[best_by]
         return self._scored_record(epoch, validation)
 
     def _scored_record(self, epoch: int, validation: Validation) -> CheckpointRecord:
@@ -102,12 +111,12 @@ class EpochLog:
         if not run.accelerator.is_main_process:
             return run.record  # it saves nothing, and where nodes share no disk it cannot read run.json
         described = run.folder.description()
-        facts = described["data"]
-        train, val = facts[f"train_{self.kind}"], facts[f"val_{self.kind}"]
+        train, val = (described["data"][f"{split}_{self.kind}"] for split in ("train", "val"))
+        data = Path(self.recipe.config.data).name
         provenance = {
-            "data": f"{train} training {self.kind} of {self.data}, validated on themselves"
+            "data": f"{train} training {self.kind} of {data}, validated on themselves"
             if self.validate_on == "train"
-            else f"{train} training and {val} validation {self.kind} of {self.data}",
+            else f"{train} training and {val} validation {self.kind} of {data}",
             "command": described["command"],
             "seed": str(run.config.seed),
             "epoch": f"{epoch + 1} of {self.epochs}",

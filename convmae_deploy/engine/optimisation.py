@@ -70,6 +70,7 @@ class DenseOptimisationConfig(OptimisationConfig):
     That is the schedule of detectron2 and mmcv, where warm-up is a factor of the rate that there would be without it.
     """
 
+    min_lr: float = 0.0
     schedule: Literal["cosine", "linear", "steps"] = "cosine"  # how the learning rate falls; all but steps to min_lr
     milestones: tuple[float, ...] = (8 / 9, 26 / 27)  # shares of the updates; steps: the rate falls tenfold at each
     warmup_steps: int = 0  # updates of linear warm-up; fewer in a run within which they would not end

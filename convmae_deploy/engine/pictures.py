@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 GAP = 4  # pixels between photos and around them
+PHOTOS = 6  # of a split, in a picture of it
 CAPTION_HEIGHT = 20  # pixels
 CAPTION_SIZE = 13  # of the font
 CAPTION_COLOUR = (64, 64, 64)
@@ -36,6 +37,11 @@ def draw_columns(columns: Mapping[str, Tensor]) -> Image.Image:
             tile = Image.fromarray(photo).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (left, CAPTION_HEIGHT + row * (height + GAP)))
     return picture
+
+
+def first_photos(split: Sized) -> range:
+    """Which photos of a split are drawn."""
+    return range(min(PHOTOS, len(split)))
 
 
 def draw_rows(rows: Iterable[Mapping[str, Image.Image]], size: tuple[int, int]) -> Image.Image | None:

@@ -5,7 +5,7 @@ of each.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from convmae_deploy.bundle.manifest import ClipPreprocessing, Preprocessing
 from convmae_deploy.engine.evaluation import evaluating
 from convmae_deploy.engine.pictures import draw_columns
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.models.convmae import PATCH_SIZE
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, check_at_least
+from convmae_deploy.models.convmae import PATCH_SIZE, Variant
 from convmae_deploy.models.pretraining import (
     PIXEL_VARIANCE_EPS,
     ConvMAEPretraining,
@@ -32,6 +33,20 @@ GREY = 0.5  # of hidden pixels
 
 Choose = Callable[[Tensor], Tensor]  # noise (B, cells) to the visible cells (G * B, K)
 Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # of model, inputs and visible cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTrainingConfig(TrainingConfig):
+    """What a program is told that pretrains by masked reconstruction."""
+
+    variant: Variant  # of the encoder
+    grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
+    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
+    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, picture_epochs=self.picture_epochs)
 
 
 @dataclass(kw_only=True)

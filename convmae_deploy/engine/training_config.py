@@ -71,8 +71,14 @@ class ValidatedConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.validation_epochs < 1:
-            raise ConvMAEError(f"validation_epochs must be at least 1; got {self.validation_epochs}")
+        check_at_least(1, validation_epochs=self.validation_epochs)
+
+
+def check_at_least(least: int, **numbers: int | None) -> None:
+    """Raises ConvMAEError where a setting, by its name, is less; None is allowed."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ConvMAEError(f"{name} must be at least {least}; got {number}")
 
 
 Config = TypeVar("Config", bound=TrainingConfig)

@@ -43,11 +43,15 @@ class TrainingLoop:
     """Runs a recipe over its data until the last epoch or a signal."""
 
     run: TrainingRun
-    optimisation: OptimisationConfig
     source: StepSource
     recipe: Recipe
     console: Console
     log: EpochLog
+
+    @property
+    def optimisation(self) -> OptimisationConfig:
+        """How weights are updated."""
+        return self.recipe.config.optimisation
 
     def fit(self) -> int:
         """Trains from the start, or from where a resumed run was; ends the group of processes and says how it ended.
@@ -72,7 +76,7 @@ class TrainingLoop:
                     counted = steps - progress.epoch_skipped
                     train_loss = progress.epoch_loss / counted if counted else math.nan
                     progress.epoch_loss, progress.epoch_skipped = 0.0, 0
-                    self.log.finish_and_save(epoch, train_loss, self.recipe)
+                    self.log.finish_and_save(epoch, train_loss)
         self.run.accelerator.end_training()  # a process that exits with its group open may abort
         if progress.step < last_step and interruption.signal_number is not None:
             self.console.print(f"stopped after update {progress.step} of {last_step}; continue with --resume")

@@ -2,7 +2,6 @@
 
 import math
 import signal
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,14 +22,7 @@ from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import check_can_create
-from convmae_deploy.machine import keep_freed_memory
 
-# The last three change what is learnt: for a run that met numbers that are not finite.
-MAY_CHANGE_ON_RESUME = (
-    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
-    *("precision", "base_lr", "clip_grad"),
-)
 SKIPPED_UPDATES_IN_A_ROW = 10  # that end a run; fp16's first loss scales are usually too large for one to three
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -65,48 +57,6 @@ class TrainingRun:
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
-
-    @classmethod
-    def begin(
-        cls,
-        config: Any,
-        *,
-        run: RunConfig,
-        accelerator: Accelerator,
-        record: CheckpointRecord,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        micro_batches: int,
-        facts: Mapping[str, Any],
-    ) -> "TrainingRun":
-        """Creates (or, resuming, checks) the run folder and hands model and optimizer to their devices.
-
-        Args:
-            config: the program's whole configuration, for run.json.
-            run: its part that says where and how.
-            accelerator: of `run.accelerator()`.
-            record: what a checkpoint says of itself.
-            model: with its initial weights.
-            optimizer: of its parameters.
-            micro_batches: that each process accumulates for an update.
-            facts: about the data, for run.json.
-
-        Raises:
-            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none.
-        """
-        check_can_create(run.out)
-        folder = RunFolder(run.out)
-        if accelerator.is_main_process:
-            facts = {**facts, "processes": accelerator.num_processes}
-            folder.begin(config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
-        accelerator.wait_for_everyone()
-        accelerator.gradient_accumulation_steps = micro_batches
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        if run.compile:
-            model.compile()
-        model, optimizer = accelerator.prepare(model, optimizer)
-        return cls(config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer)
 
     def weights(self) -> dict[str, Tensor]:
         """State dict of the bare model, whole on the main process; all processes must ask for it."""

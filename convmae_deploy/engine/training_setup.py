@@ -18,11 +18,20 @@ from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, FolderSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.recipe import Recipe
+from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import check_can_create
+from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
+
+# The last three change what is learnt: for a run that met numbers that are not finite.
+MAY_CHANGE_ON_RESUME = (
+    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
+    *("precision", "base_lr", "clip_grad"),
+)
 
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, what is told of them
 
@@ -84,16 +93,33 @@ class Setup:
         micro_batches: int,
         facts: Mapping[str, Any],
     ) -> TrainingRun:
-        """The run folder, and the model and optimizer on their devices; see `TrainingRun.begin`."""
-        return TrainingRun.begin(
-            self.config,
-            run=self.config.run,
-            accelerator=self.accelerator,
-            record=record,
-            model=model,
-            optimizer=optimizer,
-            micro_batches=micro_batches,
-            facts=facts,
+        """Creates (or, resuming, checks) the run folder and hands model and optimizer to their devices.
+
+        Args:
+            record: what a checkpoint says of itself.
+            model: with its initial weights.
+            optimizer: of its parameters.
+            micro_batches: that each process accumulates for an update.
+            facts: about the data, for run.json.
+
+        Raises:
+            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none.
+        """
+        run, accelerator = self.config.run, self.accelerator
+        check_can_create(run.out)
+        folder = RunFolder(run.out)
+        if accelerator.is_main_process:
+            facts = {**facts, "processes": accelerator.num_processes}
+            folder.begin(self.config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
+        accelerator.wait_for_everyone()
+        accelerator.gradient_accumulation_steps = micro_batches
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
+        if run.compile:
+            model.compile()
+        model, optimizer = accelerator.prepare(model, optimizer)
+        return TrainingRun(
+            config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer
         )
 
     def loop(
@@ -108,25 +134,14 @@ class Setup:
     ) -> TrainingLoop:
         """The loop over a recipe's run, before its first update; the last four arguments are those of `EpochLog`."""
         log = EpochLog(
-            run=recipe.run,
+            recipe=recipe,
             console=self.console,
-            data=Path(self.config.data).name,
-            epochs=self.config.optimisation.epochs,
             kind=kind,
             validate_on=validate_on,
             validation_epochs=validation_epochs,
             picture_epochs=picture_epochs,
-            best_by=recipe.best_by,
-            best_label=recipe.best_label,
         )
-        return TrainingLoop(
-            run=recipe.run,
-            optimisation=self.config.optimisation,
-            source=source,
-            recipe=recipe,
-            console=self.console,
-            log=log,
-        )
+        return TrainingLoop(run=recipe.run, source=source, recipe=recipe, console=self.console, log=log)
 
 
 def start_from(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.determinism import MicroBatch
-from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
@@ -65,7 +64,6 @@ def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
     )
     return TrainingLoop(
         run=run,
-        optimisation=OptimisationConfig(),
         source=None,  # type: ignore[arg-type]
         recipe=LinearRecipe(config=TrainingConfig(data=out, run=run.config), run=run),
         console=Console(quiet=True),

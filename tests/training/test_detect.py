@@ -163,9 +163,15 @@ def test_splits_with_different_categories_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{"picture_epochs": -1}, {"train_images": 0}])
-def test_numbers_out_of_range_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConvMAEError, match="picture_epochs must be at least 0 and train_images at least 1; got"):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"picture_epochs": -1}, "picture_epochs must be at least 0; got -1"),
+        ({"train_images": 0}, "train_images must be at least 1; got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConvMAEError, match=sentence):
         replace(program.nano(), **changes)
 
 

@@ -131,7 +131,11 @@ def test_two_processes_train_to_the_losses_of_one(videos: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"stride": 0}, "stride at least 1"), ({"picture_epochs": -1}, "at least 0"), ({"image_size": (60, 64)}, "32")],
+    [
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"picture_epochs": -1}, "at least 0"),
+        ({"image_size": (60, 64)}, "32"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConvMAEError, match=sentence):
