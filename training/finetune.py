@@ -37,6 +37,7 @@ from convmae_deploy.program import run_program
 class FinetuneConfig(FinetuningConfig):
     """One finetuning run."""
 
+    image_size: tuple[int, int] | None = None  # (height, width) of validation and use; None: the variant's
     train_size: tuple[int, int] | None = None  # of training, smaller ones train faster (arXiv 1906.06423); None: same
 
     def __post_init__(self) -> None:

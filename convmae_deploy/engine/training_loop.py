@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.interruption import Interruption, interruptible
-from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr, warmup_notice
+from convmae_deploy.engine.optimisation import OptimisationConfig, set_lr
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_run import TrainingRun
@@ -66,7 +66,7 @@ class TrainingLoop:
             self.run.resume()
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
-        if notice := warmup_notice(self.optimisation, steps):
+        if notice := self.optimisation.warmup_notice(steps):
             self.console.print(notice)
         with interruptible() as interruption:
             while progress.step < last_step and not self.run.must_stop(interruption):
@@ -100,7 +100,7 @@ class TrainingLoop:
             for step, micro_batches in enumerate(self.source.epoch(epoch, first), first):
                 # after what fetching may draw
                 seed_step(run.config.seed, progress.step, run.accelerator.process_index)
-                lr = scheduled_lr(self.optimisation, progress.step, steps)
+                lr = self.optimisation.learning_rate_at(progress.step, steps)
                 set_lr(run.optimizer.param_groups, lr)
                 update = self.update(micro_batches)
                 progress.step += 1
