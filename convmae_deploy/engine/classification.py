@@ -23,7 +23,7 @@ from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_config import TrainingConfig, ValidatedConfig
+from convmae_deploy.engine.training_config import ValidatedConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
 from convmae_deploy.models.convmae import Variant, variant_config
@@ -158,7 +158,6 @@ class AverageOfViews(nn.Module):
 class ClassifierRecipe(Recipe):
     """What training a classifier is, whatever is trained of it."""
 
-    config: TrainingConfig
     validation: EvaluationPhotos | EvaluationVideos
     best_by: ClassVar = "top1"
     best_label: ClassVar = "top-1"

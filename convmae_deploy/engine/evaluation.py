@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, loaded
 from convmae_deploy.data.workers import leave_signals_to_parent
-from convmae_deploy.engine.training_run import share_statistics
 from convmae_deploy.errors import ConvMAEError
 
 Predict = Callable[[Tensor, Any], Any]  # images of a batch on the CPU, and what belongs to them, to outputs
@@ -73,6 +73,12 @@ def outputs_of(model: nn.Module, images: Tensor, accelerator: Accelerator) -> An
     """
     with accelerator.autocast():
         return model(images.to(accelerator.device))
+
+
+def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))
 
 
 @torch.inference_mode()

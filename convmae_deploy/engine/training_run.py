@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -25,12 +24,6 @@ from convmae_deploy.errors import ConvMAEError
 
 SKIPPED_UPDATES_IN_A_ROW = 10  # that end a run; fp16's first loss scales are usually too large for one to three
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
-    if accelerator.num_processes > 1:
-        broadcast(list(model.buffers()))
 
 
 @dataclass(kw_only=True)

@@ -14,9 +14,8 @@ from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, ValidatedConfig
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_setup import Setup
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
 
 
@@ -78,9 +77,3 @@ def test_a_validation_is_told_with_its_loss_where_it_has_one(
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "epoch 1/5: training loss 2.0000, validation loss 0.2500, mIoU 50.00 %"
     assert told[1] == "epoch 2/5: training loss 1.5000, mIoU 60.00 %"
-
-
-def test_no_validation_at_all_is_refused() -> None:
-    ValidatedConfig(data=Path("photos"), run=RunConfig(out=Path("run")), validation_epochs=1)
-    with pytest.raises(ConvMAEError, match="validation_epochs must be at least 1; got 0"):
-        ValidatedConfig(data=Path("photos"), run=RunConfig(out=Path("run")), validation_epochs=0)

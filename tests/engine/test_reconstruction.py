@@ -132,28 +132,6 @@ def test_the_model_keeps_its_mode_and_gets_no_gradient(training: bool) -> None:
     assert {module.training for module in model.modules()} == {training}
 
 
-def test_captions_stand_on_white_above_photos_with_a_gap_between() -> None:
-    picture = reconstruction_picture(model_of(), normalised(photos()), kept_of("block"), PREPROCESSING)
-    assert picture.mode == "RGB"
-    assert picture.size == (4 * WIDTH + 5 * GAP, CAPTION_HEIGHT + 2 * (HEIGHT + GAP))
-    pixels = np.asarray(picture)
-    assert (pixels[CAPTION_HEIGHT:, :GAP] == 255).all() and (pixels[-GAP:] == 255).all()
-    captions = pixels[:CAPTION_HEIGHT]
-    for index in range(4):
-        left = GAP + index * (WIDTH + GAP)
-        assert (captions[:, left : left + WIDTH] < 128).any()
-        assert (captions[:, left - GAP : left] == 255).all(), "a caption is wider than its column"
-    assert (captions[[0, -1]] == 255).all(), "a caption is cut or touches its photo"
-
-
-def test_narrow_photos_are_enlarged_without_blur() -> None:
-    images = normalised(photos())[:, :, :32, :32]
-    picture = reconstruction_picture(model_of(), images, torch.tensor([[0], [3]]), PREPROCESSING)
-    assert picture.size == (4 * 128 + 5 * GAP, CAPTION_HEIGHT + 2 * (128 + GAP))
-    original = np.asarray(picture)[CAPTION_HEIGHT : CAPTION_HEIGHT + 128, GAP : GAP + 128]
-    assert np.array_equal(original, photos()[0, :32, :32].repeat(4, 0).repeat(4, 1))
-
-
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_draws_the_photos_of_the_cpu() -> None:
     images, kept = normalised(photos()), kept_of("block")

@@ -1,30 +1,11 @@
-"""Runs keep memory on a CPU, and those whose model is spread over processes are saved and continued like any other."""
+"""A run whose model is spread over processes is saved and continued like any other."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
-from rich.console import Console
-from torch import nn
 
-from convmae_deploy.checkpoints import CheckpointRecord
-from convmae_deploy.engine import training_setup
-from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
-from convmae_deploy.engine.training_setup import Setup
-from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
-
-
-def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(training_setup, "keep_freed_memory", lambda: calls.append("kept"))
-    config, model = TrainingConfig(data="photos", run=RunConfig(out=tmp_path / "run")), nn.Linear(2, 1)
-    setup = Setup(config=config, accelerator=Accelerator(cpu=True), console=Console(quiet=True))
-    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a",))
-    setup.begin(record, model, torch.optim.SGD(model.parameters()), 1, {})
-    assert calls == ["kept"]
 
 
 @pytest.mark.slow
