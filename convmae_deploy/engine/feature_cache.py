@@ -21,6 +21,7 @@ from convmae_deploy.data.photo_datasets import LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.engine.progress import progress_bar
+from convmae_deploy.engine.training_run import any_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ class FeatureCache:
         """
         path = self.folder / f"{name}.safetensors"
         key = digest({"name": name, "photos": photos} | dict(self.made_of))
-        lacking = torch.tensor(float(not has_features(path, key)), device=self.accelerator.device)
-        if self.accelerator.reduce(lacking, "sum").item() > 0:  # on any node: then all take part
+        if any_process(self.accelerator, not has_features(path, key)):  # on any node: then all take part
             features = self._compute(name, dataset, keys)
             if self.accelerator.is_local_main_process:
                 write_features(path, features, key)

@@ -103,9 +103,15 @@ def evaluate_segmenter(
         height, width = labels[0].shape
         return [segment_normalised(images[0].numpy(), (height, width), photos.preprocessing, run).labels]
 
-    metric = ConfusionMetric(photos.folder.classes)
     return evaluate(
-        model, photos, metric, accelerator, batch_size=1, workers=workers, collate=collate_detections, predict=segment
+        model,
+        photos,
+        ConfusionMetric(photos.folder.classes),
+        accelerator,
+        batch_size=1,  # photos differ in size
+        workers=workers,
+        collate=collate_detections,  # what belongs to the photos as a list
+        predict=segment,
     )
 
 

@@ -19,7 +19,7 @@ from convmae_deploy.engine.interruption import Interruption, interruptible
 from convmae_deploy.engine.optimisation import OptimisationConfig, set_lr
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.engine.training_run import TrainingRun, any_process
 from convmae_deploy.errors import ConvMAEError
 
 
@@ -138,10 +138,7 @@ class TrainingLoop:
     def _is_time_to_save(self, saved: float) -> bool:
         """Whether a checkpoint is due; the main process's clock decides for all, since all take part in saving."""
         due = time.monotonic() - saved > 60 * self.run.config.save_minutes
-        if self.run.accelerator.num_processes == 1:
-            return due
-        flag = torch.tensor(float(due and self.run.accelerator.is_main_process), device=self.run.accelerator.device)
-        return bool(self.run.accelerator.reduce(flag, "sum").item())
+        return any_process(self.run.accelerator, due and self.run.accelerator.is_main_process)
 
     def update(self, micro_batches: Sequence[MicroBatch]) -> Update:
         """One update over its micro-batches, in which every readable photo of all processes weighs the same.

@@ -26,6 +26,13 @@ SKIPPED_UPDATES_IN_A_ROW = 10  # that end a run; fp16's first loss scales are us
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether something is so on any process; all must ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+
+
 @dataclass(kw_only=True)
 class Progress:
     """How far a run is; saved with every checkpoint, so that resuming continues the sums as well."""
@@ -139,10 +146,7 @@ class TrainingRun:
 
     def must_stop(self, interruption: Interruption) -> bool:
         """Whether any process was asked to stop, so that all stop after the same update."""
-        if self.accelerator.num_processes == 1:
-            return interruption.signal_number is not None
-        flag = torch.tensor(float(interruption.signal_number or 0), device=self.accelerator.device)
-        if self.accelerator.reduce(flag, "sum").item() == 0:
+        if not any_process(self.accelerator, interruption.signal_number is not None):
             return False
         if interruption.signal_number is None:
             interruption.signal_number = signal.SIGTERM
