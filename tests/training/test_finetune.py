@@ -214,8 +214,7 @@ def test_the_command_stops_on_sigterm_with_a_checkpoint_and_refuses_to_overwrite
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = make_photo_folder(tmp_path / "photos", per_class=20)
-    flags = ["nano", "--data", str(photos), "--out", str(tmp_path / "run"), "--batch-size", "4"]
-    flags += ["--workers", "0", "--precision", "fp32"]
+    flags = ["nano", "--data", str(photos), "--out", str(tmp_path / "run"), "--batch-size", "4", "--workers", "0"]
     command = [sys.executable, "-m", "training.finetune", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     wait_until(lambda: (tmp_path / "run" / "last").exists() or process.poll() is not None)
