@@ -45,4 +45,4 @@ def test_an_operator_gives_what_onnx_runtime_gives(
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(["found"], inputs)
     (found,) = reference_evaluator(graph).run(["found"], inputs)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
