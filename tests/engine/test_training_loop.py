@@ -78,6 +78,7 @@ def weights_after(out: Path, *updates: list[MicroBatch]) -> Tensor:
     return torch.cat([value.flatten() for value in loop.run.weights().values()])
 
 
+@pytest.mark.slow
 def test_micro_batches_of_unequal_size_give_the_update_of_one_large_batch(tmp_path: Path) -> None:
     parts = weights_after(tmp_path, [micro_batch(0, 1, 2, 3), micro_batch(4), micro_batch(5, 6)])
     torch.testing.assert_close(parts, weights_after(tmp_path, [micro_batch(*range(7))]), rtol=1e-5, atol=1e-7)

@@ -89,6 +89,7 @@ def test_an_engine_lands_beside_its_graph_with_a_record_of_how_it_was_built(
     assert record.build_seconds > 0 and 10**7 < record.peak_memory_bytes < 10**10
 
 
+@pytest.mark.slow
 def test_an_engine_with_its_record_is_replaced_and_any_other_file_is_not(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
     out = tmp_path / "engines" / "fast.plan"
@@ -208,6 +209,7 @@ def die(request: BuildRequest, sender: Any) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+@pytest.mark.slow
 def test_a_crash_of_tensorrt_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

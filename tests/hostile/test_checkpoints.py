@@ -20,6 +20,8 @@ from convmae_deploy.models.classifier import build_classifier
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
 from tests.original_files import encoder_state, pretraining_state, write_pth
 
+pytestmark = pytest.mark.slow  # together
+
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
 Fields = dict[str, Any]
 

@@ -18,6 +18,8 @@ from serving.video_process import VideoProcesses
 from tests.hostile.bounds import MEGABYTE, bounded
 from tests.hostile.decoding import decode_video
 
+pytestmark = pytest.mark.slow  # together
+
 SAMPLING = ClipPreprocessing(resize=(64, 64), crop=(64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
 LIMITS = VideoLimits(max_bytes=50_000_000, decoding_seconds=1000.0)
 MEMORY = 150_000_000

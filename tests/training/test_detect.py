@@ -81,6 +81,7 @@ def test_it_learns_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -
         assert (tmp_path / "run" / name).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int

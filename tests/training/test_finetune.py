@@ -58,6 +58,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["train_loss"], line["val_loss"]) for line in lines_of(run)]
 
 
+@pytest.mark.slow
 def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
     assert program.finetune(config(photos, tmp_path / "run", epochs=6)) == 0
     lines = lines_of(tmp_path / "run")
@@ -71,6 +72,7 @@ def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_p
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 3, 4, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int

@@ -29,6 +29,8 @@ from convmae_deploy.models.video import VideoConfig
 from tests.training.preset_media import PREPARE, Media, make_media
 from training import linprobe, pretrain, video_pretrain
 
+pytestmark = pytest.mark.slow  # together
+
 DRAWS = 1000  # of each augmentation, twice as many of those with RandAugment:
 # the paper's for finetuning asked Pillow once in 660 photos for what it refuses
 SIDE = 32  # pixels of what is drawn

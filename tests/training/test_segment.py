@@ -61,6 +61,7 @@ def config(photos: Path, out: Path, *, resume: bool = False, epochs: int = 2, **
     return replace(plain, **changes)
 
 
+@pytest.mark.slow
 def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
     assert program.segment(config(photos, tmp_path / "run", epochs=8, validation_epochs=3, picture_epochs=8)) == 0
     lines = lines_of(tmp_path / "run")
