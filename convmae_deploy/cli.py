@@ -169,9 +169,9 @@ def features(
     predictor = _open_for_features(bundle, views, device, threads, runtime)
     kind = f"{predictor.MEDIUM}s"
     found_files = _FIND_FILES[predictor.MEDIUM](files)
-    levels, chosen = tuple(dict.fromkeys(levels)), views_of(PredictOptions(**vars(views)))
+    levels, options = tuple(dict.fromkeys(levels)), PredictOptions(**vars(views))
     if batch_size is None:
-        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // chosen.total)
+        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // views_of(options).total)
 
     console = Terminal(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -183,7 +183,9 @@ def features(
                 _report(path, error)
             return error is None or not strict
 
-        found = extract_features(predictor, found_files, levels, batch_size=batch_size, views=chosen, on_file=on_file)
+        found = extract_features(
+            predictor, found_files, levels, batch_size=batch_size, options=options, on_file=on_file
+        )
     if found.failures and strict:
         return SOME_INPUTS_BAD
     if not found.files:
@@ -275,8 +277,9 @@ def _open_for_features(
     return predictor
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _flag(name: str) -> str | None:
+    """How a command spells an option; None for those that only programs give."""
+    return None if name in ("function", "frame_step", "levels") else f"--{name.replace('_', '-')}"
 
 
 def _report(file: Path, error: ConvMAEError) -> None:

@@ -4,7 +4,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from serving.errors import code_of_status
-from serving.guard import VIDEO_PATH
 from serving.parameters import MAX_STRIDE, MAX_TOP_K
 from serving.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
 from serving.settings import Settings
@@ -66,7 +65,7 @@ _SEGMENT: Query = {
     "subtask": ({"type": "string", "enum": ["semantic"], "default": "semantic"}, "As Hugging Face calls it."),
 }
 _VIEWS: Schema = {"type": "integer", "minimum": 1, "default": 1}
-_VIDEO: Query = {
+_CLIPS: Query = {
     "temporal_views": (_VIEWS, "Clips spread over the video, whose scores are averaged."),
     "spatial_views": (_VIEWS, "Crops along the longer side of the frames, whose scores are averaged."),
     "frame_sampling_rate": (
@@ -77,10 +76,14 @@ _VIDEO: Query = {
 }
 _COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
 _CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
-_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON
-_VIDEO |= {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
+_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON | _CLIPS
+_VIDEO = _CLIPS | {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
 _DETECT |= _COMMON
 _SEGMENT |= _COMMON
+_CHOICE = (
+    "A model of photos takes images, a model of videos one video, with the parameters and limits of each; without "
+    "`model` the first model of photos, where there is none the first of videos."
+)
 
 
 def document(settings: Settings) -> Schema:
@@ -129,7 +132,7 @@ def _inference_paths() -> Schema:
                 (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
-        VIDEO_PATH: {
+        "/v1/classify-video": {
             "post": _operation(
                 "Classify a video",
                 "MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV. The answer has Hugging Face's shape: "
@@ -170,21 +173,22 @@ def _inference_paths() -> Schema:
         },
         "/v1/features": {
             "post": _operation(
-                "Multi-scale features of images",
-                f"The Accept header chooses the format: one of {', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
-                "Every array begins with the image axis, also for one image. `application/octet-stream` is the arrays "
+                "Multi-scale features of images or a video",
+                f"{_CHOICE} The Accept header chooses the format: one of "
+                f"{', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
+                "Every array begins with an axis of files, also for one. `application/octet-stream` is the arrays "
                 "one after the other, described by the header `X-Features`. JSON only while it is small; else 406.",
                 _FEATURES,
-                _body("image", _FEATURES),
+                _body("image", _FEATURES) | {"video/*": {"schema": {"type": "string", "format": "binary"}}},
                 features,
                 (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/embeddings": {
             "post": _operation(
-                "Pooled feature vectors of images",
-                "Request and answer have the shape of OpenAI's embeddings, with images where that has text.",
-                {name: _COMMON[name] for name in ("orientation", "strict")},
+                "Pooled feature vectors of images or a video",
+                f"{_CHOICE} Request and answer have the shape of OpenAI's embeddings, with files where that has text.",
+                {name: _COMMON[name] for name in ("orientation", "strict")} | _CLIPS,
                 {"application/json": {"schema": _reference("EmbeddingsRequest")}},
                 {"application/json": {"schema": _reference("Embeddings")}},
                 (400, 401, 403, 404, 408, 413, 421, 422, 429, 500, 503),

@@ -82,7 +82,18 @@ def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> S
         spec: windows and stride.
         run: from windows to logits; is given the windows of one row or column at once.
     """
-    levels, size = np.asarray(resize(image, spec)), (image.height, image.width)
+    return segment_resized(np.asarray(resize(image, spec)), (image.height, image.width), spec, run)
+
+
+def segment_resized(levels: NDArray[np.uint8], size: Size, spec: SlidingWindow, run: RunWindows) -> Segmentation:
+    """As `segment_photo`, of a photo that was resized already.
+
+    Args:
+        levels: (H, W, 3) RGB, see `resize`.
+        size: (height, width) in pixels of the labels: the photo's own.
+        spec: windows and stride.
+        run: as there.
+    """
 
     # Only what a window shows becomes float, a quarter of the memory of a whole photo's.
     def read(rows: slice, columns: slice) -> FloatArray:

@@ -115,7 +115,7 @@ def test_what_is_no_video_or_beyond_the_limits_is_refused(predictor: VideoClassi
         predictor.classify(encode(photo(), "PNG"))
     assert refused.value.code == "still_image"
     with pytest.raises(VideoError) as refused:
-        predictor.features(video, ["pooled"], limits=VideoLimits(max_frames=11))
+        read_clips(video, predictor.sampling, limits=VideoLimits(max_frames=11))
     assert refused.value.code == "video_too_long"
     with pytest.raises(ConvMAEError, match="top_k must be at least 1; got 0"):
         predictor.classify(video, top_k=0)
