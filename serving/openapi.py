@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from serving.errors import code_of_status
-from serving.parameters import MAX_STRIDE, MAX_TOP_K
+from serving.parameters import MAX_COMPONENTS, MAX_STRIDE, MAX_TOP_K
 from serving.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
 from serving.settings import Settings
 
@@ -46,6 +46,11 @@ _QUERY: Query = {
         "Which features, separated by commas: the four levels `e1` to `e4` (strides 4, 8, 16, 32) and `pooled`.",
     ),
     "dtype": ({"type": "string", "enum": ["f32", "f16"], "default": "f32"}, "Little-endian float type of the answer."),
+    "components": (
+        {"type": "integer", "minimum": 1, "maximum": MAX_COMPONENTS},
+        "The leading principal components over the cells of each map in place of its channels, the same map always "
+        "with the same signs; `e1.shares` and so on hold their shares of the map's variance.",
+    ),
 }
 _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _DETECT: Query = {
@@ -76,7 +81,7 @@ _CLIPS: Query = {
 }
 _COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
 _CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
-_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON | _CLIPS
+_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype", "components")} | _COMMON | _CLIPS
 _VIDEO = _CLIPS | {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
 _DETECT |= _COMMON
 _SEGMENT |= _COMMON

@@ -17,6 +17,7 @@ MAX_QUERY_FIELDS: Final = 32
 MAX_TOP_K: Final = 10_000
 MAX_VIEWS: Final = 100  # of one kind; how many there may be in all is a setting
 MAX_STRIDE: Final = 1000  # frames
+MAX_COMPONENTS: Final = 16  # of a map
 
 
 def _no_boolean(value: object) -> object:
@@ -163,6 +164,8 @@ class FeaturesParameters(AnyMediumParameters):
 
     levels: Annotated[tuple[str, ...], BeforeValidator(_split_levels), Field(min_length=1)] = ("pooled",)
     dtype: Literal["f32", "f16"] = "f32"
+    # Principal components of each map in place of its channels, with their shares of the variance.
+    components: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_COMPONENTS)] | None = None
 
     def asked_levels(self) -> tuple[str, ...]:
         """See `AnyMediumParameters.asked_levels`."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.tasks.components import principal_components
 from convmae_deploy.tasks.detection import Detections
 from convmae_deploy.tasks.label_colours import class_areas
 from convmae_deploy.tasks.masks import encode_mask, label_png, mask_png
@@ -142,13 +143,26 @@ class SegmentWriter(Writer):
 
 
 class FeatureWriter(Writer):
-    """Arrays of features in the format that the client accepts, (files, ...) also for one."""
+    """Arrays of features in the format that the client accepts, (files, ...) also for one.
+
+    Where components are asked for, a map has these in place of its channels, (files, components, ...), and beside it
+    comes `NAME.shares`, (files, components): their shares of the map's variance.
+    """
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
-        shapes = (asked.manifest.outputs[level].shape for level in self.parameters.asked_levels())
-        size = 4 * asked.count * sum(math.prod(shape) for shape in shapes)
+        size = 4 * asked.count * sum(math.prod(self._shape(level)) for level in self.parameters.asked_levels())
         self.media_type = choose_feature_type(asked.accept, size, asked.max_json_bytes)
+
+    def entry(self, result: Features) -> Features:
+        """See `Writer.entry`."""
+        entry: dict[str, NDArray[Any]] = {}
+        for name, values in result.items():
+            entry[name] = values
+            if self._is_reduced(name):
+                self.asked.check()
+                entry[name], entry[f"{name}.shares"] = principal_components(values, self.parameters.components)
+        return entry
 
     def body(self, entries: Sequence[Features]) -> bytes:
         """See `Writer.body`."""
@@ -157,6 +171,13 @@ class FeatureWriter(Writer):
             arrays, self.media_type, self.parameters.dtype, self.asked.manifest.name
         )
         return content
+
+    def _is_reduced(self, name: str) -> bool:
+        return self.parameters.components is not None and self.asked.manifest.outputs[name].stride is not None
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self.asked.manifest.outputs[name].shape
+        return (self.parameters.components, *shape[1:]) if self._is_reduced(name) else shape
 
 
 class EmbeddingWriter(Writer):

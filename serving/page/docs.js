@@ -206,7 +206,7 @@ function curlCommands(document, method, path, operation) {
   const types = Object.keys(body?.content ?? {});
   const ways = [types.find((type) => RAW_BODY.test(type)), ...types.filter((type) => !RAW_BODY.test(type))];
   const sent = body ? ways.filter(Boolean) : [null];
-  const file = types.some((type) => type.startsWith("video/")) ? "clip.mp4" : "photo.jpg";
+  const file = types.includes("video/*") && !types.includes("image/*") ? "clip.mp4" : "photo.jpg";
   const start = ["curl -s", ...methodOption(method, body), ...keyOption(document, operation)].join(" ");
   const [accept, output] = answerOptions(document, operation);
   const url = shellQuote(`${location.origin}${filledPath(document, path, operation)}`);
