@@ -17,7 +17,7 @@ from rich.text import Text
 from convmae_deploy.backends.onnxruntime_backend import Device, describe_backend
 from convmae_deploy.backends.starting import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.description import describe
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.extraction.feature_files import check_feature_path, write_features
 from convmae_deploy.files import check_can_create
@@ -235,7 +235,7 @@ def import_checkpoint(
         import timm  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise ConvMAEError(f"import needs {error.name}; run pip install 'convmae_deploy[train]'") from None
+        raise missing_extra("import", str(error.name), "train") from None
     from convmae_deploy.checkpoints import import_original
 
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)

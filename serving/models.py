@@ -11,7 +11,7 @@ import numpy as np
 from convmae_deploy.backends.onnxruntime_backend import Backend
 from convmae_deploy.backends.starting import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.errors import ConvMAEError, ModelError
+from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.features import FeatureExtractor, FeaturePredictor
@@ -52,10 +52,7 @@ def _check_pyav(bundle: Bundle) -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise ConvMAEError(
-            f"{bundle.path} is for videos and needs PyAV, which is not installed; "
-            "install it with: pip install 'convmae-deploy[video]'"
-        ) from error
+        raise missing_extra(f"{bundle.path} is for videos and", "PyAV", "video") from error
 
 
 def open_predictors(settings: Settings) -> dict[str, Predictor]:

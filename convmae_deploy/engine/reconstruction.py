@@ -61,7 +61,7 @@ class ReconstructionRecipe:
         """What was last trained on; not under FSDP, where no process has a whole model."""
         run = self.run
         if run.is_sharded:
-            self.console.print("no picture: under FSDP no process has the whole model; use training.reconstruct")
+            self.console.print("no picture: under FSDP no process has the whole model; draw it from a checkpoint")
         if self.latest is None or run.is_sharded:
             return None
         return self.picture(run.accelerator.unwrap_model(run.model), *self.latest)
