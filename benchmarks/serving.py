@@ -33,7 +33,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.tasks.classification import Classifier
 from serving.inference import Timings
-from serving.jobs import Jobs, Work
+from serving.jobs import Jobs, Received
 from serving.models import warm_up
 from serving.pool import Ticket
 from serving.routes import ROUTES
@@ -212,8 +212,8 @@ def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable
     route = next(route for route in ROUTES if route.task == predictor.TASK)
 
     def job() -> bytes:
-        work = Work(route, b"", "application/octet-stream", "", body, Ticket(), Timings(), math.inf)
-        return bytes(jobs.do(work).response.body)
+        received = Received(route, b"", "application/octet-stream", "", body, Ticket(), Timings(), math.inf)
+        return bytes(jobs.do(received).response.body)
 
     warm_up(predictor)
     job()

@@ -17,7 +17,7 @@ from serving.draining import Drain
 from serving.errors import ApiError
 from serving.guard import Exchange, Guard, routes_by_endpoint
 from serving.inference import Timings
-from serving.jobs import Done, Jobs, Work
+from serving.jobs import Done, Jobs, Received
 from serving.media import Medium
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.models import (
@@ -161,7 +161,7 @@ class Api:
         accept = request.headers.get("accept", "")
 
         def work(ticket: Ticket) -> Done:
-            return self.jobs.do(Work(route, query, content_type, accept, body, ticket, timings, deadline))
+            return self.jobs.do(Received(route, query, content_type, accept, body, ticket, timings, deadline))
 
         try:
             outcome = await self.pool.run(work, medium.seconds, exchange.disconnected, medium.name)

@@ -1,18 +1,20 @@
-"""A model's runs within a request: timed, counted, ended when nobody waits for them, put together on a device."""
+"""A request's job, and its runs of a model: timed, counted, ended with it, put together with others on a device."""
 
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.base import Arrays, Predictor, Run
+from convmae_deploy.tasks.base import Arrays, PredictOptions, Predictor, Run
 from serving.batching import BatchingBackend, Rows
 from serving.errors import ApiError, ClientGone
 from serving.pool import Ticket
+from serving.uploads import Parsed
 
 FAILURES_UNTIL_NOT_READY: Final = 3
 
@@ -35,6 +37,23 @@ class Timings:
     def header(self) -> str:
         """The value of a Server-Timing header, in milliseconds."""
         return ", ".join(f"{name};dur={1000 * value:.2f}" for name, value in self.seconds.items())
+
+
+@dataclass
+class Job:
+    """What a request asks for, once its body has been read, and what is done for it in its thread."""
+
+    predictor: Predictor
+    parameters: Any  # of the route
+    options: PredictOptions  # what they ask of the task
+    parsed: Parsed
+    accept: str  # the Accept header; empty where there is none
+    ticket: Ticket
+    timings: Timings
+    deadline: float  # by time.monotonic(): when the client has its response, or 504
+    stills: str | None  # the path of a route for pictures, where one that came as a video could go
+    max_json_bytes: int  # of features
+    headers: dict[str, str] = field(default_factory=dict)  # of the response
 
 
 class Health:

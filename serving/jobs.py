@@ -14,22 +14,20 @@ from starlette.responses import Response
 
 from convmae_deploy.tasks import base
 from convmae_deploy.tasks.base import Prepared
-from serving.inference import Health, Timings, counted, run_for
-from serving.job import Job
+from serving.inference import Health, Job, Timings, counted, run_for
 from serving.media import Medium, media_of
 from serving.memory import DecodingMemory
 from serving.models import Predictors
 from serving.parameters import model_in_query, read_parameters
 from serving.photos import photo_limits, prepare_photos
 from serving.pool import Ticket
-from serving.responses import Asked
 from serving.routes import InferenceRoute
 from serving.settings import Settings
 from serving.videos import prepare_videos, video_limits
 
 
 @dataclass(frozen=True)
-class Work:
+class Received:
     """One request in its thread."""
 
     route: InferenceRoute
@@ -77,26 +75,27 @@ class Jobs:
         """What a request carries, as far as its query, or later its body, says which model it is for."""
         return self.media[route.medium(self.predictors, model_in_query(query) or (parameters or {}).get("model"))]
 
-    def do(self, work: Work) -> Done:
+    def do(self, received: Received) -> Done:
         """Everything about a request, from its body to its response."""
-        route, ticket, timings = work.route, work.ticket, work.timings
+        route, timings = received.route, received.timings
         with timings.phase("decode"):
-            parsed = route.parse(work.body, work.content_type, partial(self.medium_of, route, work.query))
-        parameters = read_parameters(route.parameters, work.query, parsed.parameters)
+            parsed = route.parse(received.body, received.content_type, partial(self.medium_of, route, received.query))
+        parameters = read_parameters(route.parameters, received.query, parsed.parameters)
         predictor = route.find(self.predictors, parameters.model)
         parameters.check(predictor, self.settings.max_video_views)
-        asked = Asked(
+        job = Job(
+            predictor=predictor,
             parameters=parameters,
-            manifest=predictor.manifest,
-            accept=work.accept,
-            count=len(parsed.uploads),
-            batched=parsed.batched,
-            check=ticket.check,
+            options=parameters.options(),
+            parsed=parsed,
+            accept=received.accept,
+            ticket=received.ticket,
+            timings=timings,
+            deadline=received.deadline,
+            stills=route.stills,
             max_json_bytes=self.settings.max_json_features_bytes,
         )
-        writer = route.writer(asked)
-        options = parameters.options()
-        job = Job(predictor, parsed.uploads, parameters, options, ticket, timings, work.deadline, route.stills)
+        writer = route.writer(job)
         entries = []
         with closing(self._results(job)) as results:
             for result in results:
@@ -104,7 +103,7 @@ class Jobs:
                     entries.append(writer.entry(result))
         with timings.phase("encode"):
             body = writer.body(entries)
-        headers = {"X-Model": predictor.manifest.name} | job.headers | writer.headers
+        headers = {"X-Model": predictor.manifest.name} | job.headers
         return Done(Response(body, media_type=writer.media_type, headers=headers), parsed.medium, len(parsed.uploads))
 
     def _results(self, job: Job) -> Generator[Any]:

@@ -8,7 +8,7 @@ from typing import Final
 from convmae_deploy.media.images import DecodedImage, ImageError, ImageLimits, decode_image
 from convmae_deploy.tasks.base import Prepared
 from serving.errors import ApiError
-from serving.job import Job
+from serving.inference import Job
 from serving.memory import DecodingMemory
 from serving.parameters import PhotoParameters
 from serving.settings import Settings
@@ -51,7 +51,7 @@ def prepare_photos(job: Job, limits: PhotoLimits) -> Generator[Prepared]:
     assert isinstance(job.parameters, PhotoParameters)  # the route's medium says so
     frames, orientations = [], []
     pixels_left = limits.max_request_pixels
-    for upload in job.uploads:
+    for upload in job.parsed.uploads:
         job.ticket.check()
         with limits.memory.share(job.ticket) as take:
             with job.timings.phase("decode"):

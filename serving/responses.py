@@ -3,14 +3,12 @@
 import base64
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
 from convmae_deploy.tasks.components import principal_components
 from convmae_deploy.tasks.detection import Detections
@@ -20,6 +18,7 @@ from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.sliding_window import Segmentation
 from serving.errors import ApiError
+from serving.inference import Job
 
 SAFETENSORS: Final = "application/x-safetensors"
 NPZ: Final = "application/x-npz"
@@ -39,24 +38,11 @@ def to_json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a response depends on besides the results."""
-
-    parameters: Any  # of the route
-    manifest: Manifest
-    accept: str  # the Accept header; empty where there is none
-    count: int  # of files
-    batched: bool  # whether they came as a list
-    check: Callable[[], None]  # raises when nobody waits any more; called before what takes a while
-    max_json_bytes: int  # of features
-
-
 class Writer:
     """Makes the body of a response from results: Hugging Face's shape, a list of lists where the files came as a list.
 
     Args:
-        asked: by the request.
+        job: what the request asks for; its headers are complete after `body`.
 
     Raises:
         ApiError: 406, nothing that the client accepts is on offer.
@@ -64,9 +50,8 @@ class Writer:
 
     media_type = JSON
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked, self.parameters = asked, asked.parameters
-        self.headers: dict[str, str] = {}  # of the response, complete after `body`
+    def __init__(self, job: Job) -> None:
+        self.job, self.parameters = job, job.parameters
 
     def entry(self, result: Any) -> Any:
         """What is kept of a result until all are there."""
@@ -74,7 +59,7 @@ class Writer:
 
     def body(self, entries: Sequence[Any]) -> bytes:
         """The whole body."""
-        return to_json(entries if self.asked.batched else entries[0])
+        return to_json(entries if self.job.parsed.batched else entries[0])
 
 
 class ClassWriter(Writer):
@@ -91,8 +76,8 @@ class ObjectWriter(Writer):
     The header X-Converged comes only where suppression did not end for a photo, and says for which it did.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
         self._converged: list[bool] = []
 
     def entry(self, result: Detections) -> list[dict[str, Any]]:
@@ -103,7 +88,7 @@ class ObjectWriter(Writer):
     def body(self, entries: Sequence[Any]) -> bytes:
         """See `Writer.body`."""
         if not all(self._converged):
-            self.headers["X-Converged"] = ", ".join(str(int(flag)) for flag in self._converged)
+            self.job.headers["X-Converged"] = ", ".join(str(int(flag)) for flag in self._converged)
         return super().body(entries)
 
     def _object(self, found: Detection) -> dict[str, Any]:
@@ -111,7 +96,7 @@ class ObjectWriter(Writer):
         box = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom}
         content = {"label": found.label, "score": found.score, "box": box}
         if self.parameters.masks != "none":
-            self.asked.check()
+            self.job.ticket.check()
             mask = found.mask
             content["mask"] = mask.run_lengths() if self.parameters.masks == "rle" else _base64(mask.png())
         return content
@@ -120,18 +105,18 @@ class ObjectWriter(Writer):
 class SegmentWriter(Writer):
     """`[{"label", "score", "mask"}]` for each photo, the largest segment first; or the labels of one as a PNG."""
 
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        self.media_type = choose_segment_type(asked.accept, asked.count)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.media_type = choose_segment_type(job.accept, len(job.parsed.uploads))
 
     def entry(self, result: Segmentation) -> bytes | list[dict[str, Any]]:
         """See `Writer.entry`."""
         if self.media_type == PNG:
             return label_png(result.labels)
-        classes, rows = self.asked.manifest.classes, []
+        classes, rows = self.job.predictor.manifest.classes, []
         for index in class_areas(result.labels, len(classes)):
             if result.scores[index] >= self.parameters.threshold:
-                self.asked.check()
+                self.job.ticket.check()
                 inside = result.labels == index
                 mask = encode_mask(inside) if self.parameters.masks == "rle" else _base64(mask_png(inside))
                 rows.append({"label": classes[index], "score": float(result.scores[index]), "mask": mask})
@@ -149,10 +134,12 @@ class FeatureWriter(Writer):
     comes `NAME.shares`, (files, components): their shares of the map's variance.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        super().__init__(asked)
-        size = 4 * asked.count * sum(math.prod(self._shape(level)) for level in self.parameters.asked_levels())
-        self.media_type = choose_feature_type(asked.accept, size, asked.max_json_bytes)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        size = (
+            4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.asked_levels())
+        )
+        self.media_type = choose_feature_type(job.accept, size, job.max_json_bytes)
 
     def entry(self, result: Features) -> Features:
         """See `Writer.entry`."""
@@ -160,23 +147,23 @@ class FeatureWriter(Writer):
         for name, values in result.items():
             entry[name] = values
             if self._is_reduced(name):
-                self.asked.check()
+                self.job.ticket.check()
                 entry[name], entry[f"{name}.shares"] = principal_components(values, self.parameters.components)
         return entry
 
     def body(self, entries: Sequence[Features]) -> bytes:
         """See `Writer.body`."""
         arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
-        content, self.headers = encode_features(
-            arrays, self.media_type, self.parameters.dtype, self.asked.manifest.name
-        )
+        name = self.job.predictor.manifest.name
+        content, headers = encode_features(arrays, self.media_type, self.parameters.dtype, name)
+        self.job.headers |= headers
         return content
 
     def _is_reduced(self, name: str) -> bool:
-        return self.parameters.components is not None and self.asked.manifest.outputs[name].stride is not None
+        return self.parameters.components is not None and self.job.predictor.manifest.outputs[name].stride is not None
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        shape = self.asked.manifest.outputs[name].shape
+        shape = self.job.predictor.manifest.outputs[name].shape
         return (self.parameters.components, *shape[1:]) if self._is_reduced(name) else shape
 
 
@@ -195,7 +182,7 @@ class EmbeddingWriter(Writer):
         data = [{"object": "embedding", "index": index, "embedding": entry} for index, entry in enumerate(entries)]
         # OpenAI's clients expect the token counts; there are no tokens here.
         usage = {"prompt_tokens": 0, "total_tokens": 0}
-        return to_json({"object": "list", "data": data, "model": self.asked.manifest.name, "usage": usage})
+        return to_json({"object": "list", "data": data, "model": self.job.predictor.manifest.name, "usage": usage})
 
 
 def choose_segment_type(accept: str, photos: int) -> str:

@@ -13,7 +13,7 @@ from convmae_deploy.tasks.base import Prepared
 from convmae_deploy.tasks.clips import ClipViews
 from convmae_deploy.tasks.video import VideoFeatures, views_of
 from serving.errors import ApiError
-from serving.job import Job
+from serving.inference import Job
 from serving.memory import DecodingMemory
 from serving.pool import Ticket
 from serving.settings import Settings
@@ -72,7 +72,7 @@ def prepare_videos(job: Job, limits: VideoRequestLimits) -> Generator[Prepared]:
     """
     assert isinstance(job.predictor, VideoFeatures)  # the route's medium says so
     sampling, views = job.predictor.sampling_of(job.options), views_of(job.options)
-    for upload in job.uploads:
+    for upload in job.parsed.uploads:
         with job.timings.phase("decode"):
             decoded = decode_video(upload, sampling, views, limits, job.ticket, job.deadline, job.stills)
         job.headers |= {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
