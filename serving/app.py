@@ -107,15 +107,15 @@ class Api:
 
     async def index_page(self, request: Request) -> Response:
         """GET /."""
-        return self._page.answer("index.html")
+        return self._page.response("index.html")
 
     async def docs_page(self, request: Request) -> Response:
         """GET /docs."""
-        return self._page.answer("docs.html")
+        return self._page.response("docs.html")
 
     async def page_asset(self, request: Request) -> Response:
         """GET /page/{asset}."""
-        return self._page.answer(request.path_params["asset"])
+        return self._page.response(request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -204,11 +204,11 @@ class Api:
 class Endpoint:
     """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions."""
 
-    def __init__(self, answer: Handler) -> None:
-        self.answer = answer
+    def __init__(self, handle: Handler) -> None:
+        self.handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self.answer(Request(scope, receive, send))
+        response = await self.handle(Request(scope, receive, send))
         await response(scope, receive, send)
 
 

@@ -173,7 +173,7 @@ class Guard:
         self.in_flight += 1
         try:
             exchange.request_id = _request_id(exchange.headers.get(b"x-request-id"))
-            await self._answer(exchange)
+            await self._handle(exchange)
         finally:
             self.in_flight -= 1
             self._let_go(exchange)
@@ -181,7 +181,7 @@ class Guard:
             route = UNMATCHED if endpoint is None else self.route_of(endpoint)
             self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: Exchange) -> None:
         try:
             self._check(exchange)
             await self.app(exchange.scope, exchange.receive, exchange.send)

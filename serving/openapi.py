@@ -204,8 +204,8 @@ def _inference_paths() -> Schema:
 
 def _information_paths() -> Schema:
     def get(summary: str, media_type: str, schema: Schema, errors: tuple[int, ...] = ()) -> Schema:
-        answer = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
-        return {"get": {"tags": ["Information"], "summary": summary, "responses": answer | _errors(errors)}}
+        found = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
+        return {"get": {"tags": ["Information"], "summary": summary, "responses": found | _errors(errors)}}
 
     anything: Schema = {"type": "object"}
     model = get("Everything about one model", "application/json", _reference("Model"), (401, 404, 421, 429))
@@ -221,7 +221,7 @@ def _information_paths() -> Schema:
 
 
 def _operation(
-    summary: str, description: str, query: Query, body: Schema, answer: Schema, errors: tuple[int, ...]
+    summary: str, description: str, query: Query, body: Schema, response: Schema, errors: tuple[int, ...]
 ) -> Schema:
     return {
         "tags": ["Inference"],
@@ -232,7 +232,7 @@ def _operation(
             for name, (schema, text) in query.items()
         ],
         "requestBody": {"required": True, "content": body},
-        "responses": {"200": {"description": "OK", "content": answer}} | _errors(errors),
+        "responses": {"200": {"description": "OK", "content": response}} | _errors(errors),
     }
 
 
