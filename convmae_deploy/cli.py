@@ -279,7 +279,7 @@ def _open_for_features(
 
 def _flag(name: str) -> str | None:
     """How a command spells an option; None for those that only programs give."""
-    return None if name in ("function", "frame_step", "levels") else f"--{name.replace('_', '-')}"
+    return None if name in ("function_to_apply", "frame_sampling_rate", "levels") else f"--{name.replace('_', '-')}"
 
 
 def _report(file: Path, error: ConvMAEError) -> None:

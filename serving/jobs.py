@@ -86,7 +86,7 @@ class Jobs:
         job = Job(
             predictor=predictor,
             parameters=parameters,
-            options=parameters.options(),
+            options=parameters.options(predictor),
             parsed=parsed,
             accept=received.accept,
             ticket=received.ticket,

@@ -98,7 +98,7 @@ def document(settings: Settings) -> Schema:
         settings: limits that are stated, and whether a key is needed.
     """
     about = (
-        "Classification, detection, segmentation and multi-scale features with ConvMAE models; classes of videos.\n\n"
+        "Classes, objects, labels of pixels and multi-scale features with ConvMAE models, of photos and of videos.\n\n"
         f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
         f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
         "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "

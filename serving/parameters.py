@@ -1,14 +1,13 @@
 """The parameters of each route, wherever they are written: query string, form fields, or JSON."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions, Predictor
+from convmae_deploy.tasks.base import PredictOptions, Predictor
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.tasks.postprocess import ScoreFunction
 from serving.errors import ApiError
@@ -30,6 +29,12 @@ def _split_levels(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+Levels = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_split_levels),
+    Field(min_length=1),
+    AfterValidator(lambda levels: tuple(dict.fromkeys(levels))),
+]
 Share = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_TOP_K)]
 Views = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_VIEWS)]
@@ -42,9 +47,9 @@ class Parameters(BaseModel):
 
     model: str | None = None  # name of a loaded bundle; None: the route's default
 
-    def options(self) -> PredictOptions:
-        """What is asked of the task."""
-        return NO_OPTIONS
+    def options(self, predictor: Predictor) -> PredictOptions:
+        """What is asked of the model's task: the parameters that are options of it, by the same names."""
+        return PredictOptions(**{name: getattr(self, name, None) for name in predictor.OPTIONS})
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """Refuses what is not for this model, or too much.
@@ -73,12 +78,6 @@ class ClipParameters(Parameters):
     frame_sampling_rate: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_STRIDE)] | None = None
     num_frames: Annotated[int, BeforeValidator(_no_boolean)] | None = None  # only that of the model
 
-    def options(self) -> PredictOptions:
-        """See `Parameters.options`."""
-        return PredictOptions(
-            temporal_views=self.temporal_views, spatial_views=self.spatial_views, frame_step=self.frame_sampling_rate
-        )
-
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: a model's clips have its own number of frames, and views are limited."""
         frames = predictor.manifest.input.shape[1]
@@ -99,10 +98,6 @@ class ClassifyParameters(PhotoParameters):
     top_k: TopK = 5
     function_to_apply: ScoreFunction = "softmax"
 
-    def options(self) -> PredictOptions:
-        """See `Parameters.options`."""
-        return PredictOptions(top_k=self.top_k, function=self.function_to_apply)
-
 
 class VideoParameters(ClipParameters):
     """Parameters of /v1/classify-video."""
@@ -110,20 +105,12 @@ class VideoParameters(ClipParameters):
     top_k: TopK = 5
     function_to_apply: ScoreFunction = "softmax"
 
-    def options(self) -> PredictOptions:
-        """See `Parameters.options`."""
-        return replace(super().options(), top_k=self.top_k, function=self.function_to_apply)
-
 
 class DetectParameters(PhotoParameters):
     """Parameters of /v1/detect."""
 
     threshold: Share = 0.5  # the smallest score of an object
     masks: Literal["none", "rle", "png"] = "none"
-
-    def options(self) -> PredictOptions:
-        """See `Parameters.options`."""
-        return PredictOptions(threshold=self.threshold)
 
 
 class SegmentParameters(PhotoParameters):
@@ -137,17 +124,7 @@ class SegmentParameters(PhotoParameters):
 class AnyMediumParameters(PhotoParameters, ClipParameters):
     """What routes understand that take photos or videos, as the model does; what is for the other medium is refused."""
 
-    def asked_levels(self) -> tuple[str, ...]:
-        """Names of the features, each once."""
-        return ("pooled",)
-
-    def options(self) -> PredictOptions:
-        """See `Parameters.options`."""
-        given = super().options() if self.model_fields_set & _OF_CLIPS else NO_OPTIONS
-        return replace(given, levels=self.asked_levels())
-
     def check(self, predictor: Predictor, max_views: int) -> None:
-        """See `Parameters.check`."""
         for name in sorted(self.model_fields_set & (_OF_CLIPS if predictor.MEDIUM == "photo" else _OF_PHOTOS)):
             message = f"{name} says nothing to {predictor.manifest.name}, a model of {predictor.MEDIUM}s; leave it out"
             raise ApiError(422, "unknown_parameter", message, field=name)
@@ -162,21 +139,17 @@ _OF_CLIPS = ClipParameters.model_fields.keys() - Parameters.model_fields.keys()
 class FeaturesParameters(AnyMediumParameters):
     """Parameters of /v1/features."""
 
-    levels: Annotated[tuple[str, ...], BeforeValidator(_split_levels), Field(min_length=1)] = ("pooled",)
+    levels: Levels = ("pooled",)
     dtype: Literal["f32", "f16"] = "f32"
     # Principal components of each map in place of its channels, with their shares of the variance.
     components: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_COMPONENTS)] | None = None
-
-    def asked_levels(self) -> tuple[str, ...]:
-        """See `AnyMediumParameters.asked_levels`."""
-        return tuple(dict.fromkeys(self.levels))
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: the model has the levels, and several views have only pooled ones together."""
         super().check(predictor, max_views)
         check_levels(predictor, self.levels)
         try:
-            predictor.check_options(self.options())
+            predictor.check_options(self.options(predictor))
         except ConvMAEError as error:
             raise ApiError(422, "invalid_parameter", str(error), field="levels") from None
 
@@ -185,12 +158,13 @@ class EmbeddingsParameters(AnyMediumParameters):
     """Parameters of /v1/embeddings."""
 
     encoding_format: Literal["float", "base64"] = "float"
+    levels: ClassVar[tuple[str, ...]] = ("pooled",)
     user: str | None = None  # accepted because OpenAI's clients may send it; not used
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: the model has a pooled vector."""
         super().check(predictor, max_views)
-        check_levels(predictor, self.asked_levels(), field="model")
+        check_levels(predictor, self.levels, field="model")
 
 
 def check_levels(predictor: Predictor, levels: Sequence[str], field: str = "levels") -> None:

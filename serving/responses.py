@@ -66,7 +66,6 @@ class ClassWriter(Writer):
     """`[{"label", "score"}]` for each photo or video."""
 
     def entry(self, result: Sequence[Prediction]) -> list[dict[str, Any]]:
-        """See `Writer.entry`."""
         return [{"label": found.label, "score": float(found.score)} for found in result]
 
 
@@ -81,12 +80,10 @@ class ObjectWriter(Writer):
         self._converged: list[bool] = []
 
     def entry(self, result: Detections) -> list[dict[str, Any]]:
-        """See `Writer.entry`."""
         self._converged.append(result.converged)
         return [self._object(found) for found in result]
 
     def body(self, entries: Sequence[Any]) -> bytes:
-        """See `Writer.body`."""
         if not all(self._converged):
             self.job.headers["X-Converged"] = ", ".join(str(int(flag)) for flag in self._converged)
         return super().body(entries)
@@ -110,7 +107,6 @@ class SegmentWriter(Writer):
         self.media_type = choose_segment_type(job.accept, len(job.parsed.uploads))
 
     def entry(self, result: Segmentation) -> bytes | list[dict[str, Any]]:
-        """See `Writer.entry`."""
         if self.media_type == PNG:
             return label_png(result.labels)
         classes, rows = self.job.predictor.manifest.classes, []
@@ -123,7 +119,6 @@ class SegmentWriter(Writer):
         return rows
 
     def body(self, entries: Sequence[Any]) -> bytes:
-        """See `Writer.body`."""
         return entries[0] if self.media_type == PNG else super().body(entries)
 
 
@@ -136,13 +131,10 @@ class FeatureWriter(Writer):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        size = (
-            4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.asked_levels())
-        )
+        size = 4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.levels)
         self.media_type = choose_feature_type(job.accept, size, job.max_json_bytes)
 
     def entry(self, result: Features) -> Features:
-        """See `Writer.entry`."""
         entry: dict[str, NDArray[Any]] = {}
         for name, values in result.items():
             entry[name] = values
@@ -152,7 +144,6 @@ class FeatureWriter(Writer):
         return entry
 
     def body(self, entries: Sequence[Features]) -> bytes:
-        """See `Writer.body`."""
         arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
         name = self.job.predictor.manifest.name
         content, headers = encode_features(arrays, self.media_type, self.parameters.dtype, name)
@@ -171,14 +162,12 @@ class EmbeddingWriter(Writer):
     """OpenAI's shape."""
 
     def entry(self, result: Features) -> Any:
-        """See `Writer.entry`."""
         (vector,) = result.values()
         if self.parameters.encoding_format == "float":
             return vector.tolist()
         return _base64(vector.astype("<f4").tobytes())
 
     def body(self, entries: Sequence[Any]) -> bytes:
-        """See `Writer.body`."""
         data = [{"object": "embedding", "index": index, "embedding": entry} for index, entry in enumerate(entries)]
         # OpenAI's clients expect the token counts; there are no tokens here.
         usage = {"prompt_tokens": 0, "total_tokens": 0}
@@ -186,7 +175,7 @@ class EmbeddingWriter(Writer):
 
 
 def choose_segment_type(accept: str, photos: int) -> str:
-    """The format of a segmentation: JSON, or for a single photo its labels as a PNG.
+    """The format of labels of pixels: JSON, or for a single photo its labels as a PNG.
 
     Raises:
         ApiError: 406, nothing that the client accepts is on offer.

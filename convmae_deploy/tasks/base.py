@@ -36,11 +36,13 @@ class PredictOptions:
     """What can be asked of a prediction; each task takes some of these and refuses the others. None: its default."""
 
     top_k: int | None = None  # classes, at least 1 (5)
-    function: ScoreFunction | None = None  # from logits to the scores of classes (softmax)
+    function_to_apply: ScoreFunction | None = None  # from logits to the scores of classes (softmax)
     threshold: float | None = None  # the smallest score of an object, in [0, 1] (0.5)
     temporal_views: int | None = None  # of a video: clips spread over it, at least 1 (1)
     spatial_views: int | None = None  # of a video: crops along the longer side of its frames, at least 1 (1)
-    frame_step: int | None = None  # of a video: from one frame of a clip to the next, at least 1 (as in training)
+    frame_sampling_rate: int | None = (
+        None  # of a video: from one frame of a clip to the next, at least 1 (as in training)
+    )
     levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
 
     def given(self) -> dict[str, object]:
@@ -281,7 +283,7 @@ class Predictor(ABC):
                 raise ConvMAEError(
                     f"{spell(name)} says nothing to a {self.TASK} model, which takes {known}; leave it out"
                 )
-        for name, count in (("top_k", options.top_k), ("frame_step", options.frame_step)):
+        for name, count in (("top_k", options.top_k), ("frame_sampling_rate", options.frame_sampling_rate)):
             if count is not None and count < 1:
                 raise ConvMAEError(f"{spell(name)} must be at least 1; got {count}")
         if options.threshold is not None and not 0 <= options.threshold <= 1:

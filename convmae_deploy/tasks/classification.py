@@ -39,7 +39,7 @@ class ClassPredictor(FeaturePredictor):
         """The best classes of each by the mean of its views' scores, best first; or features."""
         if options.levels is not None:
             return super().interpret(prepared, options, run)
-        function, count = options.function or "softmax", options.top_k or DEFAULT_TOP_K
+        function, count = options.function_to_apply or "softmax", options.top_k or DEFAULT_TOP_K
         return [
             top_k(average_views(each[LOGITS], function), self.manifest.classes, count)
             for each in self._run_together(prepared, (LOGITS,), run)
@@ -55,7 +55,7 @@ class Classifier(ClassPredictor, PhotoFeatures):
     """Names of what a photo shows, and multi-scale features of it."""
 
     TASK = "classification"
-    OPTIONS = ("top_k", "function", "levels")
+    OPTIONS = ("top_k", "function_to_apply", "levels")
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
@@ -63,19 +63,19 @@ class Classifier(ClassPredictor, PhotoFeatures):
         return dict.fromkeys(CLASSIFIER_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
 
     def classify(
-        self, images: Sequence[Image.Image], *, top_k: int = DEFAULT_TOP_K, function: ScoreFunction = "softmax"
+        self, images: Sequence[Image.Image], *, top_k: int = DEFAULT_TOP_K, function_to_apply: ScoreFunction = "softmax"
     ) -> list[list[Prediction]]:
         """The best classes of each RGB photo, best first.
 
         Args:
             images: photos of any size.
             top_k: how many classes a photo, at least 1; all when larger than their number.
-            function: how logits become scores.
+            function_to_apply: how logits become scores.
 
         Raises:
             ConvMAEError: `top_k` is less than 1.
         """
-        return self.predict_each(images, PredictOptions(top_k=top_k, function=function))
+        return self.predict_each(images, PredictOptions(top_k=top_k, function_to_apply=function_to_apply))
 
 
 class ClassReport:

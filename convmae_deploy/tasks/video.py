@@ -35,7 +35,7 @@ class VideoFeatures(FeaturePredictor):
     MEDIUM = "video"
     PREPROCESSING = ClipPreprocessing
     ONE_BY_ONE = True
-    OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views", "frame_step", "levels")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views", "frame_sampling_rate", "levels")
 
     @classmethod
     def check_manifest(cls, manifest: Manifest) -> None:
@@ -63,7 +63,9 @@ class VideoFeatures(FeaturePredictor):
 
     def sampling_of(self, options: PredictOptions) -> ClipPreprocessing:
         """The model's sampling, with the distance of frames that is asked for."""
-        return self.sampling.model_copy(update={} if options.frame_step is None else {"stride": options.frame_step})
+        return self.sampling.model_copy(
+            update={} if options.frame_sampling_rate is None else {"stride": options.frame_sampling_rate}
+        )
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """See `Predictor.prepare`.
@@ -110,7 +112,7 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
     """Names of what a video shows, and features of it; `pooled` is what its head was trained on."""
 
     TASK = "video-classification"
-    OPTIONS = ("top_k", "function", *VideoFeatures.OPTIONS)
+    OPTIONS = ("top_k", "function_to_apply", *VideoFeatures.OPTIONS)
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
@@ -132,7 +134,7 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
         *,
         views: ClipViews | None = None,
         top_k: int = DEFAULT_TOP_K,
-        function: ScoreFunction = "softmax",
+        function_to_apply: ScoreFunction = "softmax",
     ) -> list[Prediction]:
         """The best classes of a video, best first.
 
@@ -140,12 +142,14 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
             source: a file, or the content of one.
             views: how often to look; None: once.
             top_k: how many classes, at least 1; all when larger than their number.
-            function: how logits become scores, which are averaged over the views.
+            function_to_apply: how logits become scores, which are averaged over the views.
 
         Raises:
             ConvMAEError: as `prepare`; or `top_k` is less than 1.
         """
-        found: list[Prediction] = self.predict(source, with_views(views, top_k=top_k, function=function))
+        found: list[Prediction] = self.predict(
+            source, with_views(views, top_k=top_k, function_to_apply=function_to_apply)
+        )
         return found
 
 

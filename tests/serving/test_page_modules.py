@@ -88,11 +88,10 @@ def test_components_become_colours_between_their_percentiles_and_one_without_var
     assert np.all(pixels[:, 1] == 128) and np.all(pixels[:, 3] == 255)
 
 
-def test_safetensors_of_both_float_types_are_read_and_others_refused(page: PageDriver) -> None:
+def test_safetensors_of_floats_are_read_and_other_types_refused(page: PageDriver) -> None:
     values = np.array([[0.0, -1.5, 65504.0], [1e-7, 0.333, -2.0]])
     tensors: dict[str, NDArray[Any]] = {
         "single": values.astype(np.float32),
-        "half": values.astype(np.float16),
         "third": np.zeros((0,), np.float32),
     }
     body = """const bytes = Uint8Array.from(atob(given[0]), (character) => character.charCodeAt(0));
@@ -106,7 +105,8 @@ def test_safetensors_of_both_float_types_are_read_and_others_refused(page: PageD
     assert {name: tuple(tensor["shape"]) for name, tensor in found.items()} == {n: t.shape for n, t in tensors.items()}
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name]["data"], tensor.ravel())
-    assert "has type I64; this page reads F32 and F16" in read(safetensors.numpy.save({"x": np.zeros(2, np.int64)}))
+    for kind, other in (("I64", np.int64), ("F16", np.float16)):
+        assert f"has type {kind}; this page reads F32" in read(safetensors.numpy.save({"x": np.zeros(2, other)}))
     assert "at least 8 bytes" in read(b"short")
     assert "claims" in read(safetensors.numpy.save(tensors)[:20])
 

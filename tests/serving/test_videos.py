@@ -187,7 +187,7 @@ def test_parameters_work_in_query_json_and_form(client: TestClient, classifier: 
         client.post(ROUTE, data={name: str(value) for name, value in wanted.items()}, files={"file": VIDEO}),
     ]
     for answer in answers:
-        assert answer.json() == expected(classifier, VIDEO, views=views, top_k=2, function=function)
+        assert answer.json() == expected(classifier, VIDEO, views=views, top_k=2, function_to_apply=function)
 
 
 def test_the_sampling_rate_is_the_distance_of_frames(client: TestClient, classifier: VideoClassifier) -> None:

@@ -135,7 +135,9 @@ def test_photos_are_classified_in_order_best_class_first(predictor: Classifier) 
         values = [prediction.score for prediction in predictions]
         assert len(values) == 3 and values == sorted(values, reverse=True)
     assert sum(prediction.score for prediction in predictor.classify(photos[:1], top_k=99)[0]) == pytest.approx(1)
-    assert predictor.classify([photo()], function="none")[0][0].score == pytest.approx(float(logits[0].max()), rel=1e-5)
+    assert predictor.classify([photo()], function_to_apply="none")[0][0].score == pytest.approx(
+        float(logits[0].max()), rel=1e-5
+    )
     assert predictor.classify([]) == []
 
 

@@ -56,7 +56,7 @@ def test_a_video_s_classes_are_those_of_its_one_clip(predictor: VideoClassifier,
     found = predictor.classify(video)
     assert_ranked(found, expected)
     assert predictor.classify(video, top_k=1) == found[:1]
-    assert_ranked(predictor.classify(video, function="none"), logits[0].tolist())
+    assert_ranked(predictor.classify(video, function_to_apply="none"), logits[0].tolist())
     path = tmp_path / "clip.mp4"
     path.write_bytes(video)
     assert predictor.classify(path) == found
