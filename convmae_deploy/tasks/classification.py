@@ -59,7 +59,6 @@ class Classifier(ClassPredictor, PhotoFeatures):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(CLASSIFIER_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
 
     def classify(

@@ -90,11 +90,9 @@ class Detector(Predictor):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict(DETECTOR_OUTPUTS)
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
-        """See `Predictor.prepare`."""
         photo = open_photo(source)
         return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 

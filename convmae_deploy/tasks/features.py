@@ -79,7 +79,6 @@ class PhotoFeatures(FeaturePredictor):
     PREPROCESSING = Preprocessing
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
-        """See `Predictor.prepare`."""
         photo = open_photo(source)
         return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
@@ -114,7 +113,6 @@ class FeatureExtractor(PhotoFeatures):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(FEATURE_OUTPUTS)
 
 

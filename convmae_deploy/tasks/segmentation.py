@@ -44,7 +44,6 @@ class Segmenter(Predictor):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         height, width = (side // SEGMENTER_STRIDE for side in axes)
         return {LOGITS: OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.bundle.loading import BundleError
@@ -80,15 +78,6 @@ class VideoFeatures(FeaturePredictor):
         clips = read_clips(file, self.sampling_of(options), views=views_of(options))
         return Prepared(rows=clips, size=self.sampling.crop)
 
-    def clips(self, source: Source, *, views: ClipViews | None = None) -> NDArray[np.float32]:
-        """A video as the graph takes it, (V, 3, T, H, W); see `prepare`.
-
-        Args:
-            source: a file, or the content of one.
-            views: how often to look; None: once.
-        """
-        return self.prepare(source, with_views(views)).rows
-
     def features(self, source: Source, levels: Sequence[str], *, views: ClipViews | None = None) -> Features:
         """Features of a video.
 
@@ -116,7 +105,6 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(VIDEO_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
@@ -160,7 +148,6 @@ class VideoFeatureExtractor(VideoFeatures):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(VIDEO_FEATURE_OUTPUTS)
 
 
