@@ -56,13 +56,6 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(index * stride, max(side - window, 0)) for index in range(count)]
 
 
-def window_count(photo: Size, spec: SlidingWindow) -> int:
-    """How many windows a photo of (height, width) pixels takes."""
-    sides = zip(resized_size(photo, spec), spec.window, spec.stride, strict=True)
-    rows, columns = (len(window_starts(*side)) for side in sides)
-    return rows * columns
-
-
 def resize(image: Image.Image, spec: SlidingWindow) -> Image.Image:
     """An RGB photo in the size at which it is looked at."""
     height, width = resized_size((image.height, image.width), spec)

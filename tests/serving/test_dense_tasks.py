@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks import TASKS, load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.detection import Detector
-from convmae_deploy.tasks.masks import decode_mask
 from convmae_deploy.tasks.segmentation import Segmenter
 from serving.models import open_predictors
 from serving.routes import ROUTES
@@ -123,7 +123,7 @@ def test_masks_come_on_request_as_run_lengths_or_png(client: TestClient, detecto
     pictures = client.post("/v1/detect", json={"inputs": text(data), "parameters": {"masks": "png"}}).json()
     for mask, first, second in zip(expected, run_lengths, pictures, strict=True):
         assert mask.any() and mask.shape == (64, 192)
-        assert np.array_equal(decode_mask(first["mask"]), mask)
+        assert np.array_equal(coco_mask.decode(first["mask"]), mask)
         assert np.array_equal(png(base64.b64decode(second["mask"])), mask * 255)
 
 
@@ -159,7 +159,7 @@ def test_the_segments_are_those_of_the_segmenter(client: TestClient, segmenter: 
     assert sum(areas) == expected.labels.size and areas == sorted(areas, reverse=True) and len(areas) > 1
     by_run_lengths = client.post("/v1/segment?masks=rle", content=data).json()
     for entry, other in zip(by_run_lengths, answer, strict=True):
-        assert np.array_equal(decode_mask(entry["mask"]) * 255, png(base64.b64decode(other["mask"])))
+        assert np.array_equal(coco_mask.decode(entry["mask"]) * 255, png(base64.b64decode(other["mask"])))
     least = min(entry["score"] for entry in answer)
     assert len(client.post(f"/v1/segment?threshold={least + 1e-6}", content=data).json()) == len(answer) - 1
     assert client.post("/v1/segment", json={"inputs": [text(data)] * 2}).json() == [answer, answer]
