@@ -103,14 +103,15 @@ def _run(predictor: Predictor, batch: Rows, outputs: Sequence[str]) -> Arrays:
 
 
 def _whole(predictor: Predictor, ticket: Ticket) -> Run:
-    """For a job that holds no more than its batch: while that waits for a device, another job has its core."""
+    """For a job that holds its photos, and of several a batch: while it waits for a device, another has its core."""
     specs = predictor.manifest.outputs
 
     def run(batch: Rows, outputs: Sequence[str]) -> Arrays:
         if not _on_device(predictor):
             return _run(predictor, batch, outputs)
         row = sum(math.prod(specs[name].shape) * np.dtype(specs[name].dtype).itemsize for name in outputs)
-        with ticket.away(batch.nbytes + len(batch) * row):
+        inputs = batch.nbytes * (1 if len(batch) == 1 else 2)
+        with ticket.away(inputs + len(batch) * row):
             return _run(predictor, batch, outputs)
 
     return run

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-from convmae_deploy.tasks import base
-from convmae_deploy.tasks.base import Prepared
+from convmae_deploy.tasks.base import MediumName, Prepared
 from serving.inference import Health, Job, Timings, counted, run_for
 from serving.media import Medium, media_of
 from serving.memory import DecodingMemory
@@ -61,7 +60,7 @@ class Jobs:
         self.predictors = predictors
         self.media = media_of(settings)
         self.memory = DecodingMemory(settings.max_decoding_bytes)
-        self.prepare: dict[base.Medium, Callable[[Job], Generator[Prepared]]] = {
+        self.prepare: dict[MediumName, Callable[[Job], Generator[Prepared]]] = {
             "photo": partial(prepare_photos, limits=photo_limits(settings, self.memory)),
             "video": partial(prepare_videos, limits=video_limits(settings, self.memory)),
         }

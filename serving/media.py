@@ -6,7 +6,7 @@ from typing import Final
 
 from convmae_deploy.media.video_errors import VideoError
 from convmae_deploy.media.video_formats import identify
-from convmae_deploy.tasks import base
+from convmae_deploy.tasks.base import MediumName
 from serving.settings import Settings
 
 IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -32,7 +32,7 @@ class Medium:
         return ("file", "files", self.name, f"{self.name}s", "inputs")
 
 
-def media_of(settings: Settings) -> dict[base.Medium, Medium]:
+def media_of(settings: Settings) -> dict[MediumName, Medium]:
     """Both media with the limits that the settings say."""
     return {
         "photo": Medium(

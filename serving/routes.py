@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from convmae_deploy.tasks import TASKS, base
+from convmae_deploy.tasks import TASKS
+from convmae_deploy.tasks.base import MediumName, Predictor
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
@@ -34,7 +35,7 @@ class InferenceRoute:
     parse: Parse = parse_files
     stills: str | None = None  # of a route for videos: where a picture could go instead
 
-    def find(self, predictors: Predictors, name: str | None) -> base.Predictor:
+    def find(self, predictors: Predictors, name: str | None) -> Predictor:
         """The model of that name, or the route's default.
 
         Raises:
@@ -42,7 +43,7 @@ class InferenceRoute:
         """
         return find_features(predictors, name) if self.task is None else find_model(predictors, name, self.task)
 
-    def medium(self, predictors: Predictors, name: object) -> base.Medium:
+    def medium(self, predictors: Predictors, name: object) -> MediumName:
         """What a request carries that names this model, or none; photos where there is no such model."""
         if self.task is not None:
             return TASKS[self.task].MEDIUM

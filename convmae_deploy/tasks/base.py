@@ -23,7 +23,7 @@ LOGITS = "logits"
 
 Arrays = dict[str, NDArray[Any]]
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
-Medium = Literal["photo", "video"]
+MediumName = Literal["photo", "video"]
 Run = Callable[[NDArray[np.float32], Sequence[str]], Arrays]  # runs a batch of any size, as `Predictor.run` does
 
 
@@ -94,7 +94,7 @@ class Predictor(ABC):
     """
 
     TASK: ClassVar[str]  # as manifests say it
-    MEDIUM: ClassVar[Medium]
+    MEDIUM: ClassVar[MediumName]
     PREPROCESSING: ClassVar[type[AnyPreprocessing]]
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of PredictOptions that say something to it
     WRITES: ClassVar[bool] = False  # whether its report writes files where a folder is given
@@ -351,6 +351,12 @@ class Predictor(ABC):
         if unknown or not names:
             found = ", ".join(unknown) or "none"
             raise ConvMAEError(f"outputs of {self.manifest.name} are {', '.join(known)}; got {found}")
+
+
+def all_rows(prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+    """The rows of each, one after the other, as one batch; those of a single photo or video are not copied."""
+    rows = [each.rows for each in prepared]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def open_photo(source: Source) -> Image.Image:

@@ -27,6 +27,7 @@ from convmae_deploy.tasks.base import (
     Row,
     Run,
     Source,
+    all_rows,
     open_photo,
 )
 from convmae_deploy.tasks.drawing import draw_detections, save_picture
@@ -128,7 +129,7 @@ class Detector(Predictor):
         Raises:
             ModelOutputError: a label or the number of objects is out of range.
         """
-        outputs = (run or self.run)(np.concatenate([photo.rows for photo in prepared]), self.OUTPUTS)
+        outputs = (run or self.run)(all_rows(prepared), self.OUTPUTS)
         self._check_outputs(outputs)
         threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
         results = []

@@ -5,7 +5,7 @@ Shapes: B photos, V views of one photo or video, C channels, D width of a pooled
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from convmae_deploy.tasks.base import (
     Report,
     Run,
     Source,
+    all_rows,
     open_photo,
 )
 from convmae_deploy.tasks.clips import merge_views
@@ -62,11 +63,12 @@ class FeaturePredictor(Predictor):
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Refuses: features are for programs; `convmae features` writes them."""
-        refuse_report(self.manifest.name)
+        name = self.manifest.name
+        raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")
 
     def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Arrays]:
         """The outputs of each, (V, ...)."""
-        found = (run or self.run)(np.concatenate([each.rows for each in prepared]), names)
+        found = (run or self.run)(all_rows(prepared), names)
         ends = np.cumsum([len(each.rows) for each in prepared])[:-1]
         parts = {name: np.split(found[name], ends) for name in names}
         return [{name: parts[name][index] for name in names} for index in range(len(prepared))]
@@ -114,8 +116,3 @@ class FeatureExtractor(PhotoFeatures):
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
         return dict.fromkeys(FEATURE_OUTPUTS)
-
-
-def refuse_report(name: str) -> NoReturn:
-    """Raises ConvMAEError: there is nothing that a person could read."""
-    raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")
