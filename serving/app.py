@@ -105,17 +105,9 @@ class Api:
         """GET /openapi.json."""
         return JSONResponse(openapi.document(self.settings))
 
-    async def index_page(self, request: Request) -> Response:
-        """GET /."""
-        return self._page.response("index.html")
-
-    async def docs_page(self, request: Request) -> Response:
-        """GET /docs."""
-        return self._page.response("docs.html")
-
-    async def page_asset(self, request: Request) -> Response:
-        """GET /page/{asset}."""
-        return self._page.response(request.path_params["asset"])
+    async def page_file(self, request: Request, name: str | None = None) -> Response:
+        """GET /, /docs, and /page/{asset}."""
+        return self._page.response(name or request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -228,9 +220,9 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
         ("GET", "/readyz", api.ready),
         ("GET", "/metrics", api.metrics_page),
         ("GET", "/openapi.json", api.openapi),
-        ("GET", "/docs", api.docs_page),
-        ("GET", "/page/{asset}", api.page_asset),
-        ("GET", "/", api.index_page),
+        ("GET", "/docs", partial(api.page_file, name="docs.html")),
+        ("GET", "/page/{asset}", api.page_file),
+        ("GET", "/", partial(api.page_file, name="index.html")),
     ]
     routes = [Route(path, Endpoint(endpoint), methods=[method]) for method, path, endpoint in endpoints]
     route_of = routes_by_endpoint([(route.endpoint, route.path) for route in routes])

@@ -15,12 +15,11 @@ from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
-from convmae_deploy.tasks import TASKS, load_bundle
+from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from serving.models import open_predictors
-from serving.routes import ROUTES
 from serving.settings import Settings
 from tests.bundle_factory import make_detection_bundle
 from tests.serving.conftest import ClientFactory, forget_settings
@@ -86,11 +85,6 @@ def test_models_of_all_tasks_stand_side_by_side(client: TestClient) -> None:
         answer = client.post(f"/v1/{path}?model={name}", content=picture())
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_model_for_task")
     assert client.post("/v1/embeddings", json={"input": text(picture()), "model": "boxes"}).status_code == 404
-
-
-def test_the_tasks_with_a_route_of_their_own_are_those_that_the_runtime_has() -> None:
-    predicting = {name for name, task in TASKS.items() if not name.endswith("features")}  # /v1/features is for those
-    assert [route.task for route in ROUTES if route.task] == sorted(predicting, key=list(TASKS).index)
 
 
 def test_the_objects_are_those_of_the_detector(client: TestClient, detector: Detector) -> None:
