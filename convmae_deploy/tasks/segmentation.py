@@ -22,10 +22,13 @@ from convmae_deploy.tasks.base import (
     Source,
     open_photo,
 )
-from convmae_deploy.tasks.drawing import draw_segmentation, save_picture
-from convmae_deploy.tasks.label_colours import class_areas
+from convmae_deploy.tasks.drawing import drawing_scale, save_picture
+from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
 from convmae_deploy.tasks.masks import label_png
 from convmae_deploy.tasks.sliding_window import Segmentation, resize, segment_resized
+
+MAX_LEGEND = 40  # classes
+LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
 
 
 class Segmenter(Predictor):
@@ -109,3 +112,28 @@ class AreaReport:
     def finish(self) -> list[str]:
         """Says where the files are."""
         return [] if self.out is None else [f"{readable(self.out)}: labels and pictures of {self.photos} photos"]
+
+
+def draw_segmentation(photo: Image.Image, segmentation: Segmentation, classes: Sequence[str]) -> Image.Image:
+    """An RGB photo under the colours of its labels, and below it the classes that it has, the largest first.
+
+    Args:
+        photo: upright; not changed.
+        segmentation: of this photo.
+        classes: names of the labels.
+    """
+    scale = drawing_scale(photo)
+    size = round(photo.width * scale), round(photo.height * scale)
+    labels = segmentation.labels
+    if scale > 1:
+        photo = photo.resize(size, Image.Resampling.BICUBIC)
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], labels.shape, strict=True))
+        labels = labels[rows[:, None], columns]
+    picture = overlay(photo, labels, len(classes))
+    areas, pixels = class_areas(segmentation.labels, len(classes)), segmentation.labels.size
+    names = [f"{name} {_percent(areas.get(index, 0) / pixels)}" for index, name in enumerate(classes)]
+    return with_legend(picture, names, list(areas)[:MAX_LEGEND], scale=max(1, round(max(size) / LEGEND_LENGTH)))
+
+
+def _percent(share: float) -> str:
+    return "< 1 %" if 0 < share < 0.005 else f"{share * 100:.0f} %"
