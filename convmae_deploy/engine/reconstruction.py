@@ -67,7 +67,7 @@ class ReconstructionRecipe(Recipe):
     def draw(self) -> Image.Image | None:
         """What was last trained on; not under FSDP, where no process has a whole model."""
         if self.run.is_sharded:
-            self.console.print("no picture: under FSDP no process has the whole model; use training.reconstruct")
+            self.console.print("no picture: under FSDP no process has the whole model; draw it from a checkpoint")
         if self.latest is None or self.run.is_sharded:
             return None
         return self.picture(self.run.bare_model, *self.latest)

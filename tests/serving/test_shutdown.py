@@ -132,7 +132,7 @@ def test_a_second_signal_ends_the_server_although_a_request_is_in_flight(bundle:
 STUCK = """
 import sys, threading
 import serving.__main__, serving.jobs
-serving.jobs.classify_uploads = lambda *arguments: threading.Event().wait()
+serving.jobs.Jobs.do = lambda *arguments: threading.Event().wait()
 sys.exit(serving.__main__.main())
 """
 
