@@ -31,10 +31,10 @@ from benchmarks.random_bundle import random_task, write_random_bundle
 from benchmarks.serving import serve, write_photo
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
-from serving.guard import VIDEO_PATH
 from serving.settings import SHIPPED_BUNDLE
 
 PHOTO_PATH: Final = "/v1/classify"
+VIDEO_PATH: Final = "/v1/classify-video"
 GOOD_REQUESTS: Final = 20  # of each medium before the first reading
 KEPT_BYTES: Final = 100_000_000  # that the server may hold more afterwards: what malloc keeps for each thread, and logs
 BODIES_BYTES: Final = 200_000_000  # that may be there beside decoding: bodies, their copies, clips, answers

@@ -27,7 +27,7 @@ from convmae_deploy.checkpoints.native import load_detector
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.detection_datasets import EvaluationDetections
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, Kind
-from convmae_deploy.engine.detection_evaluation import evaluate_detector
+from convmae_deploy.engine.detection import evaluate_detector
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.roi_heads import SAMPLING_RATIO, PyramidRoIAlign
@@ -122,7 +122,7 @@ def measure(
     def evaluate(ratio: int) -> None:
         with sampling(list(pools.values()), ratio):
             result = evaluate_detector(model, photos, accelerator, batch_size=batch_size, workers=0)
-        scores[ratio] = {kind: 100 * result.metrics[kind]["ap"] for kind in IOU_TYPES}
+        scores[ratio] = {kind: result.scores[f"{kind}_ap"] for kind in IOU_TYPES}
 
     with compared(pools) as differences:
         evaluate(SAMPLING_RATIO)

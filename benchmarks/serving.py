@@ -9,6 +9,7 @@ The two alternate in rounds, so that a machine that slows down slows both; the f
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -30,15 +31,12 @@ from benchmarks.load import ROOT, Load, Plan, connected, run_load
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import available_cores, processor
-from convmae_deploy.media.images import ImageLimits
 from convmae_deploy.tasks.classification import Classifier
-from serving.inference import Health, RequestLimits, Timings, classify_uploads
-from serving.memory import DecodingMemory
+from serving.inference import Timings
+from serving.jobs import Jobs, Received
 from serving.models import warm_up
-from serving.parameters import ClassifyParameters, read_parameters
 from serving.pool import Ticket
-from serving.requests import parse_images
-from serving.responses import classification, to_json
+from serving.routes import ROUTES
 from serving.settings import Settings, default_bundles
 
 MIN_RATIO = 0.85  # of the in-process throughput, at `clients` clients
@@ -210,17 +208,12 @@ def default_settings() -> Settings:
 
 def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable[[], bytes]:
     """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
-    image_limits = ImageLimits(
-        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect
-    )
-    limits = RequestLimits(image_limits, settings.max_request_pixels, DecodingMemory(settings.max_decoding_bytes))
-    health = Health()
+    jobs = Jobs(settings, {predictor.manifest.name: predictor})
+    route = next(route for route in ROUTES if route.task == predictor.TASK)
 
     def job() -> bytes:
-        parsed = parse_images(body, "application/octet-stream", settings.max_images)
-        parameters = read_parameters(ClassifyParameters, b"", parsed.parameters)
-        predictions, _ = classify_uploads(predictor, parsed.uploads, parameters, limits, health, Ticket(), Timings())
-        return to_json(classification(predictions, parsed.batched))
+        received = Received(route, b"", "application/octet-stream", "", body, Ticket(), Timings(), math.inf)
+        return bytes(jobs.do(received).response.body)
 
     warm_up(predictor)
     job()

@@ -5,6 +5,7 @@
     model = load("bundles/mine")
     model("a.jpg")              # what the task gives: classes, objects, labels of pixels, features
     model(["a.jpg", "b.png"])   # the same of each
+    model("a.jpg", levels=("pooled", "e3"))   # features, of classifiers too
 
 Nothing heavy is imported before `load` is called.
 """

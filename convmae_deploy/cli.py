@@ -17,7 +17,7 @@ from rich.text import Text
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.description import describe
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.extraction.feature_files import check_feature_path, write_features
 from convmae_deploy.files import check_can_create
@@ -169,9 +169,9 @@ def features(
     predictor = _open_for_features(bundle, views, device, threads, runtime)
     kind = f"{predictor.MEDIUM}s"
     found_files = _FIND_FILES[predictor.MEDIUM](files)
-    levels, chosen = tuple(dict.fromkeys(levels)), views_of(PredictOptions(**vars(views)))
+    levels, options = tuple(dict.fromkeys(levels)), PredictOptions(**vars(views))
     if batch_size is None:
-        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // chosen.total)
+        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // views_of(options).total)
 
     console = Terminal(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -183,7 +183,9 @@ def features(
                 _report(path, error)
             return error is None or not strict
 
-        found = extract_features(predictor, found_files, levels, batch_size=batch_size, views=chosen, on_file=on_file)
+        found = extract_features(
+            predictor, found_files, levels, batch_size=batch_size, options=options, on_file=on_file
+        )
     if found.failures and strict:
         return SOME_INPUTS_BAD
     if not found.files:
@@ -233,7 +235,7 @@ def import_checkpoint(
         import timm  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise ConvMAEError(f"import needs {error.name}; run pip install 'convmae_deploy[train]'") from None
+        raise missing_extra("import", str(error.name), "train") from None
     from convmae_deploy.checkpoints import import_original
 
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)
@@ -275,8 +277,9 @@ def _open_for_features(
     return predictor
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _flag(name: str) -> str | None:
+    """How a command spells an option; None for those that only programs give."""
+    return None if name in ("function_to_apply", "frame_sampling_rate", "levels") else f"--{name.replace('_', '-')}"
 
 
 def _report(file: Path, error: ConvMAEError) -> None:

@@ -9,6 +9,17 @@ class ConvMAEError(Exception):
     """
 
 
+def missing_extra(what: str, packages: str, extra: str) -> ConvMAEError:
+    """The refusal of what needs a package that is not installed.
+
+    Args:
+        what: cannot be done without it.
+        packages: by name.
+        extra: of this project, which brings them.
+    """
+    return ConvMAEError(f"{what} needs {packages}; run pip install 'convmae-deploy[{extra}]'")
+
+
 class ModelError(RuntimeError):
     """A model that does not run, or gives what it must not, whatever it was sent.
 

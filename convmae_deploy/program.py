@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from convmae_deploy.errors import ConvMAEError, ModelError
+from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.printing import printable
 
 SOME_INPUTS_BAD = 1
@@ -60,10 +60,7 @@ def require_extra(extra: str, packages: Sequence[str]) -> None:
     """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        print(
-            f"error: this program needs {', '.join(missing)}; run pip install 'convmae_deploy[{extra}]'",
-            file=sys.stderr,
-        )
+        print(f"error: {missing_extra('this program', ', '.join(missing), extra)}", file=sys.stderr)
         sys.exit(REFUSED)
 
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest, input_axes
-from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint, read_checkpoint
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
@@ -44,7 +44,7 @@ from export.reports.outcomes import print_outcomes
 from export.runtimes.combinations import Combination, Verified, to_verify
 from export.runtimes.runners import start
 from export.steps import run_verification
-from export.tasks import EXPORTS, SPLIT, open_task, read_task_data
+from export.tasks import SPLIT, open_task, read_task_data
 from export.tasks.base import ExportTask
 from export.verification.elementwise import VerificationError
 from export.verification.explaining import Explainer
@@ -199,13 +199,7 @@ def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
     Raises:
         ConvMAEError: it is one for another task, or cannot be opened.
     """
-    task, kind = bundle.manifest.task, read_checkpoint(checkpoint)[0].kind
-    if kind not in EXPORTS[task].kinds:
-        raise ConvMAEError(
-            f"{bundle.path} is a {task} model and {checkpoint} holds: {kind}; give the checkpoint that it was exported "
-            "from"
-        )
-    return open_task(checkpoint, bundle.manifest.preprocessing.input_size, task)
+    return open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
 
 
 def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -10,26 +11,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from convmae_deploy.tasks.video import VideoClassifier
 from serving import openapi
 from serving.connection_limits import Connections
 from serving.draining import Drain
 from serving.errors import ApiError
-from serving.guard import VIDEO_PATH, Exchange, Guard, routes_by_endpoint
+from serving.guard import Exchange, Guard, routes_by_endpoint
 from serving.inference import Timings
-from serving.jobs import Jobs, Work
+from serving.jobs import Done, Jobs, Received
+from serving.media import Medium
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.models import (
     Predictors,
     batching_backends,
     describe_model,
-    find_model,
     list_models,
     warm_up,
 )
 from serving.page_files import PAGE, PageFiles
 from serving.pool import Ticket, WorkPool
-from serving.requests import IMAGE, VIDEO, Medium, Parsed, parse_embeddings, parse_images, parse_videos
+from serving.routes import ROUTES, InferenceRoute
 from serving.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -53,6 +53,7 @@ class Api:
         self.metrics = Metrics()
         self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
         self._page = PageFiles(PAGE)
+        self._routes = {route.path: route for route in ROUTES}
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -69,40 +70,6 @@ class Api:
         )
         self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
-
-    def tasks(self) -> dict[str, tuple[str, Handler]]:
-        """What is done for each task, and at which path; without a model for it, it says so."""
-        return {
-            "classification": ("/v1/classify", self.classify),
-            "detection": ("/v1/detect", self.detect),
-            "segmentation": ("/v1/segment", self.segment),
-            "video-classification": (VIDEO_PATH, self.classify_video),
-        }
-
-    async def classify(self, request: Request) -> Response:
-        """POST /v1/classify."""
-        return await self._work(request, parse_images, self.jobs.classify)
-
-    async def detect(self, request: Request) -> Response:
-        """POST /v1/detect."""
-        return await self._work(request, parse_images, self.jobs.detect)
-
-    async def segment(self, request: Request) -> Response:
-        """POST /v1/segment."""
-        return await self._work(request, parse_images, self.jobs.segment)
-
-    async def classify_video(self, request: Request) -> Response:
-        """POST /v1/classify-video."""
-        find_model(self.predictors, None, VideoClassifier.TASK)  # before a large body is read for nothing
-        return await self._work(request, parse_videos, self.jobs.classify_video, VIDEO)
-
-    async def features(self, request: Request) -> Response:
-        """POST /v1/features."""
-        return await self._work(request, parse_images, self.jobs.features)
-
-    async def embeddings(self, request: Request) -> Response:
-        """POST /v1/embeddings."""
-        return await self._work(request, parse_embeddings, self.jobs.embeddings)
 
     async def list_models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -138,17 +105,9 @@ class Api:
         """GET /openapi.json."""
         return JSONResponse(openapi.document(self.settings))
 
-    async def index_page(self, request: Request) -> Response:
-        """GET /."""
-        return self._page.answer("index.html")
-
-    async def docs_page(self, request: Request) -> Response:
-        """GET /docs."""
-        return self._page.answer("docs.html")
-
-    async def page_asset(self, request: Request) -> Response:
-        """GET /page/{asset}."""
-        return self._page.answer(request.path_params["asset"])
+    async def page_file(self, request: Request, name: str | None = None) -> Response:
+        """GET /, /docs, and /page/{asset}."""
+        return self._page.response(name or request.path_params["asset"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
@@ -169,53 +128,48 @@ class Api:
         waits = (backend.estimated_wait() for backend in batching_backends(self.predictors).values())
         return max(waits, default=0.0)
 
-    async def _work(
-        self,
-        request: Request,
-        parse: Callable[[bytes, str, int], Parsed],
-        job: Callable[[Work], Response],
-        medium: Medium = IMAGE,
-    ) -> Response:
-        """Reads the body, then does everything else in one job of the pool."""
+    def medium_of(self, scope: Scope) -> Medium:
+        """What a request carries, as far as it can be known before its body is read."""
+        route = self._routes.get(scope["path"])
+        return self.jobs.media["photo"] if route is None else self.jobs.medium_of(route, scope["query_string"])
+
+    async def infer(self, route: InferenceRoute, request: Request) -> Response:
+        """POST to one of `ROUTES`: reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
         exchange: Exchange = request.scope["convmae.exchange"]
+        medium = self.medium_of(request.scope)
+        if medium is self.jobs.media["video"]:
+            route.find(self.predictors, None)  # before a large body is read for nothing
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
-        content_type = exchange.headers.get(b"content-type", b"").decode("latin-1")
         timings = Timings()
         timings.seconds["queue"] = 0.0
-        seconds, most, less = self._bounds(medium)
-        deadline = time.monotonic() + seconds
-        count = 0
+        deadline = time.monotonic() + medium.seconds
 
-        def work(ticket: Ticket) -> Response:
-            nonlocal count
-            with timings.phase("decode"):
-                parsed = parse(body, content_type, most)
-            response = job(Work(request, parsed, ticket, timings, deadline))
-            count = len(parsed.uploads)
-            return response
+        query, content_type = (
+            request.scope["query_string"],
+            exchange.headers.get(b"content-type", b"").decode("latin-1"),
+        )
+        accept = request.headers.get("accept", "")
+
+        def work(ticket: Ticket) -> Done:
+            return self.jobs.do(Received(route, query, content_type, accept, body, ticket, timings, deadline))
 
         try:
-            outcome = await self.pool.run(work, seconds, exchange.disconnected, medium.name)
+            outcome = await self.pool.run(work, medium.seconds, exchange.disconnected, medium.name)
         except TimeoutError:
-            raise ApiError(504, "timeout", f"no answer within {seconds:g} s; try again, or {less}") from None
+            message = f"no answer within {medium.seconds:g} s; try again, or {medium.advice}"
+            raise ApiError(504, "timeout", message) from None
         except ApiError as error:
             if error.code == "inference_failed":
                 self.metrics.count("convmae_inference_failures_total")
                 logger.error("request %s: the model failed", exchange.request_id, exc_info=error.__cause__)
             raise
-        self.metrics.count(f"convmae_{medium.name}s_total", count)
+        done = outcome.value
+        self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
         timings.seconds["queue"] = outcome.queue_seconds
-        outcome.value.raw_headers.append((b"server-timing", timings.header().encode()))
-        return outcome.value
-
-    def _bounds(self, medium: Medium) -> tuple[float, int, str]:
-        """Seconds and files that a request may take, and what to do where that is not enough."""
-        settings = self.settings
-        if medium is VIDEO:
-            return settings.video_request_timeout_seconds, 1, "ask for fewer views"
-        return settings.request_timeout_seconds, settings.max_images, "send fewer images"
+        done.response.raw_headers.append((b"server-timing", timings.header().encode()))
+        return done.response
 
     def _probe(self) -> None:
         """Tries the models once in the background, so that a server without traffic can become ready again."""
@@ -242,11 +196,11 @@ class Api:
 class Endpoint:
     """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions."""
 
-    def __init__(self, answer: Handler) -> None:
-        self.answer = answer
+    def __init__(self, handle: Handler) -> None:
+        self.handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self.answer(Request(scope, receive, send))
+        response = await self.handle(Request(scope, receive, send))
         await response(scope, receive, send)
 
 
@@ -259,18 +213,16 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     """
     api = Api(settings, predictors)
     endpoints: list[tuple[str, str, Handler]] = [
-        *(("POST", path, answer) for path, answer in api.tasks().values()),
-        ("POST", "/v1/features", api.features),
-        ("POST", "/v1/embeddings", api.embeddings),
+        *(("POST", route.path, partial(api.infer, route)) for route in ROUTES),
         ("GET", "/v1/models", api.list_models),
         ("GET", "/v1/models/{name}", api.describe_model),
         ("GET", "/livez", api.live),
         ("GET", "/readyz", api.ready),
         ("GET", "/metrics", api.metrics_page),
         ("GET", "/openapi.json", api.openapi),
-        ("GET", "/docs", api.docs_page),
-        ("GET", "/page/{asset}", api.page_asset),
-        ("GET", "/", api.index_page),
+        ("GET", "/docs", partial(api.page_file, name="docs.html")),
+        ("GET", "/page/{asset}", api.page_file),
+        ("GET", "/", partial(api.page_file, name="index.html")),
     ]
     routes = [Route(path, Endpoint(endpoint), methods=[method]) for method, path, endpoint in endpoints]
     route_of = routes_by_endpoint([(route.endpoint, route.path) for route in routes])
@@ -279,5 +231,5 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of)
+    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of, api.medium_of)
     return application

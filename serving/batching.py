@@ -53,30 +53,30 @@ class _Call:
         self.taken = 0  # rows given to batches so far
         self.error: Exception | None = None
         self.ended = threading.Event()
-        self._answers: list[Arrays] = []  # of the first rows, in order
-        self._answered = 0  # rows
+        self._outputs: list[Arrays] = []  # of the first rows, in order
+        self._rows_run = 0  # rows
 
     @property
     def waiting(self) -> int:
         """Rows still in the queue."""
         return len(self.rows) - self.taken
 
-    def answer(self, values: Arrays, rows: int) -> None:
-        """Takes the answers of the next rows."""
-        self._answers.append(values)
-        self._answered += rows
-        if self._answered == len(self.rows):
+    def add(self, outputs: Arrays, rows: int) -> None:
+        """Takes the outputs of the next rows."""
+        self._outputs.append(outputs)
+        self._rows_run += rows
+        if self._rows_run == len(self.rows):
             self.ended.set()
 
     def result(self) -> Arrays:
-        """The answers of all rows, in memory of their own: a view would keep the whole batch. To be called once."""
+        """The outputs of all rows, in memory of their own: a view would keep the whole batch. To be called once."""
         if self.error is not None:
             try:
                 raise self.error
             finally:
                 self.error = None  # whose traceback holds this call, which must not hold it
-        answers, self._answers = self._answers, []
-        return {name: np.concatenate([values[name] for values in answers]) for name in self.outputs}
+        parts, self._outputs = self._outputs, []
+        return {name: np.concatenate([values[name] for values in parts]) for name in self.outputs}
 
 
 class _Part(NamedTuple):
@@ -256,7 +256,7 @@ class BatchingBackend:
     def _run_batch(self, parts: Sequence[_Part]) -> None:
         outputs = parts[0].call.outputs
         try:
-            answer = self._execute([part.call.rows[part.start : part.stop] for part in parts], outputs)
+            found = self._execute([part.call.rows[part.start : part.stop] for part in parts], outputs)
         except Exception as error:  # backends' exceptions have no common base
             if self.lost:
                 self._fail_all(parts, error)
@@ -270,7 +270,7 @@ class BatchingBackend:
         start = 0
         for part in parts:
             rows = part.stop - part.start
-            part.call.answer({name: values[start : start + rows] for name, values in answer.items()}, rows)
+            part.call.add({name: values[start : start + rows] for name, values in found.items()}, rows)
             start += rows
 
     def _run_one_by_one(self, parts: Sequence[_Part]) -> None:
@@ -280,7 +280,7 @@ class BatchingBackend:
                 if call.ended.is_set():  # it has failed, or nobody waits for it any more
                     break
                 try:
-                    answer = self._execute([call.rows[row : row + 1]], call.outputs)
+                    found = self._execute([call.rows[row : row + 1]], call.outputs)
                 except Exception as error:
                     self._check_device(error)
                     if self.lost:
@@ -288,7 +288,7 @@ class BatchingBackend:
                         return
                     self._fail(call, error)
                 else:
-                    call.answer({name: values[:1] for name, values in answer.items()}, 1)
+                    call.add({name: values[:1] for name, values in found.items()}, 1)
 
     def _check_device(self, error: Exception) -> None:
         """Tells a row that cannot be run from a device that cannot run: the latter fails on the warm-up's zeros too."""
@@ -308,11 +308,11 @@ class BatchingBackend:
         self._input[count:size] = self._input[count - 1]
         self.rows_run.observe(count)
         with self._timed(size):
-            answer = self._backend.run(self._input[:size], outputs)
+            found = self._backend.run(self._input[:size], outputs)
         for name in outputs:
-            if answer[name].shape[:1] != (size,):
-                raise ModelOutputError(f"output {name!r} must have {size} rows, got shape {answer[name].shape}")
-        return {name: answer[name] for name in outputs}
+            if found[name].shape[:1] != (size,):
+                raise ModelOutputError(f"output {name!r} must have {size} rows, got shape {found[name].shape}")
+        return {name: found[name] for name in outputs}
 
     @contextmanager
     def _timed(self, size: int) -> Iterator[None]:

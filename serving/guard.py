@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, ClientGone, busy, error_response, routing_error
+from serving.media import Medium
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.visitors import Visitors
@@ -31,7 +32,6 @@ LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 OPEN_PREFIX: Final = "/page/"
-VIDEO_PATH: Final = "/v1/classify-video"  # its bodies are larger than others and may take longer
 ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -137,6 +137,7 @@ class Guard:
         settings: limits and the API key.
         metrics: where every answered request is counted.
         route_of: the template of the route that an endpoint belongs to, for the metrics' labels.
+        medium_of: what a request carries, whose limits its body has.
         clock: seconds that only grow, for what is counted by time.
     """
 
@@ -146,12 +147,14 @@ class Guard:
         settings: Settings,
         metrics: Metrics,
         route_of: Callable[[object], str],
+        medium_of: Callable[[Scope], Medium],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self.route_of = route_of
+        self.medium_of = medium_of
         self.draining = False
         self.in_flight = 0
         self.buffered_bytes = 0
@@ -170,7 +173,7 @@ class Guard:
         self.in_flight += 1
         try:
             exchange.request_id = _request_id(exchange.headers.get(b"x-request-id"))
-            await self._answer(exchange)
+            await self._handle(exchange)
         finally:
             self.in_flight -= 1
             self._let_go(exchange)
@@ -178,7 +181,7 @@ class Guard:
             route = UNMATCHED if endpoint is None else self.route_of(endpoint)
             self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _handle(self, exchange: Exchange) -> None:
         try:
             self._check(exchange)
             await self.app(exchange.scope, exchange.receive, exchange.send)
@@ -235,14 +238,11 @@ class Guard:
         return self._wrong_keys.note(address)
 
     def _check_body(self, exchange: Exchange) -> None:
-        headers, settings = exchange.headers, self.settings
+        headers, medium = exchange.headers, self.medium_of(exchange.scope)
         content_type = headers.get(b"content-type", b"").lower()
         is_json = content_type.startswith(b"application/json")
-        exchange.body_limit = settings.max_json_body_bytes if is_json else settings.max_body_bytes
-        exchange.body_seconds = settings.body_timeout_seconds
-        if exchange.scope["path"] == VIDEO_PATH:
-            exchange.body_limit = exchange.body_limit if is_json else settings.max_video_body_bytes
-            exchange.body_seconds = settings.video_body_timeout_seconds
+        exchange.body_limit = self.settings.max_json_body_bytes if is_json else medium.body_bytes
+        exchange.body_seconds = medium.body_seconds
         if PICKLE_TYPES.search(content_type):
             raise ApiError(415, "unsupported_media_type", "pickled data is never read; send an image file")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):

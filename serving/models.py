@@ -4,17 +4,17 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from convmae_deploy.backends.base import Backend
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.errors import ConvMAEError, ModelError
+from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.features import FeatureExtractor, PhotoFeatures
+from convmae_deploy.tasks.features import FeatureExtractor, FeaturePredictor
 from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -22,7 +22,6 @@ from serving.settings import Settings
 logger = logging.getLogger("convmae_serving")
 
 Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
-P = TypeVar("P", bound=Predictor)
 
 
 def load_bundles(settings: Settings) -> list[Bundle]:
@@ -53,10 +52,7 @@ def _check_pyav(bundle: Bundle) -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise ConvMAEError(
-            f"{bundle.path} is for videos and needs PyAV, which is not installed; "
-            "install it with: pip install 'convmae-deploy[video]'"
-        ) from error
+        raise missing_extra(f"{bundle.path} is for videos and", "PyAV", "video") from error
 
 
 def open_predictors(settings: Settings) -> dict[str, Predictor]:
@@ -120,34 +116,12 @@ def warm_up(predictor: Predictor) -> None:
         raise ConvMAEError(f"the model {predictor.manifest.name} cannot be served: {error}") from error
 
 
-def choose(predictors: Predictors, name: str | None, kind: type[P]) -> P:
-    """The model of that name, or the default of the task that `kind` is for.
+def find_model(predictors: Predictors, name: str | None, task: str) -> Predictor:
+    """The model of that name, or the default of the task.
 
     Raises:
         ApiError: 404, no such model, or none for this task.
     """
-    found = find_model(predictors, name, kind.TASK)
-    assert isinstance(found, kind)  # there is one class for a task
-    return found
-
-
-def choose_features(predictors: Predictors, name: str | None) -> PhotoFeatures:
-    """The model of that name, or the first that gives features of photos: one for that alone, or a classifier.
-
-    Raises:
-        ApiError: 404, no such model, or it gives none.
-    """
-    able = [predictor for predictor in predictors.values() if isinstance(predictor, PhotoFeatures)]
-    if name is None and able:
-        return able[0]
-    found = predictors.get(name) if name is not None else None
-    if isinstance(found, PhotoFeatures):
-        return found
-    return choose(predictors, name, FeatureExtractor)  # there is none: it says what is wrong
-
-
-def find_model(predictors: Predictors, name: str | None, task: str) -> Predictor:
-    """As `choose`, for a task by its name."""
     if name is None:
         for predictor in predictors.values():
             if predictor.manifest.task == task:
@@ -162,6 +136,21 @@ def find_model(predictors: Predictors, name: str | None, task: str) -> Predictor
         message = f"the model {name!r} is for {found.manifest.task}, not for {task}; see /v1/models"
         raise ApiError(404, "no_model_for_task", message, field="model")
     return found
+
+
+def find_features(predictors: Predictors, name: str | None) -> Predictor:
+    """The model of that name, or the first that gives features of photos, else the first that gives some of videos.
+
+    Raises:
+        ApiError: 404, no such model, or it gives none.
+    """
+    able = [predictor for predictor in predictors.values() if isinstance(predictor, FeaturePredictor)]
+    if name is None and able:
+        return next((predictor for predictor in able if predictor.MEDIUM == "photo"), able[0])
+    found = None if name is None else predictors.get(name)
+    if isinstance(found, FeaturePredictor):
+        return found
+    return find_model(predictors, name, FeatureExtractor.TASK)  # there is none: it says what is wrong
 
 
 def list_models(predictors: Predictors) -> dict[str, Any]:

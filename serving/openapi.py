@@ -4,8 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from serving.errors import code_of_status
-from serving.guard import VIDEO_PATH
-from serving.parameters import MAX_STRIDE, MAX_TOP_K
+from serving.parameters import MAX_COMPONENTS, MAX_STRIDE, MAX_TOP_K
 from serving.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
 from serving.settings import Settings
 
@@ -47,6 +46,11 @@ _QUERY: Query = {
         "Which features, separated by commas: the four levels `e1` to `e4` (strides 4, 8, 16, 32) and `pooled`.",
     ),
     "dtype": ({"type": "string", "enum": ["f32", "f16"], "default": "f32"}, "Little-endian float type of the answer."),
+    "components": (
+        {"type": "integer", "minimum": 1, "maximum": MAX_COMPONENTS},
+        "The leading principal components over the cells of each map in place of its channels, the same map always "
+        "with the same signs; `e1.shares` and so on hold their shares of the map's variance.",
+    ),
 }
 _SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 _DETECT: Query = {
@@ -66,7 +70,7 @@ _SEGMENT: Query = {
     "subtask": ({"type": "string", "enum": ["semantic"], "default": "semantic"}, "As Hugging Face calls it."),
 }
 _VIEWS: Schema = {"type": "integer", "minimum": 1, "default": 1}
-_VIDEO: Query = {
+_CLIPS: Query = {
     "temporal_views": (_VIEWS, "Clips spread over the video, whose scores are averaged."),
     "spatial_views": (_VIEWS, "Crops along the longer side of the frames, whose scores are averaged."),
     "frame_sampling_rate": (
@@ -77,10 +81,14 @@ _VIDEO: Query = {
 }
 _COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
 _CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
-_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype")} | _COMMON
-_VIDEO |= {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
+_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype", "components")} | _COMMON | _CLIPS
+_VIDEO = _CLIPS | {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
 _DETECT |= _COMMON
 _SEGMENT |= _COMMON
+_CHOICE = (
+    "A model of photos takes images, a model of videos one video, with the parameters and limits of each; without "
+    "`model` the first model of photos, where there is none the first of videos."
+)
 
 
 def document(settings: Settings) -> Schema:
@@ -90,7 +98,7 @@ def document(settings: Settings) -> Schema:
         settings: limits that are stated, and whether a key is needed.
     """
     about = (
-        "Classification, detection, segmentation and multi-scale features with ConvMAE models; classes of videos.\n\n"
+        "Classes, objects, labels of pixels and multi-scale features with ConvMAE models, of photos and of videos.\n\n"
         f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
         f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
         "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
@@ -129,7 +137,7 @@ def _inference_paths() -> Schema:
                 (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
-        VIDEO_PATH: {
+        "/v1/classify-video": {
             "post": _operation(
                 "Classify a video",
                 "MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV. The answer has Hugging Face's shape: "
@@ -170,21 +178,22 @@ def _inference_paths() -> Schema:
         },
         "/v1/features": {
             "post": _operation(
-                "Multi-scale features of images",
-                f"The Accept header chooses the format: one of {', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
-                "Every array begins with the image axis, also for one image. `application/octet-stream` is the arrays "
+                "Multi-scale features of images or a video",
+                f"{_CHOICE} The Accept header chooses the format: one of "
+                f"{', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
+                "Every array begins with an axis of files, also for one. `application/octet-stream` is the arrays "
                 "one after the other, described by the header `X-Features`. JSON only while it is small; else 406.",
                 _FEATURES,
-                _body("image", _FEATURES),
+                _body("image", _FEATURES) | {"video/*": {"schema": {"type": "string", "format": "binary"}}},
                 features,
                 (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
             )
         },
         "/v1/embeddings": {
             "post": _operation(
-                "Pooled feature vectors of images",
-                "Request and answer have the shape of OpenAI's embeddings, with images where that has text.",
-                {name: _COMMON[name] for name in ("orientation", "strict")},
+                "Pooled feature vectors of images or a video",
+                f"{_CHOICE} Request and answer have the shape of OpenAI's embeddings, with files where that has text.",
+                {name: _COMMON[name] for name in ("orientation", "strict")} | _CLIPS,
                 {"application/json": {"schema": _reference("EmbeddingsRequest")}},
                 {"application/json": {"schema": _reference("Embeddings")}},
                 (400, 401, 403, 404, 408, 413, 421, 422, 429, 500, 503),
@@ -195,8 +204,8 @@ def _inference_paths() -> Schema:
 
 def _information_paths() -> Schema:
     def get(summary: str, media_type: str, schema: Schema, errors: tuple[int, ...] = ()) -> Schema:
-        answer = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
-        return {"get": {"tags": ["Information"], "summary": summary, "responses": answer | _errors(errors)}}
+        found = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
+        return {"get": {"tags": ["Information"], "summary": summary, "responses": found | _errors(errors)}}
 
     anything: Schema = {"type": "object"}
     model = get("Everything about one model", "application/json", _reference("Model"), (401, 404, 421, 429))
@@ -212,7 +221,7 @@ def _information_paths() -> Schema:
 
 
 def _operation(
-    summary: str, description: str, query: Query, body: Schema, answer: Schema, errors: tuple[int, ...]
+    summary: str, description: str, query: Query, body: Schema, response: Schema, errors: tuple[int, ...]
 ) -> Schema:
     return {
         "tags": ["Inference"],
@@ -223,7 +232,7 @@ def _operation(
             for name, (schema, text) in query.items()
         ],
         "requestBody": {"required": True, "content": body},
-        "responses": {"200": {"description": "OK", "content": answer}} | _errors(errors),
+        "responses": {"200": {"description": "OK", "content": response}} | _errors(errors),
     }
 
 

@@ -33,7 +33,7 @@ class PageFiles:
         paths = sorted(path for path in folder.iterdir() if path.suffix in ASSET_TYPES)
         self._files = {path.name: (ASSET_TYPES[path.suffix], path.read_bytes()) for path in paths}
 
-    def answer(self, name: str) -> Response:
+    def response(self, name: str) -> Response:
         """One of them, whole: a Range is ignored, as HTTP allows.
 
         Raises:

@@ -33,7 +33,7 @@ WHOLE_URL: Final = re.compile(
 )  # sent by clients of proxies
 
 
-class AnswerWriter(asyncio.Transport):
+class ResponseTransport(asyncio.Transport):
     """Sends an answer's head together with the first part of its body: one system call and one packet less.
 
     uvicorn writes the two one after the other, and uvloop sends each at once. What uvicorn's cycle of a request and its
@@ -86,7 +86,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._answer = AnswerWriter(transport)
+        self._response = ResponseTransport(transport)
         self._header_bytes = 0  # headers, trailers and chunk sizes since a message began or a part of its body came
         self._restarted = False  # whether either was in the read at hand
         self._in_headers = True  # of a message that has begun, or is yet to come
@@ -142,7 +142,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_headers = self._has_begun = False
         self._stop_header_timer()
         self._connections.busy(self)
-        self.cycle.transport = self._answer  # its task has not begun yet
+        self.cycle.transport = self._response  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
         self._restarted = True
@@ -157,7 +157,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stop_header_timer()
 
     def on_response_complete(self) -> None:
-        self._answer.end()
+        self._response.end()
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_writes()
@@ -211,13 +211,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _watch_client(self) -> None:
         """Starts a clock where the client has to go on: to end headers or a body, or to send the next request."""
-        answered = self.cycle is None or self.cycle.response_complete
+        responded = self.cycle is None or self.cycle.response_complete
         if self.transport.is_closing() or self._header_timer is not None:
             return
-        if self._has_begun or (answered and not self._in_headers):
+        if self._has_begun or (responded and not self._in_headers):
             # Most headers come in one read and need no timer.
             self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
-        elif answered and self.timeout_keep_alive_task is None:
+        elif responded and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -274,15 +274,15 @@ class LimitedProtocol(HttpToolsProtocol):
         """
         self._stop_header_timer()
         cycle = self.cycle
-        answered = cycle is None or cycle.response_complete
-        if self._in_headers and not answered:
+        responded = cycle is None or cycle.response_complete
+        if self._in_headers and not responded:
             self.transport.abort()  # the request before is still being answered, and its answer is not this one
             return
         if not self._in_headers:
-            if self.pipeline or (cycle.response_started and not answered):
+            if self.pipeline or (cycle.response_started and not responded):
                 self.transport.abort()
                 return
-            if answered:  # before its body had ended; a second answer would be taken for that of another request
+            if responded:  # before its body had ended; a second answer would be taken for that of another request
                 self.transport.close()
                 self._watch_writes()
                 return

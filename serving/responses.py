@@ -1,20 +1,24 @@
-"""Wire formats of the answers."""
+"""Wire formats of the responses."""
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.tasks.components import principal_components
+from convmae_deploy.tasks.detection import Detections
 from convmae_deploy.tasks.label_colours import class_areas
-from convmae_deploy.tasks.masks import encode_mask, mask_png
+from convmae_deploy.tasks.masks import encode_mask, label_png, mask_png
 from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.sliding_window import Segmentation
 from serving.errors import ApiError
+from serving.inference import Job
 
 SAFETENSORS: Final = "application/x-safetensors"
 NPZ: Final = "application/x-npz"
@@ -34,65 +38,144 @@ def to_json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def classification(predictions: Sequence[Sequence[Prediction]], batched: bool) -> list[Any]:
-    """Hugging Face's shape: `[{"label", "score"}]` for one image, a list of such lists for a list of images."""
-    rows = [[{"label": found.label, "score": float(found.score)} for found in row] for row in predictions]
-    return rows if batched else rows[0]
-
-
-def detections(
-    found: Sequence[Sequence[Detection]], masks: Literal["none", "rle", "png"], batched: bool, check: Callable[[], None]
-) -> list[Any]:
-    """Hugging Face's shape: `[{"label", "score", "box"}]` for one image, a list of such lists for a list of images.
+class Writer:
+    """Makes the body of a response from results: Hugging Face's shape, a list of lists where the files came as a list.
 
     Args:
-        found: the objects of each image.
-        masks: what `mask` holds besides: COCO's run lengths, or a PNG in base64; both of the upright photo's size.
-        batched: whether the request held a list.
-        check: called before each mask, as many of them take a while; raises when nobody waits any more.
+        job: what the request asks for; its headers are complete after `body`.
+
+    Raises:
+        ApiError: 406, nothing that the client accepts is on offer.
     """
 
-    def entry(item: Detection) -> dict[str, Any]:
-        left, top, right, bottom = (round(edge, 2) for edge in item.box)
+    media_type = JSON
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.parameters = job, job.parameters
+
+    def entry(self, result: Any) -> Any:
+        """What is kept of a result until all are there."""
+        return result
+
+    def body(self, entries: Sequence[Any]) -> bytes:
+        """The whole body."""
+        return to_json(entries if self.job.parsed.batched else entries[0])
+
+
+class ClassWriter(Writer):
+    """`[{"label", "score"}]` for each photo or video."""
+
+    def entry(self, result: Sequence[Prediction]) -> list[dict[str, Any]]:
+        return [{"label": found.label, "score": float(found.score)} for found in result]
+
+
+class ObjectWriter(Writer):
+    """`[{"label", "score", "box"}]` for each photo; on request with `mask`, of the upright photo's size.
+
+    The header X-Converged comes only where suppression did not end for a photo, and says for which it did.
+    """
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._converged: list[bool] = []
+
+    def entry(self, result: Detections) -> list[dict[str, Any]]:
+        self._converged.append(result.converged)
+        return [self._object(found) for found in result]
+
+    def body(self, entries: Sequence[Any]) -> bytes:
+        if not all(self._converged):
+            self.job.headers["X-Converged"] = ", ".join(str(int(flag)) for flag in self._converged)
+        return super().body(entries)
+
+    def _object(self, found: Detection) -> dict[str, Any]:
+        left, top, right, bottom = (round(edge, 2) for edge in found.box)
         box = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom}
-        content = {"label": item.label, "score": item.score, "box": box}
-        if masks != "none":
-            check()
-            content["mask"] = item.mask.run_lengths() if masks == "rle" else _base64(item.mask.png())
+        content = {"label": found.label, "score": found.score, "box": box}
+        if self.parameters.masks != "none":
+            self.job.ticket.check()
+            mask = found.mask
+            content["mask"] = mask.run_lengths() if self.parameters.masks == "rle" else _base64(mask.png())
         return content
 
-    rows = [[entry(item) for item in row] for row in found]
-    return rows if batched else rows[0]
+
+class SegmentWriter(Writer):
+    """`[{"label", "score", "mask"}]` for each photo, the largest segment first; or the labels of one as a PNG."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.media_type = choose_segment_type(job.accept, len(job.parsed.uploads))
+
+    def entry(self, result: Segmentation) -> bytes | list[dict[str, Any]]:
+        if self.media_type == PNG:
+            return label_png(result.labels)
+        classes, rows = self.job.predictor.manifest.classes, []
+        for index in class_areas(result.labels, len(classes)):
+            if result.scores[index] >= self.parameters.threshold:
+                self.job.ticket.check()
+                inside = result.labels == index
+                mask = encode_mask(inside) if self.parameters.masks == "rle" else _base64(mask_png(inside))
+                rows.append({"label": classes[index], "score": float(result.scores[index]), "mask": mask})
+        return rows
+
+    def body(self, entries: Sequence[Any]) -> bytes:
+        return entries[0] if self.media_type == PNG else super().body(entries)
 
 
-def segments(
-    found: Segmentation,
-    classes: Sequence[str],
-    threshold: float,
-    masks: Literal["png", "rle"],
-    check: Callable[[], None],
-) -> list[dict[str, Any]]:
-    """Hugging Face's shape: `[{"label", "score", "mask"}]`, the largest segment first.
+class FeatureWriter(Writer):
+    """Arrays of features in the format that the client accepts, (files, ...) also for one.
 
-    Args:
-        found: of one image.
-        classes: names of the labels.
-        threshold: segments with a lower score are left out.
-        masks: what `mask` holds: a PNG in base64, or COCO's run lengths; both of the upright photo's size.
-        check: as in `detections`.
+    Where components are asked for, a map has these in place of its channels, (files, components, ...), and beside it
+    comes `NAME.shares`, (files, components): their shares of the map's variance.
     """
-    rows = []
-    for index in class_areas(found.labels, len(classes)):
-        if found.scores[index] >= threshold:
-            check()
-            inside = found.labels == index
-            mask = encode_mask(inside) if masks == "rle" else _base64(mask_png(inside))
-            rows.append({"label": classes[index], "score": float(found.scores[index]), "mask": mask})
-    return rows
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        size = 4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.levels)
+        self.media_type = choose_feature_type(job.accept, size, job.max_json_bytes)
+
+    def entry(self, result: Features) -> Features:
+        entry: dict[str, NDArray[Any]] = {}
+        for name, values in result.items():
+            entry[name] = values
+            if self._is_reduced(name):
+                self.job.ticket.check()
+                entry[name], entry[f"{name}.shares"] = principal_components(values, self.parameters.components)
+        return entry
+
+    def body(self, entries: Sequence[Features]) -> bytes:
+        arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+        name = self.job.predictor.manifest.name
+        content, headers = encode_features(arrays, self.media_type, self.parameters.dtype, name)
+        self.job.headers |= headers
+        return content
+
+    def _is_reduced(self, name: str) -> bool:
+        return self.parameters.components is not None and self.job.predictor.manifest.outputs[name].stride is not None
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self.job.predictor.manifest.outputs[name].shape
+        return (self.parameters.components, *shape[1:]) if self._is_reduced(name) else shape
+
+
+class EmbeddingWriter(Writer):
+    """OpenAI's shape."""
+
+    def entry(self, result: Features) -> Any:
+        (vector,) = result.values()
+        if self.parameters.encoding_format == "float":
+            return vector.tolist()
+        return _base64(vector.astype("<f4").tobytes())
+
+    def body(self, entries: Sequence[Any]) -> bytes:
+        data = [{"object": "embedding", "index": index, "embedding": entry} for index, entry in enumerate(entries)]
+        # OpenAI's clients expect the token counts; there are no tokens here.
+        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        return to_json({"object": "list", "data": data, "model": self.job.predictor.manifest.name, "usage": usage})
 
 
 def choose_segment_type(accept: str, photos: int) -> str:
-    """The format of a segmentation: JSON, or for a single photo its labels as a PNG.
+    """The format of labels of pixels: JSON, or for a single photo its labels as a PNG.
 
     Raises:
         ApiError: 406, nothing that the client accepts is on offer.
@@ -102,28 +185,6 @@ def choose_segment_type(accept: str, photos: int) -> str:
         offer = f"one of {', '.join(SEGMENT_TYPES)}" if photos == 1 else f"{JSON}, as there are {photos} photos"
         raise ApiError(406, "not_acceptable", f"expected an Accept header that allows {offer}", field="Accept")
     return chosen
-
-
-def embeddings(vectors: NDArray[Any], model: str, encoding: Literal["float", "base64"]) -> dict[str, Any]:
-    """OpenAI's shape.
-
-    Args:
-        vectors: (B, C) float32.
-        model: the model's name.
-        encoding: `base64` writes each vector as little-endian float32 in base64.
-    """
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": vector.tolist()
-            if encoding == "float"
-            else base64.b64encode(vector.astype("<f4").tobytes()).decode(),
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    # OpenAI's clients expect the token counts; there are no tokens here.
-    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
 
 
 def choose_feature_type(accept: str, json_bytes: int, max_json_bytes: int) -> str:

@@ -1,6 +1,6 @@
 """The server's settings, read from environment variables that start with `CONVMAE_`.
 
-`python -m serving.settings` prints them as the table in the README.
+`python -m serving.settings` prints them as the table of serving/README.md.
 """
 
 import re

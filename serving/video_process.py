@@ -22,7 +22,7 @@ from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, corrupt
 from convmae_deploy.media.video_limits import VideoLimits, too_slow
 from convmae_deploy.tasks.clips import ClipViews
-from serving.inference import Array
+from serving.batching import Rows
 from serving.memory import Waiter
 from serving.video_worker import LENGTH, READY, receive, receive_exactly, receive_into, send
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("convmae_serving")
 WORKER: Final = "serving.video_worker"
 START_SECONDS: Final = 60.0
 GRACE_SECONDS: Final = 1.0  # beyond its time, for a sentence of its own instead of the kernel's end
-MAX_ANSWER_BYTES: Final = 1 << 16
+MAX_REPLY_BYTES: Final = 1 << 16
 # One thread each: a library that makes its own would have them in the process that is copied.
 ONE_THREAD: Final = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -40,7 +40,7 @@ ONE_THREAD: Final = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THR
 class DecodedVideo:
     """A video's clips and what its file says."""
 
-    clips: Array  # (V, 3, T, H, W)
+    clips: Rows  # (V, 3, T, H, W)
     frames: int
     seconds: float
 
@@ -101,18 +101,18 @@ class VideoProcesses:
             try:
                 send(connection, json.dumps(request).encode())
                 send(connection, data)
-                answer = json.loads(receive(connection, MAX_ANSWER_BYTES))
+                reply = json.loads(receive(connection, MAX_REPLY_BYTES))
                 clips = np.empty(shape, dtype=np.float32)
-                if "frames" in answer:
+                if "frames" in reply:
                     _receive_array(connection, clips)
             except (EOFError, OSError):
                 job.check()
                 raise _ended(late=time.monotonic() > ending, seconds=limits.decoding_seconds) from None
-        if "code" in answer:
-            raise VideoError(answer["code"], answer["message"])
-        if "frames" not in answer:
-            raise RuntimeError(f"a process that was to decode a video failed: {answer['failure']}")
-        return DecodedVideo(clips=clips, frames=answer["frames"], seconds=answer["seconds"])
+        if "code" in reply:
+            raise VideoError(reply["code"], reply["message"])
+        if "frames" not in reply:
+            raise RuntimeError(f"a process that was to decode a video failed: {reply['failure']}")
+        return DecodedVideo(clips=clips, frames=reply["frames"], seconds=reply["seconds"])
 
     def close(self) -> None:
         """Ends the process that copies itself; those that decode end with their videos."""
@@ -180,7 +180,7 @@ def _start(worker: str) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     return ours, process
 
 
-def _receive_array(connection: socket.socket, array: Array) -> None:
+def _receive_array(connection: socket.socket, array: Rows) -> None:
     """Fills an array with the content of one message.
 
     Raises:

@@ -83,21 +83,21 @@ def decode(connection: socket.socket) -> None:
     try:
         data = bytes(receive(connection, request["limits"]["max_bytes"]))
         _end_with(connection, request["seconds"])
-        answer, clips = _answer(request, data)
+        reply, clips = _decoded(request, data)
     except MemoryError:
-        answer, clips = _too_large(request["memory"]), None
+        reply, clips = _too_large(request["memory"]), None
     except EOFError:
         raise
     except Exception:
         traceback.print_exc()  # into the server's log
-        answer, clips = {"failure": "see the lines above in the log"}, None
+        reply, clips = {"failure": "see the lines above in the log"}, None
     _go_on_without(connection)
-    send(connection, json.dumps(answer).encode())
+    send(connection, json.dumps(reply).encode())
     if clips is not None:
         send(connection, clips.data.cast("B"))
 
 
-def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.ndarray[Any, Any] | None"]:
+def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.ndarray[Any, Any] | None"]:
     sampling = ClipPreprocessing.model_validate(request["sampling"])
     limits, views = VideoLimits(**request["limits"]), ClipViews(**request["views"])
     try:

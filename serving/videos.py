@@ -1,27 +1,24 @@
-"""A video's work in its thread: from the file to its classes, held to limits and to the request's time all the way."""
+"""A video in its request's thread: from the file to clips, held to limits and to the request's time all the way."""
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Final
-
-import numpy as np
 
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, VideoErrorCode
 from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.tasks.base import Prepared
 from convmae_deploy.tasks.clips import ClipViews
-from convmae_deploy.tasks.postprocess import Prediction
-from convmae_deploy.tasks.video import VideoClassifier
+from convmae_deploy.tasks.video import VideoFeatures, views_of
 from serving.errors import ApiError
-from serving.inference import Array, Health, Timings, on_device, run_model
+from serving.inference import Job
 from serving.memory import DecodingMemory
-from serving.parameters import VideoParameters
 from serving.pool import Ticket
-from serving.requests import Upload
 from serving.settings import Settings
-from serving.video_process import video_processes
+from serving.uploads import Upload
+from serving.video_process import DecodedVideo, video_processes
 
 STATUS_OF_VIDEO_ERROR: Final[Mapping[VideoErrorCode, int]] = {
     "empty_body": 400,
@@ -48,7 +45,6 @@ class VideoRequestLimits:
     """Limits on the video of one request."""
 
     video: VideoLimits
-    max_views: int
     decoding_bytes: int  # that decoding it may take
     memory: DecodingMemory
 
@@ -64,81 +60,23 @@ def video_limits(settings: Settings, memory: DecodingMemory) -> VideoRequestLimi
         decoding_seconds=settings.video_decoding_seconds,
     )
     decoding_bytes = min(settings.max_video_decoding_bytes, memory.most)
-    return VideoRequestLimits(video, settings.max_video_views, decoding_bytes, memory)
+    return VideoRequestLimits(video, decoding_bytes, memory)
 
 
-def classify_video(
-    predictor: VideoClassifier,
-    upload: Upload,
-    parameters: VideoParameters,
-    limits: VideoRequestLimits,
-    health: Health,
-    ticket: Ticket,
-    timings: Timings,
-    deadline: float,
-) -> tuple[list[Prediction], dict[str, str]]:
-    """A video file to predictions: the whole work of a request, without HTTP.
-
-    Args:
-        predictor: the model.
-        upload: the file.
-        parameters: of the request.
-        limits: on the video and its views.
-        health: of the model.
-        ticket: of the job.
-        timings: where the time spent is noted.
-        deadline: of the request, by `time.monotonic`.
-
-    Returns:
-        Predictions, best first, and the headers that say what was found in the file.
+def prepare_videos(job: Job, limits: VideoRequestLimits) -> Generator[Prepared]:
+    """Decodes each video; the job's headers say how many frames and seconds it has.
 
     Raises:
-        ApiError: the video cannot be used, or the model does not do what the parameters ask for.
+        ApiError: the video cannot be used; the code says why.
+        ClientGone: nobody waits for it.
     """
-    sampling = choose_sampling(predictor.sampling, parameters)
-    views = choose_views(parameters, limits.max_views)
-    with timings.phase("decode"):
-        clips, headers = decode_video(upload, sampling, views, limits, ticket, deadline)
-    # One clip is work enough for a CPU, and between two of them the work can end; on a device it can end in the queue.
-    limits_of_batch, rows = predictor.manifest.input, []
-    size = limits_of_batch.max_batch if on_device(predictor) else limits_of_batch.min_batch
-    with timings.phase("inference"):
-        for start in range(0, len(clips), size):
-            ticket.check()
-            rows.append(run_model(predictor, clips[start : start + size], ["logits"], health)["logits"])
-        logits = np.concatenate(rows)
-        predictions = predictor.rank(logits, top_k=parameters.top_k, function=parameters.function_to_apply)
-    return predictions, headers
-
-
-def choose_sampling(sampling: ClipPreprocessing, parameters: VideoParameters) -> ClipPreprocessing:
-    """The model's sampling, with the distance of frames that the request asks for.
-
-    Raises:
-        ApiError: 422, a clip of the model has another number of frames.
-    """
-    if parameters.num_frames not in (None, sampling.frames):
-        message = f"num_frames: a clip of this model has {sampling.frames} frames, got {parameters.num_frames}"
-        raise ApiError(422, "invalid_parameter", f"{message}; leave it out", field="num_frames")
-    if parameters.frame_sampling_rate is None:
-        return sampling
-    return sampling.model_copy(update={"stride": parameters.frame_sampling_rate})
-
-
-def choose_views(parameters: VideoParameters, max_views: int) -> ClipViews:
-    """How often the video is looked at.
-
-    Raises:
-        ApiError: 422, more often than allowed.
-    """
-    views = ClipViews(temporal=parameters.temporal_views, spatial=parameters.spatial_views)
-    if views.total > max_views:
-        message = (
-            f"temporal_views x spatial_views: expected at most {max_views} views in all, got {views.temporal} x "
-            f"{views.spatial}; ask for fewer"
-        )
-        raise ApiError(422, "too_many_views", message, field="temporal_views")
-    return views
+    assert isinstance(job.predictor, VideoFeatures)  # the route's medium says so
+    sampling, views = job.predictor.sampling_of(job.options), views_of(job.options)
+    for upload in job.parsed.uploads:
+        with job.timings.phase("decode"):
+            decoded = decode_video(upload, sampling, views, limits, job.ticket, job.deadline, job.stills)
+        job.headers |= {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
+        yield Prepared(rows=decoded.clips, size=sampling.crop)
 
 
 def decode_video(
@@ -148,8 +86,9 @@ def decode_video(
     limits: VideoRequestLimits,
     ticket: Ticket,
     deadline: float,
-) -> tuple[Array, dict[str, str]]:
-    """The clips (V, 3, T, H, W) of a video, and how many frames and seconds it has, as headers.
+    stills: str | None = None,
+) -> DecodedVideo:
+    """The clips of a video.
 
     It ends at once when nobody waits for it any more.
 
@@ -162,13 +101,11 @@ def decode_video(
         left = max(0.0, deadline - time.monotonic()) + GRACE_SECONDS
         video = dataclasses.replace(limits.video, decoding_seconds=min(limits.video.decoding_seconds, left))
         try:
-            decoded = video_processes().decode(
+            return video_processes().decode(
                 upload.data, sampling, views, video, memory=limits.decoding_bytes, job=ticket
             )
         except VideoError as error:
             message = str(error)
-            if error.code == "still_image":
-                message += ", or send this picture to /v1/classify"
+            if error.code == "still_image" and stills is not None:
+                message += f", or send this picture to {stills}"
             raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None
-    headers = {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
-    return decoded.clips, headers

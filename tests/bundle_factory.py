@@ -68,10 +68,18 @@ def make_bundle(
 
 def make_feature_bundle(directory: Path, **facts: Any) -> Path:
     """A bundle of photos without a head: `make_bundle`'s graph, of which only the features are listed."""
-    make_bundle(directory, **facts)
+    return _without_head(make_bundle(directory, **facts), "features")
+
+
+def make_video_feature_bundle(directory: Path, **facts: Any) -> Path:
+    """A bundle of videos without a head: `make_video_bundle`'s graph, of which only the features are listed."""
+    return _without_head(make_video_bundle(directory, **facts), "video-features")
+
+
+def _without_head(directory: Path, task: str) -> Path:
     manifest = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
     del manifest["outputs"]["logits"]
-    write_manifest(directory, manifest | {"task": "features", "classes": []})
+    write_manifest(directory, manifest | {"task": task, "classes": []})
     return directory
 
 

@@ -35,7 +35,10 @@ def test_what_a_model_gives_is_its_task_s(tmp_path: Path) -> None:
     ("options", "sentence"),
     [
         ({"top_k": 0}, "top_k must be at least 1; got 0"),
-        ({"threshold": 0.5}, "threshold says nothing to a classification model, which takes top_k; leave it out"),
+        (
+            {"threshold": 0.5},
+            "threshold says nothing to a classification model, which takes top_k, function_to_apply, levels",
+        ),
         ({"topk": 3}, "expected options among top_k"),
     ],
 )

@@ -35,12 +35,13 @@ def test_text_is_shown_as_it_is_and_drives_nothing(text: str, shown: str) -> Non
     assert shown in printed(table) and "\x1b" not in printed(table)
 
 
-def test_lines_stay_lines_and_styles_stay_styles() -> None:
+def test_lines_stay_lines_and_styles_stay_styles(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed("one\ntwo") == "one\ntwo\n"
     file = io.StringIO()
-    terminal = Terminal(file=file, width=80)
-    terminal._force_terminal = True
-    terminal.print("text", style="bold")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    Terminal(file=file, width=80).print("text", style="bold")
     assert file.getvalue().rstrip("\n") == "\x1b[1mtext\x1b[0m"
 
 

@@ -1,15 +1,57 @@
-"""Training programs made to stop or to fail at a chosen update."""
+"""Training programs made to stop or to fail at a chosen update, and what their runs have written."""
 
+import json
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.engine.interruption import Interruption
 from convmae_deploy.engine.training_loop import TrainingLoop, Update
 from convmae_deploy.engine.training_run import TrainingRun
+
+
+class Start(Protocol):
+    """Starts or resumes a program in a run folder, all else being the same; gives the exit status."""
+
+    def __call__(self, out: Path, *, resume: bool = False) -> int: ...
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without the times and the memory, which no run repeats."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "peak_memory_gb")} for line in lines
+    ]
+
+
+def flags_of(main: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The flags that a program's --help lists; `sys.argv` must ask for it."""
+    with pytest.raises(SystemExit):
+        main()
+    return set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out)) - {"--help"}
+
+
+def check_resuming(start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
+    """A run that is stopped after so many updates and resumed is to the last bit one that was not."""
+    whole, parts = folder / "whole", folder / "parts"
+    assert start(whole) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, updates)
+        assert start(parts) == 128 + signal.SIGTERM
+    assert start(parts, resume=True) == 0
+    assert lines_of(parts) == lines_of(whole)
+    for checkpoint in (path.name for path in whole.iterdir() if (path / "model.safetensors").exists()):
+        expected, found = (load_file(run / checkpoint / "model.safetensors") for run in (whole, parts))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int) -> None:

@@ -12,7 +12,9 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -21,6 +23,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
 from convmae_deploy.models.convmae import MODELS, build_convmae
@@ -32,30 +35,15 @@ MAY_CHANGE = ("data", "out", "resume", "workers")  # on --resume
 BASELINE = "ConvMAE"
 SCRATCH = "no pretraining"
 
-
-def _unchanged(config: pretrain.PretrainConfig) -> pretrain.PretrainConfig:
-    return config
+Stage = TypeVar("Stage", bound=TrainingConfig)
 
 
-def _without_masked_convolution(config: pretrain.PretrainConfig) -> pretrain.PretrainConfig:
-    return replace(config, model=replace(config.model, masked_convolution=False))
-
-
-def _with_token_masks(config: pretrain.PretrainConfig) -> pretrain.PretrainConfig:
-    return replace(config, model=replace(config.model, masking="token"))
-
-
-def _without_multi_scale(config: pretrain.PretrainConfig) -> pretrain.PretrainConfig:
-    return replace(config, model=replace(config.model, multi_scale=False))
-
-
-# name -> what it changes of the pretraining; None: there is none
-ARMS: dict[str, Callable[[pretrain.PretrainConfig], pretrain.PretrainConfig] | None] = {
+ARMS: dict[str, dict[str, Any] | None] = {  # name -> what it changes of the pretraining model; None: no pretraining
     SCRATCH: None,
-    BASELINE: _unchanged,
-    "no masked convolution": _without_masked_convolution,
-    "token masks": _with_token_masks,
-    "no multi-scale decoder": _without_multi_scale,
+    BASELINE: {},
+    "no masked convolution": {"masked_convolution": False},
+    "token masks": {"masking": "token"},
+    "no multi-scale decoder": {"multi_scale": False},
 }
 
 
@@ -139,16 +127,11 @@ def link_photos(data: Path, out: Path, train_photos: int) -> None:
 def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result | int:
     """Pretrains, finetunes and probes; the exit status instead of a result when stopped by a signal."""
     folder = config.out / f"{arm.replace(' ', '-').lower()}-seed{seed}"
-    change = ARMS[arm]
-    stages: dict[str, Callable[[], int]] = {}
-    if change is None:
+    if ARMS[arm] is None:
         random_encoder(config, seed, folder / "pretrain")
-    else:
-        stages["pretrain"] = pretraining(config, seed, folder, photos, change)
-    stages["finetune"] = finetuning(config, seed, folder, photos)
-    stages["probe"] = probing(config, seed, folder, photos)
-    for start in stages.values():  # a stage that is finished ends at once
-        status = start()
+    stages = stages_of(config, ARMS[arm], seed, folder, photos)
+    for run in stages.values():  # a stage that is finished ends at once
+        status = run()
         if status:
             return status
     lines = {name: RunFolder(folder / name).metrics() for name in stages}
@@ -162,6 +145,26 @@ def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result
     )
 
 
+def stages_of(
+    config: AblationConfig, change: dict[str, Any] | None, seed: int, folder: Path, photos: Path
+) -> dict[str, Callable[[], int]]:
+    """The programs of an arm by the name of their run's folder, each to be called; without a change two of them."""
+    begun = folder / "pretrain"
+    stages: dict[str, Callable[[], int]] = {}
+    if change is not None:
+        plain = pretrain.nano()
+        plain = replace(plain, data=str(photos), model=replace(plain.model, **change))
+        plain = staged(plain, config, config.pretrain_epochs, seed, begun)
+        stages["pretrain"] = partial(pretrain.pretrain, replace(plain, picture_epochs=config.pretrain_epochs))
+    tuned = replace(finetune.nano(), data=photos, init=begun, train_size=config.image_size)
+    tuned = staged(tuned, config, config.finetune_epochs, seed, folder / "finetune")
+    stages["finetune"] = partial(finetune.finetune, replace(tuned, validation_epochs=config.finetune_epochs))
+    probed = replace(linprobe.nano(), data=photos, init=begun)
+    probed = staged(probed, config, config.probe_epochs, seed, folder / "probe")
+    stages["probe"] = partial(linprobe.probe, replace(probed, validation_epochs=config.probe_epochs))
+    return stages
+
+
 def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
     """A checkpoint of an encoder with fresh weights, for the arm without pretraining to start from."""
     if out.exists():
@@ -172,58 +175,14 @@ def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
     save_checkpoint(out, build_convmae(architecture).state_dict(), record)
 
 
-def pretraining(
-    config: AblationConfig,
-    seed: int,
-    folder: Path,
-    photos: Path,
-    change: Callable[[pretrain.PretrainConfig], pretrain.PretrainConfig],
-) -> Callable[[], int]:
-    """The arm's pretraining, to be called."""
-    plain = pretrain.nano()
-    out = folder / "pretrain"
-    changed = replace(
-        change(plain),
-        data=str(photos),
-        image_size=config.image_size,
-        picture_epochs=config.pretrain_epochs,
-        optimisation=replace(plain.optimisation, epochs=config.pretrain_epochs),
-        run=replace(plain.run, out=out, seed=seed, workers=config.workers, resume=(out / "run.json").exists()),
-    )
-    return lambda: pretrain.pretrain(changed)
-
-
-def finetuning(config: AblationConfig, seed: int, folder: Path, photos: Path) -> Callable[[], int]:
-    """The arm's finetuning, to be called."""
-    plain = finetune.nano()
-    out = folder / "finetune"
-    changed = replace(
+def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Path) -> Stage:
+    """A preset as it is run here; one that was begun is resumed."""
+    return replace(
         plain,
-        data=photos,
-        init=folder / "pretrain",
         image_size=config.image_size,
-        train_size=config.image_size,
-        validation_epochs=config.finetune_epochs,
-        optimisation=replace(plain.optimisation, epochs=config.finetune_epochs),
+        optimisation=replace(plain.optimisation, epochs=epochs),
         run=replace(plain.run, out=out, seed=seed, workers=config.workers, resume=(out / "run.json").exists()),
     )
-    return lambda: finetune.finetune(changed)
-
-
-def probing(config: AblationConfig, seed: int, folder: Path, photos: Path) -> Callable[[], int]:
-    """The arm's linear probe, to be called."""
-    plain = linprobe.nano()
-    out = folder / "probe"
-    changed = replace(
-        plain,
-        data=photos,
-        init=folder / "pretrain",
-        image_size=config.image_size,
-        validation_epochs=config.probe_epochs,
-        optimisation=replace(plain.optimisation, epochs=config.probe_epochs),
-        run=replace(plain.run, out=out, seed=seed, workers=config.workers, resume=(out / "run.json").exists()),
-    )
-    return lambda: linprobe.probe(changed)
 
 
 def write_results(config: AblationConfig, results: list[Result]) -> None:

@@ -12,7 +12,7 @@ ours for a CPU: training/README.md has their figures.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -25,62 +25,42 @@ from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
-from convmae_deploy.data.determinism import seed_step
-from convmae_deploy.data.sources import FolderSource
-from convmae_deploy.engine.detection_evaluation import evaluate_detector
-from convmae_deploy.engine.detection_pictures import detection_picture
-from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
+from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
+from convmae_deploy.engine.detection import detection_picture, evaluate_detector
+from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
+from convmae_deploy.engine.pictures import first_photos
+from convmae_deploy.engine.recipe import Recipe
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import (
-    RunConfig,
-    TrainingRun,
-    refuse_sharding,
-    start_from,
-    synchronised,
-    training_sampler,
-)
+from convmae_deploy.engine.training_setup import Setup, synchronised
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
 
-PICTURE_PHOTOS = 6
 PER_256 = 256 / 32  # from the learning rate of the paper's 32 photos to the one of 256 that --base-lr gives
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig:
+class DetectConfig(DenseTrainingConfig):
     """One training of a detector."""
 
     detector: Literal["nano_fpn", "tiny_fpn", "base_fpn", "base_fpn_shifted", "base_simple"]  # of models.detector
     data: Path = tyro.MISSING  # folder of photos and annotations
-    init: Path | None = None  # trained encoder: ours (folder) or the authors' (.pth); None: from scratch
     image_size: tuple[int, int] | None = None  # (height, width) of the input in pixels; None: the detector's
     drop_path: float = 0.1  # stochastic depth of the last block
     layer_decay: float | None = None  # factor of the learning rate from one layer to the one below it; None: none
     freeze_positions: bool = False  # leave the position embedding as it is initialised
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     licences: tuple[int, ...] = ()  # ids, in the annotations, of the licences of photos to train on; none: all
     train_images: int | None = None  # train on so many photos with objects, those with the lowest ids; None: all
     empty_photos: bool = False  # train on photos without objects too, which detectron2 leaves out
     validate_on: Literal["val", "train"] = "val"  # train: the photos trained on, to see whether they can be learnt
-    validation_epochs: int = 1  # a validation every so many epochs, and after the last
-    picture_epochs: int = 1  # a picture of validation photos every so many epochs; 0: never
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
-    optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
     augmentation: DetectionAugmentationConfig = field(default_factory=DetectionAugmentationConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_image_size(self.image_size)
-        check_validation_epochs(self.validation_epochs)
-        if self.picture_epochs < 0 or (self.train_images is not None and self.train_images < 1):
-            raise ConvMAEError(
-                "picture_epochs must be at least 0 and train_images at least 1; "
-                f"got {self.picture_epochs} and {self.train_images}"
-            )
+        super().__post_init__()
+        check_at_least(1, train_images=self.train_images)
 
 
 def base_25() -> DetectConfig:
@@ -96,7 +76,6 @@ def base_25() -> DetectConfig:
             batch_size=32,
             micro_batch_size=4,
             base_lr=8e-5 * PER_256,
-            min_lr=0.0,
             warmup_steps=461,
             warmup_factor=1e-3,
             weight_decay=0.1,
@@ -124,7 +103,6 @@ def vitdet_base() -> DetectConfig:
             batch_size=16,
             micro_batch_size=2,
             base_lr=1e-4 * 2 * PER_256,
-            min_lr=0.0,
             schedule="steps",
             warmup_steps=250,
             warmup_factor=1e-3,
@@ -142,16 +120,7 @@ def nano() -> DetectConfig:
         layer_decay=0.9,
         validation_epochs=10,
         picture_epochs=10,
-        optimisation=DenseOptimisationConfig(
-            epochs=60,
-            batch_size=8,
-            micro_batch_size=8,
-            base_lr=6.4e-2,  # 2e-3 for 8 photos
-            min_lr=0.0,
-            warmup_steps=100,
-            weight_decay=0.1,
-            clip_grad=1.0,
-        ),
+        optimisation=replace(NANO_OPTIMISATION, epochs=60, weight_decay=0.1),
         augmentation=DetectionAugmentationConfig(scale=(0.5, 2.0)),
     )
 
@@ -196,12 +165,7 @@ def detect(config: DetectConfig) -> int:
     Raises:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
-    train, val = read_splits(config)
-    loop = prepare(config, train, val)
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"best validation mask AP {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
-    return status
+    return prepare(config).fit()
 
 
 def read_splits(config: DetectConfig) -> tuple[CocoSplit, CocoSplit]:
@@ -233,52 +197,29 @@ def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:
     }
 
 
-def prepare(config: DetectConfig, train: CocoSplit, val: CocoSplit) -> TrainingLoop:
+def prepare(config: DetectConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
-    accelerator = config.run.accelerator()
-    refuse_sharding(accelerator)
-    console = config.run.console(accelerator)
-    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
-    seed_step(config.run.seed, 0)
+    train, val = read_splits(config)
+    setup = Setup.of(config)
     record, preprocessing = initial_record(config, train.classes, train.category_ids)
-    model = initial_model(config, record, console)
+    augmentation = DetectionAugmentation(config.augmentation, preprocessing)
+    source = setup.source(AugmentedDetections(train, augmentation, config.run.seed), collate_detections)
+    model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
-    run = TrainingRun.begin(
-        config,
-        run=config.run,
-        accelerator=accelerator,
-        record=record,
-        model=synchronised(model, accelerator),
-        optimizer=optimizer,
-        micro_batches=sampler.micro_batches_per_step,
-        facts=data_facts(train, val),
-    )
-    source = FolderSource(
-        AugmentedDetections(train, DetectionAugmentation(config.augmentation, preprocessing), config.run.seed),
-        sampler,
-        workers=config.run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        collate=collate_detections,
-    )
-    log = EpochLog(
-        run=run,
-        console=console,
-        data=config.data.name,
-        epochs=config.optimisation.epochs,
+    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, data_facts(train, val))
+    return setup.loop(
+        source,
+        DetectRecipe(config=config, run=run, validation=EvaluationDetections(val, preprocessing)),
         validate_on=config.validate_on,
         validation_epochs=config.validation_epochs,
         picture_epochs=config.picture_epochs,
-        best_by="val_mask_ap",
-        best_by_label="validation mask AP (%)",
     )
-    recipe = DetectRecipe(config=config, run=run, validation=EvaluationDetections(val, preprocessing), log=log)
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
 
 
 def initial_record(
     config: DetectConfig, classes: tuple[str, ...], category_ids: tuple[int, ...] = ()
 ) -> tuple[CheckpointRecord, Letterbox]:
-    """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
+    """What checkpoints say of themselves before any result, and of it how a photo fills the input."""
     architecture, detector = DETECTORS[config.detector]()
     architecture = for_input(architecture, config.image_size)
     preprocessing = Letterbox(size=architecture.input_size)
@@ -310,21 +251,18 @@ def initial_model(config: DetectConfig, record: CheckpointRecord, console: Conso
     model = build_detector(
         record.model, record.detector, num_classes=len(record.classes), drop_path_rate=config.drop_path
     )
-    if config.init is not None:
-        start_from(model.encoder, config.init, record.model, console)
     model.encoder.pos_embed.requires_grad_(not config.freeze_positions)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, record.model, console)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetectRecipe:
-    """The loss of a detector, and what follows each epoch."""
+@dataclass(kw_only=True)
+class DetectRecipe(Recipe):
+    """The loss of a detector, what it scores, and a picture of what it finds."""
 
     config: DetectConfig
-    run: TrainingRun
     validation: EvaluationDetections
-    log: EpochLog
+    best_by: ClassVar = "mask_ap"
+    best_label: ClassVar = "mask AP"
 
     def loss(self, images: Tensor, targets: list[Target]) -> Tensor:
         """The sum of the five losses; the last micro-batch of an update tells TensorBoard each of them."""
@@ -335,35 +273,21 @@ class DetectRecipe:
             run.folder.log_update(run.progress.step + 1, **dict(zip(losses, values, strict=True)))
         return sum(losses.values(), start=images.new_zeros(()))
 
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws and saves."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate, draw=self.draw)
-
     def validate(self) -> Validation:
         """What the detector scores on the validation photos."""
-        run = self.run
-        result = evaluate_detector(
-            run.accelerator.unwrap_model(run.model),
-            self.validation,
-            run.accelerator,
-            batch_size=self.config.optimisation.micro_batch_size,
-            workers=self.config.run.workers,
-        )
-        return result.validation()
+        at_once, workers = self.config.optimisation.micro_batch_size, self.config.run.workers
+        model, accelerator = self.run.bare_model, self.run.accelerator
+        return evaluate_detector(model, self.validation, accelerator, batch_size=at_once, workers=workers)
 
     def draw(self) -> Image.Image | None:
-        """The first validation photos."""
-        run, photos = self.run, self.validation
-        model = run.accelerator.unwrap_model(run.model)
-        return detection_picture(model, photos, range(min(PICTURE_PHOTOS, len(photos))), run.accelerator)
+        """What is annotated and what is found in the first validation photos."""
+        drawn = first_photos(self.validation)
+        return detection_picture(self.run.bare_model, self.validation, drawn, self.run.accelerator)
 
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.detect"
-    )
-    return detect(config)
+    return detect(chosen_preset(PRESETS, "detect"))
 
 
 if __name__ == "__main__":

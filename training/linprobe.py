@@ -30,38 +30,34 @@ from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
-from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
+from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
-from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.data.sources import FolderSource
 from convmae_deploy.engine.classification import (
-    classification_log,
+    Accuracy,
+    ClassifierConfig,
+    ClassifierRecipe,
     initial_record,
+    paper_presets,
     read_splits,
     split_facts,
-    told_accuracy,
 )
-from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
-from convmae_deploy.engine.evaluation import evaluate
+from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun, refuse_sharding, start_from, training_sampler
+from convmae_deploy.engine.training_setup import Setup, start_from
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
-from convmae_deploy.models.convmae import Variant, check_image_size
 from convmae_deploy.program import run_program
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinprobeConfig:
+class LinprobeConfig(ClassifierConfig):
     """One linear probe."""
 
-    variant: Variant  # of the model
-    data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     init: Path = tyro.MISSING  # pretrained checkpoint: ours (folder) or the authors' (.pth)
-    image_size: tuple[int, int] | None = None  # (height, width) of training, validation and use; None: the variant's
     # avg: mean of all tokens; token: the top-left one under the pretraining norm, which the authors' code probes unless
     # told otherwise and which scores lower; only to repeat results that were got so
     global_pool: GlobalPool = "avg"
@@ -69,17 +65,11 @@ class LinprobeConfig:
     head_init_std: float = 0.01  # of the new head's weights
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
-    validation_epochs: int = 1  # a validation every so many epochs, and after the last
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
     optimisation: LarsConfig = field(default_factory=LarsConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        check_validation_epochs(self.validation_epochs)
-        if self.cached_views < 0:
-            raise ConvMAEError(f"cached_views must be at least 0; got {self.cached_views}")
-        if self.image_size is not None:
-            check_image_size(self.image_size)
+        super().__post_init__()
+        check_at_least(0, cached_views=self.cached_views)
         if self.optimisation.micro_batch_size < 2:
             raise ConvMAEError("micro_batch_size must be at least 2: BatchNorm compares photos; got 1")
 
@@ -107,13 +97,7 @@ def nano() -> LinprobeConfig:
 PRESETS = {
     "nano": ("Ours: for a CPU, on cached features.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
-    "small": ("ConvMAE-S with the paper's recipe.", replace(base(), variant="small")),
-    "base": ("ConvMAE-B, the paper's recipe.", base()),
-    "base_kernel7": ("ConvMAE-B with 7x7 convolutions, the paper's recipe.", replace(base(), variant="base_kernel7")),
-    "base_kernel9": ("ConvMAE-B with 9x9 convolutions, the paper's recipe.", replace(base(), variant="base_kernel9")),
-    "base_plus": ("ConvMAE-B* with the paper's recipe.", replace(base(), variant="base_plus")),
-    "large": ("ConvMAE-L with the paper's recipe.", replace(base(), variant="large")),
-    "huge": ("ConvMAE-H with the paper's recipe.", replace(base(), variant="huge")),
+    **paper_presets(base()),
 }
 
 
@@ -123,55 +107,31 @@ def probe(config: LinprobeConfig) -> int:
     Raises:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
-    loop = prepare(config, *read_splits(config.data))
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
-    return status
+    return prepare(config).fit()
 
 
-def prepare(config: LinprobeConfig, train: PhotoFolder, val: PhotoFolder) -> TrainingLoop:
+def prepare(config: LinprobeConfig) -> TrainingLoop:
     """Everything a run needs, before its first update; where views are cached that includes computing them."""
-    accelerator = config.run.accelerator()
-    refuse_sharding(accelerator)
-    console = config.run.console(accelerator)
-    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
+    train, val = read_splits(config.data)
+    setup = Setup.of(config)
     record = initial_record(
         config.variant, train.classes, config.image_size, licence=config.licence, global_pool=config.global_pool
     )
-    classifier = frozen_classifier(config, record, console).to(accelerator.device)
-    frozen = frozen_digest(classifier)
+    assert isinstance(record.preprocessing, Preprocessing)
+    classifier = frozen_classifier(config, record, setup.console).to(setup.accelerator.device)
+    facts = split_facts(train, val)
+    facts["encoder"] = frozen_digest(classifier)  # it is not in `last`: resuming must find the same one
     seed_step(config.run.seed, 0)
     probe = LinearProbe(classifier.num_features, len(train.classes), config.head_init_std)
-    run = TrainingRun.begin(
-        config,
-        run=config.run,
-        accelerator=accelerator,
-        record=record,
-        model=probe,
-        optimizer=build_lars(probe, config.optimisation),
-        micro_batches=sampler.micro_batches_per_step,
-        facts=split_facts(train, val) | {"encoder": frozen},  # it is not in `last`: resuming must find the same one
-    )
-    log = classification_log(
-        run,
-        console,
-        data=config.data,
-        epochs=config.optimisation.epochs,
-        validation_epochs=config.validation_epochs,
-    )
-    features = FrozenFeatures(classifier, accelerator)
-    assert isinstance(record.preprocessing, Preprocessing)
     photos = AugmentedPhotos(train, augmentation(config, record.preprocessing), config.run.seed)
     validation = EvaluationPhotos(val, record.preprocessing)
-    source: StepSource
+    source: StepSource = setup.source(photos)
+    run = setup.begin(record, probe, build_lars(probe, config.optimisation), source.micro_batches_per_step, facts)
+    features = FrozenFeatures(classifier, setup.accelerator)
     if config.cached_views:
-        source, validation = open_cached(config, features, photos, validation, sampler, console)
-    else:
-        pin = accelerator.device.type == "cuda"
-        source = FolderSource(photos, sampler, workers=config.run.workers, pin_memory=pin)
-    recipe = LinearProbeRecipe(config=config, run=run, features=features, validation=validation, log=log)
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+        source, validation = open_cached(config, features, photos, validation, setup)
+    recipe = LinearProbeRecipe(config=config, run=run, features=features, validation=validation)
+    return setup.loop(source, recipe, validation_epochs=config.validation_epochs)
 
 
 def frozen_classifier(config: LinprobeConfig, record: CheckpointRecord, console: Console) -> ConvMAEClassifier:
@@ -218,14 +178,13 @@ def open_cached(
     features: "FrozenFeatures",
     photos: AugmentedPhotos,
     validation: EvaluationPhotos,
-    sampler: StepSampler,
-    console: Console,
+    setup: Setup,
 ) -> tuple[StepSource, EvaluationPhotos]:
     """Features in place of the photos of both splits, computed where they are not there yet."""
     views = min(config.cached_views, config.optimisation.epochs)
     cache = FeatureCache(
         folder=config.run.out / "features",
-        accelerator=features.accelerator,
+        accelerator=setup.accelerator,
         features=features,
         width=features.classifier.num_features,
         made_of={
@@ -239,9 +198,9 @@ def open_cached(
         },
         batch_size=config.optimisation.micro_batch_size,
         workers=config.run.workers,
-        console=console,
+        console=setup.console,
     )
-    console.print(
+    setup.console.print(
         f"features of {views} views of {len(photos)} photos, and of {len(validation)} for validation, are kept in "
         f"{cache.folder}; if interrupted continue with --resume"
     )
@@ -252,7 +211,7 @@ def open_cached(
     ]
     val_features = read_features(cache.computed("val", validation, range(len(validation)), val))
     evaluated = EvaluationFeatures(validation.folder, validation.preprocessing, val_features)
-    return FeatureSource(files, photos.folder.labels, sampler), evaluated
+    return FeatureSource(files, photos.folder.labels, setup.sampler(len(photos))), evaluated
 
 
 class LinearProbe(nn.Module):
@@ -290,40 +249,34 @@ class FrozenFeatures:
             return self.classifier.forward_head(e3, pre_logits=True).float()
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearProbeRecipe:
-    """The loss of the probe, and what follows each epoch."""
+@dataclass(kw_only=True)
+class LinearProbeRecipe(ClassifierRecipe):
+    """The loss of the probe, the run's model, and what the whole classifier scores, which is `best`."""
 
     config: LinprobeConfig
-    run: TrainingRun  # of the LinearProbe alone
     features: FrozenFeatures
     validation: EvaluationPhotos  # their features where views are cached
-    log: EpochLog
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy; the inputs are images, or features where views are cached."""
         features = inputs if self.config.cached_views else self.features(inputs)
         return F.cross_entropy(self.run.model(features).float(), labels)
 
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs and saves; `best` is the whole classifier."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate, save_best=self.save_classifier)
-
     def validate(self) -> Validation:
         """What would be served scores on the validation photos."""
         classifier, cached = self.features.classifier, self.config.cached_views > 0
         self.fold()
-        accuracy = evaluate(
+        return evaluate(
             classifier.head if cached else classifier,
             self.validation,
+            Accuracy(),
             self.run.accelerator,
             batch_size=self.config.optimisation.micro_batch_size,
             workers=0 if cached else self.config.run.workers,
         )
-        return told_accuracy(accuracy)
 
-    def save_classifier(self, record: CheckpointRecord) -> None:
-        """Writes `best`, by the main process."""
+    def save_best(self, record: CheckpointRecord) -> None:
+        """Writes the classifier, by the main process."""
         if self.run.accelerator.is_main_process:
             self.run.folder.save("best", self.features.classifier.state_dict(), record)
 
@@ -343,10 +296,7 @@ class LinearProbeRecipe:
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.linprobe"
-    )
-    return probe(config)
+    return probe(chosen_preset(PRESETS, "linprobe"))
 
 
 if __name__ == "__main__":

@@ -16,27 +16,25 @@ from typing import Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
-from convmae_deploy.data.determinism import StepSource, seed_step
+from convmae_deploy.data.determinism import StepSource
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shards import Shards, find_shards
-from convmae_deploy.data.sources import FolderSource, ShardSource
-from convmae_deploy.engine.optimisation import OptimisationConfig
-from convmae_deploy.engine.pictures import reconstruction_picture
-from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
+from convmae_deploy.data.sources import ShardSource
+from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_picture
+from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, training_sampler
+from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import Variant, check_image_size, variant_config
+from convmae_deploy.models.convmae import Variant, variant_config
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.program import run_program
@@ -45,18 +43,13 @@ PICTURE_PHOTOS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(MaskedTrainingConfig):
     """One pretraining run."""
 
-    variant: Variant  # of the encoder
     data: str = tyro.MISSING  # folder of photos, folder of shards (*.tar), or pattern "shards-{000..146}.tar"
     samples_per_epoch: int | None = None  # of shards, whose samples are otherwise counted at the start
-    image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
-    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
     model: PretrainingConfig = field(default_factory=PretrainingConfig)
     optimisation: OptimisationConfig = field(
         default_factory=lambda: OptimisationConfig(
@@ -68,16 +61,10 @@ class PretrainConfig:
             betas=(0.9, 0.95),
         )
     )
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
 
     def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_image_size(self.image_size)
-        if self.picture_epochs < 0 or (self.samples_per_epoch is not None and self.samples_per_epoch < 1):
-            raise ConvMAEError(
-                "picture_epochs must be at least 0 and samples_per_epoch at least 1; "
-                f"got {self.picture_epochs} and {self.samples_per_epoch}"
-            )
+        super().__post_init__()
+        check_at_least(1, samples_per_epoch=self.samples_per_epoch)
 
 
 def base() -> PretrainConfig:
@@ -136,14 +123,8 @@ def nano() -> PretrainConfig:
         variant="nano",
         image_size=(96, 96),
         model=PretrainingConfig(decoder_width=128, decoder_depth=2, decoder_heads=4),
-        optimisation=OptimisationConfig(
-            epochs=60,
-            warmup_epochs=4,
-            batch_size=128,
-            base_lr=3e-3,
-            min_lr=0.0,
-            betas=(0.9, 0.95),
-            clip_grad=1.0,
+        optimisation=replace(
+            base().optimisation, epochs=60, warmup_epochs=4, batch_size=128, base_lr=3e-3, clip_grad=1.0
         ),
         run=RunConfig(),
     )
@@ -181,31 +162,27 @@ def pretrain(config: PretrainConfig) -> int:
     Raises:
         ConvMAEError: bad data or settings, or losses that stay not finite.
     """
-    return finish_pretraining(prepare(config))
+    return prepare(config).fit()
 
 
 def prepare(config: PretrainConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
-    accelerator = config.run.accelerator()
-    seed_step(config.run.seed, 0)
+    setup = Setup.of(config, may_shard=True)
     record = initial_record(config)
     assert isinstance(record.preprocessing, Preprocessing)
-    console = config.run.console(accelerator)
-    source, facts = open_source(config, record, accelerator, console)
+    masking = MASKING[config.model.masking]
+    source, facts = open_source(config, record.model.image_size, record.preprocessing, setup)
     model = build_pretraining(record.model, config.model)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    return reconstruction_loop(
-        config,
-        accelerator=accelerator,
-        console=console,
-        record=record,
-        model=model,
-        source=source,
-        data=Path(config.data).name,
-        facts=facts,
-        choose=lambda noise: MASKING[config.model.masking].choose(noise, config.model.mask_ratio),
+    run = setup.begin(record, model, build_adamw(model, config.optimisation), source.micro_batches_per_step, facts)
+    recipe = ReconstructionRecipe(
+        config=config,
+        run=run,
+        console=setup.console,
+        choose=lambda noise: masking.choose(noise, config.model.mask_ratio),
         picture=partial(last_photos, preprocessing=record.preprocessing),
     )
+    return setup.loop(source, recipe, picture_epochs=config.picture_epochs)
 
 
 def last_photos(
@@ -229,49 +206,45 @@ def initial_record(config: PretrainConfig) -> CheckpointRecord:
 
 
 def open_source(
-    config: PretrainConfig, record: CheckpointRecord, accelerator: Accelerator, console: Console
+    config: PretrainConfig, image_size: tuple[int, int], preprocessing: Preprocessing, setup: Setup
 ) -> tuple[StepSource, dict[str, int]]:
     """The photos or shards of `--data`, and facts about them."""
-    assert isinstance(record.preprocessing, Preprocessing)
     augmentation = AugmentationConfig(
         crop_scale=config.crop_scale, flip=config.flip, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0
     )
-    transform = training_transform(augmentation, record.model.image_size, record.preprocessing)
-    height, width = record.model.image_size
-    cell_size = MASKING[config.model.masking].cell_size
-    cells = height // cell_size * (width // cell_size)
-    MASKING[config.model.masking].choose(torch.zeros(1, cells), config.model.mask_ratio)  # refuses what cannot be
+    transform = training_transform(augmentation, image_size, preprocessing)
+    masking = MASKING[config.model.masking]
+    cells = image_size[0] // masking.cell_size * (image_size[1] // masking.cell_size)
+    masking.choose(torch.zeros(1, cells), config.model.mask_ratio)  # refuses what cannot be
     names = find_shards(config.data)
-    if config.samples_per_epoch is not None and not names:
-        raise ConvMAEError(f"--samples-per-epoch is for shards; {config.data} is a folder of photos, leave it out")
+    if not names:
+        if config.samples_per_epoch is not None:
+            raise ConvMAEError(f"--samples-per-epoch is for shards; {config.data} is a folder of photos, leave it out")
+        photos = find_training_photos(Path(config.data))
+        source = setup.source(MaskedPhotos(photos, transform, config.run.seed, cells=cells))
+        return source, {"train_photos": len(photos)}
     shards = Shards(names)
-    photos = () if names else find_training_photos(Path(config.data))
-    samples = count_samples(config, shards, accelerator, console) if names else len(photos)
-    sampler = training_sampler(samples, config.optimisation, config.run.seed, accelerator)
-    workers, pin_memory = config.run.workers, accelerator.device.type == "cuda"
-    if names:
-        shard_photos = MaskedShardPhotos(transform, config.run.seed, cells=cells)
-        source = ShardSource(shards, shard_photos, sampler, workers=workers, pin_memory=pin_memory)
-        return source, {"shards": len(names), "samples": samples}
-    masked = MaskedPhotos(photos, transform, config.run.seed, cells=cells)
-    return FolderSource(masked, sampler, workers=workers, pin_memory=pin_memory), {"train_photos": samples}
+    samples = count_samples(config, shards, setup)
+    shard_photos = MaskedShardPhotos(transform, config.run.seed, cells=cells)
+    sampler = setup.sampler(samples)
+    return (
+        ShardSource(shards, shard_photos, sampler, workers=config.run.workers, pin_memory=setup.pin_memory),
+        {"shards": len(names), "samples": samples},
+    )
 
 
-def count_samples(config: PretrainConfig, shards: Shards, accelerator: Accelerator, console: Console) -> int:
+def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
     """Samples of an epoch; counted by the main process, so that all have the same figure."""
     if config.samples_per_epoch is not None:
         return config.samples_per_epoch
-    counted = [shards.count(console) if accelerator.is_main_process else 0]
+    counted = [shards.count(setup.console) if setup.accelerator.is_main_process else 0]
     broadcast_object_list(counted)
     return counted[0]
 
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.pretrain"
-    )
-    return pretrain(config)
+    return pretrain(chosen_preset(PRESETS, "pretrain"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.initial import load_initial_pretraining
-from convmae_deploy.engine.pictures import reconstruction_picture
+from convmae_deploy.engine.reconstruction import reconstruction_picture
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.media.photo_files import find_photos, read_photo

@@ -12,7 +12,7 @@ describes. `nano` and `tiny` are ours for a CPU: training/README.md has their fi
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 import tyro
@@ -22,59 +22,48 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Licence, SlidingWindow, standard_windows
 from convmae_deploy.checkpoints import CheckpointRecord
-from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
-from convmae_deploy.data.segmentation_folder import IGNORE, SegmentationFolder, read_segmentation_folder
-from convmae_deploy.data.sources import FolderSource
-from convmae_deploy.engine.epoch_log import EpochLog, Validation, check_validation_epochs
+from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
+from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
+from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
-from convmae_deploy.engine.segmentation_evaluation import EvaluationSegmentation, evaluate_segmenter, window_runner
-from convmae_deploy.engine.segmentation_pictures import segmentation_picture
-from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import (
-    RunConfig,
-    TrainingRun,
-    refuse_sharding,
-    start_from,
-    synchronised,
-    training_sampler,
+from convmae_deploy.engine.pictures import first_photos
+from convmae_deploy.engine.recipe import Recipe
+from convmae_deploy.engine.segmentation import (
+    EvaluationSegmentation,
+    evaluate_segmenter,
+    segmentation_picture,
+    window_runner,
 )
+from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_setup import Setup, synchronised
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant, check_image_size
+from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
 from convmae_deploy.program import run_program
 
-PICTURE_PHOTOS = 6
-
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(DenseTrainingConfig):
     """One training of a segmenter."""
 
     variant: Variant  # of the encoder
     data: Path = tyro.MISSING  # folder of photos and label maps
-    init: Path | None = None  # trained encoder: ours (folder) or the authors' (.pth); None: from scratch
     image_size: tuple[int, int] = (512, 512)  # (height, width) in pixels of training crops and of windows in use
     # plain, as in the paper, or authors: relative positions, LayerScale and their norm's epsilon, as in their code
     stage3: Literal["plain", "authors"] = "plain"
     drop_path: float = 0.2  # stochastic depth of the last block
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss
-    grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     validation_epochs: int = 13  # a validation every so many epochs, and after the last
     picture_epochs: int = 13  # a picture of validation photos every so many epochs; 0: never
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
-    optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
     augmentation: SegmentationAugmentationConfig = field(default_factory=SegmentationAugmentationConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        check_image_size(self.image_size)
-        check_validation_epochs(self.validation_epochs)
-        if self.picture_epochs < 0:
-            raise ConvMAEError(f"picture_epochs must be at least 0; got {self.picture_epochs}")
+        super().__post_init__()
         if self.optimisation.micro_batch_size < 2:
             raise ConvMAEError("micro_batch_size must be at least 2: BatchNorm compares photos; got 1")
 
@@ -93,7 +82,6 @@ def base() -> SegmentConfig:
             batch_size=16,
             micro_batch_size=4,
             base_lr=1.6e-3,  # 1e-4 for 16 photos
-            min_lr=0.0,
             schedule="linear",
             warmup_steps=1500,
             warmup_factor=1e-6,
@@ -117,16 +105,7 @@ def nano() -> SegmentConfig:
         validation_epochs=10,
         picture_epochs=10,
         model=SegmenterConfig(channels=64, auxiliary_channels=64),
-        optimisation=DenseOptimisationConfig(
-            epochs=40,
-            batch_size=8,
-            micro_batch_size=8,
-            base_lr=6.4e-2,  # 2e-3 for 8 photos
-            min_lr=0.0,
-            schedule="linear",
-            warmup_steps=100,
-            clip_grad=1.0,
-        ),
+        optimisation=replace(NANO_OPTIMISATION, epochs=40, schedule="linear"),
         augmentation=SegmentationAugmentationConfig(short_side=360, scale=(0.6, 1.6)),
     )
 
@@ -143,59 +122,28 @@ def segment(config: SegmentConfig) -> int:
     """Runs or resumes a training; returns the exit status (0, or 128 + signal when stopped).
 
     Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
+        ConvMAEError: bad photos, label maps, checkpoint or settings, or losses that stay not finite.
     """
-    train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
-    loop = prepare(config, train, val)
-    status = loop.fit()
-    if status == 0:
-        loop.console.print(f"best validation mIoU {loop.run.progress.best_metric:.2f} %: {config.run.out / 'best'}")
-    return status
+    return prepare(config).fit()
 
 
-def prepare(config: SegmentConfig, train: SegmentationFolder, val: SegmentationFolder) -> TrainingLoop:
+def prepare(config: SegmentConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
-    accelerator = config.run.accelerator()
-    refuse_sharding(accelerator)
-    console = config.run.console(accelerator)
-    sampler = training_sampler(len(train.photos), config.optimisation, config.run.seed, accelerator)
-    seed_step(config.run.seed, 0)
+    train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
+    facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
+    setup = Setup.of(config)
     record, windows = initial_record(config, train.classes)
-    model = initial_model(config, record, console)
-    optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay)
-    run = TrainingRun.begin(
-        config,
-        run=config.run,
-        accelerator=accelerator,
-        record=record,
-        model=synchronised(model, accelerator),
-        optimizer=optimizer,
-        micro_batches=sampler.micro_batches_per_step,
-        facts={"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)},
-    )
     augmentation = SegmentationAugmentation(config.augmentation, config.image_size, mean=windows.mean, std=windows.std)
-    source = FolderSource(
-        AugmentedSegmentation(train, augmentation, config.run.seed),
-        sampler,
-        workers=config.run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    log = EpochLog(
-        run=run,
-        console=console,
-        data=config.data.name,
-        epochs=config.optimisation.epochs,
-        validation_epochs=config.validation_epochs,
-        picture_epochs=config.picture_epochs,
-        best_by="val_miou",
-        best_by_label="validation mIoU (%)",
-    )
-    recipe = SegmentRecipe(config=config, run=run, validation=EvaluationSegmentation(val, windows), log=log)
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
+    source = setup.source(AugmentedSegmentation(train, augmentation, config.run.seed))
+    model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
+    optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay)
+    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, facts)
+    recipe = SegmentRecipe(config=config, run=run, validation=EvaluationSegmentation(val, windows))
+    return setup.loop(source, recipe, validation_epochs=config.validation_epochs, picture_epochs=config.picture_epochs)
 
 
 def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[CheckpointRecord, SlidingWindow]:
-    """What the checkpoints of a run say of themselves before any result, and of it how photos are looked at."""
+    """What checkpoints say of themselves before any result, and of it where windows lie."""
     dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
     windows = standard_windows(config.image_size, config.augmentation.short_side, config.augmentation.long_side)
     record = CheckpointRecord(
@@ -215,10 +163,7 @@ def initial_model(config: SegmentConfig, record: CheckpointRecord, console: Cons
     model = build_segmenter(
         record.model, config.model, num_classes=len(record.classes), drop_path_rate=config.drop_path
     )
-    if config.init is not None:
-        start_from(model.encoder, config.init, record.model, console)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, record.model, console)
 
 
 def pixel_loss(logits_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
@@ -231,14 +176,14 @@ def pixel_loss(logits_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels_bhw, ignore_index=IGNORE, reduction="none").mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRecipe:
-    """The loss of a segmenter, and what follows each epoch."""
+@dataclass(kw_only=True)
+class SegmentRecipe(Recipe):
+    """The loss of a segmenter, what it scores, and a picture of what it says."""
 
     config: SegmentConfig
-    run: TrainingRun
     validation: EvaluationSegmentation
-    log: EpochLog
+    best_by: ClassVar = "miou"
+    best_label: ClassVar = "mIoU"
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of both heads.
@@ -250,43 +195,24 @@ class SegmentRecipe:
         logits, auxiliary = self.run.model(images, auxiliary=True)
         return pixel_loss(logits, labels) + self.config.auxiliary_weight * pixel_loss(auxiliary, labels)
 
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws and saves."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate, draw=self.draw)
-
     def validate(self) -> Validation:
         """What the segmenter scores on the validation photos."""
-        run = self.run
-        result = evaluate_segmenter(
-            run.accelerator.unwrap_model(run.model),
-            self.validation,
-            run.accelerator,
-            batch_size=self.config.optimisation.micro_batch_size,
-            workers=self.config.run.workers,
+        run, at_once = self.run, self.config.optimisation.micro_batch_size
+        return evaluate_segmenter(
+            run.bare_model, self.validation, run.accelerator, batch_size=at_once, workers=run.config.workers
         )
-        return result.validation()
 
     def draw(self) -> Image.Image | None:
-        """The first validation photos."""
-        run, validation = self.run, self.validation
-        return segmentation_picture(
-            validation.folder,
-            range(min(PICTURE_PHOTOS, len(validation))),
-            validation.preprocessing,
-            window_runner(
-                run.accelerator.unwrap_model(run.model),
-                run.accelerator,
-                self.config.optimisation.micro_batch_size,
-            ),
-        )
+        """The first validation photos with their labels and with what is said of them."""
+        folder, windows = self.validation.folder, self.validation.preprocessing
+        at_once = self.config.optimisation.micro_batch_size
+        runner = window_runner(self.run.bare_model, self.run.accelerator, at_once)
+        return segmentation_picture(folder, first_photos(self.validation), windows, runner)
 
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.segment"
-    )
-    return segment(config)
+    return segment(chosen_preset(PRESETS, "segment"))
 
 
 if __name__ == "__main__":

@@ -16,64 +16,35 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.checkpoints.video_initial import Inflation
-from convmae_deploy.data.augmentation import AugmentationConfig
-from convmae_deploy.data.determinism import seed_step
-from convmae_deploy.data.sources import FolderSource
+from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
-from convmae_deploy.engine.classification import finetuning_loop, finish_finetuning
-from convmae_deploy.engine.epoch_log import check_validation_epochs
-from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.classification import FinetuneRecipe, FinetuningConfig
+from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import (
-    RunConfig,
-    refuse_sharding,
-    start_video_from,
-    training_sampler,
-)
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, Variant, check_image_size, variant_config
-from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoFinetuneConfig:
+class VideoFinetuneConfig(VideoTrainingConfig, FinetuningConfig):
     """One video finetuning run."""
 
-    variant: Variant  # of the model
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*, or of lists {train,val}.csv
-    init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch
-    inflation: Inflation = "centre"  # what becomes of an image encoder's kernels
-    image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
-    stride: int | None = 4  # from one frame of a clip to the next; None: one frame of each of as many equal parts
     copies: int = 1  # of each clip in a batch, augmented differently (repeated augmentation)
-    drop_path: float = 0.1  # stochastic depth of the last block
-    head_init_std: float = 2e-5  # of the new head's weights
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
-    validation_epochs: int = 1  # a validation every so many epochs, and after the last
     validate_on: Literal["val", "train"] = "val"  # train: the videos trained on, to see whether they can be learnt
-    grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
-    video: VideoConfig = field(default_factory=VideoConfig)
     optimisation: OptimisationConfig = field(
         default_factory=lambda: OptimisationConfig(epochs=100, batch_size=512, micro_batch_size=8, base_lr=5e-4)
     )
     augmentation: AugmentationConfig = field(default_factory=lambda: video_augmentation(flip=0.5))
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_image_size(self.image_size)
-        if self.stride is not None and self.stride < 1:
-            raise ConvMAEError(f"stride must be at least 1, or None for segments; got {self.stride}")
-        check_validation_epochs(self.validation_epochs)
 
 
 def k400() -> VideoFinetuneConfig:
@@ -126,56 +97,41 @@ def finetune(config: VideoFinetuneConfig) -> int:
     Raises:
         ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
     """
-    if config.validate_on == "train":
-        train = val = read_video_folder(config.data, "train")
-    else:
-        train, val = read_video_splits(config.data)
-    return finish_finetuning(prepare(config, train, val))
+    return prepare(config).fit()
 
 
-def prepare(config: VideoFinetuneConfig, train: VideoFolder, val: VideoFolder) -> TrainingLoop:
+def read_splits(config: VideoFinetuneConfig) -> tuple[VideoFolder, VideoFolder]:
+    """The videos to train on and those to validate on."""
+    if config.validate_on == "val":
+        return read_video_splits(config.data)
+    train = read_video_folder(config.data, "train")
+    return train, train
+
+
+def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
     import_av()  # else every video would count as one that cannot be decoded
-    accelerator = config.run.accelerator()
-    refuse_sharding(accelerator)
-    sampler = training_sampler(len(train.videos), config.optimisation, config.run.seed, accelerator)
-    seed_step(config.run.seed, 0)
-    record = initial_record(config, train.classes)
+    train, val = read_splits(config)
+    facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
+    setup = Setup.of(config)
+    record = config.initial_record("video_classifier", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
-    console = config.run.console(accelerator)
-    classifier = initial_model(config, record.model, len(train.classes), console)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)
-    source = FolderSource(
-        AugmentedVideos(train, record.preprocessing, transform, config.run.seed, copies=config.copies),
-        sampler,
-        workers=config.run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        collate=collate_copies,
+    videos = AugmentedVideos(train, record.preprocessing, transform, config.run.seed, copies=config.copies)
+    source = setup.source(videos, collate_copies)
+    classifier = initial_model(config, record.model, len(train.classes), setup.console)
+    optimizer = build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay)
+    run = setup.begin(record, classifier, optimizer, source.micro_batches_per_step, facts)
+    validation, mixing = (
+        EvaluationVideos(val, record.preprocessing),
+        batch_mixing(config.augmentation, len(train.classes)),
     )
-    return finetuning_loop(
-        config,
-        accelerator=accelerator,
-        console=console,
-        record=record,
-        classifier=classifier,
-        source=source,
-        validation=EvaluationVideos(val, record.preprocessing),
-        facts={"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)},
+    return setup.loop(
+        source,
+        FinetuneRecipe(config=config, run=run, validation=validation, mixing=mixing),
+        kind="videos",
         validate_on=config.validate_on,
-    )
-
-
-def initial_record(config: VideoFinetuneConfig, classes: tuple[str, ...]) -> CheckpointRecord:
-    """What the checkpoints of this run say of themselves before any result."""
-    architecture = variant_config(config.variant, config.image_size)
-    return CheckpointRecord(
-        kind="video_classifier",
-        variant=config.variant,
-        model=architecture,
-        video=config.video,
-        classes=classes,
-        preprocessing=standard_clips(architecture.image_size, frames=config.video.frames, stride=config.stride),
-        licence=Licence(name=config.licence),
+        validation_epochs=config.validation_epochs,
     )
 
 
@@ -190,18 +146,12 @@ def initial_model(
         drop_path_rate=config.drop_path,
         head_init_std=config.head_init_std,
     )
-    if config.init is not None:
-        start_video_from(model.encoder, config.init, architecture, config.video, config.inflation, console)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return model
+    return config.started(model, architecture, console)
 
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.video_finetune"
-    )
-    return finetune(config)
+    return finetune(chosen_preset(PRESETS, "video_finetune"))
 
 
 if __name__ == "__main__":

@@ -17,26 +17,17 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Licence, standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.checkpoints.video_initial import Inflation
-from convmae_deploy.data.determinism import seed_step
-from convmae_deploy.data.sources import FolderSource
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
-from convmae_deploy.engine.optimisation import OptimisationConfig
-from convmae_deploy.engine.reconstruction import finish_pretraining, reconstruction_loop
+from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
+from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_strip
+from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import (
-    RunConfig,
-    start_video_from,
-    training_sampler,
-)
-from convmae_deploy.engine.video_pictures import reconstruction_strip
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
-from convmae_deploy.models.convmae import Variant, check_image_size, variant_config
 from convmae_deploy.models.masking import keep_tubes
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import (
@@ -50,19 +41,11 @@ PICTURE_CLIPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoPretrainConfig:
+class VideoPretrainConfig(VideoTrainingConfig, MaskedTrainingConfig):
     """One video pretraining run."""
 
-    variant: Variant  # of the encoder
     data: Path = tyro.MISSING  # folder of videos, or list of them (.csv, .txt)
-    init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch, the paper's protocol
-    inflation: Inflation = "centre"  # what becomes of an image encoder's kernels
-    image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
     stride: int = 4  # from one frame of a clip to the next
-    grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
-    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
-    video: VideoConfig = field(default_factory=VideoConfig)
     model: VideoPretrainingConfig = field(default_factory=VideoPretrainingConfig)
     augmentation: ClipCropConfig = field(default_factory=ClipCropConfig)
     optimisation: OptimisationConfig = field(
@@ -76,15 +59,6 @@ class VideoPretrainConfig:
             betas=(0.9, 0.95),
         )
     )
-    run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_image_size(self.image_size)
-        if self.picture_epochs < 0 or self.stride < 1:
-            raise ConvMAEError(
-                f"picture_epochs must be at least 0 and stride at least 1; got {self.picture_epochs} and {self.stride}"
-            )
 
 
 def k400() -> VideoPretrainConfig:
@@ -108,14 +82,14 @@ def nano() -> VideoPretrainConfig:
             decoder_width=96, decoder_depth=2, decoder_heads=3, mask_ratio=0.75, norm_pix_loss=False
         ),
         augmentation=ClipCropConfig(flip=0.0),
-        optimisation=OptimisationConfig(
+        optimisation=replace(
+            k400().optimisation,
             epochs=100,
             warmup_epochs=5,
             batch_size=16,
             micro_batch_size=16,
             base_lr=6e-3,
             min_lr=0.0,
-            betas=(0.9, 0.95),
             clip_grad=1.0,
         ),
         run=RunConfig(),
@@ -136,44 +110,28 @@ def pretrain(config: VideoPretrainConfig) -> int:
     Raises:
         ConvMAEError: bad data or settings, or losses that stay not finite.
     """
-    return finish_pretraining(prepare(config))
+    return prepare(config).fit()
 
 
 def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     """Everything a run needs, before its first update."""
     import_av()  # else every video would count as one that cannot be decoded
-    accelerator = config.run.accelerator()
-    seed_step(config.run.seed, 0)
-    record = initial_record(config)
-    assert isinstance(record.preprocessing, ClipPreprocessing)
-    console = config.run.console(accelerator)
     videos = find_training_videos(config.data)
+    setup = Setup.of(config, may_shard=True)
+    record = config.initial_record("video_pretraining", video_pretraining=config.model)
+    assert isinstance(record.preprocessing, ClipPreprocessing)
     height, width = record.model.grid_size
-    keep_tubes(torch.zeros(1, height * width), config.model.mask_ratio)  # refuses what cannot be
-    sampler = training_sampler(len(videos), config.optimisation, config.run.seed, accelerator)
+    choose = partial(keep_tubes, mask_ratio=config.model.mask_ratio)
+    choose(torch.zeros(1, height * width))  # refuses what cannot be
     transform = clip_pretraining_transform(config.augmentation, record.model.image_size, record.preprocessing)
-    source = FolderSource(
-        MaskedVideos(videos, record.preprocessing, transform, config.run.seed, cells=height * width),
-        sampler,
-        workers=config.run.workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    model = build_video_pretraining(record.model, config.video, config.model)
-    if config.init is not None:
-        start_video_from(model.encoder, config.init, record.model, config.video, config.inflation, console)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    return reconstruction_loop(
-        config,
-        accelerator=accelerator,
-        console=console,
-        record=record,
-        model=model,
-        source=source,
-        data=config.data.name,
-        facts={"train_videos": len(videos)},
-        choose=partial(keep_tubes, mask_ratio=config.model.mask_ratio),
-        picture=partial(last_clips, preprocessing=record.preprocessing),
-    )
+    source = setup.source(MaskedVideos(videos, record.preprocessing, transform, config.run.seed, cells=height * width))
+    fresh = build_video_pretraining(record.model, config.video, config.model)
+    model = config.started(fresh, record.model, setup.console)
+    optimizer = build_adamw(model, config.optimisation)
+    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, {"train_videos": len(videos)})
+    picture = partial(last_clips, preprocessing=record.preprocessing)
+    recipe = ReconstructionRecipe(config=config, run=run, console=setup.console, choose=choose, picture=picture)
+    return setup.loop(source, recipe, kind="videos", picture_epochs=config.picture_epochs)
 
 
 def last_clips(
@@ -183,26 +141,9 @@ def last_clips(
     return reconstruction_strip(model, clips[:PICTURE_CLIPS], kept[:PICTURE_CLIPS], preprocessing)
 
 
-def initial_record(config: VideoPretrainConfig) -> CheckpointRecord:
-    """What the checkpoints of this run say of themselves."""
-    architecture = variant_config(config.variant, config.image_size)
-    return CheckpointRecord(
-        kind="video_pretraining",
-        variant=config.variant,
-        model=architecture,
-        video=config.video,
-        video_pretraining=config.model,
-        preprocessing=standard_clips(architecture.image_size, frames=config.video.frames, stride=config.stride),
-        licence=Licence(name=config.licence),
-    )
-
-
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    config = tyro.extras.overridable_config_cli(
-        PRESETS, config=(tyro.conf.OmitArgPrefixes,), prog="python -m training.video_pretrain"
-    )
-    return pretrain(config)
+    return pretrain(chosen_preset(PRESETS, "video_pretrain"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ default for models of strided clips and of segments. The result is printed and w
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +18,9 @@ from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.checkpoints.native import load_video_classifier
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import read_video_folder
-from convmae_deploy.engine.evaluation import AverageOfViews, evaluate
-from convmae_deploy.engine.training_run import RunConfig
+from convmae_deploy.engine.classification import Accuracy, AverageOfViews
+from convmae_deploy.engine.evaluation import evaluate
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.files import atomic_file
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.program import run_program
@@ -59,17 +60,19 @@ def test(config: VideoTestConfig) -> int:
     found = evaluate(
         AverageOfViews(model.to(accelerator.device)),
         videos,
+        Accuracy(),
         accelerator,
         batch_size=config.batch_size,
         workers=config.workers,
     )
     if accelerator.is_main_process:
-        result = asdict(found) | {"temporal_views": views.temporal, "spatial_views": views.spatial}
+        counts = {"images": found.images, "unreadable": found.unreadable}
+        result = found.scores | counts | {"temporal_views": views.temporal, "spatial_views": views.spatial}
         with atomic_file(config.checkpoint / "test.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(
-        f"top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} % on {found.images} videos, {views.temporal} x "
-        f"{views.spatial} views ({found.unreadable} could not be decoded)"
+        f"{found.told} on {found.images} videos, {views.temporal} x {views.spatial} views "
+        f"({found.unreadable} could not be decoded)"
     )
     accelerator.end_training()
     return 0

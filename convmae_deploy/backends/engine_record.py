@@ -56,8 +56,8 @@ class EngineRecord(_Record):
     options: dict[str, str | int]  # of the builder, those that were given
     gpu: str | None  # that it was built on; None: on none
     cuda: str | None  # newest of that GPU's driver
-    build_seconds: float
-    peak_memory_bytes: int  # of the building process, without what is on the GPU
+    build_seconds: float = Field(ge=0, allow_inf_nan=False)
+    peak_memory_bytes: int = Field(ge=0)  # of the building process, without what is on the GPU
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

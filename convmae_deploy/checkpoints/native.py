@@ -181,7 +181,7 @@ class _Kind:
 KINDS: dict[CheckpointKind, _Kind] = {
     "classifier": _Kind(
         name="classifier",
-        remedy="finetune it first (training.finetune)",
+        remedy="finetune it first",
         parts=(),
         build=lambda record: build_classifier(
             record.model, num_classes=len(record.classes), global_pool=record.global_pool
@@ -189,31 +189,31 @@ KINDS: dict[CheckpointKind, _Kind] = {
     ),
     "pretraining": _Kind(
         name="pretraining model with its decoder",
-        remedy="give a run of training.pretrain",
+        remedy="give a run of pretraining",
         parts=("pretraining",),
         build=lambda record: build_pretraining(record.model, record.pretraining),
     ),
     "detector": _Kind(
         name="detector",
-        remedy="train one first (training.detect)",
+        remedy="train one first",
         parts=("detector",),
         build=lambda record: build_detector(record.model, record.detector, num_classes=len(record.classes)),
     ),
     "segmenter": _Kind(
         name="segmenter",
-        remedy="train one first (training.segment)",
+        remedy="train one first",
         parts=("segmenter",),
         build=lambda record: build_segmenter(record.model, record.segmenter, num_classes=len(record.classes)),
     ),
     "video_pretraining": _Kind(
         name="video pretraining model with its decoder",
-        remedy="give a run of training.video_pretrain",
+        remedy="give a run of pretraining on videos",
         parts=("video", "video_pretraining"),
         build=lambda record: build_video_pretraining(record.model, record.video, record.video_pretraining),
     ),
     "video_classifier": _Kind(
         name="video classifier",
-        remedy="finetune one first (training.video_finetune)",
+        remedy="finetune one first",
         parts=("video",),
         build=lambda record: build_video_classifier(record.model, record.video, num_classes=len(record.classes)),
     ),
@@ -343,9 +343,7 @@ def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAE
     """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
     record, state = read_checkpoint(path)
     if record.video is not None:
-        raise ConvMAEError(
-            f"{path} must hold a model of images and holds: {record.kind}; give one of training.pretrain"
-        )
+        raise ConvMAEError(f"{path} must hold a model of images and holds: {record.kind}; give one of these")
     record, state = resized(record, state, image_size)
     if record.kind == "encoder":
         return record.model, {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}

@@ -105,16 +105,27 @@ def _timm_stages(
             interpolation=preprocessing.interpolation,
             **options,
         )
+        stages = made if isinstance(made, tuple) else (made,)
+        _check_draws(stages)
     except (AssertionError, ValueError, KeyError):  # how timm refuses a string; all else was checked before
         raise ConvMAEError(
             f"rand_augment must be one of timm's strings, such as {AugmentationConfig.rand_augment}, or None; "
             f"got {config.rand_augment!r}"
         ) from None
-    stages = made if isinstance(made, tuple) else (made,)
     for operation in _automatic_operations(stages):
         if operation.aug_fn is posterize:
             operation.aug_fn = posterize_any
     return stages
+
+
+def _check_draws(stages: tuple[Any, ...]) -> None:
+    """Raises ValueError for strings that timm takes and that then fail at the first photo."""
+    for transform in (part for stage in stages for part in stage.transforms):
+        if isinstance(transform, RandAugment) and transform.choice_weights is not None:
+            if transform.num_layers > len(transform.ops):  # weighted operations are drawn without replacement
+                raise ValueError("more operations than there are")
+        elif isinstance(transform, AugMixAugment) and transform.alpha <= 0:
+            raise ValueError("a Dirichlet distribution needs a positive alpha")
 
 
 def _automatic_operations(stages: tuple[Any, ...]) -> Iterator[AugmentOp]:

@@ -78,7 +78,7 @@ def check_run_lengths(counts: str | Sequence[int], height: int, width: int) -> N
 
 
 def _decoded(text: str) -> NDArray[np.int64]:
-    """The runs that the text of run lengths stands for.
+    """The runs that the text of run lengths stands for; by hand, as pycocotools gives masks and areas but no runs.
 
     Every number is in base 32, the lowest digit first, and from the fourth number on it is added to the one two before.
     """

@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.printing import printable
@@ -90,7 +90,7 @@ def _expanded(pattern: str) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
-        raise ConvMAEError("shards need webdataset; run pip install 'convmae_deploy[train]'") from None
+        raise missing_extra("a set of shards", "webdataset", "train") from None
     try:
         names: list[str] = expand_urls(pattern)
     except (ValueError, AssertionError) as error:  # an unset ${variable} is an assertion there

@@ -128,7 +128,7 @@ class AugmentedVideos(Dataset[list[LabelledSample] | None]):
 class EvaluationVideos(Dataset[LabelledSample | None]):
     """Views (V, 3, T, H, W) of a video through the runtime's own preprocessing: what is measured is what is served.
 
-    `engine.evaluation.AverageOfViews` makes one answer of them.
+    `engine.classification.AverageOfViews` makes one answer of them.
     """
 
     def __init__(self, folder: VideoFolder, spec: ClipPreprocessing, views: ClipViews | None = None) -> None:

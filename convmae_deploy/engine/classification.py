@@ -1,31 +1,69 @@
-"""What programs that train a classifier share: photos, the loop of finetuning, and what is told of each epoch."""
+"""What programs that train a classifier share: photos, their accuracy, finetuning and its presets.
 
+Shapes: B images or videos, K classes, V views of a video.
+"""
+
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, TypeVar
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from rich.console import Console
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Licence, standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
-from convmae_deploy.data.determinism import StepSource
+from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
 from convmae_deploy.data.video_datasets import EvaluationVideos
-from convmae_deploy.engine.epoch_log import EpochLog, Validation
-from convmae_deploy.engine.evaluation import Accuracy, AverageOfViews, evaluate
-from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.evaluation import Validation, evaluate
+from convmae_deploy.engine.recipe import Recipe
+from convmae_deploy.engine.training_config import ValidatedConfig
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool
-from convmae_deploy.models.convmae import variant_config
+from convmae_deploy.models.classifier import GlobalPool
+from convmae_deploy.models.convmae import Variant, variant_config
+
+PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
+    "small": "ConvMAE-S",
+    "base": "ConvMAE-B",
+    "base_kernel7": "ConvMAE-B with 7x7 convolutions",
+    "base_kernel9": "ConvMAE-B with 9x9 convolutions",
+    "base_plus": "ConvMAE-B*",
+    "large": "ConvMAE-L",
+    "huge": "ConvMAE-H",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(ValidatedConfig):
+    """What a program is told that trains a classifier."""
+
+    variant: Variant  # of the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig(ClassifierConfig):
+    """What a program is told that finetunes a classifier, of photos or of videos."""
+
+    drop_path: float = 0.1  # stochastic depth of the last block
+    head_init_std: float = 2e-5  # of the new head's weights
+    layer_decay: float = 0.65  # factor of the learning rate from one layer to the one below it
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+Config = TypeVar("Config", bound=ClassifierConfig)
+
+
+def paper_presets(base: Config) -> dict[str, tuple[str, Config]]:
+    """The paper's recipe for each of its variants, as a program's `PRESETS` have them."""
+    return {
+        name: (f"{title}, the paper's recipe.", replace(base, variant=name)) for name, title in PAPER_VARIANTS.items()
+    }
 
 
 def read_splits(root: Path) -> tuple[PhotoFolder, PhotoFolder]:
@@ -75,68 +113,62 @@ def initial_record(
     )
 
 
-def classification_log(
-    run: TrainingRun,
-    console: Console,
-    *,
-    data: Path,
-    epochs: int,
-    validation_epochs: int,
-    kind: Literal["photos", "videos"] = "photos",
-    validate_on: Literal["val", "train"] = "val",
-) -> EpochLog:
-    """The epoch log of a classifier, whose `best` is the one with the best top-1."""
-    return EpochLog(
-        run=run,
-        console=console,
-        data=data.name,
-        epochs=epochs,
-        kind=kind,
-        validate_on=validate_on,
-        validation_epochs=validation_epochs,
-        best_by="val_top1",
-        best_by_label="validation top-1 (%)",
-    )
+class Accuracy:
+    """Top-1 and top-5 accuracy in percent, the latter of all classes where they are fewer, and mean cross-entropy."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64)  # cross-entropy, top-1, top-5, images or videos
+
+    def update(self, outputs: Tensor, extra: Tensor) -> None:
+        """Counts logits (B, K) against labels (B,)."""
+        labels = extra.to(outputs.device)
+        hits = outputs.topk(min(5, outputs.shape[1]), dim=1).indices == labels[:, None]  # (B, 5)
+        loss = F.cross_entropy(outputs.float(), labels, reduction="sum")
+        batch = [loss.item(), hits[:, 0].sum().item(), hits.sum().item(), len(labels)]
+        self.sums += torch.tensor(batch, dtype=torch.float64)
+
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        """`loss`, `top1`, `top5`."""
+        loss, top1, top5, count = accelerator.reduce(self.sums.to(accelerator.device), "sum").tolist()
+        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+    def told(self, scores: Mapping[str, float]) -> str:
+        """The two accuracies."""
+        return f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
 
 
-class FinetuningSettings(Protocol):
-    """What a finetuning program's configuration has, whatever it trains on."""
+class AverageOfViews(nn.Module):
+    """A video classifier over several views: the mean of their probabilities, as `tasks.clips.average_views`.
 
-    @property
-    def data(self) -> Path:
-        """Folder of the data."""
+    Input (B, V, 3, T, H, W); output (B, K), the logarithms of the means, which are logits of the same probabilities.
+    The views are run one after the other, so they need no more memory than one.
+    """
 
-    @property
-    def layer_decay(self) -> float:
-        """Factor of the learning rate from one layer to the one below it."""
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-    @property
-    def validation_epochs(self) -> int:
-        """A validation every so many epochs."""
-
-    @property
-    def optimisation(self) -> OptimisationConfig:
-        """How weights are updated."""
-
-    @property
-    def augmentation(self) -> AugmentationConfig:
-        """Mixing and label smoothing among it."""
-
-    @property
-    def run(self) -> RunConfig:
-        """Where and how."""
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, V, 3, T, H, W) to (B, K)."""
+        views = [F.log_softmax(self.model(view).float(), dim=1) for view in clips.unbind(dim=1)]  # V of (B, K)
+        return torch.stack(views).logsumexp(dim=0) - math.log(len(views))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe:
-    """The loss of a classifier, and what follows each epoch."""
+@dataclass(kw_only=True)
+class ClassifierRecipe(Recipe):
+    """What training a classifier is, whatever is trained of it."""
 
-    config: FinetuningSettings
-    run: TrainingRun
-    validated: nn.Module  # the bare model, or what makes one answer of its views
     validation: EvaluationPhotos | EvaluationVideos
+    best_by: ClassVar = "top1"
+    best_label: ClassVar = "top-1"
+
+
+@dataclass(kw_only=True)
+class FinetuneRecipe(ClassifierRecipe):
+    """The loss of a classifier, and what it scores."""
+
+    config: FinetuningConfig
     mixing: Mixup | None
-    log: EpochLog
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy against smoothed, and where there are two inputs mixed, targets.
@@ -152,101 +184,14 @@ class FinetuneRecipe:
             smoothing = 0.0
         return F.cross_entropy(self.run.model(inputs).float(), targets, label_smoothing=smoothing)
 
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs and saves."""
-        self.log.finish_and_save(epoch, train_loss, validate=self.validate)
-
     def validate(self) -> Validation:
         """What the classifier scores on the validation photos, or on one view of the videos."""
-        accuracy = evaluate(
-            self.validated,
+        model, settings = self.run.bare_model, self.config
+        return evaluate(
+            AverageOfViews(model) if isinstance(self.validation, EvaluationVideos) else model,
             self.validation,
+            Accuracy(),
             self.run.accelerator,
-            batch_size=self.config.optimisation.micro_batch_size,
-            workers=self.config.run.workers,
+            batch_size=settings.optimisation.micro_batch_size,
+            workers=settings.run.workers,
         )
-        return told_accuracy(accuracy, self.log.kind)
-
-
-def finetuning_loop(
-    config: FinetuningSettings,
-    *,
-    accelerator: Accelerator,
-    console: Console,
-    record: CheckpointRecord,
-    classifier: ConvMAEClassifier,
-    source: StepSource,
-    validation: EvaluationPhotos | EvaluationVideos,
-    facts: Mapping[str, Any],
-    validate_on: Literal["val", "train"] = "val",
-) -> TrainingLoop:
-    """A finetuning before its first update.
-
-    Args:
-        config: of the program.
-        accelerator: of `config.run`.
-        console: where the main process speaks.
-        record: what a checkpoint says of itself.
-        classifier: with its initial weights.
-        source: of inputs and labels.
-        validation: what is validated on.
-        facts: about the data, for run.json.
-        validate_on: which split that is.
-    """
-    run = TrainingRun.begin(
-        config,
-        run=config.run,
-        accelerator=accelerator,
-        record=record,
-        model=classifier,
-        optimizer=build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay),
-        micro_batches=source.micro_batches_per_step,
-        facts=facts,
-    )
-    videos = isinstance(validation, EvaluationVideos)
-    log = classification_log(
-        run,
-        console,
-        data=config.data,
-        epochs=config.optimisation.epochs,
-        validation_epochs=config.validation_epochs,
-        kind="videos" if videos else "photos",
-        validate_on=validate_on,
-    )
-    recipe = FinetuneRecipe(
-        config=config,
-        run=run,
-        validated=AverageOfViews(classifier) if videos else classifier,
-        validation=validation,
-        mixing=batch_mixing(config.augmentation, len(record.classes)),
-        log=log,
-    )
-    return TrainingLoop(run=run, optimisation=config.optimisation, source=source, recipe=recipe, console=console)
-
-
-def finish_finetuning(loop: TrainingLoop) -> int:
-    """Trains to the end or a signal; returns the exit status (0, or 128 + signal when stopped).
-
-    Raises:
-        ConvMAEError: losses stay not finite, or data unreadable.
-    """
-    status = loop.fit()
-    if status == 0:
-        best = loop.run.config.out / "best"
-        loop.console.print(f"best validation top-1 {loop.run.progress.best_metric:.2f} %: {best}")
-    return status
-
-
-def told_accuracy(accuracy: Accuracy, kind: Literal["photos", "videos"] = "photos") -> Validation:
-    """What a validation of a classifier found."""
-    percentages = f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %"
-    return Validation(
-        scores={
-            "val_loss": accuracy.loss,
-            "val_top1": accuracy.top1,
-            "val_top5": accuracy.top5,
-            "unreadable_val": accuracy.unreadable,
-        },
-        told=f"validation loss {accuracy.loss:.4f}, {percentages}",
-        summary=f"{percentages} on {accuracy.images} {kind}",
-    )

@@ -1,99 +1,128 @@
-"""Top-1 and top-5 accuracy of a classifier over a labelled split, exact on any number of processes."""
+"""One walk over what a model is validated on, whatever its task; exact on any number of processes."""
 
-import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from convmae_deploy.data.photo_datasets import EvaluationPhotos, collate_readable
-from convmae_deploy.data.video_datasets import EvaluationVideos
+from convmae_deploy.data.photo_datasets import collate_readable
+from convmae_deploy.data.sources import Collate, loaded
 from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.errors import ConvMAEError
 
+Predict = Callable[[Tensor, Any], Any]  # images of a batch on the CPU, and what belongs to them, to outputs
+
+
+class Metric(Protocol):
+    """What a task measures: it sees the batches of one process and answers for those of all."""
+
+    def update(self, outputs: Any, extra: Any) -> None:
+        """Counts what a model made of a batch; `extra` is what the dataset gives beside the images."""
+
+    def compute(self, accelerator: Accelerator) -> dict[str, float]:
+        """The scores over all processes, which must all ask for them.
+
+        Raises:
+            ConvMAEError: the annotations are such that there is nothing to score.
+        """
+
+    def told(self, scores: Mapping[str, float]) -> str:
+        """The scores that matter, in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Result of an evaluation."""
+class Validation:
+    """What an evaluation found."""
 
-    top1: float  # percent
-    top5: float  # percent; of all classes where there are fewer than five
-    loss: float  # mean cross-entropy, no smoothing
+    scores: dict[str, float]  # of the metric; percentages but for the loss
+    told: str  # those that matter, in words
     images: int  # or videos
     unreadable: int  # files that could not be decoded; not counted in the rest
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What metrics.jsonl has of it."""
+        return {f"val_{name}": value for name, value in self.scores.items()} | {"unreadable_val": self.unreadable}
 
-class AverageOfViews(nn.Module):
-    """A video classifier over several views: the mean of their probabilities, as `runtime.clips.average_views`.
 
-    Input (B, V, 3, T, H, W); output (B, K), the logarithms of the means, which are logits of the same probabilities.
-    The views are run one after the other, so they need no more memory than one.
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def outputs_of(model: nn.Module, images: Tensor, accelerator: Accelerator) -> Any:
+    """What a model makes of images, in the precision of the training.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        images: (B, 3, ...), normalised, on any device.
+        accelerator: of the training.
     """
+    with accelerator.autocast():
+        return model(images.to(accelerator.device))
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """(B, V, 3, T, H, W) to (B, K)."""
-        views = [F.log_softmax(self.model(view).float(), dim=1) for view in clips.unbind(dim=1)]  # V of (B, K)
-        return torch.stack(views).logsumexp(dim=0) - math.log(len(views))
+def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
+    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    photos: EvaluationPhotos | EvaluationVideos,
+    photos: Dataset[Any],
+    metric: Metric,
     accelerator: Accelerator,
     *,
     batch_size: int,
     workers: int,
-) -> Accuracy:
-    """Runs the model over all photos or videos; each process takes every world_size-th one.
+    collate: Collate = collate_readable,
+    predict: Predict | None = None,
+) -> Validation:
+    """Runs a model over all photos or videos; each process takes every world_size-th one.
 
     Args:
-        model: maps (B, 3, H, W) to logits (B, K), or for videos is an `AverageOfViews`; left in the mode it was in.
-        photos: the split.
-        accelerator: says which process this is and adds the counts up.
+        model: left in the mode it was in.
+        photos: the split; of one that cannot be decoded it gives None.
+        metric: new, so that nothing is counted yet.
+        accelerator: says which process this is and brings the counts together.
         batch_size: images or videos at once.
         workers: decoding processes.
+        collate: samples to a batch, unreadable ones counted.
+        predict: what gives the outputs of a batch; None: the model.
 
     Raises:
-        ConvMAEError: no photo could be read.
+        ConvMAEError: no photo could be read, the annotations are wrong, or they say nothing of what is measured.
     """
-    was_training = model.training
-    model.eval()
-    own = Subset(photos, range(accelerator.process_index, len(photos), accelerator.num_processes))
+    share_statistics(model, accelerator)
+    total = len(photos)  # type: ignore[arg-type]
+    own = Subset(photos, range(accelerator.process_index, total, accelerator.num_processes))
     loader = DataLoader(
-        own, batch_size, num_workers=workers, collate_fn=collate_readable, worker_init_fn=leave_signals_to_parent
+        own, batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals_to_parent
     )
-    counts = torch.zeros(5, dtype=torch.float64)  # top-1, top-5, loss, images, unreadable
-    for images, labels, unreadable in loader:
-        counts[4] += unreadable
-        if not len(images):
-            continue
-        labels = labels.to(accelerator.device)
-        with accelerator.autocast():
-            logits = model(images.to(accelerator.device))
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
-        hits = best == labels[:, None]
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        batch = [hits[:, 0].sum(), hits.sum(), loss, len(labels)]
-        counts[:4] += torch.tensor([float(value) for value in batch], dtype=torch.float64)
-    model.train(was_training)
-
-    top1, top5, loss_sum, images_seen, unreadable_seen = accelerator.reduce(
-        counts.to(accelerator.device), "sum"
-    ).tolist()
-    if not images_seen:
-        raise ConvMAEError(f"none of the {len(photos)} validation files could be decoded; check the data folder")
-    return Accuracy(
-        top1=100 * top1 / images_seen,
-        top5=100 * top5 / images_seen,
-        loss=loss_sum / images_seen,
-        images=int(images_seen),
-        unreadable=int(unreadable_seen),
-    )
+    counts = torch.zeros(2, dtype=torch.int64)  # readable, unreadable
+    with evaluating(model):
+        for images, extra, unreadable in loaded(loader):
+            counts += torch.tensor([len(images), unreadable])
+            if len(images):
+                outputs = predict(images, extra) if predict else outputs_of(model, images, accelerator)
+                metric.update(outputs, extra)
+    readable, unreadable = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
+    if not readable:
+        raise ConvMAEError(f"none of the {total} validation files could be decoded; check the data folder")
+    scores = metric.compute(accelerator)
+    return Validation(scores=scores, told=metric.told(scores), images=readable, unreadable=unreadable)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +20,8 @@ from convmae_deploy.data.features import Features, has_features, write_features
 from convmae_deploy.data.photo_datasets import LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.workers import leave_signals_to_parent
+from convmae_deploy.engine.progress import progress_bar
+from convmae_deploy.engine.training_run import any_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ class FeatureCache:
         """
         path = self.folder / f"{name}.safetensors"
         key = digest({"name": name, "photos": photos} | dict(self.made_of))
-        lacking = torch.tensor(float(not has_features(path, key)), device=self.accelerator.device)
-        if self.accelerator.reduce(lacking, "sum").item() > 0:  # on any node: then all take part
+        if any_process(self.accelerator, not has_features(path, key)):  # on any node: then all take part
             features = self._compute(name, dataset, keys)
             if self.accelerator.is_local_main_process:
                 write_features(path, features, key)
@@ -59,10 +59,8 @@ class FeatureCache:
     def _compute(self, name: str, dataset: Dataset[LabelledSample | None], keys: Sequence[Any]) -> Features:
         """Every process computes each world_size-th photo; all get all."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        last = len(keys) - 1
-        own = [
-            keys[min(index, last)] for index in range(rank, -(-len(keys) // world) * world, world)
-        ]  # as many for all
+        as_many_for_all = range(rank, -(-len(keys) // world) * world, world)
+        own = [keys[min(index, len(keys) - 1)] for index in as_many_for_all]
         loader = DataLoader(
             dataset,
             self.batch_size,
@@ -72,7 +70,7 @@ class FeatureCache:
             worker_init_fn=leave_signals_to_parent,
         )
         parts = []
-        with _progress(self.console) as bar:
+        with progress_bar(self.console, "{task.description}", "{task.completed}/{task.total} photos") as bar:
             task = bar.add_task(f"features {name}", total=len(own))
             for images, readable in loader:
                 part = self.accelerator.gather(self._marked_features(images, readable))  # process after process
@@ -123,15 +121,3 @@ def _collate_marked(samples: Sequence[LabelledSample | None]) -> tuple[Tensor, T
     images = [sample[0] for sample in samples if sample is not None]
     readable = torch.tensor([sample is not None for sample in samples])
     return torch.stack(images) if images else torch.empty(0), readable
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} photos"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        disable=console.quiet or not console.is_terminal,
-    )

@@ -41,9 +41,36 @@ class OptimisationConfig:
         """The peak learning rate: base_lr x batch_size / 256."""
         return self.base_lr * self.batch_size / 256
 
+    @property
+    def asked_warmup(self) -> str:
+        """The flag that asks for the warm-up."""
+        return f"--warmup-epochs {self.warmup_epochs:g}"
+
     def shortened_warmup(self, steps_per_epoch: int) -> float | None:
         """Updates of warm-up where those asked for would not end within the run; None where they do, and are taken."""
         return None if self.warmup_epochs < self.epochs else _shortened(self.epochs * steps_per_epoch)
+
+    def warmup_notice(self, steps_per_epoch: int) -> str | None:
+        """What is told where warm-up is shortened."""
+        shortened, total = self.shortened_warmup(steps_per_epoch), self.epochs * steps_per_epoch
+        if shortened is None:
+            return None
+        return (
+            f"warm-up takes {shortened:g} of the {total} updates of this run: {self.asked_warmup} would not end within "
+            "them"
+        )
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of update `step` (from 0): linear warm-up from 0, then half a cosine to `min_lr`.
+
+        As in the authors' code the rate is set before each update from its fractional epoch.
+        """
+        epoch, shortened = step / steps_per_epoch, self.shortened_warmup(steps_per_epoch)
+        warmup = self.warmup_epochs if shortened is None else shortened / steps_per_epoch
+        if epoch < warmup:
+            return self.learning_rate * epoch / warmup
+        progress = (epoch - warmup) / (self.epochs - warmup)
+        return self.min_lr + (self.learning_rate - self.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +97,7 @@ class DenseOptimisationConfig(OptimisationConfig):
     That is the schedule of detectron2 and mmcv, where warm-up is a factor of the rate that there would be without it.
     """
 
+    min_lr: float = 0.0
     schedule: Literal["cosine", "linear", "steps"] = "cosine"  # how the learning rate falls; all but steps to min_lr
     milestones: tuple[float, ...] = (8 / 9, 26 / 27)  # shares of the updates; steps: the rate falls tenfold at each
     warmup_steps: int = 0  # updates of linear warm-up; fewer in a run within which they would not end
@@ -83,6 +111,11 @@ class DenseOptimisationConfig(OptimisationConfig):
                 "warmup_steps must be at least 0 and warmup_factor between 0 and 1; "
                 f"got {self.warmup_steps}, {self.warmup_factor}"
             )
+
+    @property
+    def asked_warmup(self) -> str:
+        """The flag that asks for the warm-up."""
+        return f"--warmup-steps {self.warmup_steps}"
 
     def shortened_warmup(self, steps_per_epoch: int) -> float | None:
         """As for `OptimisationConfig`."""
@@ -108,18 +141,6 @@ class DenseOptimisationConfig(OptimisationConfig):
 def _shortened(total_steps: int) -> float:
     """Updates of warm-up in a run that is shorter than its warm-up: a tenth, but neither less than one nor all."""
     return min(max(1.0, total_steps / 10), total_steps - 1.0)
-
-
-def warmup_notice(config: OptimisationConfig, steps_per_epoch: int) -> str | None:
-    """What is told where warm-up is shortened."""
-    shortened = config.shortened_warmup(steps_per_epoch)
-    if shortened is None:
-        return None
-    asked = f"--warmup-epochs {config.warmup_epochs:g}"
-    if isinstance(config, DenseOptimisationConfig):
-        asked = f"--warmup-steps {config.warmup_steps}"
-    total = config.epochs * steps_per_epoch
-    return f"warm-up takes {shortened:g} of the {total} updates of this run: {asked} would not end within them"
 
 
 def build_adamw(
@@ -171,22 +192,6 @@ def build_lars(model: nn.Module, config: LarsConfig) -> torch.optim.Optimizer:
         groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=config.trust_coefficient, eps=0.0
     )
     return optimizer
-
-
-def scheduled_lr(config: OptimisationConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of update `step` (from 0): linear warm-up from 0, then half a cosine to `min_lr`.
-
-    As in the authors' code the rate is set before each update from its fractional epoch. Dense tasks have their own
-    schedule (`DenseOptimisationConfig`).
-    """
-    if isinstance(config, DenseOptimisationConfig):
-        return config.learning_rate_at(step, steps_per_epoch)
-    epoch, shortened = step / steps_per_epoch, config.shortened_warmup(steps_per_epoch)
-    warmup = config.warmup_epochs if shortened is None else shortened / steps_per_epoch
-    if epoch < warmup:
-        return config.learning_rate * epoch / warmup
-    progress = (epoch - warmup) / (config.epochs - warmup)
-    return config.min_lr + (config.learning_rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:

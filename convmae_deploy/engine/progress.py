@@ -13,12 +13,17 @@ from convmae_deploy.files import atomic_file
 
 
 def training_progress(console: Console) -> Progress:
-    """A bar with epoch, updates, loss, images/s, peak memory, elapsed and remaining time; none where nobody watches."""
+    """A bar with epoch, updates, loss, images/s, peak memory and times."""
+    told = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
+    return progress_bar(console, "epoch {task.fields[epoch]}", told, "{task.fields[memory]:.1f} GB")
+
+
+def progress_bar(console: Console, name: str, *told: str) -> Progress:
+    """A bar between its name and what is told of it, with elapsed and remaining time; none where nobody watches."""
     return Progress(
-        TextColumn("epoch {task.fields[epoch]}"),
+        TextColumn(name),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"),
-        TextColumn("{task.fields[memory]:.1f} GB"),
+        *map(TextColumn, told),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,21 +14,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
+from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.interruption import Interruption, interruptible
-from convmae_deploy.engine.optimisation import OptimisationConfig, scheduled_lr, set_lr, warmup_notice
+from convmae_deploy.engine.optimisation import OptimisationConfig, set_lr
 from convmae_deploy.engine.progress import peak_memory_gb, training_progress
-from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.engine.recipe import Recipe
+from convmae_deploy.engine.training_run import TrainingRun, any_process
 from convmae_deploy.errors import ConvMAEError
-
-
-class Recipe(Protocol):
-    """What differs from one training program to another."""
-
-    def loss(self, images: Tensor, extra: Any) -> Tensor:
-        """The mean loss of a micro-batch on the device; `extra` is what the dataset gives beside the images."""
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        """Validates, logs, draws and saves after the last update of an epoch (from 0); called on all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +43,18 @@ class TrainingLoop:
     """Runs a recipe over its data until the last epoch or a signal."""
 
     run: TrainingRun
-    optimisation: OptimisationConfig
     source: StepSource
     recipe: Recipe
     console: Console
+    log: EpochLog
+
+    @property
+    def optimisation(self) -> OptimisationConfig:
+        """How weights are updated."""
+        return self.recipe.config.optimisation
 
     def fit(self) -> int:
-        """Trains from the start, or from where a resumed run was; ends the group of processes.
+        """Trains from the start, or from where a resumed run was; ends the group of processes and says how it ended.
 
         Returns:
             The exit status: 0, or 128 + signal when stopped.
@@ -69,7 +66,7 @@ class TrainingLoop:
             self.run.resume()
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
-        if notice := warmup_notice(self.optimisation, steps):
+        if notice := self.optimisation.warmup_notice(steps):
             self.console.print(notice)
         with interruptible() as interruption:
             while progress.step < last_step and not self.run.must_stop(interruption):
@@ -79,13 +76,14 @@ class TrainingLoop:
                     counted = steps - progress.epoch_skipped
                     train_loss = progress.epoch_loss / counted if counted else math.nan
                     progress.epoch_loss, progress.epoch_skipped = 0.0, 0
-                    self.recipe.finish_epoch(epoch, train_loss)
+                    self.log.finish_and_save(epoch, train_loss)
         self.run.accelerator.end_training()  # a process that exits with its group open may abort
         if progress.step < last_step and interruption.signal_number is not None:
             self.console.print(f"stopped after update {progress.step} of {last_step}; continue with --resume")
             return 128 + interruption.signal_number
         if progress.skipped == last_step:
             raise ConvMAEError(f"all {last_step} updates of the run were skipped, so it learnt nothing: see above why")
+        self.console.print(self.recipe.last_words())
         return 0
 
     def _train_epoch(self, epoch: int, interruption: Interruption) -> None:
@@ -102,7 +100,7 @@ class TrainingLoop:
             for step, micro_batches in enumerate(self.source.epoch(epoch, first), first):
                 # after what fetching may draw
                 seed_step(run.config.seed, progress.step, run.accelerator.process_index)
-                lr = scheduled_lr(self.optimisation, progress.step, steps)
+                lr = self.optimisation.learning_rate_at(progress.step, steps)
                 set_lr(run.optimizer.param_groups, lr)
                 update = self.update(micro_batches)
                 progress.step += 1
@@ -140,10 +138,7 @@ class TrainingLoop:
     def _is_time_to_save(self, saved: float) -> bool:
         """Whether a checkpoint is due; the main process's clock decides for all, since all take part in saving."""
         due = time.monotonic() - saved > 60 * self.run.config.save_minutes
-        if self.run.accelerator.num_processes == 1:
-            return due
-        flag = torch.tensor(float(due and self.run.accelerator.is_main_process), device=self.run.accelerator.device)
-        return bool(self.run.accelerator.reduce(flag, "sum").item())
+        return any_process(self.run.accelerator, due and self.run.accelerator.is_main_process)
 
     def update(self, micro_batches: Sequence[MicroBatch]) -> Update:
         """One update over its micro-batches, in which every readable photo of all processes weighs the same.

@@ -1,18 +1,12 @@
 """One run of a training program: what continues it, what stops it, what is kept of it."""
 
 import math
-import os
 import signal
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast
-from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,118 +16,21 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
-from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.interruption import Interruption
-from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import check_can_create
-from convmae_deploy.machine import keep_freed_memory
-from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.terminal import Terminal
 
-# The last three change what is learnt: for a run that met numbers that are not finite.
-MAY_CHANGE_ON_RESUME = (
-    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
-    *("precision", "base_lr", "clip_grad"),
-)
 SKIPPED_UPDATES_IN_A_ROW = 10  # that end a run; fp16's first loss scales are usually too large for one to three
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where and how a run executes. Of these only seed and precision change what is learnt."""
-
-    out: Path = tyro.MISSING  # the run folder
-    resume: bool = False  # continue the run in `out`, exactly
-    seed: int = 0  # of order, augmentation, dropped paths and fresh weights
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass; weights and updates are fp32
-    compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
-    workers: int = 2  # decoding processes of each device
-    save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
-
-    def accelerator(self) -> Accelerator:
-        """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up.
-
-        Raises:
-            ConvMAEError: fp16 on a CPU, which Accelerate would run in fp32 without a word.
-        """
-        # Accelerate joins the processes of torchrun on a machine without accelerator only when told that it is one.
-        on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
-        if self.precision == "fp16" and not torch.accelerator.is_available():
-            raise ConvMAEError("fp16 needs a GPU and there is none; choose --precision bf16 or fp32")
-        return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
-
-    def console(self, accelerator: Accelerator) -> Console:
-        """Where the main process speaks; the others are silent."""
-        return Terminal(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
-
-
-def refuse_sharding(accelerator: Accelerator) -> None:
-    """Raises ConvMAEError under FSDP: processes validate different photos, so none may need the weights of another."""
-    if accelerator.distributed_type is DistributedType.FSDP:
-        raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
-
-
-def training_sampler(photos: int, optimisation: OptimisationConfig, seed: int, accelerator: Accelerator) -> StepSampler:
-    """This process's share of so many photos in every update."""
-    return StepSampler(
-        photos,
-        batch_size=optimisation.batch_size,
-        micro_batch_size=optimisation.micro_batch_size,
-        seed=seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-
-
-def start_from(encoder: nn.Module, path: Path, architecture: ConvMAEConfig, console: Console) -> None:
-    """Gives an encoder of `architecture` trained weights, ours or the authors', and says what was changed to fit.
-
-    Raises:
-        ConvMAEError: not such an encoder, or damaged.
-    """
-    state, report = load_initial_encoder(path, architecture)
-    encoder.load_state_dict(state)
-    if report:
-        console.print("\n".join(report))
-
-
-def start_video_from(
-    encoder: nn.Module,
-    path: Path,
-    architecture: ConvMAEConfig,
-    video: VideoConfig,
-    inflation: Inflation,
-    console: Console,
-) -> None:
-    """`start_from` of a video encoder, from another or from an image encoder.
-
-    Raises:
-        ConvMAEError: not such an encoder, or damaged.
-    """
-    state, report = load_initial_video_encoder(path, architecture, video, inflation)
-    encoder.load_state_dict(state)
-    if report:
-        console.print("\n".join(report))
-
-
-def synchronised(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model, its BatchNorms with the statistics of all processes where there are several GPUs."""
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-any-return, no-untyped-call]
-    return model
-
-
-def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
-    """Gives all processes the main one's running statistics of BatchNorm: without SyncBN they saw different photos."""
-    if accelerator.num_processes > 1:
-        broadcast(list(model.buffers()))
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether something is so on any process; all must ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
 
 
 @dataclass(kw_only=True)
@@ -160,48 +57,6 @@ class TrainingRun:
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
-
-    @classmethod
-    def begin(
-        cls,
-        config: Any,
-        *,
-        run: RunConfig,
-        accelerator: Accelerator,
-        record: CheckpointRecord,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        micro_batches: int,
-        facts: Mapping[str, Any],
-    ) -> "TrainingRun":
-        """Creates (or, resuming, checks) the run folder and hands model and optimizer to their devices.
-
-        Args:
-            config: the program's whole configuration, for run.json.
-            run: its part that says where and how.
-            accelerator: of `run.accelerator()`.
-            record: what a checkpoint says of itself.
-            model: with its initial weights.
-            optimizer: of its parameters.
-            micro_batches: that each process accumulates for an update.
-            facts: about the data, for run.json.
-
-        Raises:
-            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none.
-        """
-        check_can_create(run.out)
-        folder = RunFolder(run.out)
-        if accelerator.is_main_process:
-            facts = {**facts, "processes": accelerator.num_processes}
-            folder.begin(config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
-        accelerator.wait_for_everyone()
-        accelerator.gradient_accumulation_steps = micro_batches
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        if run.compile:
-            model.compile()
-        model, optimizer = accelerator.prepare(model, optimizer)
-        return cls(config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer)
 
     def weights(self) -> dict[str, Tensor]:
         """State dict of the bare model, whole on the main process; all processes must ask for it."""
@@ -255,6 +110,11 @@ class TrainingRun:
             self.folder.forget_metrics_after(self.progress.step)
 
     @property
+    def bare_model(self) -> Any:
+        """The model without what `accelerator.prepare` put around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether each process holds only a part of the weights."""
         return self.accelerator.distributed_type is DistributedType.FSDP
@@ -286,10 +146,7 @@ class TrainingRun:
 
     def must_stop(self, interruption: Interruption) -> bool:
         """Whether any process was asked to stop, so that all stop after the same update."""
-        if self.accelerator.num_processes == 1:
-            return interruption.signal_number is not None
-        flag = torch.tensor(float(interruption.signal_number or 0), device=self.accelerator.device)
-        if self.accelerator.reduce(flag, "sum").item() == 0:
+        if not any_process(self.accelerator, interruption.signal_number is not None):
             return False
         if interruption.signal_number is None:
             interruption.signal_number = signal.SIGTERM

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.clips import ClipViews, merge_views
+from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions, Prepared
 from convmae_deploy.tasks.features import FeaturePredictor
 
 _MAX_READERS = 8  # threads that decode; more do not help before the disk or the model is the limit
@@ -31,7 +31,7 @@ def extract_features(
     levels: Sequence[str],
     *,
     batch_size: int,
-    views: ClipViews | None = None,
+    options: PredictOptions = NO_OPTIONS,
     on_file: Callable[[Path, ConvMAEError | None], bool] = lambda path, error: True,
 ) -> Extraction:
     """Runs files through the model, `batch_size` at a time; no more than the result and one batch is in memory.
@@ -41,18 +41,14 @@ def extract_features(
         files: the files.
         levels: names from `predictor.levels`.
         batch_size: files a run, at least 1.
-        views: of each video; None: one. Photos have one.
+        options: of each file: how often a video is looked at.
         on_file: told of every file and of what is wrong with it (None: nothing); returning False ends the work early.
 
     Raises:
         ConvMAEError: a level does not exist, the batch size is less than 1, or the result does not fit into memory.
     """
-    predictor.check_levels(levels, views)
-    count = 1 if views is None else views.total
-
-    def prepare(path: Path) -> NDArray[np.float32]:
-        return predictor.inputs(path, views)
-
+    options = replace(options, levels=tuple(levels))
+    predictor.check_options(options)
     if batch_size < 1:
         raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
     features = _allocate(predictor, len(files), levels)
@@ -60,22 +56,23 @@ def extract_features(
     failures: dict[Path, ConvMAEError] = {}
     with ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), batch_size):
-            inputs: list[NDArray[np.float32]] = []
+            prepared: list[Prepared] = []
             first = len(good)
             for path, outcome in _prepare(
-                pool, lambda path: predictor.inputs(path, views), files[start : start + batch_size]
+                pool, lambda path: predictor.prepare(path, options), files[start : start + batch_size]
             ):
                 error = outcome if isinstance(outcome, ConvMAEError) else None
                 if isinstance(outcome, ConvMAEError):
                     failures[path] = outcome
                 else:
-                    inputs.append(outcome)
+                    prepared.append(outcome)
                     good.append(path)
                 if not on_file(path, error):
                     return Extraction(files=[], features={}, failures=failures)
-            if inputs:
-                for level, values in predictor.run(np.concatenate(inputs), levels).items():
-                    features[level][first : len(good)] = merge_views(values, count)
+            found = predictor.interpret(prepared, options) if prepared else []
+            for row, values in enumerate(found, first):
+                for level in levels:
+                    features[level][row] = values[level]
     rows = {level: values[: len(good)] for level, values in features.items()}
     return Extraction(files=good, features=rows, failures=failures)
 
@@ -93,9 +90,9 @@ def _allocate(predictor: FeaturePredictor, count: int, levels: Sequence[str]) ->
 
 
 def _prepare(
-    pool: ThreadPoolExecutor, prepare: Callable[[Path], NDArray[np.float32]], files: Sequence[Path]
-) -> Iterator[tuple[Path, NDArray[np.float32] | ConvMAEError]]:
-    def attempt(path: Path) -> NDArray[np.float32] | ConvMAEError:
+    pool: ThreadPoolExecutor, prepare: Callable[[Path], Prepared], files: Sequence[Path]
+) -> Iterator[tuple[Path, Prepared | ConvMAEError]]:
+    def attempt(path: Path) -> Prepared | ConvMAEError:
         try:
             return prepare(path)
         except ConvMAEError as error:

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import atomic_file, check_can_create
 
 Features = Mapping[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
@@ -38,7 +38,7 @@ def check_feature_path(path: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise ConvMAEError("parquet needs pyarrow; run pip install 'convmae_deploy[parquet]'") from None
+            raise missing_extra("parquet", "pyarrow", "parquet") from None
 
 
 def write_features(path: Path, names: Sequence[str], features: Features) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.media.video_errors import VideoError, corrupt, truncated
 from convmae_deploy.media.video_formats import ACCEPTED_CODECS, CODECS, mp4_has_index
 from convmae_deploy.media.video_limits import VideoLimits
@@ -28,9 +28,7 @@ def import_av() -> Any:
         import av
         import av.video.reformatter
     except ImportError as error:
-        raise ConvMAEError(
-            "videos need PyAV, which is not installed; install it with: pip install 'convmae-deploy[video]'"
-        ) from error
+        raise missing_extra("a video", "PyAV", "video") from error
     return av
 
 

@@ -82,6 +82,10 @@ class ConvMAEConfig:
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
+        sizes = {name: getattr(self, name) for name in ("embed_dims", "depths", "mlp_ratios")}
+        for name, values in {**sizes, "num_heads": (self.num_heads,)}.items():
+            if not all(value > 0 for value in values):  # nor is NaN
+                raise ConvMAEError(f"{name} must be above 0; got {', '.join(map(str, values))}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ConvMAEError(f"kernel_size must be odd and positive; got {self.kernel_size}")
         width = self.embed_dims[2]

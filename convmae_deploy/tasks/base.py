@@ -1,7 +1,7 @@
 """What all tasks share: a graph that takes batches of any size and is believed only after checks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -9,20 +9,23 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from convmae_deploy.backends.base import Backend, Device
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec
+from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.tasks.postprocess import ScoreFunction
 
 LOGITS = "logits"
 
 Arrays = dict[str, NDArray[Any]]
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
-Medium = Literal["photo", "video"]
+MediumName = Literal["photo", "video"]
+Run = Callable[[NDArray[np.float32], Sequence[str]], Arrays]  # runs a batch of any size, as `Predictor.run` does
 
 
 class ModelOutputError(ModelError):
@@ -34,16 +37,29 @@ class PredictOptions:
     """What can be asked of a prediction; each task takes some of these and refuses the others. None: its default."""
 
     top_k: int | None = None  # classes, at least 1 (5)
+    function_to_apply: ScoreFunction | None = None  # from logits to the scores of classes (softmax)
     threshold: float | None = None  # the smallest score of an object, in [0, 1] (0.5)
-    temporal_views: int | None = None  # of a video: clips spread over it (1)
-    spatial_views: int | None = None  # of a video: crops along the longer side of its frames (1)
+    temporal_views: int | None = None  # of a video: clips spread over it, at least 1 (1)
+    spatial_views: int | None = None  # of a video: crops along the longer side of its frames, at least 1 (1)
+    frame_sampling_rate: int | None = (
+        None  # of a video: from one frame of a clip to the next, at least 1 (as in training)
+    )
+    levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
 
-    def given(self) -> dict[str, int | float]:
+    def given(self) -> dict[str, object]:
         """What is not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 NO_OPTIONS = PredictOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One photo or video as its task runs it, and what the task remembers of it to read the outputs."""
+
+    rows: NDArray[Any]  # (V, 3, ...) of the graph's input, V = 1 for photos; a segmenter's: (h, w, 3), see there
+    size: Size  # (height, width) in pixels of the upright photo, or of a clip's frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +95,7 @@ class Predictor(ABC):
     """
 
     TASK: ClassVar[str]  # as manifests say it
-    MEDIUM: ClassVar[Medium]
+    MEDIUM: ClassVar[MediumName]
     PREPROCESSING: ClassVar[type[AnyPreprocessing]]
     OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of PredictOptions that say something to it
     WRITES: ClassVar[bool] = False  # whether its report writes files where a folder is given
@@ -88,6 +104,8 @@ class Predictor(ABC):
     # Whether its outputs are lists of what was found, best first: near ties may change places, so that lists compare as
     # sets, and a network whose lengths depend on the image is neither compiled nor cast as a whole.
     GIVES_LISTS: ClassVar[bool] = False
+    # Whether one photo or video makes many rows (windows, views), so that a server runs each for itself, in parts.
+    ONE_BY_ONE: ClassVar[bool] = False
     OUTPUT_WORDS: ClassVar[Mapping[str, str]] = {}  # what clients of the bare graph must know of an output
     CLIENT_STEPS: ClassVar[str] = "Ask only for the outputs that you need."  # what they do with the outputs
 
@@ -159,7 +177,10 @@ class Predictor(ABC):
         """
         if not isinstance(manifest.preprocessing, cls.PREPROCESSING):
             raise BundleError(f"a {cls.TASK} model needs {cls.PREPROCESSING.__name__} as its preprocessing")
-        expected = cls.expected_outputs(len(manifest.classes), manifest.input.shape[1:])
+        try:
+            expected = cls.expected_outputs(len(manifest.classes), manifest.input.shape[1:])
+        except ValidationError:  # an output of no entries
+            raise BundleError(f"a {cls.TASK} model needs the names of its classes, found none") from None
         for name, wanted in expected.items():
             found = manifest.outputs.get(name)
             if found is None:
@@ -169,6 +190,32 @@ class Predictor(ABC):
                 raise BundleError(f"{name} must be {wanted.dtype} {wanted.shape}, found {found.dtype} {found.shape}")
 
     @abstractmethod
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        """Makes of a photo or a video what `interpret` runs.
+
+        Args:
+            source: a file, the content of one, or for photos an image of Pillow's.
+            options: see `PredictOptions`.
+
+        Raises:
+            ConvMAEError: it cannot be read.
+        """
+
+    @abstractmethod
+    def interpret(
+        self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
+    ) -> list[Any]:
+        """Runs what was prepared and makes results of the outputs, one for each photo or video.
+
+        Args:
+            prepared: what `prepare` gave, with the same options; together in memory.
+            options: checked by `check_options`.
+            run: runs the graph; None: `self.run`.
+
+        Raises:
+            ModelOutputError: the graph gives what it must not.
+        """
+
     def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Any:
         """What the task finds in one photo or video.
 
@@ -179,6 +226,19 @@ class Predictor(ABC):
         Raises:
             ConvMAEError: it cannot be read, or an option is out of range or not for this task.
         """
+        self.check_options(options)
+        return self.interpret([self.prepare(source, options)], options)[0]
+
+    def predict_each(self, sources: Sequence[Source], options: PredictOptions = NO_OPTIONS) -> list[Any]:
+        """As `predict` for each of them, run together as far as the graph takes them, so that few are in memory."""
+        self.check_options(options)
+        size = self.manifest.input.max_batch
+        chunks = (sources[start : start + size] for start in range(0, len(sources), size))
+        return [
+            result
+            for chunk in chunks
+            for result in self.interpret([self.prepare(source, options) for source in chunk], options)
+        ]
 
     @abstractmethod
     def report(self, options: PredictOptions, out: Path | None) -> Report:
@@ -211,24 +271,25 @@ class Predictor(ABC):
             return self.predict(source, chosen)
         return [self.predict(one, chosen) for one in source]
 
-    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str] = str) -> None:
+    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
         """Refuses options that say nothing to this task, and those out of range.
 
         Args:
             options: what is asked for.
-            spell: how the user wrote the name of an option; by default as here.
+            spell: how the user writes the name of an option, None for what cannot be given; by default as here.
 
         Raises:
             ConvMAEError: there is one.
         """
         for name in options.given():
             if name not in self.OPTIONS:
-                known = " and ".join(map(spell, self.OPTIONS)) or "no options"
+                known = ", ".join(filter(None, map(spell, self.OPTIONS))) or "no options"
                 raise ConvMAEError(
                     f"{spell(name)} says nothing to a {self.TASK} model, which takes {known}; leave it out"
                 )
-        if options.top_k is not None and options.top_k < 1:
-            raise ConvMAEError(f"{spell('top_k')} must be at least 1; got {options.top_k}")
+        for name, count in (("top_k", options.top_k), ("frame_sampling_rate", options.frame_sampling_rate)):
+            if count is not None and count < 1:
+                raise ConvMAEError(f"{spell(name)} must be at least 1; got {count}")
         if options.threshold is not None and not 0 <= options.threshold <= 1:
             raise ConvMAEError(f"{spell('threshold')} must be between 0 and 1; got {options.threshold:g}")
 
@@ -260,32 +321,20 @@ class Predictor(ABC):
                 results[name][start : start + size] = values
         return results
 
-    def _run_photos(
-        self,
-        images: Sequence[Image.Image],
-        outputs: Sequence[str],
-        preprocess: Callable[[Image.Image], NDArray[np.float32]],
-    ) -> Iterator[tuple[Sequence[Image.Image], Arrays]]:
-        """Photos in chunks that the graph takes, each with its outputs, so that only one chunk is in memory."""
-        size = self.manifest.input.max_batch
-        for start in range(0, len(images), size):
-            chunk = images[start : start + size]
-            yield chunk, self.run(np.stack([preprocess(image) for image in chunk]), outputs)
-
     def _run_chunk(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
         count, missing = len(batch), self.manifest.input.min_batch - len(batch)
         if missing > 0:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        answer = self.backend.run(np.ascontiguousarray(batch), outputs)
+        found = self.backend.run(np.ascontiguousarray(batch), outputs)
         results: Arrays = {}
         for name in outputs:
             spec = self.manifest.outputs[name]
             expected = (len(batch), *spec.shape)
-            if answer[name].shape != expected:
-                raise ModelOutputError(f"output {name!r} must have shape {expected}, got {answer[name].shape}")
-            if answer[name].dtype != spec.dtype:
-                raise ModelOutputError(f"output {name!r} must be {spec.dtype}, got {answer[name].dtype}")
-            results[name] = answer[name][:count]
+            if found[name].shape != expected:
+                raise ModelOutputError(f"output {name!r} must have shape {expected}, got {found[name].shape}")
+            if found[name].dtype != spec.dtype:
+                raise ModelOutputError(f"output {name!r} must be {spec.dtype}, got {found[name].dtype}")
+            results[name] = found[name][:count]
             if not np.isfinite(results[name]).all():
                 raise ModelOutputError(f"output {name!r} holds values that are not finite")
         return results
@@ -308,6 +357,12 @@ class Predictor(ABC):
             raise ConvMAEError(f"outputs of {self.manifest.name} are {', '.join(known)}; got {found}")
 
 
+def all_rows(prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+    """The rows of each, one after the other, as one batch; those of a single photo or video are not copied."""
+    rows = [each.rows for each in prepared]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
 def open_photo(source: Source) -> Image.Image:
     """An upright RGB photo.
 
@@ -318,7 +373,7 @@ def open_photo(source: Source) -> Image.Image:
         ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return source if source.mode == "RGB" else source.convert("RGB")
     if isinstance(source, bytes):
         return decode_image(source).image
     return read_photo(Path(source)).image

@@ -5,7 +5,7 @@ Shapes: D rows of a detector's outputs, M cells a side of a mask. Boxes XYXY in 
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from convmae_deploy.tasks.base import (
     ModelOutputError,
     PredictOptions,
     Predictor,
+    Prepared,
     Report,
     Row,
+    Run,
     Source,
+    all_rows,
     open_photo,
 )
 from convmae_deploy.tasks.drawing import draw_detections, save_picture
@@ -46,6 +49,19 @@ RESULTS_NAME = "results.json"
 DEFAULT_THRESHOLD = 0.5
 
 logger = logging.getLogger("convmae_deploy")
+
+
+class Detections(list[Detection]):
+    """The objects in one photo, best first.
+
+    Args:
+        found: the objects.
+        converged: whether suppression came to its end; else boxes that overlap may have been left.
+    """
+
+    def __init__(self, found: Iterable[Detection], *, converged: bool) -> None:
+        super().__init__(found)
+        self.converged = converged
 
 
 class Detector(Predictor):
@@ -75,14 +91,11 @@ class Detector(Predictor):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict(DETECTOR_OUTPUTS)
 
-    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> list[Detection]:
-        """The objects in a photo, best first."""
-        self.check_options(options)
-        threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
-        return self.detect([open_photo(source)], threshold=threshold)[0]
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        photo = open_photo(source)
+        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Objects in a table; pictures and COCO's results where a folder is given."""
@@ -93,7 +106,7 @@ class Detector(Predictor):
         """An RGB photo as the graph takes it, (3, H, W)."""
         return letterbox(image, self._letterbox)
 
-    def detect(self, images: Sequence[Image.Image], *, threshold: float = 0.5) -> list[list[Detection]]:
+    def detect(self, images: Sequence[Image.Image], *, threshold: float = DEFAULT_THRESHOLD) -> list[Detections]:
         """The objects in each RGB photo, best first.
 
         Where overlapping boxes may have been left, as suppression needed more rounds than the graph has, a warning
@@ -106,45 +119,35 @@ class Detector(Predictor):
         Raises:
             ConvMAEError: the threshold is not between 0 and 1.
         """
-        if not 0 <= threshold <= 1:
-            raise ConvMAEError(f"threshold must be between 0 and 1; got {threshold}")
-        return [
-            objects
-            for chunk, outputs in self._run_photos(images, self.OUTPUTS, self.preprocess)
-            for objects in self.find(outputs, [(image.height, image.width) for image in chunk], threshold=threshold)
-        ]
+        return self.predict_each(images, PredictOptions(threshold=threshold))
 
-    def find(
-        self, outputs: Mapping[str, NDArray[Any]], sizes: Sequence[Size], *, threshold: float
-    ) -> list[list[Detection]]:
-        """The objects in each photo of a batch, best first.
-
-        Args:
-            outputs: all of the graph's, (B, ...).
-            sizes: (height, width) in pixels of each upright photo.
-            threshold: the smallest score.
+    def interpret(
+        self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
+    ) -> list[Detections]:
+        """The objects in each photo, best first.
 
         Raises:
             ModelOutputError: a label or the number of objects is out of range.
         """
-        rows, classes = outputs["scores"].shape[1], self.manifest.classes
-        for name, limit in (("num", rows + 1), ("labels", len(classes))):
+        outputs = (run or self.run)(all_rows(prepared), self.OUTPUTS)
+        self._check_outputs(outputs)
+        threshold = DEFAULT_THRESHOLD if options.threshold is None else options.threshold
+        results = []
+        for index, photo in enumerate(prepared):
+            own = {name: values[index] for name, values in outputs.items()}
+            found = find_detections(own, photo.size, self._letterbox, self.manifest.classes, threshold=threshold)
+            results.append(Detections(found, converged=bool(own["converged"])))
+        return results
+
+    def _check_outputs(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Refuses numbers out of range, and warns where suppression did not end."""
+        for name, limit in (("num", outputs["scores"].shape[1] + 1), ("labels", len(self.manifest.classes))):
             if outputs[name].min() < 0 or outputs[name].max() >= limit:
                 raise ModelOutputError(f"output {name!r} must be between 0 and {limit - 1}")
         if not outputs["converged"].all():
             logger.warning(
                 "%s may have left boxes that overlap: suppression did not come to its end", self.manifest.name
             )
-        return [
-            find_detections(
-                {name: values[index] for name, values in outputs.items()},
-                size,
-                self._letterbox,
-                classes,
-                threshold=threshold,
-            )
-            for index, size in enumerate(sizes)
-        ]
 
     @property
     def _letterbox(self) -> Letterbox:

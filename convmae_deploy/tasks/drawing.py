@@ -1,4 +1,4 @@
-"""Pictures of results: objects with boxes, masks and labels; label maps as colours with a legend.
+"""Pictures of results: objects with boxes, masks and labels; what pictures of all tasks share.
 
 Colours are those of the classes in `label_colours`; the same results give the same picture.
 """
@@ -10,17 +10,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from convmae_deploy.files import atomic_file
-from convmae_deploy.tasks.label_colours import class_areas, overlay, palette, with_legend
+from convmae_deploy.tasks.label_colours import palette
 from convmae_deploy.tasks.objects import Detection
-from convmae_deploy.tasks.sliding_window import Segmentation
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Place = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the picture
 
 MASK_OPACITY = 0.45
 MIN_SIDE = 480  # pixels; the longer side of a smaller photo is drawn at least this long, or its labels would cover it
-MAX_LEGEND = 40  # classes
-LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
 JPEG_QUALITY = 92
 DARK, LIGHT = (16, 16, 16), (255, 255, 255)
 LIGHT_FROM = 140  # brightness of a colour from which text on it is dark
@@ -36,7 +33,7 @@ def draw_detections(photo: Image.Image, detections: Sequence[Detection], classes
     """
     colours = [tuple(int(level) for level in palette(classes)[detection.index]) for detection in detections]
     picture = _with_masks(photo, detections, colours)
-    scale = _drawing_scale(photo)
+    scale = drawing_scale(photo)
     size = round(photo.width * scale), round(photo.height * scale)
     picture = picture.resize(size, Image.Resampling.BICUBIC) if scale > 1 else picture
     line = max(2, round(max(size) / 400))
@@ -50,34 +47,14 @@ def draw_detections(photo: Image.Image, detections: Sequence[Detection], classes
     return picture
 
 
-def draw_segmentation(photo: Image.Image, segmentation: Segmentation, classes: Sequence[str]) -> Image.Image:
-    """An RGB photo under the colours of its labels, and below it the classes that it has, the largest first.
-
-    Args:
-        photo: upright; not changed.
-        segmentation: of this photo.
-        classes: names of the labels.
-    """
-    scale = _drawing_scale(photo)
-    size = round(photo.width * scale), round(photo.height * scale)
-    labels = segmentation.labels
-    if scale > 1:
-        photo = photo.resize(size, Image.Resampling.BICUBIC)
-        rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], labels.shape, strict=True))
-        labels = labels[rows[:, None], columns]
-    picture = overlay(photo, labels, len(classes))
-    areas, pixels = class_areas(segmentation.labels, len(classes)), segmentation.labels.size
-    names = [f"{name} {_percent(areas.get(index, 0) / pixels)}" for index, name in enumerate(classes)]
-    return with_legend(picture, names, list(areas)[:MAX_LEGEND], scale=max(1, round(max(size) / LEGEND_LENGTH)))
-
-
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a JPEG whose colours are sharp, for text; a reader finds all of it or nothing."""
     with atomic_file(path) as temporary:
         picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
-def _drawing_scale(photo: Image.Image) -> float:
+def drawing_scale(photo: Image.Image) -> float:
+    """How many times larger than the photo its picture is: at least 1, and so that its longer side has `MIN_SIDE`."""
     return max(1.0, MIN_SIDE / max(photo.size))
 
 
@@ -128,7 +105,3 @@ def _draw_tag(draw: ImageDraw.ImageDraw, text: str, place: Place, colour: tuple[
 def _gap(font: Font) -> int:
     """Pixels between the text and the edge of its tag."""
     return max(2, round(font.getbbox("x")[3] / 5))
-
-
-def _percent(share: float) -> str:
-    return "< 1 %" if 0 < share < 0.005 else f"{share * 100:.0f} %"

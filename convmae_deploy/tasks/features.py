@@ -1,12 +1,11 @@
 """Multi-scale features: what a model without a head gives, and what classifiers give besides their classes.
 
-Shapes: B photos, V views of one video, C channels, D width of a pooled vector, T frames of a clip, H W the input.
+Shapes: B photos, V views of one photo or video, C channels, D width of a pooled vector, H W the input.
 """
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,48 +16,62 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
+    Arrays,
     PredictOptions,
     Predictor,
+    Prepared,
     Report,
+    Run,
     Source,
+    all_rows,
     open_photo,
 )
-from convmae_deploy.tasks.clips import ClipViews
+from convmae_deploy.tasks.clips import merge_views
 from convmae_deploy.tasks.preprocess import preprocess
 
 POOLED = "pooled"  # the one level that says something of several views of a video together
 FEATURE_OUTPUTS = (POOLED, "e1", "e2", "e3", "e4")
 
-Features = dict[str, NDArray[np.float32]]
+Features = dict[str, NDArray[np.float32]]  # level -> values of one photo or video, without a batch axis
 
 
 class FeaturePredictor(Predictor):
     """A task whose graph gives features, whatever else it gives."""
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("levels",)
+    KEY_OUTPUT = POOLED
+    KEY_WORDS = "Pooled vectors"
 
     @property
     def levels(self) -> tuple[str, ...]:
         """Names of the features: every output but the logits."""
         return tuple(name for name in self.manifest.outputs if name != LOGITS)
 
-    @abstractmethod
-    def check_levels(self, levels: Sequence[str], views: ClipViews | None = None) -> None:
-        """Refuses levels that this model does not have, or that several views do not have together.
+    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
+        """See `Predictor.check_options`; also refuses levels that this model does not have."""
+        super().check_options(options, spell=spell)
+        if options.levels is not None:
+            self._check_names(options.levels, self.levels)
 
-        Args:
-            levels: names.
-            views: of each file; None: one.
+    def interpret(
+        self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
+    ) -> list[Features]:
+        """Features of each; of several views only `pooled`, their mean."""
+        default = self.levels if len(prepared[0].rows) == 1 else (POOLED,)
+        outputs = self._run_together(prepared, options.levels or default, run)
+        return [{name: merge_views(values, len(values))[0] for name, values in each.items()} for each in outputs]
 
-        Raises:
-            ConvMAEError: a level is none of `levels`, none is given, or the views do not fit.
-        """
+    def report(self, options: PredictOptions, out: Path | None) -> Report:
+        """Refuses: features are for programs; `convmae features` writes them."""
+        name = self.manifest.name
+        raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")
 
-    @abstractmethod
-    def inputs(self, source: Source, views: ClipViews | None = None) -> NDArray[np.float32]:
-        """A photo or a video as the graph takes it, (V, 3, ...) with V = 1 for photos.
-
-        Raises:
-            ConvMAEError: it cannot be read or decoded.
-        """
+    def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Arrays]:
+        """The outputs of each, (V, ...)."""
+        found = (run or self.run)(all_rows(prepared), names)
+        ends = np.cumsum([len(each.rows) for each in prepared])[:-1]
+        parts = {name: np.split(found[name], ends) for name in names}
+        return [{name: parts[name][index] for name in names} for index in range(len(prepared))]
 
 
 class PhotoFeatures(FeaturePredictor):
@@ -67,15 +80,9 @@ class PhotoFeatures(FeaturePredictor):
     MEDIUM = "photo"
     PREPROCESSING = Preprocessing
 
-    def check_levels(self, levels: Sequence[str], views: ClipViews | None = None) -> None:
-        """See `FeaturePredictor.check_levels`; a photo has one view."""
-        self._check_names(levels, self.levels)
-        if views is not None and views.total > 1:
-            raise ConvMAEError(f"a photo has one view; got {views.temporal} x {views.spatial}, leave them out")
-
-    def inputs(self, source: Source, views: ClipViews | None = None) -> NDArray[np.float32]:
-        """A photo as the graph takes it, (1, 3, H, W)."""
-        return self.preprocess(open_photo(source))[None]
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        photo = open_photo(source)
+        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB photo as the graph takes it, (3, H, W)."""
@@ -95,42 +102,17 @@ class PhotoFeatures(FeaturePredictor):
         Raises:
             ConvMAEError: no photo or no level is given, or a level does not exist.
         """
-        self.check_levels(levels)
-        if not images:
+        found = self.predict_each(images, PredictOptions(levels=tuple(levels)))
+        if not found:
             raise ConvMAEError("features need at least one image; got none")
-        results = {
-            level: np.empty((len(images), *self.manifest.outputs[level].shape), dtype=np.float32) for level in levels
-        }
-        start = 0
-        for chunk, outputs in self._run_photos(images, levels, self.preprocess):
-            for level, values in outputs.items():
-                results[level][start : start + len(chunk)] = values
-            start += len(chunk)
-        return results
+        return {level: np.stack([each[level] for each in found]) for level in levels}
 
 
 class FeatureExtractor(PhotoFeatures):
     """A model of photos without a head."""
 
     TASK = "features"
-    KEY_OUTPUT = POOLED
-    KEY_WORDS = "Pooled vectors"
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(FEATURE_OUTPUTS)
-
-    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Features:
-        """All features of a photo, level -> values without a batch axis."""
-        self.check_options(options)
-        return {level: values[0] for level, values in self.features([open_photo(source)], self.levels).items()}
-
-    def report(self, options: PredictOptions, out: Path | None) -> Report:
-        """Refuses: features are for programs; `convmae features` writes them."""
-        refuse_report(self.manifest.name)
-
-
-def refuse_report(name: str) -> NoReturn:
-    """Raises ConvMAEError: there is nothing that a person could read."""
-    raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")

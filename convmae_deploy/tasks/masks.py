@@ -4,7 +4,6 @@ Shapes: M cells a side of a predicted mask, H W the photo, r c the part of it th
 """
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -111,15 +110,6 @@ def encode_mask(mask: NDArray[np.bool_], *, top: int = 0, left: int = 0, size: S
     return {"size": [height, width], "counts": _compress(counts)}
 
 
-def decode_mask(run_lengths: Mapping[str, object]) -> NDArray[np.bool_]:
-    """(H, W) of COCO's compressed run lengths, as `encode_mask` or pycocotools wrote them."""
-    size, counts = run_lengths["size"], run_lengths["counts"]
-    assert isinstance(size, list | tuple) and isinstance(counts, str)
-    lengths = _decompress(counts)
-    values = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(values, lengths).reshape(size[1], size[0]).T
-
-
 def _compress(counts: NDArray[np.int64]) -> str:
     """From the fourth on, numbers are differences to the last but one; 5 bits a character, the lowest first."""
     numbers = counts.astype(np.int64)
@@ -135,16 +125,3 @@ def _compress(counts: NDArray[np.int64]) -> str:
         characters.append(bits + np.where(goes_on, _CONTINUES, 0) + _FIRST_CHARACTER)
     chosen = np.stack(characters, axis=1)[np.stack(used, axis=1)]
     return chosen.astype(np.uint8).tobytes().decode("ascii")
-
-
-def _decompress(text: str) -> NDArray[np.int64]:
-    codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
-    ends = np.flatnonzero(codes & _CONTINUES == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    position = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    numbers = np.add.reduceat((codes & (_CONTINUES - 1)) << (_CHARACTER_BITS * position), starts)
-    negative = codes[ends] & (1 << _CHARACTER_BITS - 1) != 0
-    numbers -= negative.astype(np.int64) << (_CHARACTER_BITS * (ends - starts + 1))
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers

@@ -15,15 +15,20 @@ from convmae_deploy.tasks.base import (
     NO_OPTIONS,
     PredictOptions,
     Predictor,
+    Prepared,
     Report,
     Row,
+    Run,
     Source,
     open_photo,
 )
-from convmae_deploy.tasks.drawing import draw_segmentation, save_picture
-from convmae_deploy.tasks.label_colours import class_areas
+from convmae_deploy.tasks.drawing import drawing_scale, save_picture
+from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
 from convmae_deploy.tasks.masks import label_png
-from convmae_deploy.tasks.sliding_window import Segmentation, segment_photo
+from convmae_deploy.tasks.sliding_window import Segmentation, resize, segment_resized
+
+MAX_LEGEND = 40  # classes
+LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
 
 
 class Segmenter(Predictor):
@@ -33,6 +38,7 @@ class Segmenter(Predictor):
     MEDIUM = "photo"
     PREPROCESSING = SlidingWindow
     WRITES = True
+    ONE_BY_ONE = True
     OUTPUT_WORDS = {LOGITS: "one for each class and cell of 4 x 4 pixels of the window"}
     CLIENT_STEPS = (
         "Resize the logits to the window bilinearly, average windows where they overlap, cut the padding off, resize "
@@ -41,14 +47,23 @@ class Segmenter(Predictor):
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         height, width = (side // SEGMENTER_STRIDE for side in axes)
         return {LOGITS: OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
 
-    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Segmentation:
-        """The label of each pixel of a photo."""
-        self.check_options(options)
-        return self.segment([open_photo(source)])[0]
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        """See `Predictor.prepare`; `rows` is the photo in the size at which it is looked at, (h, w, 3) in uint8."""
+        photo = open_photo(source)
+        return Prepared(rows=np.asarray(resize(photo, self.windows)), size=(photo.height, photo.width))
+
+    def interpret(
+        self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
+    ) -> list[Segmentation]:
+        """The label of each pixel of each photo; windows are cut and run a row or a column at a time."""
+
+        def run_windows(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return (run or self.run)(windows, (LOGITS,))[LOGITS]
+
+        return [segment_resized(photo.rows, photo.size, self.windows, run_windows) for photo in prepared]
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Shares of the classes in a table; labels and pictures where a folder is given."""
@@ -63,11 +78,7 @@ class Segmenter(Predictor):
 
     def segment(self, images: Sequence[Image.Image]) -> list[Segmentation]:
         """The labels of each RGB photo, in its own size."""
-        return [segment_photo(image, self.windows, self.run_windows) for image in images]
-
-    def run_windows(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (B, K, h / 4, w / 4) of windows (B, 3, h, w)."""
-        return self.run(windows, (LOGITS,))[LOGITS]
+        return [self.predict(image) for image in images]
 
 
 class AreaReport:
@@ -101,3 +112,28 @@ class AreaReport:
     def finish(self) -> list[str]:
         """Says where the files are."""
         return [] if self.out is None else [f"{readable(self.out)}: labels and pictures of {self.photos} photos"]
+
+
+def draw_segmentation(photo: Image.Image, segmentation: Segmentation, classes: Sequence[str]) -> Image.Image:
+    """An RGB photo under the colours of its labels, and below it the classes that it has, the largest first.
+
+    Args:
+        photo: upright; not changed.
+        segmentation: of this photo.
+        classes: names of the labels.
+    """
+    scale = drawing_scale(photo)
+    size = round(photo.width * scale), round(photo.height * scale)
+    labels = segmentation.labels
+    if scale > 1:
+        photo = photo.resize(size, Image.Resampling.BICUBIC)
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], labels.shape, strict=True))
+        labels = labels[rows[:, None], columns]
+    picture = overlay(photo, labels, len(classes))
+    areas, pixels = class_areas(segmentation.labels, len(classes)), segmentation.labels.size
+    names = [f"{name} {_percent(areas.get(index, 0) / pixels)}" for index, name in enumerate(classes)]
+    return with_legend(picture, names, list(areas)[:MAX_LEGEND], scale=max(1, round(max(size) / LEGEND_LENGTH)))
+
+
+def _percent(share: float) -> str:
+    return "< 1 %" if 0 < share < 0.005 else f"{share * 100:.0f} %"

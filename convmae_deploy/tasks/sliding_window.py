@@ -56,13 +56,6 @@ def window_starts(side: int, window: int, stride: int) -> list[int]:
     return [min(index * stride, max(side - window, 0)) for index in range(count)]
 
 
-def window_count(photo: Size, spec: SlidingWindow) -> int:
-    """How many windows a photo of (height, width) pixels takes."""
-    sides = zip(resized_size(photo, spec), spec.window, spec.stride, strict=True)
-    rows, columns = (len(window_starts(*side)) for side in sides)
-    return rows * columns
-
-
 def resize(image: Image.Image, spec: SlidingWindow) -> Image.Image:
     """An RGB photo in the size at which it is looked at."""
     height, width = resized_size((image.height, image.width), spec)
@@ -82,7 +75,18 @@ def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> S
         spec: windows and stride.
         run: from windows to logits; is given the windows of one row or column at once.
     """
-    levels, size = np.asarray(resize(image, spec)), (image.height, image.width)
+    return segment_resized(np.asarray(resize(image, spec)), (image.height, image.width), spec, run)
+
+
+def segment_resized(levels: NDArray[np.uint8], size: Size, spec: SlidingWindow, run: RunWindows) -> Segmentation:
+    """As `segment_photo`, of a photo that was resized already.
+
+    Args:
+        levels: (H, W, 3) RGB, see `resize`.
+        size: (height, width) in pixels of the labels: the photo's own.
+        spec: windows and stride.
+        run: as there.
+    """
 
     # Only what a window shows becomes float, a quarter of the memory of a whole photo's.
     def read(rows: slice, columns: slice) -> FloatArray:

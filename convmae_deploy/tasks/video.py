@@ -3,24 +3,21 @@
 Shapes: V views of one video, T frames of a clip, H W its size, D width of the features, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.bundle.loading import BundleError
 from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, OutputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import import_av
-from convmae_deploy.media.video_limits import VideoLimits
-from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Report, Source
-from convmae_deploy.tasks.classification import DEFAULT_TOP_K, Classifier, ClassReport
-from convmae_deploy.tasks.clips import ClipViews, average_views, merge_views, read_clips
-from convmae_deploy.tasks.features import POOLED, FeaturePredictor, Features, refuse_report
-from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction, top_k
+from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Prepared, Report, Source
+from convmae_deploy.tasks.classification import DEFAULT_TOP_K, ClassPredictor
+from convmae_deploy.tasks.clips import ClipViews, read_clips
+from convmae_deploy.tasks.features import POOLED, FeaturePredictor, Features
+from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction
 
 VIDEO_FEATURE_OUTPUTS = (POOLED, "pooled_frames", "e1", "e2", "e3", "e4")
 VIDEO_OUTPUTS = (LOGITS, *VIDEO_FEATURE_OUTPUTS)
@@ -35,7 +32,8 @@ class VideoFeatures(FeaturePredictor):
 
     MEDIUM = "video"
     PREPROCESSING = ClipPreprocessing
-    OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views")
+    ONE_BY_ONE = True
+    OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views", "frame_sampling_rate", "levels")
 
     @classmethod
     def check_manifest(cls, manifest: Manifest) -> None:
@@ -50,29 +48,25 @@ class VideoFeatures(FeaturePredictor):
         assert isinstance(self.manifest.preprocessing, ClipPreprocessing)  # `check_manifest` says so
         return self.manifest.preprocessing
 
-    def check_levels(self, levels: Sequence[str], views: ClipViews | None = None) -> None:
-        """See `FeaturePredictor.check_levels`; of several views only `pooled` can be averaged, as places differ."""
-        self._check_names(levels, self.levels)
-        if views is not None and views.total > 1 and set(levels) != {POOLED}:
-            found = ", ".join(level for level in levels if level != POOLED)
+    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
+        """See `Predictor.check_options`; of several views only `pooled` can be averaged, as places differ."""
+        super().check_options(options, spell=spell)
+        views = views_of(options)
+        if views.total > 1 and options.levels is not None and set(options.levels) != {POOLED}:
+            found = ", ".join(level for level in options.levels if level != POOLED)
             raise ConvMAEError(
                 f"of {views.temporal} x {views.spatial} views only {POOLED} can be averaged; got {found}, ask for one "
                 "view"
             )
 
-    def inputs(self, source: Source, views: ClipViews | None = None) -> NDArray[np.float32]:
-        """A video as the graph takes it, (V, 3, T, H, W)."""
-        return self.clips(source, views=views)
+    def sampling_of(self, options: PredictOptions) -> ClipPreprocessing:
+        """The model's sampling, with the distance of frames that is asked for."""
+        return self.sampling.model_copy(
+            update={} if options.frame_sampling_rate is None else {"stride": options.frame_sampling_rate}
+        )
 
-    def clips(
-        self, source: Source, *, views: ClipViews | None = None, limits: VideoLimits | None = None
-    ) -> NDArray[np.float32]:
-        """A video as the graph takes it, (V, 3, T, H, W).
-
-        Args:
-            source: a file, or the content of one.
-            views: how often to look; None: once.
-            limits: what may be decoded; None: the defaults.
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        """See `Predictor.prepare`.
 
         Raises:
             VideoError: it is no video that can be decoded; the reason is its `code`.
@@ -81,16 +75,10 @@ class VideoFeatures(FeaturePredictor):
         if isinstance(source, Image.Image):
             raise ConvMAEError("expected a video file or its content; got an image, give its path")
         file = Path(source) if isinstance(source, str) else source
-        return read_clips(file, self.sampling, views=views, limits=limits)
+        clips = read_clips(file, self.sampling_of(options), views=views_of(options))
+        return Prepared(rows=clips, size=self.sampling.crop)
 
-    def features(
-        self,
-        source: Source,
-        levels: Sequence[str],
-        *,
-        views: ClipViews | None = None,
-        limits: VideoLimits | None = None,
-    ) -> dict[str, NDArray[np.float32]]:
+    def features(self, source: Source, levels: Sequence[str], *, views: ClipViews | None = None) -> Features:
         """Features of a video.
 
         Args:
@@ -98,37 +86,26 @@ class VideoFeatures(FeaturePredictor):
             levels: names from `levels`: maps (C, T / 2, H / stride, W / stride), `pooled_frames` (T / 2, D) or `pooled`
                 (D,), which alone is averaged over several views.
             views: how often to look; None: once.
-            limits: what may be decoded; None: the defaults.
 
         Returns:
             Level -> values, without a batch axis.
 
         Raises:
-            VideoError: it is no video that can be decoded; the reason is its `code`.
-            ConvMAEError: as `check_levels`, the file cannot be read, or PyAV is not installed.
+            ConvMAEError: as `prepare`; a level does not exist, or the views do not fit.
         """
-        self.check_levels(levels, views)
-        clips = self.clips(source, views=views, limits=limits)
-        return {level: merge_views(values, len(clips))[0] for level, values in self.run(clips, levels).items()}
+        found: Features = self.predict(source, with_views(views, levels=tuple(levels)))
+        return found
 
 
-class VideoClassifier(VideoFeatures):
+class VideoClassifier(ClassPredictor, VideoFeatures):
     """Names of what a video shows, and features of it; `pooled` is what its head was trained on."""
 
     TASK = "video-classification"
-    OPTIONS = ("top_k", "temporal_views", "spatial_views")
-    OUTPUT_WORDS = Classifier.OUTPUT_WORDS
-    CLIENT_STEPS = Classifier.CLIENT_STEPS
+    OPTIONS = ("top_k", "function_to_apply", *VideoFeatures.OPTIONS)
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(VIDEO_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
-
-    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> list[Prediction]:
-        """The best classes of a video, best first."""
-        self.check_options(options)
-        return self.classify(source, views=views_of(options), top_k=options.top_k or DEFAULT_TOP_K)
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """The best classes in a table.
@@ -136,19 +113,16 @@ class VideoClassifier(VideoFeatures):
         Raises:
             ConvMAEError: see `Predictor.report`; also, PyAV is not installed.
         """
-        self.check_options(options)
-        views_of(options)
         import_av()
-        return ClassReport(lambda file: self.predict(file, options))
+        return super().report(options, out)
 
     def classify(
         self,
         source: Source,
         *,
         views: ClipViews | None = None,
-        top_k: int = 5,
-        function: ScoreFunction = "softmax",
-        limits: VideoLimits | None = None,
+        top_k: int = DEFAULT_TOP_K,
+        function_to_apply: ScoreFunction = "softmax",
     ) -> list[Prediction]:
         """The best classes of a video, best first.
 
@@ -156,46 +130,25 @@ class VideoClassifier(VideoFeatures):
             source: a file, or the content of one.
             views: how often to look; None: once.
             top_k: how many classes, at least 1; all when larger than their number.
-            function: how logits become scores, which are averaged over the views.
-            limits: what may be decoded; None: the defaults.
+            function_to_apply: how logits become scores, which are averaged over the views.
 
         Raises:
-            VideoError: it is no video that can be decoded; the reason is its `code`.
-            ConvMAEError: `top_k` is less than 1, the file cannot be read, or PyAV is not installed.
+            ConvMAEError: as `prepare`; or `top_k` is less than 1.
         """
-        if top_k < 1:
-            raise ConvMAEError(f"top_k must be at least 1; got {top_k}")
-        clips = self.clips(source, views=views, limits=limits)
-        return self.rank(self.run(clips, (LOGITS,))[LOGITS], top_k=top_k, function=function)
-
-    def rank(
-        self, logits: NDArray[np.float32], *, top_k: int = 5, function: ScoreFunction = "softmax"
-    ) -> list[Prediction]:
-        """The best classes of one video, best first, from the logits (V, K) of its views."""
-        return _best(average_views(logits, function), self.manifest.classes, top_k)
+        found: list[Prediction] = self.predict(
+            source, with_views(views, top_k=top_k, function_to_apply=function_to_apply)
+        )
+        return found
 
 
 class VideoFeatureExtractor(VideoFeatures):
     """A model of videos without a head."""
 
     TASK = "video-features"
-    KEY_OUTPUT = POOLED
-    KEY_WORDS = "Pooled vectors"
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
-        """See `Predictor.expected_outputs`."""
         return dict.fromkeys(VIDEO_FEATURE_OUTPUTS)
-
-    def predict(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Features:
-        """Features of a video, level -> values without a batch axis: all of one view, `pooled` of several."""
-        self.check_options(options)
-        views = views_of(options)
-        return self.features(source, self.levels if views.total == 1 else (POOLED,), views=views)
-
-    def report(self, options: PredictOptions, out: Path | None) -> Report:
-        """Refuses: features are for programs; `convmae features` writes them."""
-        refuse_report(self.manifest.name)
 
 
 def views_of(options: PredictOptions) -> ClipViews:
@@ -206,6 +159,12 @@ def views_of(options: PredictOptions) -> ClipViews:
     """
     temporal, spatial = (1 if count is None else count for count in (options.temporal_views, options.spatial_views))
     return ClipViews(temporal=temporal, spatial=spatial)
+
+
+def with_views(views: ClipViews | None, **options: Any) -> PredictOptions:
+    """Options of a prediction from so many views; None: one."""
+    views = views or ClipViews()
+    return PredictOptions(temporal_views=views.temporal, spatial_views=views.spatial, **options)
 
 
 def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, ...]) -> None:
@@ -220,6 +179,3 @@ def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, ...]) -> None:
     found = spec.shape[:-1] if spec.stride is None else spec.shape[1:]
     if found != expected or len(spec.shape) != len(expected) + 1:
         raise BundleError(f"{name} must have slots and cells {expected}, found the shape {spec.shape}")
-
-
-_best = top_k  # `classify` and `rank` have parameters of that name

@@ -47,7 +47,7 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None, task: str | 
     chosen = possible[0] if task is None else task
     if chosen not in possible:
         raise ConvMAEError(
-            f"{checkpoint} holds: {record.kind}, which can be exported for {' or '.join(possible)}; got --task {task}"
+            f"{checkpoint} holds: {record.kind}, which can be exported for {' or '.join(possible)}, not for {task}"
         )
     export = EXPORTS[chosen]
     model, record = export.load(checkpoint, image_size=image_size)

@@ -80,7 +80,7 @@ class ClassifiedData(TaskData[FloatArray]):
 
     def read(self, index: int, predictor: Predictor) -> FloatArray:
         """The graph's input (3, ...)."""
-        (row,) = cast(FeaturePredictor, predictor).inputs(self.files[index])
+        (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
         return np.asarray(row)
 
     def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:

@@ -70,7 +70,7 @@ class FeatureData(TaskData[FloatArray]):
 
     def read(self, index: int, predictor: Predictor) -> FloatArray:
         """The graph's input (3, ...)."""
-        (row,) = cast(FeaturePredictor, predictor).inputs(self.files[index])
+        (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
         return np.asarray(row)
 
     def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:

@@ -43,9 +43,10 @@ export function classifyVideoPath(topK, views, model) {
   return `v1/classify-video?top_k=${topK}${several}${modelParameter(model)}`;
 }
 
-/** The path and query of the feature maps named by `levels`. */
-export function featuresPath(levels, model) {
-  return `v1/features?levels=${levels.join(",")}&dtype=f32${modelParameter(model)}`;
+/** The path and query of the features named by `levels`; of maps so many principal components, where given. */
+export function featuresPath(levels, model, components = null) {
+  const reduced = components ? `&components=${components}` : "";
+  return `v1/features?levels=${levels.join(",")}&dtype=f32${reduced}${modelParameter(model)}`;
 }
 
 /** The path and query of a detection; `masks` is how masks are to come, or null for none. */
@@ -53,7 +54,7 @@ export function detectPath(threshold, masks, model) {
   return `v1/detect?threshold=${threshold}${masks ? `&masks=${masks}` : ""}${modelParameter(model)}`;
 }
 
-/** The path and query of a segmentation; `masks` is how masks are to come, or null for the server's own way. */
+/** The path and query for the label of each pixel; `masks` is how masks are to come, or null for the server's own way. */
 export function segmentPath(masks, model) {
   const query = [masks ? `masks=${masks}` : null, model ? modelParameter(model).slice(1) : null].filter(Boolean);
   return query.length > 0 ? `v1/segment?${query.join("&")}` : "v1/segment";

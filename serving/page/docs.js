@@ -134,13 +134,13 @@ function responses(document, references) {
   }
   return [
     element("h3", {}, "Responses"),
-    entries.filter((entry) => !isFailure(entry)).map((entry) => answer(document, [entry], false)),
-    [...groups.values()].map((group) => answer(document, group, true)),
+    entries.filter((entry) => !isFailure(entry)).map((entry) => responseDetails(document, [entry], false)),
+    [...groups.values()].map((group) => responseDetails(document, group, true)),
   ];
 }
 
 /** One or several statuses whose answers have the same shape. */
-function answer(document, entries, isFailure) {
+function responseDetails(document, entries, isFailure) {
   const [{ response }] = entries;
   const codes = entries.map(({ status }) =>
     element("span", { class: isFailure ? "status failure" : "status" }, status),
@@ -204,11 +204,11 @@ function mediaExample(document, media, brief = false) {
 function curlCommands(document, method, path, operation) {
   const body = operation.requestBody ? resolve(document, operation.requestBody) : null;
   const types = Object.keys(body?.content ?? {});
-  const ways = [types.find((type) => RAW_BODY.test(type)), ...types.filter((type) => !RAW_BODY.test(type))];
-  const sent = body ? ways.filter(Boolean) : [null];
-  const file = types.some((type) => type.startsWith("video/")) ? "clip.mp4" : "photo.jpg";
+  const kinds = [types.find((type) => RAW_BODY.test(type)), ...types.filter((type) => !RAW_BODY.test(type))];
+  const sent = body ? kinds.filter(Boolean) : [null];
+  const file = types.includes("video/*") && !types.includes("image/*") ? "clip.mp4" : "photo.jpg";
   const start = ["curl -s", ...methodOption(method, body), ...keyOption(document, operation)].join(" ");
-  const [accept, output] = answerOptions(document, operation);
+  const [accept, output] = responseOptions(document, operation);
   const url = shellQuote(`${location.origin}${filledPath(document, path, operation)}`);
   return sent.map((type) => {
     const [source, option] = type ? bodyOption(document, type, body.content[type], file) : [];
@@ -257,7 +257,7 @@ function bodyOption(document, type, media, file) {
 }
 
 /** Where the answer is bytes: the Accept header that asks for them, and the file they go to. */
-function answerOptions(document, operation) {
+function responseOptions(document, operation) {
   const types = Object.keys(resolve(document, operation.responses?.["200"] ?? {}).content ?? {});
   for (const [pattern, file] of BINARY_ANSWERS) {
     const type = types.find((one) => pattern.test(one));

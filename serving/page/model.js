@@ -1,11 +1,10 @@
 /** What a model's details mean for the page: its feature levels, the part of a photo that it sees, facts to show. */
 
-/** The outputs of `details` that are feature maps, finest first: [{name, stride}]; a classifier alone has them. */
+/** The outputs of `details` that are feature maps, finest first: [{name, stride, shape}]; shape (C, ..., H, W). */
 export function featureLevels(details) {
-  if (details.task !== "classification") return [];
   return Object.entries(details.outputs ?? {})
-    .filter(([, output]) => output.stride && output.shape.length === 3)
-    .map(([name, { stride }]) => ({ name, stride }))
+    .filter(([name, output]) => name !== "logits" && output.stride && output.shape.length >= 3)
+    .map(([name, { stride, shape }]) => ({ name, stride, shape }))
     .sort((first, second) => first.stride - second.stride);
 }
 
@@ -33,9 +32,9 @@ export function modelFacts(details) {
     ["Name", details.id],
     ["Task", details.task],
     ["Variant", details.variant],
-    [details.task === "segmentation" ? "Windows" : "Input", height ? `${frames}${height} × ${width} pixels` : null],
+    [details.preprocessing?.window ? "Windows" : "Input", height ? `${frames}${height} × ${width} pixels` : null],
     ["Sampling", frames ? samplingSentence(details.preprocessing) : null],
-    ["Classes", details.labels?.length],
+    ["Classes", details.labels?.length || null],
     ["Feature levels", levels.length ? levelsSentence(levels) : null],
     ["Compared with PyTorch", numericsSentence(details)],
     ["Licence of the weights", details.licence?.name],

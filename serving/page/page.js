@@ -1,8 +1,8 @@
 /**
  * The page at `/`: one photo or video, and what the chosen model says about it.
  *
- * What depends on the model's task (words, results, commands) is in `classification.js`, `detection.js`,
- * `segmentation.js` and `video.js`; this is what they share, in which a photo may be a video too.
+ * What depends on the model's task (words, results, commands) is in the modules of `VIEWS`; this is what they share, in
+ * which a photo may be a video too.
  *
  * States, on `document.body.dataset.state`: idle (nothing asked yet), working, done, error. A new photo aborts the
  * requests in flight. Text from the server or from a file name reaches the document as text nodes only.
@@ -13,13 +13,22 @@ import { ServerError, fetchModel, fetchModels, hasApiKey, useApiKey } from "./cl
 import { curlCommands } from "./commands.js";
 import { detection } from "./detection.js";
 import { commandBlock, element } from "./dom.js";
+import { features, videoFeatures } from "./features.js";
 import { featureLevels, modelFacts, visibleRegion } from "./model.js";
 import { clearOverlay } from "./overlay.js";
 import { percent } from "./results.js";
 import { segmentation } from "./segmentation.js";
 import { video } from "./video.js";
 
-const VIEWS = { classification, detection, segmentation, "video-classification": video }; // what is done for each task
+// What is done for each task.
+const VIEWS = {
+  classification,
+  detection,
+  segmentation,
+  "video-classification": video,
+  features,
+  "video-features": videoFeatures,
+};
 const PHOTO_TYPES = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff";
 const PHOTO_HEIGHT_REM = 22;
 
@@ -138,7 +147,7 @@ function medium() {
 }
 
 function hasLevels() {
-  return session.details !== null && featureLevels(session.details).length > 0;
+  return session.details !== null && Boolean(view().hasLevels) && featureLevels(session.details).length > 0;
 }
 
 /** The value of `?model=`, or null where the server has only one to choose from. */

@@ -23,6 +23,11 @@ export function resultRow(label, share, { figure = percent(share), colour = null
   );
 }
 
+/** One row of a name and a text, without a bar. */
+export function textRow(label, text) {
+  return element("li", {}, element("span", { class: "label" }, label), element("span", { class: "score" }, text));
+}
+
 /** Grey bars in the places of results, so that nothing jumps when they come. */
 export function showPendingRows(count) {
   byId("ranking").replaceChildren(

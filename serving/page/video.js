@@ -3,6 +3,7 @@
 import { classifyVideoPath, postPhoto, serverTimings } from "./client.js";
 import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
 
+export const VIDEO_TYPES = "video/*,image/gif,.mkv,.avi,.ts,.flv,.wmv,.ogv";
 const TOP_K = 5;
 const VIEWS = { temporal: 2, spatial: 3 }; // of the second command
 
@@ -11,7 +12,7 @@ export const video = {
   lead: "What happens in it: its most likely classes.",
   heading: "Prediction",
   medium: "video",
-  accept: "video/*,image/gif,.mkv,.avi,.ts,.flv,.wmv,.ogv",
+  accept: VIDEO_TYPES,
 
   placeholders(details) {
     showPendingRows(details ? topK(details) : TOP_K);

@@ -21,6 +21,7 @@ def test_an_unknown_variant_is_refused() -> None:
             random_task(task, "giant")
 
 
+@pytest.mark.slow
 def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,6 +70,7 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
+@pytest.mark.slow
 def test_a_random_video_model_takes_clips_and_is_verified_when_asked(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     random_bundle.main(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.detection_datasets import EvaluationDetections
-from convmae_deploy.engine.detection_evaluation import evaluate_detector
+from convmae_deploy.engine.detection import evaluate_detector
 
 SPEC = Letterbox(size=(128, 128))  # twice the photos' size, padded below
 
@@ -52,5 +52,5 @@ if __name__ == "__main__":
     photos = EvaluationDetections(read_coco_split(Path(sys.argv[1]), "val"), SPEC)
     result = evaluate_detector(ColourDetector(), photos, accelerator, batch_size=2, workers=0)
     if accelerator.process_index == accelerator.num_processes - 1:  # what the main process computed is known to all
-        print(json.dumps({"metrics": result.metrics, "images": result.images, "unreadable": result.unreadable}))
+        print(json.dumps({"scores": result.scores, "images": result.images, "unreadable": result.unreadable}))
     accelerator.end_training()

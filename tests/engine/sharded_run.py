@@ -18,7 +18,8 @@ from torch.nn.utils import clip_grad_norm_
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.run_folder import RunFolder
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_config import RunConfig
+from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.masking import keep_lowest
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining

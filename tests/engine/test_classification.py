@@ -1,8 +1,8 @@
 """What finetuning and the linear probe share."""
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.engine.classification import initial_record, told_accuracy
-from convmae_deploy.engine.evaluation import Accuracy
+from convmae_deploy.engine.classification import Accuracy, initial_record
+from convmae_deploy.engine.evaluation import Validation
 
 
 def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
@@ -15,7 +15,7 @@ def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
 
 
 def test_an_accuracy_is_told_with_the_names_of_metrics_jsonl() -> None:
-    found = told_accuracy(Accuracy(top1=50.0, top5=75.5, loss=0.25, images=8, unreadable=1))
-    assert found.scores == {"val_loss": 0.25, "val_top1": 50.0, "val_top5": 75.5, "unreadable_val": 1}
-    assert found.told == "validation loss 0.2500, top-1 50.00 %, top-5 75.50 %"
-    assert found.summary == "top-1 50.00 %, top-5 75.50 % on 8 photos"
+    scores = {"loss": 0.25, "top1": 50.0, "top5": 75.5}
+    found = Validation(scores=scores, told=Accuracy().told(scores), images=8, unreadable=1)
+    assert found.numbers == {"val_loss": 0.25, "val_top1": 50.0, "val_top5": 75.5, "unreadable_val": 1}
+    assert found.told == "top-1 50.00 %, top-5 75.50 %"

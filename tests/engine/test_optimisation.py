@@ -14,9 +14,7 @@ from convmae_deploy.engine.optimisation import (
     OptimisationConfig,
     build_adamw,
     build_lars,
-    scheduled_lr,
     set_lr,
-    warmup_notice,
 )
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier
@@ -58,11 +56,11 @@ def test_schedule_warms_up_from_zero_then_falls_by_half_a_cosine() -> None:
     config = OptimisationConfig(epochs=10, warmup_epochs=2, batch_size=512, base_lr=1e-3, min_lr=1e-5)
     peak = 2e-3
     assert config.learning_rate == pytest.approx(peak)
-    assert scheduled_lr(config, 0, 100) == 0
-    assert scheduled_lr(config, 50, 100) == pytest.approx(peak * 0.25)
-    assert scheduled_lr(config, 200, 100) == pytest.approx(peak)
-    assert scheduled_lr(config, 600, 100) == pytest.approx((peak + 1e-5) / 2)
-    assert scheduled_lr(config, 1000, 100) == pytest.approx(1e-5)
+    assert config.learning_rate_at(0, 100) == 0
+    assert config.learning_rate_at(50, 100) == pytest.approx(peak * 0.25)
+    assert config.learning_rate_at(200, 100) == pytest.approx(peak)
+    assert config.learning_rate_at(600, 100) == pytest.approx((peak + 1e-5) / 2)
+    assert config.learning_rate_at(1000, 100) == pytest.approx(1e-5)
 
 
 def test_the_linear_schedule_of_dense_tasks_is_that_of_mmcv() -> None:
@@ -73,12 +71,12 @@ def test_the_linear_schedule_of_dense_tasks_is_that_of_mmcv() -> None:
     for step in range(total):
         regular = peak * (1 - step / total) ** 1.0
         expected = regular * (1 - (1 - step / 15) * (1 - 1e-6)) if step < 15 else regular
-        assert scheduled_lr(config, step, 10) == pytest.approx(expected, rel=1e-12)
+        assert config.learning_rate_at(step, 10) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_cosine_of_dense_tasks_starts_with_the_first_update() -> None:
     config = DenseOptimisationConfig(epochs=2, batch_size=256, base_lr=1e-3, min_lr=1e-4)
-    assert [scheduled_lr(config, step, 10) for step in (0, 10, 20)] == pytest.approx([1e-3, 5.5e-4, 1e-4])
+    assert [config.learning_rate_at(step, 10) for step in (0, 10, 20)] == pytest.approx([1e-3, 5.5e-4, 1e-4])
     with pytest.raises(ConvMAEError, match="warmup_factor between 0 and 1; got 5, 1.5"):
         DenseOptimisationConfig(warmup_steps=5, warmup_factor=1.5)
 
@@ -88,7 +86,7 @@ def test_steps_divide_the_rate_by_ten_where_the_authors_do() -> None:
         epochs=1, batch_size=16, base_lr=1.6e-3, schedule="steps", warmup_steps=250, warmup_factor=1e-3
     )
     total = 184_375
-    rates = [scheduled_lr(config, step, total) for step in (0, 250, 163_888, 163_889, 177_545, 177_547, total - 1)]
+    rates = [config.learning_rate_at(step, total) for step in (0, 250, 163_888, 163_889, 177_545, 177_547, total - 1)]
     assert rates == pytest.approx([1e-7, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
 
 
@@ -120,29 +118,29 @@ def test_a_run_of_no_epochs_is_refused() -> None:
 
 def test_a_warm_up_that_would_not_end_within_the_run_takes_a_tenth_of_it_and_says_so() -> None:
     config = OptimisationConfig(epochs=1, warmup_epochs=5, batch_size=256, base_lr=1e-3, min_lr=0.0)
-    rates = [scheduled_lr(config, step, 100) for step in (0, 5, 10, 55)]
+    rates = [config.learning_rate_at(step, 100) for step in (0, 5, 10, 55)]
     assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
     notice = "warm-up takes 10 of the 100 updates of this run: --warmup-epochs 5 would not end within them"
-    assert warmup_notice(config, 100) == notice
-    assert warmup_notice(replace(config, epochs=6), 100) is None
-    assert scheduled_lr(replace(config, epochs=6), 250, 100) == pytest.approx(5e-4)
+    assert config.warmup_notice(100) == notice
+    assert replace(config, epochs=6).warmup_notice(100) is None
+    assert replace(config, epochs=6).learning_rate_at(250, 100) == pytest.approx(5e-4)
 
 
 def test_the_updates_of_warm_up_of_dense_tasks_are_shortened_alike() -> None:
     config = DenseOptimisationConfig(
         epochs=2, batch_size=256, base_lr=1e-3, min_lr=0.0, schedule="linear", warmup_steps=1500, warmup_factor=0.5
     )
-    assert [scheduled_lr(config, step, 10) for step in (0, 1, 2)] == pytest.approx([5e-4, 0.75 * 9.5e-4, 9e-4])
-    assert warmup_notice(config, 10) == (
+    assert [config.learning_rate_at(step, 10) for step in (0, 1, 2)] == pytest.approx([5e-4, 0.75 * 9.5e-4, 9e-4])
+    assert config.warmup_notice(10) == (
         "warm-up takes 2 of the 20 updates of this run: --warmup-steps 1500 would not end within them"
     )
-    assert warmup_notice(config, 751) is None and warmup_notice(DenseOptimisationConfig(epochs=1), 1) is None
+    assert config.warmup_notice(751) is None and DenseOptimisationConfig(epochs=1).warmup_notice(1) is None
 
 
 @pytest.mark.parametrize("config", [OptimisationConfig(epochs=1), DenseOptimisationConfig(epochs=1, warmup_steps=99)])
 def test_the_shortest_runs_reach_their_learning_rate(config: OptimisationConfig) -> None:
-    assert scheduled_lr(config, 0, 1) == config.learning_rate
-    assert [scheduled_lr(config, step, 4) for step in (0, 1)] == pytest.approx([0, config.learning_rate], rel=0.15)
+    assert config.learning_rate_at(0, 1) == config.learning_rate
+    assert [config.learning_rate_at(step, 4) for step in (0, 1)] == pytest.approx([0, config.learning_rate], rel=0.15)
 
 
 def test_a_negative_warm_up_is_refused() -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.determinism import MicroBatch
-from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
+from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
 
@@ -32,21 +33,17 @@ def micro_batch(*photos: int, unreadable: int = 0) -> MicroBatch:
     return PHOTOS[list(photos)], torch.tensor(photos), unreadable
 
 
-@dataclass
-class Recipe:
+@dataclass(kw_only=True)
+class LinearRecipe(Recipe):
     """The mean squared error of a linear model."""
 
-    model: nn.Module
     seen: list[Any] = field(default_factory=list)  # what came beside the images
 
     def loss(self, images: Tensor, extra: Any) -> Tensor:
         self.seen.append(extra)
         targets = torch.stack([each["target"] for each in extra]) if isinstance(extra, list) else extra.float()
-        predictions: Tensor = self.model(images.flatten(1)).squeeze(1)
+        predictions: Tensor = self.run.model(images.flatten(1)).squeeze(1)
         return F.mse_loss(predictions, targets)
-
-    def finish_epoch(self, epoch: int, train_loss: float) -> None:
-        raise AssertionError("no test trains an epoch")
 
 
 def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
@@ -67,10 +64,10 @@ def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
     )
     return TrainingLoop(
         run=run,
-        optimisation=OptimisationConfig(),
         source=None,  # type: ignore[arg-type]
-        recipe=Recipe(model),
+        recipe=LinearRecipe(config=TrainingConfig(data=out, run=run.config), run=run),
         console=Console(quiet=True),
+        log=None,  # type: ignore[arg-type]  # no test trains an epoch
     )
 
 
@@ -81,6 +78,7 @@ def weights_after(out: Path, *updates: list[MicroBatch]) -> Tensor:
     return torch.cat([value.flatten() for value in loop.run.weights().values()])
 
 
+@pytest.mark.slow
 def test_micro_batches_of_unequal_size_give_the_update_of_one_large_batch(tmp_path: Path) -> None:
     parts = weights_after(tmp_path, [micro_batch(0, 1, 2, 3), micro_batch(4), micro_batch(5, 6)])
     torch.testing.assert_close(parts, weights_after(tmp_path, [micro_batch(*range(7))]), rtol=1e-5, atol=1e-7)
@@ -89,7 +87,7 @@ def test_micro_batches_of_unequal_size_give_the_update_of_one_large_batch(tmp_pa
 def test_equal_micro_batches_are_accumulated_to_the_last_bit_as_accelerate_does(tmp_path: Path) -> None:
     batches = [micro_batch(0, 1, 2), micro_batch(3, 4, 5), micro_batch(6, 7, 0)]
     loop = build_loop(tmp_path, micro_batches=3)
-    model, optimizer, recipe = loop.run.model, loop.run.optimizer, Recipe(loop.run.model)
+    model, optimizer, recipe = loop.run.model, loop.run.optimizer, loop.recipe
     before = [value.clone() for value in loop.run.weights().values()]
     for images, labels, _ in batches:
         with loop.run.accelerator.accumulate(model):
@@ -106,7 +104,7 @@ def test_a_micro_batch_without_readable_photos_is_counted_and_changes_nothing(tm
     loop = build_loop(tmp_path, micro_batches=2)
     update = loop.update(batches[::-1] if first else batches)
     assert (update.images, update.unreadable) == (2, 2)
-    assert isinstance(loop.recipe, Recipe) and len(loop.recipe.seen) == 1
+    assert isinstance(loop.recipe, LinearRecipe) and len(loop.recipe.seen) == 1
     parts = torch.cat([value.flatten() for value in loop.run.weights().values()])
     assert torch.equal(parts, weights_after(tmp_path, [micro_batch(0, 1)]))
 
@@ -125,7 +123,7 @@ def test_an_update_without_readable_photos_leaves_the_weights_and_the_next_one_a
 def test_what_belongs_to_the_images_may_be_a_list_of_dicts(tmp_path: Path) -> None:
     loop = build_loop(tmp_path)
     update = loop.update([(PHOTOS[:2], [{"target": torch.tensor(0.5)}, {"target": torch.tensor(2.0)}], 0)])
-    assert update.is_finite and isinstance(loop.recipe, Recipe)
+    assert update.is_finite and isinstance(loop.recipe, LinearRecipe)
     ((one, two),) = loop.recipe.seen
     assert (one["target"], two["target"]) == (0.5, 2)
 

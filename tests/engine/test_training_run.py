@@ -1,35 +1,11 @@
-"""Runs keep memory on a CPU, and those whose model is spread over processes are saved and continued like any other."""
+"""A run whose model is spread over processes is saved and continued like any other."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
-from torch import nn
 
-from convmae_deploy.checkpoints import CheckpointRecord
-from convmae_deploy.engine import training_run
-from convmae_deploy.engine.training_run import RunConfig, TrainingRun
-from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
-
-
-def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(training_run, "keep_freed_memory", lambda: calls.append("kept"))
-    config, model = RunConfig(out=tmp_path / "run"), nn.Linear(2, 1)
-    TrainingRun.begin(
-        config,
-        run=config,
-        accelerator=Accelerator(cpu=True),
-        record=CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a",)),
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters()),
-        micro_batches=1,
-        facts={},
-    )
-    assert calls == ["kept"]
 
 
 @pytest.mark.slow

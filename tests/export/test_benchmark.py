@@ -55,6 +55,7 @@ def read(out: Path) -> BenchmarkRecord:
     return BenchmarkRecord.model_validate_json((out / "benchmark.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, out = make_bundle(tmp_path / "tiny"), tmp_path / "figures"
     data = make_photo_folder(tmp_path / "photos", classes=("a", "b"), per_class=2)

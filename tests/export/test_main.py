@@ -155,6 +155,7 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     assert set(seen) == {9}
 
 
+@pytest.mark.slow
 def test_another_image_size_for_single_images_is_exported_and_verified(checkpoint: Path, tmp_path: Path) -> None:
     assert export(checkpoint, tmp_path / "wide", "--image-size", "32", "128", "--max-batch", "1") == 0
     manifest = load_bundle(tmp_path / "wide").manifest

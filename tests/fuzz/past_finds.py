@@ -76,6 +76,18 @@ MANIFESTS = (
         seed="photos.json",
         changes={("preprocessing", "mean"): [float("nan"), 0.4, 0.4]},
     ),
+    PastFind(
+        target="manifest",
+        what="IndexError: an image without axes",
+        seed="photos.json",
+        changes={("input", "shape"): []},
+    ),
+    PastFind(
+        target="manifest",
+        what="ValidationError: logits of no classes",
+        seed="photos.json",
+        changes={("classes",): []},
+    ),
 )
 GRAPHS_AND_ENGINES = (
     PastFind(target="graph", what="MemoryError: a name of gigabytes was believed", data=b"B\x06\n\x80\xff\xff\xff\x7f"),
@@ -100,6 +112,12 @@ GRAPHS_AND_ENGINES = (
         what="ValueError: a digit that int() does not take",
         seed="portable.json",
         changes={("compute_capabilities",): ["8.²"]},
+    ),
+    PastFind(
+        target="engine",
+        what="NaN was taken for a number of seconds",
+        seed="portable.json",
+        changes={("build_seconds",): float("nan")},
     ),
 )
 ANNOTATIONS = (

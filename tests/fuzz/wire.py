@@ -57,14 +57,17 @@ def request_seeds() -> dict[str, bytes]:
 def request_check() -> Check:
     """Reading a request for photos, and answering it where it is refused."""
     from serving.errors import ApiError, error_response
-    from serving.requests import parse_images
+    from serving.media import media_of
+    from serving.settings import Settings
+    from serving.uploads import parse_files
 
     most = 4
+    photos = media_of(Settings(max_images=most))["photo"]
 
     def check(data: bytes) -> None:
         head, _, body = data.partition(b"\n")
         try:
-            parsed = parse_images(body, head.decode("latin-1"), most)
+            parsed = parse_files(body, head.decode("latin-1"), lambda parameters: photos)
         except ApiError as error:
             require(400 <= error.status < 500, f"a refusal must be a 4xx; it is {error.status}")
             content = json.loads(bytes(error_response(error, "id").body))["error"]

@@ -32,6 +32,7 @@ STARTS = (
 )
 LIBRARY = (
     "convmae_deploy.data.coco",
+    "convmae_deploy.checkpoints",  # and torch
     "convmae_deploy.media.photo_files",
     "convmae_deploy.bundle.loading",
     "av",

@@ -21,6 +21,8 @@ from convmae_deploy.media.video_file import open_video
 from tests.coco_folders import HEIGHT, WIDTH, annotation_file, edit_annotations, make_coco_folder, rectangle
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
 
+pytestmark = pytest.mark.slow  # together
+
 Content = dict[str, Any]
 Change = Callable[[Content], Any]
 

@@ -17,6 +17,8 @@ from convmae_deploy.tasks import open_predictor
 from tests.bundle_factory import make_bundle, make_graph, write_manifest
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
 
+pytestmark = pytest.mark.slow  # together
+
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 Change = Callable[[onnx.ModelProto], None]
 

@@ -12,6 +12,8 @@ from benchmarks import hostile_photos
 from tests.hostile.bounds import MEGABYTE, bounded
 from tests.hostile.decoding import decode_photo
 
+pytestmark = pytest.mark.slow  # together
+
 SIZE = (2000, 1600)  # (width, height)
 SMALL = (2000, 1500)
 NOISE = 8 * MEGABYTE  # what a first use of a decoder takes, and what malloc keeps

@@ -13,6 +13,8 @@ from convmae_deploy.data.shards import find_shards, read_shard
 from tests.data.tar_shards import encoded_photo, write_shard
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
 
+pytestmark = pytest.mark.slow  # together
+
 BLOCK = tarfile.BLOCKSIZE
 HUGE = 1 << 40
 NAMES = (

@@ -18,6 +18,8 @@ from serving.video_process import VideoProcesses
 from tests.hostile.bounds import MEGABYTE, bounded
 from tests.hostile.decoding import decode_video
 
+pytestmark = pytest.mark.slow  # together
+
 SAMPLING = ClipPreprocessing(resize=(64, 64), crop=(64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
 LIMITS = VideoLimits(max_bytes=50_000_000, decoding_seconds=1000.0)
 MEMORY = 150_000_000
@@ -76,6 +78,8 @@ def resident() -> int:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_video_that_is_made_to_cost_much_is_refused_and_leaves_nothing(name: str, processes: VideoProcesses) -> None:
     make, codes = HOSTILE[name]
+    if "decoding_too_large" in codes:  # a decoder that gets no more memory may also end without a word
+        codes = codes | {"video_corrupt"}
     data = make()
     before = resident()
     for _ in range(2):

@@ -232,6 +232,7 @@ def test_time_also_runs_out_while_decoding() -> None:
             list(frames)
 
 
+@pytest.mark.slow
 def test_frames_are_let_go_as_soon_as_they_have_been_seen() -> None:
     def alive() -> int:
         return sum(issubclass(type(item), av.VideoFrame) for item in gc.get_objects())  # asks no proxy for its class

@@ -56,7 +56,7 @@ def test_the_readme_has_the_parameter_counts_of_the_code(name: str) -> None:
             sum(parameter.numel() for parameter in build_classifier(MODELS[name](), num_classes=classes).parameters())
             for classes in (0, 1000)
         ]
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "training" / "README.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| {name} .*$", readme, flags=re.MULTILINE)
     assert [f"{count:,}" for count in counts] == [cell.strip() for cell in row.split("|")[2:4]]
 

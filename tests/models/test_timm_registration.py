@@ -34,6 +34,7 @@ def created(name: str, **arguments: Any) -> Any:
     return timm.create_model(name, **arguments)
 
 
+@pytest.mark.slow
 def test_importing_the_models_registers_nothing() -> None:
     program = (
         "import timm, convmae_deploy.models, convmae_deploy.models.timm_registration as registration; "

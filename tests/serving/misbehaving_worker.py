@@ -38,5 +38,5 @@ def misbehave(request: dict[str, Any], data: bytes) -> NoReturn:
 
 
 if __name__ == "__main__":
-    video_worker._answer = misbehave
+    video_worker._decoded = misbehave
     video_worker.serve(socket.socket(fileno=int(sys.argv[1])))

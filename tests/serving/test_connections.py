@@ -213,6 +213,7 @@ def test_names_and_pages_of_others_are_refused_by_a_local_server_without_a_key(s
     assert server.request("/v1/classify", jpeg(), {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}).status == 200
 
 
+@pytest.mark.slow
 def test_many_silent_connections_neither_lock_others_out_nor_end_a_request(bundle: Path, tmp_path: Path) -> None:
     photo = jpeg()
     with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle)}, command=("-c", FEW_DESCRIPTORS)) as few:

@@ -256,6 +256,7 @@ def pending_jobs(server: RunningServer) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("convmae_pending_jobs "))
 
 
+@pytest.mark.slow
 def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_took_before_it_ends(
     bundle: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +278,7 @@ def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_too
     assert any(int(line.split()[-1]) > 2 for line in server.log.read_text().splitlines()[begun + 3 :])
 
 
+@pytest.mark.slow
 def test_a_device_that_hangs_does_not_keep_the_server_from_ending(bundle: Path, tmp_path: Path) -> None:
     with serve(bundle, tmp_path, CONVMAE_SHUTDOWN_SECONDS="1") as server, server.connect() as waiting:
         waiting.sendall(post("/v1/classify", jpeg()))

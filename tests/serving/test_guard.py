@@ -10,6 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.guard import Guard
+from serving.media import media_of
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.wrong_keys import FREE_KEYS, SECONDS_A_KEY
@@ -57,7 +58,7 @@ def test_a_refused_body_makes_room_for_others_at_once() -> None:
         assert guard.buffered_bytes == 0
 
     settings = Settings(bundle=(Path("none"),), threads=1, max_buffered_bytes=1_600_000)
-    guard = Guard(application, settings, Metrics(), lambda _: "/")
+    guard = Guard(application, settings, Metrics(), lambda _: "/", lambda _: media_of(settings)["photo"])
     asyncio.run(talk())
 
 
@@ -72,7 +73,9 @@ class Locked:
         self.clock = GivenClock()
         self.metrics = Metrics()
         given = Settings(bundle=(Path("none"),), threads=1, **({"api_key": KEY} | settings))
-        self.guard = Guard(application, given, self.metrics, lambda _: "/", self.clock)
+        self.guard = Guard(
+            application, given, self.metrics, lambda _: "/", lambda _: media_of(given)["photo"], self.clock
+        )
 
     def ask(self, *headers: tuple[bytes, bytes], address: str = "192.0.2.1") -> tuple[int, dict[bytes, bytes], bytes]:
         """Status, headers and body of the answer to a GET."""

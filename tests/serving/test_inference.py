@@ -10,8 +10,9 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.classification import Classifier
 from serving.errors import ApiError, ClientGone
-from serving.inference import Health, run_model
-from serving.jobs import check_levels
+from serving.inference import Health, counted, run_for
+from serving.parameters import check_levels
+from serving.pool import Ticket
 from tests.serving.conftest import ClientFactory
 from tests.serving.sample_images import jpeg
 
@@ -34,18 +35,25 @@ def broken(predictor: Classifier) -> Classifier:
     return Classifier(bundle, BrokenBackend())
 
 
+def run(predictor: Classifier, outputs: Sequence[str], health: Health) -> None:
+    with counted(predictor, health):
+        run_for(predictor, Ticket())(BATCH, outputs)
+
+
 def test_only_failures_of_the_model_itself_count_against_it(predictors: dict[str, Classifier]) -> None:
     health = Health()
     for _ in range(3):
         with pytest.raises(ApiError) as refused:
-            run_model(predictors["tiny"], BATCH, ["no such output"], health)
+            run(predictors["tiny"], ["no such output"], health)
         assert refused.value.code == "inference_failed"
+        notes = refused.value.__cause__.__notes__  # type: ignore[union-attr]
+        assert notes == ["a batch of shape (1, 3, 64, 64)", "model tiny"]
         assert isinstance(refused.value.__cause__, ConvMAEError)
     assert health.ready
     for _ in range(3):
         assert health.ready
         with pytest.raises(ApiError):
-            run_model(broken(predictors["tiny"]), BATCH, ["logits"], health)
+            run(broken(predictors["tiny"]), ["logits"], health)
     assert not health.ready
 
 
@@ -82,5 +90,5 @@ def test_a_client_that_goes_while_its_photo_waits_is_no_failure_of_the_model(pre
     predictor, health = broken(predictors["tiny"]), Health()
     predictor.backend = Leaving()
     with pytest.raises(ClientGone):
-        run_model(predictor, BATCH, ["logits"], health)
+        run(predictor, ["logits"], health)
     assert health.failures_in_a_row == 0

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import DecodedImage, ImageError, decode_image, decoding_bytes
-from serving import inference
+from serving import photos
 from serving.errors import ClientGone
 from serving.memory import DecodingMemory, forget_locals
 from serving.pool import Ticket
@@ -107,7 +107,7 @@ def test_what_a_photo_takes_is_counted_until_the_next_one_is_decoded(
     make_client: ClientFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = make_client(max_decoding_bytes=100_000_000)
-    memory: DecodingMemory = client.app.state.api.jobs.limits.memory  # type: ignore[attr-defined]
+    memory: DecodingMemory = client.app.state.api.jobs.memory  # type: ignore[attr-defined]
     seen: list[int] = []
 
     def decode(data: bytes, **options: Any) -> DecodedImage:
@@ -117,7 +117,7 @@ def test_what_a_photo_takes_is_counted_until_the_next_one_is_decoded(
         assert before == 0
         return decoded
 
-    monkeypatch.setattr(inference, "decode_image", decode)
+    monkeypatch.setattr(photos, "decode_image", decode)
     files = [("file", jpeg(96, 64)), ("file", jpeg(48, 32))]
     assert client.post("/v1/classify", files=files).status_code == 200
     assert len(seen) == 2 and seen[0] > seen[1] > 0 and memory.taken == 0
@@ -138,7 +138,7 @@ def test_nothing_of_a_failed_request_stays(
         except KeyError as cause:
             raise make() from cause
 
-    monkeypatch.setattr(inference, "decode_image", decode)
+    monkeypatch.setattr(photos, "decode_image", decode)
     for _ in range(3):
         assert client.post("/v1/classify", content=jpeg()).status_code in (400, 500)
     assert len(left) == 3 and not any(reference() for reference in left)

@@ -11,13 +11,12 @@ import pytest
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.classification import Classifier
-from convmae_deploy.tasks.detection import Detector
 from serving.errors import ApiError
 from serving.models import (
     batching_backends,
-    choose,
     close_predictors,
     describe_model,
+    find_model,
     load_bundles,
     open_predictors,
 )
@@ -40,10 +39,10 @@ def test_a_bundle_is_read_and_warned_about_once(tmp_path: Path, caplog: pytest.L
 
 
 def test_a_model_of_another_task_is_not_found(predictors: dict[str, Classifier]) -> None:
-    assert choose(predictors, None, Classifier) is predictors["tiny"]
-    assert choose(predictors, "other", Classifier) is predictors["other"]
+    assert find_model(predictors, None, "classification") is predictors["tiny"]
+    assert find_model(predictors, "other", "classification") is predictors["other"]
     with pytest.raises(ApiError) as refused:
-        choose(predictors, "tiny", Detector)
+        find_model(predictors, "tiny", "detection")
     assert (refused.value.status, refused.value.code) == (404, "no_model_for_task")
 
 

@@ -14,7 +14,7 @@ def test_the_files_of_a_folder_are_read_once_and_only_those_of_known_types(tmp_p
     (tmp_path / "folder").mkdir()
     files = PageFiles(tmp_path)
     (tmp_path / "a.js").write_text("changed")
-    answer = files.answer("a.js")
+    answer = files.response("a.js")
     assert (answer.media_type, answer.body) == ("text/javascript", b"content")
     assert set(files._files) == {"a.js"}
 

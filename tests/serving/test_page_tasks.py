@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from convmae_deploy.tasks.label_colours import palette
-from convmae_deploy.tasks.masks import decode_mask
 from tests.serving.sample_images import jpeg, photo
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
@@ -95,7 +95,7 @@ def test_objects_are_drawn_on_the_photo_with_boxes_and_masks(
     assert page.texts("#ranking .score") == [f"{100 * item['score']:.1f} %" for item in found]
     pixels, words = overlay(page)
     assert pixels.shape == (128, 192, 4) and "2 objects" in words
-    dog, cat = (decode_mask(item["mask"]) for item in found)
+    dog, cat = (coco_mask.decode(item["mask"]).astype(bool) for item in found)
     colours = palette(3)
     assert_colour(pixels[dog], colours[1])
     assert_colour(pixels[cat & ~dog], colours[0])

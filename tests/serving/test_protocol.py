@@ -359,7 +359,7 @@ def test_bytes_that_the_kernel_has_not_got_rid_of_are_not_sent_yet() -> None:
 
 def test_the_head_of_an_answer_and_the_start_of_its_body_are_one_packet() -> None:
     recorder = FakeTransport()
-    writer = protocol.AnswerWriter(recorder)
+    writer = protocol.ResponseTransport(recorder)
     interim, head = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
     for _ in range(2):
         for data in (interim, head, b"body", b"more"):
@@ -370,7 +370,7 @@ def test_the_head_of_an_answer_and_the_start_of_its_body_are_one_packet() -> Non
 
 def test_an_answer_without_a_body_is_sent_when_it_ends_or_the_connection_does() -> None:
     recorder = FakeTransport()
-    writer = protocol.AnswerWriter(recorder)
+    writer = protocol.ResponseTransport(recorder)
     for end in (writer.end, writer.close):
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         end()

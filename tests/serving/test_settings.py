@@ -113,4 +113,4 @@ def test_every_setting_is_described_in_the_table() -> None:
 
 
 def test_the_readme_has_the_table_as_it_is() -> None:
-    assert markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert markdown_table() in (ROOT / "serving" / "README.md").read_text(encoding="utf-8")

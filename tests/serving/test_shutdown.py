@@ -132,11 +132,12 @@ def test_a_second_signal_ends_the_server_although_a_request_is_in_flight(bundle:
 STUCK = """
 import sys, threading
 import serving.__main__, serving.jobs
-serving.jobs.classify_uploads = lambda *arguments: threading.Event().wait()
+serving.jobs.Jobs.do = lambda *arguments: threading.Event().wait()
 sys.exit(serving.__main__.main())
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_nothing_can_stop_does_not_keep_the_server_from_ending(bundle: Path, tmp_path: Path) -> None:
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_SHUTDOWN_SECONDS": "1", "CONVMAE_THREADS": "1"}
     with run_server(tmp_path, settings, command=("-c", STUCK)) as own_server, own_server.connect() as waiting:

@@ -60,6 +60,7 @@ def test_two_bundles_of_one_name_are_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(start(CONVMAE_BUNDLE=":".join(map(str, paths))), "same")
 
 
+@pytest.mark.slow
 def test_of_two_bundles_the_first_is_the_default_and_the_model_parameter_chooses(
     bundle: Path, second_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_arguments_are_refused_as_settings_come_from_the_environment() -> None:
     assert_one_sentence(start(("-m", "serving", "--port", "80")), "no arguments", "--port 80", "CONVMAE_")
 
 
+@pytest.mark.slow
 def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_THREADS="none"), "CONVMAE_THREADS")
 

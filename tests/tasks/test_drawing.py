@@ -2,10 +2,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.tasks.drawing import draw_detections, draw_segmentation
+from convmae_deploy.tasks.drawing import draw_detections
 from convmae_deploy.tasks.label_colours import palette
 from convmae_deploy.tasks.masks import ObjectMask
 from convmae_deploy.tasks.objects import Detection
+from convmae_deploy.tasks.segmentation import draw_segmentation
 from convmae_deploy.tasks.sliding_window import Segmentation
 
 GREY = (100, 100, 100)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle, open_predictor
-from convmae_deploy.tasks.base import ModelOutputError, Predictor
+from convmae_deploy.tasks.base import ModelOutputError, PredictOptions, Predictor
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
@@ -135,7 +135,9 @@ def test_photos_are_classified_in_order_best_class_first(predictor: Classifier) 
         values = [prediction.score for prediction in predictions]
         assert len(values) == 3 and values == sorted(values, reverse=True)
     assert sum(prediction.score for prediction in predictor.classify(photos[:1], top_k=99)[0]) == pytest.approx(1)
-    assert predictor.classify([photo()], function="none")[0][0].score == pytest.approx(float(logits[0].max()), rel=1e-5)
+    assert predictor.classify([photo()], function_to_apply="none")[0][0].score == pytest.approx(
+        float(logits[0].max()), rel=1e-5
+    )
     assert predictor.classify([]) == []
 
 
@@ -185,6 +187,27 @@ def test_features_of_many_photos_have_one_row_each(predictor: Classifier) -> Non
         )
     with pytest.raises(ConvMAEError, match="at least one image"):
         predictor.features([], LEVELS)
+
+
+def test_a_classifier_gives_features_in_place_of_classes_where_levels_are_asked_for(predictor: Classifier) -> None:
+    found, expected = predictor(photo(), levels=("e3", "pooled")), predictor.features([photo()], ("e3", "pooled"))
+    assert list(found) == ["e3", "pooled"]
+    assert all(np.array_equal(values, expected[level][0]) for level, values in found.items())
+    with pytest.raises(ConvMAEError, match="are pooled, e1, e2, e3, e4; got e9"):
+        predictor(photo(), levels=("e9",))
+
+
+def test_what_is_prepared_is_run_by_whoever_is_given_and_interpreted_file_by_file(predictor: Classifier) -> None:
+    photos, batches = [photo(seed=seed) for seed in range(3)], []
+
+    def run(batch: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        batches.append((batch.shape, tuple(outputs)))
+        return predictor.run(batch, outputs)
+
+    prepared = [predictor.prepare(image) for image in photos]
+    assert [each.size for each in prepared] == [(image.height, image.width) for image in photos]
+    found = predictor.interpret(prepared, PredictOptions(top_k=2), run)
+    assert found == predictor.classify(photos, top_k=2) and batches == [((3, 3, 64, 64), ("logits",))]
 
 
 def test_threads_share_one_predictor(predictor: Classifier) -> None:

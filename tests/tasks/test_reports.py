@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from convmae_deploy.tasks.detection import Detector, image_id
-from convmae_deploy.tasks.masks import decode_mask
 from convmae_deploy.tasks.segmentation import Segmenter
 from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle
 from tests.media.photo_files import photo
@@ -53,7 +53,7 @@ def test_a_detector_draws_its_objects_and_writes_them_in_cocos_format(
     for item, entry, line in zip(found, results[:2], lines[0]["detections"], strict=True):
         left, top, right, bottom = item.box
         assert entry["bbox"] == pytest.approx([left, top, right - left, bottom - top])
-        assert np.array_equal(decode_mask(entry["segmentation"]), item.mask.pixels())
+        assert np.array_equal(coco_mask.decode(entry["segmentation"]), item.mask.pixels())
         assert line == {
             "label": item.label,
             "score": pytest.approx(item.score),

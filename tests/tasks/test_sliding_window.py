@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,6 @@ from convmae_deploy.tasks.sliding_window import (
     resized_size,
     segment_normalised,
     segment_photo,
-    window_count,
     window_starts,
 )
 
@@ -158,7 +158,8 @@ def test_windows_across_the_shorter_side_are_run_together_and_each_once(size: tu
     image = np.zeros((3, *size), dtype=np.float32)
     list(averaged_logits(reader(image), size, size, SPEC, run))
     assert set(calls) == {(per_call, 3, 32, 64)}
-    assert len(calls) * per_call == window_count(size, SPEC)
+    sides = zip(size, SPEC.window, SPEC.stride, strict=True)
+    assert len(calls) * per_call == math.prod(len(window_starts(*side)) for side in sides)
 
 
 def test_few_windows_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

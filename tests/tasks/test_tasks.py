@@ -77,7 +77,8 @@ def test_a_video_model_has_clips_of_the_frames_that_its_preprocessing_says(tmp_p
     with pytest.raises(ValidationError, match="8 frames"):
         checked(fields | {"preprocessing": standard_clips((64, 64), frames=8)})
     with pytest.raises(BundleError, match="needs ClipPreprocessing"):
-        checked(fields | {"preprocessing": {"resize": [64, 64], "crop": [64, 64]}})
+        photos = {"shape": (3, 64, 64)}
+        checked(fields | {"preprocessing": {"resize": [64, 64], "crop": [64, 64]}, "input": fields["input"] | photos})
 
 
 @pytest.mark.parametrize("missing", ["logits", "pooled", "pooled_frames", "e1", "e4"])
@@ -128,5 +129,5 @@ def test_a_bundle_without_a_head_gives_features_and_no_classes(tmp_path: Path) -
     assert list(found) == ["pooled", "e1", "e2", "e3", "e4"]
     assert all(values.shape == fields["outputs"][level]["shape"] for level, values in found.items())
     assert [one["pooled"].tolist() for one in model([photo, photo])] == [found["pooled"].tolist()] * 2
-    with pytest.raises(ConvMAEError, match="top_k says nothing to a features model, which takes no options"):
+    with pytest.raises(ConvMAEError, match="top_k says nothing to a features model, which takes levels"):
         model(photo, top_k=3)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoError, VideoLimits
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from convmae_deploy.tasks.postprocess import Prediction, scores
-from convmae_deploy.tasks.video import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier, with_views
 from tests.bundle_factory import make_video_bundle
 from tests.media.photo_files import encode, photo
 from tests.tasks.test_predictor import RecordingBackend
@@ -36,6 +37,10 @@ def video() -> bytes:
     return make_video(frames=12, size=(48, 96))
 
 
+def clips_of(predictor: VideoClassifier, video: bytes, views: ClipViews | None = None) -> NDArray[np.float32]:
+    return predictor.prepare(video, with_views(views)).rows
+
+
 def assert_ranked(found: list[Prediction], values: list[float]) -> None:
     """The predictions are these scores of the tiny model's classes, best first."""
     expected = sorted(zip(values, ("left", "right", "up"), strict=True), reverse=True)
@@ -44,26 +49,26 @@ def assert_ranked(found: list[Prediction], values: list[float]) -> None:
 
 
 def test_clips_are_those_of_the_manifest_s_sampling(predictor: VideoClassifier, video: bytes) -> None:
-    clips = predictor.clips(video, views=VIEWS)
+    clips = clips_of(predictor, video, VIEWS)
     assert clips.shape == (15, 3, 4, 64, 64)
     assert np.array_equal(clips, read_clips(video, predictor.sampling, views=VIEWS))
-    assert np.array_equal(predictor.clips(video), read_clips(video, predictor.sampling))
+    assert np.array_equal(clips_of(predictor, video), read_clips(video, predictor.sampling))
 
 
 def test_a_video_s_classes_are_those_of_its_one_clip(predictor: VideoClassifier, video: bytes, tmp_path: Path) -> None:
-    logits = predictor.run(predictor.clips(video), ("logits",))["logits"]
+    logits = predictor.run(clips_of(predictor, video), ("logits",))["logits"]
     expected = scores(logits, "softmax")[0].tolist()
     found = predictor.classify(video)
     assert_ranked(found, expected)
     assert predictor.classify(video, top_k=1) == found[:1]
-    assert_ranked(predictor.classify(video, function="none"), logits[0].tolist())
+    assert_ranked(predictor.classify(video, function_to_apply="none"), logits[0].tolist())
     path = tmp_path / "clip.mp4"
     path.write_bytes(video)
     assert predictor.classify(path) == found
 
 
 def test_probabilities_of_views_are_averaged_not_their_logits(predictor: VideoClassifier, video: bytes) -> None:
-    logits = predictor.run(predictor.clips(video, views=VIEWS), ("logits",))["logits"]
+    logits = predictor.run(clips_of(predictor, video, VIEWS), ("logits",))["logits"]
     assert len(logits) == 15 and np.ptp(logits, axis=0).max() > 0.1
     expected = scores(logits, "softmax").mean(axis=0).tolist()
     assert_ranked(predictor.classify(video, views=VIEWS), expected)
@@ -89,13 +94,13 @@ def test_features_have_slots_of_two_frames(predictor: VideoClassifier, video: by
         "e3": (8, 2, 4, 4),
         "e4": (8, 2, 2, 2),
     }
-    run = predictor.run(predictor.clips(video), predictor.levels)
+    run = predictor.run(clips_of(predictor, video), predictor.levels)
     for level, values in features.items():
         assert np.array_equal(values, run[level][0])
 
 
 def test_features_of_views_are_their_mean(predictor: VideoClassifier, video: bytes) -> None:
-    pooled = predictor.run(predictor.clips(video, views=VIEWS), ("pooled",))["pooled"]
+    pooled = predictor.run(clips_of(predictor, video, VIEWS), ("pooled",))["pooled"]
     assert np.ptp(pooled, axis=0).max() > 0.01
     found = predictor.features(video, ["pooled"], views=VIEWS)["pooled"]
     np.testing.assert_allclose(found, pooled.mean(axis=0), rtol=1e-5, atol=1e-6)
@@ -115,7 +120,7 @@ def test_what_is_no_video_or_beyond_the_limits_is_refused(predictor: VideoClassi
         predictor.classify(encode(photo(), "PNG"))
     assert refused.value.code == "still_image"
     with pytest.raises(VideoError) as refused:
-        predictor.features(video, ["pooled"], limits=VideoLimits(max_frames=11))
+        read_clips(video, predictor.sampling, limits=VideoLimits(max_frames=11))
     assert refused.value.code == "video_too_long"
     with pytest.raises(ConvMAEError, match="top_k must be at least 1; got 0"):
         predictor.classify(video, top_k=0)

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convmae_deploy.data.segmentation_folder import read_segmentation_folder
-from convmae_deploy.data.video_folder import read_video_splits
-from convmae_deploy.engine.classification import read_splits
 from convmae_deploy.engine.training_loop import TrainingLoop
 from tests.coco_folders import edit_annotations, make_coco_folder, rectangle
 from tests.photo_folders import make_photo_folder
@@ -22,14 +19,12 @@ ODD_SIZES = ((1, 1), (1, 60), (200, 2), (3, 5))  # (height, width) in pixels
 
 PREPARE: dict[str, Callable[[Any], TrainingLoop]] = {
     "pretrain": pretrain.prepare,
-    "finetune": lambda config: finetune.prepare(config, *read_splits(config.data)),
-    "linprobe": lambda config: linprobe.prepare(config, *read_splits(config.data)),
-    "detect": lambda config: detect.prepare(config, *detect.read_splits(config)),
-    "segment": lambda config: segment.prepare(
-        config, *(read_segmentation_folder(config.data, split) for split in ("train", "val"))
-    ),
+    "finetune": finetune.prepare,
+    "linprobe": linprobe.prepare,
+    "detect": detect.prepare,
+    "segment": segment.prepare,
     "video_pretrain": video_pretrain.prepare,
-    "video_finetune": lambda config: video_finetune.prepare(config, *read_video_splits(config.data)),
+    "video_finetune": video_finetune.prepare,
 }
 
 

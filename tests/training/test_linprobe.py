@@ -1,7 +1,5 @@
 """The linear probe: it learns, resumes exactly, equals the authors' updates, and leaves a classifier like any other."""
 
-import json
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.checkpoints.original_keys import fold_probe_head
-from convmae_deploy.engine.classification import initial_record, read_splits
+from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.feature_cache import FeatureCache
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
 from convmae_deploy.errors import ConvMAEError
@@ -28,7 +26,7 @@ from tests.original_files import CONFIG, probe_state, recorded_tensor, relative_
 from tests.photo_folders import make_photo_folder
 from tests.processes import RunProcesses
 from tests.recorded_pretraining import needs_recorded_passes, pass_tensor, reference_folder
-from tests.training_runs import not_a_number, stop_after
+from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from training import linprobe as program
 
 TEST_MODEL = ConvMAEConfig(
@@ -84,12 +82,8 @@ def config(
     )
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses(run: Path) -> list[tuple[float, float]]:
-    return [(line["train_loss"], line["val_loss"]) for line in metrics(run)]
+    return [(line["train_loss"], line["val_loss"]) for line in lines_of(run)]
 
 
 @pytest.mark.parametrize(("views", "pool"), [(0, "avg"), (2, "token")])
@@ -97,11 +91,11 @@ def test_it_learns_two_colours_and_its_best_checkpoint_is_the_probe_in_evaluatio
     photos: Path, pretrained: Path, tmp_path: Path, views: int, pool: GlobalPool
 ) -> None:
     plain = config(photos, pretrained, tmp_path / "run", epochs=15, views=views, global_pool=pool, validation_epochs=15)
-    loop = program.prepare(plain, *read_splits(photos))
+    loop = program.prepare(plain)
     assert loop.fit() == 0
     assert isinstance(loop.recipe, program.LinearProbeRecipe)
 
-    lines = metrics(tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert lines[-1]["val_top1"] > 90 and "val_top1" not in lines[0]
     assert lines[-1]["unreadable_val"] == 1 and lines[-1]["unreadable_train"] > 0
@@ -121,25 +115,19 @@ def test_it_learns_two_colours_and_its_best_checkpoint_is_the_probe_in_evaluatio
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, views: int
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert program.probe(config(photos, pretrained, whole, views=views)) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, updates)
-        assert program.probe(config(photos, pretrained, parts, views=views)) == 128 + 15
-    with monkeypatch.context() as patch:
-        patch.setattr(FeatureCache, "_compute", None)  # what was computed is there
-        assert program.probe(config(photos, pretrained, parts, views=views, resume=True)) == 0
-    assert losses(parts) == losses(whole)
-    for checkpoint in ("last", "best"):
-        expected, found = (load_file(run / checkpoint / "model.safetensors") for run in (whole, parts))
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    def start(out: Path, *, resume: bool = False) -> int:
+        with monkeypatch.context() as patch:
+            if resume:
+                patch.setattr(FeatureCache, "_compute", None)  # what was computed is there
+            return program.probe(config(photos, pretrained, out, views=views, resume=resume))
+
+    check_resuming(start, tmp_path, monkeypatch, updates)
 
 
 def test_as_many_cached_views_as_epochs_equal_none(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     for views in (0, 3):
         assert program.probe(config(photos, pretrained, tmp_path / str(views), views=views)) == 0
-    uncached, cached = metrics(tmp_path / "0"), metrics(tmp_path / "3")
+    uncached, cached = lines_of(tmp_path / "0"), lines_of(tmp_path / "3")
     for expected, found in zip(uncached, cached, strict=True):
         for name in ("train_loss", "val_loss"):
             assert found[name] == pytest.approx(expected[name], rel=TOLERANCE)
@@ -155,7 +143,7 @@ def test_one_cached_view_serves_every_epoch(photos: Path, pretrained: Path, tmp_
 
 
 def test_only_the_head_is_trained_and_kept_to_resume(photos: Path, pretrained: Path, tmp_path: Path) -> None:
-    loop = program.prepare(config(photos, pretrained, tmp_path / "run"), *read_splits(photos))
+    loop = program.prepare(config(photos, pretrained, tmp_path / "run"))
     assert isinstance(loop.recipe, program.LinearProbeRecipe)
     classifier = loop.recipe.features.classifier
     assert not classifier.training and not any(parameter.requires_grad for parameter in classifier.parameters())
@@ -327,10 +315,7 @@ def test_the_papers_recipe_is_the_base_preset() -> None:
 
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["linprobe", "nano", "--help"])
-    with pytest.raises(SystemExit):
-        program.main()
-    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert flags == {
+    assert flags_of(program.main, capsys) == {
         "--variant", "--data", "--init", "--image-size", "--global-pool", "--cached-views", "--head-init-std",
         "--crop-scale", "--flip", "--validation-epochs", "--licence", "--epochs", "--batch-size", "--micro-batch-size",
         "--base-lr", "--min-lr", "--warmup-epochs", "--clip-grad", "--momentum", "--trust-coefficient", "--out",
@@ -354,7 +339,7 @@ def test_two_processes_compute_the_same_features_and_learn(
         one, two = (load_file(tmp_path / name / "features" / file) for name in ("one", "two"))
         assert torch.equal(two["readable"], one["readable"]) and not one["readable"].all()
         assert relative_error(two["values"], one["values"]) <= TOLERANCE
-    assert metrics(tmp_path / "two")[-1]["val_loss"] == pytest.approx(
-        metrics(tmp_path / "one")[-1]["val_loss"], rel=0.1
+    assert lines_of(tmp_path / "two")[-1]["val_loss"] == pytest.approx(
+        lines_of(tmp_path / "one")[-1]["val_loss"], rel=0.1
     )
     load_classifier(tmp_path / "two")

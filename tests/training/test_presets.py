@@ -21,13 +21,15 @@ from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.data import augmentation
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.segmentation_folder import IGNORE
-from convmae_deploy.engine.training_run import RunConfig
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import DETECTORS, DetectorConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
 from convmae_deploy.models.video import VideoConfig
 from tests.training.preset_media import PREPARE, Media, make_media
 from training import linprobe, pretrain, video_pretrain
+
+pytestmark = pytest.mark.slow  # together
 
 DRAWS = 1000  # of each augmentation, twice as many of those with RandAugment:
 # the paper's for finetuning asked Pillow once in 660 photos for what it refuses

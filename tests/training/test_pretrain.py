@@ -1,7 +1,6 @@
 """The pretraining program: it learns, resumes exactly, survives bad numbers and photos, and has the paper's recipes."""
 
 import json
-import re
 import signal
 import sys
 import tarfile
@@ -24,7 +23,7 @@ from convmae_deploy.models.masking import MaskingName
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from tests.photo_folders import make_photo_folder
 from tests.processes import RunProcesses
-from tests.training_runs import not_a_number, stop_after
+from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number, stop_after
 from training import pretrain as program
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +67,7 @@ def config(
 
 
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["train_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["train_loss"] for line in lines_of(run)]
 
 
 def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Path, tmp_path: Path) -> None:
@@ -93,15 +92,10 @@ def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Pa
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, masking: MaskingName
 ) -> None:
-    assert program.pretrain(config(photos, tmp_path / "whole", masking=masking)) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, updates)
-        stopped = program.pretrain(config(photos, tmp_path / "parts", masking=masking))
-        assert stopped == 128 + signal.SIGTERM
-    assert program.pretrain(config(photos, tmp_path / "parts", masking=masking, resume=True)) == 0
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    def start(out: Path, *, resume: bool = False) -> int:
+        return program.pretrain(config(photos, out, resume=resume, masking=masking))
+
+    check_resuming(start, tmp_path, monkeypatch, updates)
 
 
 def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> None:
@@ -119,7 +113,7 @@ def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: 
         photo.rename(flat / f"{number}.png")
     (flat / "broken.png").write_bytes((flat / "0.png").read_bytes()[:200])
     assert program.pretrain(config(flat, tmp_path / "run", epochs=2, batch_size=9)) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [1, 2]
 
 
@@ -133,7 +127,7 @@ def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path
     photos = make_photo_folder(tmp_path / "photos")
     break_photos(photos, kept=2)
     assert program.pretrain(config(photos, tmp_path / "run", epochs=2)) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [10, 20]
     assert lines[-1]["skipped_updates"] in (2, 3, 4)  # of six: the two good photos are in one or two of each epoch
     assert all(line["train_loss"] is not None for line in lines)
@@ -166,7 +160,7 @@ def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
         stop_after(patch, 1)
         assert program.pretrain(config(shards, tmp_path / "run", batch_size=4)) == 128 + signal.SIGTERM
     assert program.pretrain(config(shards, tmp_path / "run", batch_size=4, resume=True)) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [3, 6, 9]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["data"] == {"shards": 4, "samples": 12, "processes": 1}
@@ -201,7 +195,7 @@ def test_updates_that_are_not_finite_are_skipped_and_leave_the_weights_alone(
 
     monkeypatch.setattr(ReconstructionRecipe, "loss", sometimes)
     assert program.pretrain(config(photos, tmp_path / "run", epochs=1)) == 0
-    (line,) = (json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    (line,) = lines_of(tmp_path / "run")
     assert line["skipped_updates"] == 1
     assert line["train_loss"] == line["train_loss"] < 10  # the mean of the two others
     weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
@@ -275,10 +269,7 @@ def test_every_preset_is_a_model_that_can_be_built(name: str, monkeypatch: pytes
 
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["pretrain", "nano", "--help"])
-    with pytest.raises(SystemExit):
-        program.main()
-    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert flags == {
+    assert flags_of(program.main, capsys) == {
         "--variant", "--data", "--samples-per-epoch", "--image-size", "--crop-scale", "--flip", "--grad-checkpointing",
         "--no-grad-checkpointing", "--picture-epochs", "--licence", "--decoder-width", "--decoder-depth",
         "--decoder-heads", "--decoder-mlp-ratio", "--masking", "--mask-ratio", "--multi-scale", "--no-multi-scale",

@@ -1,10 +1,7 @@
 """The video finetuning program and the test with views: they learn motions, resume exactly, refuse bad input."""
 
 import json
-import re
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
 from tests.processes import RunProcesses
-from tests.training_runs import stop_after
+from tests.training_runs import check_resuming, flags_of, lines_of
 from tests.video_folders import make_motion_folder
 from training import video_finetune as program
 from training import video_pretrain, video_test
@@ -32,7 +29,6 @@ TEST_MODEL = ConvMAEConfig(
 PLAIN = AugmentationConfig(
     crop_scale=(0.9, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
 )
-CHANGING = {"seconds", "peak_memory_gb"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,11 +60,6 @@ def config(
     return replace(plain, **changes)
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
-
-
 @pytest.mark.slow
 def test_it_learns_which_way_things_move_and_is_tested_with_views(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -93,18 +84,12 @@ def test_it_learns_which_way_things_move_and_is_tested_with_views(
 def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes: dict[str, Any] = {
-        "copies": 2,
-        "augmentation": replace(PLAIN, mixup=0.8, cutmix=1.0, rand_augment="rand-m7-n4-mstd0.5-inc1"),
-    }
-    assert program.finetune(config(videos, tmp_path / "whole", **changes)) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        assert program.finetune(config(videos, tmp_path / "parts", **changes)) == 128 + signal.SIGTERM
-    assert program.finetune(config(videos, tmp_path / "parts", resume=True, **changes)) == 0
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
-    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    mixed = replace(PLAIN, mixup=0.8, cutmix=1.0, rand_augment="rand-m7-n4-mstd0.5-inc1")
+
+    def start(out: Path, *, resume: bool = False) -> int:
+        return program.finetune(config(videos, out, resume=resume, copies=2, augmentation=mixed))
+
+    check_resuming(start, tmp_path, monkeypatch, 3)
 
 
 def test_it_starts_from_a_pretrained_encoder_of_another_size(videos: Path, tmp_path: Path) -> None:
@@ -154,12 +139,6 @@ def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Pa
     with pytest.raises(ConvMAEError):
         program.finetune(config(tmp_path / "none", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def flags_of(main: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> set[str]:
-    with pytest.raises(SystemExit):
-        main()
-    return set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
 
 
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

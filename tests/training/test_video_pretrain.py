@@ -1,8 +1,6 @@
 """The video pretraining program: it learns, resumes exactly, survives bad videos, and has the paper's recipes."""
 
 import json
-import re
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
@@ -20,14 +17,13 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
 from convmae_deploy.models.video import VideoConfig
 from tests.processes import RunProcesses
-from tests.training_runs import not_a_number, stop_after
+from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from tests.video_folders import make_motion_folder
 from training import video_pretrain as program
 
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
-CHANGING = {"seconds", "peak_memory_gb"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +55,6 @@ def config(
     )
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CHANGING} for line in lines]
-
-
 def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, tmp_path: Path) -> None:
     run = replace(config(videos, tmp_path / "run", epochs=10), picture_epochs=5)
     assert program.pretrain(run) == 0
@@ -83,14 +74,10 @@ def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, t
 def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
-    assert program.pretrain(config(videos, tmp_path / "whole")) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, updates)
-        assert program.pretrain(config(videos, tmp_path / "parts")) == 128 + signal.SIGTERM
-    assert program.pretrain(config(videos, tmp_path / "parts", resume=True)) == 0
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
-    whole, parts = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("whole", "parts"))
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    def start(out: Path, *, resume: bool = False) -> int:
+        return program.pretrain(config(videos, out, resume=resume))
+
+    check_resuming(start, tmp_path, monkeypatch, updates)
 
 
 def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
@@ -131,7 +118,11 @@ def test_two_processes_train_to_the_losses_of_one(videos: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"stride": 0}, "stride at least 1"), ({"picture_epochs": -1}, "at least 0"), ({"image_size": (60, 64)}, "32")],
+    [
+        ({"stride": 0}, "stride must be at least 1"),
+        ({"picture_epochs": -1}, "at least 0"),
+        ({"image_size": (60, 64)}, "32"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConvMAEError, match=sentence):
@@ -146,10 +137,7 @@ def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path
 
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["video_pretrain", "nano", "--help"])
-    with pytest.raises(SystemExit):
-        program.main()
-    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    assert flags == {
+    assert flags_of(program.main, capsys) == {
         "--variant", "--data", "--init", "--inflation", "--image-size", "--frames", "--kernel-depth", "--stride",
         "--grad-checkpointing", "--no-grad-checkpointing", "--picture-epochs", "--licence", "--decoder-width",
         "--decoder-depth", "--decoder-heads", "--decoder-mlp-ratio", "--mask-ratio", "--multi-scale",

@@ -63,6 +63,7 @@ def test_a_contender_starts_gives_its_outputs_and_takes_turns(start: Starter, bu
     assert len(process.turn(1, 0.05)[0]) > 1
 
 
+@pytest.mark.slow
 def test_it_answers_a_user_s_photos_as_they_are_served(start: Starter, tmp_path: Path) -> None:
     data = make_photo_folder(tmp_path / "photos", classes=("a", "b"), per_class=2)
     answers = pickle.loads(start().answers(data, 3).read_bytes())

@@ -62,6 +62,7 @@ def test_the_wrapper_gives_what_the_model_gives(classifier: ConvMAEClassifier) -
             assert torch.equal(outputs[name], expected)
 
 
+@pytest.mark.slow
 def test_exporting_another_size_for_single_images_is_quiet(
     classifier: ConvMAEClassifier, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> 
         export_graph(Positive().eval(), SIZE, 2, ("positive",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_position", ["shared", "decomposed"])
 def test_windows_and_relative_positions_follow_the_batch(relative_position: RelativePosition, tmp_path: Path) -> None:
     dense = DenseConfig(relative_position=relative_position, window_size=3, global_blocks=(0,))

@@ -56,6 +56,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return path
 
 
+@pytest.mark.slow
 def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     written = export_bundle(ExportConfig(checkpoint=checkpoint, out=out, max_batch=2), Console(quiet=True), ["test"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.engine.video_pictures import reconstruction_rows, reconstruction_strip
+from convmae_deploy.engine.reconstruction import reconstruction_rows, reconstruction_strip
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.pretraining import Reconstruction
 from convmae_deploy.models.video import VideoConfig

@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,49 +15,16 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from convmae_deploy.media.video_errors import VideoError
-from convmae_deploy.media.video_formats import identify
 from serving.errors import ApiError
+from serving.media import Medium
 
 MAX_PARTS: Final = 64
 MAX_FIELD_BYTES: Final = 64 * 1024
 MAX_JSON_ITEMS: Final = 1000  # commas and opening brackets; a request of 32 images needs about 70
 URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 DATA_URI: Final = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
-IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-ENVELOPES: Final = (b"-", b"{", b"[")  # how forms and JSON begin, and no video
 
-
-def _is_image(body: bytes) -> bool:
-    return body.startswith(IMAGE_MAGIC)
-
-
-def _is_video(body: bytes) -> bool:
-    if not body or body.startswith(ENVELOPES):
-        return False
-    try:
-        identify(body[:4096])
-    except VideoError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Medium:
-    """What a route takes."""
-
-    name: str  # in messages, and as the name of a form's field
-    types: tuple[str, ...]  # how the types of its data URIs begin
-    recognise: Callable[[bytes], bool]  # whether a body is such a file itself
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Names that a form's field with such a file may have."""
-        return ("file", "files", self.name, f"{self.name}s", "inputs")
-
-
-IMAGE: Final = Medium("image", ("image/",), _is_image)
-VIDEO: Final = Medium("video", ("video/", "image/gif"), _is_video)
+MediumOf = Callable[[Mapping[str, Any]], Medium]  # from the parameters in a body to what its files are
 
 
 @dataclass(frozen=True)
@@ -72,56 +39,52 @@ class Upload:
 class Parsed:
     """What a request carries: files, whether they came as a list, and parameters as they were written."""
 
+    medium: Medium
     uploads: list[Upload]
     batched: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_images(body: bytes, content_type: str, max_images: int) -> Parsed:
-    """Reads a body for classification or features: image bytes, a multipart form, or JSON with base64 in `inputs`.
+Parse = Callable[[bytes, str, MediumOf], Parsed]
+
+
+def parse_files(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
+    """Reads a body: bytes of a photo or a video, a multipart form, or JSON with base64 in `inputs`.
 
     The bytes decide, not the label: an image is an image whatever its Content-Type says.
 
     Raises:
-        ApiError: the body cannot be read, or holds too many images.
+        ApiError: the body cannot be read, or holds too many files.
     """
-    return _parse(body, content_type, max_images, IMAGE)
-
-
-def parse_videos(body: bytes, content_type: str, max_videos: int) -> Parsed:
-    """As `parse_images`, for videos."""
-    return _parse(body, content_type, max_videos, VIDEO)
-
-
-def _parse(body: bytes, content_type: str, limit: int, medium: Medium) -> Parsed:
-    kind = content_type.partition(";")[0].strip().lower()
+    kind, medium = content_type.partition(";")[0].strip().lower(), medium_of({})
     if medium.recognise(body):
-        return Parsed([Upload(body, "body")])
+        return Parsed(medium, [Upload(body, "body")])
     if kind == "multipart/form-data":
-        parsed = _parse_multipart(body, content_type, medium)
+        parsed = _parse_multipart(body, content_type, medium_of)
     elif kind == "application/json" or kind.endswith("+json"):
-        parsed = _parse_inputs(load_json(body, medium), limit, medium)
+        parsed = _parse_inputs(load_json(body, medium), medium_of)
     else:
-        parsed = Parsed([Upload(body, "body")])
-    check_count(len(parsed.uploads), limit, medium)
+        parsed = Parsed(medium, [Upload(body, "body")])
+    check_count(len(parsed.uploads), parsed.medium)
     return parsed
 
 
-def parse_embeddings(body: bytes, content_type: str, max_images: int) -> Parsed:
-    """Reads a body in the shape of OpenAI's embeddings, with images where that has text.
+def parse_embeddings(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
+    """Reads a body in the shape of OpenAI's embeddings, with photos or videos where that has text.
 
     Raises:
-        ApiError: the body cannot be read, or holds too many images.
+        ApiError: the body cannot be read, or holds too many files.
     """
-    content = load_json(body)
+    content = load_json(body, medium_of({}))
+    medium = medium_of(content)
     if "input" not in content:
-        message = "expected the image in 'input', as a data URI; send one"
+        message = f"expected the {medium.name} in 'input', as a data URI; send one"
         raise ApiError(400, "missing_field", message, field="input")
-    uploads, _ = _decode_references(content.pop("input"), "input", max_images, IMAGE, _decode_image_part)
-    return Parsed(uploads, True, content)
+    uploads, _ = _decode_references(content.pop("input"), "input", medium, _decode_part)
+    return Parsed(medium, uploads, True, content)
 
 
-def load_json(body: bytes, medium: Medium = IMAGE) -> dict[str, Any]:
+def load_json(body: bytes, medium: Medium) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -143,7 +106,7 @@ def load_json(body: bytes, medium: Medium = IMAGE) -> dict[str, Any]:
     return content
 
 
-def decode_reference(reference: object, where: str, medium: Medium = IMAGE) -> Upload:
+def decode_reference(reference: object, where: str, medium: Medium) -> Upload:
     """A file written as base64 or as a data URI.
 
     Args:
@@ -169,16 +132,16 @@ def decode_reference(reference: object, where: str, medium: Medium = IMAGE) -> U
     return Upload(_decode_base64(encoded, where, medium), where)
 
 
-def check_count(count: int, limit: int, medium: Medium = IMAGE) -> None:
+def check_count(count: int, medium: Medium) -> None:
     """Refuses a request of too many files with 413."""
-    if count > limit:
-        name = medium.name if limit == 1 else f"{medium.name}s"
-        message = f"expected at most {limit} {name} in one request, got {count}; send several requests"
+    if count > medium.most:
+        name = medium.name if medium.most == 1 else f"{medium.name}s"
+        message = f"expected at most {medium.most} {name} in one request, got {count}; send several requests"
         raise ApiError(413, f"too_many_{medium.name}s", message)
 
 
 def _decode_references(
-    value: object, where: str, limit: int, medium: Medium, decode: Callable[[object, str, Medium], Upload]
+    value: object, where: str, medium: Medium, decode: Callable[[object, str, Medium], Upload]
 ) -> tuple[list[Upload], bool]:
     """The files of a JSON field that holds one or a list, and whether it was a list."""
     if not isinstance(value, list):
@@ -186,12 +149,12 @@ def _decode_references(
     if not value:
         message = f"expected at least one {medium.name}, got an empty list; send one"
         raise ApiError(400, "empty_body", message, field=where)
-    check_count(len(value), limit, medium)
+    check_count(len(value), medium)
     return [decode(reference, f"{where}[{index}]", medium) for index, reference in enumerate(value)], True
 
 
-def _decode_image_part(part: object, where: str, medium: Medium) -> Upload:
-    """An image as a string, or as `{"type": "image_url", "image_url": {"url": "data:..."}}`."""
+def _decode_part(part: object, where: str, medium: Medium) -> Upload:
+    """A file as a string, or as `{"type": "image_url", "image_url": {"url": "data:..."}}`."""
     if isinstance(part, dict):
         if part.get("type") != "image_url":
             message = "expected an object with 'type': 'image_url'; send one, or a data URI"
@@ -225,26 +188,28 @@ def _decode_base64(encoded: str, where: str, medium: Medium) -> bytes:
         raise ApiError(400, "invalid_base64", message, field=where) from None
 
 
-def _parse_inputs(content: dict[str, Any], limit: int, medium: Medium) -> Parsed:
+def _parse_inputs(content: dict[str, Any], medium_of: MediumOf) -> Parsed:
     unknown = sorted(set(content) - {"inputs", "parameters"})
     if unknown:
         message = f"expected only 'inputs' and 'parameters', got {unknown[0]!r} as well; remove it"
         raise ApiError(422, "unknown_parameter", message, field=unknown[0])
     if "inputs" not in content:
-        message = f"expected the {medium.name} in 'inputs'; send base64 there"
+        message = f"expected the {medium_of({}).name} in 'inputs'; send base64 there"
         raise ApiError(400, "missing_field", message, field="inputs")
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
-    uploads, batched = _decode_references(content["inputs"], "inputs", limit, medium, decode_reference)
-    return Parsed(uploads, batched, parameters)
+    medium = medium_of(parameters)
+    uploads, batched = _decode_references(content["inputs"], "inputs", medium, decode_reference)
+    return Parsed(medium, uploads, batched, parameters)
 
 
-def _parse_multipart(body: bytes, content_type: str, medium: Medium) -> Parsed:
+def _parse_multipart(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
     files: list[tuple[str, bytes]] = []
     parameters: dict[str, Any] = {}
-    for part in _read_parts(body, content_type):
-        name = part.name.removesuffix("[]")
+    parts = [(part.name.removesuffix("[]"), part) for part in _read_parts(body, content_type)]
+    medium = medium_of({name: _text(part) for name, part in parts if name == "model" and not part.is_file})
+    for name, part in parts:
         if part.is_file:
             if name not in medium.fields:
                 message = f"expected the {medium.name} in the field 'file', got a file in {name!r}; rename the field"
@@ -261,9 +226,9 @@ def _parse_multipart(body: bytes, content_type: str, medium: Medium) -> Parsed:
         message = f"expected {_a(medium)} file in the field 'file'; attach one"
         raise ApiError(400, "missing_field", message, field="file")
     if len(files) == 1:
-        return Parsed([Upload(files[0][1], files[0][0])], False, parameters)
+        return Parsed(medium, [Upload(files[0][1], files[0][0])], False, parameters)
     uploads = [Upload(data, f"{name}[{index}]") for index, (name, data) in enumerate(files)]
-    return Parsed(uploads, True, parameters)
+    return Parsed(medium, uploads, True, parameters)
 
 
 class _Part:

@@ -1,0 +1,96 @@
+"""What every training program is told: where and how it runs, and the settings that all of them have."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+import tyro
+from accelerate import Accelerator
+from rich.console import Console
+
+from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import check_image_size
+from convmae_deploy.terminal import Terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a run executes. Of these only seed and precision change what is learnt."""
+
+    out: Path = tyro.MISSING  # the run folder
+    resume: bool = False  # continue the run in `out`, exactly
+    seed: int = 0  # of order, augmentation, dropped paths and fresh weights
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass; weights and updates are fp32
+    compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
+    workers: int = 2  # decoding processes of each device
+    save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
+
+    def accelerator(self) -> Accelerator:
+        """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up.
+
+        Raises:
+            ConvMAEError: fp16 on a CPU, which Accelerate would run in fp32 without a word.
+        """
+        # Accelerate joins the processes of torchrun on a machine without accelerator only when told that it is one.
+        on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+        if self.precision == "fp16" and not torch.accelerator.is_available():
+            raise ConvMAEError("fp16 needs a GPU and there is none; choose --precision bf16 or fp32")
+        return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
+
+    def console(self, accelerator: Accelerator) -> Console:
+        """Where the main process speaks; the others are silent."""
+        return Terminal(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training program is told; each adds its own."""
+
+    data: Path | str = tyro.MISSING  # what is trained on
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
+    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_image_size(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatedConfig(TrainingConfig):
+    """What a program is told whose models are validated, and which starts from a pretrained encoder."""
+
+    data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
+    init: Path | None = None  # pretrained checkpoint: ours (folder) or the authors' (.pth); None: from scratch
+    validation_epochs: int = 1  # a validation every so many epochs, and after the last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, validation_epochs=self.validation_epochs)
+
+
+def check_at_least(least: int, **numbers: int | None) -> None:
+    """Raises ConvMAEError where a setting, by its name, is less; None is allowed."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ConvMAEError(f"{name} must be at least {least}; got {number}")
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def chosen_preset(presets: Mapping[str, tuple[str, Config]], program: str) -> Config:
+    """What the command line of a program says: a preset, then flags that change it.
+
+    Args:
+        presets: name to description and configuration.
+        program: its module in `training`.
+    """
+    return tyro.extras.overridable_config_cli(
+        dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=f"python -m training.{program}"
+    )
