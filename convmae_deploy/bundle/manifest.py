@@ -326,7 +326,8 @@ class Manifest(_Record):
         if self.category_ids and len(self.category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be one for each of {len(self.classes)} classes, or none")
         size = self.preprocessing.input_size
-        if len(self.input.shape) < 3 or self.input.shape[0] != 3 or self.input.shape[-2:] != size:
+        is_clip = isinstance(self.preprocessing, ClipPreprocessing)
+        if len(self.input.shape) != 3 + is_clip or self.input.shape[0] != 3 or self.input.shape[-2:] != size:
             raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")
         if isinstance(self.preprocessing, ClipPreprocessing) and self.input.shape[1:-2] != (self.preprocessing.frames,):
             raise ValueError(f"input shape {self.input.shape} must be (3, {self.preprocessing.frames} frames, ...)")

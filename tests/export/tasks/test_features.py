@@ -159,7 +159,7 @@ def test_the_first_task_of_a_checkpoint_is_what_it_was_trained_for(tmp_path: Pat
         "video_classifier": "video-classification",
     }
     path = save(tmp_path / "encoder", "encoder", build_convmae(ENCODER))
-    with pytest.raises(ConvMAEError, match="holds: encoder, which can be exported for features; got --task detection"):
+    with pytest.raises(ConvMAEError, match="holds: encoder, which can be exported for features, not for detection"):
         open_task(path, None, "detection")
 
 

@@ -77,7 +77,9 @@ def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, 
 def test_another_task_or_preprocessing_is_one_sentence(
     checkpoint: Path, tmp_path: Path, edited: Callable[[Path, Path, dict[str, object]], Path]
 ) -> None:
-    with pytest.raises(ConvMAEError, match="holds: segmenter, which can be exported for segmentation or features; got"):
+    with pytest.raises(
+        ConvMAEError, match="holds: segmenter, which can be exported for segmentation or features, not for"
+    ):
         open_task(checkpoint, None, "detection")
     wrong = edited(checkpoint, tmp_path / "wrong", {"preprocessing": {"size": list(WINDOW)}})
     with pytest.raises(ConvMAEError, match="must be SlidingWindow"):
