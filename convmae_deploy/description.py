@@ -42,7 +42,7 @@ def _summary(manifest: Manifest) -> Table:
         "classes": str(len(manifest.classes)),
         "licence": manifest.licence.name + (f" ({manifest.licence.file})" if manifest.licence.file else ""),
         "tools": ", ".join(f"{package} {version}" for package, version in manifest.tools.items()),
-        **manifest.provenance,
+        **{f"provenance: {label}": value for label, value in manifest.provenance.items()},
     }
     table = Table(show_header=False)
     for label, value in rows.items():

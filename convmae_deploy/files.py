@@ -152,7 +152,7 @@ def _entries_below(folder: Path) -> Iterator[Path]:
     while waiting:
         links: list[str] = []
         for start in waiting:
-            for directory, folders, names in os.walk(start):
+            for directory, folders, names in os.walk(start, onerror=_refuse_folder):
                 status = os.stat(directory)
                 if (status.st_dev, status.st_ino) in entered:
                     folders.clear()
@@ -161,6 +161,10 @@ def _entries_below(folder: Path) -> Iterator[Path]:
                 links += [path for name in folders if os.path.islink(path := os.path.join(directory, name))]
                 yield from (Path(directory, name) for name in names)
         waiting = sorted(link for link in links if not own.is_relative_to(os.path.realpath(link)))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise ConvMAEError(f"{error.filename} cannot be read ({error.strerror}); check its permissions, or move it away")
 
 
 def path_inside(folder: Path, name: str) -> Path:

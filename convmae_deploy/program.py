@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
+from convmae_deploy.files import shortened
 from convmae_deploy.printing import printable
 
 SOME_INPUTS_BAD = 1
@@ -23,9 +24,9 @@ NO_READER = 141  # 128 + SIGPIPE
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and exits with its status (None: 0).
 
-    A `ConvMAEError` or `ModelError` is printed as `error: <sentence>` with status 2, Ctrl-C ends quietly with 130,
-    SIGTERM with 143 and nothing half-written left behind, and a reader of the
-    output that has gone away (`| head`) with 141, as other programs do. Anything else is a bug and keeps its traceback.
+    A `ConvMAEError` or `ModelError`, or a path that the system refuses, is printed as `error: <sentence>` with status
+    2, Ctrl-C ends quietly with 130, SIGTERM with 143 and nothing half-written left behind, and a reader of the output that
+    has gone away (`| head`) with 141, as other programs do. Anything else is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -43,7 +44,18 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         # Python flushes stdout once more while it exits; that must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = NO_READER
+    except OSError as error:  # of a path that is too long, or lies behind a folder that may not be entered
+        if error.filename is None:
+            raise
+        print(f"error: {unusable(error)}", file=sys.stderr)
+        status = REFUSED
     sys.exit(status)
+
+
+def unusable(error: OSError) -> str:
+    """The sentence for a path that the system refuses before anything looks at it."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    return f"{printable(shortened(name))} cannot be used ({error.strerror}); check the path and its permissions"
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -13,6 +13,7 @@ import sys
 from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
+from convmae_deploy.program import unusable
 from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 
@@ -28,6 +29,11 @@ def main() -> int:
         listener = bind(settings)
     except ConvMAEError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {unusable(error)}", file=sys.stderr)
         return 1
     # Imported only now: BentoML takes a second to import, and a mistake in the settings should not wait for it.
     import uvicorn
@@ -79,8 +85,9 @@ def bind(settings: Settings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConvMAEError(f"cannot listen on {address} ({error.strerror}); check CONVMAE_HOST") from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "that is no name of a host"
+        raise ConvMAEError(f"cannot listen on {address} ({reason}); check CONVMAE_HOST") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(target)

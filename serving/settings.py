@@ -21,6 +21,7 @@ DEFAULT_PORT = 3000
 KEY_CHARACTERS = 16  # fewer can be guessed
 HOST_NAME = re.compile(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 PILLOW_PIXELS = 89_478_485  # beyond this Pillow itself refuses to decode
+Seconds = Annotated[float, Field(gt=0, le=86_400)]  # at most a day
 BUNDLES = Path(__file__).parent / "bundles"
 SHIPPED_BUNDLE = BUNDLES / "imagenette-nano"
 
@@ -82,6 +83,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default_factory=available_cores,
         ge=1,
+        le=1024,
         description="Requests decoded and run at the same time, one core each; by default the cores of this machine.",
     )
     api_key: SecretStr | None = Field(
@@ -108,8 +110,9 @@ class Settings(BaseSettings):
             "without a request is closed."
         ),
     )
-    keep_alive_seconds: float = Field(
-        default=75.0, gt=0, description="Time that a connection may stay without a request; longer than a balancer's."
+    keep_alive_seconds: Seconds = Field(
+        default=75.0,
+        description="Time that a connection may stay without a request; longer than a balancer's.",
     )
     max_body_bytes: int = Field(default=20_000_000, ge=1, description="Largest request body in bytes.")
     max_json_body_bytes: int = Field(
@@ -128,7 +131,7 @@ class Settings(BaseSettings):
     max_video_body_bytes: int = Field(
         default=50_000_000, ge=1, description="Largest request body with a video in bytes; JSON as above."
     )
-    max_video_seconds: float = Field(default=300.0, gt=0, description="Longest video, read from its header first.")
+    max_video_seconds: Seconds = Field(default=300.0, description="Longest video, read from its header first.")
     max_video_frames: int = Field(default=18_000, ge=1, description="Frames of a video, read from its header first.")
     max_video_pixels: int = Field(
         default=4096 * 2304, ge=1, description="Largest frame of a video in pixels, read from its header first."
@@ -137,8 +140,9 @@ class Settings(BaseSettings):
     max_video_views: int = Field(
         default=15, ge=1, description="Clips of one video, `temporal_views` times `spatial_views`; all are in memory."
     )
-    video_decoding_seconds: float = Field(
-        default=20.0, gt=0, description="Time to decode a video; beyond it, 422, as the same video would fail again."
+    video_decoding_seconds: Seconds = Field(
+        default=20.0,
+        description="Time to decode a video; beyond it, 422, as the same video would fail again.",
     )
     max_video_decoding_bytes: int = Field(
         default=1_000_000_000,
@@ -159,23 +163,23 @@ class Settings(BaseSettings):
     max_json_features_bytes: int = Field(
         default=262_144, ge=1, description="Features as JSON only up to this many bytes of float32; beyond it, 406."
     )
-    max_queue_seconds: float = Field(
-        default=2.0, gt=0, description="Estimated wait for a free thread beyond which a request is answered 503."
+    max_queue_seconds: Seconds = Field(
+        default=2.0,
+        description="Estimated wait for a free thread beyond which a request is answered 503.",
     )
-    body_timeout_seconds: float = Field(default=10.0, gt=0, description="Time to receive a request's body; then 408.")
-    request_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Time from the received body to the answer; then 504."
+    body_timeout_seconds: Seconds = Field(default=10.0, description="Time to receive a request's body; then 408.")
+    request_timeout_seconds: Seconds = Field(
+        default=10.0, description="Time from the received body to the answer; then 504."
     )
-    video_body_timeout_seconds: float = Field(
-        default=60.0, gt=0, description="Time to receive a request's body with a video; then 408."
+    video_body_timeout_seconds: Seconds = Field(
+        default=60.0, description="Time to receive a request's body with a video; then 408."
     )
-    video_request_timeout_seconds: float = Field(
+    video_request_timeout_seconds: Seconds = Field(
         default=120.0,  # 15 views of ConvMAE-B take a minute on one core
-        gt=0,
         description="Time from the received video to the answer; then 504.",
     )
-    shutdown_seconds: float = Field(
-        default=30.0, gt=0, description="Time that requests in flight get to finish after SIGTERM."
+    shutdown_seconds: Seconds = Field(
+        default=30.0, description="Time that requests in flight get to finish after SIGTERM."
     )
 
     @field_validator("bundle", mode="before")

@@ -328,3 +328,12 @@ def test_names_in_a_bundle_cannot_drive_the_terminal(tmp_path: Path, capsys: pyt
         shown = capsys.readouterr()
         assert all(line.isprintable() for line in (shown.out + shown.err).split("\n"))
         assert "\nerror: forged" not in shown.out and "\\x1b" in shown.out
+
+
+def test_provenance_is_never_taken_for_what_the_manifest_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", provenance={"licence": "MIT"}, licence={"name": "research use"})
+    assert convmae("info", bundle) == 0
+    printed = capsys.readouterr().out
+    assert "research use" in printed and "provenance: licence" in printed

@@ -99,3 +99,19 @@ def test_a_missing_extra_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
     assert caught.value.code == 2
     said = "error: this program needs no_such_package; run pip install 'convmae-deploy[train]'"
     assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_a_path_that_the_system_refuses_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: Path("x" * 300).stat().st_size)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith("error: xxx") and error.count("\n") == 1
+    assert "cannot be used (File name too long); check the path" in error and len(error) < 300
+
+
+def test_an_error_of_the_system_without_a_path_is_a_bug() -> None:
+    def main() -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        run_program(main)

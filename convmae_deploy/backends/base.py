@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError, ModelError
 
+MAX_THREADS = 1024
 Device = Literal["auto", "cpu", "cuda"]
 ComputePrecision = Literal["fp32", "bf16"]
 PerformanceHint = Literal["latency", "throughput"]
@@ -108,6 +109,6 @@ def not_installed(runtime: str, package: str) -> ConvMAEError:
 
 
 def check_threads(threads: int | None) -> None:
-    """Raises ConvMAEError unless `threads` is at least 1, or None."""
-    if threads is not None and threads < 1:
-        raise ConvMAEError(f"threads must be at least 1; got {threads}")
+    """Raises ConvMAEError unless `threads` is from 1 to 1024, or None."""
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ConvMAEError(f"threads must be from 1 to {MAX_THREADS}; got {threads}")

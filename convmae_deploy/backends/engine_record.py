@@ -48,7 +48,7 @@ class EngineRecord(_Record):
     newer_gpus: bool = False  # whether it is for all from the first of them on
     version_compatible: bool = False  # whether later versions of the same major version of TensorRT run it
     engine_sha256: Digest
-    engine_bytes: int = Field(gt=0)
+    engine_bytes: int = Field(gt=0, le=MAX_ENGINE_BYTES)
     graph: str  # the bundle's file that it was built from
     graph_sha256: Digest
     precision: Precision  # of the graph
@@ -57,7 +57,7 @@ class EngineRecord(_Record):
     gpu: str | None  # that it was built on; None: on none
     cuda: str | None  # newest of that GPU's driver
     build_seconds: float = Field(ge=0, allow_inf_nan=False)
-    peak_memory_bytes: int = Field(ge=0)  # of the building process, without what is on the GPU
+    peak_memory_bytes: int = Field(ge=0, le=2**50)  # of the building process, without what is on the GPU
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

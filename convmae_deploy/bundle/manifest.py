@@ -34,6 +34,8 @@ Size = tuple[Side, Side]
 Mean = Annotated[float, Field(ge=-1000, le=1000)]
 Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
 Word = Annotated[str, Field(max_length=200)]
+ClassName = Annotated[str, Field(max_length=1000)]
+CategoryId = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Text = Annotated[str, Field(max_length=10_000)]
 Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_ENTRIES)], ...], Field(max_length=8)]
 
@@ -308,8 +310,8 @@ class Manifest(_Record):
     variant: Word  # "nano", "base", ...
     input: InputSpec
     preprocessing: AnyPreprocessing  # of the kind that the task needs
-    classes: tuple[Annotated[str, Field(max_length=1000)], ...] = Field(max_length=MAX_CLASSES)
-    category_ids: tuple[int, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
+    classes: tuple[ClassName, ...] = Field(max_length=MAX_CLASSES)
+    category_ids: tuple[CategoryId, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
     outputs: dict[Word, OutputSpec] = Field(max_length=100)  # see the task's `expected_outputs`
     files: dict[Word, BundleFile] = Field(max_length=100)  # file name -> what it is; the first is the default
     tools: dict[Word, Word] = Field(max_length=100)  # package -> version at export

@@ -18,7 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, Licence
+from convmae_deploy.bundle.manifest import (
+    MAX_CLASSES,
+    AnyPreprocessing,
+    CategoryId,
+    ClassName,
+    Letterbox,
+    Licence,
+    Text,
+    Word,
+)
 from convmae_deploy.checkpoints.pth_file import is_plain
 from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
@@ -61,19 +70,23 @@ class CheckpointRecord(BaseModel):
 
     format_version: Literal[1] = 1
     kind: CheckpointKind
-    variant: str  # "nano", "base", ... or "custom"
+    variant: Word  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
     detector: DetectorConfig | None = None  # detector: its pyramid and heads
     segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
     video: VideoConfig | None = None  # video models: what they have besides the image model's
     video_pretraining: VideoPretrainingConfig | None = None  # video pretraining: the decoder and the masks
-    classes: tuple[str, ...] = ()  # all but pretraining: the name of each label
-    category_ids: tuple[int, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
+    classes: tuple[ClassName, ...] = Field(
+        default=(), max_length=MAX_CLASSES
+    )  # all but pretraining: the name of each label
+    category_ids: tuple[CategoryId, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
     global_pool: GlobalPool = "avg"
     preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
-    provenance: dict[str, str] = Field(default_factory=dict)  # data, command, seed, metrics, source file, ...
+    provenance: dict[Word, Text] = Field(
+        default_factory=dict, max_length=100
+    )  # data, command, seed, metrics, source file, ...
 
 
 def save_checkpoint(
@@ -125,8 +138,9 @@ def read_checkpoint(path: Path) -> tuple[CheckpointRecord, dict[str, Tensor]]:
     try:
         open_regular(weights).close()  # a pipe would be waited for
         state = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise ConvMAEError(f"{weights} cannot be read ({error}); export or copy it again") from None
+    except (OSError, RuntimeError, OverflowError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise ConvMAEError(f"{weights} cannot be read ({reason}); export or copy it again") from None
     for name, value in state.items():
         if not is_plain(value):
             raise ConvMAEError(f"{weights} must hold plain numbers; found {name} of {value.dtype}: copy it again")

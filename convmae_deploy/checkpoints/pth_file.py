@@ -10,13 +10,14 @@ it does not bound is looked at before it reads:
 
 import argparse
 import os
+import pickle
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,13 @@ from convmae_deploy.files import open_regular
 MAX_ENTRIES = 100_000  # of the archive: a tensor each
 MAX_OPERATIONS = 3_000_000  # of the pickle: some dozens a tensor
 MAX_TUPLE_DEPTH, MAX_TUPLE_SIZE = 50, 100_000
+# What a checkpoint may name. PyTorch allows more, some of which takes any memory: bytearray(10**12), or a set of a
+# tensor that shows one value 10**9 times.
+_NAMES = re.compile(
+    r"torch (?:[A-Z]\w*Storage|[a-z]\w*)|torch\.storage UntypedStorage|torch\._utils _rebuild_(?:tensor_v2|parameter)"
+    r"|collections OrderedDict|argparse Namespace|pathlib(?:\._local)? (?:Posix|Windows)Path"
+)
+_FILLED_LATER = "collections OrderedDict"  # called without arguments; what it holds follows
 LEGACY_PICKLES = 5  # of a file of PyTorch before 1.6, which is no archive: numbers, the content, names of storages
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ARCHIVE_START = b"PK\x03\x04"
@@ -36,6 +44,14 @@ _PATHS = [f"{module}.{name}" for module in ("pathlib", "pathlib._local") for nam
 ALLOWED: list[Any] = [argparse.Namespace, *((PurePosixPath, name) for name in _PATHS)]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = (*_FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+class _Part(NamedTuple):
+    """What an operation of a pickle leaves on the stack."""
+
+    size: int
+    depth: int
+    kind: str  # what was named, else the operation that made it
 
 
 class _Suspicious(Exception):
@@ -135,13 +151,20 @@ def _check_archive(file: BufferedReader) -> None:
 
 
 def _check_pickle(file: IO[bytes]) -> None:
-    """Follows a pickle's operations without making anything, and measures its tuples."""
-    stack: list[tuple[int, int] | None] = []  # size and depth of what is there; None: a mark
-    memo: dict[int, tuple[int, int] | None] = {}
+    """Follows a pickle's operations without making anything, and measures its tuples.
+
+    Raises:
+        _Suspicious: it is without end, or would make something of a tensor's values one by one.
+        pickle.UnpicklingError: it names what no checkpoint needs.
+    """
+    stack: list[_Part | None] = []  # None: a mark
+    memo: dict[int, _Part | None] = {}
     for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if count > MAX_OPERATIONS:
             raise _Suspicious("its description is without end")
         name = operation.name
+        if name == "GLOBAL" and not _NAMES.fullmatch(str(argument)):
+            raise pickle.UnpicklingError(f"GLOBAL {str(argument).replace(' ', '.')} was not an allowed global")
         if "PUT" in name or name == "MEMOIZE":
             memo[argument if isinstance(argument, int) else len(memo)] = stack[-1]
             continue
@@ -149,15 +172,19 @@ def _check_pickle(file: IO[bytes]) -> None:
             stack.append(memo[argument])
             continue
         taken = _taken(stack, operation)
-        size, depth = 1 + sum(part[0] for part in taken), 1 + max((part[1] for part in taken), default=0)
+        called = name in ("REDUCE", "NEWOBJ") and taken[-1].kind == _FILLED_LATER and taken[0].kind != "EMPTY_TUPLE"
+        if called or (name == "BUILD" and taken[0].kind == "REDUCE"):
+            raise _Suspicious("it makes a container of something else than its entries")
+        size, depth = 1 + sum(part.size for part in taken), 1 + max((part.depth for part in taken), default=0)
         if name.startswith("TUPLE") and (size > MAX_TUPLE_SIZE or depth > MAX_TUPLE_DEPTH):
             raise _Suspicious("its description is nested without end")
-        stack += [None if kind is pickletools.markobject else (size, depth) for kind in operation.stack_after]
+        made = _Part(size, depth, str(argument) if name == "GLOBAL" else name)
+        stack += [None if kind is pickletools.markobject else made for kind in operation.stack_after]
 
 
-def _taken(stack: list[tuple[int, int] | None], operation: pickletools.OpcodeInfo) -> list[tuple[int, int]]:
+def _taken(stack: list[_Part | None], operation: pickletools.OpcodeInfo) -> list[_Part]:
     """What an operation takes from the stack."""
-    taken: list[tuple[int, int]] = []
+    taken: list[_Part] = []
     before = list(operation.stack_before)
     if pickletools.markobject in before:
         while (part := stack.pop()) is not None:

@@ -33,6 +33,15 @@ class OptimisationConfig:
                 "epochs, batch_size and micro_batch_size must be at least 1; "
                 f"got {self.epochs}, {self.batch_size}, {self.micro_batch_size}"
             )
+        if not all(rate >= 0 for rate in (self.base_lr, self.min_lr, self.weight_decay)):
+            raise ConvMAEError(
+                "base_lr, min_lr and weight_decay must be at least 0; "
+                f"got {self.base_lr:g}, {self.min_lr:g}, {self.weight_decay:g}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConvMAEError(f"betas must be at least 0 and less than 1; got {', '.join(map(str, self.betas))}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ConvMAEError(f"clip_grad must be above 0; got {self.clip_grad:g}")
         if self.warmup_epochs < 0:
             raise ConvMAEError(f"warmup_epochs must be at least 0; got {self.warmup_epochs:g}")
 

@@ -80,7 +80,7 @@ class RunFolder:
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
         with atomic_file(self.path / "run.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def _changes_of_same_run(
         self, file: Path, record: Mapping[str, Any], ignored: Sequence[str]
@@ -137,11 +137,14 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, but for a last one that a crash cut short."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
+            found = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
             raise ConvMAEError(f"{file} has a line that is no JSON ({error}); take that line out") from None
+        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in found):
+            raise ConvMAEError(f'{file} has a line that is no object with a number "step"; take that line out')
+        return found
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run is about to repeat."""

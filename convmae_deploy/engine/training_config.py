@@ -1,10 +1,11 @@
 """What every training program is told: where and how it runs, and the settings that all of them have."""
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -15,6 +16,8 @@ from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.terminal import Terminal
+
+MAX_WORKERS = 1024  # processes of each device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,14 @@ class RunConfig:
     compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
     workers: int = 2  # decoding processes of each device
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConvMAEError(f"seed must be at least 0 and below 2^63; got {self.seed}")
+        if not 0 <= self.workers <= MAX_WORKERS:
+            raise ConvMAEError(f"workers must be from 0 to {MAX_WORKERS}; got {self.workers}")
+        if not self.save_minutes > 0:
+            raise ConvMAEError(f"save_minutes must be above 0; got {self.save_minutes:g}")
 
     def accelerator(self) -> Accelerator:
         """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up.
@@ -57,6 +68,7 @@ class TrainingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.image_size is not None:
             check_image_size(self.image_size)
 
@@ -72,6 +84,18 @@ class ValidatedConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, validation_epochs=self.validation_epochs)
+
+
+def check_finite(settings: Any, name: str = "") -> None:
+    """Raises ConvMAEError where a setting, in other settings too, is NaN or infinity."""
+    if isinstance(settings, float) and not math.isfinite(settings):
+        raise ConvMAEError(f"{name} must be a finite number; got {settings}")
+    if is_dataclass(settings):
+        for entry in fields(settings):
+            check_finite(getattr(settings, entry.name), entry.name)
+    elif isinstance(settings, tuple):
+        for value in settings:
+            check_finite(value, name)
 
 
 def check_at_least(least: int, **numbers: int | None) -> None:

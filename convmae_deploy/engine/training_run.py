@@ -2,6 +2,7 @@
 
 import math
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,22 +93,43 @@ class TrainingRun:
             ConvMAEError: the processes do not find the same checkpoint.
         """
         loaded = self.folder.load_last()
-        found = torch.tensor([-1 if loaded is None else loaded[1]["progress"]["step"]], device=self.accelerator.device)
+        progress = None if loaded is None else self._progress_of(loaded[1])
+        found = torch.tensor([-1 if progress is None else progress.step], device=self.accelerator.device)
         steps = self.accelerator.gather(found).tolist()
         if len(set(steps)) > 1:
             raise ConvMAEError(
                 f"all processes must find the same checkpoint in {self.folder.path}; they found those of updates "
                 f"{steps} (-1: none): put --out on a disk that all nodes share"
             )
-        if loaded is not None:
+        if loaded is not None and progress is not None:
             weights, state = loaded
-            set_model_state_dict(self.model, {**weights}, options=FULL_STATE)
-            set_optimizer_state_dict(self.model, self._bare_optimizer, state["optimizer"], options=FULL_STATE)
-            if self.accelerator.scaler is not None and state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            vars(self.progress).update(state["progress"])
+            try:
+                set_model_state_dict(self.model, {**weights}, options=FULL_STATE)
+                set_optimizer_state_dict(self.model, self._bare_optimizer, state["optimizer"], options=FULL_STATE)
+                if self.accelerator.scaler is not None and state["scaler"] is not None:
+                    self.accelerator.scaler.load_state_dict(state["scaler"])
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise self._not_continued(str(error).partition("\n")[0][:200]) from None
+            vars(self.progress).update(vars(progress))
         if self.accelerator.is_main_process:
             self.folder.forget_metrics_after(self.progress.step)
+
+    def _progress_of(self, state: Mapping[str, Any]) -> Progress:
+        try:
+            progress = Progress(**state["progress"])
+        except (KeyError, TypeError):
+            raise self._not_continued("its progress is not said") from None
+        if not all(isinstance(value, int | float) for value in vars(progress).values()):
+            raise self._not_continued("its progress is not in numbers")
+        if not isinstance(progress.step, int) or not 0 <= progress.step < 2**63:
+            raise self._not_continued(f"it is of update {progress.step}")
+        return progress
+
+    def _not_continued(self, reason: str) -> ConvMAEError:
+        return ConvMAEError(
+            f"the checkpoint `last` in {self.folder.path} is none of this training ({reason}); take that of another "
+            "copy, or start again with another --out"
+        )
 
     @property
     def bare_model(self) -> Any:

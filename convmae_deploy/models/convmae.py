@@ -33,6 +33,7 @@ from convmae_deploy.models.convolution import depthwise_convolution, strided_con
 from convmae_deploy.models.visible import VisibleCells
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of E1, E2, E3, E4
+MAX_IMAGE_SIDE = 3584  # pixels; photos are resized to 8/7 of it before they are cropped, and 4096 is the most there
 PATCH_SIZE = 16  # pixels along the side of a stage-3 token, the cell that masking hides as a whole
 CONV_NORM_EPS = 1e-5  # patch embeddings and convolution blocks: PyTorch's default in the authors' code
 TRANSFORMER_NORM_EPS = 1e-6
@@ -463,10 +464,11 @@ def relative_grid(grid_size: tuple[int, int], dense: DenseConfig) -> tuple[int, 
 
 
 def check_image_size(image_size: Sequence[int]) -> None:
-    """Raises ConvMAEError unless (height, width) are positive multiples of 32."""
-    if any(side <= 0 or side % 32 for side in image_size):
+    """Raises ConvMAEError unless (height, width) are positive multiples of 32, of at most 3584."""
+    if any(side <= 0 or side % 32 or side > MAX_IMAGE_SIDE for side in image_size):
         raise ConvMAEError(
-            f"image height and width must be positive multiples of 32; got {' x '.join(map(str, image_size))}"
+            f"image height and width must be positive multiples of 32, at most {MAX_IMAGE_SIDE}; "
+            f"got {' x '.join(map(str, image_size))}"
         )
 
 

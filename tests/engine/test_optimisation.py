@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,3 +175,17 @@ def test_lars_moves_a_matrix_by_a_share_of_its_norm_and_a_vector_by_plain_moment
         weight, bias = weight - 0.5 * weight_momentum, bias - 0.5 * bias_momentum
         torch.testing.assert_close(layer.weight.data, weight, rtol=1e-12, atol=0)
         torch.testing.assert_close(layer.bias.data, bias, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"base_lr": -1.0}, "base_lr, min_lr and weight_decay must be at least 0; got -1"),
+        ({"weight_decay": float("nan")}, "must be at least 0; got 0.0005, 1e-06, nan"),
+        ({"betas": (2.0, 0.9)}, "betas must be at least 0 and less than 1; got 2.0, 0.9"),
+        ({"clip_grad": -1.0}, "clip_grad must be above 0; got -1"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConvMAEError, match=sentence):
+        OptimisationConfig(**settings)

@@ -98,3 +98,10 @@ def test_the_last_checkpoint_returns_weights_and_state(tmp_path: Path) -> None:
     assert loaded is not None
     assert loaded[1] == {"progress": {"step": 5}}
     assert all(torch.equal(loaded[0][name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("line", [b"5", b"{}", b'{"step": "a"}', b"\xff", b"[" * 100_000, b"{"])
+def test_a_damaged_line_of_the_metrics_is_one_sentence(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(ConvMAEError, match="take that line out"):
+        RunFolder(tmp_path).metrics()

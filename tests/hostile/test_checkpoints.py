@@ -120,6 +120,11 @@ def terabytes_of_nothing(path: Path) -> None:
     os.truncate(path, 10**13)
 
 
+def call(name: str, arguments: bytes) -> Callable[[Path], None]:
+    """A file that calls something with what the arguments of a pickle make."""
+    return lambda path: archive(path, b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n" + arguments + b"\x85R.")
+
+
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "packed_zeros": (packed_zeros, "what it holds is packed"),
     "packed_pickle": (packed_pickle, "what it holds is packed"),
@@ -135,6 +140,11 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "complex": (with_entry(torch.zeros(2, dtype=torch.complex64)), "found blocks3.0.attn.qkv.weight, torch.complex64"),
     "two_descriptions": (two_descriptions, "it has 2 files data.pkl"),
     "more_values_than_bytes": (more_values_than_bytes, "is not a readable PyTorch checkpoint"),
+    "bytes_from_a_number": (call("builtins bytearray", b"J\xff\xff\xff\x7f"), "would have to run builtins.bytearray"),
+    "set_of_many": (call("builtins set", b"](K\x01K\x02e"), "would have to run builtins.set"),
+    "counter": (call("collections Counter", b"]"), "would have to run collections.Counter"),
+    "dictionary_of_pairs": (call("collections OrderedDict", b"]"), "it makes a container of something else"),
+    "size": (call("torch Size", b"]"), "would have to run torch.Size"),
     "pipe": (os.mkfifo, "found no plain file"),
     "link_to_a_device": (lambda path: path.symlink_to("/dev/zero"), "found no plain file"),
     "terabytes_of_nothing": (terabytes_of_nothing, "not a readable PyTorch"),

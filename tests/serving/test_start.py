@@ -100,6 +100,9 @@ def test_arguments_are_refused_as_settings_come_from_the_environment() -> None:
 @pytest.mark.slow
 def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_THREADS="none"), "CONVMAE_THREADS")
+    assert_one_sentence(start(CONVMAE_SHUTDOWN_SECONDS="inf"), "CONVMAE_SHUTDOWN_SECONDS")
+    assert_one_sentence(start(CONVMAE_HOST="x" * 70), "CONVMAE_HOST")
+    assert_one_sentence(start(CONVMAE_BUNDLE="x" * 300), "cannot be used (File name too long)")
 
 
 def test_a_key_of_one_character_is_one_sentence() -> None:
