@@ -287,7 +287,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return detect(chosen_preset(PRESETS, "detect"))
+    return detect(chosen_preset(PRESETS, "python -m training.detect"))
 
 
 if __name__ == "__main__":

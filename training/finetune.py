@@ -133,7 +133,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "finetune"))
+    return finetune(chosen_preset(PRESETS, "python -m training.finetune"))
 
 
 if __name__ == "__main__":

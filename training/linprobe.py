@@ -296,7 +296,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return probe(chosen_preset(PRESETS, "linprobe"))
+    return probe(chosen_preset(PRESETS, "python -m training.linprobe"))
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return pretrain(chosen_preset(PRESETS, "pretrain"))
+    return pretrain(chosen_preset(PRESETS, "python -m training.pretrain"))
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ class SegmentRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return segment(chosen_preset(PRESETS, "segment"))
+    return segment(chosen_preset(PRESETS, "python -m training.segment"))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "video_finetune"))
+    return finetune(chosen_preset(PRESETS, "python -m training.video_finetune"))
 
 
 if __name__ == "__main__":

@@ -99,14 +99,6 @@ def does_not_run(runtime: str, path: Path, images: int, error: Exception) -> Mod
     )
 
 
-def not_installed(runtime: str, package: str) -> ConvMAEError:
-    """What to raise where a package of a runtime is missing."""
-    return ConvMAEError(
-        f"runtime {runtime} needs {package}, which is not installed; "
-        f"install it with: pip install 'convmae-deploy[{runtime}]'"
-    )
-
-
 def check_threads(threads: int | None) -> None:
     """Raises ConvMAEError unless `threads` is at least 1, or None."""
     if threads is not None and threads < 1:

@@ -22,12 +22,11 @@ from convmae_deploy.backends.base import (
     Runtime,
     check_threads,
     does_not_run,
-    not_installed,
 )
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Precision
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 
 _TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -145,7 +144,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise not_installed("openvino", "OpenVINO") from error
+        raise missing_extra("runtime openvino", "OpenVINO", "openvino") from error
     return openvino
 
 

@@ -89,8 +89,6 @@ def chosen_preset(presets: Mapping[str, tuple[str, Config]], program: str) -> Co
 
     Args:
         presets: name to description and configuration.
-        program: its module in `training`.
+        program: the command that starts it, for its help.
     """
-    return tyro.extras.overridable_config_cli(
-        dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=f"python -m training.{program}"
-    )
+    return tyro.extras.overridable_config_cli(dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=program)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from export.benchmarking.report import BenchmarkRecord
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # of the batch sizes
@@ -17,9 +17,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     try:
         from matplotlib.figure import Figure  # not pyplot: no window system, no global state
     except ImportError as error:
-        raise ConvMAEError(
-            "the plot needs Matplotlib, which is not installed; run pip install 'convmae_deploy[export]'"
-        ) from error
+        raise missing_extra("the plot", "Matplotlib", "export") from error
     measured = [(row, row.timing) for row in record.rows if row.timing is not None]
     if not measured:
         raise ConvMAEError("nothing was measured, so there is nothing to draw")

@@ -265,7 +265,7 @@ def test_without_the_package_one_sentence_names_the_extra(
     monkeypatch.setattr(openvino_backend, "openvino_core", openvino_core.__wrapped__)  # as if not asked for before
     monkeypatch.setattr(openvino_backend, "openvino_capabilities", ask_openvino)
     assert computed() == ()
-    with pytest.raises(ConvMAEError, match=r"pip install 'convmae-deploy\[openvino\]'") as caught:
+    with pytest.raises(ConvMAEError, match=r"pip install '\.\[openvino\]'") as caught:
         OpenVinoBackend(bundles["classification"])
     assert "\n" not in str(caught.value)
 

@@ -14,7 +14,7 @@ from tests.bundle_factory import make_feature_bundle, make_video_feature_bundle
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_video
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from selenium.webdriver.support.ui import Select  # noqa: E402
 

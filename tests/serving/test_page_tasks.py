@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from convmae_deploy.tasks.label_colours import palette
 from tests.serving.sample_images import jpeg, photo
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from selenium.webdriver.support.ui import Select  # noqa: E402
 

@@ -448,6 +448,6 @@ def test_without_pyav_the_server_says_so_before_it_starts(
     video_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConvMAEError, match=r"is for videos and needs PyAV; run pip install 'convmae-deploy\[video\]'"):
+    with pytest.raises(ConvMAEError, match=r"is for videos and needs PyAV; run pip install '\.\[video\]'"):
         load_bundles(Settings(bundle=(bundle, video_bundle)))
     assert len(load_bundles(Settings(bundle=(bundle,)))) == 1

@@ -1,6 +1,6 @@
 """Whether a graph is one that a stranger's bundle may bring: what it takes is bounded before anything of it runs.
 
-Its operators are those that `python -m export` writes for every task and precision, and their nearest relatives. Of all
+Its operators are those that export writes for every task and precision, and their nearest relatives. Of all
 of them the shape of the output follows from the shapes of the inputs, attributes and constants, never from what a
 picture shows, and there is no loop and no branch among them. So the memory and the steps of a run are known here,
 whatever runs it, and what takes far more than any model of this project is refused, as is what grows faster than the

@@ -175,7 +175,7 @@ def test_where_openvino_is_missing_its_sentence_is_the_reason(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "openvino", None)
     found, left_out = to_measure(bundle_of(tmp_path), checkpoint=False, runtimes=("openvino",))
     assert not found and list(left_out) == ["OpenVINO"]
-    assert left_out["OpenVINO"].startswith("runtime openvino needs OpenVINO, which is not installed")
+    assert left_out["OpenVINO"].startswith("runtime openvino needs OpenVINO")
 
 
 def test_a_cpu_without_bf16_runs_half_files_in_full_precision(tmp_path: Path, give_openvino: GiveOpenVino) -> None:
