@@ -128,8 +128,8 @@ def run_presets(config: PresetsConfig, console: Console) -> list[Row]:
             continue
         console.print(f"{program} {preset} …")
         row = rows[program, preset] = run_preset(program, preset, config)
-        told = f": {row.reason}" if row.reason else f" {row.updates} updates in {row.seconds:.0f} seconds"
-        console.print(f"{program} {preset} {row.state}{told}")
+        result = f": {row.reason}" if row.reason else f" {row.updates} updates in {row.seconds:.0f} seconds"
+        console.print(f"{program} {preset} {row.state}{result}")
         write_results(config.out, list(rows.values()))
     return [rows[key] for key in chosen(config)]
 
@@ -233,10 +233,10 @@ def write_results(out: Path, rows: list[Row]) -> None:
 def table(rows: list[Row]) -> str:
     """Markdown; what was reduced in every preset of a program stands in its first row."""
     lines = ["| program | reduced to | preset | updates | first and last loss | seconds | peak GB |", "|---" * 7 + "|"]
-    told: set[str] = set()
+    begun: set[str] = set()
     for row in rows:
-        first = row.program not in told
-        told.add(row.program)
+        first = row.program not in begun
+        begun.add(row.program)
         losses = "" if row.first_loss is None else f"{row.first_loss:.3f} {row.last_loss:.3f}"
         cells: list[Any] = [row.program if first else "", reduced(row.program) if first else "", f"`{row.preset}`"]
         cells += [row.updates if row.state == "ran" else f"{row.updates}, {row.state}: {row.reason}", losses]

@@ -243,13 +243,13 @@ def paired_latencies(
 ) -> tuple[list[float], list[float]]:
     """Seconds of the job here and of one request to the server, in turn, so that a machine that drifts slows both."""
     here, served = [], []
-    with connected(Plan(port, "/v1/classify", str(photo), 1, seconds)) as ask:
+    with connected(Plan(port, "/v1/classify", str(photo), 1, seconds)) as request:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             begun = time.perf_counter()
             job()
             here.append(time.perf_counter() - begun)
-            served.append(ask())
+            served.append(request())
     return here, served
 
 

@@ -126,7 +126,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
         bar = progress.add_task("", total=steps(combinations, plan))
 
-        def tell(what: str, advance: int) -> None:
+        def on_step(what: str, advance: int) -> None:
             progress.update(bar, description=what, advance=advance)
             progress.refresh()
 
@@ -134,8 +134,8 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
             combinations,
             opener(config, bundle, Path(temporary)),
             plan,
-            tell,
-            answer=None if data is None else lambda process: process.answers(data, config.samples),
+            on_step,
+            predict=None if data is None else lambda process: process.predictions(data, config.samples),
             exact_outputs=not task_of(bundle.manifest).GIVES_LISTS,
         )
     judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
@@ -221,17 +221,17 @@ def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> J
     from export.tasks import read_task_data  # it imports torch
 
     task_data = read_task_data(data, bundle.manifest, limit=limit)
-    answered = {entry.combination: entry.answers for entry in entries if entry.answers is not None}
-    if not answered:
+    predicted = {entry.combination: entry.predictions for entry in entries if entry.predictions is not None}
+    if not predicted:
         return Judged()
-    first = next(iter(answered.values()))
-    agreements = {one: task_data.agreement(first, answers) for one, answers in answered.items()}
+    first = next(iter(predicted.values()))
+    agreements = {one: task_data.agreement(first, predictions) for one, predictions in predicted.items()}
     return Judged(
         counted=next(iter(agreements.values())).counted,
         agreement={one: agreement.share for one, agreement in agreements.items()},
         metrics={
-            one: {metric.name: metric.value for metric in task_data.metrics(answers)}
-            for one, answers in answered.items()
+            one: {metric.name: metric.value for metric in task_data.metrics(predictions)}
+            for one, predictions in predicted.items()
         }
         if task_data.labelled
         else {},

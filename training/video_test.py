@@ -71,7 +71,7 @@ def test(config: VideoTestConfig) -> int:
         with atomic_file(config.checkpoint / "test.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(
-        f"{found.told} on {found.images} videos, {views.temporal} x {views.spatial} views "
+        f"{found.summary} on {found.images} videos, {views.temporal} x {views.spatial} views "
         f"({found.unreadable} could not be decoded)"
     )
     accelerator.end_training()

@@ -132,7 +132,7 @@ class Accuracy:
         loss, top1, top5, count = accelerator.reduce(self.sums.to(accelerator.device), "sum").tolist()
         return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The two accuracies."""
         return f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
 

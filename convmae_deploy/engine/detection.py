@@ -65,7 +65,7 @@ class CocoMetric:
             )
         return scores
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The averages over all overlaps, and those at 0.5."""
         return ", ".join(
             f"{kind} AP {scores[f'{kind}_ap']:.2f} % (AP50 {scores[f'{kind}_ap50']:.2f} %)" for kind in IOU_TYPES

@@ -15,7 +15,7 @@ from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import TASKS
 from export.benchmarking.rounds import Entry
-from export.benchmarking.timing import Statistics, summarise, told_apart
+from export.benchmarking.timing import Statistics, is_significantly_faster, summarise
 from export.runtimes.combinations import Combination
 
 TIMED = (
@@ -265,7 +265,7 @@ def _rivals(ranking: Sequence[Ranked], figure: Callable[[Row, Statistics], str])
     near = [
         f"{row.contender} ({figure(row, other)})"
         for row, other in others
-        if not told_apart(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
+        if not is_significantly_faster(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
     ]
     if not near:
         return ""

@@ -90,7 +90,7 @@ def summarise(rounds: Sequence[Sequence[float]], batch_size: int) -> Statistics:
     )
 
 
-def told_apart(faster: Sequence[float], slower: Sequence[float]) -> bool:
+def is_significantly_faster(faster: Sequence[float], slower: Sequence[float]) -> bool:
     """Whether one is the faster in so many rounds that chance would hardly do it (one-sided sign test).
 
     Rounds are held against each other in pairs, because what disturbs a machine disturbs all of a round; fewer than

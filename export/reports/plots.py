@@ -108,7 +108,7 @@ def _draw_layers(figure: Any, series: Sequence[Series], own: bool) -> Tooltips:
         ]
         across, up = [at[0] for at, _ in marked], [at[1] for at, _ in marked]
         marks.append(axes.scatter(across, up, s=11, color=colour, marker=MARKERS[entry.colour], gid=f"marks-{index}"))
-        tooltips[f"marks-{index}"] = [told for _, told in marked]
+        tooltips[f"marks-{index}"] = [text for _, text in marked]
     # a name that begins with "_" would be left out
     figure.legend(marks, [f" {printable(entry.label)}" for entry in series], loc="outside upper left", ncols=4)
     axes.set(xlim=(-0.5, len(order) - 0.5), ylim=(low, high), ylabel="dB", yticks=range(low, high + 1, 20))
@@ -168,8 +168,8 @@ def _inline(figure: Any, kind: str, title: str, tooltips: Mapping[str, Sequence[
         if name.startswith("marks"):  # hundreds, which all look the same
             for use in uses:
                 element.set("style", use.attrib.pop("style", ""))
-        for mark, told in zip(uses or [element], tooltips.get(name, ()), strict=False):
-            ElementTree.SubElement(mark, "title").text = told
+        for mark, text in zip(uses or [element], tooltips.get(name, ()), strict=False):
+            ElementTree.SubElement(mark, "title").text = text
     for child in (*root.findall("metadata"), *root.findall("defs")):  # of the page's style and of clipping
         root.remove(child)
     for size in ("width", "height", "version"):

@@ -310,13 +310,13 @@ def _engines(
 
 
 def _of_file(runtime: str, file: str, precision: Precision) -> list[Combination]:
-    """The ways to run a file; those of HINTED have several."""
+    """How a file can be run; those of HINTED have several."""
     one = Combination(runtime=runtime, precision=precision, file=file)
     if runtime not in HINTED:
         return [one]
     full, reduced = replace(one, computes_in="fp32"), replace(one, computes_in="bf16")
     if _problem(reduced) is not None:
-        ways = [full]
+        variants = [full]
     else:  # half a file computed in full precision would only be a slower file in full precision
-        ways = [reduced] if precision in HALF else [full, reduced]
-    return [replace(way, hint=hint) for way in ways for hint in HINTS]
+        variants = [reduced] if precision in HALF else [full, reduced]
+    return [replace(variant, hint=hint) for variant in variants for hint in HINTS]

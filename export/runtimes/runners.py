@@ -78,9 +78,9 @@ def describe(runtime: str, precision: Precision, computes_in: ComputePrecision |
         precision: of the file.
         computes_in: what it was told to compute in; None: as the file is written.
     """
-    told = GRAPH_RUNTIMES[runtime].describe
-    assert told is not None
-    return told(precision, computes_in)
+    of_runtime = GRAPH_RUNTIMES[runtime].describe
+    assert of_runtime is not None
+    return of_runtime(precision, computes_in)
 
 
 def runtimes_for(precision: Precision) -> tuple[str, ...]:

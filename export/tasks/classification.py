@@ -68,7 +68,7 @@ def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> Expor
 
 
 class ClassifiedData(TaskData[FloatArray]):
-    """Photos or videos for classifiers; an answer is logits (K,), of the one view in the middle."""
+    """Photos or videos for classifiers; a prediction is logits (K,), of the one view in the middle."""
 
     batch = 16
 
@@ -83,15 +83,15 @@ class ClassifiedData(TaskData[FloatArray]):
         (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
         return np.asarray(row)
 
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
         """Logits (K,) of each."""
         return list(predictor.run(np.stack(samples), (LOGITS,))[LOGITS])
 
-    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
         """Top-1."""
         if self.labels is None:
             return ()
-        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        pairs = [(a, label) for a, label in zip(predictions, self.labels, strict=True) if a is not None]
         right = sum(int(logits.argmax()) == label for logits, label in pairs)
         return (TaskMetric(name="top-1", value=100 * right / len(pairs), samples=len(pairs)),)
 

@@ -58,7 +58,7 @@ def feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTa
 
 
 class FeatureData(TaskData[FloatArray]):
-    """Photos or videos for models that give features; an answer is the pooled vector (D,)."""
+    """Photos or videos for models that give features; a prediction is the pooled vector (D,)."""
 
     batch = 16
 
@@ -73,15 +73,15 @@ class FeatureData(TaskData[FloatArray]):
         (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
         return np.asarray(row)
 
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
         """The pooled vector (D,) of each."""
         return list(predictor.run(np.stack(samples), (POOLED,))[POOLED])
 
-    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
         """How often the most similar other sample is of the same class: leave-one-out nearest neighbour by cosine."""
         if self.labels is None:
             return ()
-        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        pairs = [(a, label) for a, label in zip(predictions, self.labels, strict=True) if a is not None]
         if len(pairs) < 2:
             return ()
         labels = np.array([label for _, label in pairs])

@@ -74,7 +74,7 @@ def verification_photos(data: Path | None, run: Path | None, count: int) -> Samp
     photos = [] if folder is None else _readable_photos(folder, count)
     if run is None or not photos:
         return Samples("made pictures", made_photos(count))
-    tell_of_run("photos", folder, run)
+    announce_run("photos", folder, run)
     return Samples("photos", photos)
 
 
@@ -101,7 +101,7 @@ def data_of_run(checkpoint: Path) -> Path | None:
     return Path(data)
 
 
-def tell_of_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
+def announce_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
     """Says which photos or videos are used without having been asked for."""
     Terminal(stderr=True).print(
         printable(
@@ -194,7 +194,7 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, run: Path | N
             videos = ()
         clips = read_some(videos, count, lambda path: read_clips(path, spec)[0])
         if clips:
-            tell_of_run("videos", own, run)
+            announce_run("videos", own, run)
             return Samples("videos", clips)
     return Samples("made clips", made_clips(spec, count))
 
