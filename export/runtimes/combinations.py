@@ -66,14 +66,13 @@ TITLES: Mapping[str, str] = {
 # What is measured, PyTorch first; what is verified, where a runtime that can compute in bf16 is one more.
 MEASURED = (*TORCH, *PLACES)
 VERIFIED = (*(choice for name in PLACES for choice in (name, *([f"{name}-bf16"] if name in HINTED else []))), REFERENCE)
-FORMER = {"cuda": "onnxruntime-cuda"}  # what export.verify called it
 
 if TYPE_CHECKING:
     Measured: TypeAlias = str
     Verified: TypeAlias = str
 else:  # what programs take for a flag
     Measured = Literal[MEASURED]
-    Verified = Literal[(*VERIFIED, *FORMER)]
+    Verified = Literal[VERIFIED]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def to_verify(
     found = []
     for file in files or known:
         for choice in runtimes or VERIFIED:
-            one = _judged(_written(file, known[file], FORMER.get(choice, choice), trusted), bundle)
+            one = _judged(_written(file, known[file], choice, trusted), bundle)
             walks.setdefault(choice, []).append(one)
             found.append(one)
     for choice in runtimes:

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 from rich.progress import track
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.data.segmentation_folder import LabelError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.terminal import Terminal
+
+PHOTOS_AT_ONCE = 16
 
 Kind = Literal["photos", "videos"]
 Prediction = TypeVar("Prediction")
@@ -114,6 +118,25 @@ class TaskData(ABC, Generic[Prediction]):
     def changes(self, expected: Sequence[Prediction | None], found: Sequence[Prediction | None]) -> Changes:
         """Which classes a model takes for which others than the reference does; detections have no such pairs."""
         return Counter()
+
+
+class OneRowData(TaskData[FloatArray]):
+    """Photos or videos, each one row of the graph's input; a prediction is its row of the task's key output."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
+        super().__init__(files, labelled=labels is not None)
+        self.labels, self.kind = labels, kind
+        self.batch = 1 if kind == "videos" else PHOTOS_AT_ONCE
+
+    def read(self, index: int, predictor: Predictor) -> FloatArray:
+        """The graph's input (3, ...), of a video the clip in its middle."""
+        (row,) = predictor.prepare(self.files[index]).rows
+        return np.asarray(row)
+
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+        """The key output of each, such as logits (K,)."""
+        name = predictor.KEY_OUTPUT
+        return list(predictor.run(np.stack(samples), (name,))[name])
 
 
 def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:

@@ -90,10 +90,9 @@ def test_without_openvino_bf16_runs_in_the_reference_evaluator(bundle: Bundle, m
     assert run_on(to_verify(bundle), "model.bf16.onnx") == {"ONNX reference": "bf16"}
 
 
-@pytest.mark.parametrize("name", ["cuda", "onnxruntime-cuda"])
-def test_a_runtime_that_is_asked_for_and_can_run_nothing_is_refused_with_its_reason(bundle: Bundle, name: str) -> None:
-    with pytest.raises(ConvMAEError, match=rf"runtime {name} cannot run model.onnx here: device cuda needs"):
-        to_verify(bundle, ["model.onnx"], [name])
+def test_a_runtime_that_is_asked_for_and_can_run_nothing_is_refused_with_its_reason(bundle: Bundle) -> None:
+    with pytest.raises(ConvMAEError, match=r"runtime onnxruntime-cuda cannot run model.onnx here: device cuda needs"):
+        to_verify(bundle, ["model.onnx"], ["onnxruntime-cuda"])
     with pytest.raises(ConvMAEError, match=r"runtime tensorrt cannot run .* here: TensorRT runs engines"):
         to_verify(bundle, [], ["tensorrt"])
 
