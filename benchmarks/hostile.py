@@ -35,7 +35,7 @@ from serving.settings import SHIPPED_BUNDLE
 
 PHOTO_PATH: Final = "/v1/classify"
 VIDEO_PATH: Final = "/v1/classify-video"
-GOOD_REQUESTS: Final = 20  # of each medium before the first reading
+GOOD_REQUESTS: Final = 20  # for each medium, before memory is first read
 KEPT_BYTES: Final = 100_000_000  # that the server may hold more afterwards: what malloc keeps for each thread, and logs
 BODIES_BYTES: Final = 200_000_000  # that may be there beside decoding: bodies, their copies, clips, answers
 REQUEST_SECONDS: Final = 100.0  # so that a machine that is busy with other things is not taken for a fault

@@ -29,7 +29,7 @@ SILENCE_SECONDS: Final = 30.0  # without one byte from the server, after which i
 class Plan:
     """What to send, where, and for how long."""
 
-    port: int  # of the server on 127.0.0.1
+    port: int  # the server listens there, on 127.0.0.1
     path: str
     body: str  # file with the request's body
     clients: int

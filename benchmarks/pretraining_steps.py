@@ -52,7 +52,7 @@ class Workload:
     compiled: bool
     threads: int
     device: str
-    frames: int | None = None  # of a clip; None: images
+    frames: int | None = None  # frames a clip; None: images
 
 
 class Contender(Protocol):

@@ -79,7 +79,7 @@ class BenchmarkConfig:
     warm_up: int = 3  # runs before them, at each batch size
     threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
     runtimes: tuple[Measured, ...] = MEASURED  # which to measure
-    files: tuple[str, ...] = ()  # of the bundle, for instance model.onnx; default: all
+    files: tuple[str, ...] = ()  # files of the bundle, for instance model.onnx; default: all
     # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
     trust_engine_code: bool = False
     data: Path | None = None  # photos or videos to measure with and to answer, labelled ones for the task's metric

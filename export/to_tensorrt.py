@@ -110,7 +110,7 @@ def write_engine(config: EngineConfig, console: Console) -> tuple[Path, EngineRe
     engine = engine_path(config, graph.name)
     refuse_operators(onnx.load(graph, load_external_data=False))
     verified = description.numerics is not None and description.numerics.passed
-    if name != bundle.default_file and not verified:  # of the default `load_bundle` says it
+    if name != bundle.default_file and not verified:  # for the default `load_bundle` says it
         logger.warning("%s of bundle %s was not verified against PyTorch", graph.name, config.bundle)
     with atomic_file(engine) as file, atomic_file(record_path(engine)) as record_file:
         build = build_with_progress(

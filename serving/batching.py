@@ -32,7 +32,7 @@ logger = logging.getLogger("convmae_serving")
 
 GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})  # of ONNX Runtime
 STUCK_SECONDS: Final = 30.0  # that a batch may take before the device is thought to hang
-TIMED_RUNS: Final = 2  # of each batch size, after the one that warms it up
+TIMED_RUNS: Final = 2  # for each batch size, after the one that warms it up
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Rows = NDArray[np.float32]  # (B, 3, H, W) or (B, 3, T, H, W)
@@ -53,7 +53,7 @@ class _Call:
         self.taken = 0  # rows given to batches so far
         self.error: Exception | None = None
         self.ended = threading.Event()
-        self._outputs: list[Arrays] = []  # of the first rows, in order
+        self._outputs: list[Arrays] = []  # for the first rows, in order
         self._rows_run = 0  # rows
 
     @property
@@ -114,7 +114,7 @@ class BatchingBackend:
         self._clock = clock
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
-        self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # of every batch in turn
+        self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # every batch in turn
         self._changed = threading.Condition()
         self._queue: deque[_Call] = deque()
         self._queued_rows = 0

@@ -44,7 +44,7 @@ class Job:
     """What a request asks for, once its body has been read, and what is done for it in its thread."""
 
     predictor: Predictor
-    parameters: Any  # of the route
+    parameters: Any  # the route's `Parameters`
     options: PredictOptions  # what they ask of the task
     parsed: Parsed
     accept: str  # the Accept header; empty where there is none
@@ -52,8 +52,8 @@ class Job:
     timings: Timings
     deadline: float  # by time.monotonic(): when the client has its response, or 504
     stills: str | None  # the path of a route for pictures, where one that came as a video could go
-    max_json_bytes: int  # of features
-    headers: dict[str, str] = field(default_factory=dict)  # of the response
+    max_json_bytes: int  # for features
+    headers: dict[str, str] = field(default_factory=dict)  # the response's
 
 
 class Health:

@@ -35,7 +35,7 @@ class VideoTestConfig:
     data: Path  # folder of val/<class>/*, or of a list val.csv
     temporal: int | None = None  # clips of each video; None: 5, of models of segments 2
     spatial: int = 3  # crops of each clip
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's
     batch_size: int = 4  # videos at once; their views follow each other
     workers: int = 2  # decoding processes of each device
 

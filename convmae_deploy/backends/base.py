@@ -69,7 +69,7 @@ class Runtime:
     """What the programs must know of something that runs graphs."""
 
     title: str  # for people
-    extras: tuple[str, ...] = ()  # of pip, named as the packages that they bring; none: it comes with the project
+    extras: tuple[str, ...] = ()  # pip extras, named as the packages that they bring; none: it comes with the project
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu",)  # the one that it is for first
     problem: Callable[[Device, Precision], str | None]  # why it cannot run such graphs there, a clause; None: it can
     # (bundle, file=, device=, threads=, and those of `options` that were given) -> Backend; raises ConvMAEError
@@ -78,7 +78,7 @@ class Runtime:
     shares_threads: bool = False  # whether `threads` are of all runs together
     takes_engines: bool = False  # whether it runs engines, not graphs
     open_graph: GraphOpener | None = None  # None: it runs what is in a bundle alone
-    describe: Callable[[Precision, ComputePrecision | None], str] | None = None  # of runs on the CPU, with its version
+    describe: Callable[[Precision, ComputePrecision | None], str] | None = None  # a run on the CPU, with versions
     widens: tuple[Precision, ...] = ()  # graphs in these it computes in fp32, most of them, where they overflow less
 
 

@@ -51,13 +51,13 @@ class EngineRecord(_Record):
     engine_bytes: int = Field(gt=0)
     graph: str  # the bundle's file that it was built from
     graph_sha256: Digest
-    precision: Precision  # of the graph
+    precision: Precision  # the graph's
     profiles: tuple[EngineProfile, ...] = Field(min_length=1)  # by batch size, without gaps
-    options: dict[str, str | int]  # of the builder, those that were given
+    options: dict[str, str | int]  # what the builder was given
     gpu: str | None  # that it was built on; None: on none
     cuda: str | None  # newest of that GPU's driver
     build_seconds: float = Field(ge=0, allow_inf_nan=False)
-    peak_memory_bytes: int = Field(ge=0)  # of the building process, without what is on the GPU
+    peak_memory_bytes: int = Field(ge=0)  # the building process's, without what is on the GPU
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:

@@ -83,7 +83,7 @@ class OpenVinoBackend:
         check_graph(inputs, _tensors(self._compiled.outputs, manifest.outputs), manifest, path, _TYPES)
         self.name = f"openvino {precision}"
         self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
-        self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # of all of them
+        self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # all runs share them
         self._input, self._shape = manifest.input.name, manifest.input.shape
         self._path, self._version = path, openvino.__version__
         self._smallest_batch = manifest.input.min_batch

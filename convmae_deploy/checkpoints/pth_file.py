@@ -24,10 +24,10 @@ from torch import Tensor
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular
 
-MAX_ENTRIES = 100_000  # of the archive: a tensor each
-MAX_OPERATIONS = 3_000_000  # of the pickle: some dozens a tensor
+MAX_ENTRIES = 100_000  # files in the archive: a tensor each
+MAX_OPERATIONS = 3_000_000  # in the pickle: some dozens a tensor
 MAX_TUPLE_DEPTH, MAX_TUPLE_SIZE = 50, 100_000
-LEGACY_PICKLES = 5  # of a file of PyTorch before 1.6, which is no archive: numbers, the content, names of storages
+LEGACY_PICKLES = 5  # in a file of PyTorch before 1.6, which is no archive: numbers, the content, names of storages
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _ARCHIVE_START = b"PK\x03\x04"
 _PATHS = [f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")]

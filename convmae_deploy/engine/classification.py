@@ -43,7 +43,7 @@ PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
 class ClassifierConfig(ValidatedConfig):
     """What a program is told that trains a classifier."""
 
-    variant: Variant  # of the model
+    variant: Variant  # the model's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class FinetuningConfig(ClassifierConfig):
     """What a program is told that finetunes a classifier, of photos or of videos."""
 
     drop_path: float = 0.1  # stochastic depth of the last block
-    head_init_std: float = 2e-5  # of the new head's weights
+    head_init_std: float = 2e-5  # standard deviation of the new head's weights
     layer_decay: float = 0.65  # factor of the learning rate from one layer to the one below it
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 

@@ -14,7 +14,7 @@ from convmae_deploy.models.segmenter import ConvMAESegmenter
 
 Model = TypeVar("Model", ConvMAEDetector, ConvMAESegmenter)
 
-# of the nano presets; 2e-3 for 8 photos
+# for the nano presets; the rate is 2e-3 for 8 photos
 NANO_OPTIMISATION = DenseOptimisationConfig(
     batch_size=8, micro_batch_size=8, base_lr=6.4e-2, warmup_steps=100, clip_grad=1.0
 )

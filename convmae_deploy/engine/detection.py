@@ -27,7 +27,7 @@ from convmae_deploy.tasks.masks import ObjectMask
 from convmae_deploy.tasks.objects import Detection
 
 TILE = 480, 360  # (width, height) in pixels that a photo is fitted into
-SCORE_THRESHOLD = 0.3  # of what is drawn
+SCORE_THRESHOLD = 0.3  # objects that are less sure are not drawn
 
 Outputs = Mapping[str, Tensor]  # of `models.detector` for one image
 

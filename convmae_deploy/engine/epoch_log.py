@@ -21,7 +21,7 @@ class EpochLog:
 
     recipe: Recipe
     console: Console
-    kind: Literal["photos", "videos"] = "photos"  # of the data
+    kind: Literal["photos", "videos"] = "photos"  # what the data are
     validate_on: Literal["val", "train"] = "val"  # the split that is validated on
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs; 0: never

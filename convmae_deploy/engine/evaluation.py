@@ -40,7 +40,7 @@ class Metric(Protocol):
 class Validation:
     """What an evaluation found."""
 
-    scores: dict[str, float]  # of the metric; percentages but for the loss
+    scores: dict[str, float]  # the metric's; percentages but for the loss
     summary: str  # those that matter, in words
     images: int  # or videos
     unreadable: int  # files that could not be decoded; not counted in the rest

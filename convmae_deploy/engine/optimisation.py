@@ -23,7 +23,7 @@ class OptimisationConfig:
     base_lr: float = 5e-4  # learning rate per 256 images of batch_size
     min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
     warmup_epochs: float = 5.0  # linear warm-up from 0; shortened in a run within which it would not end
-    weight_decay: float = 0.05  # of all but one-dimensional parameters and the position embedding
+    weight_decay: float = 0.05  # for all but one-dimensional parameters and the position embedding
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
 

@@ -23,8 +23,8 @@ class RunConfig:
 
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
-    seed: int = 0  # of order, augmentation, dropped paths and fresh weights
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass; weights and updates are fp32
+    seed: int = 0  # order, augmentation, dropped paths and fresh weights follow from it
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's; weights and updates are fp32
     compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
     workers: int = 2  # decoding processes of each device
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
@@ -52,7 +52,7 @@ class TrainingConfig:
 
     data: Path | str = tyro.MISSING  # what is trained on
     image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
+    licence: str = "unspecified: ask whoever trained these weights"  # for the weights that come out
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

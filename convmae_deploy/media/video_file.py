@@ -124,9 +124,7 @@ class VideoFile:
                 if not 0 <= number < len(self):
                     raise ConvMAEError(f"frames must be in [0, {len(self)}); got {number}")
                 frame = decoder.frame(number)
-                if (
-                    size is None
-                ):  # of the first alone, as a frame that was asked for its matrix stays in memory for long
+                if size is None:  # the first frame alone: one that was asked for its matrix stays in memory for long
                     size, matrix = (frame.width, frame.height), display_matrix(frame)
                 yield upright(_to_rgb(frame, size, reformatter, self._threads), matrix)
 

@@ -39,11 +39,9 @@ class PredictOptions:
     top_k: int | None = None  # classes, at least 1 (5)
     function_to_apply: ScoreFunction | None = None  # from logits to the scores of classes (softmax)
     threshold: float | None = None  # the smallest score of an object, in [0, 1] (0.5)
-    temporal_views: int | None = None  # of a video: clips spread over it, at least 1 (1)
-    spatial_views: int | None = None  # of a video: crops along the longer side of its frames, at least 1 (1)
-    frame_sampling_rate: int | None = (
-        None  # of a video: from one frame of a clip to the next, at least 1 (as in training)
-    )
+    temporal_views: int | None = None  # clips spread over a video, at least 1 (1)
+    spatial_views: int | None = None  # crops along the longer side of a video's frames, at least 1 (1)
+    frame_sampling_rate: int | None = None  # from one frame of a clip to the next, at least 1 (as in training)
     levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
 
     def given(self) -> dict[str, object]:
@@ -67,7 +65,7 @@ class Row:
     """What is said about one file."""
 
     fields: dict[str, object]  # as JSON
-    rows: Sequence[tuple[str, ...]]  # of a table, one text for each of the report's columns
+    rows: Sequence[tuple[str, ...]]  # rows of a table, one text for each of the report's columns
 
 
 class Report(Protocol):

@@ -35,7 +35,7 @@ from convmae_deploy.tasks.letterbox import boxes_to_photo, letterbox
 from convmae_deploy.tasks.masks import ObjectMask
 from convmae_deploy.tasks.objects import Box, Detection
 
-MAX_DETECTIONS = 100  # of an image
+MAX_DETECTIONS = 100  # in each image
 MASK_SIDE = 28  # cells of a detection's mask, which covers its box
 DETECTOR_OUTPUTS = {
     "boxes": OutputSpec(shape=(MAX_DETECTIONS, 4)),  # XYXY in pixels of the input, best first

@@ -160,6 +160,6 @@ def _turn(entry: Entry, batch_size: int) -> Callable[[], list[float]]:
 
 def _predict(entry: Entry, predict: Callable[[WorkerProcess], Path]) -> None:
     try:
-        entry.predictions = pickle.loads(predict(entry.working).read_bytes())  # of this program's own child
+        entry.predictions = pickle.loads(predict(entry.working).read_bytes())  # written by this program's own child
     except WorkerError as error:
         entry.problem = str(error)

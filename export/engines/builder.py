@@ -51,7 +51,7 @@ class Build:
     """How it went."""
 
     tensorrt_version: str
-    gpu: Gpu | None  # of the machine that built
+    gpu: Gpu | None  # the building machine's
     compute_capabilities: tuple[str, ...]
     newer_gpus: bool
     seconds: float
@@ -164,7 +164,7 @@ def _build(request: BuildRequest, send: Callable[[Any], None]) -> Build:
     if cache is not None:
         _load_timing_cache(config, cache)
     engine = builder.build_serialized_network(network, config)
-    del monitor, parser  # of which TensorRT keeps no references of its own
+    del monitor, parser  # TensorRT keeps no references of its own to them
     if engine is None:
         raise ConvMAEError(_failed(request, tensorrt, "build an engine of", errors))
     request.engine.write_bytes(engine)

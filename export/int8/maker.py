@@ -200,10 +200,10 @@ class Metric:
         self.data = data
         self.folder = folder
         self.manifest = manifest
-        self.reference = 100.0  # of the fp32 graph, once that was measured
+        self.reference = 100.0  # the fp32 graph's, once that was measured
         self.name = ""
         self.samples = 0
-        self._predictions: list[Any] = []  # of the fp32 graph, where there are no labels
+        self._predictions: list[Any] = []  # the fp32 graph's, where there are no labels
 
     def describe(self) -> str:
         """What is measured, and on what."""

@@ -23,7 +23,7 @@ from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results
 
 FOLDER = Path(__file__).parent
-CHANGES = 5  # of a class into another, told of each run at most
+CHANGES = 5  # changes of a class into another that are listed for each run, at most
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")  # their places are their colours
 
 

@@ -80,10 +80,10 @@ class Combination:
     """A file on a runtime of this machine."""
 
     runtime: str  # one of TITLES
-    precision: Precision  # of the file, or of the PyTorch model
-    file: str = ""  # of the bundle; none: PyTorch
+    precision: Precision  # the file's, or the PyTorch model's
+    file: str = ""  # its name in the bundle; none: PyTorch
     computes_in: ComputePrecision | None = None  # what a runtime of HINTED is told; None: as the graph is written
-    hint: PerformanceHint | None = None  # of a runtime of HINTED
+    hint: PerformanceHint | None = None  # for a runtime of HINTED
     trusted: bool = False  # whether the program inside an engine may run
     reason: str | None = None  # why it cannot be run here, as a clause; None: it can
     evident: bool = False  # whether it could not be run anywhere: then nobody is told unless they asked

@@ -85,7 +85,7 @@ class FeatureData(OneRowData):
         )
 
 
-NEAR_TIE = 1e-3  # of cosine: neighbours that differ by less may change places by rounding
+NEAR_TIE = 1e-3  # in cosine: neighbours that differ by less may change places by rounding
 
 
 def nearest_of(vectors: FloatArray) -> tuple[np.ndarray[Any, np.dtype[np.int64]], FloatArray]:

@@ -25,8 +25,8 @@ from convmae_deploy.terminal import Terminal
 SEED = 20220508
 PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples` are called
 PHOTOS, CLIPS = 32, 8  # at most by default; clips are held in memory as the graph takes them
-PANNED = 3 / 4  # of the sides of a made picture are in a frame at a time
-RUN_RECORD = "run.json"  # of a training run: says which photos it used
+PANNED = 3 / 4  # share of a made picture's sides that is in a frame at a time
+RUN_RECORD = "run.json"  # in a training run's folder: says which photos it used
 VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 

@@ -43,7 +43,7 @@ class Agreement:
 
     counted: str  # what is counted, in words
     decided: int
-    agreeing: int  # of those
+    agreeing: int
     by_chance: float = 0.0  # share that rounding alone may change, as near ties are among them; 0: they are not
 
     @property

@@ -32,7 +32,7 @@ from export.verification.task_data import Agreement, Changes, TaskData, TaskMetr
 from export.verification.task_metrics import predictor_on, task_gate, task_problems
 
 SCATTERED = 600  # pairs of values in a scatter plot, at most
-SCATTERED_IMAGES = 8  # of the largest batch of pictures, from which they are
+SCATTERED_IMAGES = 8  # images that they are taken from, in the largest batch of pictures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
+from tests.serving.running_server import RunningServer, post, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -40,7 +40,7 @@ class Client(threading.Thread):
                 outcomes = self.outcomes
                 try:
                     connection.sendall(self.request)
-                    outcomes.append(str(read_answer(connection).status))
+                    outcomes.append(str(read_response(connection).status))
                 except OSError as error:
                     outcomes.append(f"no answer: {type(error).__name__}")
 
@@ -59,7 +59,7 @@ def pending_jobs(server: RunningServer) -> int:
 def begin_request(connection: socket.socket, body_bytes: int) -> None:
     """Announces a body and returns once the server asks for it: from then on the request is in flight."""
     connection.sendall(post_head("/v1/classify", f"Content-Length: {body_bytes}", "Expect: 100-continue"))
-    assert read_answer(connection).status == 100
+    assert read_response(connection).status == 100
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
     photo = jpeg()
     with own_server.connect() as idle, own_server.connect() as used, own_server.connect() as slow:
         used.sendall(post("/v1/classify", photo))
-        assert read_answer(used).status == 200
+        assert read_response(used).status == 200
         begin_request(slow, len(photo))
         own_server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: own_server.request("/readyz").status == 503)
@@ -106,7 +106,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
         refused = own_server.request("/v1/classify", photo)
         alive = own_server.request("/livez")
         slow.sendall(photo)
-        answer = read_answer(slow)
+        answer = read_response(slow)
         # Connections without a request do not keep the server from ending.
         assert own_server.process.wait(timeout=PATIENCE_SECONDS) == 0
         assert idle.recv(1) == b""

@@ -22,8 +22,8 @@ from convmae_deploy.files import shortened
 RULES = TENSOR_RULES | LAYER_RULES
 # For each image, of a graph for batches of one size for a batch; together with what does not depend on images, which
 # runtimes compute once and keep.
-MAX_TENSOR_BYTES = 4 * 2**30  # of one tensor, with what computing it needs
-MAX_MEMORY_BYTES = 16 * 2**30  # of all that can be there at a time, weights in the file not counted
+MAX_TENSOR_BYTES = 4 * 2**30  # for one tensor, with what computing it needs
+MAX_MEMORY_BYTES = 16 * 2**30  # for all that can be there at a time, weights in the file not counted
 MAX_STEPS = 10**13  # multiplications and the like: some times those of the largest model here
 ENTRY_STEPS = 4  # for each entry that a node reads or writes
 
