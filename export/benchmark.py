@@ -12,8 +12,8 @@ Each contender lives in a process of its own, pinned to the same cores, one for 
 failures are its own. In every round each takes one turn, in an order that rotates; a turn is one run, or as many as
 take 0.1 s. Timed is a batch from normalised float32 arrays to outputs as NumPy arrays; decoding, preprocessing,
 postprocessing, compilation and starting are not. Who computes in full precision on the CPU must give the first
-contender's outputs before it is timed. With `--data` every contender then answers those photos or videos, and it is
-told how often it says what the first one says, and the task's metric where there are labels.
+contender's outputs before it is timed. With `--data` every contender then predicts those photos or videos, and it is
+reported how often it says what the first one says, and the task's metric where there are labels.
 
 Exit status: 0 where all went well, 1 where something failed or nothing could be measured, 2 where the request cannot
 be carried out.

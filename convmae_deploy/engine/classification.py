@@ -41,14 +41,14 @@ PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(ValidatedConfig):
-    """What a program is told that trains a classifier."""
+    """The settings of a program that trains a classifier."""
 
     variant: Variant  # the model's
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningConfig(ClassifierConfig):
-    """What a program is told that finetunes a classifier, of photos or of videos."""
+    """The settings of a program that finetunes a classifier, of photos or of videos."""
 
     drop_path: float = 0.1  # stochastic depth of the last block
     head_init_std: float = 2e-5  # standard deviation of the new head's weights

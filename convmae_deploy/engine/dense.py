@@ -22,7 +22,7 @@ NANO_OPTIMISATION = DenseOptimisationConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTrainingConfig(ValidatedConfig):
-    """What a program is told that trains a detector or a segmenter."""
+    """The settings of a program that trains a detector or a segmenter."""
 
     grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     picture_epochs: int = 1  # a picture of validation photos every so many epochs; 0: never

@@ -17,7 +17,7 @@ from convmae_deploy.files import atomic_file
 
 @dataclass(kw_only=True)
 class EpochLog:
-    """Tells of each epoch in metrics.jsonl, TensorBoard, curves.png and on the console."""
+    """Reports each epoch in metrics.jsonl, TensorBoard, curves.png and on the console."""
 
     recipe: Recipe
     console: Console
@@ -29,7 +29,7 @@ class EpochLog:
 
     @property
     def run(self) -> TrainingRun:
-        """What is told of."""
+        """The run that is logged."""
         return self.recipe.run
 
     @property

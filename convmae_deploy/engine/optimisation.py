@@ -51,7 +51,7 @@ class OptimisationConfig:
         return None if self.warmup_epochs < self.epochs else _shortened(self.epochs * steps_per_epoch)
 
     def warmup_notice(self, steps_per_epoch: int) -> str | None:
-        """What is told where warm-up is shortened."""
+        """What to print where warm-up is shortened."""
         shortened, total = self.shortened_warmup(steps_per_epoch), self.epochs * steps_per_epoch
         if shortened is None:
             return None

@@ -19,7 +19,7 @@ def training_progress(console: Console) -> Progress:
 
 
 def progress_bar(console: Console, name: str, *columns: str) -> Progress:
-    """A bar between its name and what is told of it, with elapsed and remaining time; none where nobody watches."""
+    """A bar between its name and the columns, with elapsed and remaining time; none where nobody watches."""
     return Progress(
         TextColumn(name),
         BarColumn(),

@@ -37,7 +37,7 @@ Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # from model, inputs and
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTrainingConfig(TrainingConfig):
-    """What a program is told that pretrains by masked reconstruction."""
+    """The settings of a program that pretrains by masked reconstruction."""
 
     variant: Variant  # the encoder's
     grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time

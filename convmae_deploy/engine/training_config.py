@@ -1,4 +1,4 @@
-"""What every training program is told: where and how it runs, and the settings that all of them have."""
+"""The settings that every training program has: where and how it runs, and what it learns from."""
 
 import os
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training program is told; each adds its own."""
+    """The settings that every training program has; each adds its own."""
 
     data: Path | str = tyro.MISSING  # what is trained on
     image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
@@ -63,7 +63,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatedConfig(TrainingConfig):
-    """What a program is told whose models are validated, and which starts from a pretrained encoder."""
+    """The settings of a program whose models are validated, and which starts from a pretrained encoder."""
 
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     init: Path | None = None  # pretrained checkpoint: ours (folder) or the authors' (.pth); None: from scratch

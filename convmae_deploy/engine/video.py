@@ -22,7 +22,7 @@ Model = TypeVar("Model", ConvMAEClassifier, VideoPretraining)
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTrainingConfig(TrainingConfig):
-    """What a program is told that trains on videos."""
+    """The settings of a program that trains on videos."""
 
     variant: Variant  # the encoder's
     init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch

@@ -141,7 +141,7 @@ def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, 
 
 
 def contender_records(entries: Sequence[Entry], judged: Judged) -> tuple[ContenderRecord, ...]:
-    """What is to be told of each contender besides its figures."""
+    """What is reported of each contender besides its figures."""
     return tuple(
         ContenderRecord(
             name=entry.combination.name,
@@ -259,7 +259,7 @@ def _against_baseline(ranking: Sequence[Ranked], contenders: Sequence[ContenderR
 
 
 def _rivals(ranking: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) -> str:
-    """Who is not told apart from the first of a ranking."""
+    """Who is not significantly slower than the first of a ranking."""
     (best, timing), *others = ranking
     own = [milliseconds / best.batch_size for milliseconds in timing.round_ms]
     near = [

@@ -1,4 +1,4 @@
-"""How things are timed against each other: interleaved rounds, percentiles, and when two are told apart."""
+"""How things are timed against each other: interleaved rounds, percentiles, and when one is significantly faster."""
 
 import math
 import time
@@ -14,7 +14,7 @@ Rounds = list[list[float]]  # what one contender took: the seconds of its runs, 
 
 REST_SECONDS = 0.25  # before each turn: the last one's idle threads spin for up to 0.2 s and would disturb it
 MOST_RUNS = 50  # in a turn
-CHANCE = 0.05  # the most that a difference may be due to chance for two to be told apart
+CHANCE = 0.05  # the most that a difference may be due to chance for one to count as faster
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class Combination:
     runtime: str  # one of TITLES
     precision: Precision  # the file's, or the PyTorch model's
     file: str = ""  # its name in the bundle; none: PyTorch
-    computes_in: ComputePrecision | None = None  # what a runtime of HINTED is told; None: as the graph is written
+    computes_in: ComputePrecision | None = None  # the hint to a runtime of HINTED; None: as the graph is written
     hint: PerformanceHint | None = None  # for a runtime of HINTED
     trusted: bool = False  # whether the program inside an engine may run
     reason: str | None = None  # why it cannot be run here, as a clause; None: it can

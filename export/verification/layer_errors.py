@@ -1,7 +1,7 @@
 """Where does a graph lose its precision? Two graphs of one model, compared at the end of each of its modules.
 
 Every export keeps the path of its module at each node. The last float value of a module in one graph and in the other
-are the same quantity, whatever precision the second computes in, so two figures can be told for each module:
+are the same quantity, whatever precision the second computes in, so there are two figures for each module:
 
 - *built up*: the error that has come together there when both graphs are given the same input;
 - *own*: the error that the module makes by itself, when what it reads is the first graph's, rounded to its own type.
