@@ -1,7 +1,7 @@
 """From the bytes of a video to upright RGB frames, without trusting a single byte. Without torch; PyAV decodes.
 
-The first bytes say which container it is and FFmpeg is held to it, so no playlist or script ever names another file. The
-header is judged first; then the packets are read, which says without decoding when every frame is shown; only the
+The first bytes say which container it is and FFmpeg is held to it, so no playlist or script ever names another file.
+The header is judged first; then the packets are read, which says without decoding when every frame is shown; only the
 frames asked for, and those they are predicted from, are decoded. One packet is in memory at a time, and the frames that
 the decoder refers to.
 

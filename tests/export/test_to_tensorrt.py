@@ -213,7 +213,7 @@ def die(request: BuildRequest, sender: Any) -> None:
 def test_a_crash_of_tensorrt_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_builder, "_build_and_tell", die)
+    monkeypatch.setattr(tensorrt_builder, "_build_and_send", die)
     sentence = refusal(make_bundle(tmp_path / "bundle"))
     assert "ended its process while it built an engine of" in sentence
     assert "(signal SIGSEGV); its last message was: cannot reach the device" in sentence
