@@ -29,6 +29,7 @@ from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import (
+    batch_for,
     make_bundle,
     make_detection_bundle,
     make_segmentation_bundle,
@@ -80,10 +81,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 @pytest.fixture(scope="module")
 def backend(bundles: dict[str, Bundle]) -> OpenVinoBackend:
     return OpenVinoBackend(bundles["classification"], threads=1)
-
-
-def batch_for(bundle: Bundle, count: int) -> Any:
-    return np.random.default_rng(count).standard_normal((count, *bundle.manifest.input.shape), dtype=np.float32)
 
 
 @pytest.mark.parametrize("task", MAKERS)

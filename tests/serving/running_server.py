@@ -52,6 +52,12 @@ class RunningServer:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
+    def pending_jobs(self) -> int:
+        """Requests that are queued or running, as /metrics says."""
+        match = re.search(rb"^convmae_pending_jobs (\d+)", self.request("/metrics").body, re.MULTILINE)
+        assert match is not None
+        return int(match[1])
+
     def request(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, method: str | None = None
     ) -> Response:

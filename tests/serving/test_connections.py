@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import select
 import socket
 from collections.abc import Iterator
@@ -59,12 +58,6 @@ ODD = {  # the start of each request, which gets what else it needs
     "form without sense": b"POST /v1/classify HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=\xff\r\n",
     "unknown expectation": b"POST /v1/nothing HTTP/1.1\r\nExpect: tea\r\n",
 }
-
-
-def pending_jobs(server: RunningServer) -> int:
-    match = re.search(rb"^convmae_pending_jobs (\d+)", server.request("/metrics").body, re.MULTILINE)
-    assert match is not None
-    return int(match[1])
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -127,7 +120,7 @@ def test_a_client_that_goes_away_early_leaves_no_work_behind(server: RunningServ
     for _ in range(8):  # whole requests whose answers nobody waits for
         with server.connect() as connection:
             connection.sendall(post("/v1/classify", jpeg(1600, 1200)))
-    wait_until(lambda: not pending_jobs(server))
+    wait_until(lambda: not server.pending_jobs())
     assert server.request("/v1/classify", jpeg()).status == 200
 
 

@@ -1,6 +1,5 @@
 """SIGTERM under load, on a real server (row 42)."""
 
-import re
 import signal
 import socket
 import threading
@@ -48,12 +47,6 @@ class Client(threading.Thread):
     def outcomes(self) -> list[str]:
         """Where the outcome of a connection that is made now belongs."""
         return self.after if self.signalled.is_set() else self.before
-
-
-def pending_jobs(server: RunningServer) -> int:
-    match = re.search(rb"^convmae_pending_jobs (\d+)", server.request("/metrics").body, re.MULTILINE)
-    assert match is not None
-    return int(match[1])
 
 
 def begin_request(connection: socket.socket, body_bytes: int) -> None:
@@ -142,5 +135,5 @@ def test_a_job_that_nothing_can_stop_does_not_keep_the_server_from_ending(bundle
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_SHUTDOWN_SECONDS": "1", "CONVMAE_THREADS": "1"}
     with run_server(tmp_path, settings, command=("-c", STUCK)) as own_server, own_server.connect() as waiting:
         waiting.sendall(post("/v1/classify", jpeg()))
-        wait_until(lambda: pending_jobs(own_server) == 1)
+        wait_until(lambda: own_server.pending_jobs() == 1)
         assert own_server.stop() == 0
