@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from convmae_deploy.backends.base import Backend, Device
+from convmae_deploy.backends.base import Backend, Device, FloatArray, Outputs
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
@@ -22,10 +22,9 @@ from convmae_deploy.tasks.postprocess import ScoreFunction
 
 LOGITS = "logits"
 
-Arrays = dict[str, NDArray[Any]]
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
 MediumName = Literal["photo", "video"]
-Run = Callable[[NDArray[np.float32], Sequence[str]], Arrays]  # runs a batch of any size, as `Predictor.run` does
+Run = Callable[[FloatArray, Sequence[str]], Outputs]  # runs a batch of any size, as `Predictor.run` does
 
 
 class ModelOutputError(ModelError):
@@ -291,7 +290,7 @@ class Predictor(ABC):
         if options.threshold is not None and not 0 <= options.threshold <= 1:
             raise ConvMAEError(f"{spell('threshold')} must be between 0 and 1; got {options.threshold:g}")
 
-    def run(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+    def run(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         """Runs a batch of any size, in chunks that the graph takes.
 
         Args:
@@ -319,12 +318,12 @@ class Predictor(ABC):
                 results[name][start : start + size] = values
         return results
 
-    def _run_chunk(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+    def _run_chunk(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         count, missing = len(batch), self.manifest.input.min_batch - len(batch)
         if missing > 0:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         found = self.backend.run(np.ascontiguousarray(batch), outputs)
-        results: Arrays = {}
+        results: Outputs = {}
         for name in outputs:
             spec = self.manifest.outputs[name]
             expected = (len(batch), *spec.shape)
@@ -337,7 +336,7 @@ class Predictor(ABC):
                 raise ModelOutputError(f"output {name!r} holds values that are not finite")
         return results
 
-    def _check_batch(self, batch: NDArray[np.float32]) -> None:
+    def _check_batch(self, batch: FloatArray) -> None:
         shape = self.manifest.input.shape
         fits = batch.ndim == len(shape) + 1 and batch.shape[1:] == shape
         if not fits or len(batch) == 0 or batch.dtype != np.float32:

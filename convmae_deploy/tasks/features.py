@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
-    Arrays,
     PredictOptions,
     Predictor,
     Prepared,
@@ -66,7 +66,7 @@ class FeaturePredictor(Predictor):
         name = self.manifest.name
         raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")
 
-    def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Arrays]:
+    def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Outputs]:
         """The outputs of each, (V, ...)."""
         found = (run or self.run)(all_rows(prepared), names)
         ends = np.cumsum([len(each.rows) for each in prepared])[:-1]

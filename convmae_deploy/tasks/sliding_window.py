@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, Size, SlidingWindow
 from convmae_deploy.tasks.preprocess import FILTERS, normalise
 
-FloatArray = NDArray[np.float32]
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 RunWindows = Callable[[FloatArray], FloatArray]  # (B, 3, h, w) -> (B, K, h / 4, w / 4)
 ReadPixels = Callable[[slice, slice], FloatArray]  # rows and columns of the resized photo -> (3, r, c), normalised
