@@ -50,12 +50,11 @@ class OpenGraph:
 class GraphOpener(Protocol):
     """Opens a graph on the CPU, to be computed in the types that it is written in."""
 
-    def __call__(self, source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+    def __call__(self, source: GraphSource, *, optimised: bool = True) -> OpenGraph:
         """The graph.
 
         Args:
             source: where it is.
-            threads: CPU threads of a run; None leaves the number to the runtime.
             optimised: whether layers may be merged, as they are when a graph is served.
 
         Raises:

@@ -181,11 +181,11 @@ def _require(precision: ComputePrecision, core: Any) -> None:
         )
 
 
-def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     """A graph on the CPU, which OpenVINO always optimises; see `GraphOpener`."""
     import_openvino()  # the core of earlier graphs would hide that it is missing
     core = openvino_core()
-    compiled = core.compile_model(core.read_model(source), "CPU", _settings(_AS_IN_GRAPH, threads))
+    compiled = core.compile_model(core.read_model(source), "CPU", _settings(_AS_IN_GRAPH, None))
 
     def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
         return _outputs(compiled(dict(feeds)), outputs)

@@ -59,7 +59,7 @@ class FeaturePredictor(Predictor):
         """Features of each; of several views only `pooled`, their mean."""
         default = self.levels if len(prepared[0].rows) == 1 else (POOLED,)
         outputs = self._run_together(prepared, options.levels or default, run)
-        return [{name: merge_views(values, len(values))[0] for name, values in each.items()} for each in outputs]
+        return [{name: merge_views(values) for name, values in each.items()} for each in outputs]
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Refuses: features are for programs; `convmae features` writes them."""
