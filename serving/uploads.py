@@ -99,7 +99,7 @@ def load_json(body: bytes, medium: Medium) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        message = "expected a JSON object because of Content-Type application/json, got something else; send JSON"
+        message = "expected a JSON object, for this route or this Content-Type, got other bytes; send JSON"
         raise ApiError(400, "invalid_json", message) from None
     if not isinstance(content, dict):
         raise ApiError(400, "invalid_json", f"expected a JSON object, got a {type(content).__name__}; send an object")

@@ -20,7 +20,7 @@ from tests.serving.running_server import run_server
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-PAGES = (*ROOT.glob("*.md"), *ROOT.glob("*/README.md"))
+PAGES = (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"))
 ONE_EPOCH = " --epochs 1 --warmup-epochs 0 --workers 0"  # proves the command
 FOR_A_TEST = {"training.pretrain": ONE_EPOCH, "training.finetune": ONE_EPOCH}
 MINUTES = 10

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.media.video_errors import VideoError, corrupt, truncated
-from convmae_deploy.media.video_formats import ACCEPTED_CODECS, CODECS, mp4_has_index
+from convmae_deploy.media.video_formats import ACCEPTED_CODECS, CODECS, mp4_has_index, mp4_overstates_its_frames
 from convmae_deploy.media.video_limits import VideoLimits
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def open_container(data: bytes, name: str, limits: VideoLimits) -> Iterator[tupl
         limits: what may be decoded.
 
     Raises:
-        VideoError: FFmpeg cannot open it, or there is no video in it.
+        VideoError: it claims what cannot be, FFmpeg cannot open it, or there is no video in it.
         ConvMAEError: PyAV is not installed.
     """
     options = {
@@ -52,6 +52,8 @@ def open_container(data: bytes, name: str, limits: VideoLimits) -> Iterator[tupl
         "codec_whitelist": ",".join(CODECS),
         "max_pixels": max_pixels(limits),
     }
+    if name == "mov" and mp4_overstates_its_frames(data):
+        raise truncated("an MP4 whose tables say that there is more in it than its bytes")
     try:
         container = import_av().open(io.BytesIO(data), format=name, options=options)
     except ConvMAEError:

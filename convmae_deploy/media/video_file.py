@@ -275,7 +275,7 @@ def _read_header(container: "InputContainer", stream: "VideoStream", name: str, 
         codec=context.name,
         seconds=seconds or None,
         frames=stream.frames or None,
-        rate=float(rate) if rate else None,
+        rate=float(rate) if rate and rate > 0 else None,
         height=context.height,
         width=context.width,
     )

@@ -1,6 +1,7 @@
 """Which container a video is in, recognised by its first bytes and never by its name."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from convmae_deploy.files import find_files
@@ -101,6 +102,44 @@ def mp4_has_index(data: bytes) -> bool:
             return False
         position += size
     return False
+
+
+def mp4_overstates_its_frames(data: bytes) -> bool:
+    """Whether tables of an MP4 say that there is more in the file than its size, for which FFmpeg makes an index.
+
+    Every appearance of a table's name counts, wherever it stands: hostile boxes do not nest as they should. Only what a
+    whole media data box (mdat) holds is left out, as FFmpeg leaves it out.
+    """
+    return any(
+        samples * max(1, size) > len(data)
+        for start, end in _outside_of_media(data)
+        for table in (b"stsz", b"trun")
+        for size, samples in _tables(data, table, start, end)
+    )
+
+
+def _outside_of_media(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the parts between the media data boxes at the top level begin and end."""
+    position = start = 0
+    while position + 16 <= len(data):
+        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        if size == 1:
+            size = int.from_bytes(data[position + 8 : position + 16], "big")
+        if size < 8 or position + size > len(data):
+            break
+        if kind == b"mdat":
+            yield start, position
+            start = position + size
+        position += size
+    yield start, len(data)
+
+
+def _tables(data: bytes, name: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Bytes of each sample, 0 where they differ, and number of samples of every table of that name."""
+    while (start := data.find(name, start, end - 12)) >= 0:
+        first, second = struct.unpack_from(">II", data, start + 8)
+        yield (first, second) if name == b"stsz" else (0, first)
+        start += 4
 
 
 def find_videos(paths: Sequence[Path]) -> list[Path]:

@@ -143,7 +143,7 @@ def read_timeline(
     count = len(shown)
     if not count:
         raise VideoError("no_frames", "the video has no frames that are shown; send one that has")
-    if name in _UNTIMED or len(set(stamps)) < count or not stream.time_base:
+    if name in _UNTIMED or len(set(stamps)) < count or not (stream.time_base and stream.time_base > 0):
         rate = rate or _USUAL_RATE
         times, seconds, numbers, entries = np.arange(count) / rate, count / rate, None, []
     else:

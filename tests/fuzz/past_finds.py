@@ -1,6 +1,8 @@
 """What searches found once, in the shortest form; the suite tries each for ever, without Atheris."""
 
+import base64
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +39,11 @@ class PastFind:
                 node = node[key]
             node[place[-1]] = value
         return json.dumps(tree).encode()
+
+
+def unpacked(text: str) -> bytes:
+    """Of a file that was compressed and written in base 85."""
+    return zlib.decompress(base64.b85decode(text))
 
 
 MANIFESTS = (
@@ -158,4 +165,31 @@ ANNOTATIONS = (
         changes={("images", 0, "file_name"): "\0"},
     ),
 )
-PAST_FINDS = MANIFESTS + GRAPHS_AND_ENGINES + ANNOTATIONS
+VIDEOS = (
+    PastFind(
+        target="video",
+        what="836 MiB for an MP4 of 449 bytes that says it holds 67 million samples",
+        data=unpacked(
+            "c-"
+            "muNV9?D?Ni1Ptl<WP=Km;f$O3VgQoT(`gzCvzJ5q6cCd1)YpFz&75l47VH21X!0m0MuQFf4#XaY;!rlFyjo;;8CCa!"
+            "f!h0}P2|Br%vC5Ul`|tAfhiWP#AzfOtO;=K`@vaY=GMl3oS?4wM)B"
+        ),
+    ),
+    PastFind(
+        target="video",
+        what="times that descend: a rate below 0",
+        data=unpacked(
+            "c-nLG31ehrU|`?`Vg?}wh8+wLz{J3npXZxelIW6HlE?uR;9%fLDJ@DY$;{7Vu-"
+            "~^M@O7))4hGip%#@N01_uwQF1C!+%=C;B1_uYI0B>1lN@{)z&<vo~R0fBNEQmN~T2W$dDp>5mvA+;89<bWv{FKz>%o"
+            "GNg2@LG1c_6VOCI()g#IiIa6FoyCJwpQ{29C7MoYdmXDxk3)0#L;uZyW{^r=ffyWHtj!3xkA!pv;ODbD0^{co+%{0u"
+            "CJ7$A56yUn@2y9|?vB2@4xrYvh}Ke_h~V=U`)+;pzAwbAMsufz}NP;s=|)vN426_-"
+            "|<AHSt#JoOr=NDB%D*Gb;~|_JcoC`Iprl5~L0`<O03=gonjK(Y1h|Nv^*@WI?sDE;IjPHikbEOb-"
+            "%d7#lR%m{&;f3;tl|KiKezjmbiwv7s|8{tp|IiUhyoi!W6%F*gk4xu&FT_4PS%;>79y|I*yt+~WU#HUfhG|7T8|IC1"
+            "*_A3)z+1N!U?1A_)M-"
+            "db27KHJ62c!Y;J!XWOzq2?Bb%!RRx4UgCu*GT9mBsv~qFuAan;Xpw{f@aGUIkwr~C1g0F*%)gi^aB!D9b0~LIEHyDX"
+            "#7VvqW&&pLpB@Zks2Q62?hcWT15}oa8%hI2x@$DW($v9j|B6F1n$O$0yc&v5_}61Y}_Bn*t0R8kl=XW#Kxo=S^q(TV"
+            "?u&0`{Ii)3yTvD)My3Hx@v0w9|V4a$^YlU<iC0_^#JId>;D00*4ru"
+        ),
+    ),
+)
+PAST_FINDS = MANIFESTS + GRAPHS_AND_ENGINES + ANNOTATIONS + VIDEOS
