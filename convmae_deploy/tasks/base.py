@@ -18,6 +18,7 @@ from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpe
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.program import readable
 from convmae_deploy.tasks.postprocess import ScoreFunction
 
 LOGITS = "logits"
@@ -358,6 +359,25 @@ def all_rows(prepared: Sequence[Prepared]) -> NDArray[np.float32]:
     """The rows of each, one after the other, as one batch; those of a single photo or video are not copied."""
     rows = [each.rows for each in prepared]
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def file_id(file: Path) -> int | str:
+    """What results call a photo, as COCO does: its name without the suffix, as a number where it is one."""
+    return int(file.stem) if file.stem.isascii() and file.stem.isdigit() else file.stem
+
+
+def check_distinct_ids(files: Sequence[Path]) -> None:
+    """Refuses photos of which a report would write the same files, or whose ids would be the same.
+
+    Raises:
+        ConvMAEError: there are two such.
+    """
+    seen: dict[int | str, Path] = {}
+    for file in files:
+        other = seen.setdefault(file_id(file), file)
+        if other is not file:
+            both = f"{readable(other)} and {readable(file)}"
+            raise ConvMAEError(f"with --out every photo needs a name of its own, but {both} would both be {file.stem}")
 
 
 def open_photo(source: Source) -> Image.Image:
