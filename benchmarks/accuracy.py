@@ -55,15 +55,15 @@ def measure(predictor: Classifier, data: Path, split: str) -> BundleAccuracy:
     labelled = read_task_data(data, predictor.manifest, split=split)
     if not isinstance(labelled, ClassifiedData) or labelled.labels is None:
         raise ConvMAEError(f"--data must hold photos by class in {data / split}; found no such folder")
-    answers = labelled.answers(predictor)
+    predictions = labelled.predictions(predictor)
     photos, first, five = Counter[str](), Counter[str](), Counter[str]()
-    for label, logits in zip(labelled.labels, answers, strict=True):
+    for label, logits in zip(labelled.labels, predictions, strict=True):
         if logits is not None:
             name, place = predictor.manifest.classes[label], int((logits > logits[label]).sum())
             photos[name] += 1
             first[name] += place < 1
             five[name] += place < 5
-    return BundleAccuracy(photos=photos, first=first, five=five, unreadable=len(answers) - photos.total())
+    return BundleAccuracy(photos=photos, first=first, five=five, unreadable=len(predictions) - photos.total())
 
 
 def main() -> None:

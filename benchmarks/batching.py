@@ -62,19 +62,19 @@ def main(options: Options) -> int:
         photo = write_photo(folder / "photo.jpg", PHOTO_SIZE)
         command = ("-m", "benchmarks.simulated_device", str(options.batch_ms), str(options.photo_ms))
         ports = {}
-        for way, largest in MAX_BATCH.items():
-            (folder / way).mkdir()
+        for mode, largest in MAX_BATCH.items():
+            (folder / mode).mkdir()
             settings = {
                 "CONVMAE_BUNDLE": str(options.bundle),
                 "CONVMAE_MAX_BATCH": str(largest),
                 "CONVMAE_MAX_QUEUE_SECONDS": "60",  # without batches the last client waits for all others
                 "CONVMAE_REQUEST_TIMEOUT_SECONDS": "60",
             }
-            _, ports[way] = stack.enter_context(serve(settings, folder / way, command))
+            _, ports[mode] = stack.enter_context(serve(settings, folder / mode, command))
         for clients in options.clients:
             measured = measure(ports, clients, options, photo)
-            for way, (rate, p50, p99, rows) in measured.items():
-                print(f"{clients:>7}  {way:<10}  {rate:>10.1f}  {p50:>7.1f}  {p99:>7.1f}  {rows:>14.1f}")
+            for mode, (rate, p50, p99, rows) in measured.items():
+                print(f"{clients:>7}  {mode:<10}  {rate:>10.1f}  {p50:>7.1f}  {p99:>7.1f}  {rows:>14.1f}")
             print(f"{'':>7}  {'gain':<10}  {measured[WITH][0] / measured[WITHOUT][0]:>9.2f}x")
     return 0
 
@@ -82,15 +82,15 @@ def main(options: Options) -> int:
 def measure(
     ports: dict[str, int], clients: int, options: Options, photo: Path
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Requests a second, 50th and 99th percentile in ms, and photos a batch of each way, as medians over the rounds."""
-    found: dict[str, list[tuple[float, float, float, float]]] = {way: [] for way in ports}
+    """Requests a second, 50th and 99th percentile in ms, and photos a batch by mode, as medians over the rounds."""
+    found: dict[str, list[tuple[float, float, float, float]]] = {mode: [] for mode in ports}
     for _ in range(options.rounds):
-        for way, port in ports.items():
+        for mode, port in ports.items():
             before = batches_so_far(port)
             load = checked(run_load(Plan(port, "/v1/classify", str(photo), clients, options.seconds)))
             rows, batches = (after - start for after, start in zip(batches_so_far(port), before, strict=True))
-            found[way].append((load.rate, 1000 * load.percentile(50), 1000 * load.percentile(99), rows / batches))
-    return {way: tuple(map(statistics.median, zip(*rounds, strict=True))) for way, rounds in found.items()}
+            found[mode].append((load.rate, 1000 * load.percentile(50), 1000 * load.percentile(99), rows / batches))
+    return {mode: tuple(map(statistics.median, zip(*rounds, strict=True))) for mode, rounds in found.items()}
 
 
 def checked(load: Load) -> Load:

@@ -19,7 +19,7 @@ LOOK_SECONDS = 0.2  # from one look at the process to the next
 class Outcome:
     """How a command ended."""
 
-    status: int  # of its exit; minus the number of the signal that ended it
+    status: int  # exit status; minus the number of the signal that ended it
     seconds: float
     peak_gb: float | None  # most resident memory of its first process; None: not on Linux, or gone before a look at it
     timed_out: bool

@@ -19,9 +19,9 @@ from convmae_deploy.program import run_program
 class FreshEncoderConfig:
     """Saves an encoder with fresh weights."""
 
-    variant: Annotated[Variant, tyro.conf.Positional]  # of the encoder
+    variant: Annotated[Variant, tyro.conf.Positional]  # the encoder's
     out: Path  # the checkpoint, a folder
-    seed: int = 0  # of the weights
+    seed: int = 0  # the weights follow from it
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from serving.settings import SHIPPED_BUNDLE
 
 PHOTO_PATH: Final = "/v1/classify"
 VIDEO_PATH: Final = "/v1/classify-video"
-GOOD_REQUESTS: Final = 20  # of each medium before the first reading
+GOOD_REQUESTS: Final = 20  # for each medium, before memory is first read
 KEPT_BYTES: Final = 100_000_000  # that the server may hold more afterwards: what malloc keeps for each thread, and logs
 BODIES_BYTES: Final = 200_000_000  # that may be there beside decoding: bodies, their copies, clips, answers
 REQUEST_SECONDS: Final = 100.0  # so that a machine that is busy with other things is not taken for a fault
@@ -86,9 +86,9 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=150)
         try:
             connection.request("POST", path, body=body)
-            answer = connection.getresponse()
-            answer.read()
-            status = str(answer.status)
+            response = connection.getresponse()
+            response.read()
+            status = str(response.status)
         except (OSError, http.client.HTTPException) as error:
             status = type(error).__name__
         finally:
@@ -144,7 +144,7 @@ def run_kind(server: Server, name: str, path: str, body: bytes, config: HostileC
     deadline = time.monotonic() + config.seconds
     lock = threading.Lock()
 
-    def ask(_: int) -> None:
+    def request(_: int) -> None:
         if time.monotonic() > deadline:
             return
         status, seconds = server.post(path, body)
@@ -153,7 +153,7 @@ def run_kind(server: Server, name: str, path: str, body: bytes, config: HostileC
             kind.worst_seconds = max(kind.worst_seconds, seconds)
 
     with server.watched(kind), ThreadPoolExecutor(config.clients) as clients:
-        list(clients.map(ask, range(config.count)))
+        list(clients.map(request, range(config.count)))
     return kind
 
 
@@ -168,7 +168,7 @@ def measure(config: HostileConfig, server: Server, photo: bytes) -> list[str]:
     time.sleep(SETTLE_SECONDS)
     before = server.memory()
     print(f"{'before':58} {'':>9} {before / 1e6:>8.0f} MB")
-    print(f"{'kind':58} {'file MB':>9} {'peak MB':>8} {'after MB':>8} {'worst s':>8}  answers")
+    print(f"{'kind':58} {'file MB':>9} {'peak MB':>8} {'after MB':>8} {'worst s':>8}  statuses")
     faults: list[str] = []
     every: list[tuple[str, str, Callable[[], bytes]]] = [
         *((PHOTO_PATH, name, make) for name, make in PHOTOS.items()),
@@ -178,10 +178,10 @@ def measure(config: HostileConfig, server: Server, photo: bytes) -> list[str]:
         if config.kind not in name:
             continue
         kind = run_kind(server, name, path, make(), config)
-        answers = ", ".join(f"{status}: {count}" for status, count in sorted(kind.statuses.items()))
+        statuses = ", ".join(f"{status}: {count}" for status, count in sorted(kind.statuses.items()))
         print(
             f"{name:58} {kind.size / 1e6:>9.2f} {kind.peak / 1e6:>8.0f} {kind.after / 1e6:>8.0f} "
-            f"{kind.worst_seconds:>8.2f}  {answers}",
+            f"{kind.worst_seconds:>8.2f}  {statuses}",
             flush=True,
         )
         faults += faults_of(kind, before, config)

@@ -29,7 +29,7 @@ SILENCE_SECONDS: Final = 30.0  # without one byte from the server, after which i
 class Plan:
     """What to send, where, and for how long."""
 
-    port: int  # of the server on 127.0.0.1
+    port: int  # the server listens there, on 127.0.0.1
     path: str
     body: str  # file with the request's body
     clients: int
@@ -62,11 +62,11 @@ class _Client:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request = request
         self.started = 0.0
-        self._answer = b""
+        self._response = b""
 
     def send(self) -> None:
         self.started = time.perf_counter()
-        self._answer = b""
+        self._response = b""
         self.socket.sendall(self.request)
 
     def receive(self) -> int | None:
@@ -74,8 +74,8 @@ class _Client:
         data = self.socket.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
-        self._answer += data
-        head, separator, body = self._answer.partition(b"\r\n\r\n")
+        self._response += data
+        head, separator, body = self._response.partition(b"\r\n\r\n")
         if not separator:
             return None
         at = head.index(LENGTH) + len(LENGTH)
@@ -131,7 +131,7 @@ def connected(plan: Plan) -> Iterator[Callable[[], float]]:
     head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     client = _Client(plan.port, head.encode() + body)
 
-    def ask() -> float:
+    def request() -> float:
         client.send()
         while (status := client.receive()) is None:
             pass
@@ -141,7 +141,7 @@ def connected(plan: Plan) -> Iterator[Callable[[], float]]:
         return seconds
 
     with client.socket:
-        yield ask
+        yield request
 
 
 def _drive(clients: list[_Client], plan: Plan) -> Load:

@@ -65,7 +65,7 @@ class PresetsConfig:
     out: Path = tyro.MISSING  # folder for the runs and the table
     programs: tuple[str, ...] = tuple(PROGRAMS)  # those to run
     presets: tuple[str, ...] = ()  # those to run of each program that has them; none: all
-    updates: int = 4  # of each
+    updates: int = 4  # in each run
     memory_gb: float | None = None  # most memory of a preset's process; None: what the machine has
     minutes: float = 20.0  # after which a preset is ended
     resume: bool = False  # keep what ran already
@@ -91,8 +91,8 @@ class Row:
     preset: str
     state: State
     updates: int
-    first_loss: float | None  # of the first update and
-    last_loss: float | None  # of the last, on other photos
+    first_loss: float | None
+    last_loss: float | None  # on other photos than the first
     seconds: float  # from the start of the program to its end
     peak_gb: float | None  # resident memory of the training process; None: not on Linux
     reason: str  # why it did not run
@@ -128,8 +128,8 @@ def run_presets(config: PresetsConfig, console: Console) -> list[Row]:
             continue
         console.print(f"{program} {preset} …")
         row = rows[program, preset] = run_preset(program, preset, config)
-        told = f": {row.reason}" if row.reason else f" {row.updates} updates in {row.seconds:.0f} seconds"
-        console.print(f"{program} {preset} {row.state}{told}")
+        result = f": {row.reason}" if row.reason else f" {row.updates} updates in {row.seconds:.0f} seconds"
+        console.print(f"{program} {preset} {row.state}{result}")
         write_results(config.out, list(rows.values()))
     return [rows[key] for key in chosen(config)]
 
@@ -138,7 +138,7 @@ def run_preset(program: str, preset: str, config: PresetsConfig) -> Row:
     """One preset to its end, and what it left behind without the checkpoints."""
     data = small_data(program, config)
     folder = config.out / program / preset
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that failed
+    shutil.rmtree(folder, ignore_errors=True)  # what a failed run left
     folder.mkdir(parents=True)
     if program == "linprobe":
         outcome = bounded(encoder_command(preset, folder / "init"), folder / "init.log", config)
@@ -233,10 +233,10 @@ def write_results(out: Path, rows: list[Row]) -> None:
 def table(rows: list[Row]) -> str:
     """Markdown; what was reduced in every preset of a program stands in its first row."""
     lines = ["| program | reduced to | preset | updates | first and last loss | seconds | peak GB |", "|---" * 7 + "|"]
-    told: set[str] = set()
+    begun: set[str] = set()
     for row in rows:
-        first = row.program not in told
-        told.add(row.program)
+        first = row.program not in begun
+        begun.add(row.program)
         losses = "" if row.first_loss is None else f"{row.first_loss:.3f} {row.last_loss:.3f}"
         cells: list[Any] = [row.program if first else "", reduced(row.program) if first else "", f"`{row.preset}`"]
         cells += [row.updates if row.state == "ran" else f"{row.updates}, {row.state}: {row.reason}", losses]

@@ -90,11 +90,11 @@ class PretrainingBenchmark:
     compiled: bool = field(default_factory=torch.cuda.is_available)  # also by torch.compile
     rounds: int = 5  # timed steps of each contender
     warm_up: int = 1  # steps of each before them
-    threads: int = available_cores()  # of the CPU
+    threads: int = available_cores()  # CPU threads
     device: str = field(default_factory=default_device)  # cpu or cuda
     sweep: bool = False  # image sizes and mask ratios instead, in the first precision, eager
     video: bool = False  # the video model instead
-    frames: int = 16  # of a clip, with --video
+    frames: int = 16  # frames a clip, with --video
     check: bool = False  # exit with status 1 where a gate is missed
     out: Path | None = None  # where to write the figures as JSON
     plot: Path | None = None  # where to draw a sweep, PNG

@@ -52,7 +52,7 @@ class Workload:
     compiled: bool
     threads: int
     device: str
-    frames: int | None = None  # of a clip; None: images
+    frames: int | None = None  # frames a clip; None: images
 
 
 class Contender(Protocol):
@@ -173,7 +173,7 @@ class BenchProcess:
         context = multiprocessing.get_context("spawn")
         self._name = name
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=answer, args=(other, workload, name), daemon=True)
+        self._process = context.Process(target=serve, args=(other, workload, name), daemon=True)
         self._process.start()
         other.close()
 
@@ -185,7 +185,7 @@ class BenchProcess:
         self._process.terminate()
         self._process.join()
 
-    def _ask(self, method: str, *arguments: int) -> Any:
+    def _request(self, method: str, *arguments: int) -> Any:
         try:
             self._connection.send((method, arguments))
             return self._connection.recv()
@@ -198,18 +198,18 @@ class BenchProcess:
 
     def loss(self, turn: int) -> float:
         """See `Contender`."""
-        return float(self._ask("loss", turn))
+        return float(self._request("loss", turn))
 
     def step(self, turn: int) -> float:
         """See `Contender`."""
-        return float(self._ask("step", turn))
+        return float(self._request("step", turn))
 
     def peak_gb(self) -> float:
         """See `Contender`."""
-        return float(self._ask("peak_gb"))
+        return float(self._request("peak_gb"))
 
 
-def answer(connection: Connection, workload: Workload, name: str) -> None:
+def serve(connection: Connection, workload: Workload, name: str) -> None:
     """The program of a contender's process: calls of `Bench` methods come in, results go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     logging.getLogger("torch").setLevel(logging.ERROR)  # the compiler reports what it does not find

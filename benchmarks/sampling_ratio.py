@@ -43,7 +43,7 @@ class SamplingRatioConfig:
 
     run: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of training.detect
     data: Path  # annotations and photos in COCO's format
-    split: Literal["train", "val"] = "train"  # of them
+    split: Literal["train", "val"] = "train"  # which photos
     photos: int | None = 20  # so many with objects, as --train-images of training.detect; None: all of them
     batch_size: int = 4  # photos at once
 

@@ -39,7 +39,7 @@ from serving.pool import Ticket
 from serving.routes import ROUTES
 from serving.settings import Settings, default_bundles
 
-MIN_RATIO = 0.85  # of the in-process throughput, at `clients` clients
+MIN_RATIO = 0.85  # share of the in-process throughput, at `clients` clients
 MAX_ADDED_MS = 1.0  # to the median latency, at one client
 MAX_SPREAD = 2.0  # 99th percentile / median, at `clients` clients
 PHOTO_SIZE = (500, 375)
@@ -82,7 +82,7 @@ class Figures:
     added_p50: float
     loaded_p50: float
     loaded_p99: float
-    added_cpu: float  # of the server process per request, beyond that of the in-process work
+    added_cpu: float  # CPU seconds of the server a request, beyond those of the in-process work
     failures: int
     memory_requests: int
     memory_idle: float
@@ -243,13 +243,13 @@ def paired_latencies(
 ) -> tuple[list[float], list[float]]:
     """Seconds of the job here and of one request to the server, in turn, so that a machine that drifts slows both."""
     here, served = [], []
-    with connected(Plan(port, "/v1/classify", str(photo), 1, seconds)) as ask:
+    with connected(Plan(port, "/v1/classify", str(photo), 1, seconds)) as request:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             begun = time.perf_counter()
             job()
             here.append(time.perf_counter() - begun)
-            served.append(ask())
+            served.append(request())
     return here, served
 
 

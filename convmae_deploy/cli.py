@@ -27,8 +27,7 @@ from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import TASKS, load_bundle, open_predictor
-from convmae_deploy.tasks.base import PredictOptions, Predictor, Report
-from convmae_deploy.tasks.detection import RESULTS_NAME, check_names
+from convmae_deploy.tasks.base import PredictOptions, Predictor, Report, check_distinct_ids
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.tasks.video import views_of
 from convmae_deploy.terminal import Terminal
@@ -253,8 +252,8 @@ def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOpti
     if out is not None and not predictor.WRITES:
         raise ConvMAEError(f"--out says nothing to a {predictor.TASK} model, which writes no files; leave it out")
     if out is not None:
-        check_names(files)
-        check_can_create(out / RESULTS_NAME)
+        check_distinct_ids(files)
+        check_can_create(out / files[0].name)
     return predictor.report(options, out)
 
 

@@ -83,7 +83,7 @@ def _files(manifest: Manifest) -> Table:
     first = next(iter(manifest.files.values()))
     table = Table("file", "precision", "MB", "size", "opset", "numerics")
     for name, file in manifest.files.items():
-        size = f"{file.bytes / first.bytes:.0%}"  # of that of the default
+        size = f"{file.bytes / first.bytes:.0%}"  # against the default file's
         verdict, opset = Text(printable(_verdict(file))), str(file.opset)
         table.add_row(Text(printable(name)), file.precision, f"{file.bytes / 1e6:.2f}", size, opset, verdict)
     return table

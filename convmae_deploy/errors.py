@@ -17,7 +17,7 @@ def missing_extra(what: str, packages: str, extra: str) -> ConvMAEError:
         packages: by name.
         extra: of this project, which brings them.
     """
-    return ConvMAEError(f"{what} needs {packages}; run pip install 'convmae-deploy[{extra}]'")
+    return ConvMAEError(f"{what} needs {packages}; run pip install '.[{extra}]' in a clone of convmae_deploy")
 
 
 class ModelError(RuntimeError):

@@ -20,7 +20,7 @@ from typing import Any
 
 from convmae_deploy.errors import ConvMAEError
 
-MAX_JSON_BYTES = 64 * 1024 * 1024  # of a description; annotations of a data set have a bound of their own
+MAX_JSON_BYTES = 64 * 1024 * 1024  # for descriptions; annotations of a data set have a bound of their own
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PREVIOUS = "previous"  # in a working folder of `atomic_directory`: the folder that is being replaced
 
@@ -55,9 +55,8 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if os.path.lexists(path) and not replace:
         raise ConvMAEError(f"{path} exists already; remove it or choose another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    abandoned = (
-        [] if path.exists() else _abandoned(path)
-    )  # of a crash; not needed any more once there is a newer folder
+    # What a crash left, which is not needed any more once there is a newer folder.
+    abandoned = [] if path.exists() else _abandoned(path)
     working = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     working.mkdir(mode=0o700)
     temporary, previous = working / path.name, working / _PREVIOUS

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of mallopt, from malloc.h
 LARGE_BLOCK_BYTES = 4 << 20
 
 
@@ -19,7 +19,7 @@ def available_cores() -> int:
 def available_memory_bytes() -> int:
     """Memory of the machine, or of the container that this process is in where that has less."""
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of the second and the first version of cgroups
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups of the second and the first version
         path = Path("/sys/fs/cgroup") / name
         text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if text.isdigit():  # "max": no limit

@@ -25,8 +25,8 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and exits with its status (None: 0).
 
     A `ConvMAEError` or `ModelError`, or a path that the system refuses, is printed as `error: <sentence>` with status
-    2, Ctrl-C ends quietly with 130, SIGTERM with 143 and nothing half-written left behind, and a reader of the output that
-    has gone away (`| head`) with 141, as other programs do. Anything else is a bug and keeps its traceback.
+    2; Ctrl-C ends quietly with 130, SIGTERM with 143 and nothing half-written left behind; a reader of the output that
+    has gone away (`| head`) ends it with 141, as other programs. Anything else is a bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -72,9 +72,8 @@ class ExportConfig:
     task: str | None = None
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
-    max_batch: int | None = (
-        None  # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
-    )
+    # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
+    max_batch: int | None = None
     # photos or videos for the verification, for int8's metric too; default: those the run was validated on, else made
     data: Path | None = None
     # int8: folder of photos or videos as the model will meet them, without labels; some are left to compare on

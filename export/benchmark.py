@@ -12,8 +12,8 @@ Each contender lives in a process of its own, pinned to the same cores, one for 
 failures are its own. In every round each takes one turn, in an order that rotates; a turn is one run, or as many as
 take 0.1 s. Timed is a batch from normalised float32 arrays to outputs as NumPy arrays; decoding, preprocessing,
 postprocessing, compilation and starting are not. Who computes in full precision on the CPU must give the first
-contender's outputs before it is timed. With `--data` every contender then answers those photos or videos, and it is
-told how often it says what the first one says, and the task's metric where there are labels.
+contender's outputs before it is timed. With `--data` every contender then predicts those photos or videos, and it is
+reported how often it says what the first one says, and the task's metric where there are labels.
 
 Exit status: 0 where all went well, 1 where something failed or nothing could be measured, 2 where the request cannot
 be carried out.
@@ -79,7 +79,7 @@ class BenchmarkConfig:
     warm_up: int = 3  # runs before them, at each batch size
     threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
     runtimes: tuple[Measured, ...] = MEASURED  # which to measure
-    files: tuple[str, ...] = ()  # of the bundle, for instance model.onnx; default: all
+    files: tuple[str, ...] = ()  # files of the bundle, for instance model.onnx; default: all
     # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
     trust_engine_code: bool = False
     data: Path | None = None  # photos or videos to measure with and to answer, labelled ones for the task's metric
@@ -126,7 +126,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
         bar = progress.add_task("", total=steps(combinations, plan))
 
-        def tell(what: str, advance: int) -> None:
+        def on_step(what: str, advance: int) -> None:
             progress.update(bar, description=what, advance=advance)
             progress.refresh()
 
@@ -134,8 +134,8 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
             combinations,
             opener(config, bundle, Path(temporary)),
             plan,
-            tell,
-            answer=None if data is None else lambda process: process.answers(data, config.samples),
+            on_step,
+            predict=None if data is None else lambda process: process.predictions(data, config.samples),
             exact_outputs=not task_of(bundle.manifest).GIVES_LISTS,
         )
     judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
@@ -221,17 +221,17 @@ def judge(entries: Sequence[Entry], bundle: Bundle, data: Path, limit: int) -> J
     from export.tasks import read_task_data  # it imports torch
 
     task_data = read_task_data(data, bundle.manifest, limit=limit)
-    answered = {entry.combination: entry.answers for entry in entries if entry.answers is not None}
-    if not answered:
+    predicted = {entry.combination: entry.predictions for entry in entries if entry.predictions is not None}
+    if not predicted:
         return Judged()
-    first = next(iter(answered.values()))
-    agreements = {one: task_data.agreement(first, answers) for one, answers in answered.items()}
+    first = next(iter(predicted.values()))
+    agreements = {one: task_data.agreement(first, predictions) for one, predictions in predicted.items()}
     return Judged(
         counted=next(iter(agreements.values())).counted,
         agreement={one: agreement.share for one, agreement in agreements.items()},
         metrics={
-            one: {metric.name: metric.value for metric in task_data.metrics(answers)}
-            for one, answers in answered.items()
+            one: {metric.name: metric.value for metric in task_data.metrics(predictions)}
+            for one, predictions in predicted.items()
         }
         if task_data.labelled
         else {},

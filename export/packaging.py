@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convmae_deploy.backends.base import Backend, Outputs, describe_backend
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
+from convmae_deploy.bundle.graphs.onnx_file import read_graph
 from convmae_deploy.bundle.loading import Bundle, file_inside
 from convmae_deploy.bundle.manifest import (
     LICENCE_NAME,
@@ -25,7 +26,6 @@ from convmae_deploy.bundle.manifest import (
     input_axes,
     input_name,
 )
-from convmae_deploy.bundle.onnx_header import read_opset
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
@@ -34,7 +34,6 @@ from convmae_deploy.models.video import TUBELET
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.tasks.features import POOLED
-from export.graphs.to_onnx import OPSET
 from export.runtimes.runners import Runner
 from export.tool_versions import tool_versions
 from export.verification.elementwise import VerificationError
@@ -97,7 +96,7 @@ def describe_file(
         sha256=sha256_of(path),
         bytes=path.stat().st_size,
         precision=precision,
-        opset=read_opset(path) or OPSET,
+        opset=read_graph(path).opset,
         numerics=numerics,
         cost=cost,
         quantisation=quantisation,

@@ -59,12 +59,12 @@ def problem_of(expected: "np.ndarray[Any, Any]", found: "np.ndarray[Any, Any]", 
     for before, error in zip(expected.astype(np.float64), difference, strict=True):
         signal, noise = float(np.linalg.norm(before)), float(np.linalg.norm(error))
         ratios.append(np.inf if noise == 0 else 20 * np.log10(max(signal, 1e-30) / noise))
-    told = f"is off by up to {difference.max(initial=0.0):.3g}, signal-to-noise ratio {min(ratios):.1f} dB"
+    summary = f"is off by up to {difference.max(initial=0.0):.3g}, signal-to-noise ratio {min(ratios):.1f} dB"
     allowed = None if gate["absolute"] is None else gate["absolute"] + gate["relative"] * np.abs(expected)
     if allowed is not None and (difference > allowed).any():
-        return f"{told}; an entry is off by {(difference / allowed).max():.3g} times the allowed difference"
+        return f"{summary}; an entry is off by {(difference / allowed).max():.3g} times the allowed difference"
     if gate["snr_db"] is not None and min(ratios) < gate["snr_db"]:
-        return f"{told}; the gate is {gate['snr_db']:g} dB"
+        return f"{summary}; the gate is {gate['snr_db']:g} dB"
     return None
 
 

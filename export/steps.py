@@ -32,7 +32,6 @@ def run_verification(
     path: Path,
     batches: list[Batch],
     precision: Precision = "fp32",
-    runtime: str | None = None,
 ) -> Verification:
     """Compares a file with PyTorch on all batches behind a progress bar.
 
@@ -42,9 +41,8 @@ def run_verification(
         path: the file.
         batches: the inputs.
         precision: of the file; its gates hold.
-        runtime: of GRAPH_RUNTIMES; None: the best there is for the precision.
     """
-    file = TracedFile(graph=graph, path=path, precision=precision, runtime=runtime or runtimes_for(precision)[0])
+    file = TracedFile(graph=graph, path=path, precision=precision, runtime=runtimes_for(precision)[0])
     if file.runtime == REFERENCE:  # which takes minutes for a large batch
         batches = [batch for batch in batches if len(batch.images) == 1]
     progress = track(batches, f"Verifying {path.name}", console=Terminal(stderr=True), transient=True)

@@ -39,7 +39,7 @@ from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, Severity, 
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import InputSpec, Precision
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
@@ -110,7 +110,7 @@ def write_engine(config: EngineConfig, console: Console) -> tuple[Path, EngineRe
     engine = engine_path(config, graph.name)
     refuse_operators(onnx.load(graph, load_external_data=False))
     verified = description.numerics is not None and description.numerics.passed
-    if name != bundle.default_file and not verified:  # of the default `load_bundle` says it
+    if name != bundle.default_file and not verified:  # for the default `load_bundle` says it
         logger.warning("%s of bundle %s was not verified against PyTorch", graph.name, config.bundle)
     with atomic_file(engine) as file, atomic_file(record_path(engine)) as record_file:
         build = build_with_progress(
@@ -181,16 +181,13 @@ def choose_flavour(wanted: Literal["auto", "tensorrt", "tensorrt-rtx"]) -> Flavo
     if not candidates:
         what = "TensorRT or TensorRT for RTX" if wanted == "auto" else TITLES[wanted]
         extra = "tensorrt-rtx" if wanted == "auto" else wanted
-        raise ConvMAEError(
-            f"building an engine needs {what}, which is not installed; "
-            f"install it with: pip install 'convmae-deploy[{extra}]'"
-        )
+        raise missing_extra("building an engine", what, extra)
     if candidates[0] == "tensorrt" and find_gpu() is None:
         if "tensorrt-rtx" in candidates:
             return "tensorrt-rtx"
         raise ConvMAEError(
             "TensorRT builds an engine on the GPU that it is for, found no NVIDIA GPU with its driver; "
-            "run this on the GPU machine, or install convmae-deploy[tensorrt-rtx] and use --flavour tensorrt-rtx"
+            "run this on the GPU machine, or install the extra tensorrt-rtx and use --flavour tensorrt-rtx"
         )
     return candidates[0]
 

@@ -57,7 +57,7 @@ class TritonConfig:
 
     bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
     out: Path  # the repository; made when missing, else the model is added to it
-    name: str | None = None  # of the model in Triton; default: the bundle's
+    name: str | None = None  # the model's in Triton; default: the bundle's
     file: str | None = None  # a graph of the bundle, or an engine in its folder; default: its first graph
     device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: every GPU of the server, or its CPU where it has none
     instances: int = 1  # copies of the model on each device, which run at the same time

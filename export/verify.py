@@ -53,7 +53,7 @@ from export.verification.reproducer import FAILED_SUFFIX
 from export.verification.samples import verification_samples
 from export.verification.task_data import TaskData
 from export.verification.task_metrics import predictor_on
-from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskAnswers
+from export.verification.verify_runs import Examiner, KeptRunner, Outcome, Reference, Results, TaskOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +164,17 @@ def examine_all(
         task: of the checkpoint; None: there is none.
         explainer: of failures.
     """
-    answers, reference_task = None, None
+    predictions, reference_task = None, None
     if data is not None:
         predictor = predictor_on(reference.runner, reference.manifest, reference.short)
-        answers = data.answers(predictor, title=f"{reference.short}: {data.kind}")
-        reference_task = TaskAnswers(metrics=data.metrics(answers))
+        predictions = data.predictions(predictor, title=f"{reference.short}: {data.kind}")
+        reference_task = TaskOutcome(metrics=data.metrics(predictions))
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         kept = replace(reference, runner=KeptRunner(reference.runner, Path(folder)))
-        examiner = Examiner(bundle=bundle, reference=kept, batches=batches, data=data, reference_answers=answers)
+        examiner = Examiner(
+            bundle=bundle, reference=kept, batches=batches, data=data, reference_predictions=predictions
+        )
         for combination in combinations:
             is_first = combination.file == bundle.default_file and combination.runtime == "onnxruntime"
             if is_first and task is None and combination.reason is None:

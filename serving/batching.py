@@ -15,12 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from convmae_deploy.backends.base import Backend
+from convmae_deploy.backends.base import Backend, FloatArray, Outputs
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import ModelOutputError
@@ -32,11 +31,8 @@ logger = logging.getLogger("convmae_serving")
 
 GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})  # of ONNX Runtime
 STUCK_SECONDS: Final = 30.0  # that a batch may take before the device is thought to hang
-TIMED_RUNS: Final = 2  # of each batch size, after the one that warms it up
+TIMED_RUNS: Final = 2  # for each batch size, after the one that warms it up
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-Rows = NDArray[np.float32]  # (B, 3, H, W) or (B, 3, T, H, W)
-Arrays = dict[str, NDArray[Any]]
 
 
 class DeviceLost(RuntimeError):
@@ -46,14 +42,14 @@ class DeviceLost(RuntimeError):
 class _Call:
     """One call of `run`, in the queue or on the device."""
 
-    def __init__(self, rows: Rows, outputs: Sequence[str], since: float) -> None:
+    def __init__(self, rows: FloatArray, outputs: Sequence[str], since: float) -> None:
         self.rows = rows
         self.outputs = tuple(sorted(set(outputs)))
         self.since = since  # by the backend's clock
         self.taken = 0  # rows given to batches so far
         self.error: Exception | None = None
         self.ended = threading.Event()
-        self._outputs: list[Arrays] = []  # of the first rows, in order
+        self._outputs: list[Outputs] = []  # for the first rows, in order
         self._rows_run = 0  # rows
 
     @property
@@ -61,14 +57,14 @@ class _Call:
         """Rows still in the queue."""
         return len(self.rows) - self.taken
 
-    def add(self, outputs: Arrays, rows: int) -> None:
+    def add(self, outputs: Outputs, rows: int) -> None:
         """Takes the outputs of the next rows."""
         self._outputs.append(outputs)
         self._rows_run += rows
         if self._rows_run == len(self.rows):
             self.ended.set()
 
-    def result(self) -> Arrays:
+    def result(self) -> Outputs:
         """The outputs of all rows, in memory of their own: a view would keep the whole batch. To be called once."""
         if self.error is not None:
             try:
@@ -114,7 +110,7 @@ class BatchingBackend:
         self._clock = clock
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
-        self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # of every batch in turn
+        self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # every batch in turn
         self._changed = threading.Condition()
         self._queue: deque[_Call] = deque()
         self._queued_rows = 0
@@ -138,7 +134,7 @@ class BatchingBackend:
         """Where it runs, the preferred one first."""
         return self._backend.providers
 
-    def run(self, image: Rows, outputs: Sequence[str]) -> Arrays:
+    def run(self, image: FloatArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:
@@ -298,7 +294,7 @@ class BatchingBackend:
             self.lost = True
             logger.error("model %s: the device runs nothing any more", self._model, exc_info=error)
 
-    def _execute(self, rows: Sequence[Rows], outputs: Sequence[str]) -> Arrays:
+    def _execute(self, rows: Sequence[FloatArray], outputs: Sequence[str]) -> Outputs:
         """One run on the device, of rows that are at most as many as the largest batch, filled up with the last one."""
         count = 0
         for part in rows:

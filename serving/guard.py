@@ -27,7 +27,7 @@ from serving.wrong_keys import WrongKeys, address_of
 logger = logging.getLogger("convmae_serving")
 
 MAX_HEADER_BYTES: Final = 64 * 1024
-LENGTH_DIGITS: Final = 20  # of a Content-Length; more are no length that the protocol lets through
+LENGTH_DIGITS: Final = 20  # digits of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
@@ -44,11 +44,11 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.request_id = ""
-        self.status = 0  # of the answer; 0 until it has started
+        self.status = 0  # the response's; 0 until it has started
         self.body_bytes = 0
         self.body_limit = 0
         self.body_seconds = 0.0  # that receiving the body may take
-        self.held_bytes = 0  # of the body, until the answer is sent
+        self.held_bytes = 0  # for the body, until the response is sent
         self.more_body = True
         self.close = False
         self._receive = receive

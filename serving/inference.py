@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks.base import Arrays, PredictOptions, Predictor, Run
-from serving.batching import BatchingBackend, Rows
+from convmae_deploy.tasks.base import PredictOptions, Predictor, Run
+from serving.batching import BatchingBackend
 from serving.errors import ApiError, ClientGone
 from serving.pool import Ticket
 from serving.uploads import Parsed
@@ -44,7 +45,7 @@ class Job:
     """What a request asks for, once its body has been read, and what is done for it in its thread."""
 
     predictor: Predictor
-    parameters: Any  # of the route
+    parameters: Any  # the route's `Parameters`
     options: PredictOptions  # what they ask of the task
     parsed: Parsed
     accept: str  # the Accept header; empty where there is none
@@ -52,8 +53,8 @@ class Job:
     timings: Timings
     deadline: float  # by time.monotonic(): when the client has its response, or 504
     stills: str | None  # the path of a route for pictures, where one that came as a video could go
-    max_json_bytes: int  # of features
-    headers: dict[str, str] = field(default_factory=dict)  # of the response
+    max_json_bytes: int  # for features
+    headers: dict[str, str] = field(default_factory=dict)  # the response's
 
 
 class Health:
@@ -94,7 +95,7 @@ def run_for(predictor: Predictor, ticket: Ticket) -> Run:
     return _in_parts(predictor, ticket) if predictor.ONE_BY_ONE else _whole(predictor, ticket)
 
 
-def _run(predictor: Predictor, batch: Rows, outputs: Sequence[str]) -> Arrays:
+def _run(predictor: Predictor, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
     try:
         return predictor.run(batch, outputs)
     except Exception as error:
@@ -106,7 +107,7 @@ def _whole(predictor: Predictor, ticket: Ticket) -> Run:
     """For a job that holds its photos, and of several a batch: while it waits for a device, another has its core."""
     specs = predictor.manifest.outputs
 
-    def run(batch: Rows, outputs: Sequence[str]) -> Arrays:
+    def run(batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         if not _on_device(predictor):
             return _run(predictor, batch, outputs)
         row = sum(math.prod(specs[name].shape) * np.dtype(specs[name].dtype).itemsize for name in outputs)
@@ -123,7 +124,7 @@ def _in_parts(predictor: Predictor, ticket: Ticket) -> Run:
     # One clip is work enough for a CPU; on a device it can end in the queue.
     size = limits.min_batch if predictor.MEDIUM == "video" and not _on_device(predictor) else limits.max_batch
 
-    def run(batch: Rows, outputs: Sequence[str]) -> Arrays:
+    def run(batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         parts = []
         for start in range(0, len(batch), size):
             ticket.check()

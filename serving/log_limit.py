@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-MOST_CHARACTERS: Final = 4000  # of a message, and of a traceback
-ENTRIES: Final = 20  # of one place in the code, in each window
+MOST_CHARACTERS: Final = 4000  # in a message, and in a traceback
+ENTRIES: Final = 20  # for one place in the code, in each window
 WINDOW_SECONDS: Final = 60.0
 
 _plain = logging.Formatter()

@@ -21,7 +21,7 @@ class Medium:
     types: tuple[str, ...]  # how the types of its data URIs begin
     recognise: Callable[[bytes], bool]  # whether a body is such a file itself
     most: int  # files of one request
-    body_bytes: int  # of a body that is no JSON
+    body_bytes: int  # for a body that is no JSON
     body_seconds: float  # that receiving the body may take
     seconds: float  # that a request may take once its body is there
     advice: str  # where that was not enough

@@ -14,9 +14,9 @@ from serving.errors import ApiError
 
 MAX_QUERY_FIELDS: Final = 32
 MAX_TOP_K: Final = 10_000
-MAX_VIEWS: Final = 100  # of one kind; how many there may be in all is a setting
+MAX_VIEWS: Final = 100  # for each kind; how many there may be in all is a setting
 MAX_STRIDE: Final = 1000  # frames
-MAX_COMPONENTS: Final = 16  # of a map
+MAX_COMPONENTS: Final = 16
 
 
 def _no_boolean(value: object) -> object:
@@ -66,7 +66,7 @@ class Parameters(BaseModel):
 class PhotoParameters(Parameters):
     """What every route that takes photos understands."""
 
-    orientation: Literal["apply", "ignore"] = "apply"  # of the EXIF orientation; ignore: as timm's loader does
+    orientation: Literal["apply", "ignore"] = "apply"  # the EXIF orientation; ignore: as timm's loader does
     strict: bool = False  # refuse animated and multi-page files instead of taking the first frame
 
 

@@ -25,7 +25,7 @@ SMOOTHING: Final = 0.1  # weight of the newest job in the mean duration
 MAX_JOBS_PER_THREAD: Final = 64  # queued or running, whatever the estimate says
 UNWATCHED_SECONDS: Final = 0.05
 MAX_AWAY: Final = 256  # jobs that wait for a device while others have their cores, each in a thread of its own
-MAX_AWAY_BYTES: Final = 512_000_000  # of their inputs
+MAX_AWAY_BYTES: Final = 512_000_000  # for their inputs
 
 
 class Ticket:
@@ -142,12 +142,12 @@ class WorkPool:
         self._ended = threading.Condition(self._lock)  # told whenever a job has ended
         self._queue: deque[_Queued] = deque()
         self._begun: deque[_Queued] = deque()  # on their way to a thread, with a core
-        self._returning: deque[threading.Event] = deque()  # of jobs that have their answer and need a core again
+        self._returning: deque[threading.Event] = deque()  # for jobs that have their outputs and need a core again
         self._free_cores = threads
         self._closed = False
         self._pending = 0  # queued and running
         self._running = 0
-        self._away = 0  # of those that run, without a core
+        self._away = 0  # how many of those that run have no core
         self._away_bytes = 0
         self._pending_of_kind: dict[str, int] = {}
         self._mean_seconds: dict[str, float] = {}  # on a core, by kind; none: no such job has finished yet

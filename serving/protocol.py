@@ -89,7 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._response = ResponseTransport(transport)
         self._header_bytes = 0  # headers, trailers and chunk sizes since a message began or a part of its body came
         self._restarted = False  # whether either was in the read at hand
-        self._in_headers = True  # of a message that has begun, or is yet to come
+        self._in_headers = True  # in those of a message that has begun, or is yet to come
         self._has_begun = False  # whether it has begun
         self._header_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._too_slow)
         self._unsent = 0  # bytes that waited to be sent when the timer was started

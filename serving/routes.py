@@ -29,11 +29,11 @@ class InferenceRoute:
     """One of them."""
 
     path: str
-    task: str | None  # of its models; None: whatever gives features
+    task: str | None  # what its models are for; None: whatever gives features
     parameters: type[Parameters]
     writer: type[Writer]
     parse: Parse = parse_files
-    stills: str | None = None  # of a route for videos: where a picture could go instead
+    stills: str | None = None  # for a route for videos: where a picture could go instead
 
     def find(self, predictors: Predictors, name: str | None) -> Predictor:
         """The model of that name, or the route's default.

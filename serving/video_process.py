@@ -18,11 +18,11 @@ from typing import Final
 
 import numpy as np
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, corrupt
 from convmae_deploy.media.video_limits import VideoLimits, too_slow
 from convmae_deploy.tasks.clips import ClipViews
-from serving.batching import Rows
 from serving.memory import Waiter
 from serving.video_worker import LENGTH, READY, receive, receive_exactly, receive_into, send
 
@@ -40,7 +40,7 @@ ONE_THREAD: Final = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THR
 class DecodedVideo:
     """A video's clips and what its file says."""
 
-    clips: Rows  # (V, 3, T, H, W)
+    clips: FloatArray  # (V, 3, T, H, W)
     frames: int
     seconds: float
 
@@ -180,7 +180,7 @@ def _start(worker: str) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     return ours, process
 
 
-def _receive_array(connection: socket.socket, array: Rows) -> None:
+def _receive_array(connection: socket.socket, array: FloatArray) -> None:
     """Fills an array with the content of one message.
 
     Raises:

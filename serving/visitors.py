@@ -21,7 +21,7 @@ ANY_HOST: Final = "*"
 HOST: Final = re.compile(r"(?P<name>\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 HARMLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # they do no work, and another origin cannot read them
 OWN_SITES: Final = frozenset({b"same-origin", b"none"})  # "none": the user's own doing, such as the address bar
-MOST_CHARACTERS: Final = 300  # of a Host header; no name is longer
+MOST_CHARACTERS: Final = 300  # in a Host header; no name is longer
 QUOTED: Final = 80  # characters
 
 

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.files import sha256_of
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, MASK_SIDE, MAX_DETECTIONS
@@ -358,3 +359,8 @@ def _numerics(outputs: Sequence[str]) -> dict[str, Any]:
         "outputs": {label: {**exact, "top1_agreement": 1.0 if label == "logits" else None} for label in outputs},
         "passed": True,
     }
+
+
+def batch_for(bundle: Bundle, count: int) -> NDArray[np.float32]:
+    """So many rows of random numbers, the same for the same number."""
+    return np.random.default_rng(count).standard_normal((count, *bundle.manifest.input.shape), dtype=np.float32)

@@ -194,7 +194,7 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert convmae("features", tmp_path / "no bundle", photos, "--out", tmp_path / "x.parquet") == 2
-    assert "pip install 'convmae-deploy[parquet]'" in capsys.readouterr().err
+    assert "pip install '.[parquet]'" in capsys.readouterr().err
 
 
 def test_info_shows_the_whole_bundle(bundle: Path) -> None:
@@ -286,7 +286,7 @@ def test_import_without_torch_names_the_extra(
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     assert convmae("import", tmp_path / "original.pth", "--out", tmp_path / "out") == 2
-    assert "pip install 'convmae-deploy[train]'" in capsys.readouterr().err
+    assert "pip install '.[train]'" in capsys.readouterr().err
 
 
 def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(

@@ -139,7 +139,7 @@ def test_without_pyav_the_extra_is_named_once(
     verb, *options = command
     assert convmae(verb, bundle, videos / "b.mp4", videos / "b.mp4", *options) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "pip install 'convmae-deploy[video]'" in captured.err
+    assert captured.err.count("\n") == 1 and "pip install '.[video]'" in captured.err
 
 
 def test_info_says_how_a_video_is_looked_at(

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("training", "export", "serving")
 TORCHLESS = ("backends", "bundle", "extraction", "media", "tasks")  # rooms of the library that run without torch
-# What each room may import of the others.
+# What each room may import of the others. The modules beside the rooms are in OPEN or above all rooms.
 ROOMS: dict[str, dict[str, set[str]]] = {
     "convmae_deploy": {
         "media": set(),
@@ -18,7 +19,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "models": set(),
         "backends": {"bundle"},
         "tasks": {"backends", "bundle", "media"},
-        "extraction": {"media", "tasks"},
+        "extraction": {"tasks"},
         "data": {"bundle", "media", "tasks"},
         "checkpoints": {"bundle", "models"},
         "engine": {"bundle", "checkpoints", "data", "models", "tasks"},
@@ -35,8 +36,24 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "int8": {"graphs", "runtimes", "tasks", "verification"},
     },
 }
-# The modules beside the library's rooms are open to all; beside those of `export` lie programs, and these.
-OPEN_MODULES = {"export": {"comma_list", "reproduce", "tool_versions"}}
+# Modules beside the rooms that every room may import; they import no room.
+OPEN = {
+    "convmae_deploy": {"errors", "files", "machine", "printing", "program", "terminal"},
+    "export": {"comma_list", "reproduce", "tool_versions"},
+}
+# Modules of `serving`, which has no rooms, from the lowest layer up: each may import its own layer and those below it,
+# but `http` and `work` do not know each other.
+SERVING: dict[str, set[str]] = {
+    "base": {"errors", "media", "metrics", "parameters", "settings"},
+    "http": {
+        *("connection_limits", "draining", "guard", "http_parser", "log_limit", "protocol", "visitors", "wrong_keys"),
+    },
+    "work": {
+        *("batching", "inference", "memory", "photos", "pool", "uploads", "video_process", "video_worker", "videos"),
+    },
+    "api": {"jobs", "models", "openapi", "page_files", "responses", "routes"},
+    "programs": {"__init__", "__main__", "app", "build", "service"},
+}
 
 
 def imported_packages(folder: Path) -> dict[Path, set[str]]:
@@ -65,10 +82,14 @@ def imported_parts(file: Path, package: str) -> set[str]:
     """Rooms of a package, and modules beside them, that a file imports, anywhere in it."""
     parts: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == package:
-            parts |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{package}."):
-            parts.add(node.module.split(".")[1])
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.relative_to(ROOT)} has a relative import"
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        parts |= {module.split(".")[1] for module in modules if module.startswith(f"{package}.")}
     return parts
 
 
@@ -78,10 +99,57 @@ def test_rooms_import_only_what_lies_below_them(package: str) -> None:
     assert rooms == set(ROOMS[package])
     modules = {file.stem for file in (ROOT / package).glob("*.py")}
     for room, below in ROOMS[package].items():
-        closed = (rooms | modules) - below - {room} - OPEN_MODULES.get(package, modules)
+        closed = (rooms | modules) - below - {room} - OPEN[package]
         for file in (ROOT / package / room).rglob("*.py"):
             above = imported_parts(file, package) & closed
             assert not above, f"{file.relative_to(ROOT)} imports {above}"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_modules_that_are_open_to_all_rooms_import_none(package: str) -> None:
+    for module in OPEN[package]:
+        above = imported_parts(ROOT / package / f"{module}.py", package) - OPEN[package]
+        assert not above, f"{package}/{module}.py imports {above}"
+
+
+@pytest.mark.parametrize("package", ["export", "training"])
+def test_what_is_run_is_imported_by_no_other_module_of_its_package(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    programs = {
+        file.stem for file in files if file.parent == ROOT / package and "run_program(main)" in file.read_text()
+    }
+    assert programs
+    for file in files:
+        found = imported_parts(file, package) & programs
+        assert not found or file.stem == "ablation", f"{file.relative_to(ROOT)} imports {found}"  # which runs others
+
+
+def test_the_server_s_modules_import_only_what_lies_below_them() -> None:
+    files = {file.stem: file for file in (ROOT / "serving").glob("*.py")}
+    assert sorted(files) == sorted(module for layer in SERVING.values() for module in layer), "each is in one layer"
+    below: set[str] = set()
+    for layer, modules in SERVING.items():
+        below |= modules
+        for module in modules:
+            allowed = below - SERVING["http"] if layer == "work" else below
+            above = imported_parts(files[module], "serving") - allowed
+            assert not above, f"serving/{module}.py, in the layer {layer}, imports {above}"
+
+
+@pytest.mark.parametrize("package", ["convmae_deploy", *PROGRAMS, "benchmarks"])
+def test_no_two_modules_import_each_other(package: str) -> None:
+    """In a circle of any length, imports inside functions included."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (ROOT / package).rglob("*.py")
+    }
+    arrows: dict[str, set[str]] = {name: set() for name in files}
+    for name, file in files.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in files:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                arrows[name] |= (names & files.keys()) or {node.module}
+    TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
 def test_rooms_without_torch_and_the_server_name_no_training_library() -> None:
@@ -100,6 +168,9 @@ def test_a_runtime_is_imported_in_one_room(package: str) -> None:
             assert not names & runtimes, file.relative_to(ROOT)
 
 
-def test_importing_the_command_loads_no_torch() -> None:
-    code = "import sys, convmae_deploy.cli, convmae_deploy.tasks; sys.exit('torch' in sys.modules)"
+def test_importing_the_command_loads_no_training_library() -> None:
+    code = (
+        "import sys, convmae_deploy.cli, convmae_deploy.tasks; "
+        "sys.exit(bool({'torch', 'torchvision', 'timm', 'onnx', 'pyarrow', 'av'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -4,6 +4,7 @@ Frame i of N is a flat grey of level `grey(i)`, with a red rectangle in its top 
 which one it is and which way is up.
 """
 
+import struct
 import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
@@ -120,3 +121,9 @@ def make_audio(container: str = "mp4", *, cover: bool = False) -> bytes:
                 output.mux(picture.encode(av.VideoFrame.from_ndarray(make_frame(0, 1, (48, 64)))))
                 output.mux(picture.encode(None))
         return path.read_bytes()
+
+
+def with_matroska_seconds(data: bytes, seconds: float) -> bytes:
+    """A Matroska file whose header says another duration."""
+    at = data.index(b"\x44\x89\x88") + 3
+    return data[:at] + struct.pack(">d", seconds * 1000) + data[at + 8 :]

@@ -55,7 +55,7 @@ class AblationConfig:
     out: Path = tyro.MISSING  # folder for the runs, the table and the plot
     resume: bool = False  # continue where an interrupted comparison stopped
     seeds: tuple[int, ...] = (0, 1)  # each arm is run once for each
-    train_photos: int = 2000  # of the train split, the same for all; as many of each class as of any other
+    train_photos: int = 2000  # from the train split, the same for all; as many of each class as of any other
     pretrain_epochs: int = 40
     finetune_epochs: int = 20
     probe_epochs: int = 50
@@ -75,8 +75,8 @@ class Result:
     seed: int
     finetune_top1: float
     probe_top1: float
-    pretrain_loss: float | None  # of the last epoch
-    seconds: float  # of the epochs of all three stages, evaluation included
+    pretrain_loss: float | None  # in the last epoch
+    seconds: float  # the epochs of all three stages, evaluation included
 
 
 def run_ablation(config: AblationConfig, console: Console) -> int:
@@ -251,7 +251,7 @@ def draw_results(path: Path, results: list[Result]) -> None:
         axes.set_yticks(range(len(arms)), arms)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3, axis="x")
-    panels[0].invert_yaxis()  # of both: they share it
+    panels[0].invert_yaxis()  # both share it
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

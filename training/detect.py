@@ -46,7 +46,7 @@ PER_256 = 256 / 32  # from the learning rate of the paper's 32 photos to the one
 class DetectConfig(DenseTrainingConfig):
     """One training of a detector."""
 
-    detector: Literal["nano_fpn", "tiny_fpn", "base_fpn", "base_fpn_shifted", "base_simple"]  # of models.detector
+    detector: Literal["nano_fpn", "tiny_fpn", "base_fpn", "base_fpn_shifted", "base_simple"]  # see models.detector
     data: Path = tyro.MISSING  # folder of photos and annotations
     image_size: tuple[int, int] | None = None  # (height, width) of the input in pixels; None: the detector's
     drop_path: float = 0.1  # stochastic depth of the last block
@@ -287,7 +287,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return detect(chosen_preset(PRESETS, "detect"))
+    return detect(chosen_preset(PRESETS, "python -m training.detect"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class FinetuneConfig(FinetuningConfig):
     """One finetuning run."""
 
     image_size: tuple[int, int] | None = None  # (height, width) of validation and use; None: the variant's
-    train_size: tuple[int, int] | None = None  # of training, smaller ones train faster (arXiv 1906.06423); None: same
+    train_size: tuple[int, int] | None = None  # for training, smaller ones train faster (arXiv 1906.06423); None: same
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +133,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "finetune"))
+    return finetune(chosen_preset(PRESETS, "python -m training.finetune"))
 
 
 if __name__ == "__main__":

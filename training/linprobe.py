@@ -62,7 +62,7 @@ class LinprobeConfig(ClassifierConfig):
     # told otherwise and which scores lower; only to repeat results that were got so
     global_pool: GlobalPool = "avg"
     cached_views: int = 0  # augmented views of each photo to compute features of, once; 0: new ones every epoch
-    head_init_std: float = 0.01  # of the new head's weights
+    head_init_std: float = 0.01  # standard deviation of the new head's weights
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
     optimisation: LarsConfig = field(default_factory=LarsConfig)
@@ -296,7 +296,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return probe(chosen_preset(PRESETS, "linprobe"))
+    return probe(chosen_preset(PRESETS, "python -m training.linprobe"))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class PretrainConfig(MaskedTrainingConfig):
     """One pretraining run."""
 
     data: str = tyro.MISSING  # folder of photos, folder of shards (*.tar), or pattern "shards-{000..146}.tar"
-    samples_per_epoch: int | None = None  # of shards, whose samples are otherwise counted at the start
+    samples_per_epoch: int | None = None  # with shards, whose samples are otherwise counted at the start
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the photo's area that a random crop covers
     flip: float = 0.5  # probability of a horizontal flip
     model: PretrainingConfig = field(default_factory=PretrainingConfig)
@@ -244,7 +244,7 @@ def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return pretrain(chosen_preset(PRESETS, "pretrain"))
+    return pretrain(chosen_preset(PRESETS, "python -m training.pretrain"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class ReconstructConfig:
     # files or folders; the first 16 photos are drawn
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO ...")]
     out: Path  # the PNG to write; replaced where it exists
-    seed: int = 0  # of the masks
+    seed: int = 0  # the masks follow from it
     mask_ratio: float | None = None  # share of the cells that is hidden; default: the checkpoint's
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
 

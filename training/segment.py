@@ -49,14 +49,14 @@ from convmae_deploy.program import run_program
 class SegmentConfig(DenseTrainingConfig):
     """One training of a segmenter."""
 
-    variant: Variant  # of the encoder
+    variant: Variant  # the encoder's
     data: Path = tyro.MISSING  # folder of photos and label maps
     image_size: tuple[int, int] = (512, 512)  # (height, width) in pixels of training crops and of windows in use
     # plain, as in the paper, or authors: relative positions, LayerScale and their norm's epsilon, as in their code
     stage3: Literal["plain", "authors"] = "plain"
     drop_path: float = 0.2  # stochastic depth of the last block
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
-    auxiliary_weight: float = 0.4  # of the auxiliary head's loss
+    auxiliary_weight: float = 0.4  # weight of the auxiliary head's loss
     validation_epochs: int = 13  # a validation every so many epochs, and after the last
     picture_epochs: int = 13  # a picture of validation photos every so many epochs; 0: never
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
@@ -212,7 +212,7 @@ class SegmentRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return segment(chosen_preset(PRESETS, "segment"))
+    return segment(chosen_preset(PRESETS, "python -m training.segment"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class VideoFinetuneConfig(VideoTrainingConfig, FinetuningConfig):
     """One video finetuning run."""
 
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*, or of lists {train,val}.csv
-    copies: int = 1  # of each clip in a batch, augmented differently (repeated augmentation)
+    copies: int = 1  # copies of each clip in a batch, augmented differently (repeated augmentation)
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     validate_on: Literal["val", "train"] = "val"  # train: the videos trained on, to see whether they can be learnt
     optimisation: OptimisationConfig = field(
@@ -151,7 +151,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "video_finetune"))
+    return finetune(chosen_preset(PRESETS, "python -m training.video_finetune"))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def last_clips(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return pretrain(chosen_preset(PRESETS, "video_pretrain"))
+    return pretrain(chosen_preset(PRESETS, "python -m training.video_pretrain"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class VideoTestConfig:
     data: Path  # folder of val/<class>/*, or of a list val.csv
     temporal: int | None = None  # clips of each video; None: 5, of models of segments 2
     spatial: int = 3  # crops of each clip
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's
     batch_size: int = 4  # videos at once; their views follow each other
     workers: int = 2  # decoding processes of each device
 
@@ -71,7 +71,7 @@ def test(config: VideoTestConfig) -> int:
         with atomic_file(config.checkpoint / "test.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(
-        f"{found.told} on {found.images} videos, {views.temporal} x {views.spatial} views "
+        f"{found.summary} on {found.images} videos, {views.temporal} x {views.spatial} views "
         f"({found.unreadable} could not be decoded)"
     )
     accelerator.end_training()

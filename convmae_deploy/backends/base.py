@@ -51,12 +51,11 @@ class OpenGraph:
 class GraphOpener(Protocol):
     """Opens a graph on the CPU, to be computed in the types that it is written in."""
 
-    def __call__(self, source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+    def __call__(self, source: GraphSource, *, optimised: bool = True) -> OpenGraph:
         """The graph.
 
         Args:
             source: where it is.
-            threads: CPU threads of a run; None leaves the number to the runtime.
             optimised: whether layers may be merged, as they are when a graph is served.
 
         Raises:
@@ -70,7 +69,7 @@ class Runtime:
     """What the programs must know of something that runs graphs."""
 
     title: str  # for people
-    extras: tuple[str, ...] = ()  # of pip, named as the packages that they bring; none: it comes with the project
+    extras: tuple[str, ...] = ()  # pip extras, named as the packages that they bring; none: it comes with the project
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu",)  # the one that it is for first
     problem: Callable[[Device, Precision], str | None]  # why it cannot run such graphs there, a clause; None: it can
     # (bundle, file=, device=, threads=, and those of `options` that were given) -> Backend; raises ConvMAEError
@@ -79,7 +78,7 @@ class Runtime:
     shares_threads: bool = False  # whether `threads` are of all runs together
     takes_engines: bool = False  # whether it runs engines, not graphs
     open_graph: GraphOpener | None = None  # None: it runs what is in a bundle alone
-    describe: Callable[[Precision, ComputePrecision | None], str] | None = None  # of runs on the CPU, with its version
+    describe: Callable[[Precision, ComputePrecision | None], str] | None = None  # a run on the CPU, with versions
     widens: tuple[Precision, ...] = ()  # graphs in these it computes in fp32, most of them, where they overflow less
 
 
@@ -97,14 +96,6 @@ def does_not_run(runtime: str, path: Path, images: int, error: Exception) -> Mod
     return ModelError(
         f"{runtime} could not run {path} on a batch of {images} ({reason}); free memory, use smaller batches, or "
         "export it again"
-    )
-
-
-def not_installed(runtime: str, package: str) -> ConvMAEError:
-    """What to raise where a package of a runtime is missing."""
-    return ConvMAEError(
-        f"runtime {runtime} needs {package}, which is not installed; "
-        f"install it with: pip install 'convmae-deploy[{runtime}]'"
     )
 
 

@@ -51,9 +51,9 @@ class EngineRecord(_Record):
     engine_bytes: int = Field(gt=0, le=MAX_ENGINE_BYTES)
     graph: str  # the bundle's file that it was built from
     graph_sha256: Digest
-    precision: Precision  # of the graph
+    precision: Precision  # the graph's
     profiles: tuple[EngineProfile, ...] = Field(min_length=1)  # by batch size, without gaps
-    options: dict[str, str | int]  # of the builder, those that were given
+    options: dict[str, str | int]  # what the builder was given
     gpu: str | None  # that it was built on; None: on none
     cuda: str | None  # newest of that GPU's driver
     build_seconds: float = Field(ge=0, allow_inf_nan=False)
@@ -86,11 +86,11 @@ def read_record(engine: Path) -> EngineRecord:
         return EngineRecord.model_validate_json(read_regular(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
         raise BundleError(
-            f"{engine} has no record {path.name} beside it, which says where it can run; {rebuild(engine.parent)}"
+            f"{engine} has no record {path.name} beside it, which says where it can run; {rebuild()}"
         ) from None
     except (OSError, ValidationError) as error:
         reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise BundleError(f"{path} is no record of an engine ({reason}); {rebuild(engine.parent)}") from error
+        raise BundleError(f"{path} is no record of an engine ({reason}); {rebuild()}") from error
 
 
 def find_engine(bundle: Bundle, file: str | None) -> Path:
@@ -108,15 +108,14 @@ def find_engine(bundle: Bundle, file: str | None) -> Path:
     if file in found:
         return file_inside(bundle.path, file)
     if file is not None and file.endswith(ENGINE_SUFFIX):
-        raise BundleError(f"bundle {bundle.path} has no engine {file}, {_listed(found)}; {rebuild(bundle.path)}")
+        raise BundleError(f"bundle {bundle.path} has no engine {file}, {_listed(found)}; {rebuild()}")
     _, graph = bundle.graph(file)
     wanted = engine_name(file or bundle.default_file)
     if file is None and len(found) == 1:
         (wanted,) = found
     if wanted not in found:
         raise BundleError(
-            f"runtime tensorrt needs an engine in {bundle.path}: {wanted}, {_listed(found)}; "
-            f"{rebuild(bundle.path, graph.precision)}"
+            f"runtime tensorrt needs an engine in {bundle.path}: {wanted}, {_listed(found)}; {rebuild(graph.precision)}"
         )
     return file_inside(bundle.path, wanted)
 
@@ -139,14 +138,14 @@ def check_engine(engine: Path, record: EngineRecord, bundle: Bundle) -> bytes:
     if (size, digest) != (record.engine_bytes, record.engine_sha256):
         raise BundleError(
             f"{engine} must have {record.engine_bytes} bytes and the SHA-256 {record.engine_sha256}, "
-            f"found {size} and {digest}: it was changed; {rebuild(bundle.path, record.precision)}"
+            f"found {size} and {digest}: it was changed; {rebuild(record.precision)}"
         )
     graph = bundle.manifest.files.get(record.graph)
     if graph is None or graph.sha256 != record.graph_sha256:
         found = f"no {record.graph}" if graph is None else f"one of {graph.sha256}"
         raise BundleError(
             f"{engine} was built from a {record.graph} of the SHA-256 {record.graph_sha256}, the bundle has {found}; "
-            f"{rebuild(bundle.path, record.precision)}"
+            f"{rebuild(record.precision)}"
         )
     return content
 
@@ -165,20 +164,19 @@ def check_machine(engine: Path, record: EngineRecord, version: str, gpu: Gpu) ->
         later = " or a later one of the same major version" if record.version_compatible else ""
         raise BundleError(
             f"{engine} was built by {title} {record.tensorrt_version} and needs that version{later}, "
-            f"found {version}; install it, or {rebuild(engine.parent, record.precision)}"
+            f"found {version}; install it, or {rebuild(record.precision)}"
         )
     if not _gpu_fits(record, gpu.compute_capability):
         wanted = " or ".join(record.compute_capabilities) if not record.newer_gpus else f"{_first(record)} or more"
         raise BundleError(
             f"{engine} is for GPUs of compute capability {wanted}, found {gpu.name} with {gpu.compute_capability}; "
-            f"{rebuild(engine.parent, record.precision)}"
+            f"{rebuild(record.precision)}"
         )
 
 
-def rebuild(bundle: Path, precision: Precision | None = None) -> str:
+def rebuild(precision: Precision | None = None) -> str:
     """What to do about an engine that cannot be used."""
-    option = "" if precision is None else f" --precision {precision}"
-    return f"build it on this machine: python -m export.to_tensorrt {bundle}{option}"
+    return "build it on this machine" + ("" if precision is None else f" in {precision}")
 
 
 def _version_fits(record: EngineRecord, version: str) -> bool:

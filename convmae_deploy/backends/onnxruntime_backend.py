@@ -125,9 +125,9 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
     return session
 
 
-def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     """A graph on the CPU; see `GraphOpener`."""
-    options = _session_options(threads)
+    options = _session_options(None)
     options.log_severity_level = _LOG_FATAL_ERRORS  # the exception says it all
     options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
     if not optimised:

@@ -22,12 +22,11 @@ from convmae_deploy.backends.base import (
     Runtime,
     check_threads,
     does_not_run,
-    not_installed,
 )
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Precision
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 
 _TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
@@ -84,7 +83,7 @@ class OpenVinoBackend:
         check_graph(inputs, _tensors(self._compiled.outputs, manifest.outputs), manifest, path, _TYPES)
         self.name = f"openvino {precision}"
         self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
-        self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # of all of them
+        self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # all runs share them
         self._input, self._shape = manifest.input.name, manifest.input.shape
         self._path, self._version = path, openvino.__version__
         self._smallest_batch = manifest.input.min_batch
@@ -145,7 +144,7 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise not_installed("openvino", "OpenVINO") from error
+        raise missing_extra("runtime openvino", "OpenVINO", "openvino") from error
     return openvino
 
 
@@ -182,11 +181,11 @@ def _require(precision: ComputePrecision, core: Any) -> None:
         )
 
 
-def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     """A graph on the CPU, which OpenVINO always optimises; see `GraphOpener`."""
     import_openvino()  # the core of earlier graphs would hide that it is missing
     core = openvino_core()
-    compiled = core.compile_model(core.read_model(source), "CPU", _settings(_AS_IN_GRAPH, threads))
+    compiled = core.compile_model(core.read_model(source), "CPU", _settings(_AS_IN_GRAPH, None))
 
     def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
         return _outputs(compiled(dict(feeds)), outputs)

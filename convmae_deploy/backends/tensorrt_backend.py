@@ -1,4 +1,4 @@
-"""TensorRT on an NVIDIA GPU: engines that `python -m export.to_tensorrt` built, checked before they are loaded.
+"""TensorRT on an NVIDIA GPU: engines that were built before, checked before they are loaded.
 
 An engine is a program, not data: kernels for the GPU, which TensorRT loads as they are. NVIDIA says that engines must
 come from a source that is trusted, and the hash in an engine's record, which lies beside it, says nothing about who
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convmae_deploy.backends.base import Device, Outputs, Runtime, check_threads, not_installed
+from convmae_deploy.backends.base import Device, Outputs, Runtime, check_threads
 from convmae_deploy.backends.engine_record import (
     EngineRecord,
     check_engine,
@@ -34,7 +34,7 @@ from convmae_deploy.backends.tensorrt_library import Severity, import_tensorrt, 
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Manifest, Precision
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 
 logger = logging.getLogger("convmae_deploy")
 
@@ -81,7 +81,7 @@ class TensorRtBackend:
             raise ConvMAEError(
                 f"{engine} holds a program that runs with your rights, and nothing says who made it; if you built it "
                 "or trust its maker, use --trust-engine-code (server: CONVMAE_TRUST_ENGINE_CODE=true), else "
-                f"{rebuild(engine.parent, record.precision)}"
+                f"{rebuild(record.precision)}"
             )
         self._tensorrt, self._cuda = tensorrt, Cuda(import_cuda())
         self._logger = make_logger(tensorrt, _on_message)
@@ -133,7 +133,7 @@ class TensorRtBackend:
         if engine is None:
             raise BundleError(
                 f"TensorRT {self._tensorrt.__version__} does not load {path}, its messages above say why; "
-                f"{rebuild(path.parent, record.precision)}"
+                f"{rebuild(record.precision)}"
             )
         return engine
 
@@ -152,7 +152,7 @@ class TensorRtBackend:
         if engine.num_optimization_profiles != len(record.profiles):
             raise BundleError(
                 f"{path} must have {len(record.profiles)} profiles, found {engine.num_optimization_profiles}; "
-                f"{rebuild(path.parent, record.precision)}"
+                f"{rebuild(record.precision)}"
             )
         return EngineSpec(
             flavour=record.flavour,
@@ -172,7 +172,7 @@ def import_cuda() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise not_installed("tensorrt", "cuda-bindings") from error
+        raise missing_extra("runtime tensorrt", "cuda-bindings", "tensorrt") from error
     return runtime
 
 

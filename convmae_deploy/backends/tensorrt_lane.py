@@ -31,7 +31,7 @@ class EngineSpec:
 
     flavour: Flavour
     input: str
-    shapes: Mapping[str, tuple[int, ...]]  # of the input and all outputs, without the batch axis
+    shapes: Mapping[str, tuple[int, ...]]  # by the name of an input or output, without the batch axis
     types: Mapping[str, np.dtype[Any]]
     batches: tuple[int, ...]  # the largest of each profile, in their order
 
@@ -77,7 +77,7 @@ class Lane:
         self._stream: Any = None
         self._scratch, self._scratch_bytes = 0, 0
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
-        self._scratch_bytes = engine.device_memory_size_v2  # of the profile that needs most
+        self._scratch_bytes = engine.device_memory_size_v2  # for the profile that needs most
         if self._scratch_bytes:
             self._scratch = cuda.call("cudaMalloc", self._scratch_bytes)
         for name in spec.shapes:
@@ -153,7 +153,7 @@ class Lane:
         """What a run enqueues, as a graph to launch; None where it cannot be captured."""
         cuda = self._cuda
         cuda.call("cudaStreamSynchronize", self._stream)
-        # of this thread only: other lanes may allocate meanwhile
+        # captures this thread only: other lanes may allocate meanwhile
         mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         cuda.call("cudaStreamBeginCapture", self._stream, mode)
         enqueued = context.execute_async_v3(int(self._stream))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import missing_extra
 from convmae_deploy.printing import printable
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -32,10 +32,8 @@ def import_tensorrt(flavour: Flavour) -> Any:
     try:
         return importlib.import_module(_MODULES[flavour])
     except ImportError as error:
-        raise ConvMAEError(
-            f"{TITLES[flavour]} is not installed or does not load ({' '.join(str(error).split())}); "
-            f"install it with: pip install 'convmae-deploy[{flavour}]'"
-        ) from error
+        package, reason = _MODULES[flavour], " ".join(str(error).split())  # it may be there and not load
+        raise missing_extra(TITLES[flavour], f"the package {package} ({reason})", flavour) from error
 
 
 def cache_folder() -> Path:

@@ -20,11 +20,11 @@ TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_SIDE = 4096  # pixels of an input, and of what a photo is resized to cover
 MAX_LONG_SIDE = 4 * MAX_SIDE  # pixels of a segmenter's resized photo
-MAX_FRAMES = 1024  # of a clip
+MAX_FRAMES = 1024
 MAX_BATCH = 4096
 MAX_CLASSES = 100_000
-MAX_ENTRIES = 2**28  # of an input or an output, for one image
-MAX_BYTES = 2**36  # of all files that are hashed
+MAX_ENTRIES = 2**28  # in an input or an output, for one image
+MAX_BYTES = 2**36  # all hashed files together
 MAX_OVERLAP = 8  # windows of a segmenter that show the same pixel, along each axis
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -86,7 +86,7 @@ class ClipPreprocessing(_Cropped):
     and takes one frame of each. One view is the middle one: of the dense clips, of each part, and of the picture.
     """
 
-    frames: Annotated[int, Field(gt=0, le=MAX_FRAMES)] = 16  # of a clip
+    frames: Annotated[int, Field(gt=0, le=MAX_FRAMES)] = 16
     stride: Annotated[int, Field(gt=0, le=MAX_FRAMES)] | None = 4  # in frames; None: segment sampling
 
 

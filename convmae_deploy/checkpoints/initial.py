@@ -64,12 +64,12 @@ def fit_dense_parts(state: dict[str, Tensor], architecture: ConvMAEConfig) -> tu
     dropped = [name for name in state if DENSE_PART.search(name) and (name not in wanted or name in fresh)]
     fitted = {name: value for name, value in state.items() if name not in dropped}
     fitted |= {name: torch.full(shapes[name], float(name.endswith(".gamma"))) for name in fresh}
-    told = []
+    notes = []
     if fresh:
-        told.append(f"started without effect: {len(fresh)} relative positions and LayerScales (first {fresh[0]})")
+        notes.append(f"started without effect: {len(fresh)} relative positions and LayerScales (first {fresh[0]})")
     if dropped:
-        told.append(f"left behind: {len(dropped)} relative positions and LayerScales (first {dropped[0]})")
-    return fitted, told
+        notes.append(f"left behind: {len(dropped)} relative positions and LayerScales (first {dropped[0]})")
+    return fitted, notes
 
 
 def load_initial_pretraining(

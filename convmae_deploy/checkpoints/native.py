@@ -53,10 +53,10 @@ CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
-MODEL_PARTS = ("model", "pretraining", "detector", "segmenter", "video", "video_pretraining")  # of the config
+MODEL_PARTS = ("model", "pretraining", "detector", "segmenter", "video", "video_pretraining")  # fields of the config
 MAX_CONFIG_BYTES = 16 * 2**20
-MAX_NUMBER = 65_536  # of a model's config: widths, pixels, frames
-MAX_DEPTH = 200  # of its blocks: six times those of the deepest model here
+MAX_NUMBER = 65_536  # largest number in a model's config: widths, pixels, frames
+MAX_DEPTH = 200  # blocks; six times those of the deepest model here
 
 CheckpointKind = Literal[
     "encoder", "pretraining", "classifier", "detector", "segmenter", "video_pretraining", "video_classifier"

@@ -62,7 +62,7 @@ class OriginalFile:
     tensors: dict[str, Tensor]  # the state dict
     not_tensors: tuple[str, ...]  # names in the state dict that are no tensors
     left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
-    arguments: dict[str, Any]  # of the training script that wrote it; empty where the file does not tell
+    arguments: dict[str, Any]  # flags of the training script that wrote it; empty where the file holds none
     classes: tuple[str, ...]  # names that mmsegmentation wrote into its file; empty where there are none
 
 
@@ -81,10 +81,10 @@ class ImportReport:
     assumed: dict[str, str]  # field of `pretraining` that the file does not hold -> where its value is from
     classes: tuple[str, ...]  # the name of each logit; none for an encoder
     named: bool  # whether these are the file's names
-    licence: str  # of the weights
+    licence: str
     kept: int  # tensors written that come from the file
-    renamed: int  # of those, how many under another name
-    reshaped: int  # of those, how many 1x1 convolutions became matrices
+    renamed: int  # how many of those under another name
+    reshaped: int  # how many of those were 1x1 convolutions and became matrices
     cast: dict[str, int]  # dtype of the file -> number of tensors converted from it to float32
     permuted: tuple[str, ...]  # names in the checkpoint of class scores whose background came last in the file
     folded: tuple[str, ...]  # names in the file computed into other tensors

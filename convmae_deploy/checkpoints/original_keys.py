@@ -20,7 +20,7 @@ from convmae_deploy.models.classifier import GlobalPool
 SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe", "detector", "segmenter"]
 
 ANCHOR = "patch_embed1.proj.weight"  # in every file of theirs; what stands before it is the prefix of the encoder
-PROBE_NORM_EPS = 1e-6  # of the BatchNorm in front of a linear probe's head
+PROBE_NORM_EPS = 1e-6  # for the BatchNorm in front of a linear probe's head
 ENCODER_KEY = re.compile(r"pos_embed$|patch_embed\d|blocks\d|(?:windowed|global)_rel_pos_bias\.")
 POINTWISE_KEY = re.compile(r"blocks[12]\.\d+\.(?:conv1|conv2|mlp\.fc1|mlp\.fc2)\.weight")
 DECODER_KEY = re.compile(r"mask_token$|decoder_|stage[12]_output_decode\.")

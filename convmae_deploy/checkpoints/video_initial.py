@@ -36,8 +36,8 @@ def load_initial_video_encoder(
     """
     if path.is_file() or read_checkpoint(path)[0].video is None:
         state, report = load_initial_encoder(path, architecture)
-        told = f"inflated the kernels of an image model ({inflation}); the paper trains its video models from scratch"
-        return inflate(state, architecture, video, inflation), [*report, told]
+        note = f"inflated the kernels of an image model ({inflation}); the paper trains its video models from scratch"
+        return inflate(state, architecture, video, inflation), [*report, note]
     record, state = read_checkpoint(path)
     assert record.video is not None
     found = replace(record.model, image_size=architecture.image_size), replace(record.video, frames=video.frames)

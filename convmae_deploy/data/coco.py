@@ -41,9 +41,9 @@ LAYOUTS = (  # (annotations, photos) below the root
     ("annotations/instances_{}2017.json", "{}2017"),
 )
 MIN_POLYGON = 6  # numbers: three points
-MAX_ANNOTATION_BYTES = 2 * 1024**3  # of a file; the largest public ones have half of it
+MAX_ANNOTATION_BYTES = 2 * 1024**3  # the largest public files have half of it
 MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
-MAX_MASK_BYTES = 4 * 10**9  # of one photo: training holds a mask of its size for every object
+MAX_MASK_BYTES = 4 * 10**9  # for one photo: training holds a mask of its size for every object
 MAX_ID = 2**53  # the evaluation keeps ids as float64
 
 Box = tuple[float, float, float, float]
@@ -157,9 +157,9 @@ class PackedObjects:
 class CocoSplit:
     """One split: photos in the order of their ids, their objects, and the classes in the order of their ids."""
 
-    file: Path  # of the annotations
+    file: Path  # the annotations
     photos: tuple[CocoPhoto, ...]
-    objects: PackedObjects  # of each photo, to learn from: neither crowds nor what was dropped
+    objects: PackedObjects  # by photo, to learn from: neither crowds nor what was dropped
     classes: tuple[str, ...]  # label -> name
     category_ids: tuple[int, ...]  # label -> id in the file; ids may have gaps
     crowds: int  # annotations of whole groups, which only the evaluation uses

@@ -19,9 +19,9 @@ MAX_OUTLINE = 1_000_000.0  # pixels along the outlines of an object; drawing it 
 MIN_POLYGON = 6  # numbers: three points
 MAX_TEXT = 4 * 1024 * 1024  # characters of run lengths; adding them up takes about 100 bytes each
 
-_FIRST_CODE, _CODES = 48, 64  # of the text of run lengths: each character stands for six bits
+_FIRST_CODE, _CODES = 48, 64  # run lengths as text: each character stands for six bits
 _MORE, _NEGATIVE, _BITS = 0x20, 0x10, 5  # another character follows; the number is negative; bits of a number
-_MAX_CHARACTERS = 7  # of a number: more than any run of pixels needs
+_MAX_CHARACTERS = 7  # for a number: more than any run of pixels needs
 
 Polygons = list[list[float]]  # [x, y, x, y, ...], pixels
 Segmentation = Polygons | dict[str, Any]  # or run lengths {"size": (height, width), "counts"}

@@ -32,7 +32,7 @@ class DetectionAugmentationConfig:
         ConvMAEError: a number is out of range.
     """
 
-    scale: tuple[float, float] = (0.1, 2.0)  # of the photo, where 1 fits it into the input; what sticks out is cropped
+    scale: tuple[float, float] = (0.1, 2.0)  # the photo's, where 1 fits it into the input; what sticks out is cropped
     flip: float = 0.5  # probability of a horizontal flip
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ IGNORE = 255  # label of pixels that are of no class, whatever the files have fo
 MAX_CLASSES = 255  # 0 to 254
 ADE20K_CLASSES = ("objectInfo150.txt", "objectInfo150.csv")  # lists of class names that come with ADE20K
 ADE20K_SPLITS = {"train": "training", "val": "validation"}
-MAP_MODES = ("L", "P", "I", "I;16", "1")  # of pictures that are label maps
+MAP_MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes of label maps
 
 
 @dataclass(frozen=True, kw_only=True)

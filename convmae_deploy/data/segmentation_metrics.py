@@ -17,9 +17,9 @@ Confusion = NDArray[np.int64]  # (K, K) pixels by true class (rows) and predicte
 class SegmentationScores:
     """Result of comparing label maps; shares from 0 to 1."""
 
-    mean_iou: float  # of the classes that are true or predicted somewhere
-    mean_accuracy: float  # of the classes that are true somewhere
-    pixel_accuracy: float  # of all pixels of a class
+    mean_iou: float  # over the classes that are true or predicted somewhere
+    mean_accuracy: float  # over the classes that are true somewhere
+    pixel_accuracy: float  # over all pixels that have a class
     iou: tuple[float, ...]  # by class: correct pixels / pixels that are true or predicted; NaN where there are none
     accuracy: tuple[float, ...]  # by class: correct pixels / pixels that are true; NaN where there are none
 

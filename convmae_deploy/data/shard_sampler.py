@@ -13,7 +13,7 @@ from convmae_deploy.data.shards import NO_PHOTOS, Shards, read_shard
 from convmae_deploy.errors import ConvMAEError
 
 _BATCHES_AHEAD = 4  # read while the device computes
-MAX_HELD_BYTES = 4 * 1024**3  # of encoded photos that wait to be drawn, should they be larger than photos are
+MAX_HELD_BYTES = 4 * 1024**3  # for encoded photos that wait to be drawn, should they be larger than photos are
 
 Item = TypeVar("Item")
 

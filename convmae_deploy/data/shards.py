@@ -28,7 +28,7 @@ from convmae_deploy.files import open_regular
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.printing import printable
 
-EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # of the members that are photos, in any case
+EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # which members are photos; upper case too
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
 MAX_SHARDS = 1_000_000  # that a pattern may name: a digit too many must not fill the memory
 SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # that webdataset opens without a shell
@@ -100,7 +100,7 @@ def _expanded(pattern: str) -> list[str]:
 
 def _count_expansions(pattern: str) -> int:
     """How many names the braces of a pattern stand for, from the innermost outwards, without making one of them."""
-    counts: list[int] = []  # of the braces seen, each of which is replaced by its place here between zero bytes
+    counts: list[int] = []  # one for each pair of braces seen, which is replaced by its place here between zero bytes
 
     def product(text: str) -> int:
         return math.prod(counts[int(place)] for place in re.findall("\0(\\d+)\0", text))

@@ -30,7 +30,7 @@ _PLACES = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (0, 2), (4, 2), (2, 0), (2, 4
 class ClipCropConfig:
     """What VideoMAE does to clips while pretraining, and a flip as in the image protocol."""
 
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)  # of the sides of a crop; 1 is the largest crop that fits
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)  # factors of a crop's sides; 1 is the largest crop that fits
     flip: float = 0.5  # probability of a horizontal flip
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ def clip_pretraining_transform(
 
     def apply(frames: Frames) -> Tensor:
         full_height, full_width = frames[0].shape[:2]
-        unit = min(full_height / height, full_width / width)  # of the largest crop of the model's aspect ratio
+        unit = min(full_height / height, full_width / width)  # the largest crop's, of the model's aspect ratio
         high, wide = random.choice(pairs)
         crop_height, crop_width = max(1, int(unit * height * high)), max(1, int(unit * width * wide))
         down, across = random.choice(_PLACES)

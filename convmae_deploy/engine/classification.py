@@ -41,17 +41,17 @@ PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(ValidatedConfig):
-    """What a program is told that trains a classifier."""
+    """The settings of a program that trains a classifier."""
 
-    variant: Variant  # of the model
+    variant: Variant  # the model's
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningConfig(ClassifierConfig):
-    """What a program is told that finetunes a classifier, of photos or of videos."""
+    """The settings of a program that finetunes a classifier, of photos or of videos."""
 
     drop_path: float = 0.1  # stochastic depth of the last block
-    head_init_std: float = 2e-5  # of the new head's weights
+    head_init_std: float = 2e-5  # standard deviation of the new head's weights
     layer_decay: float = 0.65  # factor of the learning rate from one layer to the one below it
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
@@ -132,7 +132,7 @@ class Accuracy:
         loss, top1, top5, count = accelerator.reduce(self.sums.to(accelerator.device), "sum").tolist()
         return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The two accuracies."""
         return f"top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} %"
 

@@ -14,7 +14,7 @@ from convmae_deploy.models.segmenter import ConvMAESegmenter
 
 Model = TypeVar("Model", ConvMAEDetector, ConvMAESegmenter)
 
-# of the nano presets; 2e-3 for 8 photos
+# for the nano presets; the rate is 2e-3 for 8 photos
 NANO_OPTIMISATION = DenseOptimisationConfig(
     batch_size=8, micro_batch_size=8, base_lr=6.4e-2, warmup_steps=100, clip_grad=1.0
 )
@@ -22,7 +22,7 @@ NANO_OPTIMISATION = DenseOptimisationConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTrainingConfig(ValidatedConfig):
-    """What a program is told that trains a detector or a segmenter."""
+    """The settings of a program that trains a detector or a segmenter."""
 
     grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
     picture_epochs: int = 1  # a picture of validation photos every so many epochs; 0: never

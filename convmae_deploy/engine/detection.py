@@ -27,7 +27,7 @@ from convmae_deploy.tasks.masks import ObjectMask
 from convmae_deploy.tasks.objects import Detection
 
 TILE = 480, 360  # (width, height) in pixels that a photo is fitted into
-SCORE_THRESHOLD = 0.3  # of what is drawn
+SCORE_THRESHOLD = 0.3  # objects that are less sure are not drawn
 
 Outputs = Mapping[str, Tensor]  # of `models.detector` for one image
 
@@ -65,7 +65,7 @@ class CocoMetric:
             )
         return scores
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The averages over all overlaps, and those at 0.5."""
         return ", ".join(
             f"{kind} AP {scores[f'{kind}_ap']:.2f} % (AP50 {scores[f'{kind}_ap50']:.2f} %)" for kind in IOU_TYPES

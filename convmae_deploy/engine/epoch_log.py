@@ -1,4 +1,4 @@
-"""What is told and kept of each epoch of a training program, whatever it trains."""
+"""What is reported and kept of each epoch of a training program, whatever it trains."""
 
 import time
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ from convmae_deploy.files import atomic_file
 
 @dataclass(kw_only=True)
 class EpochLog:
-    """Tells of each epoch in metrics.jsonl, TensorBoard, curves.png and on the console."""
+    """Reports each epoch in metrics.jsonl, TensorBoard, curves.png and on the console."""
 
     recipe: Recipe
     console: Console
-    kind: Literal["photos", "videos"] = "photos"  # of the data
+    kind: Literal["photos", "videos"] = "photos"  # what the data are
     validate_on: Literal["val", "train"] = "val"  # the split that is validated on
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs; 0: never
@@ -29,7 +29,7 @@ class EpochLog:
 
     @property
     def run(self) -> TrainingRun:
-        """What is told of."""
+        """The run that is logged."""
         return self.recipe.run
 
     @property
@@ -96,9 +96,9 @@ class EpochLog:
                 score=None if best_by is None else f"val_{best_by}",
                 score_label=f"validation {self.recipe.best_label} (%)",
             )
-        told = [f"epoch {epoch + 1}/{self.epochs}: training loss {train_loss:.4f}"]
-        told += [f"validation loss {found['val_loss']:.4f}"] if "val_loss" in found else []
-        self.console.print(", ".join(told if validation is None else [*told, validation.told]))
+        parts = [f"epoch {epoch + 1}/{self.epochs}: training loss {train_loss:.4f}"]
+        parts += [f"validation loss {found['val_loss']:.4f}"] if "val_loss" in found else []
+        self.console.print(", ".join(parts if validation is None else [*parts, validation.summary]))
         self.began = now
         if validation is None or best_by is None or validation.scores[best_by] <= progress.best_metric:
             return None
@@ -120,7 +120,7 @@ class EpochLog:
             "command": described["command"],
             "seed": str(run.config.seed),
             "epoch": f"{epoch + 1} of {self.epochs}",
-            "validation": f"{validation.told} on {validation.images} {self.kind}",
+            "validation": f"{validation.summary} on {validation.images} {self.kind}",
             "trained_with": ", ".join(f"{name} {number}" for name, number in described["versions"].items()),
         }
         return run.record.model_copy(update={"provenance": provenance})

@@ -32,7 +32,7 @@ class Metric(Protocol):
             ConvMAEError: the annotations are such that there is nothing to score.
         """
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The scores that matter, in words."""
 
 
@@ -40,8 +40,8 @@ class Metric(Protocol):
 class Validation:
     """What an evaluation found."""
 
-    scores: dict[str, float]  # of the metric; percentages but for the loss
-    told: str  # those that matter, in words
+    scores: dict[str, float]  # the metric's; percentages but for the loss
+    summary: str  # those that matter, in words
     images: int  # or videos
     unreadable: int  # files that could not be decoded; not counted in the rest
 
@@ -125,4 +125,4 @@ def evaluate(
     if not readable:
         raise ConvMAEError(f"none of the {total} validation files could be decoded; check the data folder")
     scores = metric.compute(accelerator)
-    return Validation(scores=scores, told=metric.told(scores), images=readable, unreadable=unreadable)
+    return Validation(scores=scores, summary=metric.summary(scores), images=readable, unreadable=unreadable)

@@ -23,7 +23,7 @@ class OptimisationConfig:
     base_lr: float = 5e-4  # learning rate per 256 images of batch_size
     min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
     warmup_epochs: float = 5.0  # linear warm-up from 0; shortened in a run within which it would not end
-    weight_decay: float = 0.05  # of all but one-dimensional parameters and the position embedding
+    weight_decay: float = 0.05  # for all but one-dimensional parameters and the position embedding
     betas: tuple[float, float] = (0.9, 0.999)
     clip_grad: float | None = None  # largest norm of the whole gradient; None: no clipping
 
@@ -60,7 +60,7 @@ class OptimisationConfig:
         return None if self.warmup_epochs < self.epochs else _shortened(self.epochs * steps_per_epoch)
 
     def warmup_notice(self, steps_per_epoch: int) -> str | None:
-        """What is told where warm-up is shortened."""
+        """What to print where warm-up is shortened."""
         shortened, total = self.shortened_warmup(steps_per_epoch), self.epochs * steps_per_epoch
         if shortened is None:
             return None

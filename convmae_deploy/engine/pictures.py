@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 GAP = 4  # pixels between photos and around them
-PHOTOS = 6  # of a split, in a picture of it
+PHOTOS = 6  # photos in a picture of a split
 CAPTION_HEIGHT = 20  # pixels
-CAPTION_SIZE = 13  # of the font
+CAPTION_SIZE = 13
 CAPTION_COLOUR = (64, 64, 64)
 MIN_COLUMN_WIDTH = 112  # pixels; narrower photos are enlarged, so that captions fit
 

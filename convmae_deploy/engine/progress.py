@@ -14,16 +14,16 @@ from convmae_deploy.files import atomic_file
 
 def training_progress(console: Console) -> Progress:
     """A bar with epoch, updates, loss, images/s, peak memory and times."""
-    told = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
-    return progress_bar(console, "epoch {task.fields[epoch]}", told, "{task.fields[memory]:.1f} GB")
+    counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
+    return progress_bar(console, "epoch {task.fields[epoch]}", counts, "{task.fields[memory]:.1f} GB")
 
 
-def progress_bar(console: Console, name: str, *told: str) -> Progress:
-    """A bar between its name and what is told of it, with elapsed and remaining time; none where nobody watches."""
+def progress_bar(console: Console, name: str, *columns: str) -> Progress:
+    """A bar between its name and the columns, with elapsed and remaining time; none where nobody watches."""
     return Progress(
         TextColumn(name),
         BarColumn(),
-        *map(TextColumn, told),
+        *map(TextColumn, columns),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,

@@ -38,6 +38,6 @@ class Recipe:
         self.run.save_weights("best", record)
 
     def last_words(self) -> str:
-        """What is told at the end of the run."""
+        """What to print at the end of the run."""
         out = self.run.config.out / "best"
         return f"best validation {self.best_label} {self.run.progress.best_metric:.2f} %: {out}"

@@ -29,17 +29,17 @@ from convmae_deploy.models.pretraining import (
 from convmae_deploy.models.video import TUBELET
 from convmae_deploy.models.video_pretraining import DEVIATION_EPS, VideoPretraining, cube_statistics, cubify, uncubify
 
-GREY = 0.5  # of hidden pixels
+GREY = 0.5  # hidden pixels are drawn so
 
 Choose = Callable[[Tensor], Tensor]  # noise (B, cells) to the visible cells (G * B, K)
-Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # of model, inputs and visible cells
+Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # from model, inputs and visible cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTrainingConfig(TrainingConfig):
-    """What a program is told that pretrains by masked reconstruction."""
+    """The settings of a program that pretrains by masked reconstruction."""
 
-    variant: Variant  # of the encoder
+    variant: Variant  # the encoder's
     grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
     picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
     run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))

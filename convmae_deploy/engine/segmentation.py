@@ -77,7 +77,7 @@ class ConfusionMetric:
         by_class = {f"iou/{name}": value for name, value in zip(self.classes, scores.iou, strict=True)}
         return {name: 100 * value for name, value in (means | by_class).items()}
 
-    def told(self, scores: Mapping[str, float]) -> str:
+    def summary(self, scores: Mapping[str, float]) -> str:
         """The three means."""
         return f"mIoU {scores['miou']:.2f} %, mAcc {scores['macc']:.2f} %, aAcc {scores['aacc']:.2f} %"
 

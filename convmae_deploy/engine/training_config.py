@@ -1,4 +1,4 @@
-"""What every training program is told: where and how it runs, and the settings that all of them have."""
+"""The settings that every training program has: where and how it runs, and what it learns from."""
 
 import math
 import os
@@ -26,8 +26,8 @@ class RunConfig:
 
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
-    seed: int = 0  # of order, augmentation, dropped paths and fresh weights
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward pass; weights and updates are fp32
+    seed: int = 0  # order, augmentation, dropped paths and fresh weights follow from it
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's; weights and updates are fp32
     compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
     workers: int = 2  # decoding processes of each device
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
@@ -59,11 +59,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training program is told; each adds its own."""
+    """The settings that every training program has; each adds its own."""
 
     data: Path | str = tyro.MISSING  # what is trained on
     image_size: tuple[int, int] | None = None  # (height, width) in pixels; None: the variant's
-    licence: str = "unspecified: ask whoever trained these weights"  # of the weights that come out
+    licence: str = "unspecified: ask whoever trained these weights"  # for the weights that come out
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -75,7 +75,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidatedConfig(TrainingConfig):
-    """What a program is told whose models are validated, and which starts from a pretrained encoder."""
+    """The settings of a program whose models are validated, and which starts from a pretrained encoder."""
 
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     init: Path | None = None  # pretrained checkpoint: ours (folder) or the authors' (.pth); None: from scratch
@@ -113,8 +113,6 @@ def chosen_preset(presets: Mapping[str, tuple[str, Config]], program: str) -> Co
 
     Args:
         presets: name to description and configuration.
-        program: its module in `training`.
+        program: the command that starts it, for its help.
     """
-    return tyro.extras.overridable_config_cli(
-        dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=f"python -m training.{program}"
-    )
+    return tyro.extras.overridable_config_cli(dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=program)

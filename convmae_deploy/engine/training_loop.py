@@ -28,7 +28,7 @@ class Update:
     """What one update did, over all processes."""
 
     loss: float  # mean over its images; not a number where there are none
-    gradient_norm: float  # of the whole gradient, before clipping
+    gradient_norm: float  # the whole gradient's, before clipping
     images: int
     unreadable: int  # photos or videos that could not be decoded
 

@@ -41,10 +41,10 @@ class Progress:
     step: int = 0  # updates done
     epoch_loss: float = 0.0  # sum of the losses of this epoch's updates so far, but for skipped ones
     epoch_skipped: int = 0  # updates of this epoch skipped so far
-    best_metric: float = -math.inf  # of the epochs finished so far
+    best_metric: float = -math.inf  # the best of the epochs finished so far
     unreadable: int = 0  # photos skipped so far
     skipped: int = 0  # updates skipped so far: no photo readable, or loss or gradient not finite
-    skipped_in_a_row: int = 0  # of those, the last ones
+    skipped_in_a_row: int = 0  # those since the last update that was done
 
 
 @dataclass(frozen=True, kw_only=True)

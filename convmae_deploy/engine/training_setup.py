@@ -33,7 +33,7 @@ MAY_CHANGE_ON_RESUME = (
     *("precision", "base_lr", "clip_grad"),
 )
 
-LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, what is told of them
+LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ Model = TypeVar("Model", ConvMAEClassifier, VideoPretraining)
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTrainingConfig(TrainingConfig):
-    """What a program is told that trains on videos."""
+    """The settings of a program that trains on videos."""
 
-    variant: Variant  # of the encoder
+    variant: Variant  # the encoder's
     init: Path | None = None  # encoder to start from, of videos or of images; None: from scratch
     inflation: Inflation = "centre"  # what becomes of an image encoder's kernels
     stride: int | None = 4  # from one frame of a clip to the next; None: one frame of each of as many equal parts

@@ -1,4 +1,4 @@
-"""Features of many photo or video files: found, decoded, batched; bad files are told apart from good ones."""
+"""Features of many photo or video files: found, decoded, batched; bad files are kept apart from good ones."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ def extract_features(
         levels: names from `predictor.levels`.
         batch_size: files a run, at least 1.
         options: of each file: how often a video is looked at.
-        on_file: told of every file and of what is wrong with it (None: nothing); returning False ends the work early.
+        on_file: called with every file and what is wrong with it (None: nothing); returning False ends the work early.
 
     Raises:
         ConvMAEError: a level does not exist, the batch size is less than 1, or the result does not fit into memory.

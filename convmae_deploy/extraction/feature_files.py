@@ -20,7 +20,7 @@ FILES_KEY = "files"  # safetensors: metadata entry with a JSON list; npz: array 
 FILE_COLUMN = "file"  # parquet
 
 _SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32"}
-_ROW_GROUP_BYTES = 64_000_000  # of parquet: what its writer holds at once
+_ROW_GROUP_BYTES = 64_000_000  # what parquet's writer holds at once
 
 
 def check_feature_path(path: Path) -> None:

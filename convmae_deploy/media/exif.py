@@ -7,7 +7,7 @@ and because it reads every entry.
 import struct
 
 UPRIGHT = 1  # the orientation that needs no change
-MAX_EXIF_BYTES = 0x10000  # of a block; a JPEG cannot hold more, and the orientation stands near its beginning
+MAX_EXIF_BYTES = 0x10000  # a JPEG cannot hold more, and the orientation stands near its beginning
 _ORIENTATION = 0x0112
 _SHORT, _LONG = 3, 4
 

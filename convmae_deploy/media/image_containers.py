@@ -21,8 +21,8 @@ _MAX_PNG_CHUNKS = 100_000
 _MAX_GIF_BLOCKS = 400_000
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all that the first picture's colours depend on
 _GIF_GRAPHIC_CONTROL = 0xF9
-_BMP_HEADER_BYTES = 54  # of the common version
-_BMP_CORE_HEADER_BYTES = 12  # of the oldest one, which has shorter fields
+_BMP_HEADER_BYTES = 54  # the common version's
+_BMP_CORE_HEADER_BYTES = 12  # the oldest version's, which has shorter fields
 _BMP_RUN_LENGTH = (1, 2)  # compressions, of 8 and 4 bits
 # Pillow decodes these in Python: up to a tenth of a microsecond for each pixel, and one for each byte.
 _MAX_RUN_LENGTH_BMP_PIXELS = 4_000_000

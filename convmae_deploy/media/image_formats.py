@@ -1,4 +1,4 @@
-"""Which format a file is in, told by its first bytes and never by its name."""
+"""Which format a file is in, recognised by its first bytes and never by its name."""
 
 from convmae_deploy.media.image_errors import ImageError
 

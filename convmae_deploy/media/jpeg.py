@@ -12,7 +12,7 @@ from convmae_deploy.media.image_containers import CheckSize, Container
 from convmae_deploy.media.image_errors import ImageError, corrupt, truncated
 
 _MAX_SEGMENTS = 10_000
-_MAX_TABLES = 1000  # of those segments that are kept; encoders write about ten
+_MAX_TABLES = 1000  # segments that are kept; encoders write about ten
 # Each scan costs up to 3 nanoseconds a pixel, however little it says: so two or three seconds at most.
 MAX_SCANNED_PIXELS = 600_000_000
 _USUAL_SCANS = 18  # as many as libjpeg writes for four components, which a photo of any size may have

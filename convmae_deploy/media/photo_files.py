@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 )
 
-MAX_PHOTO_BYTES = 256 * 1024 * 1024  # of an encoded photo
+MAX_PHOTO_BYTES = 256 * 1024 * 1024  # largest file that is read
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:

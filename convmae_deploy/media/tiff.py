@@ -43,7 +43,7 @@ _SCALARS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332
 _LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 531, 532}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _MAX_PAGES = 10_000
-_MAX_VALUES = 100_000  # of a tag; strips of one row in four planes are fewer
+_MAX_VALUES = 100_000  # in a tag; strips of one row in four planes are fewer
 _MAX_VALUES_OF_TAG = {320: 3 << 16}  # the colour map of a 16-bit picture
 
 

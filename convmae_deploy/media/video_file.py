@@ -1,7 +1,7 @@
 """From the bytes of a video to upright RGB frames, without trusting a single byte. Without torch; PyAV decodes.
 
-The container is told by its first bytes and FFmpeg is held to it, so no playlist or script ever names another file. The
-header is judged first; then the packets are read, which says without decoding when every frame is shown; only the
+The first bytes say which container it is and FFmpeg is held to it, so no playlist or script ever names another file.
+The header is judged first; then the packets are read, which says without decoding when every frame is shown; only the
 frames asked for, and those they are predicted from, are decoded. One packet is in memory at a time, and the frames that
 the decoder refers to.
 
@@ -124,9 +124,7 @@ class VideoFile:
                 if not 0 <= number < len(self):
                     raise ConvMAEError(f"frames must be in [0, {len(self)}); got {number}")
                 frame = decoder.frame(number)
-                if (
-                    size is None
-                ):  # of the first alone, as a frame that was asked for its matrix stays in memory for long
+                if size is None:  # the first frame alone: one that was asked for its matrix stays in memory for long
                     size, matrix = (frame.width, frame.height), display_matrix(frame)
                 yield upright(_to_rgb(frame, size, reformatter, self._threads), matrix)
 

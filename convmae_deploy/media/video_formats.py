@@ -1,4 +1,4 @@
-"""Which container a video is in, told by its first bytes and never by its name."""
+"""Which container a video is in, recognised by its first bytes and never by its name."""
 
 import struct
 from collections.abc import Iterator, Sequence

@@ -11,10 +11,10 @@ from convmae_deploy.media.video_errors import VideoError, corrupt
 class VideoLimits:
     """What may be decoded. The header is judged first; what it claims is judged again while reading and decoding."""
 
-    max_bytes: int = 100_000_000  # of the file, which is held in memory; as many again of its packets, unpacked
+    max_bytes: int = 100_000_000  # the file's, which is held in memory; as many again for its packets, unpacked
     max_seconds: float = 300.0  # the video's length
     max_frames: int = 18_000  # in the video: 300 seconds at 60 a second
-    max_pixels: int = 4096 * 2304  # of a frame, width x height
+    max_pixels: int = 4096 * 2304  # width x height of a frame
     max_aspect: float = 20.0  # longer side / shorter side
     decoding_seconds: float = 30.0  # from opening to the last frame; checked between frames
 

@@ -56,7 +56,7 @@ class Timeline:
     seconds: float  # until the end of the last frame
     shown: dict[int, int] | None  # presentation timestamp -> frame; None: frames are counted as they are decoded
     entries: tuple[tuple[int, int], ...]  # (frame, packet) of keyframes, ascending: where decoding can begin
-    packets: int  # of the video
+    packets: int  # in the whole video
     skipped: int  # packets before those
 
 

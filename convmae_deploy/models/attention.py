@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 RelativePosition = Literal["none", "shared", "per_block", "decomposed"]
-BIAS_ENTRIES = 2**25  # of the bias that is in memory at once for an image, 128 MiB in float32
+BIAS_ENTRIES = 2**25  # how much bias is in memory at once for an image, 128 MiB in float32
 
 
 class Bias(Protocol):
@@ -182,7 +182,7 @@ class RelativePositionTable(nn.Module):
         if offsets != self.offsets:
             table = F.interpolate(table.float(), size=offsets, mode="bicubic", align_corners=False)
         columns = torch.arange(width, device=table.device)
-        pairs = (columns[:, None] - columns[None, :] + width - 1).flatten()  # of a query's column and a key's
+        pairs = (columns[:, None] - columns[None, :] + width - 1).flatten()  # a query's column and a key's
         spread = table[0].flip(1).index_select(2, pairs).reshape(-1, offsets[0], width, width)
         return TableBias(spread.transpose(1, 2).contiguous())
 

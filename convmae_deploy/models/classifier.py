@@ -20,7 +20,6 @@ from convmae_deploy.models.convmae import (
 from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
 
 GlobalPool = Literal["avg", "token"]  # mean over all tokens, or the top-left token (the authors' linear-probe default)
-FEATURE_LEVELS = ("e1", "e2", "e3", "e4")
 
 
 class ConvMAEClassifier(nn.Module):

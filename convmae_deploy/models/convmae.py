@@ -47,14 +47,14 @@ class DenseConfig:
         ConvMAEError: the values do not fit together.
     """
 
-    relative_position: RelativePosition = "none"  # of stage 3; shared: by all global and by all windowed blocks
+    relative_position: RelativePosition = "none"  # in stage 3; shared: by all global and by all windowed blocks
     relative_size: tuple[int, int] | None = None  # (height, width) in pixels that it is stored for; None: image_size
     window_size: int | None = None  # side in tokens of the windows of stage 3; None: every block is global
     global_blocks: tuple[int, ...] = ()  # blocks of stage 3, from 0, that attend to the whole map all the same
     shifted_windows: bool = False  # every second windowed block is shifted by half a window (paper, section 2.3)
     layer_scale: bool = False  # a learned factor for every channel of stage 3's branches, 1 at first
-    conv_norm_eps: float = CONV_NORM_EPS  # of the convolution blocks
-    transformer_norm_eps: float = TRANSFORMER_NORM_EPS  # of stage 3
+    conv_norm_eps: float = CONV_NORM_EPS  # in the convolution blocks
+    transformer_norm_eps: float = TRANSFORMER_NORM_EPS  # in stage 3
 
     def __post_init__(self) -> None:
         if self.window_size is not None and self.window_size < 1:
@@ -78,7 +78,7 @@ class ConvMAEConfig:
     mlp_ratios: tuple[float, float, float]  # hidden width / width of the MLPs of stages 1, 2, 3
     num_heads: int  # attention heads of stage 3
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels that the position embedding is stored for
-    kernel_size: int = 5  # of the depthwise convolutions (paper, Table 5: 5, 7, 9)
+    kernel_size: int = 5  # the depthwise convolutions' (paper, Table 5: 5, 7, 9)
     dense: DenseConfig = DenseConfig()  # for detection and segmentation
 
     def __post_init__(self) -> None:

@@ -111,7 +111,7 @@ def depthwise_weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequenc
         for columns in (_columns(values.transpose(0, 1).flatten(0, 1)) for values in (windows, gradient))
     )
     parts = []
-    for place in range(depth):  # of the kernel: slot t of the gradient reaches slot t + ahead of the windows
+    for place in range(depth):  # in the kernel: slot t of the gradient reaches slot t + ahead of the windows
         ahead = place - depth // 2
         reached = windows_xtm[:, max(ahead, 0) : max(slots + ahead, 0)].flatten(1)
         own = gradient_xtm[:, max(-ahead, 0) : max(slots - ahead, 0)].flatten(1)

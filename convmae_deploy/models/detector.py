@@ -35,8 +35,8 @@ class DetectorConfig:
     """
 
     pyramid: PyramidKind = "fpn"  # fpn: from E1..E4; simple: from E3 alone
-    channels: int = 256  # of the pyramid and the heads' convolutions
-    fc_width: int = 1024  # of the vector that class and box are predicted from
+    channels: int = 256  # width of the pyramid and the heads' convolutions
+    fc_width: int = 1024  # width of the vector that class and box are predicted from
     norm: NormKind = "batch"  # behind the convolutions of pyramid and heads; layer: over channels
     rpn_convolutions: int = 2  # 3x3, in front of the proposals
     regions_per_image: int = 512  # that the heads learn from, a quarter of them with objects; training alone

@@ -26,11 +26,11 @@ LEVEL_EPS = 1e-8
 SAMPLING_RATIO = 2  # samples along a side of a bin; the authors' code takes as many as the region has pixels
 BOX_SIZE, MASK_SIZE = 7, 14  # side in bins of a region for the two heads
 MASK_OUTPUT_SIZE = 2 * MASK_SIZE
-CONVOLUTIONS = 4  # of the box head, and of the mask head
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the deltas x, y, width, height
+CONVOLUTIONS = 4  # in the box head and in the mask head
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # for the deltas x, y, width, height
 SCORE_THRESHOLD = 0.05
 DETECTION_OVERLAP = 0.5  # IoU above which the weaker of two detections of a class goes
-MAX_DETECTIONS = 100  # of an image
+MAX_DETECTIONS = 100  # in each image
 
 
 class PyramidRoIAlign(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae
 
-HEAD_INIT_STD = 0.01  # of the layers that give the logits, as in mmsegmentation
+HEAD_INIT_STD = 0.01  # for the layers that give the logits, as in mmsegmentation
 
 E4Form = Literal["maxpool", "convolution"]
 
@@ -31,8 +31,8 @@ class SegmenterConfig:
         ConvMAEError: a number is out of range.
     """
 
-    channels: int = 768  # of the UperNet head
-    auxiliary_channels: int = 256  # of the FCN head on E3, for training alone
+    channels: int = 768  # width of the UperNet head
+    auxiliary_channels: int = 256  # width of the FCN head on E3, for training alone
     pool_scales: tuple[int, ...] = (1, 2, 3, 6)  # sides in bins of the maps that E4 is pooled to
     dropout: float = 0.1  # share of channels dropped in front of the logits
     # E4 is max-pooled E3 in the paper (figure 2), and in the authors' code a 3x3 convolution with stride 2 and without

@@ -52,7 +52,7 @@ TUBELET = 2  # frames of a slot
 class VideoConfig:
     """What a video model has besides the image model of the same variant."""
 
-    frames: int = 16  # of the clips that the position embedding is stored for, a multiple of 2
+    frames: int = 16  # in the clips that the position embedding is stored for, a multiple of 2
     kernel_depth: int = 3  # slots that the depthwise convolutions reach over, odd
 
     def __post_init__(self) -> None:

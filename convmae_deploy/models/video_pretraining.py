@@ -91,7 +91,7 @@ class VideoPretraining(nn.Module):
         self.multi_scale = multi_scale
         self.norm_pix_loss = norm_pix_loss
         if multi_scale:
-            self.stage1_output_decode = nn.Conv2d(dim1, width, 4, stride=4)  # of every slot
+            self.stage1_output_decode = nn.Conv2d(dim1, width, 4, stride=4)  # for every slot
             self.stage2_output_decode = nn.Conv2d(dim2, width, 2, stride=2)
         self.norm = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
         self.decoder_embed = nn.Linear(width, decoder_width)

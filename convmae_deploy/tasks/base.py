@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from convmae_deploy.backends.base import Backend, Device
+from convmae_deploy.backends.base import Backend, Device, FloatArray, Outputs
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.program import readable
 from convmae_deploy.tasks.postprocess import ScoreFunction
 
 LOGITS = "logits"
 
-Arrays = dict[str, NDArray[Any]]
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
 MediumName = Literal["photo", "video"]
-Run = Callable[[NDArray[np.float32], Sequence[str]], Arrays]  # runs a batch of any size, as `Predictor.run` does
+Run = Callable[[FloatArray, Sequence[str]], Outputs]  # runs a batch of any size, as `Predictor.run` does
 
 
 class ModelOutputError(ModelError):
@@ -39,11 +39,9 @@ class PredictOptions:
     top_k: int | None = None  # classes, at least 1 (5)
     function_to_apply: ScoreFunction | None = None  # from logits to the scores of classes (softmax)
     threshold: float | None = None  # the smallest score of an object, in [0, 1] (0.5)
-    temporal_views: int | None = None  # of a video: clips spread over it, at least 1 (1)
-    spatial_views: int | None = None  # of a video: crops along the longer side of its frames, at least 1 (1)
-    frame_sampling_rate: int | None = (
-        None  # of a video: from one frame of a clip to the next, at least 1 (as in training)
-    )
+    temporal_views: int | None = None  # clips spread over a video, at least 1 (1)
+    spatial_views: int | None = None  # crops along the longer side of a video's frames, at least 1 (1)
+    frame_sampling_rate: int | None = None  # from one frame of a clip to the next, at least 1 (as in training)
     levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
 
     def given(self) -> dict[str, object]:
@@ -67,7 +65,7 @@ class Row:
     """What is said about one file."""
 
     fields: dict[str, object]  # as JSON
-    rows: Sequence[tuple[str, ...]]  # of a table, one text for each of the report's columns
+    rows: Sequence[tuple[str, ...]]  # rows of a table, one text for each of the report's columns
 
 
 class Report(Protocol):
@@ -293,7 +291,7 @@ class Predictor(ABC):
         if options.threshold is not None and not 0 <= options.threshold <= 1:
             raise ConvMAEError(f"{spell('threshold')} must be between 0 and 1; got {options.threshold:g}")
 
-    def run(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+    def run(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         """Runs a batch of any size, in chunks that the graph takes.
 
         Args:
@@ -321,12 +319,12 @@ class Predictor(ABC):
                 results[name][start : start + size] = values
         return results
 
-    def _run_chunk(self, batch: NDArray[np.float32], outputs: Sequence[str]) -> Arrays:
+    def _run_chunk(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
         count, missing = len(batch), self.manifest.input.min_batch - len(batch)
         if missing > 0:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         found = self.backend.run(np.ascontiguousarray(batch), outputs)
-        results: Arrays = {}
+        results: Outputs = {}
         for name in outputs:
             spec = self.manifest.outputs[name]
             expected = (len(batch), *spec.shape)
@@ -339,7 +337,7 @@ class Predictor(ABC):
                 raise ModelOutputError(f"output {name!r} holds values that are not finite")
         return results
 
-    def _check_batch(self, batch: NDArray[np.float32]) -> None:
+    def _check_batch(self, batch: FloatArray) -> None:
         shape = self.manifest.input.shape
         fits = batch.ndim == len(shape) + 1 and batch.shape[1:] == shape
         if not fits or len(batch) == 0 or batch.dtype != np.float32:
@@ -361,6 +359,25 @@ def all_rows(prepared: Sequence[Prepared]) -> NDArray[np.float32]:
     """The rows of each, one after the other, as one batch; those of a single photo or video are not copied."""
     rows = [each.rows for each in prepared]
     return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def file_id(file: Path) -> int | str:
+    """What results call a photo, as COCO does: its name without the suffix, as a number where it is one."""
+    return int(file.stem) if file.stem.isascii() and file.stem.isdigit() else file.stem
+
+
+def check_distinct_ids(files: Sequence[Path]) -> None:
+    """Refuses photos of which a report would write the same files, or whose ids would be the same.
+
+    Raises:
+        ConvMAEError: there are two such.
+    """
+    seen: dict[int | str, Path] = {}
+    for file in files:
+        other = seen.setdefault(file_id(file), file)
+        if other is not file:
+            both = f"{readable(other)} and {readable(file)}"
+            raise ConvMAEError(f"with --out every photo needs a name of its own, but {both} would both be {file.stem}")
 
 
 def open_photo(source: Source) -> Image.Image:

@@ -86,7 +86,6 @@ def read_clips(
     *,
     views: ClipViews | None = None,
     limits: VideoLimits | None = None,
-    threads: int = 1,
 ) -> NDArray[np.float32]:
     """Opens a video and makes the model's input of it; see `video_clips` and `open_video`.
 
@@ -95,7 +94,6 @@ def read_clips(
         spec: the numbers of the model.
         views: None: one.
         limits: what may be decoded; None: the defaults.
-        threads: that decode.
 
     Returns:
         (V, 3, T, H, W).
@@ -104,7 +102,7 @@ def read_clips(
         VideoError: with the reason in `code`.
         ConvMAEError: the file cannot be read, or PyAV is not installed.
     """
-    with open_video(source, limits=limits or VideoLimits(), threads=threads) as video:
+    with open_video(source, limits=limits or VideoLimits()) as video:
         return video_clips(video, spec, views or ClipViews())
 
 
@@ -146,20 +144,11 @@ def average_views(logits: NDArray[np.float32], function: ScoreFunction = "softma
     return np.asarray(scores(logits, function).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
-def merge_views(features: NDArray[np.float32], views: int) -> NDArray[np.float32]:
-    """Features of several videos from those of their views: the mean, or as they are where there is one view.
-
-    Args:
-        features: (N * V, ...), the views of a video next to each other.
-        views: V.
-
-    Returns:
-        (N, ...).
-    """
-    if views == 1:
-        return features
-    by_video = features.reshape(-1, views, *features.shape[1:])
-    return np.asarray(by_video.mean(axis=1, dtype=np.float64), dtype=np.float32)
+def merge_views(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features (...) of a photo or video from those of its views (V, ...): their mean, or those of the only one."""
+    if len(features) == 1:
+        return np.asarray(features[0])
+    return np.asarray(features.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def _spare(spec: ClipPreprocessing, count: int) -> int:

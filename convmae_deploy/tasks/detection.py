@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import Letterbox, OutputSpec, Size
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (
@@ -28,6 +27,7 @@ from convmae_deploy.tasks.base import (
     Run,
     Source,
     all_rows,
+    file_id,
     open_photo,
 )
 from convmae_deploy.tasks.drawing import draw_detections, save_picture
@@ -35,7 +35,7 @@ from convmae_deploy.tasks.letterbox import boxes_to_photo, letterbox
 from convmae_deploy.tasks.masks import ObjectMask
 from convmae_deploy.tasks.objects import Box, Detection
 
-MAX_DETECTIONS = 100  # of an image
+MAX_DETECTIONS = 100  # in each image
 MASK_SIDE = 28  # cells of a detection's mask, which covers its box
 DETECTOR_OUTPUTS = {
     "boxes": OutputSpec(shape=(MAX_DETECTIONS, 4)),  # XYXY in pixels of the input, best first
@@ -234,7 +234,7 @@ class ObjectReport:
         if self.out is not None:
             picture = draw_detections(image, found, len(self.detector.manifest.classes))
             save_picture(picture, self.out / f"{file.stem}.objects.jpg")
-            self.results += [coco_result(item, image_id(file), self.category_ids[item.index]) for item in found]
+            self.results += [coco_result(item, file_id(file), self.category_ids[item.index]) for item in found]
             self.photos += 1
         rows = [(item.label, f"{item.score:.4f}", _box_text(item)) for item in found]
         return Row(fields={"detections": [_object_fields(item) for item in found]}, rows=rows)
@@ -248,25 +248,6 @@ class ObjectReport:
             temporary.write_text(json.dumps(self.results), encoding="utf-8")
         objects = f"{len(self.results)} objects in {self.photos} photos"
         return [f"{readable(path)}: {objects}; their pictures beside it"]
-
-
-def image_id(file: Path) -> int | str:
-    """Of a photo in COCO's format: its name without the suffix, as a number where it is one."""
-    return int(file.stem) if file.stem.isascii() and file.stem.isdigit() else file.stem
-
-
-def check_names(photos: Sequence[Path]) -> None:
-    """Refuses photos whose files or ids would be the same.
-
-    Raises:
-        ConvMAEError: there are two such.
-    """
-    seen: dict[int | str, Path] = {}
-    for photo in photos:
-        other = seen.setdefault(image_id(photo), photo)
-        if other is not photo:
-            both = f"{readable(other)} and {readable(photo)}"
-            raise ConvMAEError(f"with --out every photo needs a name of its own, but {both} would both be {photo.stem}")
 
 
 def _box(values: NDArray[np.floating[Any]]) -> Box:

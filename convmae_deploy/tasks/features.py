@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
-    Arrays,
     PredictOptions,
     Predictor,
     Prepared,
@@ -59,14 +59,14 @@ class FeaturePredictor(Predictor):
         """Features of each; of several views only `pooled`, their mean."""
         default = self.levels if len(prepared[0].rows) == 1 else (POOLED,)
         outputs = self._run_together(prepared, options.levels or default, run)
-        return [{name: merge_views(values, len(values))[0] for name, values in each.items()} for each in outputs]
+        return [{name: merge_views(values) for name, values in each.items()} for each in outputs]
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Refuses: features are for programs; `convmae features` writes them."""
         name = self.manifest.name
         raise ConvMAEError(f"{name} gives features and no predictions; write them to a file with convmae features")
 
-    def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Arrays]:
+    def _run_together(self, prepared: Sequence[Prepared], names: Sequence[str], run: Run | None) -> list[Outputs]:
         """The outputs of each, (V, ...)."""
         found = (run or self.run)(all_rows(prepared), names)
         ends = np.cumsum([len(each.rows) for each in prepared])[:-1]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 UNLABELLED = (0, 0, 0)  # pixels of no class
-OPACITY = 0.6  # of the colours over a photo
+OPACITY = 0.6  # how much the colours hide of a photo
 TONES = ((0.85, 0.95), (0.6, 0.7), (0.4, 1.0))  # saturation and brightness, in turn
 LEGEND_TEXT = 13  # size of the font
 LEGEND_LINE = 20  # pixels

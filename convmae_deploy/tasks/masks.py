@@ -14,10 +14,10 @@ from PIL import Image
 from convmae_deploy.bundle.manifest import Size
 
 MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to the object
-_CHARACTER_BITS = 5  # of a number in a character of COCO's compressed run lengths
+_CHARACTER_BITS = 5  # bits of a number in a character of COCO's compressed run lengths
 _CONTINUES = 0x20  # a character with this bit is followed by another of the same number
 _FIRST_CHARACTER = 48
-_PNG_LEVEL = 1  # of zlib: masks and labels compress well at any
+_PNG_LEVEL = 1  # zlib's; masks and labels compress well at any
 
 
 class RunLengths(TypedDict):

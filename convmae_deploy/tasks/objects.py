@@ -12,7 +12,7 @@ class Detection:
     """One object in a photo."""
 
     label: str
-    index: int  # of the label in the model's classes
+    index: int  # its place in the model's classes
     score: float  # in [0, 1]
     box: Box  # XYXY in pixels of the upright photo, within it
     mask: ObjectMask

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, Size, SlidingWindow
 from convmae_deploy.tasks.preprocess import FILTERS, normalise
 
-FloatArray = NDArray[np.float32]
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 RunWindows = Callable[[FloatArray], FloatArray]  # (B, 3, h, w) -> (B, K, h / 4, w / 4)
 ReadPixels = Callable[[slice, slice], FloatArray]  # rows and columns of the resized photo -> (3, r, c), normalised
 Place = tuple[slice, slice]
 
-MAX_BYTES = 32_000_000  # of the logits of the final map that are held at once
+MAX_BYTES = 32_000_000  # how much of the final map's logits is held at once
 # Rows and columns of the final map that are computed at once: products so small that the BLAS library does not divide
 # them among threads, which would make the work of several requests at once many times slower
 BLOCK = 64

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.errors import ConvMAEError, missing_extra
 from export.benchmarking.report import BenchmarkRecord
 
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # of the batch sizes
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # one for each batch size
 
 
 def draw_record(path: Path, record: BenchmarkRecord) -> None:
@@ -17,9 +17,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     try:
         from matplotlib.figure import Figure  # not pyplot: no window system, no global state
     except ImportError as error:
-        raise ConvMAEError(
-            "the plot needs Matplotlib, which is not installed; run pip install 'convmae_deploy[export]'"
-        ) from error
+        raise missing_extra("the plot", "Matplotlib", "export") from error
     measured = [(row, row.timing) for row in record.rows if row.timing is not None]
     if not measured:
         raise ConvMAEError("nothing was measured, so there is nothing to draw")
@@ -50,7 +48,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     throughput.set(xlabel=f"{unit}s a second at the median", title="all batch sizes")
     throughput.legend(frameon=False, fontsize=8)
     latency.set_yticks(range(len(places)), list(places))
-    latency.set_ylim(len(places) - 0.4, -0.8)  # of both: they share it
+    latency.set_ylim(len(places) - 0.4, -0.8)  # both share it
     for axes in (latency, throughput):
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -58,28 +58,28 @@ class WorkerProcess:
 
     def start(self) -> Started:
         """Waits until it is ready."""
-        return Started(**self._ask("started"))
+        return Started(**self._request("started"))
 
     def outputs(self, batch_size: int) -> Outputs:
         """What it gives for the first batch, (B, ...)."""
         path = self._folder / "outputs.npz"
-        self._ask("outputs", batch_size=batch_size, path=str(path))
+        self._request("outputs", batch_size=batch_size, path=str(path))
         with np.load(path) as arrays:
             return dict(arrays)
 
     def warm_up(self, batch_size: int, runs: int) -> None:
         """Untimed runs."""
-        self._ask("warm_up", batch_size=batch_size, runs=runs)
+        self._request("warm_up", batch_size=batch_size, runs=runs)
 
     def turn(self, batch_size: int, at_least: float) -> tuple[list[float], float]:
         """Seconds of one or more timed runs, and GB of the most resident memory until now."""
-        reply = self._ask("turn", batch_size=batch_size, at_least=at_least)
+        reply = self._request("turn", batch_size=batch_size, at_least=at_least)
         return reply["seconds"], reply["peak_gb"]
 
-    def answers(self, data: Path, limit: int) -> Path:
+    def predictions(self, data: Path, limit: int) -> Path:
         """A pickle of what it makes of a user's data."""
-        path = self._folder / "answers.pickle"
-        self._ask("answers", data=str(data), limit=limit, path=str(path))
+        path = self._folder / "predictions.pickle"
+        self._request("predictions", data=str(data), limit=limit, path=str(path))
         return path
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class WorkerProcess:
             self._process.wait()
         self._process.stdout.close()
 
-    def _ask(self, action: str, **arguments: object) -> dict[str, Any]:
+    def _request(self, action: str, **arguments: object) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             print(json.dumps({"action": action, **arguments}), file=self._process.stdin, flush=True)

@@ -15,7 +15,7 @@ from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import TASKS
 from export.benchmarking.rounds import Entry
-from export.benchmarking.timing import Statistics, summarise, told_apart
+from export.benchmarking.timing import Statistics, is_significantly_faster, summarise
 from export.runtimes.combinations import Combination
 
 TIMED = (
@@ -24,7 +24,7 @@ TIMED = (
 )
 PACKAGES = ("torch", *dict.fromkeys(extra for runtime in RUNTIMES.values() for extra in runtime.extras))
 MOST_LOAD = 0.5  # load average a core, above which a machine is not quiet
-MOST_SPREAD = 0.1  # of a row, above which it is not to be relied on
+MOST_SPREAD = 0.1  # a row that spreads more is not to be relied on
 MOST_RIVALS = 3  # that a sentence names
 BASELINE: tuple[str, Precision] = ("onnxruntime", "fp32")  # what others are said to be faster than
 
@@ -41,16 +41,16 @@ class ContenderRecord(_Record):
 
     name: str
     runtime: str  # one of MEASURED
-    file: str | None  # of the bundle; null: PyTorch
-    precision: Precision  # of the file
-    computes_in: ComputePrecision | None  # of runtimes that can be told
+    file: str | None  # its name in the bundle; null: PyTorch
+    precision: Precision  # the file's
+    computes_in: ComputePrecision | None  # null: as the file is written
     hint: PerformanceHint | None
     description: str | None  # what ran it, and where; null: it did not start
     start_seconds: float | None  # from the checked bundle, or the checkpoint, to something that runs
     start_gb: float | None  # most resident memory of its process until then
-    difference: float | None  # of its outputs from the first contender's, as a share of their largest value
+    difference: float | None  # its outputs' from the first contender's, as a share of their largest value
     agreement: float | None  # share of a user's data that it answers as the first contender does, from 0 to 1
-    metrics: dict[str, float]  # of labelled data, in percent
+    metrics: dict[str, float]  # on labelled data, in percent
     problem: str | None  # why it was not measured, or not to the end
 
 
@@ -141,7 +141,7 @@ def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, 
 
 
 def contender_records(entries: Sequence[Entry], judged: Judged) -> tuple[ContenderRecord, ...]:
-    """What is to be told of each contender besides its figures."""
+    """What is reported of each contender besides its figures."""
     return tuple(
         ContenderRecord(
             name=entry.combination.name,
@@ -259,13 +259,13 @@ def _against_baseline(ranking: Sequence[Ranked], contenders: Sequence[ContenderR
 
 
 def _rivals(ranking: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) -> str:
-    """Who is not told apart from the first of a ranking."""
+    """Who is not significantly slower than the first of a ranking."""
     (best, timing), *others = ranking
     own = [milliseconds / best.batch_size for milliseconds in timing.round_ms]
     near = [
         f"{row.contender} ({figure(row, other)})"
         for row, other in others
-        if not told_apart(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
+        if not is_significantly_faster(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
     ]
     if not near:
         return ""

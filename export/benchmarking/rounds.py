@@ -44,7 +44,7 @@ class Entry:
     failed: dict[int, str] = field(default_factory=dict)  # batch size -> why it has no figures
     taken: dict[int, Rounds] = field(default_factory=dict)  # batch size -> seconds
     peak_gb: dict[int, float] = field(default_factory=dict)  # batch size -> most resident memory until then
-    answers: list[Any] | None = None  # to a user's data
+    predictions: list[Any] | None = None  # for a user's data
 
     @property
     def working(self) -> WorkerProcess:
@@ -57,9 +57,9 @@ def measure(
     combinations: Sequence[Combination],
     open_process: Callable[[Combination], WorkerProcess],
     plan: Plan,
-    tell: Callable[[str, int], None],
+    on_step: Callable[[str, int], None],
     *,
-    answer: Callable[[WorkerProcess], Path] | None = None,
+    predict: Callable[[WorkerProcess], Path] | None = None,
     exact_outputs: bool = True,
 ) -> list[Entry]:
     """Measures all.
@@ -68,27 +68,27 @@ def measure(
         combinations: at least one; the first that starts is the reference of the outputs.
         open_process: makes what can be asked; raises WorkerError where it cannot.
         plan: how.
-        tell: what is being done, and how many steps were finished: `steps(combinations, plan)` in all.
-        answer: lets one answer a user's data; returns a pickle.
+        on_step: what is being done, and how many steps were finished: `steps(combinations, plan)` in all.
+        predict: lets one run a user's data; returns a pickle of its predictions.
         exact_outputs: whether those that compute in full precision must give the reference's outputs.
     """
     entries = [Entry(combination=one) for one in combinations]
     with ExitStack() as stack:
         for entry in entries:
-            tell(f"Starting {entry.combination.name}", 1)
+            on_step(f"Starting {entry.combination.name}", 1)
             _start(entry, open_process, stack)
         _compare_outputs(entries, plan.batch_sizes[0], exact_outputs)
         for batch_size in plan.batch_sizes:
-            _measure_batch(entries, batch_size, plan, tell)
-        if answer is not None:
+            _measure_batch(entries, batch_size, plan, on_step)
+        if predict is not None:
             for entry in _able(entries):
-                tell(f"Answers of {entry.combination.name}", 0)
-                _answer(entry, answer)
+                on_step(f"Predictions of {entry.combination.name}", 0)
+                _predict(entry, predict)
     return entries
 
 
 def steps(combinations: Sequence[Combination], plan: Plan) -> int:
-    """How often `tell` is told of a finished one."""
+    """How often `on_step` hears of a finished one."""
     return len(combinations) + len(plan.batch_sizes) * (len(combinations) + plan.rounds)
 
 
@@ -126,9 +126,9 @@ def _compare_outputs(entries: Sequence[Entry], batch_size: int, exact_outputs: b
                 entry.problem = f"its {name} are not those of the first: {comparison.problem}; its speed means nothing"
 
 
-def _measure_batch(entries: Sequence[Entry], batch_size: int, plan: Plan, tell: Callable[[str, int], None]) -> None:
+def _measure_batch(entries: Sequence[Entry], batch_size: int, plan: Plan, on_step: Callable[[str, int], None]) -> None:
     for entry in _able(entries):
-        tell(f"Batch {batch_size}: warm-up of {entry.combination.name}", 1)
+        on_step(f"Batch {batch_size}: warm-up of {entry.combination.name}", 1)
         try:
             entry.working.warm_up(batch_size, plan.warm_up)
         except WorkerError as error:
@@ -136,7 +136,7 @@ def _measure_batch(entries: Sequence[Entry], batch_size: int, plan: Plan, tell: 
     ready = [entry for entry in _able(entries) if batch_size not in entry.failed]
     turns = {index: _turn(entry, batch_size) for index, entry in enumerate(ready)}
     title = f"Batch {batch_size}: measuring"
-    taken = interleave(turns, plan.rounds, lambda: tell(title, 1), rest=plan.rest)
+    taken = interleave(turns, plan.rounds, lambda: on_step(title, 1), rest=plan.rest)
     for index, entry in enumerate(ready):
         if batch_size not in entry.failed:
             entry.taken[batch_size] = taken[index]
@@ -158,8 +158,8 @@ def _turn(entry: Entry, batch_size: int) -> Callable[[], list[float]]:
     return take
 
 
-def _answer(entry: Entry, answer: Callable[[WorkerProcess], Path]) -> None:
+def _predict(entry: Entry, predict: Callable[[WorkerProcess], Path]) -> None:
     try:
-        entry.answers = pickle.loads(answer(entry.working).read_bytes())  # of this program's own child
+        entry.predictions = pickle.loads(predict(entry.working).read_bytes())  # written by this program's own child
     except WorkerError as error:
         entry.problem = str(error)

@@ -1,4 +1,4 @@
-"""How things are timed against each other: interleaved rounds, percentiles, and when two are told apart."""
+"""How things are timed against each other: interleaved rounds, percentiles, and when one is significantly faster."""
 
 import math
 import time
@@ -13,8 +13,8 @@ Turn = Callable[[], Sequence[float]]  # runs something at least once and returns
 Rounds = list[list[float]]  # what one contender took: the seconds of its runs, round by round
 
 REST_SECONDS = 0.25  # before each turn: the last one's idle threads spin for up to 0.2 s and would disturb it
-MOST_RUNS = 50  # of a turn
-CHANCE = 0.05  # the most that a difference may be due to chance for two to be told apart
+MOST_RUNS = 50  # in a turn
+CHANCE = 0.05  # the most that a difference may be due to chance for one to count as faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class Statistics:
     """What the rounds of one contender come to, at one batch size."""
 
     runs: int  # timed ones, of all rounds; with fewer than 100 the 99th percentile is about the slowest
-    p50_ms: float  # of a run of the whole batch
+    p50_ms: float  # for the whole batch
     p90_ms: float
     p99_ms: float
     images_per_second: float  # at the median; of videos clips
-    spread: float  # of the rounds' medians: (90th percentile - 10th) / the median of all runs
+    spread: float  # the rounds' medians': (90th percentile - 10th) / the median of all runs
     round_ms: tuple[float, ...]  # the median of each round
 
 
@@ -90,7 +90,7 @@ def summarise(rounds: Sequence[Sequence[float]], batch_size: int) -> Statistics:
     )
 
 
-def told_apart(faster: Sequence[float], slower: Sequence[float]) -> bool:
+def is_significantly_faster(faster: Sequence[float], slower: Sequence[float]) -> bool:
     """Whether one is the faster in so many rounds that chance would hardly do it (one-sided sign test).
 
     Rounds are held against each other in pairs, because what disturbs a machine disturbs all of a round; fewer than

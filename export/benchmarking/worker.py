@@ -65,7 +65,7 @@ class Worker:
 
     def outputs(self, batch_size: int, path: str) -> dict[str, Any]:
         """Runs the first batch, and leaves what it gives in a .npz file."""
-        np.savez(path, **self.run(self.batch(batch_size)))  # type: ignore[arg-type]  # as in export.reports.report
+        np.savez(path, **self.run(self.batch(batch_size)))  # type: ignore[arg-type]  # its stub takes no mapping
         return {}
 
     def warm_up(self, batch_size: int, runs: int) -> dict[str, Any]:
@@ -81,14 +81,14 @@ class Worker:
         seconds = timed_turn(lambda: self.run(images), at_least=at_least)
         return {"seconds": seconds, "peak_gb": peak_memory_bytes() / 1e9}
 
-    def answers(self, data: str, limit: int, path: str) -> dict[str, Any]:
-        """Runs a user's photos or videos as they are served, and leaves the answers in a file for the one parent."""
+    def predictions(self, data: str, limit: int, path: str) -> dict[str, Any]:
+        """Runs a user's photos or videos as they are served, and leaves its predictions in a file for the parent."""
         from export.tasks import read_task_data  # it imports torch, which counts as memory
         from export.verification.task_metrics import predictor_on
 
         manifest = self.bundle.manifest
         predictor = predictor_on(self.run, manifest, self.description)
-        found = read_task_data(Path(data), manifest, limit=limit).answers(predictor)
+        found = read_task_data(Path(data), manifest, limit=limit).predictions(predictor)
         Path(path).write_bytes(pickle.dumps(found))
         return {}
 
@@ -109,7 +109,7 @@ def start(job: Job, bundle: Bundle) -> tuple[Run, str]:
     return lambda images: backend.run(images, names), describe_backend(backend)
 
 
-def serve(job: Job, requests: TextIO, answers: TextIO) -> None:
+def serve(job: Job, requests: TextIO, replies: TextIO) -> None:
     """Answers every request; what goes wrong is answered in one sentence."""
     worker: Worker | None = None
     for line in requests:
@@ -121,7 +121,7 @@ def serve(job: Job, requests: TextIO, answers: TextIO) -> None:
             reply = getattr(worker, action)(**request)
         except Exception as error:  # whatever a backend raises is this contender's row
             reply = {"error": sentence(error)}
-        print(json.dumps(reply), file=answers, flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def sentence(error: Exception) -> str:
@@ -133,9 +133,9 @@ def sentence(error: Exception) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The process."""
     (text,) = sys.argv[1:] if arguments is None else arguments
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
-    serve(JOB.validate_json(text), sys.stdin, answers)
+    serve(JOB.validate_json(text), sys.stdin, replies)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Build:
     """How it went."""
 
     tensorrt_version: str
-    gpu: Gpu | None  # of the machine that built
+    gpu: Gpu | None  # the building machine's
     compute_capabilities: tuple[str, ...]
     newer_gpus: bool
     seconds: float
@@ -83,7 +83,7 @@ def build_engine(
     """
     context = multiprocessing.get_context("spawn")  # a fork would share locks of threads that it does not have
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_build_and_tell, args=(request, sender))
+    child = context.Process(target=_build_and_send, args=(request, sender))
     child.start()
     sender.close()  # so that the pipe ends with the child
     last_error = ""
@@ -123,29 +123,29 @@ def _ended(request: BuildRequest, status: int | None, last_error: str) -> str:
     )
 
 
-def _build_and_tell(request: BuildRequest, sender: Connection) -> None:
+def _build_and_send(request: BuildRequest, sender: Connection) -> None:
     """The child: everything that it finds out goes into the pipe."""
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # TensorRT asks for it, as it saves memory
     lock = threading.Lock()  # TensorRT reports from several threads
 
-    def tell(event: Any) -> None:
+    def send(event: Any) -> None:
         with lock:
             sender.send(event)
 
     try:
-        tell(_build(request, tell))
+        send(_build(request, send))
     except ConvMAEError as error:
-        tell(error)
+        send(error)
 
 
-def _build(request: BuildRequest, tell: Callable[[Any], None]) -> Build:
+def _build(request: BuildRequest, send: Callable[[Any], None]) -> Build:
     begun = time.perf_counter()
     errors: list[str] = []
 
     def on_message(severity: Severity, message: str) -> None:
         if severity == "error":
             errors.append(message)
-        tell((severity, message))
+        send((severity, message))
 
     tensorrt = import_tensorrt(request.flavour)
     gpu = find_gpu()
@@ -157,14 +157,14 @@ def _build(request: BuildRequest, tell: Callable[[Any], None]) -> Build:
     # the parser owns the weights, so it stays until the end
     network, parser = _parse(request, tensorrt, builder, logger)
     config = builder.create_builder_config()
-    config.progress_monitor = monitor = _make_monitor(tensorrt, tell)
+    config.progress_monitor = monitor = _make_monitor(tensorrt, send)
     _configure(request, tensorrt, config)
     _add_profiles(request, builder, network, config)
     cache = _timing_cache_path(request, tensorrt, gpu)
     if cache is not None:
         _load_timing_cache(config, cache)
     engine = builder.build_serialized_network(network, config)
-    del monitor, parser  # of which TensorRT keeps no references of its own
+    del monitor, parser  # TensorRT keeps no references of its own to them
     if engine is None:
         raise ConvMAEError(_failed(request, tensorrt, "build an engine of", errors))
     request.engine.write_bytes(engine)
@@ -241,18 +241,18 @@ def _add_profiles(request: BuildRequest, builder: Any, network: Any, config: Any
         config.add_optimization_profile(ranges)
 
 
-def _make_monitor(tensorrt: Any, tell: Callable[[Any], None]) -> Any:
+def _make_monitor(tensorrt: Any, send: Callable[[Any], None]) -> Any:
     """TensorRT's progress; steps only of outermost phases, as the others have thousands."""
     outermost: set[str] = set()
 
     def phase_start(_: Any, phase: str, parent: str | None, steps: int) -> None:
         if parent is None:
             outermost.add(phase)
-        tell(Progress(phase=phase, parent=parent, steps=steps))
+        send(Progress(phase=phase, parent=parent, steps=steps))
 
     def step_complete(_: Any, phase: str, step: int) -> bool:
         if phase in outermost:
-            tell(Progress(phase=phase, parent=None, step=step))
+            send(Progress(phase=phase, parent=None, step=step))
         return True  # go on
 
     methods = {

@@ -32,7 +32,7 @@ class ExportedGraph:
     model: onnx.ModelProto
     program: ExportedProgram
     outputs: tuple[str, ...]
-    quantisation: Quantisation | None = None  # of an int8 graph: how it was made
+    quantisation: Quantisation | None = None  # how an int8 graph was made
 
     @property
     def input(self) -> str:

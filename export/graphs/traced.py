@@ -3,14 +3,12 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-FloatArray = NDArray[np.float32]
+from convmae_deploy.backends.base import FloatArray
 
 
 def intermediate_values(program: ExportedProgram, images: FloatArray, names: Collection[str]) -> dict[str, FloatArray]:

@@ -34,7 +34,7 @@ from export.verification.task_data import spread
 
 LEAST_SAMPLES = 4  # so few say little, fewer nothing
 SHORT_SIDE = 64  # in pixels, to which a picture is shrunk before it is judged
-LEAST_CORRELATION = 0.35  # of neighbouring pixels of a photo
+LEAST_CORRELATION = 0.35  # between neighbouring pixels of a photo
 LEAST_DEVIATION = 1.0  # grey levels; a picture with less is blank
 METHOD = "min-max"  # on the nano of Imagenette: see `activation_ranges`
 
@@ -48,7 +48,7 @@ class CalibrationData:
     folder: Path
     kind: str  # "photos" or "videos"
     files: tuple[Path, ...]  # to calibrate with
-    others: tuple[Path, ...]  # of the same folder, to compare with; none where nobody asked for some
+    others: tuple[Path, ...]  # from the same folder, to compare with; none where nobody asked for some
     preprocessing: AnyPreprocessing
 
     def inputs(self) -> Iterator[FloatArray]:

@@ -65,7 +65,7 @@ class Int8Maker:
         Args:
             manifest: of the bundle; its files do not matter.
             options: what the user says.
-            console: where the steps are told.
+            console: where the steps are printed.
             failed: folder of the reproducer, should the metric not hold; an older one is replaced.
             command: the program's arguments, for the reproducer.
 
@@ -107,9 +107,9 @@ class Int8Maker:
 
         def score(returned: Sequence[Layer]) -> float:
             value = metric.measure(self._quantised(returned), "int8")
-            told = f", {names_of(returned)} in fp32" if returned else ""
+            in_fp32 = f", {names_of(returned)} in fp32" if returned else ""
             drop = metric.reference - value
-            self.console.print(f"int8: {value:.2f} %, a drop of {drop:.2f} points{told}.", highlight=False)
+            self.console.print(f"int8: {value:.2f} %, a drop of {drop:.2f} points{in_fp32}.", highlight=False)
             return value
 
         steps = find_step(self._ranked, len(self.layers), score, least)
@@ -200,10 +200,10 @@ class Metric:
         self.data = data
         self.folder = folder
         self.manifest = manifest
-        self.reference = 100.0  # of the fp32 graph, once that was measured
+        self.reference = 100.0  # the fp32 graph's, once that was measured
         self.name = ""
         self.samples = 0
-        self._answers: list[Any] = []  # of the fp32 graph, where there are no labels
+        self._predictions: list[Any] = []  # the fp32 graph's, where there are no labels
 
     def describe(self) -> str:
         """What is measured, and on what."""
@@ -217,16 +217,16 @@ class Metric:
             path = Path(folder) / "model.onnx"
             onnx.save(without_outputs(model, others), path)
             predictor = predictor_on(onnx_runner(path, outputs), self.manifest, name)
-            answers = self.data.answers(predictor, title=f"Measuring {name}")
+            predictions = self.data.predictions(predictor, title=f"Measuring {name}")
         first = not self.name
         if self.data.labelled:
-            metric = self.data.metrics(answers)[-1]
+            metric = self.data.metrics(predictions)[-1]
             self.name, self.samples, value = metric.name, metric.samples, metric.value
         else:
-            self._answers = answers if first else self._answers
-            agreement = self.data.agreement(self._answers, answers)
+            self._predictions = predictions if first else self._predictions
+            agreement = self.data.agreement(self._predictions, predictions)
             self.name = f"agreement with fp32 ({agreement.counted})"
-            self.samples = sum(answer is not None for answer in answers)
+            self.samples = sum(one is not None for one in predictions)
             value = 100 * agreement.share
         if first:
             self.reference = value

@@ -29,7 +29,7 @@ class Step:
     """One attempt: the metric with some layers in fp32."""
 
     returned: tuple[Layer, ...]  # the worst first
-    value: float  # of the metric, in percent
+    value: float  # the metric's, in percent
 
 
 def rank_layers(

@@ -1,1 +1,1 @@
-"""What is told of a verification: tables, an HTML page, a reproducer."""
+"""What is reported of a verification: tables, plots, an HTML page."""

@@ -23,7 +23,7 @@ from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results
 
 FOLDER = Path(__file__).parent
-CHANGES = 5  # of a class into another, told of each run at most
+CHANGES = 5  # changes of a class into another that are listed for each run, at most
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")  # their places are their colours
 
 
@@ -86,8 +86,8 @@ def sentence(clause: str) -> str:
 def cell_lines(outcome: Outcome) -> list[str]:
     """What the table of files and runtimes says of a run."""
     snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.gate
-    told = [] if snr is None else [f"SNR {snr:.0f} dB"]
-    return [*told, "gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate"]
+    parts = [] if snr is None else [f"SNR {snr:.0f} dB"]
+    return [*parts, "gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate"]
 
 
 def numbers_of(row: OutputNumerics) -> list[str]:
@@ -158,10 +158,10 @@ def _allowed(results: Results, outcome: Outcome) -> str:
     labelled = bool(outcome.task.metrics)
     combination, agreement = outcome.combination, outcome.task.agreement
     gate = task_gate(combination.gate, results.bundle.manifest.files.get(combination.file))
-    told = [f"{'±' if gate.both_ways else '−'}{gate.loss:g} points"] if labelled else []
+    limits = [f"{'±' if gate.two_sided else '−'}{gate.loss:g} points"] if labelled else []
     if gate.differing < 1 and (not labelled or agreement.by_chance == 0):
-        told.append(f"{allowed_differences(gate, agreement):,} differing")
-    return ", ".join(told)
+        limits.append(f"{allowed_differences(gate, agreement):,} differing")
+    return ", ".join(limits)
 
 
 def _changes(results: Results) -> Table | None:
@@ -172,9 +172,9 @@ def _changes(results: Results) -> Table | None:
         changes = {} if run.task is None else run.task.changes
         if changes:
             most = sorted(changes.items(), key=lambda item: -item[1])[:CHANGES]
-            told = ", ".join(f"{classes[old]} → {classes[new]} ({count:,})" for (old, new), count in most)
+            listed = ", ".join(f"{classes[old]} → {classes[new]} ({count:,})" for (old, new), count in most)
             more = " …" if len(changes) > CHANGES else ""
-            rows.append([run.combination.file, run.combination.where, f"{sum(changes.values()):,}", told + more])
+            rows.append([run.combination.file, run.combination.where, f"{sum(changes.values()):,}", listed + more])
     if not rows or data is None:
         return None
     heads = ["File", "Runtime", data.changing, "Reference → file, the most frequent first"]
@@ -216,7 +216,7 @@ def _made(results: Results) -> dict[str, str]:
         "Machine": f"{processor()}, {counted(available_cores(), 'core')}",
         "Verified with": _listed(tool_versions()),
         "Exported with": _listed(manifest.tools),
-        "Provenance": "; ".join(f"{name}: {told}" for name, told in manifest.provenance.items()) or "unknown",
+        "Provenance": "; ".join(f"{name}: {value}" for name, value in manifest.provenance.items()) or "unknown",
         "Licence of the weights": manifest.licence.name,
     }
 

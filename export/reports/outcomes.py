@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.bundle.manifest import NumericsReport
-from export.verification.verify_runs import Outcome, Results, TaskAnswers
+from export.verification.verify_runs import Outcome, Results, TaskOutcome
 
 
 def verdict(results: Results) -> str:
@@ -45,27 +45,27 @@ def worst_excess(outcome: Outcome) -> float:
     return max((row.excess for row in outcome.report.outputs.values()), default=0.0) if outcome.report else 0.0
 
 
-def task_cells(answers: TaskAnswers, before: TaskAnswers) -> list[str]:
+def task_cells(outcome: TaskOutcome, before: TaskOutcome) -> list[str]:
     """Each metric, its change against the reference, and the agreement."""
     cells = []
-    for one, other in zip(before.metrics, answers.metrics, strict=True):
+    for one, other in zip(before.metrics, outcome.metrics, strict=True):
         cells += [f"{other.value:.2f} %", f"{other.value - one.value:+.2f}"]
-    agreement = answers.agreement
+    agreement = outcome.agreement
     cells.append("" if agreement is None else f"{agreement.agreeing} of {agreement.decided}")
     return cells
 
 
 def not_run(results: Results) -> list[tuple[str, str]]:
-    """What could not be run, and why; a runtime that runs none of the files is told once."""
-    told = []
+    """What could not be run, and why; a runtime that runs none of the files is listed once."""
+    left_out = []
     for where in dict.fromkeys(outcome.combination.where for outcome in results.outcomes):
         skipped = [outcome for outcome in results.outcomes if outcome.combination.where == where]
         reasons = [(outcome.combination, outcome.combination.reason) for outcome in skipped]
         if skipped and all(reason is not None for _, reason in reasons):
-            told.append((where, str(reasons[0][1])))
+            left_out.append((where, str(reasons[0][1])))
         else:
-            told += [(combination.title, reason) for combination, reason in reasons if reason is not None]
-    return told
+            left_out += [(combination.title, reason) for combination, reason in reasons if reason is not None]
+    return left_out
 
 
 def print_report(report: NumericsReport, console: Console, *, details: bool = True) -> None:

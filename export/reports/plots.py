@@ -21,8 +21,8 @@ from export.verification.layer_errors import ModuleError
 
 CEILING_DB = 120.0  # errors below this are as good as none
 MARKERS = ("o", "s", "D", "^")
-COLOURS = ("#1f6fb2", "#c05a00", "#7a3fa0", "#00796b")  # of the series, as in the style sheet
-SOFT, LINE, PANEL = "#5b6576", "#d9dde4", "#f5f6f8"  # of text, lines and bands
+COLOURS = ("#1f6fb2", "#c05a00", "#7a3fa0", "#00796b")  # for the series, as in the style sheet
+SOFT, LINE, PANEL = "#5b6576", "#d9dde4", "#f5f6f8"  # text, lines and bands
 VARIABLES = {SOFT: "soft", LINE: "line", PANEL: "panel"} | {colour: f"s{i}" for i, colour in enumerate(COLOURS)}
 LABEL_PITCH = 0.016  # least distance of two stages' names, as a share of the axis
 SETTINGS: dict[Any, Any] = {
@@ -47,7 +47,7 @@ class Series:
     label: str
     colour: int  # its place in COLOURS
     modules: Sequence[ModuleError]
-    gate_db: float | None  # of its outputs
+    gate_db: float | None  # the gate of its outputs
 
 
 def layer_plot(series: Sequence[Series], *, own: bool) -> Markup:
@@ -108,7 +108,7 @@ def _draw_layers(figure: Any, series: Sequence[Series], own: bool) -> Tooltips:
         ]
         across, up = [at[0] for at, _ in marked], [at[1] for at, _ in marked]
         marks.append(axes.scatter(across, up, s=11, color=colour, marker=MARKERS[entry.colour], gid=f"marks-{index}"))
-        tooltips[f"marks-{index}"] = [told for _, told in marked]
+        tooltips[f"marks-{index}"] = [text for _, text in marked]
     # a name that begins with "_" would be left out
     figure.legend(marks, [f" {printable(entry.label)}" for entry in series], loc="outside upper left", ncols=4)
     axes.set(xlim=(-0.5, len(order) - 0.5), ylim=(low, high), ylabel="dB", yticks=range(low, high + 1, 20))
@@ -168,9 +168,9 @@ def _inline(figure: Any, kind: str, title: str, tooltips: Mapping[str, Sequence[
         if name.startswith("marks"):  # hundreds, which all look the same
             for use in uses:
                 element.set("style", use.attrib.pop("style", ""))
-        for mark, told in zip(uses or [element], tooltips.get(name, ()), strict=False):
-            ElementTree.SubElement(mark, "title").text = told
-    for child in (*root.findall("metadata"), *root.findall("defs")):  # of the page's style and of clipping
+        for mark, text in zip(uses or [element], tooltips.get(name, ()), strict=False):
+            ElementTree.SubElement(mark, "title").text = text
+    for child in (*root.findall("metadata"), *root.findall("defs")):  # the page has its own style, and clips nothing
         root.remove(child)
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)

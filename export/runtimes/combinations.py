@@ -66,14 +66,13 @@ TITLES: Mapping[str, str] = {
 # What is measured, PyTorch first; what is verified, where a runtime that can compute in bf16 is one more.
 MEASURED = (*TORCH, *PLACES)
 VERIFIED = (*(choice for name in PLACES for choice in (name, *([f"{name}-bf16"] if name in HINTED else []))), REFERENCE)
-FORMER = {"cuda": "onnxruntime-cuda"}  # what export.verify called it
 
 if TYPE_CHECKING:
     Measured: TypeAlias = str
     Verified: TypeAlias = str
 else:  # what programs take for a flag
     Measured = Literal[MEASURED]
-    Verified = Literal[(*VERIFIED, *FORMER)]
+    Verified = Literal[VERIFIED]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +80,10 @@ class Combination:
     """A file on a runtime of this machine."""
 
     runtime: str  # one of TITLES
-    precision: Precision  # of the file, or of the PyTorch model
-    file: str = ""  # of the bundle; none: PyTorch
-    computes_in: ComputePrecision | None = None  # what a runtime of HINTED is told; None: as the graph is written
-    hint: PerformanceHint | None = None  # of a runtime of HINTED
+    precision: Precision  # the file's, or the PyTorch model's
+    file: str = ""  # its name in the bundle; none: PyTorch
+    computes_in: ComputePrecision | None = None  # the hint to a runtime of HINTED; None: as the graph is written
+    hint: PerformanceHint | None = None  # for a runtime of HINTED
     trusted: bool = False  # whether the program inside an engine may run
     reason: str | None = None  # why it cannot be run here, as a clause; None: it can
     evident: bool = False  # whether it could not be run anywhere: then nobody is told unless they asked
@@ -173,7 +172,7 @@ def to_verify(
     found = []
     for file in files or known:
         for choice in runtimes or VERIFIED:
-            one = _judged(_written(file, known[file], FORMER.get(choice, choice), trusted), bundle)
+            one = _judged(_written(file, known[file], choice, trusted), bundle)
             walks.setdefault(choice, []).append(one)
             found.append(one)
     for choice in runtimes:
@@ -310,13 +309,13 @@ def _engines(
 
 
 def _of_file(runtime: str, file: str, precision: Precision) -> list[Combination]:
-    """The ways to run a file; those of HINTED have several."""
+    """How a file can be run; those of HINTED have several."""
     one = Combination(runtime=runtime, precision=precision, file=file)
     if runtime not in HINTED:
         return [one]
     full, reduced = replace(one, computes_in="fp32"), replace(one, computes_in="bf16")
     if _problem(reduced) is not None:
-        ways = [full]
+        variants = [full]
     else:  # half a file computed in full precision would only be a slower file in full precision
-        ways = [reduced] if precision in HALF else [full, reduced]
-    return [replace(way, hint=hint) for way in ways for hint in HINTS]
+        variants = [reduced] if precision in HALF else [full, reduced]
+    return [replace(variant, hint=hint) for variant in variants for hint in HINTS]

@@ -17,8 +17,8 @@ from convmae_deploy.backends.base import (
 from convmae_deploy.bundle.manifest import Precision
 
 
-def open_graph(source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
-    """A graph; it has no number of threads and optimises nothing. See `GraphOpener`."""
+def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
+    """A graph, of which nothing is optimised. See `GraphOpener`."""
     import onnx
 
     from export.runtimes.evaluator import reference_evaluator  # it imports torch

@@ -44,14 +44,14 @@ def one_by_one(runner: Runner) -> Runner:
     return run
 
 
-def open_graph(runtime: str, source: GraphSource, *, threads: int | None = None, optimised: bool = True) -> OpenGraph:
+def open_graph(runtime: str, source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     """A graph in one of GRAPH_RUNTIMES; see `GraphOpener`."""
     opener = GRAPH_RUNTIMES[runtime].open_graph
     assert opener is not None
-    return opener(source, threads=threads, optimised=optimised)
+    return opener(source, optimised=optimised)
 
 
-def file_runner(runtime: str, path: Path, outputs: Sequence[str], *, threads: int | None = None) -> Runner:
+def file_runner(runtime: str, path: Path, outputs: Sequence[str]) -> Runner:
     """An ONNX file as a function of its one input.
 
     It is opened by the first run, so that a graph which does not load fails like one that does not run.
@@ -60,7 +60,7 @@ def file_runner(runtime: str, path: Path, outputs: Sequence[str], *, threads: in
 
     def run(images: FloatArray) -> Outputs:
         if not opened:
-            opened.append(open_graph(runtime, path, threads=threads))
+            opened.append(open_graph(runtime, path))
         (image,) = opened[0].inputs
         return opened[0].run(outputs, {image: images})
 
@@ -78,9 +78,9 @@ def describe(runtime: str, precision: Precision, computes_in: ComputePrecision |
         precision: of the file.
         computes_in: what it was told to compute in; None: as the file is written.
     """
-    told = GRAPH_RUNTIMES[runtime].describe
-    assert told is not None
-    return told(precision, computes_in)
+    of_runtime = GRAPH_RUNTIMES[runtime].describe
+    assert of_runtime is not None
+    return of_runtime(precision, computes_in)
 
 
 def runtimes_for(precision: Precision) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class ExportTask:
     record: CheckpointRecord
     preprocessing: AnyPreprocessing
     verify: Verifier
-    check: Check  # of the finished bundle's outputs against the reference's
+    check: Check  # the finished bundle's outputs against the reference's
     probes: tuple[str, ...] = ()  # what the wrapper gives besides, for `verify` alone; not in the bundle
     max_batch: int = 32  # default of the largest batch
 
@@ -42,11 +42,11 @@ class ExportTask:
 class TaskExport:
     """How models of one task are exported: everything that needs torch or labelled data."""
 
-    kinds: tuple[CheckpointKind, ...]  # of checkpoints that it can be made of
+    kinds: tuple[CheckpointKind, ...]  # kinds of checkpoints that it can be made from
     load: Callable[..., tuple[Any, CheckpointRecord]]  # (checkpoint, image_size=size or None)
-    assemble: Callable[[Any, CheckpointRecord], ExportTask]  # of what `load` gives
+    assemble: Callable[[Any, CheckpointRecord], ExportTask]  # takes what `load` gives
     read_data: Callable[[Path, Manifest, str, int | None], TaskData[Any]]  # see `read_task_data`
-    unlabelled: Callable[[Sequence[Path], Manifest], TaskData[Any]]  # of files alone
+    unlabelled: Callable[[Sequence[Path], Manifest], TaskData[Any]]  # data from files alone
     calibrated: int  # photos or videos that int8 is calibrated on
     headless: bool = False  # whether the model has no classes
 

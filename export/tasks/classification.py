@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,9 +18,7 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from convmae_deploy.tasks.base import LOGITS, Predictor
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS
-from convmae_deploy.tasks.features import FeaturePredictor
 from export.runtimes.runners import torch_runner
 from export.tasks.base import (
     ExportTask,
@@ -30,7 +28,15 @@ from export.tasks.base import (
     wrong_preprocessing,
 )
 from export.verification.gates import FP32, compare
-from export.verification.task_data import Agreement, Changes, Kind, TaskData, TaskMetric, known_labels, spread
+from export.verification.task_data import (
+    Agreement,
+    Changes,
+    OneRowData,
+    TaskData,
+    TaskMetric,
+    known_labels,
+    spread,
+)
 
 
 class ClassifierGraph(nn.Module):
@@ -67,31 +73,14 @@ def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> Expor
     )
 
 
-class ClassifiedData(TaskData[FloatArray]):
-    """Photos or videos for classifiers; an answer is logits (K,), of the one view in the middle."""
+class ClassifiedData(OneRowData):
+    """Photos or videos for classifiers; a prediction is logits (K,), of the one view in the middle."""
 
-    batch = 16
-
-    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
-        super().__init__(files, labelled=labels is not None)
-        self.labels, self.kind = labels, kind
-        if kind == "videos":
-            self.batch = 1
-
-    def read(self, index: int, predictor: Predictor) -> FloatArray:
-        """The graph's input (3, ...)."""
-        (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
-        return np.asarray(row)
-
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
-        """Logits (K,) of each."""
-        return list(predictor.run(np.stack(samples), (LOGITS,))[LOGITS])
-
-    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
         """Top-1."""
         if self.labels is None:
             return ()
-        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        pairs = [(a, label) for a, label in zip(predictions, self.labels, strict=True) if a is not None]
         right = sum(int(logits.argmax()) == label for logits, label in pairs)
         return (TaskMetric(name="top-1", value=100 * right / len(pairs), samples=len(pairs)),)
 

@@ -72,17 +72,19 @@ class DetectedData(TaskData[list[Result]]):
         photo = self._photo(index)
         return read_photo(self.files[index]).image if photo is None else read_coco_photo(photo)
 
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[list[Result]]:
+    def predict(
+        self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]
+    ) -> list[list[Result]]:
         """The detections of each; those of classes that the data do not have are left out."""
-        answers = []
+        predictions = []
         for index, found in zip(indices, cast(Detector, predictor).detect(samples, threshold=0.0), strict=True):
             photo = self._photo(index)
             image_id = index if photo is None else photo.id
             known = [one for one in found if one.index in self._categories]
-            answers.append([coco_result(one, image_id, self._categories[one.index]) for one in known])
-        return answers
+            predictions.append([coco_result(one, image_id, self._categories[one.index]) for one in known])
+        return predictions
 
-    def metrics(self, answers: Sequence[list[Result] | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[list[Result] | None]) -> tuple[TaskMetric, ...]:
         """COCO's AP of boxes and of masks, over the photos that could be decoded.
 
         Raises:
@@ -90,9 +92,9 @@ class DetectedData(TaskData[list[Result]]):
         """
         if self.split is None:
             return ()
-        seen = [index for index, answer in enumerate(answers) if answer is not None]
+        seen = [index for index, one in enumerate(predictions) if one is not None]
         truth = self.split.subset(seen).ground_truth()
-        results = [result for answer in answers if answer is not None for result in answer]
+        results = [result for one in predictions if one is not None for result in one]
         metrics = []
         for kind in IOU_TYPES:
             numbers = coco_metrics(truth, results, kind)

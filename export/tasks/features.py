@@ -6,7 +6,7 @@ Shapes: N photos, D width of a pooled vector.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, load_feature_ext
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.features import FEATURE_OUTPUTS, POOLED, FeaturePredictor
+from convmae_deploy.tasks.features import FEATURE_OUTPUTS
 from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport, elementwise_problem, verify_elementwise
-from export.verification.task_data import Agreement, Kind, TaskData, TaskMetric, spread
+from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, spread
 
 
 class FeatureGraph(nn.Module):
@@ -57,31 +56,14 @@ def feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTa
     )
 
 
-class FeatureData(TaskData[FloatArray]):
-    """Photos or videos for models that give features; an answer is the pooled vector (D,)."""
+class FeatureData(OneRowData):
+    """Photos or videos for models that give features; a prediction is the pooled vector (D,)."""
 
-    batch = 16
-
-    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
-        super().__init__(files, labelled=labels is not None)
-        self.labels, self.kind = labels, kind
-        if kind == "videos":
-            self.batch = 1
-
-    def read(self, index: int, predictor: Predictor) -> FloatArray:
-        """The graph's input (3, ...)."""
-        (row,) = cast(FeaturePredictor, predictor).prepare(self.files[index]).rows
-        return np.asarray(row)
-
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
-        """The pooled vector (D,) of each."""
-        return list(predictor.run(np.stack(samples), (POOLED,))[POOLED])
-
-    def metrics(self, answers: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[FloatArray | None]) -> tuple[TaskMetric, ...]:
         """How often the most similar other sample is of the same class: leave-one-out nearest neighbour by cosine."""
         if self.labels is None:
             return ()
-        pairs = [(a, label) for a, label in zip(answers, self.labels, strict=True) if a is not None]
+        pairs = [(a, label) for a, label in zip(predictions, self.labels, strict=True) if a is not None]
         if len(pairs) < 2:
             return ()
         labels = np.array([label for _, label in pairs])
@@ -103,7 +85,7 @@ class FeatureData(TaskData[FloatArray]):
         )
 
 
-NEAR_TIE = 1e-3  # of cosine: neighbours that differ by less may change places by rounding
+NEAR_TIE = 1e-3  # in cosine: neighbours that differ by less may change places by rounding
 
 
 def nearest_of(vectors: FloatArray) -> tuple[np.ndarray[Any, np.dtype[np.int64]], FloatArray]:

@@ -79,7 +79,7 @@ def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportT
 
 
 class SegmentedData(TaskData[bytes]):
-    """Photos for segmenters; an answer is the compressed labels of the photo."""
+    """Photos for segmenters; a prediction is the compressed labels of the photo."""
 
     def __init__(self, files: Sequence[Path], folder: SegmentationFolder | None, num_classes: int) -> None:
         super().__init__(files, labelled=folder is not None)
@@ -96,21 +96,21 @@ class SegmentedData(TaskData[bytes]):
         path = self.files[index]
         return read_photo(path).image if self.folder is None else self.folder.read(self._labels[path])[0]
 
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
         """The labels of each."""
         found = cast(Segmenter, predictor).segment(samples)
         return [zlib.compress(entry.labels.astype(np.uint16).tobytes(), level=1) for entry in found]
 
-    def metrics(self, answers: Sequence[bytes | None]) -> tuple[TaskMetric, ...]:
+    def metrics(self, predictions: Sequence[bytes | None]) -> tuple[TaskMetric, ...]:
         """Mean IoU over the classes that are true or predicted somewhere."""
         if self.folder is None:
             return ()
         confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-        for path, answer in zip(self.files, answers, strict=True):
-            if answer is not None:
+        for path, packed in zip(self.files, predictions, strict=True):
+            if packed is not None:
                 labels = self.folder.read_labels(self._labels[path])
-                confusion += confusion_of(labels, labels_of(answer).reshape(labels.shape), self.num_classes)
-        samples = sum(answer is not None for answer in answers)
+                confusion += confusion_of(labels, labels_of(packed).reshape(labels.shape), self.num_classes)
+        samples = sum(packed is not None for packed in predictions)
         return (TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=samples),)
 
     def agreement(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Agreement:
@@ -133,9 +133,9 @@ class SegmentedData(TaskData[bytes]):
         return Counter({(int(row), int(column)): int(counts[row, column]) for row, column in np.argwhere(counts)})
 
 
-def labels_of(answer: bytes) -> NDArray[np.uint16]:
-    """The labels (H * W,) of a segmenter's answer."""
-    return np.frombuffer(zlib.decompress(answer), np.uint16)
+def labels_of(packed: bytes) -> NDArray[np.uint16]:
+    """The labels (H * W,) of a prediction."""
+    return np.frombuffer(zlib.decompress(packed), np.uint16)
 
 
 def read_segmented(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:

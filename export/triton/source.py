@@ -18,7 +18,7 @@ class TritonSource:
     """A file that one of Triton's backends runs."""
 
     path: Path
-    description: BundleFile  # of the graph, or of that which the engine was built from
+    description: BundleFile  # the graph, or that which the engine was built from
     max_batch: int
     engine: EngineRecord | None = None  # None: it is a graph
 

@@ -120,7 +120,7 @@ def judge_sure(images: Sequence[SurePairs], allowed: float) -> Comparison:
     share = unmatched / max(decided, 1)
     unsettled = sum(not image.settled for image in images)
     problem = None
-    if share > allowed and unmatched > 1:  # of a few, one may be so near to a limit that rounding decides
+    if share > allowed and unmatched > 1:  # one of a few may be so near to a limit that rounding decides
         problem = f"{unmatched} of {decided} sure detections have no partner, more than {allowed:.0%}"
     elif unsettled:
         problem = f"on {unsettled} of {len(images)} images suppression needs more rounds than the graph has"

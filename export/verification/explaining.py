@@ -94,7 +94,7 @@ class Explainer:
     reference: Reference
     right: onnx.ModelProto  # the fp32 graph: of the checkpoint where there is one, else the bundle's own
     traced: ExportedGraph | None  # the bundle's fp32 graph with the program that it should compute
-    folder: Path  # of the reproducers, one for each file
+    folder: Path  # where the reproducers go, a folder for each file
     command: Sequence[str]
 
     def explain(self, outcome: Outcome) -> Outcome:

@@ -47,8 +47,8 @@ class Tolerance:
 
 
 BLANK = "; blank images are held to being finite alone, as there all tokens are rounded alike and errors add up"
-EXACT_DB = 200.0  # the SNR of equal arrays, and the highest that is told; JSON has no infinity
-TOP1_MARGIN = 2 * math.sqrt(2)  # of the noise allowed: the difference of two logits has sqrt(2) of the noise of one
+EXACT_DB = 200.0  # the SNR of equal arrays, and the highest that is reported; JSON has no infinity
+TOP1_MARGIN = 2 * math.sqrt(2)  # times the noise allowed: the difference of two logits has sqrt(2) of the noise of one
 FINITE = Tolerance()
 FP32 = Tolerance(absolute=1e-4, relative=1e-3, cosine=0.99999)
 GATES: dict[Precision, Tolerance] = {

@@ -1,7 +1,7 @@
 """Where does a graph lose its precision? Two graphs of one model, compared at the end of each of its modules.
 
 Every export keeps the path of its module at each node. The last float value of a module in one graph and in the other
-are the same quantity, whatever precision the second computes in, so two figures can be told for each module:
+are the same quantity, whatever precision the second computes in, so there are two figures for each module:
 
 - *built up*: the error that has come together there when both graphs are given the same input;
 - *own*: the error that the module makes by itself, when what it reads is the first graph's, rounded to its own type.
@@ -31,7 +31,7 @@ from export.verification.gates import EXACT_DB, GATES, signal_to_noise
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SELECTING = ("TopK", "NonZero", "NonMaxSuppression")
 PROBE = "probe/"  # prefix of the outputs that give values as float32
-MAX_BYTES = 2**30  # of one image's values of all modules
+MAX_BYTES = 2**30  # for one image's values of all modules
 STANDS_OUT_DB = 20.0  # how much noisier than the median a module must be to be blamed within the gate
 
 ModuleValues = dict[str, str]  # path of a module -> its last float value
@@ -50,7 +50,7 @@ class ModuleError:
 class LayerErrors:
     """Of all modules that two graphs share, in the order of the graph."""
 
-    precision: Precision  # of the second graph
+    precision: Precision  # the second graph's
     modules: tuple[ModuleError, ...]
 
     @property

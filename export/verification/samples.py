@@ -25,8 +25,8 @@ from convmae_deploy.terminal import Terminal
 SEED = 20220508
 PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples` are called
 PHOTOS, CLIPS = 32, 8  # at most by default; clips are held in memory as the graph takes them
-PANNED = 3 / 4  # of the sides of a made picture are in a frame at a time
-RUN_RECORD = "run.json"  # of a training run: says which photos it used
+PANNED = 3 / 4  # share of a made picture's sides that is in a frame at a time
+RUN_RECORD = "run.json"  # in a training run's folder: says which photos it used
 VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
@@ -74,7 +74,7 @@ def verification_photos(data: Path | None, run: Path | None, count: int) -> Samp
     photos = [] if folder is None else _readable_photos(folder, count)
     if run is None or not photos:
         return Samples("made pictures", made_photos(count))
-    tell_of_run("photos", folder, run)
+    announce_run("photos", folder, run)
     return Samples("photos", photos)
 
 
@@ -101,7 +101,7 @@ def data_of_run(checkpoint: Path) -> Path | None:
     return Path(data)
 
 
-def tell_of_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
+def announce_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
     """Says which photos or videos are used without having been asked for."""
     Terminal(stderr=True).print(
         printable(
@@ -194,7 +194,7 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, run: Path | N
             videos = ()
         clips = read_some(videos, count, lambda path: read_clips(path, spec)[0])
         if clips:
-            tell_of_run("videos", own, run)
+            announce_run("videos", own, run)
             return Samples("videos", clips)
     return Samples("made clips", made_clips(spec, count))
 

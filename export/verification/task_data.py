@@ -1,6 +1,6 @@
 """Photos and videos of a user, with labels or without, for the models of each task.
 
-Every model answers as it is served, through its predictor with the manifest's preprocessing. What it answers is kept
+Every model answers as it is served, through its predictor with the manifest's preprocessing. Its predictions are kept
 in few bytes, so that the metric can be computed, and models compared, after all of them have run.
 """
 
@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 from rich.progress import track
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.data.segmentation_folder import LabelError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.terminal import Terminal
 
+PHOTOS_AT_ONCE = 16
+
 Kind = Literal["photos", "videos"]
-Answer = TypeVar("Answer")
+Prediction = TypeVar("Prediction")
 Item = TypeVar("Item")
 
 
@@ -39,7 +43,7 @@ class Agreement:
 
     counted: str  # what is counted, in words
     decided: int
-    agreeing: int  # of those
+    agreeing: int
     by_chance: float = 0.0  # share that rounding alone may change, as near ties are among them; 0: they are not
 
     @property
@@ -51,11 +55,11 @@ class Agreement:
 Changes = Counter[tuple[int, int]]  # (class of the reference, class of the model) -> how often, where they differ
 
 
-class TaskData(ABC, Generic[Answer]):
-    """Photos or videos for models of one task; one at a time is in memory, and what was answered in few bytes."""
+class TaskData(ABC, Generic[Prediction]):
+    """Photos or videos for models of one task; one at a time is in memory, and the predictions in few bytes."""
 
     kind: Kind = "photos"
-    batch = 1  # samples that a model is asked at once
+    batch = 1  # samples in a run of a model
 
     def __init__(self, files: Sequence[Path], *, labelled: bool) -> None:
         self.files = tuple(files)
@@ -66,14 +70,14 @@ class TaskData(ABC, Generic[Answer]):
         """What `changes` counts, in words."""
         return self.kind
 
-    def answers(self, predictor: Predictor, *, title: str = "Predicting") -> list[Answer | None]:
+    def predictions(self, predictor: Predictor, *, title: str = "Predicting") -> list[Prediction | None]:
         """What a model makes of each sample, in the order of `files`; None where it cannot be decoded.
 
         Raises:
             ConvMAEError: none can be decoded.
             ModelOutputError: the graph's answer has a wrong shape or is not finite.
         """
-        found: dict[int, Answer] = {}
+        found: dict[int, Prediction] = {}
         waiting: dict[int, Any] = {}
         for index in track(range(len(self.files)), title, console=Terminal(stderr=True), transient=True):
             try:
@@ -83,37 +87,56 @@ class TaskData(ABC, Generic[Answer]):
             except ConvMAEError:
                 continue
             if len(waiting) == self.batch:
-                found |= self._ask(predictor, waiting)
+                found |= self._predict(predictor, waiting)
                 waiting = {}
-        found |= self._ask(predictor, waiting)
+        found |= self._predict(predictor, waiting)
         if not found:
             raise ConvMAEError(f"none of the {len(self.files)} {self.kind} can be decoded; choose another folder")
         return [found.get(index) for index in range(len(self.files))]
 
-    def _ask(self, predictor: Predictor, samples: Mapping[int, Any]) -> dict[int, Answer]:
+    def _predict(self, predictor: Predictor, samples: Mapping[int, Any]) -> dict[int, Prediction]:
         if not samples:
             return {}
-        return dict(zip(samples, self.ask(predictor, list(samples), list(samples.values())), strict=True))
+        return dict(zip(samples, self.predict(predictor, list(samples), list(samples.values())), strict=True))
 
     @abstractmethod
     def read(self, index: int, predictor: Predictor) -> Any:
-        """A sample as `ask` takes it; raises ConvMAEError where it cannot be decoded."""
+        """A sample as `predict` takes it; raises ConvMAEError where it cannot be decoded."""
 
     @abstractmethod
-    def ask(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Any]) -> Sequence[Answer]:
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Any]) -> Sequence[Prediction]:
         """What a model makes of some samples."""
 
     @abstractmethod
-    def metrics(self, answers: Sequence[Answer | None]) -> tuple[TaskMetric, ...]:
-        """The task's metrics of what a model answered, the one to decide by last; none without labels."""
+    def metrics(self, predictions: Sequence[Prediction | None]) -> tuple[TaskMetric, ...]:
+        """The task's metrics of a model's predictions, the one to decide by last; none without labels."""
 
     @abstractmethod
-    def agreement(self, expected: Sequence[Answer | None], found: Sequence[Answer | None]) -> Agreement:
+    def agreement(self, expected: Sequence[Prediction | None], found: Sequence[Prediction | None]) -> Agreement:
         """How often a model says what the reference says."""
 
-    def changes(self, expected: Sequence[Answer | None], found: Sequence[Answer | None]) -> Changes:
+    def changes(self, expected: Sequence[Prediction | None], found: Sequence[Prediction | None]) -> Changes:
         """Which classes a model takes for which others than the reference does; detections have no such pairs."""
         return Counter()
+
+
+class OneRowData(TaskData[FloatArray]):
+    """Photos or videos, each one row of the graph's input; a prediction is its row of the task's key output."""
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, kind: Kind) -> None:
+        super().__init__(files, labelled=labels is not None)
+        self.labels, self.kind = labels, kind
+        self.batch = 1 if kind == "videos" else PHOTOS_AT_ONCE
+
+    def read(self, index: int, predictor: Predictor) -> FloatArray:
+        """The graph's input (3, ...), of a video the clip in its middle."""
+        (row,) = predictor.prepare(self.files[index]).rows
+        return np.asarray(row)
+
+    def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[FloatArray]) -> list[FloatArray]:
+        """The key output of each, such as logits (K,)."""
+        name = predictor.KEY_OUTPUT
+        return list(predictor.run(np.stack(samples), (name,))[name])
 
 
 def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:

@@ -53,11 +53,11 @@ class TaskGate:
 
     differing: float  # largest share of answers that are not the reference's; 1: not held
     loss: float  # points of each metric
-    both_ways: bool = False  # whether a gain of as many points is wrong too
+    two_sided: bool = False  # whether a gain of as many points is wrong too
 
 
 TASK_GATES: dict[Precision, TaskGate] = {
-    "fp32": TaskGate(differing=0.0, loss=0.05, both_ways=True),
+    "fp32": TaskGate(differing=0.0, loss=0.05, two_sided=True),
     "fp16": TaskGate(differing=0.005, loss=0.2),
     "bf16": TaskGate(differing=0.01, loss=0.3),
     "int8": TaskGate(differing=1.0, loss=1.0),
@@ -91,7 +91,7 @@ def task_problems(
     problems = [
         f"{one.name} changes from {one.value:.2f} % to {other.value:.2f} %, by more than {gate.loss:g} points"
         for one, other in zip(before, after, strict=True)
-        if one.value - other.value > gate.loss or (gate.both_ways and other.value - one.value > gate.loss)
+        if one.value - other.value > gate.loss or (gate.two_sided and other.value - one.value > gate.loss)
     ]
     allowed = allowed_differences(gate, agreement)
     # Where labels decide, an answer among near ties that changes is no harm of its own.

@@ -32,7 +32,7 @@ from export.verification.task_data import Agreement, Changes, TaskData, TaskMetr
 from export.verification.task_metrics import predictor_on, task_gate, task_problems
 
 SCATTERED = 600  # pairs of values in a scatter plot, at most
-SCATTERED_IMAGES = 8  # of the largest batch of pictures, from which they are
+SCATTERED_IMAGES = 8  # images that they are taken from, in the largest batch of pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskAnswers:
+class TaskOutcome:
     """What a model makes of the user's data."""
 
     metrics: tuple[TaskMetric, ...]
@@ -62,7 +62,7 @@ class Outcome:
     runtime: str = ""  # with its version
     report: NumericsReport | None = None  # None: it was not run
     failures: tuple[Failure, ...] = ()
-    task: TaskAnswers | None = None  # None: there were no data
+    task: TaskOutcome | None = None  # None: there were no data
     scatter: tuple[FloatArray, FloatArray] | None = None  # some values of the reference and of this, (n,) each
     problems: tuple[str, ...] = ()  # clauses; none: all holds
     divergence: str | None = None  # the first diverging layer, where there is a failure
@@ -81,7 +81,7 @@ class Results:
     bundle: Bundle
     reference: Reference
     outcomes: tuple[Outcome, ...]
-    reference_task: TaskAnswers | None
+    reference_task: TaskOutcome | None
     data: TaskData[Any] | None
     layers: dict[str, LayerErrors]  # file -> its modules against those of the fp32 graph
     manifest_problems: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Examiner:
     reference: Reference  # its runner is a `KeptRunner`
     batches: Sequence[Batch]
     data: TaskData[Any] | None
-    reference_answers: list[Any] | None  # of `data`
+    reference_predictions: list[Any] | None  # of `data`
 
     def examine(self, combination: Combination, verification: Verification | None = None) -> Outcome:
         """Runs a combination.
@@ -145,7 +145,7 @@ class Examiner:
         watched = Watched(runner, scatter_batch(self.batches).images)
         if verification is None:
             verification = self._verify(combination, watched, runtime)
-        answers, problems = self._ask(combination, runner) if starts else (None, [])
+        outcome, problems = self._run_task(combination, runner) if starts else (None, [])
         if verification.failures:
             worst = verification.worst
             problems.insert(0, f"worst output {worst.output} on {worst.batch.name}, {worst.comparison.problem}")
@@ -154,7 +154,7 @@ class Examiner:
             runtime=runtime,
             report=verification.report,
             failures=verification.failures,
-            task=answers,
+            task=outcome,
             scatter=self._scatter(watched),
             problems=tuple(problems),
         )
@@ -176,26 +176,26 @@ class Examiner:
             return [batch for batch in self.batches if len(batch.images) == 1]
         return list(self.batches)
 
-    def _ask(self, combination: Combination, runner: Runner) -> tuple[TaskAnswers | None, list[str]]:
+    def _run_task(self, combination: Combination, runner: Runner) -> tuple[TaskOutcome | None, list[str]]:
         """What it makes of the user's data, and what is wrong with that."""
-        if self.data is None or self.reference_answers is None or combination.runtime == REFERENCE:
+        if self.data is None or self.reference_predictions is None or combination.runtime == REFERENCE:
             return None, []
         predictor = predictor_on(runner, self.bundle.manifest, combination.title)
         try:
-            found = self.data.answers(predictor, title=f"{combination.title}: {self.data.kind}")
+            found = self.data.predictions(predictor, title=f"{combination.title}: {self.data.kind}")
         except ModelOutputError as error:
             return None, [f"it does not answer on the {self.data.kind}: {error}"]
         except Exception as error:  # no runtime's exceptions have a common base
             return None, [f"it does not run on the {self.data.kind}: {' '.join(str(error).split())}"]
-        answers = TaskAnswers(
+        outcome = TaskOutcome(
             metrics=self.data.metrics(found),
-            agreement=self.data.agreement(self.reference_answers, found),
-            changes=self.data.changes(self.reference_answers, found),
+            agreement=self.data.agreement(self.reference_predictions, found),
+            changes=self.data.changes(self.reference_predictions, found),
         )
-        before = self.data.metrics(self.reference_answers)
-        assert answers.agreement is not None
+        before = self.data.metrics(self.reference_predictions)
+        assert outcome.agreement is not None
         gate = task_gate(combination.gate, self.bundle.manifest.files.get(combination.file))
-        return answers, task_problems(gate, before, answers.metrics, answers.agreement)
+        return outcome, task_problems(gate, before, outcome.metrics, outcome.agreement)
 
     def _scatter(self, watched: "Watched") -> tuple[FloatArray, FloatArray] | None:
         """Pairs of values of the key output, spread over a few images."""

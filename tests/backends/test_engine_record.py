@@ -41,8 +41,8 @@ def test_of_several_engines_none_is_taken_for_a_graph_that_has_none(bundle: Bund
         find_engine(bundle, None)
 
 
-def test_a_missing_engine_is_a_sentence_with_the_command_that_builds_it(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match=f"found none; .*to_tensorrt {bundle.path} --precision fp32"):
+def test_a_missing_engine_is_a_sentence_that_says_what_to_build(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="found none; build it on this machine in fp32"):
         find_engine(bundle, None)
     with pytest.raises(BundleError, match="has no engine other.engine"):
         find_engine(bundle, "other.engine")

@@ -29,6 +29,7 @@ from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
 from tests.bundle_factory import (
+    batch_for,
     make_bundle,
     make_detection_bundle,
     make_segmentation_bundle,
@@ -80,10 +81,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 @pytest.fixture(scope="module")
 def backend(bundles: dict[str, Bundle]) -> OpenVinoBackend:
     return OpenVinoBackend(bundles["classification"], threads=1)
-
-
-def batch_for(bundle: Bundle, count: int) -> Any:
-    return np.random.default_rng(count).standard_normal((count, *bundle.manifest.input.shape), dtype=np.float32)
 
 
 @pytest.mark.parametrize("task", MAKERS)
@@ -265,7 +262,7 @@ def test_without_the_package_one_sentence_names_the_extra(
     monkeypatch.setattr(openvino_backend, "openvino_core", openvino_core.__wrapped__)  # as if not asked for before
     monkeypatch.setattr(openvino_backend, "openvino_capabilities", ask_openvino)
     assert computed() == ()
-    with pytest.raises(ConvMAEError, match=r"pip install 'convmae-deploy\[openvino\]'") as caught:
+    with pytest.raises(ConvMAEError, match=r"pip install '\.\[openvino\]'") as caught:
         OpenVinoBackend(bundles["classification"])
     assert "\n" not in str(caught.value)
 

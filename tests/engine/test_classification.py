@@ -16,6 +16,6 @@ def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
 
 def test_an_accuracy_is_told_with_the_names_of_metrics_jsonl() -> None:
     scores = {"loss": 0.25, "top1": 50.0, "top5": 75.5}
-    found = Validation(scores=scores, told=Accuracy().told(scores), images=8, unreadable=1)
+    found = Validation(scores=scores, summary=Accuracy().summary(scores), images=8, unreadable=1)
     assert found.numbers == {"val_loss": 0.25, "val_top1": 50.0, "val_top5": 75.5, "unreadable_val": 1}
-    assert found.told == "top-1 50.00 %, top-5 75.50 %"
+    assert found.summary == "top-1 50.00 %, top-5 75.50 %"

@@ -56,7 +56,7 @@ def test_a_detector_that_sees_everything_scores_one(root: Path) -> None:
 def test_what_is_told_are_percentages(root: Path) -> None:
     validation = evaluate(root)
     assert validation.numbers["val_mask_ap"] == validation.numbers["val_box_ar_small"] == pytest.approx(100)
-    assert validation.told == "box AP 100.00 % (AP50 100.00 %), mask AP 100.00 % (AP50 100.00 %)"
+    assert validation.summary == "box AP 100.00 % (AP50 100.00 %), mask AP 100.00 % (AP50 100.00 %)"
 
 
 def test_a_detector_that_finds_nothing_scores_zero(root: Path) -> None:

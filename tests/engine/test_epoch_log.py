@@ -38,7 +38,7 @@ def begin(out: Path, **settings: Any) -> EpochLog:
 
 
 def scored(value: float) -> Validation:
-    return Validation(scores={"miou": value, "other": 1.0}, told=f"mIoU {value:.1f}", images=2, unreadable=0)
+    return Validation(scores={"miou": value, "other": 1.0}, summary=f"mIoU {value:.1f}", images=2, unreadable=0)
 
 
 def test_a_validation_is_due_every_so_many_epochs_and_after_the_last(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_a_validation_is_told_with_its_loss_where_it_has_one(
 ) -> None:
     log = begin(tmp_path / "run", validation_epochs=1)
     log.console = Console(width=200)
-    log.finish(0, 2.0, Validation(scores={"loss": 0.25, "miou": 50.0}, told="mIoU 50.00 %", images=2, unreadable=0))
-    log.finish(1, 1.5, Validation(scores={"miou": 60.0}, told="mIoU 60.00 %", images=2, unreadable=0))
+    log.finish(0, 2.0, Validation(scores={"loss": 0.25, "miou": 50.0}, summary="mIoU 50.00 %", images=2, unreadable=0))
+    log.finish(1, 1.5, Validation(scores={"miou": 60.0}, summary="mIoU 60.00 %", images=2, unreadable=0))
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "epoch 1/5: training loss 2.0000, validation loss 0.2500, mIoU 50.00 %"
     assert told[1] == "epoch 2/5: training loss 1.5000, mIoU 60.00 %"

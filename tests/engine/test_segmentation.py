@@ -97,8 +97,8 @@ def test_what_there_is_to_tell_is_in_percent() -> None:
     metric = ConfusionMetric(CLASSES)
     metric.confusion += np.array([[6, 2, 0], [0, 8, 0], [0, 0, 0]])
     scores = metric.compute(Accelerator(cpu=True))
-    assert metric.told(scores) == "mIoU 77.50 %, mAcc 87.50 %, aAcc 87.50 %"
-    numbers = Validation(scores=scores, told="", images=4, unreadable=1).numbers
+    assert metric.summary(scores) == "mIoU 77.50 %, mAcc 87.50 %, aAcc 87.50 %"
+    numbers = Validation(scores=scores, summary="", images=4, unreadable=1).numbers
     assert numbers["val_miou"] == pytest.approx(77.5)
     assert numbers["val_iou/right"] == pytest.approx(80) and numbers["unreadable_val"] == 1
 

@@ -149,9 +149,9 @@ def test_the_flavour_is_the_one_that_can_build_here(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConvMAEError, match="found no NVIDIA GPU"):
         choose_flavour("tensorrt")
     installed.clear()
-    with pytest.raises(ConvMAEError, match=r"TensorRT or TensorRT for RTX, .*convmae-deploy\[tensorrt-rtx\]"):
+    with pytest.raises(ConvMAEError, match=r"needs TensorRT or TensorRT for RTX; .*\.\[tensorrt-rtx\]"):
         choose_flavour("auto")
-    with pytest.raises(ConvMAEError, match=r"convmae-deploy\[tensorrt\]"):
+    with pytest.raises(ConvMAEError, match=r"needs TensorRT; .*\.\[tensorrt\]"):
         choose_flavour("tensorrt")
 
 
@@ -213,7 +213,7 @@ def die(request: BuildRequest, sender: Any) -> None:
 def test_a_crash_of_tensorrt_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_builder, "_build_and_tell", die)
+    monkeypatch.setattr(tensorrt_builder, "_build_and_send", die)
     sentence = refusal(make_bundle(tmp_path / "bundle"))
     assert "ended its process while it built an engine of" in sentence
     assert "(signal SIGSEGV); its last message was: cannot reach the device" in sentence

@@ -26,7 +26,7 @@ from export.graphs.to_onnx import ExportedGraph
 from export.tasks import open_task
 from tests.bundle_factory import make_segmentation_bundle, write_manifest
 from tests.export.conftest import CLASSES, MAX_BATCH
-from tests.export.verification.test_divergence import store, transpose_weight, weight_of
+from tests.export.verification.test_divergence import perturb_one_number, store, transpose_weight, weight_of
 from tests.photo_folders import make_photo_folder
 
 Damage = Callable[[onnx.ModelProto], None]
@@ -102,13 +102,6 @@ def swap_red_and_blue(model: onnx.ModelProto) -> None:
     weight = weight_of(model, "encoder.patch_embed1", "MatMul")  # (4 * 4 * 3, C), channels last
     values = numpy_helper.to_array(weight)
     store(weight, values.reshape(16, 3, -1)[:, ::-1].reshape(values.shape))
-
-
-def perturb_one_number(model: onnx.ModelProto) -> None:
-    weight = weight_of(model, "encoder.blocks1.0.mlp.fc2", "MatMul")
-    values = numpy_helper.to_array(weight).copy()
-    values[3, 4] += 0.5
-    store(weight, values)
 
 
 def stop_on_every_batch(model: onnx.ModelProto) -> None:

@@ -99,5 +99,5 @@ def test_other_suffixes_folders_and_unequal_rows_are_refused(tmp_path: Path) -> 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConvMAEError, match=r"pip install 'convmae-deploy\[parquet\]'"):
+    with pytest.raises(ConvMAEError, match=r"pip install '\.\[parquet\]'"):
         write_features(tmp_path / "features.parquet", NAMES, FEATURES)

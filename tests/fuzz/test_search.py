@@ -183,7 +183,7 @@ def test_without_atheris_the_program_names_the_extra(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         program.main(["exif"])
-    assert "convmae-deploy[fuzz]" in capsys.readouterr().err
+    assert "'.[fuzz]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["nothing"], [], ["exif", "--minutes", "0"]])

@@ -12,6 +12,7 @@ from convmae_deploy.tasks.base import Predictor
 from serving.app import create_app
 from serving.models import open_predictors
 from serving.settings import Settings
+from serving.video_process import VideoProcesses
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.serving.running_server import RunningServer, caller_settings, run_server
 
@@ -108,3 +109,11 @@ def make_client(predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatc
 def client(make_client: ClientFactory) -> TestClient:
     """A client of an application with default settings."""
     return make_client()
+
+
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[VideoProcesses]:
+    """Processes that do not decode."""
+    processes = VideoProcesses("tests.serving.misbehaving_worker")
+    yield processes
+    processes.close()

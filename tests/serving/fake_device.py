@@ -73,7 +73,7 @@ class FakeDevice:
                 raise RuntimeError("poisoned")
             if self.real is not None:
                 return self.real.run(image, outputs)
-            return {name: self._answer(name, marks) for name in outputs}
+            return {name: self._outputs(name, marks) for name in outputs}
         finally:
             self._one.release()
 
@@ -88,7 +88,7 @@ class FakeDevice:
         """Returns once a batch has begun that was not waited for before."""
         assert self.entered.acquire(timeout=PATIENCE_SECONDS)
 
-    def _answer(self, name: str, marks: NDArray[np.float32]) -> NDArray[Any]:
+    def _outputs(self, name: str, marks: NDArray[np.float32]) -> NDArray[Any]:
         spec = self.manifest.outputs[name]
         shape = (len(marks), *spec.shape)
         return np.broadcast_to(_reshaped(marks, len(shape)), shape).astype(spec.dtype)

@@ -13,20 +13,20 @@ from serving import video_worker
 MAGIC = b"\x1aE\xdf\xa3"  # of Matroska, so that the server takes it for a video
 
 
-def video_that(does: str, told: Path | None = None) -> bytes:
+def video_that(does: str, pipe: Path | None = None) -> bytes:
     """A video that has the process that is to decode it do this.
 
     Args:
         does: "aborts", "takes all memory", "raises" or "never ends".
-        told: a pipe that the process opens first and holds as long as it lives.
+        pipe: one that the process opens first and holds as long as it lives.
     """
-    return MAGIC + f"{does}\n{told or ''}".encode()
+    return MAGIC + f"{does}\n{pipe or ''}".encode()
 
 
 def misbehave(request: dict[str, Any], data: bytes) -> NoReturn:
     """In place of decoding."""
-    does, _, told = data.removeprefix(MAGIC).decode().partition("\n")
-    pipe = os.open(told, os.O_WRONLY) if told else None
+    does, _, name = data.removeprefix(MAGIC).decode().partition("\n")
+    pipe = os.open(name, os.O_WRONLY) if name else None
     if does == "aborts":
         os.abort()
     if does == "raises":

@@ -11,7 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 PATIENCE_SECONDS = 20
 FLAGS = (
@@ -108,6 +108,13 @@ class PageDriver:
     def wait_for_state(self, state: str) -> None:
         """Waits until the page is idle, working, done or in error."""
         self.wait(lambda: self.one("body").get_attribute("data-state") == state, f"the state {state}")
+
+    def choose_model(self, name: str, width: int = 1280) -> None:
+        """Loads the page in a window of that width and chooses a model by its name."""
+        self.open(width=width)
+        self.wait_for_model()
+        Select(self.one("#model")).select_by_value(name)
+        self.wait(lambda: name in self.one("footer").text, f"the model {name}")
 
     def wait_for_model(self) -> None:
         """Waits until the page knows which model it asks."""

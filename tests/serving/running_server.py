@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """An HTTP answer."""
 
     status: int
@@ -52,17 +52,23 @@ class RunningServer:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
+    def pending_jobs(self) -> int:
+        """Requests that are queued or running, as /metrics says."""
+        match = re.search(rb"^convmae_pending_jobs (\d+)", self.request("/metrics").body, re.MULTILINE)
+        assert match is not None
+        return int(match[1])
+
     def request(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, method: str | None = None
-    ) -> Answer:
+    ) -> Response:
         """One request on a connection of its own."""
         request = urllib.request.Request(self.url + path, data=body, headers=dict(headers or {}), method=method)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
-                return Answer(response.status, _lower(response.headers.items()), response.read())
+                return Response(response.status, _lower(response.headers.items()), response.read())
         except urllib.error.HTTPError as error:
             with error:
-                return Answer(error.code, _lower(error.headers.items()), error.read())
+                return Response(error.code, _lower(error.headers.items()), error.read())
 
     def connect(self) -> socket.socket:
         """A raw connection."""
@@ -129,8 +135,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def read_answer(connection: socket.socket) -> Answer:
-    """Reads one answer with a Content-Length from a raw connection.
+def read_response(connection: socket.socket) -> Response:
+    """Reads one response with a Content-Length from a raw connection.
 
     Raises:
         ConnectionError: the connection ends first.
@@ -145,7 +151,7 @@ def read_answer(connection: socket.socket) -> Answer:
         body += _receive(connection)
     match = re.match(r"HTTP/1\.1 (\d{3})", lines[0])
     assert match is not None, lines[0]
-    return Answer(int(match[1]), headers, body)
+    return Response(int(match[1]), headers, body)
 
 
 def post_head(path: str, *headers: str) -> bytes:
@@ -161,7 +167,7 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
 def _receive(connection: socket.socket) -> bytes:
     data = connection.recv(65536)
     if not data:
-        raise ConnectionError("the connection ended before the answer did")
+        raise ConnectionError("the connection ended before the response did")
     return data
 
 

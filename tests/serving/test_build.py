@@ -14,7 +14,7 @@ import pytest
 
 from serving.build import build, copy_sources
 from tests.bundle_factory import make_bundle
-from tests.serving.running_server import ROOT, caller_environment, post_head, read_answer, run_server
+from tests.serving.running_server import ROOT, caller_environment, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 
 
@@ -66,7 +66,7 @@ def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path)
         assert len(running.request("/v1/classify", jpeg()).json()) == 3
         with running.connect() as connection:  # our protocol's limits hold in BentoML's worker too
             connection.sendall(post_head("/v1/classify", f"X-Filler: {'a' * 200_000}")[:-4])
-            assert read_answer(connection).code == "headers_too_large"
+            assert read_response(connection).code == "headers_too_large"
         assert running.request("/schema.json").code == "not_found"  # BentoML's own pages are out of reach
         assert running.stop() == 0
 

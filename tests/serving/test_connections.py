@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import select
 import socket
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
+from tests.serving.running_server import RunningServer, post, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -61,12 +60,6 @@ ODD = {  # the start of each request, which gets what else it needs
 }
 
 
-def pending_jobs(server: RunningServer) -> int:
-    match = re.search(rb"^convmae_pending_jobs (\d+)", server.request("/metrics").body, re.MULTILINE)
-    assert match is not None
-    return int(match[1])
-
-
 def is_closed(connection: socket.socket) -> bool:
     """Whether the other side has closed the connection; waits for it."""
     try:
@@ -85,7 +78,7 @@ def locked_server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_an_announced_body_beyond_the_limit_is_refused_before_it_is_read(server: RunningServer) -> None:
     with server.connect() as connection:  # row 13: not one byte of the body is sent
         connection.sendall(post_head("/v1/classify", "Content-Length: 20000001"))
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code, answer.headers["connection"]) == (413, "body_too_large", "close")
         assert is_closed(connection)
 
@@ -95,7 +88,7 @@ def test_json_may_be_larger_than_other_bodies(server: RunningServer) -> None:
         with server.connect() as connection:
             headers = (f"Content-Length: {length}", "Content-Type: application/json", "Expect: 100-continue")
             connection.sendall(post_head("/v1/classify", *headers))
-            assert read_answer(connection).status == status
+            assert read_response(connection).status == status
 
 
 def test_a_chunked_body_is_refused_as_soon_as_it_passes_the_limit(server: RunningServer) -> None:
@@ -109,7 +102,7 @@ def test_a_chunked_body_is_refused_as_soon_as_it_passes_the_limit(server: Runnin
             answered = bool(readable)
             if not answered:
                 sent += connection.send(block[sent % len(block) :])
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code) == (413, "body_too_large")
         assert 20_000_000 < sent < 28_000_000
 
@@ -118,7 +111,7 @@ def test_a_client_that_sends_all_of_a_large_body_first_still_gets_its_answer(ser
     body = bytes(25_000_000)
     with server.connect() as connection:
         connection.sendall(post("/v1/classify", body))
-        assert read_answer(connection).status == 413
+        assert read_response(connection).status == 413
 
 
 def test_a_client_that_goes_away_early_leaves_no_work_behind(server: RunningServer) -> None:
@@ -127,21 +120,21 @@ def test_a_client_that_goes_away_early_leaves_no_work_behind(server: RunningServ
     for _ in range(8):  # whole requests whose answers nobody waits for
         with server.connect() as connection:
             connection.sendall(post("/v1/classify", jpeg(1600, 1200)))
-    wait_until(lambda: not pending_jobs(server))
+    wait_until(lambda: not server.pending_jobs())
     assert server.request("/v1/classify", jpeg()).status == 200
 
 
 def test_a_length_that_is_no_number_is_an_error_in_the_usual_shape(server: RunningServer) -> None:
     with server.connect() as connection:
         connection.sendall(post_head("/v1/classify", "Content-Length: abc"))
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code) == (400, "invalid_http")
 
 
 def test_something_other_than_http_is_an_error_in_the_usual_shape(server: RunningServer) -> None:
     with server.connect() as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
-        assert read_answer(connection).code == "invalid_http"
+        assert read_response(connection).code == "invalid_http"
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -149,7 +142,7 @@ def test_headers_of_200_kilobytes_are_refused(server: RunningServer, ended: bool
     head = post_head("/v1/classify", *(f"X-Filler-{index}: {'a' * 1000}" for index in range(200)))  # row 36
     with server.connect() as connection:
         connection.sendall(head if ended else head[:-4])
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code) == (431, "headers_too_large")
 
 
@@ -161,7 +154,7 @@ def test_a_body_of_a_byte_a_second_is_cut_off(server: RunningServer) -> None:
             connection.sendall(b"a")
             pieces += 1
             assert pieces < 2 * PATIENCE_SECONDS
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code) == (408, "body_timeout")
 
 
@@ -201,7 +194,7 @@ def test_an_offer_of_http_2_is_ignored_and_the_connection_goes_on(server: Runnin
     with server.connect() as connection:
         for _ in range(2):
             connection.sendall(post("/v1/classify", jpeg(), *offer))
-            assert read_answer(connection).status == 200
+            assert read_response(connection).status == 200
 
 
 def test_names_and_pages_of_others_are_refused_by_a_local_server_without_a_key(server: RunningServer) -> None:
@@ -224,7 +217,7 @@ def test_many_silent_connections_neither_lock_others_out_nor_end_a_request(bundl
             for _ in range(3):
                 assert few.request("/v1/classify", photo).status == 200
             slow.sendall(photo[100:])
-            assert read_answer(slow).status == 200
+            assert read_response(slow).status == 200
         assert "Traceback" not in few.log.read_text()
 
 
@@ -233,7 +226,7 @@ def test_a_bad_key_is_refused_before_100_megabytes_are_read(locked_server: Runni
     headers = ["Content-Length: 100000000", *([] if header is None else [header])]  # row 40
     with locked_server.connect() as connection:
         connection.sendall(post_head("/v1/classify", *headers))
-        answer = read_answer(connection)
+        answer = read_response(connection)
         assert (answer.status, answer.code, answer.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
         assert answer.headers["connection"] == "close"
         assert is_closed(connection)
@@ -259,11 +252,11 @@ def test_several_requests_share_a_connection(server: RunningServer) -> None:
     with server.connect() as connection:
         for _ in range(3):
             connection.sendall(post("/v1/classify", jpeg()))
-            assert read_answer(connection).status == 200
+            assert read_response(connection).status == 200
         connection.sendall(post("/v1/classify", b"no image"))
-        assert read_answer(connection).status == 400
+        assert read_response(connection).status == 400
         connection.sendall(post("/v1/classify", jpeg()))
-        assert read_answer(connection).status == 200
+        assert read_response(connection).status == 200
 
 
 def test_after_many_wrong_keys_the_right_one_works_and_the_log_has_their_address_alone(

@@ -22,7 +22,7 @@ from serving.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings
 from tests.serving.conftest import ClientFactory, forget_settings
 from tests.serving.fake_device import SIZES, FakeDevice
-from tests.serving.running_server import RunningServer, post, read_answer, run_server
+from tests.serving.running_server import RunningServer, post, read_response, run_server
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_video
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -273,7 +273,7 @@ def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_too
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: server.request("/readyz").status == 503)
             with (tmp_path / "free").open("w"):
-                assert [read_answer(connection).status for connection in connections] == [200] * len(connections)
+                assert [read_response(connection).status for connection in connections] == [200] * len(connections)
         assert server.process.wait(timeout=PATIENCE_SECONDS) == 0
     assert any(int(line.split()[-1]) > 2 for line in server.log.read_text().splitlines()[begun + 3 :])
 

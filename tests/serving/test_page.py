@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.bundle_factory import make_bundle
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402

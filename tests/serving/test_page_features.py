@@ -14,9 +14,8 @@ from tests.bundle_factory import make_feature_bundle, make_video_feature_bundle
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_video
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
-from selenium.webdriver.support.ui import Select  # noqa: E402
 
 from tests.serving.page_driver import PageDriver, missing_program  # noqa: E402
 from tests.serving.running_server import RunningServer, run_server  # noqa: E402
@@ -56,13 +55,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def choose(page: PageDriver, name: str, width: int = 1280) -> None:
-    page.open(width=width)
-    page.wait_for_model()
-    Select(page.one("#model")).select_by_value(name)
-    page.wait(lambda: name in page.one("footer").text, f"the model {name}")
-
-
 def colours(level: NDArray[np.float32]) -> NDArray[np.float64]:
     """(cells, 3) of a map (C, H, W), or of the middle slot of one (C, slots, H, W), from 0 to 255."""
     slots = level.shape[1] if level.ndim == 4 else 1
@@ -77,7 +69,7 @@ def colours(level: NDArray[np.float32]) -> NDArray[np.float64]:
 def test_the_page_shows_the_levels_and_the_length_of_the_pooled_vector(
     server: RunningServer, page: PageDriver, files: dict[str, Path], name: str, medium: str
 ) -> None:
-    choose(page, name)
+    page.choose_model(name)
     assert page.one("h1").text == f"Look at the features of a {medium}"
     assert page.one("#picker-title").text == f"Choose a {medium}"
     page.pick(files[name])
@@ -107,7 +99,7 @@ def test_the_page_shows_the_levels_and_the_length_of_the_pooled_vector(
 def test_the_commands_on_the_page_write_what_they_say(
     page: PageDriver, files: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    choose(page, name)
+    page.choose_model(name)
     page.pick(files[name])
     shutil.copy(files[name], tmp_path)
     assert [run(command, tmp_path) for command in page.texts(".command code")] == [b"", b""]
@@ -117,7 +109,7 @@ def test_the_commands_on_the_page_write_what_they_say(
 
 @pytest.mark.parametrize("name", ["maps", "clips"])
 def test_nothing_scrolls_sideways_at_the_width_of_a_phone(page: PageDriver, files: dict[str, Path], name: str) -> None:
-    choose(page, name, width=360)
+    page.choose_model(name, width=360)
     page.pick(files[name])
     width, inside, content = page.script(
         "const root = document.documentElement; return [innerWidth, root.clientWidth, root.scrollWidth]"

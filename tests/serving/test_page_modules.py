@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convmae_deploy.tasks.label_colours import palette
 from convmae_deploy.tasks.masks import encode_mask
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from tests.serving.page_driver import PageDriver, missing_program  # noqa: E402
 

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from convmae_deploy.tasks.label_colours import palette
 from tests.serving.sample_images import jpeg, photo
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
@@ -55,13 +55,6 @@ def colourful(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def choose(page: PageDriver, name: str, width: int = 1280) -> None:
-    page.open(width=width)
-    page.wait_for_model()
-    Select(page.one("#model")).select_by_value(name)
-    page.wait(lambda: name in page.one("footer").text, f"the model {name}")
-
-
 def overlay(page: PageDriver) -> tuple[np.ndarray[Any, Any], str]:
     """The canvas over the photo as (H, W, 4), and what it says in words."""
     width, height, data, label = page.script(CANVAS)
@@ -87,7 +80,7 @@ def test_the_models_of_all_tasks_can_be_chosen_and_the_page_says_what_they_do(pa
 def test_objects_are_drawn_on_the_photo_with_boxes_and_masks(
     three_tasks: RunningServer, page: PageDriver, bright: Path
 ) -> None:
-    choose(page, "boxes")
+    page.choose_model("boxes")
     page.pick(bright)
 
     found = three_tasks.request("/v1/detect?masks=rle", bright.read_bytes()).json()
@@ -113,7 +106,7 @@ def test_objects_are_drawn_on_the_photo_with_boxes_and_masks(
 
 
 def test_another_least_score_asks_again_and_nothing_found_is_said(page: PageDriver, bright: Path) -> None:
-    choose(page, "boxes")
+    page.choose_model("boxes")
     page.pick(bright)
     set_score = """threshold.value = arguments[0]; threshold.dispatchEvent(new Event("input"));
         threshold.dispatchEvent(new Event("change"))"""
@@ -128,7 +121,7 @@ def test_another_least_score_asks_again_and_nothing_found_is_said(page: PageDriv
 def test_a_segmentation_is_laid_over_the_photo_and_named_in_a_legend(
     three_tasks: RunningServer, page: PageDriver, colourful: Path
 ) -> None:
-    choose(page, "areas")
+    page.choose_model("areas")
     page.pick(colourful)
 
     answer = three_tasks.request("/v1/segment", colourful.read_bytes(), headers={"Accept": "image/png"})
@@ -157,7 +150,7 @@ def test_a_segmentation_is_laid_over_the_photo_and_named_in_a_legend(
 def test_what_was_found_goes_with_the_photo_and_the_model(page: PageDriver, bright: Path, tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("no photo", encoding="utf-8")
-    choose(page, "boxes")
+    page.choose_model("boxes")
     page.pick(bright)
     assert page.texts(".box")
     page.pick(note, "error")
@@ -172,7 +165,7 @@ def test_what_was_found_goes_with_the_photo_and_the_model(page: PageDriver, brig
 @needs_curl
 @pytest.mark.parametrize("name", ["boxes", "areas"])
 def test_the_commands_on_the_page_give_what_they_say(page: PageDriver, bright: Path, tmp_path: Path, name: str) -> None:
-    choose(page, name)
+    page.choose_model(name)
     page.pick(bright)
     shutil.copy(bright, tmp_path / bright.name)
     first, second = page.texts(".command code")
@@ -189,7 +182,7 @@ def test_the_commands_on_the_page_give_what_they_say(page: PageDriver, bright: P
 
 @pytest.mark.parametrize("name", ["boxes", "areas"])
 def test_nothing_scrolls_sideways_or_leaves_the_origin(page: PageDriver, bright: Path, name: str) -> None:
-    choose(page, name, width=360)
+    page.choose_model(name, width=360)
     page.pick(bright)
     width, inside, content = page.script(
         "const root = document.documentElement; return [innerWidth, root.clientWidth, root.scrollWidth]"

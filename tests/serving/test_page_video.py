@@ -11,7 +11,7 @@ import pytest
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_audio, make_gif, make_video
 
-pytest.importorskip("selenium", reason="selenium is not installed: pip install 'convmae-deploy[dev]'")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
 from selenium.webdriver.support.ui import Select  # noqa: E402
 

@@ -1,6 +1,5 @@
 """SIGTERM under load, on a real server (row 42)."""
 
-import re
 import signal
 import socket
 import threading
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.running_server import RunningServer, post, post_head, read_answer, run_server
+from tests.serving.running_server import RunningServer, post, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -40,7 +39,7 @@ class Client(threading.Thread):
                 outcomes = self.outcomes
                 try:
                     connection.sendall(self.request)
-                    outcomes.append(str(read_answer(connection).status))
+                    outcomes.append(str(read_response(connection).status))
                 except OSError as error:
                     outcomes.append(f"no answer: {type(error).__name__}")
 
@@ -50,16 +49,10 @@ class Client(threading.Thread):
         return self.after if self.signalled.is_set() else self.before
 
 
-def pending_jobs(server: RunningServer) -> int:
-    match = re.search(rb"^convmae_pending_jobs (\d+)", server.request("/metrics").body, re.MULTILINE)
-    assert match is not None
-    return int(match[1])
-
-
 def begin_request(connection: socket.socket, body_bytes: int) -> None:
     """Announces a body and returns once the server asks for it: from then on the request is in flight."""
     connection.sendall(post_head("/v1/classify", f"Content-Length: {body_bytes}", "Expect: 100-continue"))
-    assert read_answer(connection).status == 100
+    assert read_response(connection).status == 100
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
     photo = jpeg()
     with own_server.connect() as idle, own_server.connect() as used, own_server.connect() as slow:
         used.sendall(post("/v1/classify", photo))
-        assert read_answer(used).status == 200
+        assert read_response(used).status == 200
         begin_request(slow, len(photo))
         own_server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: own_server.request("/readyz").status == 503)
@@ -106,7 +99,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
         refused = own_server.request("/v1/classify", photo)
         alive = own_server.request("/livez")
         slow.sendall(photo)
-        answer = read_answer(slow)
+        answer = read_response(slow)
         # Connections without a request do not keep the server from ending.
         assert own_server.process.wait(timeout=PATIENCE_SECONDS) == 0
         assert idle.recv(1) == b""
@@ -142,5 +135,5 @@ def test_a_job_that_nothing_can_stop_does_not_keep_the_server_from_ending(bundle
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_SHUTDOWN_SECONDS": "1", "CONVMAE_THREADS": "1"}
     with run_server(tmp_path, settings, command=("-c", STUCK)) as own_server, own_server.connect() as waiting:
         waiting.sendall(post("/v1/classify", jpeg()))
-        wait_until(lambda: pending_jobs(own_server) == 1)
+        wait_until(lambda: own_server.pending_jobs() == 1)
         assert own_server.stop() == 0

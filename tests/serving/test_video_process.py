@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,6 @@ from tests.video_files import make_audio, make_video
 SAMPLING = ClipPreprocessing(resize=(64, 64), crop=(64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
 VIDEO = make_video()
 MEMORY = 500_000_000
-
-
-@pytest.fixture(scope="module")
-def misbehaving() -> Iterator[VideoProcesses]:
-    processes = VideoProcesses("tests.serving.misbehaving_worker")
-    yield processes
-    processes.close()
 
 
 def decode(

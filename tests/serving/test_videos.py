@@ -3,10 +3,9 @@
 import base64
 import math
 import random
-import struct
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -35,7 +34,7 @@ from serving.videos import STATUS_OF_VIDEO_ERROR, decode_video, video_limits
 from tests.serving.conftest import ClientFactory, forget_settings
 from tests.serving.misbehaving_worker import video_that
 from tests.serving.sample_images import jpeg
-from tests.video_files import make_audio, make_gif, make_video
+from tests.video_files import make_audio, make_gif, make_video, with_matroska_seconds
 from tests.waiting import PATIENCE_SECONDS, wait_for, wait_until
 
 ROUTE = "/v1/classify-video"
@@ -53,14 +52,6 @@ def models(bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
 @pytest.fixture
 def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
     return make_client(models)
-
-
-@pytest.fixture(scope="module")
-def misbehaving() -> Iterator[VideoProcesses]:
-    """Processes that do not decode."""
-    processes = VideoProcesses("tests.serving.misbehaving_worker")
-    yield processes
-    processes.close()
 
 
 @pytest.fixture
@@ -83,12 +74,6 @@ def refusal(client: TestClient, data: bytes, query: str = "") -> tuple[int, str,
     answer = client.post(f"{ROUTE}{query}", content=data)
     error = answer.json()["error"]
     return answer.status_code, error["code"], error["message"]
-
-
-def with_matroska_seconds(data: bytes, seconds: float) -> bytes:
-    """A Matroska file whose header says another duration."""
-    at = data.index(b"\x44\x89\x88") + 3
-    return data[:at] + struct.pack(">d", seconds * 1000) + data[at + 8 :]
 
 
 def without_frames() -> bytes:
@@ -448,6 +433,6 @@ def test_without_pyav_the_server_says_so_before_it_starts(
     video_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConvMAEError, match=r"is for videos and needs PyAV; run pip install 'convmae-deploy\[video\]'"):
+    with pytest.raises(ConvMAEError, match=r"is for videos and needs PyAV; run pip install '\.\[video\]'"):
         load_bundles(Settings(bundle=(bundle, video_bundle)))
     assert len(load_bundles(Settings(bundle=(bundle,)))) == 1

@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from convmae_deploy.tasks.detection import Detector, image_id
+from convmae_deploy.tasks.base import file_id
+from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle
 from tests.media.photo_files import photo
@@ -118,4 +119,4 @@ def test_without_a_folder_a_table_is_all_there_is(
 
 def test_a_photo_s_id_is_its_number_or_its_name() -> None:
     names = {"000000397133.jpg": 397133, "a/12.png": 12, "IMG_12.jpg": "IMG_12", "x.y.jpg": "x.y", "²3.jpg": "²3"}
-    assert {name: image_id(Path(name)) for name in names} == names
+    assert {name: file_id(Path(name)) for name in names} == names

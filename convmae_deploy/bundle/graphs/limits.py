@@ -1,6 +1,6 @@
 """Whether a graph is one that a stranger's bundle may bring: what it takes is bounded before anything of it runs.
 
-Its operators are those that `python -m export` writes for every task and precision, and their nearest relatives. Of all
+Its operators are those that export writes for every task and precision, and their nearest relatives. Of all
 of them the shape of the output follows from the shapes of the inputs, attributes and constants, never from what a
 picture shows, and there is no loop and no branch among them. So the memory and the steps of a run are known here,
 whatever runs it, and what takes far more than any model of this project is refused, as is what grows faster than the
@@ -22,8 +22,8 @@ from convmae_deploy.files import shortened
 RULES = TENSOR_RULES | LAYER_RULES
 # For each image, of a graph for batches of one size for a batch; together with what does not depend on images, which
 # runtimes compute once and keep.
-MAX_TENSOR_BYTES = 4 * 2**30  # of one tensor, with what computing it needs
-MAX_MEMORY_BYTES = 16 * 2**30  # of all that can be there at a time, weights in the file not counted
+MAX_TENSOR_BYTES = 4 * 2**30  # for one tensor, with what computing it needs
+MAX_MEMORY_BYTES = 16 * 2**30  # for all that can be there at a time, weights in the file not counted
 MAX_STEPS = 10**13  # multiplications and the like: some times those of the largest model here
 ENTRY_STEPS = 4  # for each entry that a node reads or writes
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from convmae_deploy.bundle.graphs.onnx_file import OnnxGraph
 
-SMALL_BYTES = 2**16  # of a tensor that is counted as if it stayed for ever: less to look through
+SMALL_BYTES = 2**16  # smaller tensors are counted as if they stayed for ever: less to look through
 
 
 @dataclass
 class _Chain:
     largest: int  # bytes
-    readers: int  # of the last tensor, a bit for each node
+    readers: int  # who reads the last tensor, a bit for each node
 
 
 class MemoryBound:

@@ -41,7 +41,7 @@ WHOLE_NUMBER_TYPES = (2, 3, 4, 5, 6, 7, 12, 13)
 TYPE_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2} | dict.fromkeys(
     (17, 18, 19, 20), 1
 )
-_NUMBER_FORMATS = {FLOAT: "f", INT32: "i", INT64: "q"}  # of module struct
+_NUMBER_FORMATS = {FLOAT: "f", INT32: "i", INT64: "q"}  # as the module struct writes them
 _EXTERNAL = 1  # of TensorProto.DataLocation
 # Where values stand when they are not in raw_data: as they are in memory, or as whole numbers of any length.
 _FIXED_DATA = {FLOAT: "float_data", DOUBLE: "double_data"}

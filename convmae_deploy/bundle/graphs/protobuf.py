@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_FIELDS = 200_000  # of one file; the largest graph of this project has a tenth of that
+MAX_FIELDS = 200_000  # the largest graph of this project has a tenth of that
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 _MASK = 2**64 - 1
 _SIZES = {FIXED64: 8, FIXED32: 4}

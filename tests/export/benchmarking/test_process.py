@@ -66,14 +66,14 @@ def test_a_contender_starts_gives_its_outputs_and_takes_turns(start: Starter, bu
 @pytest.mark.slow
 def test_it_answers_a_user_s_photos_as_they_are_served(start: Starter, tmp_path: Path) -> None:
     data = make_photo_folder(tmp_path / "photos", classes=("a", "b"), per_class=2)
-    answers = pickle.loads(start().answers(data, 3).read_bytes())
-    assert [logits.shape for logits in answers] == [(3,)] * 3
+    predictions = pickle.loads(start().predictions(data, 3).read_bytes())
+    assert [logits.shape for logits in predictions] == [(3,)] * 3
 
 
 def test_an_error_is_a_sentence_and_the_process_goes_on(start: Starter) -> None:
     process = start()
     with pytest.raises(WorkerError, match="no_such_batch"):
-        process._ask("turn", no_such_batch=1)
+        process._request("turn", no_such_batch=1)
     assert process.turn(1, 0.0)[0]
 
 

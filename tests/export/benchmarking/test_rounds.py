@@ -39,8 +39,8 @@ class FakeProcess(WorkerProcess):
         self._note(f"turn {batch_size}")
         return [self.seconds * batch_size], 0.5 + batch_size
 
-    def answers(self, data: Path, limit: int) -> Path:
-        self._note("answers")
+    def predictions(self, data: Path, limit: int) -> Path:
+        self._note("predictions")
         path = data / f"{self.name.replace(' ', '-')}.pickle"
         path.write_bytes(pickle.dumps([self.name]))
         return path
@@ -61,12 +61,12 @@ def run(
     fakes: dict[Combination, FakeProcess],
     *,
     batch_sizes: tuple[int, ...] = (1, 4),
-    answer: Callable[[WorkerProcess], Path] | None = None,
+    predict: Callable[[WorkerProcess], Path] | None = None,
     exact_outputs: bool = True,
 ) -> dict[Combination, Entry]:
     plan = Plan(batch_sizes=batch_sizes, rounds=2, warm_up=3, rest=lambda seconds: None)
     entries = measure(
-        list(fakes), fakes.__getitem__, plan, lambda what, done: None, answer=answer, exact_outputs=exact_outputs
+        list(fakes), fakes.__getitem__, plan, lambda what, done: None, predict=predict, exact_outputs=exact_outputs
     )
     return {entry.combination: entry for entry in entries}
 
@@ -157,13 +157,13 @@ def test_outputs_that_are_not_finite_are_refused_in_every_precision(events: list
     assert problem is not None and "NaN or infinity" in problem
 
 
-def test_answers_come_last_and_only_of_those_that_work(events: list[str], tmp_path: Path) -> None:
+def test_predictions_come_last_and_only_of_those_that_work(events: list[str], tmp_path: Path) -> None:
     fakes = {
         FP32: FakeProcess("a", events),
         OPENVINO: FakeProcess("b", events, fails="start"),
-        INT8: FakeProcess("c", events, fails="answers"),
+        INT8: FakeProcess("c", events, fails="predictions"),
     }
-    found = run(fakes, answer=lambda competitor: competitor.answers(tmp_path, 5))
-    assert found[FP32].answers == ["a"] and found[OPENVINO].answers is None
-    assert found[INT8].problem == "answers does not work" and set(found[INT8].taken) == {1, 4}
-    assert events.index("a: answers") > max(index for index, event in enumerate(events) if "turn" in event)
+    found = run(fakes, predict=lambda competitor: competitor.predictions(tmp_path, 5))
+    assert found[FP32].predictions == ["a"] and found[OPENVINO].predictions is None
+    assert found[INT8].problem == "predictions does not work" and set(found[INT8].taken) == {1, 4}
+    assert events.index("a: predictions") > max(index for index, event in enumerate(events) if "turn" in event)

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from export.benchmarking.timing import MOST_RUNS, REST_SECONDS, interleave, summarise, timed_turn, told_apart
+from export.benchmarking.timing import (
+    MOST_RUNS,
+    REST_SECONDS,
+    interleave,
+    is_significantly_faster,
+    summarise,
+    timed_turn,
+)
 
 
 class FakeClock:
@@ -79,9 +86,9 @@ def test_percentiles_are_of_all_runs_and_the_spread_is_of_the_rounds() -> None:
         (0, 5, False),
     ],
 )
-def test_two_are_told_apart_only_where_chance_would_hardly_do_it(wins: int, rounds: int, expected: bool) -> None:
-    assert told_apart([1.0] * wins + [3.0] * (rounds - wins), [2.0] * rounds) is expected
+def test_one_is_faster_only_where_chance_would_hardly_do_it(wins: int, rounds: int, expected: bool) -> None:
+    assert is_significantly_faster([1.0] * wins + [3.0] * (rounds - wins), [2.0] * rounds) is expected
 
 
-def test_equals_are_never_told_apart() -> None:
-    assert not told_apart([1.0] * 20, [1.0] * 20)
+def test_equals_are_never_is_significantly_faster() -> None:
+    assert not is_significantly_faster([1.0] * 20, [1.0] * 20)

@@ -18,7 +18,7 @@ from export.runtimes.combinations import Combination
 from export.tasks.classification import ClassifiedData
 from export.verification.layer_errors import LayerErrors, ModuleError
 from export.verification.task_data import Agreement, TaskMetric
-from export.verification.verify_runs import Outcome, Reference, Results, TaskAnswers
+from export.verification.verify_runs import Outcome, Reference, Results, TaskOutcome
 from tests.bundle_factory import make_bundle
 
 NO_GPU = "device cuda needs a GPU, found none"
@@ -50,7 +50,7 @@ def outcome(runtime: str = "onnxruntime", *, excess: float = 0.2, reason: str | 
         combination=combination,
         runtime="onnxruntime 1.31.1",
         report=report,
-        task=TaskAnswers(
+        task=TaskOutcome(
             metrics=(TaskMetric(name="top-1", value=79.0, samples=100),),
             agreement=Agreement(counted="photos that are no near tie", decided=99, agreeing=98),
             changes=Counter({(0, 1): 1}),
@@ -71,7 +71,7 @@ def results(tmp_path: Path) -> Results:
             outcome("openvino"),
             outcome("onnxruntime-cuda", reason=NO_GPU),
         ),
-        reference_task=TaskAnswers(metrics=(TaskMetric(name="top-1", value=80.0, samples=100),)),
+        reference_task=TaskOutcome(metrics=(TaskMetric(name="top-1", value=80.0, samples=100),)),
         data=ClassifiedData([Path("a.png")] * 100, [0] * 100, "photos"),
         layers={"model.fp16.onnx": layers(70.0)},
         notes=("the weights are others",),

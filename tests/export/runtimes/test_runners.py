@@ -93,7 +93,7 @@ def test_half_precision_goes_elsewhere_where_the_cpu_has_none(give_openvino: Giv
 def test_without_openvino_bf16_is_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert (runtimes_for("fp16"), runtimes_for("bf16")) == (("onnxruntime",), ("onnx-reference",))
-    assert "pip install 'convmae-deploy[openvino]'" in str(GRAPH_RUNTIMES["openvino"].problem("cpu", "fp32"))
+    assert "pip install '.[openvino]'" in str(GRAPH_RUNTIMES["openvino"].problem("cpu", "fp32"))
 
 
 def test_a_missing_openvino_is_one_sentence(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_top1_goes_by_the_names_of_classes_and_not_by_their_order(tmp_path: Path
     predictor = Classifier.open(bundle, device="cpu")
     right = sum(predictor.classify([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
     assert 0 < right < 36
-    assert data.metrics(data.answers(predictor)) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
+    assert data.metrics(data.predictions(predictor)) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
 
 
 def test_names_that_come_twice_keep_their_places(tmp_path: Path) -> None:
@@ -68,15 +68,13 @@ def test_files_that_cannot_be_decoded_are_left_out_and_counted(tmp_path: Path) -
     (photos / "val" / "red" / "0.png").write_bytes(b"no photo")
     data = read_task_data(photos, load_bundle(make_bundle(tmp_path / "bundle", classes=COLOURS)).manifest)
     predictor = opened(tmp_path / "bundle")
-    answers = data.answers(predictor)
-    assert [answer is None for answer in answers] == [
-        path.name == "0.png" and "red" in str(path) for path in data.files
-    ]
-    assert data.metrics(answers)[0].samples == 5
+    predictions = data.predictions(predictor)
+    assert [one is None for one in predictions] == [path.name == "0.png" and "red" in str(path) for path in data.files]
+    assert data.metrics(predictions)[0].samples == 5
     for path in data.files:
         path.write_bytes(b"no photo")
     with pytest.raises(ConvMAEError, match="none of the 6 photos can be decoded"):
-        data.answers(predictor)
+        data.predictions(predictor)
 
 
 def test_another_mean_makes_other_classes_and_the_same_one_makes_none(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_another_mean_makes_other_classes_and_the_same_one_makes_none(tmp_path: 
     crop = {"resize": [73, 73], "crop": [64, 64]}
     wrong = make_bundle(tmp_path / "wrong", classes=COLOURS, preprocessing=crop | {"mean": [0.1, 0.9, 0.5]})
     data = read_task_data(photos, load_bundle(right).manifest)
-    before, after = data.answers(opened(right)), data.answers(opened(wrong))
+    before, after = data.predictions(opened(right)), data.predictions(opened(wrong))
     same, other = data.agreement(before, before), data.agreement(before, after)
     assert same.share == 1 and 30 < same.decided <= 36
     assert other.decided == same.decided and other.agreeing < other.decided
@@ -96,9 +94,9 @@ def test_a_folder_without_the_split_has_photos_and_no_metric(tmp_path: Path) -> 
     data = read_task_data(make_colours(tmp_path / "photos") / "val", load_bundle(bundle).manifest)
     assert not data.labelled and len(data.files) == 36
     predictor = opened(bundle)
-    answers = data.answers(predictor)
-    assert data.metrics(answers) == ()
-    assert data.agreement(answers, answers).share == 1
+    predictions = data.predictions(predictor)
+    assert data.metrics(predictions) == ()
+    assert data.agreement(predictions, predictions).share == 1
 
 
 def test_another_split_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -124,7 +122,7 @@ def test_the_classes_of_videos_are_found_in_clips(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "videos", val=3)
     bundle = make_video_bundle(tmp_path / "bundle")
     data = read_task_data(videos, load_bundle(bundle).manifest)
-    (top1,) = data.metrics(data.answers(opened(bundle)))
+    (top1,) = data.metrics(data.predictions(opened(bundle)))
     assert data.kind == "videos" and top1.samples == 6 and top1.name == "top-1"
     loose = read_task_data(videos / "val", load_bundle(bundle).manifest)
     assert not loose.labelled and len(loose.files) == 6
@@ -150,7 +148,7 @@ def test_miou_is_that_of_all_pixels_together(tmp_path: Path) -> None:
     for index in range(4):
         photo, labels = data.folder.read(index)
         confusion += confusion_of(labels, predictor.predict(photo).labels, 3)
-    (miou,) = data.metrics(data.answers(predictor))
+    (miou,) = data.metrics(data.predictions(predictor))
     assert miou == TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=4)
     assert 0 < miou.value < 100
 
@@ -163,11 +161,11 @@ def test_pixels_that_change_their_label_are_counted(tmp_path: Path) -> None:
         return {"logits": runner(images)["logits"][:, [1, 0, 2]]}
 
     manifest = load_bundle(bundle).manifest
-    before = data.answers(predictor_on(runner, manifest, "as it is"))
-    after = data.answers(predictor_on(swapped, manifest, "swapped"))
+    before = data.predictions(predictor_on(runner, manifest, "as it is"))
+    after = data.predictions(predictor_on(swapped, manifest, "swapped"))
     found = data.agreement(before, after)
-    assert not any(answer is None for answer in before)
-    labels = np.concatenate([labels_of(answer) for answer in before if answer is not None])
+    assert not any(one is None for one in before)
+    labels = np.concatenate([labels_of(one) for one in before if one is not None])
     assert found == Agreement(counted="pixels", decided=4 * 80 * 96, agreeing=int((labels == 2).sum()), by_chance=0.001)
 
 
@@ -176,7 +174,7 @@ def test_a_label_map_that_does_not_fit_is_an_error_and_no_bad_photo(tmp_path: Pa
     assert data.folder is not None
     Image.new("L", (3, 3)).save(data.folder.label_maps[0])
     with pytest.raises(ConvMAEError, match="must have the size of its photo"):
-        data.answers(opened(bundle))
+        data.predictions(opened(bundle))
 
 
 def test_classes_of_areas_must_be_the_models_own(tmp_path: Path) -> None:
@@ -199,9 +197,9 @@ def objects(tmp_path: Path) -> tuple[DetectedData, Path]:
 
 def test_objects_where_the_detector_finds_them_score_full_marks(tmp_path: Path) -> None:
     data, bundle = objects(tmp_path)
-    answers = data.answers(opened(bundle))
-    assert answers[0] is not None
-    truth = [dict(result, iscrowd=0) for answer in answers for result in answer or []]
+    predictions = data.predictions(opened(bundle))
+    assert predictions[0] is not None
+    truth = [dict(result, iscrowd=0) for one in predictions for result in one or []]
 
     def annotate(content: dict[str, Any]) -> None:
         keep = ("image_id", "category_id", "bbox", "iscrowd")
@@ -211,7 +209,7 @@ def test_objects_where_the_detector_finds_them_score_full_marks(tmp_path: Path) 
         ]
 
     edit_annotations(tmp_path / "photos", "val", annotate)
-    boxes, masks = read_task_data(tmp_path / "photos", load_bundle(bundle).manifest).metrics(answers)
+    boxes, masks = read_task_data(tmp_path / "photos", load_bundle(bundle).manifest).metrics(predictions)
     assert (boxes.name, boxes.samples) == ("box AP", 2) and boxes.value == pytest.approx(100)
     # of one of the two classes the detector's mask is the left half of its box
     assert masks.name == "mask AP" and 40 < masks.value < 80
@@ -219,10 +217,10 @@ def test_objects_where_the_detector_finds_them_score_full_marks(tmp_path: Path) 
 
 def test_detections_of_classes_that_the_data_do_not_have_are_left_out(tmp_path: Path) -> None:
     data, bundle = objects(tmp_path)
-    (answer, _) = data.answers(opened(bundle))
-    assert answer is not None and {result["category_id"] for result in answer} == {3, 7}
+    (found, _) = data.predictions(opened(bundle))
+    assert found is not None and {result["category_id"] for result in found} == {3, 7}
     loose = read_task_data(tmp_path / "photos" / "images" / "val", load_bundle(bundle).manifest)
-    everything, _ = loose.answers(opened(bundle))
+    everything, _ = loose.predictions(opened(bundle))
     assert everything is not None
     assert {result["category_id"] for result in everything} == {0, 1, 2}
 

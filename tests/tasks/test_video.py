@@ -14,7 +14,7 @@ from convmae_deploy.tasks.postprocess import Prediction, scores
 from convmae_deploy.tasks.video import VideoClassifier, with_views
 from tests.bundle_factory import make_video_bundle
 from tests.media.photo_files import encode, photo
-from tests.tasks.test_predictor import RecordingBackend
+from tests.tasks.test_base import RecordingBackend
 from tests.video_files import make_video
 
 VECTORS = ("pooled", "pooled_frames")
