@@ -106,7 +106,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as caught:
         run_program(lambda: Path("x" * 300).stat().st_size)
     error = capsys.readouterr().err
-    assert caught.value.code == 2 and error.startswith("error: xxx") and error.count("\n") == 1
+    assert caught.value.code == 2 and error.startswith("error: 'xxx") and error.count("\n") == 1
     assert "cannot be used (File name too long); check the path" in error and len(error) < 300
 
 

@@ -26,7 +26,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular
 
 MAX_ENTRIES = 100_000  # files in the archive: a tensor each
-MAX_OPERATIONS = 3_000_000  # in the pickle: some dozens a tensor
+MAX_OPERATIONS = 1_000_000  # in the pickle: some dozens a tensor
 MAX_TUPLE_DEPTH, MAX_TUPLE_SIZE = 50, 100_000
 # What a checkpoint may name. PyTorch allows more, some of which takes any memory: bytearray(10**12), or a set of a
 # tensor that shows one value 10**9 times.

@@ -100,9 +100,9 @@ def test_e4_is_the_largest_of_each_two_by_two_cells_of_e3() -> None:
     assert torch.equal(e4, e3.unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax(dim=(3, 5)))
 
 
-@pytest.mark.parametrize(("height", "width"), [(225, 224), (64, 48), (16, 32), (0, 32)])
+@pytest.mark.parametrize(("height", "width"), [(225, 224), (64, 48), (16, 32), (0, 32), (3616, 32)])
 def test_other_sizes_are_refused_in_one_sentence(height: int, width: int) -> None:
-    with pytest.raises(ConvMAEError, match=f"positive multiples of 32; got {height} x {width}$"):
+    with pytest.raises(ConvMAEError, match=f"positive multiples of 32, at most 3584; got {height} x {width}$"):
         seeded()(torch.zeros(1, 3, height, width))
     with pytest.raises(ConvMAEError, match=f"got {height} x {width}$"):
         replace(TINY, image_size=(height, width))
