@@ -95,7 +95,8 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         content = read_regular(file_inside(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
         fields = json.loads(content.decode("utf-8"))
-        json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a character, as "\\ud800" is, cannot be printed
+        # neither NaN nor infinity, and no half of a character, as "\\ud800" is, which cannot be printed
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:

@@ -136,8 +136,8 @@ def _outside_of_media(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _tables(data: bytes, name: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Bytes of each sample, 0 where they differ, and number of samples of every table of that name."""
-    while (start := data.find(name, start, end - 12)) >= 0:
-        first, second = struct.unpack_from(">II", data, start + 8)
+    while (start := data.find(name, start, end)) >= 0:
+        first, second = struct.unpack(">II", data[start + 8 : start + 16].ljust(8, b"\0"))
         yield (first, second) if name == b"stsz" else (0, first)
         start += 4
 

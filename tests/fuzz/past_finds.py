@@ -85,6 +85,12 @@ MANIFESTS = (
     ),
     PastFind(
         target="manifest",
+        what="a largest difference of infinity was taken, and written as none",
+        seed="photos.json",
+        changes={("files", "model.onnx", "numerics", "outputs", "e4", "max_abs"): float("inf")},
+    ),
+    PastFind(
+        target="manifest",
         what="IndexError: an image without axes",
         seed="photos.json",
         changes={("input", "shape"): []},
@@ -189,6 +195,26 @@ VIDEOS = (
             "db27KHJ62c!Y;J!XWOzq2?Bb%!RRx4UgCu*GT9mBsv~qFuAan;Xpw{f@aGUIkwr~C1g0F*%)gi^aB!D9b0~LIEHyDX"
             "#7VvqW&&pLpB@Zks2Q62?hcWT15}oa8%hI2x@$DW($v9j|B6F1n$O$0yc&v5_}61Y}_Bn*t0R8kl=XW#Kxo=S^q(TV"
             "?u&0`{Ii)3yTvD)My3Hx@v0w9|V4a$^YlU<iC0_^#JId>;D00*4ru"
+        ),
+    ),
+    PastFind(
+        target="video",
+        what="struct.error: a table's name at the end of the file",
+        data=unpacked("c-muNVBknAN=;>8V6e?iNi1O?0hAP#=7AXi;JpP`"),
+    ),
+    PastFind(
+        target="video",
+        what="609 MiB for a run of 16 million frames without bytes, which ends where the media begin",
+        data=unpacked(
+            "c-oCqKTE?v6n|-"
+            "Jap+(%gNR~;DlV;UD566_ap@p9sUQlby~Kv*nv%N&b;{tNgCE3A1YI0lIthLOKY`z(zPq;eEVlYc?!Di8ckk~V0O$_"
+            "CY`e^-00{tAE&(K`sqaSsa73d9fghColuVP~kcMCzCKAR-"
+            "Eb+i<qI|-e(tYw*N28=o#xiaZe?uByC~+-;C>brml<Pr9vV4Ph!N3x^#8!76x>D65o-Ouh4s}}&3VKAPQ#FMg>Dd-Y"
+            "U^_~RnK1B-e#cfBuX!kcFwTgw=Z&_@(bxtQv7{>U>Yptd&|J5R>zU06lQWCscps0Yknb2-p-Ruk;-"
+            "5mzI(mE%**)FP_MB@5bnb58UAs={y9gimtf;<W7R=2;sc5G0jFu2xsPTY<;ti!4#yL|mLCoq3))8NgWQ%+1zJk|iWM"
+            "7EU@j&uH&7*bKLc+y}kEt!Wpk;NOcm)Eh-"
+            "S*T&dDmki>6Lr#i=d0dl82>ptkc0dOQxt3@hQFoG0O~fzAup~SMVYWdye;XTf;1q6?xYIp0%DP%Y(3`jxVMd`uzVic"
+            "s>x1kD6-sqrUc|>f9k*Q(vF#Yxo7rx{7="
         ),
     ),
 )
