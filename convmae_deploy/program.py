@@ -33,6 +33,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # a file name need not fit the terminal's encoding
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_flags(sys.argv[1:])
         status = main() or 0
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last moments
     except (ConvMAEError, ModelError) as error:
@@ -50,6 +51,23 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {unusable(error)}", file=sys.stderr)
         status = REFUSED
     sys.exit(status)
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuses what begins like a flag and could drive the terminal: the parser shows it as it is.
+
+    A pattern of the shell (`*.jpg`) makes flags of files whose names begin with a dash.
+
+    Raises:
+        ConvMAEError: with the argument.
+    """
+    for argument in arguments:
+        if argument == "--":
+            return
+        if argument.startswith("-") and not argument.isprintable():
+            raise ConvMAEError(
+                f"a flag must be printable text; got {shortened(argument)}; put -- before the names of files"
+            )
 
 
 def unusable(error: OSError) -> str:

@@ -116,3 +116,17 @@ def test_an_error_of_the_system_without_a_path_is_a_bug() -> None:
 
     with pytest.raises(OSError, match="Input/output"):
         run_program(main)
+
+
+def test_a_file_name_that_a_shell_makes_a_flag_of_cannot_drive_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["convmae", "predict", "bundle", "--device=\x1b[31mRAW.jpg"])
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: 0)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "put -- before the names of files" in error and "\x1b" not in error
+    monkeypatch.setattr(sys, "argv", ["convmae", "predict", "bundle", "--", "--\x1b.jpg"])
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: 0)
+    assert caught.value.code == 0
