@@ -103,12 +103,14 @@ class TrainingRun:
             )
         if loaded is not None and progress is not None:
             weights, state = loaded
+            if not isinstance(state.get("optimizer"), dict) or not state["optimizer"]:
+                raise self._not_continued("it has no state of an optimiser")
             try:
                 set_model_state_dict(self.model, {**weights}, options=FULL_STATE)
                 set_optimizer_state_dict(self.model, self._bare_optimizer, state["optimizer"], options=FULL_STATE)
                 if self.accelerator.scaler is not None and state["scaler"] is not None:
                     self.accelerator.scaler.load_state_dict(state["scaler"])
-            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise self._not_continued(str(error).partition("\n")[0][:200]) from None
             vars(self.progress).update(vars(progress))
         if self.accelerator.is_main_process:

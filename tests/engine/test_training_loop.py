@@ -20,6 +20,7 @@ from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
 
@@ -137,3 +138,42 @@ def test_a_process_without_readable_photos_does_not_hold_up_the_others(
     weights = torch.cat([torch.tensor(value).flatten() for value in found["weights"]])
     expected = weights_after(tmp_path, [micro_batch(0, 1, 2, 3, 4)], [micro_batch(0, 5, 2)])
     torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"progress": {}}, ""),
+        ({"progress": [1]}, "its progress is not said"),
+        ({"progress": {"step": 1, "config": 2}}, "its progress is not said"),
+        ({"progress": {"step": "a"}}, "its progress is not in numbers"),
+        ({"progress": {"step": 1.5}}, "it is of update 1.5"),
+        ({"progress": {"step": -5}}, "it is of update -5"),
+        ({"progress": {"step": 10**30}}, "it is of update 10000"),
+        ({"optimizer": [1]}, "it has no state of an optimiser"),
+        ({"optimizer": {}}, "it has no state of an optimiser"),
+        ({"optimizer": {"state": 1, "param_groups": 2}}, "none of this training"),
+    ],
+)
+def test_what_is_no_state_of_this_training_is_not_continued(
+    tmp_path: Path, damage: dict[str, Any], reason: str
+) -> None:
+    run = build_loop(tmp_path).run
+    run.save()
+    loaded = run.folder.load_last()
+    assert loaded is not None
+    run.folder.save("last", loaded[0], run.record, loaded[1] | damage)
+    if not reason:
+        return build_loop(tmp_path).run.resume()
+    with pytest.raises(ConvMAEError, match=reason):
+        build_loop(tmp_path).run.resume()
+
+
+def test_weights_of_another_model_are_not_continued(tmp_path: Path) -> None:
+    run = build_loop(tmp_path).run
+    run.save()
+    loaded = run.folder.load_last()
+    assert loaded is not None
+    run.folder.save("last", {"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, run.record, loaded[1])
+    with pytest.raises(ConvMAEError, match="none of this training .*; take that of another copy"):
+        build_loop(tmp_path).run.resume()
