@@ -116,7 +116,7 @@ def test_on_a_gpu_auto_and_cuda_run_there_with_the_cpus_numbers(tmp_path: Path) 
 
 
 def test_less_than_one_thread_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConvMAEError, match="threads must be at least 1; got 0"):
+    with pytest.raises(ConvMAEError, match="threads must be from 1 to 1024; got 0"):
         OnnxRuntimeBackend(load_bundle(make_bundle(tmp_path)), threads=0)
 
 

@@ -181,7 +181,7 @@ def test_a_run_that_fails_leaves_the_backend_usable(backend: OpenVinoBackend) ->
 
 def test_the_number_of_threads_is_respected(backend: OpenVinoBackend, bundles: dict[str, Bundle]) -> None:
     assert (backend.threads, backend.streams, backend.providers) == (1, 1, ("CPU",))
-    with pytest.raises(ConvMAEError, match="threads must be at least 1; got 0"):
+    with pytest.raises(ConvMAEError, match="threads must be from 1 to 1024; got 0"):
         OpenVinoBackend(bundles["classification"], threads=0)
 
 

@@ -275,7 +275,8 @@ def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_too
             with (tmp_path / "free").open("w"):
                 assert [read_response(connection).status for connection in connections] == [200] * len(connections)
         assert server.process.wait(timeout=PATIENCE_SECONDS) == 0
-    assert any(int(line.split()[-1]) > 2 for line in server.log.read_text().splitlines()[begun + 3 :])
+    said = [line for line in server.log.read_text().splitlines()[begun:] if line.startswith("batch of")]
+    assert sum(int(line.split()[-1]) for line in said) >= len(connections)  # in which batches, measured times decide
 
 
 @pytest.mark.slow
