@@ -228,7 +228,7 @@ def rewrite_graph(bundle: Path, content: bytes) -> None:
     ("arguments", "sentence"),
     [
         (("--instances", "0"), "--instances must be at least 1; got 0"),
-        (("--threads", "0"), "--threads must be from 1 to 1024; got 0"),
+        (("--threads", "0"), "--threads must be at least 1; got 0"),
         (("--max-queue-ms", "-1"), "--max-queue-ms must be between 0 and 60000; got -1"),
         (("--preferred-batches", "4", "9"), "between 1 and the model's largest, 8; got 9"),
         (("--name", "a/b"), "--name must be 1 to 64 letters"),
