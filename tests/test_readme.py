@@ -104,6 +104,8 @@ def python_blocks(page: str) -> list[str]:
 
 def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "serving").symlink_to(ROOT / "serving")
+    for name in ("a.jpg", "b.png"):
+        write_photo(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(python_blocks("README.md")[0], "README.md", "exec"), names)
