@@ -155,6 +155,7 @@ def test_every_package_turns_reports_off_before_it_imports_a_runtime(package: st
     assert done.stdout.split() == ["1", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_openvino_is_imported_only_where_its_reports_are_turned_off() -> None:
     folders = [ROOT / folder for folder in ("convmae_deploy", "training", "export", "serving", "benchmarks", "tests")]
     found = {file for folder in folders for file, names in imported_packages(folder).items() if "openvino" in names}

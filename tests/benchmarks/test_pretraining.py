@@ -165,6 +165,7 @@ def test_the_encoder_alone_has_a_loss_that_masks_and_updates_change() -> None:
     assert bench.loss(0) != pytest.approx(before, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_videos_are_measured_whole_and_by_their_encoder_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -182,6 +183,7 @@ def test_videos_are_measured_whole_and_by_their_encoder_alone(
     assert found[VISIBLE]["mask_ratio"] == 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_sweep_is_printed_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -70,6 +70,7 @@ def predict_always(model: ConvMAEPretraining, prediction: Tensor, monkeypatch: p
     monkeypatch.setattr(model, "decode", lambda *arguments: prediction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masking", ["block", "complementary", "token"])
 def test_visible_pixels_are_those_of_the_photo_and_hidden_ones_grey_or_predicted(masking: MaskingName) -> None:
     kept, levels = kept_of(masking), photos()

@@ -103,6 +103,7 @@ def test_what_there_is_to_tell_is_in_percent() -> None:
     assert numbers["val_iou/right"] == pytest.approx(80) and numbers["unreadable_val"] == 1
 
 
+@pytest.mark.slow
 def test_windows_run_in_batches_of_the_size_asked_for() -> None:
     sizes = []
 

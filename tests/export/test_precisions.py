@@ -119,6 +119,7 @@ def made_once(
     return made["graph"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("overflowing_graphs")
 @pytest.mark.parametrize("runtime", ["onnx-reference", "onnxruntime"])
 def test_a_layer_that_overflows_fails_the_export_and_is_named_whatever_runs_the_file(

@@ -111,6 +111,7 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
     assert answer.status == 200
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_server_although_a_request_is_in_flight(bundle: Path, tmp_path: Path) -> None:
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_SHUTDOWN_SECONDS": NEVER}
     with run_server(tmp_path, settings) as own_server, own_server.connect() as slow:

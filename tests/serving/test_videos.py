@@ -282,6 +282,7 @@ def test_references_are_checked_as_those_of_images_are(client: TestClient) -> No
     assert (other.status_code, other.json()["error"]["code"]) == (400, "unknown_field")
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_answered_or_refused(client: TestClient) -> None:
     generator, statuses = random.Random(0), set()
     for data in (VIDEO, make_video("webm"), make_video("avi"), make_gif()):

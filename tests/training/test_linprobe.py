@@ -111,6 +111,7 @@ def test_it_learns_two_colours_and_its_best_checkpoint_is_the_probe_in_evaluatio
         assert relative_error(model(images), probe(loop.recipe.features(images))) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("updates", "views"), [(1, 0), (2, 2), (5, 0), (5, 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, views: int

@@ -98,6 +98,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     check_resuming(start, tmp_path, monkeypatch, updates)
 
 
+@pytest.mark.slow
 def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> None:
     run = config(photos, tmp_path / "run", epochs=20, batch_size=12)
     assert program.pretrain(replace(run, optimisation=replace(run.optimisation, micro_batch_size=12))) == 0

@@ -55,6 +55,7 @@ def config(
     )
 
 
+@pytest.mark.slow
 def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, tmp_path: Path) -> None:
     run = replace(config(videos, tmp_path / "run", epochs=10), picture_epochs=5)
     assert program.pretrain(run) == 0
