@@ -96,6 +96,7 @@ def test_every_output_equals_onnx_runtime_s_at_every_batch_size(bundles: dict[st
             assert_close(found[name], values, name)
 
 
+@pytest.mark.slow
 def test_a_trained_model_gives_the_same_classes_in_each_precision(give_openvino: GiveOpenVino) -> None:
     bundle = load_bundle(SHIPPED)
     batch, outputs = batch_for(bundle, 4), list(bundle.manifest.outputs)
@@ -267,6 +268,7 @@ def test_without_the_package_one_sentence_names_the_extra(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_child_process_may_end_after_models_have_come_and_gone(bundles: dict[str, Bundle]) -> None:
     """In a process of its own: where there is more than one `Core`, the signal of the child's end kills it."""
     program = f"""

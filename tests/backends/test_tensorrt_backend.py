@@ -134,6 +134,7 @@ def test_rows_that_fill_a_batch_up_are_zeros_whatever_ran_before(machine: Machin
     assert last.shape[0] == 4 and (last[:2] == 1).all() and not last[2:].any()
 
 
+@pytest.mark.slow
 def test_memory_is_taken_once_and_given_back_at_the_end(machine: Machine) -> None:
     backend = TensorRtBackend(machine.bundle)
     assert not machine.cuda.device

@@ -82,6 +82,7 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
         assert np.asarray(picture.convert("L")).std() > 5
 
 
+@pytest.mark.slow
 def test_a_file_that_no_runtime_loads_fails_alone_and_the_exit_status_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ def test_what_a_photo_takes_is_counted_until_the_next_one_is_decoded(
     assert len(seen) == 2 and seen[0] > seen[1] > 0 and memory.taken == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: ImageError("image_corrupt", "no"), RuntimeError, MemoryError])
 @pytest.mark.usefixtures("no_collection")
 def test_nothing_of_a_failed_request_stays(
@@ -144,6 +145,7 @@ def test_nothing_of_a_failed_request_stays(
     assert len(left) == 3 and not any(reference() for reference in left)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_collection")
 def test_an_error_forgets_what_was_in_the_frames_of_all_that_led_to_it() -> None:
     left: list[weakref.ref[Pixels]] = []

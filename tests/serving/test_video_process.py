@@ -109,6 +109,7 @@ def test_the_process_ends_when_nobody_waits_for_the_video_any_more(misbehaving: 
     assert gone.is_set()
 
 
+@pytest.mark.slow
 def test_when_the_process_that_is_copied_has_ended_there_is_a_new_one() -> None:
     processes = VideoProcesses()
     assert decode(processes=processes).frames == 20

@@ -117,6 +117,7 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     assert all(parameter is not model.encoder.pos_embed for group in trained for parameter in group["params"])
 
 
+@pytest.mark.slow
 def test_frozen_positions_stay_and_resuming_keeps_them(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

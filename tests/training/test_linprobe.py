@@ -86,6 +86,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
     return [(line["train_loss"], line["val_loss"]) for line in lines_of(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("views", "pool"), [(0, "avg"), (2, "token")])
 def test_it_learns_two_colours_and_its_best_checkpoint_is_the_probe_in_evaluation(
     photos: Path, pretrained: Path, tmp_path: Path, views: int, pool: GlobalPool
@@ -294,6 +295,7 @@ def test_a_single_photo_at_once_is_refused(photos: Path, pretrained: Path, tmp_p
         program.probe(replace(plain, optimisation=replace(plain.optimisation, batch_size=1)))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

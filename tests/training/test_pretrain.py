@@ -70,6 +70,7 @@ def losses(run: Path) -> list[float]:
     return [line["train_loss"] for line in lines_of(run)]
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Path, tmp_path: Path) -> None:
     assert program.pretrain(replace(config(photos, tmp_path / "run", epochs=8), picture_epochs=4)) == 0
     curve = losses(tmp_path / "run")
@@ -87,6 +88,7 @@ def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Pa
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masking", ["block", "complementary", "token"])
 @pytest.mark.parametrize("updates", [1, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -134,6 +136,7 @@ def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path
     assert all(line["train_loss"] is not None for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "sentence"),
     [

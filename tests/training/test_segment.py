@@ -79,6 +79,7 @@ def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: 
     assert [picture.name for picture in (tmp_path / "run" / "pictures").iterdir()] == ["epoch-0008.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int

@@ -81,6 +81,7 @@ def test_it_learns_which_way_things_move_and_is_tested_with_views(
     assert (written["top1"], written["images"], written["temporal_views"], written["spatial_views"]) == (100, 8, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

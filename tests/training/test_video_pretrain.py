@@ -71,6 +71,7 @@ def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, t
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == {"train_videos": 8, "processes": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int

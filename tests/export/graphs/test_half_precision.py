@@ -100,6 +100,7 @@ def random_wrapper(name: str) -> tuple[nn.Module, Tensor]:
     return wrapper, torch.randn(2, *shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.inference_mode()

@@ -45,6 +45,7 @@ def static(model: ConvMAEDetector, images: Tensor, pooling: Pooling) -> dict[str
     return dict(zip((*OUTPUTS, *PROBES), StaticDetector(model, SIZE, pooling=pooling)(images), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("pooling", "tolerance"), [("roi_align", 1e-6), ("grid", 2e-4)])
 def test_the_static_detector_finds_what_the_model_finds(
@@ -67,6 +68,7 @@ def test_the_scores_of_the_comparison_differ(model: ConvMAEDetector) -> None:
     assert found["scores"].std() > 0.01 and len(set(found["labels"].tolist())) > 1 and found["masks"].std() > 0.01
 
 
+@pytest.mark.slow
 def test_nothing_found_is_zeros(model: ConvMAEDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.roi_heads, "score_thresh", 1.0)
     found = static(model, IMAGES, "grid")
@@ -114,6 +116,7 @@ def test_a_chain_longer_than_the_rounds_is_not_settled() -> None:
     assert short[1] and torch.where(short[0])[0].tolist() == list(range(0, 15, 2))
 
 
+@pytest.mark.slow
 def test_a_detector_that_does_not_settle_says_so(model: ConvMAEDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.graphs.static_detector.PROPOSAL_ROUNDS", 0)
     assert static(model, IMAGES, "grid")["converged"].tolist() == [0, 0, 0]

@@ -165,6 +165,7 @@ def test_a_share_of_another_machine_is_not_even_looked_for(tmp_path: Path, monke
     assert data_of_run(run) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ['{"config": {"da', "[" * 100_000, '{"config": NaN}'])
 def test_a_damaged_record_of_a_run_is_one_sentence(tmp_path: Path, record: str) -> None:
     with pytest.raises(ConvMAEError, match=r"run.json is not valid JSON .*, or give --data FOLDER"):
