@@ -15,8 +15,8 @@ from convmae_deploy.models.convmae import (
     ConvBlock,
     PatchEmbed,
     TransformerBlock,
-    resize_position_embedding,
 )
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.pretraining import ConvMAEPretraining
 
 

@@ -163,9 +163,12 @@ def input_axes(spec: AnyPreprocessing) -> tuple[int, ...]:
 
 
 def standard_preprocessing(image_size: Size) -> Preprocessing:
-    """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224."""
-    height, width = image_size
-    return Preprocessing(resize=(height * 8 // 7, width * 8 // 7), crop=image_size)
+    """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224.
+
+    Inputs beyond 3584 pixels are cropped less, as no photo is resized beyond MAX_SIDE.
+    """
+    height, width = (min(side * 8 // 7, MAX_SIDE) for side in image_size)
+    return Preprocessing(resize=(height, width), crop=image_size)
 
 
 def standard_clips(image_size: Size, *, frames: int = 16, stride: int | None = 4) -> ClipPreprocessing:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import DenseConfig, relative_grid, resize_position_embedding
+from convmae_deploy.models.convmae import DenseConfig, relative_grid
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.video import resize_space_time_embedding
 
 POSITION_EMBEDDINGS = ("pos_embed", "encoder.pos_embed", "decoder_pos_embed")

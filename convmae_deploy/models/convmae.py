@@ -30,10 +30,11 @@ from convmae_deploy.models.attention import (
     RelativePositionTable,
 )
 from convmae_deploy.models.convolution import depthwise_convolution, strided_convolution
+from convmae_deploy.models.positions import resize_position_embedding, sincos_position_embedding
 from convmae_deploy.models.visible import VisibleCells
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of E1, E2, E3, E4
-MAX_IMAGE_SIDE = 3584  # pixels; photos are resized to 8/7 of it before they are cropped, and 4096 is the most there
+MAX_IMAGE_SIDE = 4096  # pixels, as in a bundle's manifest
 PATCH_SIZE = 16  # pixels along the side of a stage-3 token, the cell that masking hides as a whole
 CONV_NORM_EPS = 1e-5  # patch embeddings and convolution blocks: PyTorch's default in the authors' code
 TRANSFORMER_NORM_EPS = 1e-6
@@ -464,34 +465,12 @@ def relative_grid(grid_size: tuple[int, int], dense: DenseConfig) -> tuple[int, 
 
 
 def check_image_size(image_size: Sequence[int]) -> None:
-    """Raises ConvMAEError unless (height, width) are positive multiples of 32, of at most 3584."""
+    """Raises ConvMAEError unless (height, width) are positive multiples of 32, of at most 4096."""
     if any(side <= 0 or side % 32 or side > MAX_IMAGE_SIDE for side in image_size):
         raise ConvMAEError(
             f"image height and width must be positive multiples of 32, at most {MAX_IMAGE_SIDE}; "
             f"got {' x '.join(map(str, image_size))}"
         )
-
-
-def sincos_position_embedding(width: int, grid_size: tuple[int, int]) -> Tensor:
-    """Fixed 2-D sine-cosine embedding (1, H * W, width): first half of the channels by column, second half by row.
-
-    The rate of channel i is 10000^(-i / (width / 4)); computed in float64 as in the authors' code.
-    """
-    rates = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    rows, columns = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid_size), indexing="ij")
-    angles = [axis.reshape(-1, 1) * rates for axis in (columns, rows)]  # each (N, width / 4)
-    waves = [wave for angle in angles for wave in (angle.sin(), angle.cos())]
-    return torch.cat(waves, dim=1).float().unsqueeze(0)
-
-
-def resize_position_embedding(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Bicubic resize of (1, old H * W, D) to (1, new H * W, D), as all of the authors' loaders do it."""
-    if old == new:
-        return embedding
-    precision = torch.promote_types(embedding.dtype, torch.float32)
-    map_bdhw = embedding.to(precision).reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, H, W)
-    resized = F.interpolate(map_bdhw, size=new, mode="bicubic", align_corners=False)
-    return resized.flatten(2).transpose(1, 2).to(embedding.dtype)
 
 
 def initialise_linear(module: nn.Module) -> None:

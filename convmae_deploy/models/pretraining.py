@@ -25,12 +25,11 @@ from convmae_deploy.models.convmae import (
     PatchEmbed,
     TransformerBlock,
     build_convmae,
-    resize_position_embedding,
     run_blocks,
-    sincos_position_embedding,
 )
 from convmae_deploy.models.convolution import strided_convolution
 from convmae_deploy.models.masking import MASKING, MaskingName
+from convmae_deploy.models.positions import resize_position_embedding, sincos_position_embedding
 from convmae_deploy.models.video import VideoConvMAE
 from convmae_deploy.models.visible import VisibleCells
 

@@ -38,11 +38,11 @@ from convmae_deploy.models.convmae import (
     TransformerBlock,
     check_image_size,
     initialise_linear,
-    resize_position_embedding,
     run_blocks,
     run_convolution_blocks,
 )
 from convmae_deploy.models.convolution import cube_convolution
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.visible import VisibleTubes
 
 TUBELET = 2  # frames of a slot

@@ -21,7 +21,8 @@ from convmae_deploy.checkpoints.native import load_segmenter, resized
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import nano, resize_position_embedding
+from convmae_deploy.models.convmae import nano
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, build_segmenter
 
@@ -68,6 +69,11 @@ def test_another_image_size_resizes_the_embedding_and_the_preprocessing(checkpoi
     assert record.model.image_size == (128, 96)
     assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.crop, record.preprocessing.resize) == ((128, 96), (146, 109))
+
+
+def test_no_photo_is_resized_beyond_what_a_manifest_takes() -> None:
+    assert standard_preprocessing((3584, 4096)).resize == (4096, 4096)
+    assert standard_preprocessing((224, 224)).resize == (256, 256)
 
 
 def test_the_standard_preprocessing_stays_the_standard_one() -> None:

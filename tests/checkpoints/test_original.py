@@ -16,7 +16,7 @@ from convmae_deploy.checkpoints import import_original, load_classifier, load_pr
 from convmae_deploy.checkpoints.original_configs import infer_config
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import MODELS, ConvMAEClassifier, build_convmae
-from convmae_deploy.models.convmae import resize_position_embedding
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.pretraining import PretrainingConfig
 from tests.original_files import (
     CONFIG,

@@ -189,7 +189,7 @@ def test_without_memory_to_verify_the_default_batch_the_bundle_takes_a_smaller_o
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--image-size", "100", "64"), "multiples of 32, at most 3584; got 100 x 64"),
+        (("--image-size", "100", "64"), "multiples of 32, at most 4096; got 100 x 64"),
         (("--name", "a/b"), "a bundle's name must be"),
         (("--max-batch", "0"), "--max-batch must be between 1 and 4096; got 0"),
         (("--licence", "missing.txt"), "--licence must be a text file"),

@@ -115,5 +115,5 @@ def test_noise_lies_between_zero_and_one() -> None:
 
 
 def test_noise_for_a_size_that_the_model_does_not_take_is_refused() -> None:
-    with pytest.raises(ConvMAEError, match="positive multiples of 32, at most 3584; got 224 x 225$"):
+    with pytest.raises(ConvMAEError, match="positive multiples of 32, at most 4096; got 224 x 225$"):
         draw_noise(1, (224, 225), 16, None)

@@ -95,7 +95,7 @@ def test_classifier_arguments_arrive() -> None:
     [
         ({"pretrained": True}, "no weights of convmae_nano are published through timm; .*checkpoint_path"),
         ({"in_chans": 1}, "RGB images"),
-        ({"img_size": 100}, "multiples of 32, at most 3584; got 100 x 100"),
+        ({"img_size": 100}, "multiples of 32, at most 4096; got 100 x 100"),
         ({"drop_rate": 0.1}, "has no dropout"),
         ({"global_pool": "max"}, "global_pool must be one of"),
     ],

@@ -189,7 +189,7 @@ def test_a_mask_ratio_that_hides_nothing_or_all_is_refused(ratio: float, tmp_pat
 def test_masks_and_sizes_that_do_not_fit_are_refused(photos: Path, tmp_path: Path) -> None:
     checkpoint, out = save_model(tmp_path / "complementary", "complementary"), tmp_path / "out.png"
     assert "visible share of 1/k" in refusal(tmp_path, config(checkpoint, photos, out=out, mask_ratio=0.7))
-    with pytest.raises(ConvMAEError, match="multiples of 32, at most 3584; got 64 x 65"):
+    with pytest.raises(ConvMAEError, match="multiples of 32, at most 4096; got 64 x 65"):
         config(checkpoint, photos, out=out, image_size=(64, 65))
     with pytest.raises(ConvMAEError, match="--seed must be between"):
         config(checkpoint, photos, out=out, seed=-1)
