@@ -5,9 +5,10 @@
     model = load("bundles/mine")
     model("a.jpg")              # what the task gives: classes, objects, labels of pixels, features
     model(["a.jpg", "b.png"])   # the same of each
-    model("a.jpg", levels=("pooled", "e3"))   # features, of classifiers too
+    model.features(["a.jpg"])   # of classifiers too: arrays with a row for each
 
-Nothing heavy is imported before `load` is called.
+`FeatureExtractor` gives features in batches to somebody else's pipeline. Nothing heavy is imported before one of these
+is used.
 """
 
 import os
@@ -19,10 +20,11 @@ from convmae_deploy.errors import ConvMAEError
 if TYPE_CHECKING:
     from convmae_deploy.backends.base import Device
     from convmae_deploy.backends.runtimes import RuntimeName
+    from convmae_deploy.extraction.extractor import FeatureExtractor
     from convmae_deploy.tasks.base import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["ConvMAEError", "__version__", "load"]
+__all__ = ["ConvMAEError", "FeatureExtractor", "__version__", "load"]
 
 # ONNX Runtime reports its use to its maker unless this is set before it is first imported. So it stands here, before
 # any module of the library and, as each program's package imports this one first, of the programs. Processes that they
@@ -59,3 +61,12 @@ def load(
 
     options = RuntimeOptions(runtime=runtime, file=file)
     return open_predictor(Path(bundle), device=device, threads=threads, options=options)
+
+
+def __getattr__(name: str) -> object:
+    """`FeatureExtractor`, which is imported when it is first asked for."""
+    if name == "FeatureExtractor":
+        from convmae_deploy.extraction.extractor import FeatureExtractor
+
+        return FeatureExtractor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

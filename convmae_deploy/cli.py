@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -18,22 +17,17 @@ from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError, missing_extra
-from convmae_deploy.extraction.extraction import extract_features
-from convmae_deploy.extraction.feature_files import check_feature_path, write_features
+from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
+from convmae_deploy.extraction.command import read_origin, write_features_of
+from convmae_deploy.extraction.job import ModelSpec, Part
+from convmae_deploy.extraction.origin import compare
+from convmae_deploy.extraction.stream import FeatureType
 from convmae_deploy.files import check_can_create
-from convmae_deploy.media.photo_files import find_photos
-from convmae_deploy.media.video_file import import_av
-from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
-from convmae_deploy.tasks import TASKS, load_bundle, open_predictor
+from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.base import PredictOptions, Predictor, Report, check_distinct_ids
-from convmae_deploy.tasks.features import FeaturePredictor
-from convmae_deploy.tasks.video import views_of
 from convmae_deploy.terminal import Terminal
-
-_MAX_DEFAULT_BATCH = 32
-_FIND_FILES: dict[str, Callable[[Sequence[Path]], list[Path]]] = {"photo": find_photos, "video": find_videos}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +39,7 @@ class ViewOptions:
 
 
 BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
+Sources = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
 FilePaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
 Views = Annotated[ViewOptions, tyro.conf.arg(name="")]
 Runtime = Annotated[RuntimeOptions, tyro.conf.arg(name="")]
@@ -67,6 +62,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     commands: dict[str, Callable[..., int | None]] = {
         "predict": predict,
         "features": features,
+        "compatible": compatible,
         "info": info,
         "import": import_checkpoint,
     }
@@ -138,62 +134,81 @@ def predict(
 
 def features(
     bundle: BundlePath,
-    files: FilePaths,
-    out: Path,
+    sources: Sources,
+    out: str,
     levels: tuple[str, ...] = ("pooled",),
+    dtype: FeatureType = "f32",
+    shard_rows: int | None = None,
+    shard_index: str | None = None,
+    column: str | None = None,
     batch_size: int | None = None,
     views: Views = NO_VIEWS,
     strict: bool = False,
     device: Device = "auto",
     threads: int | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
+    ray: Annotated[RayOptions, tyro.conf.arg(name="")] = NO_RAY,
 ) -> int:
-    """Write features of photos or videos to a file; one that cannot be read is reported and left out.
+    """Write features of photos or videos; what cannot be read is reported and left out. Run again, it goes on.
 
     Args:
         bundle: folder of the exported model.
-        files: photos, or videos where the model is for them, or folders that are searched for them.
-        out: the file to write, .safetensors, .npz or .parquet.
+        sources: photos, or videos where the model is for them; folders that are searched for them; @list.txt or - for
+            names in a file or on standard input; tar and Parquet files; patterns such as {000..999}.tar; each also in
+            an object store, as s3://bucket/photos/.
+        out: the folder, or its URI, for shards in Parquet, of which each is whole or absent; or for few files one file,
+            .safetensors, .npz or .parquet.
         levels: pooled, e1, e2, e3, e4, of videos pooled_frames too: what to write. Of several views only pooled.
+        dtype: of the numbers; f16 takes half the room.
+        shard_rows: rows of a shard, at most (default: 10000, fewer where they are large).
+        shard_index: for one of N processes that make a part of the shards each: 0/N to N-1/N.
+        column: of Parquet files, with the photos or videos, or with where they are (default: found by its name).
         batch_size: photos or videos a run (default: what the bundle allows, at most 32).
         views: how often a video is looked at.
-        strict: end with the first file that cannot be read, and write nothing.
+        strict: end with the first file that cannot be read; what it would have been a part of is not written.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
         runtime: what runs the model.
+        ray: the same job on a Ray cluster.
     """
-    check_feature_path(out)
-    if not files:
-        raise ConvMAEError("expected at least one photo, video or folder after the bundle; got none")
-    predictor = _open_for_features(bundle, views, device, threads, runtime)
-    kind = f"{predictor.MEDIUM}s"
-    found_files = _FIND_FILES[predictor.MEDIUM](files)
-    levels, options = tuple(dict.fromkeys(levels)), PredictOptions(**vars(views))
-    if batch_size is None:
-        batch_size = max(1, min(predictor.manifest.input.max_batch, _MAX_DEFAULT_BATCH) // views_of(options).total)
+    model = ModelSpec(
+        bundle=bundle,
+        levels=tuple(dict.fromkeys(levels)),
+        dtype=dtype,
+        batch_size=batch_size,
+        options=PredictOptions(**vars(views)),
+        device=device,
+        threads=threads,
+        runtime=runtime,
+    )
+    part = None if shard_index is None else Part.parse(shard_index)
+    return write_features_of(
+        model, sources, out, shard_rows=shard_rows, part=part, column=column, strict=strict, ray=ray, spell=_flag
+    )
 
-    console = Terminal(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(kind, total=len(found_files))
 
-        def on_file(path: Path, error: ConvMAEError | None) -> bool:
-            progress.advance(bar)
-            if error is not None:
-                _report(path, error)
-            return error is None or not strict
+def compatible(
+    first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")],
+    second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
+) -> int:
+    """Say whether the vectors of two models, or two sets of vectors, may stand in one index.
 
-        found = extract_features(
-            predictor, found_files, levels, batch_size=batch_size, options=options, on_file=on_file
-        )
-    if found.failures and strict:
-        return SOME_INPUTS_BAD
-    if not found.files:
-        raise ConvMAEError(f"none of the {len(found_files)} {kind} could be read, so {out} was not written; see above")
-    write_features(out, [str(file) for file in found.files], found.features)
-    shapes = ", ".join(f"{level} {tuple(values.shape)}" for level, values in found.features.items())
-    left_out = f"; {len(found.failures)} left out" if found.failures else ""
-    print(f"{readable(out)}: {len(found.files)} {kind}{left_out}; {shapes}")
-    return 0
+    Ends with 0 where all levels that both have may, with 1 where one may not.
+
+    Args:
+        first: a bundle, a graph in one (bundles/encoder/model.fp16.onnx), or what convmae features wrote.
+        second: the same, to hold against it.
+    """
+    origins = read_origin(first), read_origin(second)
+    judgements = compare(*origins)
+    if not judgements:
+        names = " and ".join(", ".join(origin.levels) for origin in origins)
+        raise ConvMAEError(f"expected two with a level in common; found {names}")
+    table = Table("level", "one index", "because")
+    for judgement in judgements:
+        table.add_row(judgement.level, "yes" if judgement.together else "no", Text(printable(judgement.reason)))
+    Terminal().print(table)
+    return 0 if all(judgement.together for judgement in judgements) else SOME_INPUTS_BAD
 
 
 def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME) -> None:
@@ -255,25 +270,6 @@ def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOpti
         check_distinct_ids(files)
         check_can_create(out / files[0].name)
     return predictor.report(options, out)
-
-
-def _open_for_features(
-    bundle: Path, views: ViewOptions, device: Device, threads: int | None, runtime: RuntimeOptions
-) -> FeaturePredictor:
-    """Starts a model that has features.
-
-    Raises:
-        ConvMAEError: as `open_predictor`; the model has none, or an option is not for it.
-    """
-    predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
-    if not isinstance(predictor, FeaturePredictor):
-        able = ", ".join(name for name, task in TASKS.items() if issubclass(task, FeaturePredictor))
-        manifest = predictor.manifest
-        raise ConvMAEError(f"{manifest.name} is a {manifest.task} model, which gives no features; give one of: {able}")
-    predictor.check_options(PredictOptions(**vars(views)), spell=_flag)
-    if predictor.MEDIUM == "video":
-        import_av()
-    return predictor
 
 
 def _flag(name: str) -> str | None:

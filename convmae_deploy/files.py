@@ -128,7 +128,7 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
             continue
         inside = sorted(
             file
-            for file in _entries_below(path)
+            for file in files_below(path)
             if file.suffix.lower() in suffixes and not file.name.startswith(".") and os.path.isfile(file)
         )
         if not inside:
@@ -139,11 +139,15 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
     return found
 
 
-def _entries_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """What is no folder, at any depth; each folder is entered once, however many links lead to it.
 
-    Links are followed last, so that a folder that lies below `folder` itself is found by its own name. One that leads
-    back to a folder around `folder` is not followed: what it would add is something else's.
+    In the order of names, the files of a folder before its subfolders, with the names of one folder in memory. Links
+    are followed last, so that a folder that lies below `folder` itself is found by its own name. One that leads back to
+    a folder around `folder` is not followed: what it would add is something else's.
+
+    Raises:
+        ConvMAEError: a folder cannot be read.
     """
     own = Path(os.path.realpath(folder))
     entered: set[tuple[int, int]] = set()
@@ -157,8 +161,9 @@ def _entries_below(folder: Path) -> Iterator[Path]:
                     folders.clear()
                     continue
                 entered.add((status.st_dev, status.st_ino))
+                folders.sort()
                 links += [path for name in folders if os.path.islink(path := os.path.join(directory, name))]
-                yield from (Path(directory, name) for name in names)
+                yield from (Path(directory, name) for name in sorted(names))
         waiting = sorted(link for link in links if not own.is_relative_to(os.path.realpath(link)))
 
 

@@ -14,7 +14,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.features import FeatureExtractor, FeaturePredictor
+from convmae_deploy.tasks.features import Encoder, FeaturePredictor
 from serving.batching import BatchingBackend, device_batches
 from serving.errors import ApiError
 from serving.settings import Settings
@@ -150,7 +150,7 @@ def find_features(predictors: Predictors, name: str | None) -> Predictor:
     found = None if name is None else predictors.get(name)
     if isinstance(found, FeaturePredictor):
         return found
-    return find_model(predictors, name, FeatureExtractor.TASK)  # there is none: it says what is wrong
+    return find_model(predictors, name, Encoder.TASK)  # there is none: it says what is wrong
 
 
 def list_models(predictors: Predictors) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["features", "BUNDLE", "PHOTO", "--out", "x.csv"], "choose one of these suffixes"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--levels", "e9"], "got e9"),
         (["features", "BUNDLE", "PHOTO", "--out", "x.npz", "--batch-size", "0"], "batch size must be at least 1"),
-        (["features", "BUNDLE", "--out", "x.npz"], "at least one photo, video or folder"),
+        (["features", "BUNDLE", "--out", "x.npz"], "at least one photo, video, folder or other source"),
         (["features", "BUNDLE", "EMPTY", "--out", "x.npz"], "found none"),
         (["info", "nowhere"], "a bundle is a folder"),
         (["info", "BUNDLE", "--hint", "latency"], "hint latency is for runtime openvino"),
@@ -167,7 +167,7 @@ def test_bad_photos_are_reported_and_left_out_of_the_features(
     assert out.is_file()
     if suffix == ".npz":
         with np.load(out) as file:
-            assert set(file.keys()) == {"files", "pooled"} and len(file["files"]) == 3
+            assert set(file.keys()) == {"files", "pooled", "convmae_deploy"} and len(file["files"]) == 3
 
 
 def test_strict_features_end_with_the_first_bad_photo_and_write_nothing(
@@ -184,7 +184,7 @@ def test_features_of_bad_photos_alone_are_an_error(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convmae("features", bundle, tmp_path / "missing.jpg", "--out", tmp_path / "x.npz") == 2
-    assert "none of the 1 photos could be read" in capsys.readouterr().err
+    assert "none of the files could be read" in capsys.readouterr().err
     assert not (tmp_path / "x.npz").exists()
 
 
@@ -308,7 +308,13 @@ def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
-        "features": {"--out", "--levels", "--batch-size", "--strict", "--device", "--threads"} | VIEWS | RUNTIME,
+        "features": (
+            {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
+            | {"--device", "--threads", "--ray", "--ray-actors", "--ray-cpus", "--ray-gpus"}
+            | VIEWS
+            | RUNTIME
+        ),
+        "compatible": set(),
         "info": RUNTIME,
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
     }

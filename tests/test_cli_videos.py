@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convmae_deploy.tasks.clips import ClipViews
-from convmae_deploy.tasks.video import VideoClassifier
+from convmae_deploy.tasks.video import VideoClassifier, with_views
 from tests.bundle_factory import make_bundle, make_video_bundle
 from tests.media.photo_files import photo
 from tests.test_cli import convmae
@@ -85,13 +85,15 @@ def test_features_of_a_folder_are_those_of_its_videos(
     flags = ("--temporal-views", str(views)) if views > 1 else ()
     assert convmae("features", bundle, videos, "--out", out, "--levels", *levels, *flags, "--device", "cpu") == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {videos / 'aa.mp4'}: ") and "photo.png" not in captured.err
+    passed, error = captured.err.splitlines()
+    assert passed == f"passed over: 1 .png (first: {videos / 'photo.png'})"
+    assert error.startswith(f"error: {videos / 'aa.mp4'}: ")
     assert "2 videos; 1 left out; pooled (2, 8)" in captured.out
     files = [videos / "b.mp4", videos / "deeper" / "a.webm"]
     with np.load(out) as found:
         assert found["files"].tolist() == [str(file) for file in files]
         for row, file in enumerate(files):
-            expected = predictor.features(file, levels, views=ClipViews(temporal=views))
+            expected = predictor.predict(file, with_views(ClipViews(temporal=views), levels=tuple(levels)))
             for level, values in expected.items():
                 np.testing.assert_allclose(found[level][row], values, rtol=1e-5, atol=1e-5)
 

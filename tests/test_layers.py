@@ -19,7 +19,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "models": set(),
         "backends": {"bundle"},
         "tasks": {"backends", "bundle", "media"},
-        "extraction": {"tasks"},
+        "extraction": {"backends", "bundle", "media", "tasks"},
         "data": {"bundle", "media", "tasks"},
         "checkpoints": {"bundle", "models"},
         "engine": {"bundle", "checkpoints", "data", "models", "tasks"},
@@ -38,7 +38,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # Modules beside the rooms that every room may import; they import no room.
 OPEN = {
-    "convmae_deploy": {"errors", "files", "machine", "printing", "program", "terminal"},
+    "convmae_deploy": {"braces", "errors", "files", "machine", "printing", "program", "terminal"},
     "export": {"comma_list", "reproduce", "tool_versions"},
 }
 # Modules of `serving`, which has no rooms, from the lowest layer up: each may import its own layer and those below it,

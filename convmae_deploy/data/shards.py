@@ -10,7 +10,6 @@ reads a member whatever size its header claims. Here a process reads its shards 
 decode (`shard_sampler`), which makes every batch, and what a resumed run skips, a function of (seed, epoch, update).
 """
 
-import math
 import os
 import re
 import tarfile
@@ -23,26 +22,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from convmae_deploy.braces import check_count
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
-from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
+from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import printable
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # which members are photos; upper case too
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
-MAX_SHARDS = 1_000_000  # that a pattern may name: a digit too many must not fill the memory
 SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # that webdataset opens without a shell
 _URL = re.compile(r"(pipe):|([a-z][a-z0-9+.-]*)://")
-_BRACES = re.compile(r"{([^{}]*)}")
-_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
-# tarfile reads these headers whole, however large they say they are; the longest path is a quarter of this.
-_TEXT_HEADERS = (
-    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
-    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
-)
-_MAX_TEXT_HEADER_BYTES = 16 * 1024
-_PIECE_BYTES = 1024 * 1024
 _COUNTING_THREADS = 8  # they wait for the disk
 
 
@@ -85,8 +74,7 @@ def find_shards(data: str) -> tuple[Shard, ...]:
 
 def _expanded(pattern: str) -> list[str]:
     """What webdataset makes of a pattern: braces as in a shell, `${name}` from the environment's WDS_name, `::`."""
-    if sum(map(_count_expansions, pattern.split("::"))) > MAX_SHARDS:
-        raise ConvMAEError(f"a pattern may name at most {MAX_SHARDS} shards; {pattern!r} names more, check its numbers")
+    check_count(pattern)
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
@@ -96,30 +84,6 @@ def _expanded(pattern: str) -> list[str]:
     except (ValueError, AssertionError) as error:  # an unset ${variable} is an assertion there
         raise ConvMAEError(f'expected a pattern such as "data-{{000..146}}.tar"; got {pattern!r} ({error})') from None
     return names
-
-
-def _count_expansions(pattern: str) -> int:
-    """How many names the braces of a pattern stand for, from the innermost outwards, without making one of them."""
-    counts: list[int] = []  # one for each pair of braces seen, which is replaced by its place here between zero bytes
-
-    def product(text: str) -> int:
-        return math.prod(counts[int(place)] for place in re.findall("\0(\\d+)\0", text))
-
-    def count(braces: re.Match[str]) -> str:
-        numbers = _NUMBERS.fullmatch(braces[1])
-        if numbers:
-            first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1) or 1
-            counts.append(abs(last - first) // step + 1)
-        elif _LETTERS.fullmatch(braces[1]):
-            counts.append(52)  # at most
-        else:
-            counts.append(sum(product(choice) for choice in braces[1].split(",")))
-        return f"\0{len(counts) - 1}\0"
-
-    found = 1
-    while found:
-        pattern, found = _BRACES.subn(count, pattern)
-    return product(pattern)
 
 
 def _as_typed(name: str) -> Shard:
@@ -148,46 +112,27 @@ def read_shard(shard: Shard, *, headers_only: bool = False) -> Iterator[bytes | 
     try:
         with _open_shard(shard) as archive:
             key = None
-            while (member := archive.next()) is not None:
-                if member.size < 0:
-                    raise tarfile.ReadError("a member says that it has less than no bytes")  # tarfile would go back
+            for member in members(archive):
                 previous, key = key, _photo_key(member) or key
                 if key != previous:
-                    yield b"" if headers_only else _read_member(archive, member)
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                    yield b"" if headers_only else read_member(archive, member)
     except MemoryError:
         raise
     except Exception as error:  # tarfile raises anything on damaged headers, and so do pipes
         yield printable(f"{shard}: {error}")
 
 
-class _StrictHeader(tarfile.TarInfo):
-    """A header whose damage is an error, which tarfile takes for the end of the archive, and whose text is short."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf == tarfile.NUL * tarfile.BLOCKSIZE:
-                raise  # the true end
-            raise tarfile.ReadError(f"the archive is cut off or damaged ({error})") from None
-        if header.type in _TEXT_HEADERS and not 0 <= header.size <= _MAX_TEXT_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header says that its text has {header.size} bytes")
-        return header
-
-
 @contextmanager
 def _open_shard(shard: Shard) -> Iterator[tarfile.TarFile]:
     if isinstance(shard, Path):
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_StrictHeader) as archive:
+        with open_regular(shard) as file, open_tar(file) as archive:
             yield archive
         return
     from webdataset.gopen import gopen
 
     stream = gopen(shard.url)
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictHeader) as archive:
+        with open_tar(stream, seekable=False) as archive:
             yield archive
     finally:
         with suppress(OSError):  # the command minds that nobody reads on
@@ -199,20 +144,6 @@ def _photo_key(member: tarfile.TarInfo) -> str | None:
     stem, _, extension = name.partition(".")
     is_photo = member.isreg() and stem and extension.lower() in EXTENSIONS
     return f"{folder}/{stem}" if is_photo else None
-
-
-def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
-    name = printable(member.name)
-    if member.issparse():  # its holes take no place in the shard and all of it in the memory
-        return f"{name}: is stored with holes, as no photo is"
-    if member.size > MAX_PHOTO_BYTES:
-        return f"{name}: {member.size} bytes are too many for a photo"
-    content = archive.extractfile(member)
-    assert content is not None  # it is a regular file
-    try:
-        return b"".join(iter(lambda: content.read(_PIECE_BYTES), b""))  # not all at once, as its size may be a lie
-    except (tarfile.TarError, OSError) as error:
-        return f"{name}: {error}"
 
 
 class Shards:

@@ -1,26 +1,30 @@
-"""Features in files: safetensors, npz and parquet, with the names of the photos beside the numbers."""
+"""Features of few files in one file: safetensors, npz or Parquet, with the names of the photos beside the numbers."""
 
 import io
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from convmae_deploy.errors import ConvMAEError, missing_extra
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.extraction.origin import METADATA_KEY, Origin
+from convmae_deploy.extraction.pieces import import_parquet
+from convmae_deploy.extraction.shards import TableWriter
+from convmae_deploy.extraction.stores import cannot_be_read
+from convmae_deploy.extraction.stream import Rows, as_text
 from convmae_deploy.files import atomic_file, check_can_create
 
 Features = Mapping[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 FILES_KEY = "files"  # safetensors: metadata entry with a JSON list; npz: array of strings
-FILE_COLUMN = "file"  # parquet
 
 _SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32"}
-_ROW_GROUP_BYTES = 64_000_000  # what parquet's writer holds at once
 
 
 def check_feature_path(path: Path) -> None:
@@ -30,43 +34,81 @@ def check_feature_path(path: Path) -> None:
         ConvMAEError: the suffix is none of `SUFFIXES`, `path` is a folder or cannot be made, or pyarrow is missing.
     """
     if path.suffix not in SUFFIXES:
-        raise ConvMAEError(f"features are written to {', '.join(SUFFIXES)}; got {path}, choose one of these suffixes")
+        raise ConvMAEError(
+            f"features are written to {', '.join(SUFFIXES)}, or as shards to a folder; got {path}, choose one of these "
+            "suffixes, or end the name of a folder with a slash"
+        )
     if path.is_dir():
         raise ConvMAEError(f"{path} is a folder; give the name of the file to write")
     check_can_create(path)
     if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise missing_extra("parquet", "pyarrow", "parquet") from None
+        import_parquet("features in Parquet")
 
 
-def write_features(path: Path, names: Sequence[str], features: Features) -> None:
+def write_features(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
     """Writes features and the names of their photos, whole or not at all.
+
+    Parquet is written while the rows come; the two other formats hold arrays, which are in memory until the end.
 
     Args:
         path: the file; its suffix decides the format.
-        names: one name a photo, N of them.
-        features: level -> (N, ...). Parquet holds a map as one list a photo, with its shape in the column's metadata.
+        origin: of the features; each format holds it as JSON under "convmae_deploy".
+        parts: the rows in order; what they raise leaves no file behind.
+
+    Returns:
+        How many rows there are.
 
     Raises:
-        ConvMAEError: as `check_feature_path`, or when a level does not have N rows.
+        ConvMAEError: as `check_feature_path`, the arrays do not fit into memory, or there is no row.
     """
     check_feature_path(path)
-    for level, values in features.items():
-        if len(values) != len(names):
-            raise ConvMAEError(f"level {level!r} must have one row for each of {len(names)} names; got {len(values)}")
-    # File names that are not UTF-8 reach Python as lone surrogates, which no format can hold.
-    readable = [os.fsencode(name).decode("utf-8", "replace") for name in names]
-    with atomic_file(path) as temporary:
+    if path.suffix == ".parquet":
+        return _write_parquet(path, origin, parts)
+    names: list[str] = []
+    found: dict[str, list[NDArray[Any]]] = {level: [] for level in origin.levels}
+    try:
+        for rows in parts:
+            names += map(as_text, rows.names)
+            for level, values in rows.features.items():
+                found[level].append(values)
+        if not names:
+            raise _nothing(path)
+        features = {level: np.concatenate(found.pop(level)) for level in origin.levels}
+    except MemoryError:
+        raise ConvMAEError(
+            f"the features of {len(names)} files or more do not fit into memory; write shards to a folder, or ask for "
+            "fewer levels"
+        ) from None
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        about = {FILES_KEY: json.dumps(names), METADATA_KEY: origin.model_dump_json()}
+        if path.suffix == ".npz":
+            texts = {FILES_KEY: np.array(names, dtype=np.str_), METADATA_KEY: np.array(about[METADATA_KEY])}
+            np.savez(file, allow_pickle=False, **texts, **features)
+        else:
+            _write_safetensors(file, features, about)
+    return len(names)
+
+
+def origin_in_file(path: Path) -> Origin | None:
+    """What the vectors in a file of one of `SUFFIXES` were made by; None where it does not say so.
+
+    Raises:
+        ConvMAEError: the file cannot be read.
+    """
+    try:
         if path.suffix == ".parquet":
-            _write_parquet(temporary, readable, features)
-            return
-        with temporary.open("wb") as file:
-            if path.suffix == ".npz":
-                np.savez(file, allow_pickle=False, **{FILES_KEY: np.array(readable, dtype=np.str_)}, **features)
-            else:
-                _write_safetensors(file, features, {FILES_KEY: json.dumps(readable)})
+            text = (import_parquet("a file in Parquet").read_schema(path).metadata or {})[METADATA_KEY.encode()]
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                text = str(arrays[METADATA_KEY])
+        else:
+            with safe_open(path, "numpy") as file:
+                text = (file.metadata() or {})[METADATA_KEY]
+        return Origin.model_validate_json(text)
+    except OSError as error:
+        raise ConvMAEError(f"{path}: {cannot_be_read(error)}") from error
+    except (KeyError, ValueError, SafetensorError, BadZipFile):  # pyarrow's and pydantic's errors are ValueErrors
+        return None
 
 
 def encode_safetensors(features: Features, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -81,6 +123,22 @@ def encode_npz(features: Features) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **features)
     return buffer.getvalue()
+
+
+def _write_parquet(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
+    count = 0
+    with atomic_file(path) as temporary:
+        with TableWriter(temporary, origin) as table:
+            for rows in parts:
+                table.write(rows.names, rows.features)
+                count += len(rows.names)
+        if not count:
+            raise _nothing(path)
+    return count
+
+
+def _nothing(path: Path) -> ConvMAEError:
+    return ConvMAEError(f"none of the files could be read, so {path} was not written; see above")
 
 
 def _write_safetensors(file: IO[bytes], features: Features, metadata: Mapping[str, str]) -> None:
@@ -105,20 +163,3 @@ def _write_safetensors(file: IO[bytes], features: Features, metadata: Mapping[st
     file.write(text)
     for values in features.values():
         file.write(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data)
-
-
-def _write_parquet(path: Path, names: Sequence[str], features: Features) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = [pyarrow.array(names, type=pyarrow.string())]
-    fields = [pyarrow.field(FILE_COLUMN, pyarrow.string())]
-    row_bytes = 1
-    for level, values in features.items():
-        numbers = int(np.prod(values.shape[1:]))
-        column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), numbers)
-        columns.append(column)
-        fields.append(pyarrow.field(level, column.type, metadata={"shape": json.dumps(values.shape[1:])}))
-        row_bytes += numbers * values.dtype.itemsize
-    table = pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(fields))
-    parquet.write_table(table, path, row_group_size=max(1, _ROW_GROUP_BYTES // row_bytes), use_dictionary=False)

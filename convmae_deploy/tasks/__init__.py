@@ -13,16 +13,15 @@ from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
-from convmae_deploy.tasks.features import FeatureExtractor
+from convmae_deploy.tasks.features import Encoder
 from convmae_deploy.tasks.segmentation import Segmenter
-from convmae_deploy.tasks.video import VideoClassifier, VideoFeatureExtractor
+from convmae_deploy.tasks.video import VideoClassifier, VideoEncoder
 
 __all__ = ["TASKS", "check_manifest", "load_bundle", "open_predictor", "task_of"]
 
 # Name of a task, as manifests say it -> what runs it.
 TASKS: dict[str, type[Predictor]] = {
-    task.TASK: task
-    for task in (Classifier, Detector, Segmenter, VideoClassifier, FeatureExtractor, VideoFeatureExtractor)
+    task.TASK: task for task in (Classifier, Detector, Segmenter, VideoClassifier, Encoder, VideoEncoder)
 }
 
 

@@ -4,6 +4,7 @@ Shapes: B photos, V views of one photo or video, C channels, D width of a pooled
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +62,30 @@ class FeaturePredictor(Predictor):
         outputs = self._run_together(prepared, options.levels or default, run)
         return [{name: merge_views(values) for name, values in each.items()} for each in outputs]
 
+    def features(
+        self, sources: Sequence[Source], levels: Sequence[str] = (POOLED,), options: PredictOptions = NO_OPTIONS
+    ) -> Features:
+        """Features of photos or videos as arrays.
+
+        Args:
+            sources: files, the contents of some, or for photos images of Pillow's; at least one.
+            levels: names from `levels`: maps (C, H / stride, W / stride), of videos with T / 2 before H, or vectors
+                (D,).
+            options: see `PredictOptions`.
+
+        Returns:
+            Level -> (number of sources, ...).
+
+        Raises:
+            ConvMAEError: no source or no level is given, a level does not exist, or a source cannot be read.
+        """
+        if isinstance(sources, str | Path | bytes | Image.Image):
+            sources = [sources]
+        found = self.predict_each(sources, replace(options, levels=tuple(levels)))
+        if not found:
+            raise ConvMAEError("features need at least one photo or video; got none")
+        return {level: np.stack([each[level] for each in found]) for level in levels}
+
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Refuses: features are for programs; `convmae features` writes them."""
         name = self.manifest.name
@@ -89,26 +114,8 @@ class PhotoFeatures(FeaturePredictor):
         assert isinstance(self.manifest.preprocessing, Preprocessing)  # `check_manifest` says so
         return preprocess(image, self.manifest.preprocessing)
 
-    def features(self, images: Sequence[Image.Image], levels: Sequence[str]) -> Features:
-        """Features of RGB photos.
 
-        Args:
-            images: photos of any size, at least one.
-            levels: names from `levels`: maps (C, H / stride, W / stride), or the pooled vector (D,).
-
-        Returns:
-            Level -> (number of photos, ...).
-
-        Raises:
-            ConvMAEError: no photo or no level is given, or a level does not exist.
-        """
-        found = self.predict_each(images, PredictOptions(levels=tuple(levels)))
-        if not found:
-            raise ConvMAEError("features need at least one image; got none")
-        return {level: np.stack([each[level] for each in found]) for level in levels}
-
-
-class FeatureExtractor(PhotoFeatures):
+class Encoder(PhotoFeatures):
     """A model of photos without a head."""
 
     TASK = "features"

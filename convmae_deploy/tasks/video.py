@@ -3,7 +3,7 @@
 Shapes: V views of one video, T frames of a clip, H W its size, D width of the features, K classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from convmae_deploy.media.video_file import import_av
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Prepared, Report, Source
 from convmae_deploy.tasks.classification import DEFAULT_TOP_K, ClassPredictor
 from convmae_deploy.tasks.clips import ClipViews, read_clips
-from convmae_deploy.tasks.features import POOLED, FeaturePredictor, Features
+from convmae_deploy.tasks.features import POOLED, FeaturePredictor
 from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction
 
 VIDEO_FEATURE_OUTPUTS = (POOLED, "pooled_frames", "e1", "e2", "e3", "e4")
@@ -78,24 +78,6 @@ class VideoFeatures(FeaturePredictor):
         clips = read_clips(file, self.sampling_of(options), views=views_of(options))
         return Prepared(rows=clips, size=self.sampling.crop)
 
-    def features(self, source: Source, levels: Sequence[str], *, views: ClipViews | None = None) -> Features:
-        """Features of a video.
-
-        Args:
-            source: a file, or the content of one.
-            levels: names from `levels`: maps (C, T / 2, H / stride, W / stride), `pooled_frames` (T / 2, D) or `pooled`
-                (D,), which alone is averaged over several views.
-            views: how often to look; None: once.
-
-        Returns:
-            Level -> values, without a batch axis.
-
-        Raises:
-            ConvMAEError: as `prepare`; a level does not exist, or the views do not fit.
-        """
-        found: Features = self.predict(source, with_views(views, levels=tuple(levels)))
-        return found
-
 
 class VideoClassifier(ClassPredictor, VideoFeatures):
     """Names of what a video shows, and features of it; `pooled` is what its head was trained on."""
@@ -141,7 +123,7 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
         return found
 
 
-class VideoFeatureExtractor(VideoFeatures):
+class VideoEncoder(VideoFeatures):
     """A model of videos without a head."""
 
     TASK = "video-features"

@@ -1,5 +1,7 @@
+import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors, write_features
+from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors, origin_in_file, write_features
+from convmae_deploy.extraction.origin import Origin
+from convmae_deploy.extraction.stream import Rows
+from tests.extraction.test_origin import origin
 
 NAMES = ["a.jpg", "ordner/ü b.png", 'quote".webp']
 RANDOM = np.random.default_rng(0)
@@ -17,6 +22,17 @@ FEATURES: dict[str, NDArray[np.float32]] = {
     "pooled": RANDOM.standard_normal((3, 8), dtype=np.float32),
     "e1": RANDOM.standard_normal((3, 4, 5, 6), dtype=np.float32),
 }
+LEVELS = {
+    name: origin().levels["pooled"].model_copy(update={"shape": values.shape[1:]}) for name, values in FEATURES.items()
+}
+ORIGIN: Origin = origin(levels=LEVELS)
+
+
+def parts(names: list[str] = NAMES) -> Iterator[Rows]:
+    """The features, in two parts."""
+    for part in (slice(0, 2), slice(2, 3)):
+        features = {name: values[part] for name, values in FEATURES.items()}
+        yield Rows(names=names[part], features=features, failures=())
 
 
 def assert_same(found: dict[str, NDArray[np.float32]]) -> None:
@@ -27,7 +43,7 @@ def assert_same(found: dict[str, NDArray[np.float32]]) -> None:
 
 def test_safetensors_come_back_with_their_names(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "features.safetensors"
-    write_features(path, NAMES, FEATURES)
+    assert write_features(path, ORIGIN, parts()) == 3
     assert_same(safetensors.numpy.load_file(path))
     with safe_open(path, "numpy") as file:
         assert json.loads(file.metadata()["files"]) == NAMES
@@ -36,19 +52,20 @@ def test_safetensors_come_back_with_their_names(tmp_path: Path) -> None:
 
 def test_npz_comes_back_with_its_names(tmp_path: Path) -> None:
     path = tmp_path / "features.npz"
-    write_features(path, NAMES, FEATURES)
+    write_features(path, ORIGIN, parts())
     with np.load(path, allow_pickle=False) as file:
         content = dict(file)
     assert content.pop("files").tolist() == NAMES
+    assert Origin.model_validate_json(str(content.pop("convmae_deploy"))) == ORIGIN
     assert_same(content)
 
 
 def test_parquet_comes_back_with_its_names_and_shapes(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "features.parquet"
-    write_features(path, NAMES, FEATURES)
+    write_features(path, ORIGIN, parts())
     table = parquet.read_table(path)
-    assert table["file"].to_pylist() == NAMES
+    assert table["path"].to_pylist() == NAMES
     found = {}
     for level in FEATURES:
         shape = json.loads(table.schema.field(level).metadata[b"shape"])
@@ -56,10 +73,46 @@ def test_parquet_comes_back_with_its_names_and_shapes(tmp_path: Path) -> None:
     assert_same(found)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".parquet"])
+def test_each_format_says_what_its_vectors_were_made_by(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"features{suffix}"
+    write_features(path, ORIGIN, parts())
+    assert origin_in_file(path) == ORIGIN
+    path.write_bytes(b"something else")
+    assert origin_in_file(path) is None
+    path.unlink()
+    with pytest.raises(ConvMAEError, match="cannot be read"):
+        origin_in_file(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".parquet"])
+def test_nothing_is_written_where_there_are_no_rows_or_the_work_ends_early(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"features{suffix}"
+    with pytest.raises(ConvMAEError, match=r"none of the files could be read, so .*features.* was not written"):
+        write_features(path, ORIGIN, [])
+
+    def broken() -> Iterator[Rows]:
+        yield from parts()
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        write_features(path, ORIGIN, broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(tmp_path: Path) -> None:
+    def too_large() -> Iterator[Rows]:
+        yield from parts()
+        raise MemoryError
+
+    with pytest.raises(
+        ConvMAEError, match="features of 3 files or more do not fit into memory; write shards to a folder"
+    ):
+        write_features(tmp_path / "features.npz", ORIGIN, too_large())
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_encoded_bytes_are_read_by_the_formats_own_libraries(dtype: type[np.floating]) -> None:
-    import io
-
     features = {level: values.astype(dtype) for level, values in FEATURES.items()}
     features["odd"] = np.ones((1, 3), dtype=dtype)[:, ::2]
     loaded = safetensors.numpy.load(encode_safetensors(features))
@@ -72,27 +125,26 @@ def test_encoded_bytes_are_read_by_the_formats_own_libraries(dtype: type[np.floa
 
 
 def test_the_numbers_of_a_safetensors_file_are_aligned() -> None:
-    content = encode_safetensors(FEATURES, {"x": "1"})
-    assert int.from_bytes(content[:8], "little") % 8 == 0
+    for name in ("a", "ab", "abc"):
+        content = encode_safetensors({name: FEATURES["pooled"]})
+        assert int.from_bytes(content[:8], "little") % 8 == 0
 
 
 def test_file_names_that_are_not_utf_8_are_made_readable(tmp_path: Path) -> None:
     path = tmp_path / "features.npz"
-    write_features(path, ["b\udcff.jpg"], {"pooled": np.zeros((1, 2), dtype=np.float32)})
+    write_features(path, ORIGIN, parts(["b\udcff.jpg", "c", "d"]))
     with np.load(path) as file:
-        assert file["files"].tolist() == ["b\ufffd.jpg"]
+        assert file["files"].tolist() == ["b\ufffd.jpg", "c", "d"]
 
 
-def test_other_suffixes_folders_and_unequal_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConvMAEError, match=r"\.safetensors, \.npz, \.parquet; got .*features\.csv"):
-        write_features(tmp_path / "features.csv", NAMES, FEATURES)
+def test_other_suffixes_folders_and_types_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match=r"\.safetensors, \.npz, \.parquet, or as shards to a folder; got .*\.csv"):
+        write_features(tmp_path / "features.csv", ORIGIN, parts())
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(ConvMAEError, match="is a folder"):
-        write_features(tmp_path / "folder.npz", NAMES, FEATURES)
-    with pytest.raises(ConvMAEError, match="one row for each of 2 names; got 3"):
-        write_features(tmp_path / "features.npz", NAMES[:2], FEATURES)
+        write_features(tmp_path / "folder.npz", ORIGIN, parts())
     with pytest.raises(ConvMAEError, match="is int64"):
-        write_features(tmp_path / "features.safetensors", ["a"], {"pooled": np.zeros((1, 2), dtype=np.int64)})
+        encode_safetensors({"pooled": np.zeros((1, 2), dtype=np.int64)})
     assert [item.name for item in tmp_path.iterdir()] == ["folder.npz"]
 
 
@@ -100,4 +152,4 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ConvMAEError, match=r"pip install '\.\[parquet\]'"):
-        write_features(tmp_path / "features.parquet", NAMES, FEATURES)
+        write_features(tmp_path / "features.parquet", ORIGIN, parts())

@@ -183,7 +183,7 @@ def test_features_of_many_photos_have_one_row_each(predictor: Classifier) -> Non
         np.testing.assert_allclose(
             features["e3"][index], predictor.features([image], ["e3"])["e3"][0], rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(ConvMAEError, match="at least one image"):
+    with pytest.raises(ConvMAEError, match="at least one photo or video"):
         predictor.features([], LEVELS)
 
 

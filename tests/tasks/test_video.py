@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoError, VideoLimits
 from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import PredictOptions
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from convmae_deploy.tasks.postprocess import Prediction, scores
 from convmae_deploy.tasks.video import VideoClassifier, with_views
@@ -78,13 +79,13 @@ def test_probabilities_of_views_are_averaged_not_their_logits(predictor: VideoCl
 
 def test_views_run_in_batches_that_the_graph_takes(bundle: Path, video: bytes) -> None:
     backend = RecordingBackend()
-    VideoClassifier(load_bundle(bundle), backend).features(video, ["pooled"], views=VIEWS)
+    VideoClassifier(load_bundle(bundle), backend).predict(video, with_views(VIEWS, levels=("pooled",)))
     assert backend.sizes == [4, 4, 4, 3]
 
 
 def test_features_have_slots_of_two_frames(predictor: VideoClassifier, video: bytes) -> None:
     assert predictor.levels == (*VECTORS, *MAPS)
-    features = predictor.features(video, predictor.levels)
+    features = predictor.predict(video, PredictOptions(levels=predictor.levels))
     shapes = {level: values.shape for level, values in features.items()}
     assert shapes == {
         "pooled": (8,),
@@ -102,17 +103,17 @@ def test_features_have_slots_of_two_frames(predictor: VideoClassifier, video: by
 def test_features_of_views_are_their_mean(predictor: VideoClassifier, video: bytes) -> None:
     pooled = predictor.run(clips_of(predictor, video, VIEWS), ("pooled",))["pooled"]
     assert np.ptp(pooled, axis=0).max() > 0.01
-    found = predictor.features(video, ["pooled"], views=VIEWS)["pooled"]
+    found = predictor.predict(video, with_views(VIEWS, levels=("pooled",)))["pooled"]
     np.testing.assert_allclose(found, pooled.mean(axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_features_with_places_are_those_of_one_view(predictor: VideoClassifier, video: bytes) -> None:
     for level in ("pooled_frames", "e3"):
         with pytest.raises(ConvMAEError, match=f"5 x 3 views only pooled can be averaged; got {level}, ask for one"):
-            predictor.features(video, ["pooled", level], views=VIEWS)
-        predictor.features(video, ["pooled", level], views=ClipViews())
+            predictor.predict(video, with_views(VIEWS, levels=("pooled", level)))
+        predictor.predict(video, with_views(ClipViews(), levels=("pooled", level)))
     with pytest.raises(ConvMAEError, match="got logits"):
-        predictor.features(video, ["logits"])
+        predictor.predict(video, PredictOptions(levels=("logits",)))
 
 
 def test_what_is_no_video_or_beyond_the_limits_is_refused(predictor: VideoClassifier, video: bytes) -> None:

@@ -18,7 +18,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
-from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier
+from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier, with_views
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.tasks import open_task
@@ -115,7 +115,7 @@ def test_a_video_gets_pytorch_s_classes_and_features(bundle: Path, model: ConvMA
     found = {prediction.label: prediction.score for prediction in predictor.classify(video, views=views)}
     assert [found[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-5)
     np.testing.assert_allclose(
-        predictor.features(video, ["pooled"], views=views)["pooled"], pooled.mean(axis=0), atol=1e-4
+        predictor.predict(video, with_views(views, levels=("pooled",)))["pooled"], pooled.mean(axis=0), atol=1e-4
     )
     run = predictor.run(clips[:1].numpy(), ("pooled_frames", "e1", "e4"))
     for name, value in (("pooled_frames", slots), ("e1", maps[0]), ("e4", maps[3])):

@@ -1,0 +1,237 @@
+"""What `convmae features` and `convmae compatible` do, from what was typed to what is said."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convmae_deploy.backends.runtimes import RuntimeOptions
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.extraction import stores
+from convmae_deploy.extraction.cluster import RayOptions, run_on_ray
+from convmae_deploy.extraction.feature_files import SUFFIXES, check_feature_path, origin_in_file, write_features
+from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_job, shard_rows_of
+from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
+from convmae_deploy.extraction.outputs import open_output
+from convmae_deploy.extraction.shards import JOB_NAME, Written, read_job
+from convmae_deploy.extraction.sources import Plan, make_plan
+from convmae_deploy.extraction.stream import Failure, Rows
+from convmae_deploy.files import shortened
+from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
+from convmae_deploy.media.video_file import import_av
+from convmae_deploy.media.video_formats import VIDEO_SUFFIXES
+from convmae_deploy.printing import printable
+from convmae_deploy.program import SOME_INPUTS_BAD
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import MediumName
+from convmae_deploy.tasks.features import FeaturePredictor
+from convmae_deploy.terminal import Terminal
+
+_SUFFIXES: dict[MediumName, frozenset[str]] = {"photo": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
+_SHOWN_FAILURES = 20  # the others are in the files beside the shards alone
+_ONE_SHARD = 2**62  # rows
+
+
+class _Strict(Exception):
+    """A file cannot be read, and the user wants to end with it."""
+
+
+def write_features_of(
+    model: ModelSpec,
+    sources: Sequence[str],
+    out: str,
+    *,
+    shard_rows: int | None,
+    part: Part | None,
+    column: str | None,
+    strict: bool,
+    ray: RayOptions,
+    spell: Callable[[str], str | None],
+) -> int:
+    """Writes features of all that the sources name, and says what it does; see `convmae features`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConvMAEError: something cannot be done as it is asked for.
+    """
+    file = _single_file(out)
+    if file is not None:
+        if part is not None or ray.ray is not None or shard_rows is not None:
+            raise ConvMAEError(f"shards and Ray need a folder to write to; {file} is one file, give a folder")
+    if shard_rows is not None and shard_rows < 1:
+        raise ConvMAEError(f"shard rows must be at least 1; got {shard_rows}")
+    if not sources:
+        raise ConvMAEError("expected at least one photo, video, folder or other source after the bundle; got none")
+    predictor = model.open()
+    predictor.check_options(model.options, spell=spell)
+    if predictor.MEDIUM == "video":
+        import_av()
+    with model.stream(predictor, remote=False):  # refuses levels and batch sizes before the sources are searched
+        origin = model.origin()
+    kind = f"{predictor.MEDIUM}s"
+    rows = _ONE_SHARD if file is not None else shard_rows or shard_rows_of(origin)
+    plan = make_plan(sources, sorted(_SUFFIXES[predictor.MEDIUM]), kind, shard_rows=rows, column=column)
+    try:
+        if plan.passed_over:
+            print(f"passed over: {plan.passed_over}", file=sys.stderr)
+        if file is not None:
+            return _write_file(model, predictor, plan, file, origin, kind, strict)
+        return _write_shards(model, predictor, plan, out, part or Part(), ray, kind, strict)
+    except _Strict:
+        return SOME_INPUTS_BAD
+    finally:
+        plan.close()
+
+
+def _single_file(out: str) -> Path | None:
+    """The file to write; None where it is a folder: what has no suffix, ends in a slash, or is there as one."""
+    path = stores.local_path(out)
+    if stores.is_remote(out) or out.endswith("/") or not path.suffix or (path.is_dir() and path.suffix not in SUFFIXES):
+        return None
+    check_feature_path(path)
+    return path
+
+
+def _write_file(
+    model: ModelSpec, predictor: FeaturePredictor, plan: Plan, file: Path, origin: Origin, kind: str, strict: bool
+) -> int:
+    seen = _Seen(strict)
+    with (
+        model.stream(predictor, remote=plan.is_remote) as stream,
+        _progress(kind, plan.rows(range(plan.shards))) as advance,
+    ):
+
+        def parts() -> Iterator[Rows]:
+            for _, rows in stream.run((index, plan.piece(index)) for index in range(plan.shards)):
+                if rows is not None:
+                    seen(rows)
+                    advance(len(rows.names) + len(rows.failures))
+                    yield rows
+
+        count = write_features(file, origin, parts())
+    left_out = f"; {seen.failures} left out" if seen.failures else ""
+    shapes = ", ".join(f"{name} {(count, *level.shape)}" for name, level in origin.levels.items())
+    print(f"{printable(file)}: {count} {kind}{left_out}; {shapes}")
+    return 0
+
+
+def _write_shards(
+    model: ModelSpec,
+    predictor: FeaturePredictor,
+    plan: Plan,
+    out: str,
+    part: Part,
+    ray: RayOptions,
+    kind: str,
+    strict: bool,
+) -> int:
+    maker, left, there = prepare_job(model, plan, out, part)
+    seen, rows, failures = _Seen(strict), 0, 0
+    begun = time.monotonic()
+    with _progress(kind, plan.rows(left)) as advance:
+        for index, written in _made(maker, predictor, plan, left, ray, seen, advance):
+            rows, failures = rows + written.rows, failures + written.failures
+            if ray.ray is not None:
+                advance(written.rows + written.failures)
+                if written.first is not None:
+                    seen.report(written.first)
+            if not sys.stderr.isatty():
+                rate = (rows + failures) / max(time.monotonic() - begun, 1e-9)
+                print(f"{maker.job.shard_name(index)}: {_words(written, kind)}; {rate:.1f} a second", file=sys.stderr)
+    total = Written(rows=rows, failures=failures, first=None)
+    already = f", {there} were there already" if there else ""
+    print(f"{printable(out)}: {len(left)} shards written{already}; {_words(total, kind)}")
+    if failures and not rows:
+        raise ConvMAEError(
+            f"none of the {failures} {kind} could be read, see _failures-*.jsonl in {shortened(out)}; remove the "
+            "folder before you try again"
+        )
+    return 0
+
+
+def _made(
+    maker: ShardMaker,
+    predictor: FeaturePredictor,
+    plan: Plan,
+    left: Sequence[int],
+    ray: RayOptions,
+    seen: "_Seen",
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, Written]]:
+    """Shards that are done, here or on a cluster."""
+    pieces = ((index, plan.piece(index)) for index in left)
+    if ray.ray is not None:
+        yield from run_on_ray(maker, list(pieces), ray) if left else ()
+        return
+
+    def on_rows(rows: Rows) -> None:
+        seen(rows)
+        advance(len(rows.names) + len(rows.failures))
+
+    opened = maker.open(predictor)
+    with opened.stream:
+        yield from opened.run(pieces, on_rows)
+
+
+class _Seen:
+    """Reports the first files that cannot be read, and ends the work with the first of all where that is wanted."""
+
+    def __init__(self, strict: bool) -> None:
+        self.failures, self._strict = 0, strict
+
+    def __call__(self, rows: Rows) -> None:
+        for failure in rows.failures:
+            self.report(failure)
+
+    def report(self, failure: Failure) -> None:
+        """One file."""
+        self.failures += 1
+        if self.failures <= _SHOWN_FAILURES:
+            print(f"error: {printable(failure.name)}: {printable(failure.error)}", file=sys.stderr)
+        elif self.failures == _SHOWN_FAILURES + 1:
+            print("error: more files cannot be read, which are not shown here", file=sys.stderr)
+        if self._strict:
+            raise _Strict
+
+
+def _words(written: Written, kind: str) -> str:
+    return f"{written.rows} {kind}" + (f", {written.failures} left out" if written.failures else "")
+
+
+@contextmanager
+def _progress(kind: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; without one, the shards say how far the work is."""
+    console = Terminal(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(kind, total=total)
+        yield lambda count: progress.advance(bar, count)
+
+
+def read_origin(name: str) -> Origin:
+    """What vectors are made by: those of a bundle, of a graph in one, of a file or a folder of features.
+
+    Args:
+        name: a path; of a folder of shards a URI too.
+
+    Raises:
+        ConvMAEError: it is none of these.
+    """
+    path = stores.local_path(name)
+    if stores.is_remote(name) or (path / JOB_NAME).is_file():
+        return read_job(open_output(name), name).origin
+    if path.suffix in SUFFIXES:
+        found = origin_in_file(path)
+        if found is None:
+            raise ConvMAEError(
+                f"{shortened(name)} does not say what its vectors were made by; give what convmae features wrote"
+            )
+        return found
+    bundle = load_bundle(path.parent if path.is_file() else path)
+    levels = feature_levels(bundle)
+    return origin_of(bundle, levels, runtime=RuntimeOptions(file=path.name if path.is_file() else None))

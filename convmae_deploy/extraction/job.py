@@ -1,0 +1,165 @@
+"""A job of feature extraction: from a plan of its sources to shards in a folder."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from convmae_deploy.backends.base import Device
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
+from convmae_deploy.extraction.outputs import Output, open_output
+from convmae_deploy.extraction.pieces import Piece
+from convmae_deploy.extraction.shards import Job, Written, begin, write_shard
+from convmae_deploy.extraction.sources import Plan
+from convmae_deploy.extraction.stream import FeatureStream, FeatureType, Rows
+from convmae_deploy.tasks import load_bundle, task_of
+from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions
+from convmae_deploy.tasks.features import FeaturePredictor
+
+DEFAULT_SHARD_ROWS = 10_000
+_SHARD_BYTES = 256_000_000  # of a shard by default, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model to be opened, here or in another process, and what to ask of it."""
+
+    bundle: Path
+    levels: tuple[str, ...] = ("pooled",)
+    dtype: FeatureType = "f32"
+    batch_size: int | None = None  # photos or videos a run; None: what the bundle allows, at most 32 rows
+    options: PredictOptions = NO_OPTIONS  # of each file: how often a video is looked at
+    device: Device = "auto"
+    threads: int | None = None
+    runtime: RuntimeOptions = DEFAULT_RUNTIME
+
+    def open(self) -> FeaturePredictor:
+        """Starts the model.
+
+        Raises:
+            ConvMAEError: the bundle is not in order or has no features, or the runtime or the device does not start.
+        """
+        bundle = load_bundle(self.bundle)
+        feature_levels(bundle)
+        backend = start_backend(bundle, device=self.device, threads=self.threads, options=self.runtime)
+        predictor = task_of(bundle.manifest)(bundle, backend)
+        assert isinstance(predictor, FeaturePredictor)  # `feature_levels` says so
+        return predictor
+
+    def stream(self, predictor: FeaturePredictor, *, remote: bool) -> FeatureStream:
+        """What runs it; see `FeatureStream`."""
+        return FeatureStream(
+            predictor,
+            self.levels,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            options=self.options,
+            remote=remote,
+        )
+
+    def origin(self) -> Origin:
+        """What its vectors are made by."""
+        levels = tuple(dict.fromkeys(self.levels))
+        return origin_of(load_bundle(self.bundle), levels, runtime=self.runtime, options=self.options, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards that one of several processes makes: those whose index leaves `index` when divided by `count`."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """A part as users write it, "3/64".
+
+        Raises:
+            ConvMAEError: it is none.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise ConvMAEError(f"a shard index must be from 0/N to N-1/N for N processes, such as 3/64; got {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+
+def shard_rows_of(origin: Origin) -> int:
+    """How many rows a shard has by default: fewer where rows are large."""
+    row_bytes = 4 * sum(math.prod(level.shape) for level in origin.levels.values())
+    return max(1, min(DEFAULT_SHARD_ROWS, _SHARD_BYTES // row_bytes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Makes shards of pieces; it can be sent to another process."""
+
+    model: ModelSpec
+    out: str  # a folder, or its URI
+    job: Job
+    remote: bool  # whether files are read from an object store
+    stale: frozenset[int] = frozenset()  # shards beside which there is a file of failures
+
+    def open(self, predictor: FeaturePredictor | None = None) -> "OpenShardMaker":
+        """Starts the model, unless it runs already."""
+        stream = self.model.stream(predictor or self.model.open(), remote=self.remote)
+        return OpenShardMaker(self, open_output(self.out), stream)
+
+
+@dataclass(frozen=True)
+class OpenShardMaker:
+    """A `ShardMaker` whose model runs."""
+
+    maker: ShardMaker
+    output: Output
+    stream: FeatureStream
+
+    def run(
+        self, pieces: Iterable[tuple[int, Piece]], on_rows: Callable[[Rows], None] = lambda rows: None
+    ) -> Iterator[tuple[int, Written]]:
+        """Makes shards one after the other.
+
+        Args:
+            pieces: index of the shard, and what it is made of.
+            on_rows: called with rows before they are written; what it raises ends the work, and leaves no part of a
+                shard behind.
+
+        Yields:
+            Index of a shard that is done, and what is in it.
+        """
+
+        def seen(group: Iterable[tuple[int, Rows | None]]) -> Iterator[Rows]:
+            for _, rows in group:
+                if rows is not None:
+                    on_rows(rows)
+                    yield rows
+
+        for index, group in groupby(self.stream.run(pieces), key=itemgetter(0)):
+            yield index, write_shard(self.output, self.maker.job, index, seen(group), stale=index in self.maker.stale)
+
+
+def prepare_job(model: ModelSpec, plan: Plan, out: str, part: Part) -> tuple[ShardMaker, list[int], int]:
+    """Makes the output folder this job's, and finds out what is left to do.
+
+    Args:
+        model: that runs.
+        plan: of the sources.
+        out: the folder, or its URI.
+        part: which shards to make.
+
+    Returns:
+        What makes them, the indices of those to make, and how many of this part are there already.
+
+    Raises:
+        ConvMAEError: something else is in the folder, or it cannot be written to.
+    """
+    job = Job(origin=model.origin(), sources_sha256=plan.digest(), shard_rows=plan.shard_rows, shards=plan.shards)
+    found = begin(open_output(out), out, job)
+    mine = range(part.index, plan.shards, part.count)
+    left = [index for index in mine if index not in found.done]
+    maker = ShardMaker(model=model, out=out, job=job, remote=plan.is_remote, stale=found.failures)
+    return maker, left, len(mine) - len(left)

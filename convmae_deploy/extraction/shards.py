@@ -1,0 +1,269 @@
+"""Shards of features: Parquet files, each whole or absent, which say what they were made by.
+
+A shard holds a row for each photo or video that could be read: `path`, and a list of fixed size for each level. What
+could not be read stands beside it, in `_failures-….jsonl`, which is written before the shard: a shard marks its piece
+of the work as done. Readers of the folder pass over names that begin with an underscore.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.extraction.origin import METADATA_KEY, Origin
+from convmae_deploy.extraction.outputs import Output
+from convmae_deploy.extraction.pieces import import_parquet
+from convmae_deploy.extraction.stream import Failure, Rows, as_text
+from convmae_deploy.files import shortened
+
+PATH_COLUMN = "path"
+JOB_NAME = "_job.json"
+_MAX_JOB_BYTES = 16 * 2**20
+_SPOOLED_BYTES = 2**20
+_GROUP_ROWS = 1024  # rows that a reader takes at once
+_GROUP_BYTES = 64_000_000  # what the writer holds at once, at most
+
+
+class Job(BaseModel):
+    """What a folder of shards is made by. Two runs of one job give the same shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    origin: Origin
+    sources_sha256: str  # of all names, and of how they are cut into shards
+    shard_rows: int  # rows of a shard, at most
+    shards: int
+    # of this package, that began the job; others may go on with it
+    release: str = Field(default_factory=lambda: version("convmae-deploy"))
+
+    def shard_name(self, index: int) -> str:
+        """The file of a shard."""
+        return f"features-{index:05}-of-{self.shards:05}.parquet"
+
+    def failures_name(self, index: int) -> str:
+        """The file beside a shard with what could not be read."""
+        return f"_failures-{index:05}-of-{self.shards:05}.jsonl"
+
+    def differences(self, other: "Job") -> list[str]:
+        """What makes the other a different job, in words."""
+        mine, others = _facts(self), _facts(other)
+        return [f"{name} {mine[name]}, now {others[name]}" for name in mine if mine[name] != others[name]]
+
+
+def _facts(job: Job) -> dict[str, str]:
+    origin = job.origin
+    return {
+        "bundle": origin.bundle,
+        "graph": f"{origin.graph} of SHA-256 {origin.graph_sha256[:16]}…, computed in {origin.precision}",
+        "levels": " ".join(origin.levels),
+        "dtype": origin.dtype,
+        "preprocessing": json.dumps(origin.preprocessing, sort_keys=True),
+        "views": origin.pooling,
+        "shard rows": str(job.shard_rows),
+        "shards": str(job.shards),
+        "the sources": f"of SHA-256 {job.sources_sha256[:16]}…",
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a folder holds of a job already."""
+
+    done: frozenset[int] = frozenset()  # indices of shards
+    failures: frozenset[int] = frozenset()  # of files beside shards, also of shards that were never completed
+
+
+def begin(output: Output, title: str, job: Job) -> Found:
+    """Makes a folder this job's, and finds out what of it is there.
+
+    Args:
+        output: the folder.
+        title: what to call it.
+        job: what is to be written.
+
+    Raises:
+        ConvMAEError: something else is in the folder, or it cannot be written to.
+    """
+    names = output.names()
+    if JOB_NAME not in names:
+        # Temporary files are there where a process was killed before it wrote this one.
+        strangers = sorted(name for name in names if not name.startswith(".") and name)
+        if strangers:
+            raise ConvMAEError(
+                f"{shortened(title)} holds no features but {shortened(strangers[0])}; choose a new or an empty folder"
+            )
+        with output.writing(JOB_NAME) as path:
+            path.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return Found()
+    differences = read_job(output, title).differences(job)
+    if differences:
+        raise ConvMAEError(
+            f"{shortened(title)} holds another job's features ({'; '.join(differences)}); choose another folder, or "
+            "repeat that job's settings to go on with it"
+        )
+    done = frozenset(index for index in range(job.shards) if job.shard_name(index) in names)
+    for index in done:
+        found = shard_origin(output, job.shard_name(index))
+        if found != job.origin:
+            raise ConvMAEError(
+                f"{shortened(title)}/{job.shard_name(index)} is no shard of this job; remove it, and it is made again"
+            )
+    return Found(done, frozenset(index for index in range(job.shards) if job.failures_name(index) in names))
+
+
+def read_job(output: Output, title: str) -> Job:
+    """The job of a folder of shards.
+
+    Raises:
+        ConvMAEError: it cannot be read.
+    """
+    try:
+        return Job.model_validate_json(output.read(JOB_NAME, _MAX_JOB_BYTES))
+    except ValidationError:
+        raise ConvMAEError(
+            f"{shortened(title)}/{JOB_NAME} is not what convmae features writes; choose another folder"
+        ) from None
+
+
+def shard_origin(output: Output, name: str) -> Origin | None:
+    """What a shard was made by; None where it is none that can be read."""
+    parquet = import_parquet("shards of features")
+    try:
+        with output.opened(name) as file:
+            text = (parquet.read_schema(file).metadata or {})[METADATA_KEY.encode()]
+        return Origin.model_validate_json(text)
+    except (KeyError, ValidationError, OSError, ValueError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def schema_of(origin: Origin) -> Any:
+    """The Arrow schema of a table of features: `path`, and a list of fixed size for each level."""
+    import pyarrow
+
+    number = {"f32": pyarrow.float32(), "f16": pyarrow.float16()}[origin.dtype]
+    fields = [pyarrow.field(PATH_COLUMN, pyarrow.string(), nullable=False)]
+    for name, level in origin.levels.items():
+        kind = pyarrow.list_(pyarrow.field("element", number, nullable=False), int(np.prod(level.shape)))
+        about = {"shape": json.dumps(level.shape), "fingerprint": level.fingerprint}
+        fields.append(pyarrow.field(name, kind, nullable=False, metadata=about))
+    return pyarrow.schema(fields, metadata={METADATA_KEY: origin.model_dump_json()})
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a piece of the work."""
+
+    rows: int
+    failures: int
+    first: Failure | None  # of the failures
+
+
+class TableWriter:
+    """Writes rows to a Parquet file, a group at a time."""
+
+    def __init__(self, path: Path, origin: Origin) -> None:
+        """
+        Args:
+            path: the file to make.
+            origin: of the rows.
+        """
+        parquet = import_parquet("features in Parquet")
+        self._schema = schema_of(origin)
+        numbers = sum(int(np.prod(level.shape)) for level in origin.levels.values())
+        self._group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * numbers)))
+        self._levels = tuple(origin.levels)
+        # The bytes of floating-point numbers pack better one place after the other; each value occurs once.
+        self._writer = parquet.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            use_byte_stream_split=[f"{level}.list.element" for level in self._levels],
+        )
+        self._names: list[str] = []
+        self._parts: dict[str, list[NDArray[Any]]] = {level: [] for level in self._levels}
+
+    def write(self, names: Sequence[str], features: Mapping[str, NDArray[Any]]) -> None:
+        """Adds rows: N names, and level -> (N, ...)."""
+        start = 0
+        while start < len(names):
+            stop = min(len(names), start + self._group - len(self._names))
+            self._names += names[start:stop]
+            for level in self._levels:
+                self._parts[level].append(features[level][start:stop])
+            if len(self._names) == self._group:
+                self._flush()
+            start = stop
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Writes what is left and ends the file; after an exception, which stays, the file is of no use."""
+        if kind is not None:
+            with suppress(Exception):  # a disk that is full is full here too
+                self._writer.close()
+            return
+        if self._names:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        features = {level: np.concatenate(parts) for level, parts in self._parts.items()}
+        self._writer.write_table(as_table(self._schema, self._names, features), row_group_size=self._group)
+        self._names = []
+        self._parts = {level: [] for level in self._levels}
+
+
+def as_table(schema: Any, names: Sequence[str], features: Mapping[str, NDArray[Any]]) -> Any:
+    """Rows as an Arrow table of `schema_of`."""
+    import pyarrow
+
+    columns = [pyarrow.array([as_text(name) for name in names], type=pyarrow.string())]
+    for field in list(schema)[1:]:
+        numbers = pyarrow.array(np.ascontiguousarray(features[field.name]).reshape(-1), type=field.type.value_type)
+        columns.append(pyarrow.FixedSizeListArray.from_arrays(numbers, type=field.type))
+    return pyarrow.Table.from_arrays(columns, schema=schema)
+
+
+def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows], *, stale: bool) -> Written:
+    """Writes one shard, after the file with what could not be read.
+
+    Args:
+        output: the folder.
+        job: that the shard is of.
+        index: of the shard.
+        parts: its rows in order; what they raise leaves no shard behind.
+        stale: whether a run that was killed left a file of failures, which other files had then.
+    """
+    count, failed, first = 0, 0, None
+    with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as lines:
+        with output.writing(job.shard_name(index)) as path:
+            with TableWriter(path, job.origin) as table:
+                for rows in parts:
+                    table.write(rows.names, rows.features)
+                    count += len(rows.names)
+                    for failure in rows.failures:
+                        lines.write(failure.line())
+                    failed += len(rows.failures)
+                    first = first or next(iter(rows.failures), None)
+            if failed:
+                lines.seek(0)
+                with output.writing(job.failures_name(index)) as beside, beside.open("wb") as file:
+                    shutil.copyfileobj(lines, file)
+            elif stale:
+                output.remove(job.failures_name(index))
+    return Written(rows=count, failures=failed, first=first)
