@@ -77,7 +77,7 @@ def write_hub_folder(source: Path, out: Path) -> Published:
     """
     check_can_create(out)
     with atomic_directory(out) as temporary:
-        published = read_published(source, out.absolute().name)
+        published = read_published(source, printable(out.absolute().name))
         save_for_timm(published, temporary)
         card_of(published).save(temporary / CARD_NAME)
     return published
@@ -154,10 +154,8 @@ def save_for_timm(published: Published, directory: Path) -> None:
         pretrained_cfg=timm_config(record.model) | described | {"num_classes": len(record.classes)},
     )
     model.load_state_dict(published.model.state_dict())
-    native = record.model_dump(mode="json", exclude_none=True)
-    save_for_hf(
-        model, str(directory), model_config=native | {"label_names": list(record.classes)}, safe_serialization=True
-    )
+    content = record.model_dump(mode="json") | {"label_names": list(record.classes)}  # ours and timm's side by side
+    save_for_hf(model, str(directory), model_config=content, safe_serialization=True)
 
 
 def crop_share(preprocessing: Preprocessing) -> float:
@@ -180,7 +178,9 @@ def crop_share(preprocessing: Preprocessing) -> float:
 def card_of(published: Published) -> ModelCard:
     """The model card: the head that hubs read, and what people read."""
     licence, licence_name = hub_licence(published.record.licence)
-    dataset = Path(str(published.run.get("config", {}).get("data", "validation photos"))).name
+    config = published.run.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    dataset = printable(Path(str(data or "unknown")).name)
     results = [
         EvalResult(
             task_type=published.pipeline,
@@ -193,7 +193,7 @@ def card_of(published: Published) -> ModelCard:
         )
         for name, value in published.scores.items()
     ]
-    data = ModelCardData(
+    head = ModelCardData(
         license=licence,
         license_name=licence_name,
         library_name="timm",
@@ -203,7 +203,7 @@ def card_of(published: Published) -> ModelCard:
         model_name=published.name,
         eval_results=results or None,
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(card_sections(published)) + "\n")
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(card_sections(published)) + "\n")
 
 
 def hub_licence(licence: Licence) -> tuple[str, str | None]:

@@ -192,6 +192,22 @@ def test_a_checkpoint_that_names_no_epoch_has_no_scores(run: Path, tmp_path: Pat
         assert "model-index" not in card.data.to_dict() and stated in card.text
 
 
+def test_a_run_whose_description_holds_other_things_is_published_without_them(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    descriptions: tuple[Any, ...] = (
+        [],
+        {"config": [], "data": 3, "versions": "1", "resumed": {}},
+        {"config": {"data": "a\nb\ud800"}},
+    )
+    for description in descriptions:
+        (tmp_path / "run" / "run.json").write_text(json.dumps(description))
+        write_hub_folder(tmp_path / "run", tmp_path / "hub")
+        card = ModelCard.load(tmp_path / "hub" / "README.md")
+        assert "run.json says" not in card.text
+        shutil.rmtree(tmp_path / "hub")
+    assert card.data.to_dict()["model-index"][0]["results"][0]["dataset"]["type"] == r"a\nb\ud800"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

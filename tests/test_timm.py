@@ -86,6 +86,17 @@ def test_features_only_gives_a_pyramid_of_strides_4_8_16_32(name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(("levels", "blocks"), [((0,), (2, 0, 0)), ((0, 1), (2, 3, 0)), ((1, 3), (2, 3, 5))])
+def test_stages_behind_the_chosen_maps_are_left_out(levels: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    model = created("convmae_nano", features_only=True, out_indices=levels, img_size=64).eval()
+    encoder = model["model"].encoder
+    assert tuple(len(stage) for stage in (encoder.blocks1, encoder.blocks2, encoder.blocks3)) == blocks
+    whole = created("convmae_nano", img_size=64).eval().encoder
+    with torch.no_grad():
+        for found, expected in zip(model(IMAGES), [whole(IMAGES)[level] for level in levels], strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_out_indices_choose_among_the_maps_and_no_head_is_left() -> None:
     with torch.device("meta"):
         model = created("convmae_nano", features_only=True, out_indices=(1, -1))

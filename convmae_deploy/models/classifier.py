@@ -131,8 +131,12 @@ class ConvMAEClassifier(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's request to drop what the chosen maps do not need: here the head and its norm."""
+        """timm's request to drop what the chosen maps do not need: the head, its norm, the blocks of later stages."""
         chosen = taken_indices(indices)
+        if max(chosen) < 2:
+            self.encoder.blocks3 = nn.ModuleList()
+        if max(chosen) < 1:
+            self.encoder.blocks2 = nn.ModuleList()
         if prune_norm:
             self.fc_norm = nn.Identity()  # type: ignore[assignment]
         if prune_head:
@@ -184,9 +188,10 @@ class ConvMAEClassifier(nn.Module):
             return
         height, width = image_size_of(img_size)
         grid_size = height // PATCH_SIZE, width // PATCH_SIZE
-        resized = resize_position_embedding(encoder.pos_embed.detach(), encoder.grid_size, grid_size)
-        encoder.pos_embed = nn.Parameter(resized, requires_grad=encoder.pos_embed.requires_grad)
-        encoder.grid_size = grid_size
+        if grid_size != encoder.grid_size:
+            resized = resize_position_embedding(encoder.pos_embed.detach(), encoder.grid_size, grid_size)
+            encoder.pos_embed = nn.Parameter(resized, requires_grad=encoder.pos_embed.requires_grad)
+            encoder.grid_size = grid_size
         update_model_input_size(self, (height, width))  # what timm saves of the model
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
