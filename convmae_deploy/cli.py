@@ -1,4 +1,4 @@
-"""`convmae`: predictions and features of photos and videos, what a bundle holds, import of the authors' checkpoints."""
+"""`convmae`: predictions and features of photos and videos, what a bundle holds, checkpoints of others and for hubs."""
 
 import json
 import logging
@@ -65,6 +65,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         "compatible": compatible,
         "info": info,
         "import": import_checkpoint,
+        "to-hub": to_hub,
     }
     status: int | None = tyro.extras.subcommand_cli_from_dict(
         commands,
@@ -245,16 +246,38 @@ def import_checkpoint(
         image_size: height and width in pixels to which position embeddings are resized (default: as they are).
         num_heads: attention heads, for dimensions that no variant has; the file does not hold this number.
     """
-    try:
-        import timm  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("import", str(error.name), "train") from None
+    _check_torch("import")
     from convmae_deploy.checkpoints import import_original
 
     report = import_original(original, out, variant=variant, image_size=image_size, num_heads=num_heads)
     for line in report.lines():
         print(printable(line))
+
+
+def to_hub(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], out: Path) -> None:
+    """Write a folder that timm loads, as it is or from a hub, with a model card; needs torch.
+
+    Args:
+        run: a training run, or a checkpoint, of a classifier or an encoder of photos.
+        out: the folder to write.
+    """
+    _check_torch("to-hub")
+    from convmae_deploy.hub import write_hub_folder
+
+    published = write_hub_folder(run, out)
+    print(
+        f"{readable(out)}: {published.architecture}, {published.pipeline}, weights of {readable(published.checkpoint)}"
+    )
+    print(f"after import convmae_deploy.timm: timm.create_model('local-dir:{readable(out)}', pretrained=True)")
+    print("read README.md, its model card, before you publish it with: hf upload OWNER/NAME", readable(out))
+
+
+def _check_torch(command: str) -> None:
+    try:
+        import timm  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(command, str(error.name), "train") from None
 
 
 def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOptions, out: Path | None) -> Report:

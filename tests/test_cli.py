@@ -274,8 +274,9 @@ def test_an_unverified_bundle_says_so(bundle: Path, capsys: pytest.CaptureFixtur
     assert "never verified" in capsys.readouterr().out
 
 
-def test_import_without_torch_names_the_extra(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["import", "to-hub"])
+def test_import_and_to_hub_without_torch_name_the_extra(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Missing(importlib.abc.MetaPathFinder):
         def find_spec(self, name: str, *_: object) -> None:
@@ -285,8 +286,9 @@ def test_import_without_torch_names_the_extra(
     # not sys.modules["torch"] = None: tyro takes that entry for an imported torch
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    assert convmae("import", tmp_path / "original.pth", "--out", tmp_path / "out") == 2
-    assert "pip install '.[train]'" in capsys.readouterr().err
+    assert convmae(command, tmp_path / "original.pth", "--out", tmp_path / "out") == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith(f"error: {command} needs torch") and "pip install '.[train]'" in sentence
 
 
 def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
@@ -305,6 +307,20 @@ def test_import_writes_a_checkpoint_and_reports_one_fact_a_line(
     assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "without").exists()
 
 
+def test_to_hub_writes_a_folder_or_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
+    from convmae_deploy.models.convmae import build_convmae, nano
+
+    record = CheckpointRecord(kind="encoder", variant="nano", model=nano())
+    save_checkpoint(tmp_path / "encoder", build_convmae(nano()).state_dict(), record)
+    for written in (True, False):
+        assert convmae("to-hub", tmp_path / "encoder", "--out", tmp_path / "hub") == (0 if written else 2)
+        said = capsys.readouterr()
+        assert f"timm.create_model('local-dir:{tmp_path / 'hub'}', pretrained=True)" in said.out or not written
+        assert written or said.err.startswith(f"error: {tmp_path / 'hub'} exists already")
+    assert (tmp_path / "hub" / "README.md").is_file()
+
+
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
         "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
@@ -317,6 +333,7 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
         "compatible": set(),
         "info": RUNTIME,
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
+        "to-hub": {"--out"},
     }
     for command, expected in options.items():
         assert convmae(command, "--help") == 0

@@ -97,9 +97,13 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
             assert (page.parent / target).exists(), f"{page} links to {target}"
 
 
-def python_blocks(page: str) -> list[str]:
+def blocks_of(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def python_blocks(page: str) -> list[str]:
+    return blocks_of(page, "python")
 
 
 def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +120,21 @@ def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pyt
 def test_the_block_about_timm_prints_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(python_blocks("training/README.md")[0], "README.md", "exec"), {})
     assert capsys.readouterr().out == "[4, 8, 16, 32]\n"
+
+
+@pytest.mark.slow
+def test_publishing_a_model_runs_as_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
+    from convmae_deploy.models.classifier import build_classifier
+    from convmae_deploy.models.convmae import nano
+
+    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("blue", "red"))
+    save_checkpoint(tmp_path / "runs/mine/best", build_classifier(nano(), num_classes=2).state_dict(), record)
+    (command,) = lines_of(blocks_of("training/README.md", "bash")[0])
+    assert "image-classification" in run_line(command, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(python_blocks("training/README.md")[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "[40, 20, 10, 5]\n"

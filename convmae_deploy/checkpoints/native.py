@@ -54,6 +54,10 @@ WEIGHTS_NAME = "model.safetensors"
 ENCODER_PREFIX = "encoder."
 NORM_PREFIX = "norm."  # the LayerNorm in front of the pretraining decoder; an encoder's checkpoint may hold it too
 MODEL_PARTS = ("model", "pretraining", "detector", "segmenter", "video", "video_pretraining")  # fields of the config
+# what timm's own config.json has besides, in a folder that `convmae to-hub` wrote; it says nothing to this reader
+TIMM_KEYS = frozenset(
+    {"architecture", "num_classes", "num_features", "label_names", "label_descriptions", "model_args", "pretrained_cfg"}
+)
 MAX_CONFIG_BYTES = 16 * 2**20
 MAX_NUMBER = 65_536  # largest number in a model's config: widths, pixels, frames
 MAX_DEPTH = 200  # blocks; six times those of the deepest model here
@@ -155,6 +159,8 @@ def read_checkpoint(path: Path) -> tuple[CheckpointRecord, dict[str, Tensor]]:
 
 def _read_record(path: Path) -> CheckpointRecord:
     fields = read_json(path, MAX_CONFIG_BYTES)
+    if isinstance(fields, dict):
+        fields = {name: value for name, value in fields.items() if name not in TIMM_KEYS}
     try:
         for part in MODEL_PARTS:
             place = _impossible(fields.get(part) if isinstance(fields, dict) else None, part)
@@ -359,9 +365,10 @@ def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAE
     if record.video is not None:
         raise ConvMAEError(f"{path} must hold a model of images and holds: {record.kind}; give one of these")
     record, state = resized(record, state, image_size)
-    if record.kind == "encoder":
-        return record.model, {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
-    return record.model, encoder_part(state)
+    encoder = encoder_part(state)
+    if record.kind == "encoder" and not encoder:  # in a folder for a hub it has the names of a whole model
+        encoder = {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
+    return record.model, encoder
 
 
 def encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,25 +5,32 @@ a time axis in front of the grid, and tokens are those of all its slots.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import (
+    PATCH_SIZE,
     STRIDES,
     TRANSFORMER_NORM_EPS,
     ConvMAE,
     ConvMAEConfig,
     build_convmae,
+    check_image_size,
 )
+from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
 
 GlobalPool = Literal["avg", "token"]  # mean over all tokens, or the top-left token (the authors' linear-probe default)
+# what timm asks for besides: the largest value of each channel, its mean with the average, and none: maps stay maps
+Pooling = GlobalPool | Literal["max", "avgmax", ""]
+POOLINGS: tuple[Pooling, ...] = ("avg", "token", "max", "avgmax", "")
 
 
 class ConvMAEClassifier(nn.Module):
-    """Encoder, global pooling, LayerNorm (`fc_norm`), linear head.
+    """Encoder, global pooling, LayerNorm (`fc_norm`), dropout, linear head.
 
     Pooling and norm commute for `token`, so the authors' `norm` of a token-pooled probe is `fc_norm` here.
     """
@@ -33,20 +40,24 @@ class ConvMAEClassifier(nn.Module):
         encoder: ConvMAE | VideoConvMAE,
         *,
         num_classes: int,
-        global_pool: GlobalPool = "avg",
+        global_pool: Pooling = "avg",
+        drop_rate: float = 0.0,
         head_init_std: float = 0.02,
     ) -> None:
         """
         Args:
             encoder: the backbone, of images or of videos.
             num_classes: size of the logits; 0 makes the pooled vector the output.
-            global_pool: how tokens become one vector.
+            global_pool: how tokens become one vector; "" leaves them a map.
+            drop_rate: dropout in front of the head while training.
             head_init_std: standard deviation of the head's initial weights; the authors finetune from 2e-5.
         """
         super().__init__()
         width = encoder.embed_dims[2]
         self.encoder = encoder
+        self.in_chans = encoder.patch_embed1.proj.in_channels
         self.fc_norm = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
+        self.head_drop = nn.Dropout(drop_rate)
         self.num_features = self.head_hidden_size = width
         self.head_init_std = head_init_std
         channels = (*encoder.embed_dims, width)
@@ -66,10 +77,17 @@ class ConvMAEClassifier(nn.Module):
         return self.encoder(images_bchw)[2]  # type: ignore[no-any-return]
 
     def forward_head(self, e3_bdhw: Tensor, pre_logits: bool = False) -> Tensor:
-        """E3 to logits (B, K), or with `pre_logits` to the pooled and normalised vector (B, D)."""
-        tokens = e3_bdhw.flatten(2)  # (B, D, N)
-        pooled = self.fc_norm(tokens.mean(dim=2) if self.global_pool == "avg" else tokens[:, :, 0])
-        return pooled if pre_logits else self.head(pooled)  # type: ignore[no-any-return]
+        """E3 to logits (B, K), or with `pre_logits` to the pooled and normalised vector (B, D).
+
+        Without pooling every token gets its own: maps (B, K, H/16, W/16) or (B, D, H/16, W/16).
+        """
+        if self.global_pool:
+            hidden = self.fc_norm(pool_tokens(e3_bdhw.flatten(2), self.global_pool))  # (B, D)
+        else:
+            hidden = self.fc_norm(e3_bdhw.movedim(1, -1))  # (B, H, W, D)
+        hidden = self.head_drop(hidden)
+        output: Tensor = hidden if pre_logits else self.head(hidden)
+        return output if self.global_pool else output.movedim(-1, 1)
 
     def forward_intermediates(
         self,
@@ -79,7 +97,8 @@ class ConvMAEClassifier(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        output_dict: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]] | dict[str, Tensor | list[Tensor]]:
         """timm's getter of feature maps.
 
         Args:
@@ -87,24 +106,37 @@ class ConvMAEClassifier(nn.Module):
             indices: which of E1..E4 (0..3); the last n for an int, all for None.
             norm: must be False: no map of this model has a final norm.
             stop_early: accepted for timm; all maps come from one pass and E4 costs nothing.
-            output_fmt: must be "NCHW".
+            output_fmt: layout of the maps asked for, "NCHW" or "NHWC".
             intermediates_only: leave out E3, the final features.
+            output_dict: give `image_intermediates` and, unless left out, `image_features` by name.
+
+        Returns:
+            The maps asked for, or E3 (B, D, H/16, W/16) and these.
 
         Raises:
             ConvMAEError: another layout or a norm was asked for.
         """
-        if norm or output_fmt != "NCHW":
-            raise ConvMAEError(f"features are un-normalised NCHW maps; got norm={norm}, output_fmt={output_fmt!r}")
+        if norm or output_fmt not in ("NCHW", "NHWC"):
+            raise ConvMAEError(
+                f"features are un-normalised maps in NCHW or NHWC; got norm={norm}, output_fmt={str(output_fmt)!r}"
+            )
         maps = self.encoder(x)
-        chosen = taken_indices(indices)
-        intermediates = [maps[index] for index in chosen]
+        chosen = [maps[index] for index in taken_indices(indices)]
+        intermediates = chosen if output_fmt == "NCHW" else [level.movedim(1, -1) for level in chosen]
+        if output_dict:
+            features = {} if intermediates_only else {"image_features": maps[2]}
+            return {"image_intermediates": intermediates, **features}
         return intermediates if intermediates_only else (maps[2], intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's request to drop what the chosen maps do not need: here the head and its norm."""
+        """timm's request to drop what the chosen maps do not need: the head, its norm, the blocks of later stages."""
         chosen = taken_indices(indices)
+        if max(chosen) < 2:
+            self.encoder.blocks3 = nn.ModuleList()
+        if max(chosen) < 1:
+            self.encoder.blocks2 = nn.ModuleList()
         if prune_norm:
             self.fc_norm = nn.Identity()  # type: ignore[assignment]
         if prune_head:
@@ -115,15 +147,15 @@ class ConvMAEClassifier(nn.Module):
         """The head."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: Pooling | None = None) -> None:
         """A fresh head for `num_classes` classes (0: none), and another pooling if given.
 
         Raises:
-            ConvMAEError: `global_pool` is neither "avg" nor "token".
+            ConvMAEError: `global_pool` is none of `POOLINGS`.
         """
         if global_pool is not None:
-            if global_pool not in get_args(GlobalPool):
-                raise ConvMAEError(f"global_pool must be one of {get_args(GlobalPool)}; got {global_pool!r}")
+            if global_pool not in POOLINGS:
+                raise ConvMAEError(f"global_pool must be one of {POOLINGS}; got {global_pool!r}")
             self.global_pool = global_pool
         self.num_classes = num_classes
         like = self.encoder.pos_embed  # a new head goes where the model is
@@ -135,6 +167,32 @@ class ConvMAEClassifier(nn.Module):
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=self.head_init_std)
             nn.init.zeros_(self.head.bias)
+
+    def set_input_size(self, img_size: int | Sequence[int] | None = None, patch_size: object = None) -> None:
+        """timm's request for another size of the stored position embedding; the model takes any size before and after.
+
+        Args:
+            img_size: side or (height, width) in pixels; None keeps it.
+            patch_size: must be 16 where it is given.
+
+        Raises:
+            ConvMAEError: a size that no ConvMAE has, or the model is one of videos.
+        """
+        encoder = self.encoder
+        if isinstance(encoder, VideoConvMAE) or patch_size not in (None, PATCH_SIZE, (PATCH_SIZE, PATCH_SIZE)):
+            raise ConvMAEError(
+                f"the input size of a model of images with patches of {PATCH_SIZE} pixels can be set; got "
+                f"a {type(encoder).__name__} and patch_size={patch_size}"
+            )
+        if img_size is None:
+            return
+        height, width = image_size_of(img_size)
+        grid_size = height // PATCH_SIZE, width // PATCH_SIZE
+        if grid_size != encoder.grid_size:
+            resized = resize_position_embedding(encoder.pos_embed.detach(), encoder.grid_size, grid_size)
+            encoder.pos_embed = nn.Parameter(resized, requires_grad=encoder.pos_embed.requires_grad)
+            encoder.grid_size = grid_size
+        update_model_input_size(self, (height, width))  # what timm saves of the model
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -150,6 +208,27 @@ class ConvMAEClassifier(nn.Module):
             "stem": r"^encoder\.(?:pos_embed|patch_embed\d|blocks[12])",
             "blocks": r"^encoder\.blocks3\.(\d+)",  # fc_norm and head match nothing: timm puts them last, together
         }
+
+
+def pool_tokens(tokens_bdn: Tensor, global_pool: Pooling) -> Tensor:
+    """Tokens (B, D, N) to one vector (B, D); what each way means stands at `GlobalPool` and `Pooling`."""
+    if global_pool == "token":
+        return tokens_bdn[:, :, 0]
+    if global_pool == "avg":
+        return tokens_bdn.mean(dim=2)
+    largest = tokens_bdn.amax(dim=2)
+    return largest if global_pool == "max" else 0.5 * (largest + tokens_bdn.mean(dim=2))
+
+
+def image_size_of(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels of what timm calls `img_size`: a side or both.
+
+    Raises:
+        ConvMAEError: no multiples of 32.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    check_image_size((height, width))
+    return height, width
 
 
 def taken_indices(indices: int | Sequence[int] | None) -> list[int]:
@@ -172,13 +251,17 @@ def build_classifier(
     config: ConvMAEConfig,
     *,
     num_classes: int,
-    global_pool: GlobalPool = "avg",
+    global_pool: Pooling = "avg",
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     head_init_std: float = 0.02,
 ) -> ConvMAEClassifier:
     """The classifier of a configuration, with fresh weights."""
-    encoder = build_convmae(config, drop_path_rate=drop_path_rate)
-    return ConvMAEClassifier(encoder, num_classes=num_classes, global_pool=global_pool, head_init_std=head_init_std)
+    encoder = build_convmae(config, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    return ConvMAEClassifier(
+        encoder, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, head_init_std=head_init_std
+    )
 
 
 def build_video_classifier(

@@ -297,6 +297,7 @@ class ConvMAE(nn.Module):
         num_heads: int,
         grid_size: tuple[int, int],
         kernel_size: int = 5,
+        in_chans: int = 3,
         drop_path_rate: float = 0.0,
         dense: DenseConfig | None = None,
     ) -> None:
@@ -308,6 +309,7 @@ class ConvMAE(nn.Module):
             num_heads: attention heads of stage 3.
             grid_size: (H, W) in tokens that the position embedding is stored for.
             kernel_size: of the depthwise convolutions.
+            in_chans: channels of the images; 3 but for models made through timm.
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
             dense: what detection or segmentation change; None: nothing.
         """
@@ -319,7 +321,7 @@ class ConvMAE(nn.Module):
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         dense = dense or DenseConfig()
         dim1, dim2, dim3 = embed_dims
-        self.patch_embed1 = PatchEmbed(3, dim1, 4)
+        self.patch_embed1 = PatchEmbed(in_chans, dim1, 4)
         self.blocks1 = nn.ModuleList(
             ConvBlock(dim1, mlp_ratios[0], kernel_size, next(rates), norm_eps=dense.conv_norm_eps)
             for _ in range(depths[0])
@@ -413,7 +415,7 @@ class ConvMAE(nn.Module):
         )
 
 
-def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> ConvMAE:
+def build_convmae(config: ConvMAEConfig, *, in_chans: int = 3, drop_path_rate: float = 0.0) -> ConvMAE:
     """The backbone of a configuration, with fresh weights."""
     return ConvMAE(
         embed_dims=config.embed_dims,
@@ -422,6 +424,7 @@ def build_convmae(config: ConvMAEConfig, *, drop_path_rate: float = 0.0) -> Conv
         num_heads=config.num_heads,
         grid_size=config.grid_size,
         kernel_size=config.kernel_size,
+        in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         dense=config.dense,
     )

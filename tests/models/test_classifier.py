@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEClassifier, ConvMAEConfig
-from convmae_deploy.models.classifier import GlobalPool, build_classifier
+from convmae_deploy.models.classifier import Pooling, build_classifier, build_video_classifier
+from convmae_deploy.models.video import VideoConfig
 from tests.original_files import CONFIG, REFERENCE
 
 TINY = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 3, 4), num_heads=4, image_size=(64, 64))
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-def classifier(num_classes: int = 5, global_pool: GlobalPool = "avg") -> ConvMAEClassifier:
+def classifier(num_classes: int = 5, global_pool: Pooling = "avg", drop_rate: float = 0.0) -> ConvMAEClassifier:
     torch.manual_seed(0)
-    return build_classifier(TINY, num_classes=num_classes, global_pool=global_pool).eval()
+    return build_classifier(TINY, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate).eval()
 
 
 def test_forward_is_the_head_on_the_features() -> None:
@@ -38,6 +39,53 @@ def test_token_pooling_takes_the_top_left_token() -> None:
     assert torch.equal(model.forward_head(e3, pre_logits=True), model.fc_norm(e3[:, :, 0, 0]))
 
 
+@pytest.mark.parametrize(("global_pool", "share"), [("max", 1.0), ("avgmax", 0.5)])
+def test_pooling_takes_the_largest_value_or_its_mean_with_the_average(global_pool: Pooling, share: float) -> None:
+    model = classifier(global_pool=global_pool)
+    e3 = torch.randn(2, 32, 2, 3)
+    pooled = share * e3.amax(dim=(2, 3)) + (1 - share) * e3.mean(dim=(2, 3))
+    torch.testing.assert_close(model.forward_head(e3, pre_logits=True), model.fc_norm(pooled))
+    torch.testing.assert_close(model.forward_head(e3), model.head(model.fc_norm(pooled)))
+
+
+def test_without_pooling_each_token_has_its_own_logits() -> None:
+    model, single = classifier(global_pool=""), classifier(global_pool="token")
+    e3 = torch.randn(2, 32, 2, 3)
+    maps, hidden = model.forward_head(e3), model.forward_head(e3, pre_logits=True)
+    assert maps.shape == (2, 5, 2, 3) and hidden.shape == (2, 32, 2, 3)
+    torch.testing.assert_close(maps[:, :, 1, 2], single.forward_head(e3[:, :, 1:, 2:]))
+
+
+def test_dropout_in_front_of_the_head_is_for_training() -> None:
+    model = classifier(drop_rate=0.5)
+    e3 = torch.randn(2, 32, 2, 3)
+    expected = classifier().forward_head(e3)
+    assert torch.equal(model.forward_head(e3), expected)
+    dropped = model.train().forward_head(e3, pre_logits=True)
+    assert 0.2 < (dropped == 0).float().mean() < 0.8
+
+
+def test_a_set_input_size_stores_the_resized_positions_and_changes_no_number() -> None:
+    model = classifier()
+    with torch.no_grad():
+        expected = model(IMAGES)
+        model.set_input_size((64, 96), patch_size=16)
+        assert model.encoder.grid_size == (4, 6) and model.encoder.pos_embed.shape == (1, 24, 32)
+        assert model.encoder.pos_embed.requires_grad
+        assert torch.equal(model(IMAGES), expected)
+        model.set_input_size(img_size=32)
+        assert model.encoder.grid_size == (2, 2)
+        model.set_input_size()
+        assert model.encoder.grid_size == (2, 2)
+    for arguments, message in (({"img_size": 100}, "multiples of 32"), ({"patch_size": 8}, "patches of 16 pixels")):
+        with pytest.raises(ConvMAEError, match=message):
+            model.set_input_size(**arguments)
+    with torch.device("meta"):
+        video = build_video_classifier(TINY, VideoConfig(frames=4), num_classes=2)
+    with pytest.raises(ConvMAEError, match="model of images .*; got a VideoConvMAE"):
+        video.set_input_size(64)
+
+
 def test_intermediates_are_the_encoders_maps() -> None:
     model = classifier()
     with torch.no_grad():
@@ -45,17 +93,34 @@ def test_intermediates_are_the_encoders_maps() -> None:
         final, all_of_them = model.forward_intermediates(IMAGES)
         last_two = model.forward_intermediates(IMAGES, indices=2, intermediates_only=True)
         chosen = model.forward_intermediates(IMAGES, indices=(0, -2), intermediates_only=True)
-    assert torch.equal(final, maps[2])
-    assert [tuple(found.shape) for found in all_of_them] == [tuple(expected.shape) for expected in maps]
+    assert isinstance(final, Tensor) and torch.equal(final, maps[2])
+    assert [tuple(torch.as_tensor(found).shape) for found in all_of_them] == [
+        tuple(expected.shape) for expected in maps
+    ]
     for found, expected in zip([*all_of_them, *last_two, *chosen], [*maps, *maps[2:], maps[0], maps[2]], strict=True):
         assert isinstance(found, Tensor) and torch.equal(found, expected)
+
+
+def test_intermediates_come_by_name_and_in_both_layouts() -> None:
+    model = classifier()
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(IMAGES)
+        named = model.forward_intermediates(IMAGES, output_dict=True, output_fmt="NHWC")
+        assert isinstance(named, dict) and named.keys() == {"image_features", "image_intermediates"}
+        assert isinstance(final, Tensor) and torch.equal(torch.as_tensor(named["image_features"]), final)
+        for found, expected in zip(named["image_intermediates"], maps, strict=True):
+            assert torch.equal(found, torch.as_tensor(expected).permute(0, 2, 3, 1))
+        alone = model.forward_intermediates(IMAGES, indices=1, output_dict=True, intermediates_only=True)
+    assert (
+        isinstance(alone, dict) and alone.keys() == {"image_intermediates"} and len(alone["image_intermediates"]) == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": True}, "un-normalised NCHW maps; got norm=True"),
-        ({"output_fmt": "NLC"}, "un-normalised NCHW maps; got norm=False, output_fmt='NLC'"),
+        ({"norm": True}, "un-normalised maps in NCHW or NHWC; got norm=True"),
+        ({"output_fmt": "NLC"}, "un-normalised maps in NCHW or NHWC; got norm=False, output_fmt='NLC'"),
         ({"indices": [4]}, r"feature indices must be 0 to 3.*; got \[4\]"),
         ({"indices": 5}, "feature indices must be 0 to 3.*; got 5"),
     ],
@@ -84,7 +149,7 @@ def test_resetting_the_classifier_gives_a_fresh_head_of_the_given_size() -> None
     assert model(IMAGES).shape == (2, 32)
     assert model.global_pool == "token"
     with pytest.raises(ConvMAEError, match="global_pool must be one of"):
-        model.reset_classifier(3, "max")  # type: ignore[arg-type]
+        model.reset_classifier(3, "map")  # type: ignore[arg-type]
 
 
 def test_a_fresh_head_has_the_precision_of_the_model() -> None:

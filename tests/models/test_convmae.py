@@ -26,9 +26,9 @@ from tests.original_files import (
 TINY = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 3, 4), num_heads=4, image_size=(64, 64))
 
 
-def seeded(config: ConvMAEConfig = TINY, **arguments: float) -> ConvMAE:
+def seeded(config: ConvMAEConfig = TINY, *, drop_path_rate: float = 0.0) -> ConvMAE:
     torch.manual_seed(0)
-    return build_convmae(config, **arguments).eval()
+    return build_convmae(config, drop_path_rate=drop_path_rate).eval()
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,30 @@
-"""Opt-in registration with timm: after `register_with_timm()` every variant is `timm.create_model("convmae_<name>")`.
+"""Importing this module makes every variant of MODELS known to timm as `convmae_<name>`.
 
-All of timm's ways to use a model then work: feature pyramids (`features_only=True`), another number of classes, its
-training scripts, its data configuration. Without the call timm does not know these models.
+    import timm
+    import convmae_deploy.timm
+
+    model = timm.create_model("convmae_base", num_classes=10)
+
+All of timm's ways to use a model then work: feature pyramids (`features_only=True`), another number of classes or
+channels, its training scripts, its data configuration, its hubs (`local-dir:`, `hf-hub:`). Without the import timm does
+not know these models. Inside this module `timm` is timm: imports here are absolute.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model, resolve_pretrained_cfg
-from torch import nn
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.classifier import ConvMAEClassifier, Pooling, build_classifier, image_size_of
+from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
+from convmae_deploy.models.positions import resize_position_embedding
 
 PREFIX = "convmae_"
+POSITIONS = "encoder.pos_embed"
 
 
 def timm_config(config: ConvMAEConfig) -> dict[str, Any]:
@@ -40,15 +49,6 @@ def timm_config(config: ConvMAEConfig) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs({PREFIX + name: timm_config(build()) for name, build in MODELS.items()})
 
 
-def register_with_timm() -> None:
-    """Makes every variant of MODELS known to timm as `convmae_<name>`; calling it again changes nothing."""
-    for name, build in MODELS.items():
-        if not is_model(PREFIX + name):
-            register_model(entry_point(PREFIX + name, build))
-    # timm appends the models to this module's __all__, although they are no attributes of it
-    __all__[:] = ["register_with_timm"]
-
-
 def entry_point(name: str, build: Callable[[], ConvMAEConfig]) -> Callable[..., nn.Module]:
     """The function that timm calls to create the model `name`."""
 
@@ -68,6 +68,7 @@ def entry_point(name: str, build: Callable[[], ConvMAEConfig]) -> Callable[..., 
             name,
             pretrained,
             feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            pretrained_filter_fn=fit_positions,
             **arguments,
         )
         return model
@@ -81,7 +82,7 @@ def build_from_timm(
     config: ConvMAEConfig,
     *,
     num_classes: int = 1000,
-    global_pool: GlobalPool = "avg",
+    global_pool: Pooling = "avg",
     img_size: int | Sequence[int] | None = None,
     in_chans: int = 3,
     drop_rate: float = 0.0,
@@ -92,23 +93,47 @@ def build_from_timm(
     Args:
         config: the variant.
         num_classes: size of the logits; 0 makes the pooled vector the output.
-        global_pool: how tokens become one vector.
+        global_pool: how tokens become one vector; "" leaves them a map.
         img_size: side or (height, width) in pixels of the stored position embedding; None: the variant's.
-        in_chans: must be 3.
-        drop_rate: must be 0; timm's scripts pass it always.
+        in_chans: channels of the images.
+        drop_rate: dropout in front of the head.
         drop_path_rate: stochastic depth of the last block.
 
     Raises:
         ConvMAEError: an argument has a value that ConvMAE has no meaning for.
     """
-    if in_chans != 3:
-        raise ConvMAEError(f"ConvMAE takes RGB images (in_chans=3); got in_chans={in_chans}")
-    if drop_rate:
-        raise ConvMAEError(f"ConvMAE has no dropout (drop_rate=0), use drop_path_rate; got drop_rate={drop_rate}")
     if img_size is not None:
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        config = replace(config, image_size=(height, width))
-    return build_classifier(config, num_classes=num_classes, global_pool=global_pool, drop_path_rate=drop_path_rate)
+        config = replace(config, image_size=image_size_of(img_size))
+    return build_classifier(
+        config,
+        num_classes=num_classes,
+        global_pool=global_pool,
+        in_chans=in_chans,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+    )
 
 
-__all__ = ["register_with_timm"]
+def fit_positions(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Published weights with the position embedding resized for the model, as timm's own models do it.
+
+    The grid that it was stored for follows from the image size in the weights' description; where that does not fit
+    the number of tokens it is taken for a square, and where there is none timm refuses the shape.
+    """
+    assert isinstance(model, ConvMAEClassifier)
+    tensors, new = dict(state), model.encoder.grid_size
+    if POSITIONS in tensors:
+        tokens = tensors[POSITIONS].shape[1]
+        saved: Mapping[str, Any] = model.pretrained_model_args  # type: ignore[assignment]
+        source: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        height, width = image_size_of(saved.get("img_size") or source["input_size"][1:])
+        side = math.isqrt(tokens)
+        grids = (height // PATCH_SIZE, width // PATCH_SIZE), (side, side)
+        old = next((grid for grid in grids if math.prod(grid) == tokens), new)
+        tensors[POSITIONS] = resize_position_embedding(tensors[POSITIONS], old, new)
+    return tensors
+
+
+for _name, _build in MODELS.items():
+    register_model(entry_point(PREFIX + _name, _build))
+__all__: list[str] = []  # timm put the models into it, although they are no attributes of this module
