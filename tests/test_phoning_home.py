@@ -94,6 +94,7 @@ def test_the_checker_sees_what_openvino_leaves_without_our_import(watch: Watch) 
         ("predict", "PHOTO"),
         ("predict", "PHOTO", "--runtime", "openvino"),
         ("features", "PHOTO", "--out", "OUT"),
+        ("features", "PHOTO", "--out", "FOLDER", "--shard-rows", "1"),
     ],
     ids=" ".join,
 )
@@ -101,6 +102,7 @@ def test_the_command_reports_nothing(arguments: tuple[str, ...], photos: Path, w
     if "openvino" in arguments:
         pytest.importorskip("openvino")
     files = {"PHOTO": str(photos / "val/blue/0.png"), "OUT": str(tmp_path / "features.safetensors")}
+    files["FOLDER"] = f"{tmp_path}/features/"
     command, *others = (files.get(argument, argument) for argument in arguments)
     assert_quiet(watch.run("-m", "convmae_deploy.cli", command, SHIPPED, *others))
 
