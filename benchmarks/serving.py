@@ -32,12 +32,13 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks.classification import Classifier
-from serving.inference import Timings
-from serving.jobs import Jobs, Received
-from serving.models import warm_up
-from serving.pool import Ticket
-from serving.routes import ROUTES
+from serving.api.inference import Inference
+from serving.api.job import Received
+from serving.api.models import warm_up
+from serving.api.routes import ROUTES
 from serving.settings import Settings, default_bundles
+from serving.work.pool import Ticket
+from serving.work.runs import Timings
 
 MIN_RATIO = 0.85  # share of the in-process throughput, at `clients` clients
 MAX_ADDED_MS = 1.0  # to the median latency, at one client
@@ -208,12 +209,12 @@ def default_settings() -> Settings:
 
 def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable[[], bytes]:
     """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
-    jobs = Jobs(settings, {predictor.manifest.name: predictor})
+    inference = Inference(settings, {predictor.manifest.name: predictor})
     route = next(route for route in ROUTES if route.task == predictor.TASK)
 
     def job() -> bytes:
-        received = Received(route, b"", "application/octet-stream", "", body, Ticket(), Timings(), math.inf)
-        return bytes(jobs.do(received).response.body)
+        received = Received(body=body, ticket=Ticket(), timings=Timings(), deadline=math.inf)
+        return bytes(inference.do(route, received).response.body)
 
     warm_up(predictor)
     job()

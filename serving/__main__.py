@@ -14,7 +14,7 @@ from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
-from serving.models import batching_backends, close_predictors, open_predictors
+from serving.api.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     import uvicorn
 
     from serving import service
-    from serving.protocol import LimitedProtocol
+    from serving.http.protocol import LimitedProtocol
 
     service.predictors.update(predictors)
     config = uvicorn.Config(

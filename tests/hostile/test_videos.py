@@ -13,8 +13,8 @@ from convmae_deploy.media.video_errors import VideoError
 from convmae_deploy.media.video_formats import CODECS
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.clips import ClipViews
-from serving.pool import Ticket
-from serving.video_process import VideoProcesses
+from serving.work.pool import Ticket
+from serving.work.video_process import VideoProcesses
 from tests.hostile.bounds import MEGABYTE, bounded
 from tests.hostile.decoding import decode_video
 

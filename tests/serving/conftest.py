@@ -9,10 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
+from serving.api.models import open_predictors
 from serving.app import create_app
-from serving.models import open_predictors
 from serving.settings import Settings
-from serving.video_process import VideoProcesses
+from serving.work.video_process import VideoProcesses
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.serving.running_server import RunningServer, caller_settings, run_server
 

@@ -8,8 +8,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from serving.connection_limits import Connections
-from serving.protocol import CONNECTIONS, LimitedProtocol
+from serving.http.connection_limits import Connections
+from serving.http.protocol import CONNECTIONS, LimitedProtocol
 
 TURNS = 30  # of the event loop, in which all is done that a test set going
 

@@ -17,9 +17,9 @@ from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
-from serving.batching import BatchingBackend
-from serving.models import batching_backends, close_predictors, open_predictors
+from serving.api.models import batching_backends, close_predictors, open_predictors
 from serving.settings import Settings
+from serving.work.batching import BatchingBackend
 from tests.serving.conftest import ClientFactory, forget_settings
 from tests.serving.fake_device import SIZES, FakeDevice
 from tests.serving.running_server import RunningServer, post, read_response, run_server
@@ -227,7 +227,7 @@ def test_a_model_on_a_device_says_its_batches(client: TestClient, make_client: C
 
 SERVER = """
 import sys
-import serving.__main__, serving.models
+import serving.__main__, serving.api.models
 from tests.serving.fake_device import FakeDevice
 
 class Device(FakeDevice):
@@ -237,8 +237,8 @@ class Device(FakeDevice):
             open({pipe!r}).close()
         return super().run(image, outputs)
 
-start = serving.models.start_backend
-serving.models.start_backend = lambda bundle, **options: Device(bundle.manifest, start(bundle, **options))
+start = serving.api.models.start_backend
+serving.api.models.start_backend = lambda bundle, **options: Device(bundle.manifest, start(bundle, **options))
 sys.exit(serving.__main__.main())
 """
 
