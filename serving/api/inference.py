@@ -16,9 +16,9 @@ from serving.api.job import Job, Received
 from serving.api.media import Medium, media_of
 from serving.api.models import Predictors
 from serving.api.parameters import model_in_query, read_parameters
-from serving.api.photos import photo_limits, prepare_photos
+from serving.api.photos import Photos
 from serving.api.routes import InferenceRoute
-from serving.api.videos import prepare_videos, video_limits
+from serving.api.videos import Videos
 from serving.settings import Settings
 from serving.work.memory import DecodingMemory
 from serving.work.runs import Health, counted, run_for
@@ -46,8 +46,8 @@ class Inference:
         self.media = media_of(settings)
         self.memory = DecodingMemory(settings.max_decoding_bytes)
         self.prepare: dict[MediumName, Callable[[Job], Generator[Prepared]]] = {
-            "photo": partial(prepare_photos, limits=photo_limits(settings, self.memory)),
-            "video": partial(prepare_videos, limits=video_limits(settings, self.memory)),
+            "photo": Photos(settings, self.memory).prepare,
+            "video": Videos(settings, self.memory).prepare,
         }
         self._health: dict[str, Health] = {}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from convmae_deploy.media.images import DecodedImage, ImageError, ImageLimits, decode_image
@@ -21,95 +20,91 @@ STATUS_OF_IMAGE_ERROR: Final[Mapping[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class PhotoLimits:
-    """Limits on the photos of one request."""
-
-    image: ImageLimits
-    max_request_pixels: int
-    memory: DecodingMemory
-
-
-def photo_limits(settings: Settings, memory: DecodingMemory) -> PhotoLimits:
-    """The limits that the settings say, and the memory that photos share with videos."""
-    image = ImageLimits(
-        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect
-    )
-    return PhotoLimits(image, settings.max_request_pixels, memory)
-
-
-def prepare_photos(job: Job, limits: PhotoLimits) -> Generator[Prepared]:
-    """Decodes and prepares the photos one after the other, so that only one of full size is in memory.
-
-    What decoding takes is counted until the next photo is asked for. At the end the job's headers say which files have
-    several frames (X-Image-Frames) and which were turned (X-Image-Orientation), where there are such.
-
-    Raises:
-        ApiError: a photo cannot be used; the field says which.
-        ClientGone: nobody waits for the photos any more.
-    """
-    assert isinstance(job.parameters, PhotoParameters)  # the route's medium says so
-    frames, orientations = [], []
-    pixels_left = limits.max_request_pixels
-    for upload in job.parsed.uploads:
-        job.received.ticket.check()
-        with limits.memory.share(job.received.ticket) as take:
-            with job.received.timings.phase("decode"):
-                image = _decode(upload, job.parameters, limits, pixels_left, take)
-                prepared = job.predictor.prepare(image.image, job.options)
-            pixels_left -= image.original_size[0] * image.original_size[1]
-            frames.append(image.frames)
-            orientations.append(image.orientation)
-            del image
-            yield prepared
-            del prepared
-    if any(count > 1 for count in frames):
-        job.headers["X-Image-Frames"] = ", ".join(map(str, frames))
-    if any(value != 1 for value in orientations):
-        job.headers["X-Image-Orientation"] = ", ".join(map(str, orientations))
-
-
-def _decode(
-    upload: Upload, parameters: PhotoParameters, limits: PhotoLimits, pixels_left: int, take: Callable[[int], None]
-) -> DecodedImage:
-    """Decodes one image.
+class Photos:
+    """Decodes and prepares the photos of requests.
 
     Args:
-        upload: its file.
-        parameters: of the request.
-        limits: on the images of the request.
-        pixels_left: that the request may still have.
-        take: waits for so many bytes of memory.
+        settings: limits.
+        memory: that photos share with videos.
     """
 
-    def reserve(size: int) -> None:
-        if size > limits.memory.most:
-            raise ImageError(
-                "image_too_large",
-                f"decoding the image takes up to {size} bytes of memory, {limits.memory.most} are there; "
-                "send a smaller one",
-            )
-        take(size)
-
-    budget = min(limits.image.max_pixels, pixels_left)
-    image_limits = dataclasses.replace(limits.image, max_pixels=max(1, budget))
-    try:
-        image = decode_image(
-            upload.data,
-            limits=image_limits,
-            apply_orientation=parameters.orientation == "apply",
-            reserve=reserve,
+    def __init__(self, settings: Settings, memory: DecodingMemory) -> None:
+        self._limits = ImageLimits(
+            max_pixels=settings.max_image_pixels, max_side=settings.max_image_side, max_aspect=settings.max_image_aspect
         )
-    except ImageError as error:
-        status = STATUS_OF_IMAGE_ERROR.get(error.code, 400)
-        message = str(error)
-        if status == 413 and budget < limits.image.max_pixels:
-            message = (
-                f"expected at most {limits.max_request_pixels} pixels in one request, "
-                f"this image has too many after those before it ({error}); send several requests"
+        self._request_pixels = settings.max_request_pixels
+        self._memory = memory
+
+    def prepare(self, job: Job) -> Generator[Prepared]:
+        """Decodes and prepares the photos one after the other, so that only one of full size is in memory.
+
+        What decoding takes is counted until the next photo is asked for. At the end the job's headers say which files
+        have several frames (X-Image-Frames) and which were turned (X-Image-Orientation), where there are such.
+
+        Raises:
+            ApiError: a photo cannot be used; the field says which.
+            ClientGone: nobody waits for the photos any more.
+        """
+        frames, orientations = [], []
+        pixels_left = self._request_pixels
+        for upload in job.parsed.uploads:
+            job.received.ticket.check()
+            with self._memory.share(job.received.ticket) as take:
+                with job.received.timings.phase("decode"):
+                    image = self._decode(upload, job.parameters, pixels_left, take)
+                    prepared = job.predictor.prepare(image.image, job.options)
+                pixels_left -= image.original_size[0] * image.original_size[1]
+                frames.append(image.frames)
+                orientations.append(image.orientation)
+                del image
+                yield prepared
+                del prepared
+        if any(count > 1 for count in frames):
+            job.headers["X-Image-Frames"] = ", ".join(map(str, frames))
+        if any(value != 1 for value in orientations):
+            job.headers["X-Image-Orientation"] = ", ".join(map(str, orientations))
+
+    def _decode(
+        self, upload: Upload, parameters: PhotoParameters, pixels_left: int, take: Callable[[int], None]
+    ) -> DecodedImage:
+        """Decodes one image.
+
+        Args:
+            upload: its file.
+            parameters: of the request.
+            pixels_left: that the request may still have.
+            take: waits for so many bytes of memory.
+        """
+
+        def reserve(size: int) -> None:
+            if size > self._memory.most:
+                raise ImageError(
+                    "image_too_large",
+                    f"decoding the image takes up to {size} bytes of memory, {self._memory.most} are there; "
+                    "send a smaller one",
+                )
+            take(size)
+
+        budget = min(self._limits.max_pixels, pixels_left)
+        try:
+            image = decode_image(
+                upload.data,
+                limits=dataclasses.replace(self._limits, max_pixels=max(1, budget)),
+                apply_orientation=parameters.orientation == "apply",
+                reserve=reserve,
             )
-        raise ApiError(status, error.code, message, field=upload.field) from None
-    if parameters.strict and image.frames > 1:
-        message = f"expected a single picture because of strict=1, got a file of {image.frames} frames; send one frame"
-        raise ApiError(422, "several_frames", message, field=upload.field)
-    return image
+        except ImageError as error:
+            status = STATUS_OF_IMAGE_ERROR.get(error.code, 400)
+            message = str(error)
+            if status == 413 and budget < self._limits.max_pixels:
+                message = (
+                    f"expected at most {self._request_pixels} pixels in one request, "
+                    f"this image has too many after those before it ({error}); send several requests"
+                )
+            raise ApiError(status, error.code, message, field=upload.field) from None
+        if parameters.strict and image.frames > 1:
+            message = (
+                f"expected a single picture because of strict=1, got a file of {image.frames} frames; send one frame"
+            )
+            raise ApiError(422, "several_frames", message, field=upload.field)
+        return image

@@ -3,9 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, VideoErrorCode
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.base import Prepared
@@ -37,65 +37,55 @@ STATUS_OF_VIDEO_ERROR: Final[Mapping[VideoErrorCode, int]] = {
 GRACE_SECONDS: Final = 1.0  # beyond a request's time, so that the client hears of that and not of its video
 
 
-@dataclass(frozen=True)
-class VideoRequestLimits:
-    """Limits on the video of one request."""
+class Videos:
+    """Decodes the videos of requests.
 
-    video: VideoLimits
-    decoding_bytes: int  # that decoding it may take
-    memory: DecodingMemory
-
-
-def video_limits(settings: Settings, memory: DecodingMemory) -> VideoRequestLimits:
-    """The limits that the settings say, and the memory that the video shares with photos and other videos."""
-    video = VideoLimits(
-        max_bytes=max(settings.max_video_body_bytes, settings.max_json_body_bytes),  # the guard has counted them
-        max_seconds=settings.max_video_seconds,
-        max_frames=settings.max_video_frames,
-        max_pixels=settings.max_video_pixels,
-        max_aspect=settings.max_video_aspect,
-        decoding_seconds=settings.video_decoding_seconds,
-    )
-    decoding_bytes = min(settings.max_video_decoding_bytes, memory.most)
-    return VideoRequestLimits(video, decoding_bytes, memory)
-
-
-def prepare_videos(job: Job, limits: VideoRequestLimits) -> Generator[Prepared]:
-    """Decodes each video; the job's headers say how many frames and seconds it has.
-
-    Raises:
-        ApiError: the video cannot be used; the code says why.
-        ClientGone: nobody waits for it.
+    Args:
+        settings: limits.
+        memory: that videos share with photos.
     """
-    for upload in job.parsed.uploads:
-        with job.received.timings.phase("decode"):
-            decoded = decode_video(upload, job, limits)
-        job.headers |= {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
-        yield Prepared(rows=decoded.clips, size=decoded.clips.shape[3:])
 
+    def __init__(self, settings: Settings, memory: DecodingMemory) -> None:
+        self._limits = VideoLimits(
+            max_bytes=max(settings.max_video_body_bytes, settings.max_json_body_bytes),  # the guard has counted them
+            max_seconds=settings.max_video_seconds,
+            max_frames=settings.max_video_frames,
+            max_pixels=settings.max_video_pixels,
+            max_aspect=settings.max_video_aspect,
+            decoding_seconds=settings.video_decoding_seconds,
+        )
+        self._bytes = min(settings.max_video_decoding_bytes, memory.most)  # that decoding one may take
+        self._memory = memory
 
-def decode_video(upload: Upload, job: Job, limits: VideoRequestLimits) -> DecodedVideo:
-    """The clips of a video.
+    def prepare(self, job: Job) -> Generator[Prepared]:
+        """Decodes each video; the job's headers say how many frames and seconds it has.
 
-    It ends at once when nobody waits for it any more.
+        It ends at once when nobody waits for it any more.
 
-    Raises:
-        ApiError: the video cannot be used; the code says why.
-        ClientGone: nobody waits for it.
-    """
-    assert isinstance(job.predictor, VideoFeatures)  # the route's medium says so
-    sampling, views = job.predictor.sampling_of(job.options), views_of(job.options)
-    ticket = job.received.ticket
-    with limits.memory.share(ticket) as take:
-        take(limits.decoding_bytes)
-        left = max(0.0, job.received.deadline - time.monotonic()) + GRACE_SECONDS
-        video = dataclasses.replace(limits.video, decoding_seconds=min(limits.video.decoding_seconds, left))
-        try:
-            return video_processes().decode(
-                upload.data, sampling, views, video, memory=limits.decoding_bytes, job=ticket
-            )
-        except VideoError as error:
-            message = str(error)
-            if error.code == "still_image" and job.stills is not None:
-                message += f", or send this picture to {job.stills}"
-            raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None
+        Raises:
+            ApiError: the video cannot be used; the code says why.
+            ClientGone: nobody waits for it.
+        """
+        assert isinstance(job.predictor, VideoFeatures)  # the route's medium says so
+        sampling = job.predictor.sampling_of(job.options)
+        for upload in job.parsed.uploads:
+            with job.received.timings.phase("decode"):
+                decoded = self._decode(upload, sampling, job)
+            job.headers |= {"X-Video-Frames": str(decoded.frames), "X-Video-Seconds": f"{decoded.seconds:.3f}"}
+            yield Prepared(rows=decoded.clips, size=sampling.crop)
+
+    def _decode(self, upload: Upload, sampling: ClipPreprocessing, job: Job) -> DecodedVideo:
+        ticket = job.received.ticket
+        with self._memory.share(ticket) as take:
+            take(self._bytes)
+            left = max(0.0, job.received.deadline - time.monotonic()) + GRACE_SECONDS
+            limits = dataclasses.replace(self._limits, decoding_seconds=min(self._limits.decoding_seconds, left))
+            try:
+                return video_processes().decode(
+                    upload.data, sampling, views_of(job.options), limits, memory=self._bytes, job=ticket
+                )
+            except VideoError as error:
+                message = str(error)
+                if error.code == "still_image" and job.stills is not None:
+                    message += f", or send this picture to {job.stills}"
+                raise ApiError(STATUS_OF_VIDEO_ERROR[error.code], error.code, message, field=upload.field) from None

@@ -27,7 +27,7 @@ from serving.api.media import media_of
 from serving.api.models import load_bundles, open_predictors
 from serving.api.parameters import VideoParameters
 from serving.api.uploads import Parsed, Upload
-from serving.api.videos import STATUS_OF_VIDEO_ERROR, decode_video, video_limits
+from serving.api.videos import STATUS_OF_VIDEO_ERROR, Videos
 from serving.errors import ApiError, ClientGone
 from serving.http.guard import Guard
 from serving.settings import Settings
@@ -43,6 +43,8 @@ from tests.waiting import PATIENCE_SECONDS, wait_for, wait_until
 
 ROUTE = "/v1/classify-video"
 VIDEO = make_video()
+SETTINGS = Settings.model_construct()  # the defaults, whatever the environment says
+VIDEOS = Videos(SETTINGS, DecodingMemory(10**9))
 FASTSTART = {"movflags": "faststart"}  # the index in front, so that a file cut off can be opened
 
 
@@ -328,7 +330,7 @@ def job_of(classifier: VideoClassifier, ticket: Ticket, deadline: float) -> Job:
         predictor=classifier,
         parameters=parameters,
         options=parameters.options(classifier),
-        parsed=Parsed(media_of(Settings(bundle=(Path("none"),)))["video"], []),
+        parsed=Parsed(media_of(SETTINGS)["video"], [Upload(VIDEO, "body")]),
         stills=None,
         max_json_bytes=0,
     )
@@ -338,20 +340,18 @@ def test_a_video_whose_client_has_gone_is_not_decoded(
     classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(videos, "video_processes", None)
-    limits = video_limits(Settings(bundle=(Path("none"),), threads=1), DecodingMemory(10**9))
     ticket = Ticket()
     ticket.abandon()
     with pytest.raises(ClientGone):
-        decode_video(Upload(VIDEO, "body"), job_of(classifier, ticket, math.inf), limits)
+        next(VIDEOS.prepare(job_of(classifier, ticket, math.inf)))
 
 
 def test_reading_packets_ends_soon_after_the_request_too(
     classifier: VideoClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(videos, "GRACE_SECONDS", 1e-9)
-    limits = video_limits(Settings(bundle=(Path("none"),), threads=1), DecodingMemory(10**9))
     with pytest.raises(ApiError) as refused:
-        decode_video(Upload(VIDEO, "body"), job_of(classifier, Ticket(), 0.0), limits)
+        next(VIDEOS.prepare(job_of(classifier, Ticket(), 0.0)))
     assert refused.value.code == "decoding_too_slow"
 
 
