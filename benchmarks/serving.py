@@ -8,10 +8,8 @@ The two alternate in rounds, so that a machine that slows down slows both; the f
 """
 
 import contextlib
-import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -20,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,8 @@ from PIL import Image
 
 from benchmarks.load import ROOT, Load, Plan, connected, run_load
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.program import run_program
 from convmae_deploy.tasks.classification import Classifier
 from serving.api.inference import Inference
 from serving.api.job import Received
@@ -63,8 +61,6 @@ class Options:
     """Rounds of in-process and server measurements in turn."""
     seconds: float = 3.0
     """Length of each measurement."""
-    out: Path | None = None
-    """Where to write the figures as JSON."""
     memory_requests: int = 1000
     """Requests after which memory is read, twice; fewer for a slow model."""
     check: bool = False
@@ -113,11 +109,6 @@ def main(options: Options) -> int:
         with serve(settings, Path(folder)) as (process, port):
             figures = measure(options, predictor, photo, process, port)
     print_figures(figures)
-    if options.out is not None:
-        machine = {"cpu": processor(), "cores": available_cores(), "python": platform.python_version()}
-        record = {"model": predictor.manifest.name, "threads": options.threads, "clients": options.clients}
-        with atomic_file(options.out) as path:
-            path.write_text(json.dumps(record | machine | asdict(figures), indent=2) + "\n", encoding="utf-8")
     failed = figures.failed_gates()
     for sentence in failed:
         print(f"gate missed: {sentence}")
@@ -338,8 +329,4 @@ def cpu_seconds(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ConvMAEError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(1)
+    run_program(lambda: main(tyro.cli(Options, prog="python -m benchmarks.serving", description=__doc__)))

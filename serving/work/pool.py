@@ -90,12 +90,11 @@ class Ticket:
             self._stop()
 
 
-class Outcome(Generic[T]):
+class Outcome(NamedTuple, Generic[T]):
     """What a job returned, and for how many seconds it waited for its thread."""
 
-    def __init__(self, value: T, queue_seconds: float) -> None:
-        self.value = value
-        self.queue_seconds = queue_seconds
+    value: T
+    queue_seconds: float
 
 
 class _Queued(NamedTuple):
