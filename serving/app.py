@@ -20,7 +20,6 @@ from serving.api.models import (
     batching_backends,
     describe_model,
     list_models,
-    warm_up,
 )
 from serving.api.page_files import PAGE, PageFiles
 from serving.api.routes import ROUTES, InferenceRoute
@@ -49,8 +48,8 @@ class Api:
     def __init__(self, settings: Settings, predictors: Predictors) -> None:
         self.settings = settings
         self.predictors = predictors
-        self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self._device_wait)
         self.inference = Inference(settings, predictors)
+        self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
         self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
         self._page = PageFiles(PAGE)
@@ -116,18 +115,7 @@ class Api:
             return "the server is shutting down; send requests to another one"
         if not self.predictors:
             return "the models are still being loaded; try again in a moment"
-        for backend in batching_backends(self.predictors).values():
-            if (fault := backend.fault()) is not None:
-                return fault
-        for name in self.predictors:
-            if not self.inference.health(name).ready:
-                return f"the model {name} failed several times in a row; see the server's log"
-        return None
-
-    def _device_wait(self) -> float:
-        """Seconds that a request given now would probably wait for a device, whichever model it is for."""
-        waits = (backend.estimated_wait() for backend in batching_backends(self.predictors).values())
-        return max(waits, default=0.0)
+        return self.inference.fault()
 
     def medium_of(self, scope: Scope) -> Medium:
         """What a request carries, as far as it can be known before its body is read."""
@@ -190,11 +178,7 @@ class Api:
 
         def probe(ticket: Ticket) -> None:
             try:
-                backends = batching_backends(self.predictors)
-                for name, predictor in self.predictors.items():
-                    if not self.inference.health(name).ready or (name in backends and backends[name].lost):
-                        warm_up(predictor)
-                        self.inference.health(name).failures_in_a_row = 0
+                self.inference.try_again()
             finally:
                 self._probe_pending = False
 

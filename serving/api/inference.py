@@ -14,7 +14,7 @@ from starlette.responses import Response
 from convmae_deploy.tasks.base import MediumName, Prepared
 from serving.api.job import Job, Received
 from serving.api.media import Medium, media_of
-from serving.api.models import Predictors
+from serving.api.models import Predictors, batching_backends, warm_up
 from serving.api.parameters import model_in_query, read_parameters
 from serving.api.photos import Photos
 from serving.api.routes import InferenceRoute
@@ -54,6 +54,29 @@ class Inference:
     def health(self, name: str) -> Health:
         """Of the model of that name."""
         return self._health.setdefault(name, Health())
+
+    def fault(self) -> str | None:
+        """Why a model or its device is of no use now, or None."""
+        for backend in batching_backends(self.predictors).values():
+            if (fault := backend.fault()) is not None:
+                return fault
+        for name in self.predictors:
+            if not self.health(name).ready:
+                return f"the model {name} failed several times in a row; see the server's log"
+        return None
+
+    def try_again(self) -> None:
+        """Runs the models that have a fault, so that a server without traffic can become ready again."""
+        backends = batching_backends(self.predictors)
+        for name, predictor in self.predictors.items():
+            if not self.health(name).ready or (name in backends and backends[name].lost):
+                warm_up(predictor)
+                self.health(name).failures_in_a_row = 0
+
+    def device_wait(self) -> float:
+        """Seconds that a request given now would probably wait for a device, whichever model it is for."""
+        waits = (backend.estimated_wait() for backend in batching_backends(self.predictors).values())
+        return max(waits, default=0.0)
 
     def medium_of(self, route: InferenceRoute, query: bytes, parameters: Mapping[str, Any] | None = None) -> Medium:
         """What a request carries, as far as its query, or later its body, says which model it is for."""

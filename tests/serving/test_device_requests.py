@@ -17,10 +17,9 @@ from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
-from serving.api.models import batching_backends, close_predictors, open_predictors
-from serving.settings import Settings
+from serving.api.models import batching_backends, close_predictors
 from serving.work.batching import BatchingBackend
-from tests.serving.conftest import ClientFactory, forget_settings
+from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.fake_device import SIZES, FakeDevice
 from tests.serving.running_server import RunningServer, post, read_response, run_server
 from tests.serving.sample_images import jpeg
@@ -37,10 +36,7 @@ TASKS = {  # model: path of a request, its body
 
 @pytest.fixture(scope="module")
 def on_cpu(bundle: Path, detection_bundle: Path, segmentation_bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forget_settings(monkeypatch)
-        paths = (bundle, detection_bundle, segmentation_bundle, video_bundle)
-        return open_predictors(Settings(bundle=paths, device="cpu"))
+    return open_on_cpu(bundle, detection_bundle, segmentation_bundle, video_bundle)
 
 
 @pytest.fixture
@@ -251,11 +247,6 @@ def serve(bundle: Path, folder: Path, **settings: str) -> AbstractContextManager
     return run_server(folder, own | settings, command=("-c", program))
 
 
-def pending_jobs(server: RunningServer) -> int:
-    lines = server.request("/metrics").body.decode().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("convmae_pending_jobs "))
-
-
 @pytest.mark.slow
 def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_took_before_it_ends(
     bundle: Path, tmp_path: Path
@@ -269,7 +260,7 @@ def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_too
             connections = [stack.enter_context(server.connect()) for _ in range(12)]
             for connection in connections:
                 connection.sendall(post("/v1/classify", jpeg()))
-            wait_until(lambda: pending_jobs(server) == len(connections))
+            wait_until(lambda: server.pending_jobs() == len(connections))
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: server.request("/readyz").status == 503)
             with (tmp_path / "free").open("w"):

@@ -19,10 +19,8 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
-from serving.api.models import open_predictors
-from serving.settings import Settings
 from tests.bundle_factory import make_detection_bundle
-from tests.serving.conftest import ClientFactory, forget_settings
+from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.sample_images import jpeg
 from tests.waiting import wait_for, wait_until
 
@@ -46,14 +44,7 @@ def png(data: bytes) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def models(bundle: Path, detection_bundle: Path, segmentation_bundle: Path) -> dict[str, Predictor]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forget_settings(monkeypatch)
-        return open_predictors(Settings(bundle=(bundle, detection_bundle, segmentation_bundle), device="cpu"))
-
-
-@pytest.fixture
-def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
-    return make_client(models)
+    return open_on_cpu(bundle, detection_bundle, segmentation_bundle)
 
 
 @pytest.fixture
@@ -134,8 +125,7 @@ def test_a_list_gives_a_list_of_lists_and_nothing_found_an_empty_one(client: Tes
 
 def test_a_suppression_that_did_not_end_is_told_in_a_header(make_client: ClientFactory, tmp_path: Path) -> None:
     bundle = load_bundle(make_detection_bundle(tmp_path, converged=False))
-    models = open_predictors(Settings(bundle=(bundle.path,), device="cpu"))
-    answer = make_client(models).post("/v1/detect", json={"inputs": [text(picture())] * 2})
+    answer = make_client(open_on_cpu(bundle.path)).post("/v1/detect", json={"inputs": [text(picture())] * 2})
     assert answer.status_code == 200 and answer.headers["x-converged"] == "0, 0"
 
 

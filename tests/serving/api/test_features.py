@@ -9,12 +9,12 @@ from safetensors.numpy import load
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
-from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.components import principal_components
 from tests.bundle_factory import make_bundle, make_feature_bundle, make_video_bundle, make_video_feature_bundle
-from tests.serving.conftest import ClientFactory
-from tests.serving.sample_images import encode, jpeg, photo
+from tests.media.photo_files import encode, photo
+from tests.serving.conftest import ClientFactory, open_on_cpu
+from tests.serving.sample_images import jpeg
 from tests.video_files import make_gif, make_video
 
 SAFETENSORS = {"Accept": "application/x-safetensors"}
@@ -25,19 +25,10 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def opened(*paths: Path) -> dict[str, Predictor]:
-    return {model.manifest.name: model for model in (open_predictor(path, device="cpu") for path in paths)}
-
-
 @pytest.fixture
 def models(tmp_path: Path) -> dict[str, Predictor]:
     """A model without a head, then a classifier."""
-    return opened(make_feature_bundle(tmp_path / "maps", name="maps"), make_bundle(tmp_path / "tiny"))
-
-
-@pytest.fixture
-def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
-    return make_client(models)
+    return open_on_cpu(make_feature_bundle(tmp_path / "maps", name="maps"), make_bundle(tmp_path / "tiny"))
 
 
 def test_features_come_from_the_first_model_that_gives_some(client: TestClient, models: dict[str, Predictor]) -> None:
@@ -89,7 +80,9 @@ def test_principal_components_take_the_place_of_channels_and_say_what_they_expla
 @pytest.fixture
 def video_models(tmp_path: Path) -> dict[str, Predictor]:
     """A model of videos without a head, and a classifier of videos."""
-    return opened(make_video_feature_bundle(tmp_path / "clips", name="clips"), make_video_bundle(tmp_path / "motion"))
+    return open_on_cpu(
+        make_video_feature_bundle(tmp_path / "clips", name="clips"), make_video_bundle(tmp_path / "motion")
+    )
 
 
 def test_features_of_a_clip_are_those_of_the_predictor(

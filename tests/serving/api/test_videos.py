@@ -24,7 +24,7 @@ from convmae_deploy.tasks.video import VideoClassifier
 from serving.api import videos
 from serving.api.job import Job, Received
 from serving.api.media import media_of
-from serving.api.models import load_bundles, open_predictors
+from serving.api.models import load_bundles
 from serving.api.parameters import VideoParameters
 from serving.api.uploads import Parsed, Upload
 from serving.api.videos import STATUS_OF_VIDEO_ERROR, Videos
@@ -35,7 +35,7 @@ from serving.work.memory import DecodingMemory
 from serving.work.pool import Ticket
 from serving.work.runs import Timings
 from serving.work.video_process import VideoProcesses
-from tests.serving.conftest import ClientFactory, forget_settings
+from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.misbehaving_worker import video_that
 from tests.serving.sample_images import jpeg
 from tests.video_files import make_audio, make_gif, make_video, with_matroska_seconds
@@ -50,14 +50,7 @@ FASTSTART = {"movflags": "faststart"}  # the index in front, so that a file cut 
 
 @pytest.fixture(scope="module")
 def models(bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forget_settings(monkeypatch)
-        return open_predictors(Settings(bundle=(bundle, video_bundle), device="cpu"))
-
-
-@pytest.fixture
-def client(make_client: ClientFactory, models: dict[str, Predictor]) -> TestClient:
-    return make_client(models)
+    return open_on_cpu(bundle, video_bundle)
 
 
 @pytest.fixture
@@ -261,11 +254,11 @@ def test_every_reason_to_refuse_a_video_is_an_error_of_the_client() -> None:
 def test_limits_are_settings(
     make_client: ClientFactory, models: dict[str, Predictor], settings: dict[str, Any], status: int, code: str
 ) -> None:
-    assert refusal(make_client(models, **settings), VIDEO)[:2] == (status, code)
+    assert refusal(make_client(**settings), VIDEO)[:2] == (status, code)
 
 
 def test_videos_have_body_limits_of_their_own(make_client: ClientFactory, models: dict[str, Predictor]) -> None:
-    client = make_client(models, max_body_bytes=1000, max_video_body_bytes=1_000_000)
+    client = make_client(max_body_bytes=1000, max_video_body_bytes=1_000_000)
     assert client.post(ROUTE, content=VIDEO).status_code == 200
     assert client.post("/v1/classify", content=jpeg(400, 400)).json()["error"]["code"] == "body_too_large"
 
@@ -317,7 +310,7 @@ def test_decoding_ends_when_the_request_does(
     misbehaving: VideoProcesses,
 ) -> None:
     monkeypatch.setattr(videos, "video_processes", lambda: misbehaving)
-    client = make_client(models, video_request_timeout_seconds=0.3)
+    client = make_client(video_request_timeout_seconds=0.3)
     assert refusal(client, video_that("never ends"))[:2] == (504, "timeout")
     wait_until_idle(client)
     assert client.app.state.api.inference.memory.taken == 0  # type: ignore[attr-defined]
@@ -397,7 +390,7 @@ def test_many_uploads_at_once_are_answered_or_told_to_come_again(
 def test_bodies_of_videos_count_towards_what_may_be_held(
     make_client: ClientFactory, models: dict[str, Predictor]
 ) -> None:
-    client = make_client(models, max_buffered_bytes=1000)
+    client = make_client(max_buffered_bytes=1000)
     assert refusal(client, VIDEO)[:2] == (503, "overloaded")
     assert client.app.state.api.guard.buffered_bytes == 0  # type: ignore[attr-defined]
 

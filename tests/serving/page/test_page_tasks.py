@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from convmae_deploy.tasks.label_colours import palette
-from tests.serving.sample_images import jpeg, photo
+from tests.media.photo_files import photo
+from tests.serving.sample_images import jpeg
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
