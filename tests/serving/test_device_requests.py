@@ -214,11 +214,14 @@ def test_requests_are_refused_when_the_device_has_enough_to_do(
     )
 
 
-def test_a_model_on_a_device_says_its_batches(client: TestClient, make_client: ClientFactory, models: Any) -> None:
-    on_device = make_client(models).get("/v1/models/tiny").json()["backend"]
+def test_a_model_on_a_device_says_its_batches(
+    client: TestClient, make_client: ClientFactory, on_cpu: dict[str, Predictor]
+) -> None:
+    on_device = client.get("/v1/models/tiny").json()["backend"]
     assert on_device == {"name": "fake", "providers": ["FakeDevice"], "batch_sizes": [1, 2, 4, 8]}
-    assert "batch_sizes" not in client.get("/v1/models/tiny").json()["backend"]
-    assert "convmae_batch_rows_count" not in client.get("/metrics").text
+    without = make_client(on_cpu)
+    assert "batch_sizes" not in without.get("/v1/models/tiny").json()["backend"]
+    assert "convmae_batch_rows_count" not in without.get("/metrics").text
 
 
 SERVER = """
