@@ -250,8 +250,6 @@ def serve(
     settings: Mapping[str, str],
     folder: Path,
     command: Sequence[str] = ("-m", "serving"),
-    python: Path = Path(sys.executable),
-    cwd: Path = ROOT,
 ) -> Iterator["tuple[subprocess.Popen[str], int]"]:
     """A server on a free port, with no other settings; yields its process and the port.
 
@@ -259,16 +257,14 @@ def serve(
         settings: environment variables.
         folder: where its log goes.
         command: arguments of Python.
-        python: the interpreter.
-        cwd: the checkout whose server it is.
     """
     own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_HOST": "127.0.0.1", "CONVMAE_PORT": "0"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVMAE_")}
     log = folder / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [python, *command],
-            cwd=cwd,
+            [sys.executable, *command],
+            cwd=ROOT,
             env=kept | own | dict(settings),
             stdout=output,
             stderr=output,
