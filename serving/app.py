@@ -21,13 +21,13 @@ from serving.api.models import (
     describe_model,
     list_models,
 )
-from serving.api.page_files import PAGE, PageFiles
 from serving.api.routes import ROUTES, InferenceRoute
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
 from serving.http.draining import Drain
 from serving.http.guard import BodyLimits, Exchange, Guard
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.page.files import PAGE, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
 from serving.work.runs import Timings

@@ -38,6 +38,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "serving": {
         "http": set(),
         "work": set(),
+        "page": set(),
         "api": {"work"},
     },
 }

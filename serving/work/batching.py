@@ -12,9 +12,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -303,22 +302,17 @@ class BatchingBackend:
         size = next(size for size in self.sizes if size >= count)
         self._input[count:size] = self._input[count - 1]
         self.rows_run.observe(count)
-        with self._timed(size):
+        started = self._clock()
+        self._running = (size, started)
+        try:
             found = self._backend.run(self._input[:size], outputs)
+        finally:
+            self._running = None
+        self._seconds[size] += SMOOTHING * (self._clock() - started - self._seconds[size])
         for name in outputs:
             if found[name].shape[:1] != (size,):
                 raise ModelOutputError(f"output {name!r} must have {size} rows, got shape {found[name].shape}")
         return {name: found[name] for name in outputs}
-
-    @contextmanager
-    def _timed(self, size: int) -> Iterator[None]:
-        started = self._clock()
-        self._running = (size, started)
-        try:
-            yield
-        finally:
-            self._running = None
-        self._seconds[size] += SMOOTHING * (self._clock() - started - self._seconds[size])
 
     def _fail_all(self, parts: Sequence[_Part], error: Exception) -> None:
         for part in parts:

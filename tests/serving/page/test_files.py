@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from starlette.testclient import TestClient
 
-from serving.api.page_files import PageFiles
+from serving.page.files import PageFiles
 
 
 def test_the_files_of_a_folder_are_read_once_and_only_those_of_known_types(tmp_path: pathlib.Path) -> None:
@@ -54,7 +54,7 @@ def test_a_range_is_ignored_as_the_pages_files_are_small(client: TestClient, wan
 
 
 @pytest.mark.parametrize(
-    "name", ["none.js", "..%2Fapp.py", "..%2Fsettings.py", "style.css%00", "a%00.css", "%2e", "app.py"]
+    "name", ["none.js", "..%2Fapp.py", "..%2Fsettings.py", "style.css%00", "a%00.css", "%2e", "app.py", "files.py"]
 )
 def test_nothing_but_the_pages_files_is_served(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code == 404

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from serving.errors import ApiError
 
-PAGE: Final = Path(__file__).parents[1] / "page"
+PAGE: Final = Path(__file__).parent
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
