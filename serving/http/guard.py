@@ -1,7 +1,7 @@
 """The outermost layer: everything that holds for every request, as plain ASGI.
 
-In this order: request id, draining, Host and Origin, key, body limits; then the application;
-then the metrics. Whatever is raised inside becomes one JSON error.
+In this order: request id, draining, Host and Origin, key, body limits; then the application; then the metrics. Whatever
+is raised inside becomes one JSON error.
 """
 
 import asyncio
@@ -135,7 +135,7 @@ class Guard:
         app: the routes.
         settings: limits and the API key.
         metrics: where every answered request is counted.
-        body_limits: of a request.
+        body_limits: what the body of a request may take, as far as its head says.
         clock: seconds that only grow, for what is counted by time.
     """
 
