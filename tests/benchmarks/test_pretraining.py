@@ -1,6 +1,6 @@
 """The pretraining benchmark: its arithmetic, its check of the losses, and short runs of the command."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -87,13 +87,11 @@ def test_a_gate_is_the_least_ratio_of_dense_to_visible(ratio: float, holds: bool
     assert list(gates(figures, pretraining.GATES).values()) == [holds]
 
 
-@dataclass
-class Recorded:
+class Recorded(Bench):
     """A contender that notes its steps among those of all."""
 
-    name: str
-    steps: list[tuple[str, int]]
-    first_loss: float = 1.0
+    def __init__(self, name: str, steps: list[tuple[str, int]], first_loss: float = 1.0) -> None:
+        self.name, self.steps, self.first_loss = name, steps, first_loss
 
     def loss(self, turn: int) -> float:
         return self.first_loss
