@@ -3,7 +3,7 @@
     python -m benchmarks.hostile
 
 Starts `python -m serving` with the model that ships and a video model of random weights, and posts every kind of
-`benchmarks.hostile_photos` and `benchmarks.hostile_videos` to it over loopback, by as many clients as it has threads.
+`tests.hostile.photos` and `tests.hostile.videos` to it over loopback, by as many clients as it has threads.
 Memory is that of the server and all of its processes, each page counted once; before and after are read while nothing
 is asked. Fails where the server answers 5xx or ends, where it holds more afterwards than before, or at any moment more
 than decoding may take.
@@ -23,13 +23,14 @@ from typing import Final
 
 import tyro
 
-from benchmarks.hostile_photos import PHOTOS
-from benchmarks.hostile_videos import VIDEOS, make_video
 from benchmarks.random_bundle import random_task, write_random_bundle
 from benchmarks.serving import serve, write_photo
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
 from serving.settings import SHIPPED_BUNDLE
+from tests.hostile.photos import PHOTOS
+from tests.hostile.videos import VIDEOS
+from tests.video_files import make_video
 
 PHOTO_PATH: Final = "/v1/classify"
 VIDEO_PATH: Final = "/v1/classify-video"
@@ -156,7 +157,7 @@ def run_kind(server: Server, name: str, path: str, body: bytes, config: HostileC
 
 def measure(config: HostileConfig, server: Server, photo: bytes) -> list[str]:
     """Posts every kind and prints a line for each; sentences about what must not be."""
-    video = make_video("mp4", "libx264")
+    video = make_video()
     for path, body in ((PHOTO_PATH, photo), (VIDEO_PATH, video)):
         for _ in range(GOOD_REQUESTS):
             status, _ = server.post(path, body)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.hostile import BODIES_BYTES, KEPT_BYTES, HostileConfig, Kind, faults_of, settings_of
-from benchmarks.hostile_photos import PHOTOS
-from benchmarks.hostile_videos import VIDEOS
 from serving.settings import Settings
+from tests.hostile.photos import PHOTOS
+from tests.hostile.videos import VIDEOS
 
 BEFORE = 200_000_000
 CONFIG = HostileConfig()

@@ -4,7 +4,6 @@ Each is a small file. What it is about is in its name; what a good reader does w
 or to decode it within the memory and the time that its number of pixels is worth.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,44 +11,26 @@ from typing import Any
 
 from PIL import Image
 
+from tests.media.photo_files import encode, grey_png, insert_after_jpeg_start, jpeg_segment, png_chunk
+
 LARGE = (8160, 6120)  # pixels, just below the 50 million that are accepted
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The content of a file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def png(size: tuple[int, int], *chunks: tuple[bytes, bytes]) -> bytes:
     """A black, grey PNG with further chunks between its header and its pixels."""
-    width, height = size
-    rows = zlib.compress(bytes((width + 1) * height), 9)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    every = ((b"IHDR", header), *chunks, (b"IDAT", rows), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in every
-    )
+    return grey_png(*size, *(png_chunk(kind, content) for kind, content in chunks))
 
 
-def jpeg(size: tuple[int, int], **options: Any) -> bytes:
-    """A black JPEG."""
-    return encode(Image.new("RGB", size), "JPEG", **options)
-
-
-def jpeg_of_scans(count: int, size: tuple[int, int] = LARGE) -> bytes:
+def jpeg_of_scans(count: int, size: tuple[int, int] = LARGE, mode: str = "RGB") -> bytes:
     """A progressive JPEG whose last scan is repeated: the decoder goes through all pixels each time."""
-    data = jpeg(size, progressive=True)
+    data = encode(Image.new(mode, size), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
 
 
 def jpeg_of_segments(count: int, kind: int, content: bytes, size: tuple[int, int] = (64, 48)) -> bytes:
     """A JPEG with a segment that is repeated in its header."""
-    data = jpeg(size)
-    return data[:2] + (bytes((0xFF, kind)) + struct.pack(">H", len(content) + 2) + content) * count + data[2:]
+    return insert_after_jpeg_start(encode(Image.new("RGB", size), "JPEG"), jpeg_segment(kind, content) * count)
 
 
 def gif(*blocks: bytes, size: tuple[int, int] = (64, 48)) -> bytes:
@@ -138,9 +119,7 @@ def tiff_of_lzma() -> bytes:
 def tiff_of_jpeg_scans() -> bytes:
     """A strip of 24 megapixels that is a JPEG of 100 scans."""
     size = (6000, 4000)
-    data = encode(Image.new("L", size), "JPEG", progressive=True)
-    last = data[data.rindex(b"\xff\xda") : -2]
-    pixels = data[:-2] + last * (100 - data.count(b"\xff\xda")) + data[-2:]
+    pixels = jpeg_of_scans(100, size, "L")
     return tiff(grey_tiff(size, 7, (278, 4, (size[1],)), (273, 4, (8,)), (279, 4, (len(pixels),))), pixels)
 
 

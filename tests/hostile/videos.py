@@ -12,47 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from tests.hostile.photos import jpeg_of_scans
+from tests.media.photo_files import encode
+from tests.video_files import make_video
+
 LARGE = (2304, 4096)  # (height, width), as large as is accepted
-
-
-def make_video(
-    container: str,
-    codec: str,
-    *,
-    size: tuple[int, int] = (48, 64),
-    frames: int = 20,
-    pixels: str = "yuv420p",
-    options: dict[str, str] | None = None,
-    codec_options: dict[str, str] | None = None,
-) -> bytes:
-    """A grey video that becomes brighter.
-
-    Args:
-        container: FFmpeg's name of the format.
-        codec: FFmpeg's name of the encoder.
-        size: (height, width).
-        frames: how many, 25 a second.
-        pixels: FFmpeg's pixel format.
-        options: of the container.
-        codec_options: of the encoder.
-    """
-    buffer = io.BytesIO()
-    output: Any
-    with av.open(buffer, "w", format=container, options=options or {}) as output:
-        stream: Any = output.add_stream(codec, rate=25, options=codec_options or {})
-        stream.height, stream.width, stream.pix_fmt = *size, pixels
-        for number in range(frames):
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(_grey(number % 256, size), format="gray")))
-        output.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def _grey(level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.full(size, level, dtype=np.uint8)
 
 
 def element(identifier: int, *content: bytes) -> bytes:
@@ -127,7 +93,7 @@ def many_elements(identifier: int, inner: bytes, outer: int) -> bytes:
 
 def many_tracks(count: int) -> bytes:
     """Tracks of large H.264 frames, each of which a careless reader decodes a little of."""
-    source = make_video("h264", "libx264", size=LARGE, frames=1, codec_options={"preset": "ultrafast"})
+    source = make_video("h264", codec="libx264", size=LARGE, frames=1, codec_options={"preset": "ultrafast"})
     tracks = [track(index + 1, codec=b"V_MPEG4/ISO/AVC", size=LARGE) for index in range(count)]
     blocks = [element(0xA3, struct.pack(">H", 0x4000 | index + 1) + b"\0\0\x80", source) for index in range(count)]
     return matroska(element(0x1654AE6B, *tracks), element(0x1F43B675, number(0xE7, 0), *blocks))
@@ -149,7 +115,7 @@ def patched(data: bytes, box: bytes, offset: int, value: bytes) -> bytes:
 
 def samples_of_equal_size(count: int) -> bytes:
     """An MP4 whose tables say that there are billions of frames, in a few bytes."""
-    data = make_video("mp4", "mpeg4")
+    data = make_video("mp4", codec="mpeg4")
     data = patched(data, b"stsz", 4, struct.pack(">II", 1, count))
     data = patched(data, b"stts", 8, struct.pack(">I", count))
     return patched(data, b"stsc", 12, struct.pack(">I", count))
@@ -157,13 +123,13 @@ def samples_of_equal_size(count: int) -> bytes:
 
 def fragment_of_samples(count: int) -> bytes:
     """A fragmented MP4 with a run of many frames, each of them without a byte of its own."""
-    data = make_video("mp4", "mpeg4", options={"movflags": "frag_keyframe+empty_moov"})
+    data = make_video("mp4", codec="mpeg4", options={"movflags": "frag_keyframe+empty_moov"})
     return patched(data, b"trun", 1, b"\0\0\0" + struct.pack(">I", count))
 
 
 def edit_lists(count: int, frames: int) -> bytes:
     """An MP4 that plays its frames again and again, and whose index is made once for each time."""
-    data = make_video("mp4", "mpeg4", frames=frames, options={"use_editlist": "0"})
+    data = make_video("mp4", codec="mpeg4", frames=frames, options={"use_editlist": "0"})
     entries = struct.pack(">IiI", 100_000, 0, 0x10000) * count
     edits = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, count) + entries
     box = struct.pack(">I4s", 8 + len(edits), b"edts") + edits
@@ -177,7 +143,7 @@ def edit_lists(count: int, frames: int) -> bytes:
 
 def index_of_indexes(entries: int) -> bytes:
     """An AVI whose index names the same part of it 256 times."""
-    data = make_video("avi", "mpeg4")
+    data = make_video("avi", codec="mpeg4")
     at = data.index(b"JUNK", data.index(b"strf"))  # where the muxer leaves room for an index of indexes
     size = int.from_bytes(data[at + 4 : at + 8], "little")
     count = (size - 24) // 16
@@ -192,23 +158,19 @@ def index_of_indexes(entries: int) -> bytes:
 def frames_that_grow() -> bytes:
     """A transport stream of small frames and then of 35 megapixels."""
     fast = {"preset": "ultrafast"}
-    small = make_video("mpegts", "libx264", codec_options=fast)
-    return small + make_video("mpegts", "libx264", size=(4320, 8192), frames=1, codec_options=fast)
+    small = make_video("mpegts", codec="libx264", codec_options=fast)
+    return small + make_video("mpegts", codec="libx264", size=(4320, 8192), frames=1, codec_options=fast)
 
 
 def references(pixels: str, size: tuple[int, int] = LARGE) -> bytes:
     """The largest frames, each of which is kept as one of sixteen that later ones may refer to."""
     options = {"preset": "ultrafast", "refs": "16", "x264-params": "ref=16:bframes=0:keyint=250:level=6.2"}
-    return make_video("mp4", "libx264", size=size, frames=24, pixels=pixels, codec_options=options)
+    return make_video("mp4", codec="libx264", size=size, frames=24, pixels=pixels, codec_options=options)
 
 
 def scans_of_motion_jpeg(count: int) -> bytes:
     """An AVI of JPEGs of 9 megapixels, each of a hundred scans."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (LARGE[1], LARGE[0])).save(buffer, "JPEG", progressive=True)
-    data = buffer.getvalue()
-    last = data[data.rindex(b"\xff\xda") : -2]
-    picture = data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+    picture = jpeg_of_scans(count, (LARGE[1], LARGE[0]))
     target = io.BytesIO()
     with av.open(target, "w", format="avi") as output:
         stream = output.add_stream("mjpeg", rate=25)
@@ -224,16 +186,14 @@ def scans_of_motion_jpeg(count: int) -> bytes:
 def large_gif(frames: int) -> bytes:
     """A GIF of 9 megapixels and many frames."""
     pictures = [Image.new("P", (LARGE[1], LARGE[0]), index % 2) for index in range(2)]
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=40)
-    data = buffer.getvalue()
+    data = encode(pictures[0], "GIF", save_all=True, append_images=pictures[1:], duration=40)
     last = data.rindex(b"!\xf9")
     return data[:last] + data[last:-1] * frames + b";"
 
 
 def flipped(container: str, codec: str, seed: int) -> bytes:
     """A video of which some bytes are wrong."""
-    data, chance = bytearray(make_video(container, codec)), random.Random(seed)
+    data, chance = bytearray(make_video(container, codec=codec)), random.Random(seed)
     for _ in range(8):
         data[chance.randrange(16, len(data))] = chance.randrange(256)
     return bytes(data)
@@ -241,7 +201,7 @@ def flipped(container: str, codec: str, seed: int) -> bytes:
 
 def cut(container: str, codec: str, **options: Any) -> bytes:
     """The first two thirds of a video."""
-    data = make_video(container, codec, **options)
+    data = make_video(container, codec=codec, **options)
     return data[: 2 * len(data) // 3]
 
 
@@ -266,7 +226,7 @@ VIDEOS: dict[str, Callable[[], bytes]] = {
     "H.264 of 16 references, 9 megapixels in 4:4:4 and 10 bits": lambda: references("yuv444p10le"),
     "Motion JPEG of 100 scans a frame": lambda: scans_of_motion_jpeg(100),
     "GIF of 9 megapixels and 2,000 frames": lambda: large_gif(2_000),
-    "a codec that is not let in": lambda: make_video("avi", "cinepak", pixels="rgb24", size=(48, 64)),
+    "a codec that is not let in": lambda: make_video("avi", codec="cinepak", pixels="rgb24", size=(48, 64)),
     "MP4 with wrong bytes": lambda: flipped("mp4", "libx264", 1),
     "WebM with wrong bytes": lambda: flipped("webm", "libvpx-vp9", 2),
     "transport stream with wrong bytes": lambda: flipped("mpegts", "mpeg2video", 3),
