@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.http import protocol
 from serving.http.connection_limits import Connections
 from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES, WRITE_SECONDS
-from tests.serving.fake_transport import FakeConnection, FakeLoop, FakeTransport, hello, settle
+from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, hello, settle
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
