@@ -10,7 +10,6 @@ device is.
 
 import re
 import statistics
-import sys
 import tempfile
 import urllib.request
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from benchmarks.serving import serve, write_photo
 from benchmarks.simulated_device import BATCH_SIZES
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.program import run_program
 from serving.settings import default_bundles
 
 PHOTO_SIZE: Final = (200, 150)  # in pixels; small, so that the device is what requests wait for
@@ -114,8 +114,4 @@ def batches_so_far(port: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ConvMAEError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(1)
+    run_program(lambda: main(tyro.cli(Options, prog="python -m benchmarks.batching", description=__doc__)))

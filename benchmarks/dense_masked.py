@@ -30,7 +30,7 @@ class DenseMaskedPretraining(nn.Module):
     def forward(self, images_bchw: Tensor, kept_bk: Tensor) -> Tensor:
         """The loss; arguments as for `ConvMAEPretraining`, one mask an image."""
         latent = self.latent(images_bchw, kept_bk)
-        model, grid_size = self.model, self._grid_size(images_bchw)
+        model, grid_size = self.model, grid(images_bchw)
         tokens = model.decoder_embed(latent)
         hidden_tokens = model.mask_token.expand(len(tokens), grid_size[0] * grid_size[1], -1).to(tokens.dtype)
         index = kept_bk[:, :, None].expand(-1, -1, tokens.shape[2])
@@ -39,13 +39,13 @@ class DenseMaskedPretraining(nn.Module):
         for block in model.decoder_blocks:
             tokens = transformer_block(block, tokens)
         prediction = model.decoder_pred(model.decoder_norm(tokens))
-        return model.loss(images_bchw, prediction, self._removed(images_bchw, kept_bk).unsqueeze(2))
+        return model.loss(images_bchw, prediction, removed_cells(images_bchw, kept_bk).unsqueeze(2))
 
     def latent(self, images_bchw: Tensor, kept_bk: Tensor) -> Tensor:
         """(B, K, D), fused and normalised."""
         encoder = self.model.encoder
-        grid_size = self._grid_size(images_bchw)
-        visible = 1 - self._removed(images_bchw, kept_bk).reshape(-1, 1, *grid_size)  # (B, 1, H, W)
+        grid_size = grid(images_bchw)
+        visible = 1 - removed_cells(images_bchw, kept_bk).reshape(-1, 1, *grid_size)  # (B, 1, H, W)
         stage1 = masked_stage(encoder.patch_embed1, encoder.blocks1, images_bchw, visible)
         stage2 = masked_stage(encoder.patch_embed2, encoder.blocks2, stage1, visible)
         embedded = encoder.patch_embed4(as_tokens(embed(encoder.patch_embed3, stage2)))  # (B, N, D)
@@ -61,17 +61,19 @@ class DenseMaskedPretraining(nn.Module):
         return self.model.norm(tokens)  # type: ignore[no-any-return]
 
     @staticmethod
-    def _grid_size(images_bchw: Tensor) -> tuple[int, int]:
-        return images_bchw.shape[2] // PATCH_SIZE, images_bchw.shape[3] // PATCH_SIZE
-
-    def _removed(self, images_bchw: Tensor, kept_bk: Tensor) -> Tensor:
-        height, width = self._grid_size(images_bchw)
-        removed = torch.ones(len(kept_bk), height * width, device=kept_bk.device)
-        return removed.scatter(1, kept_bk, 0.0)
-
-    @staticmethod
     def _take(tokens_bnd: Tensor, kept_bk: Tensor) -> Tensor:
         return tokens_bnd.gather(1, kept_bk[:, :, None].expand(-1, -1, tokens_bnd.shape[2]))
+
+
+def grid(pixels: Tensor) -> tuple[int, int]:
+    """(H, W) of images or clips in stage-3 tokens."""
+    return pixels.shape[-2] // PATCH_SIZE, pixels.shape[-1] // PATCH_SIZE
+
+
+def removed_cells(pixels: Tensor, kept_bk: Tensor) -> Tensor:
+    """The mask (B, N) of images, or of one slot of clips: 1 = removed."""
+    height, width = grid(pixels)
+    return torch.ones(len(kept_bk), height * width, device=kept_bk.device).scatter(1, kept_bk, 0.0)
 
 
 def as_tokens(map_bchw: Tensor) -> Tensor:

@@ -5,11 +5,11 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmae_deploy.models.convmae import PATCH_SIZE, ConvBlock, run_blocks
+from benchmarks.dense_masked import grid, removed_cells
+from convmae_deploy.models.convmae import ConvBlock, run_blocks
 from convmae_deploy.models.convolution import depthwise_convolution, strided_convolution
 from convmae_deploy.models.video import each_slot, resize_space_time_embedding
 from convmae_deploy.models.video_pretraining import VideoPretraining
@@ -39,7 +39,7 @@ class DenseMaskedVideo(nn.Module):
         """The loss; arguments as for `VideoPretraining`."""
         model = self.model
         tokens = model.decoder_embed(self.latent(clips_bcfhw, kept_bk))  # (B, T, K, decoder width)
-        removed = self.removed(clips_bcfhw, kept_bk)
+        removed = removed_cells(clips_bcfhw, kept_bk)
         (batch, slots), grid_size = tokens.shape[:2], grid(clips_bcfhw)
         filled = model.mask_token.to(tokens.dtype).expand(batch, slots, removed.shape[1], -1)
         filled = filled.scatter(2, every_slot(kept_bk, tokens), tokens)
@@ -53,7 +53,7 @@ class DenseMaskedVideo(nn.Module):
     def latent(self, clips_bcfhw: Tensor, kept_bk: Tensor) -> Tensor:
         """(B, T, K, D), fused and normalised."""
         model, encoder = self.model, self.model.encoder
-        visible = 1 - self.removed(clips_bcfhw, kept_bk).reshape(-1, 1, *grid(clips_bcfhw))  # (B, 1, H, W)
+        visible = 1 - removed_cells(clips_bcfhw, kept_bk).reshape(-1, 1, *grid(clips_bcfhw))  # (B, 1, H, W)
         stage1 = self.stage(encoder.blocks1, encoder.patch_embed1(clips_bcfhw.permute(0, 2, 3, 4, 1)), visible)
         stage2 = self.stage(encoder.blocks2, each_slot(encoder.patch_embed2, stage1), visible)
         tokens = encoder.patch_embed4(each_slot(encoder.patch_embed3, stage2)).flatten(2, 3)  # (B, T, N, D)
@@ -80,18 +80,6 @@ class DenseMaskedVideo(nn.Module):
             map_bthwc = map_bthwc + block.conv2(mixed)
             map_bthwc = map_bthwc + block.mlp(block.norm2(map_bthwc))
         return map_bthwc
-
-    @staticmethod
-    def removed(clips_bcfhw: Tensor, kept_bk: Tensor) -> Tensor:
-        """The mask of one slot (B, N): 1 = removed."""
-        height, width = grid(clips_bcfhw)
-        removed = torch.ones(len(kept_bk), height * width, device=kept_bk.device)
-        return removed.scatter(1, kept_bk, 0.0)
-
-
-def grid(clips_bcfhw: Tensor) -> tuple[int, int]:
-    """(H, W) in stage-3 tokens."""
-    return clips_bcfhw.shape[3] // PATCH_SIZE, clips_bcfhw.shape[4] // PATCH_SIZE
 
 
 def every_slot(kept_bk: Tensor, tokens_btnd: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """What a server holds while and after it is sent hundreds of files that are made to cost much, of each kind.
 
     python -m benchmarks.hostile
-    python -m benchmarks.hostile --checkout ../earlier --count 5
 
 Starts `python -m serving` with the model that ships and a video model of random weights, and posts every kind of
-`benchmarks.hostile_photos` and `benchmarks.hostile_videos` to it over loopback, by as many clients as it has threads.
+`tests.hostile.photos` and `tests.hostile.videos` to it over loopback, by as many clients as it has threads.
 Memory is that of the server and all of its processes, each page counted once; before and after are read while nothing
 is asked. Fails where the server answers 5xx or ends, where it holds more afterwards than before, or at any moment more
 than decoding may take.
@@ -24,14 +23,14 @@ from typing import Final
 
 import tyro
 
-from benchmarks.hostile_photos import PHOTOS
-from benchmarks.hostile_videos import VIDEOS, make_video
-from benchmarks.load import ROOT
 from benchmarks.random_bundle import random_task, write_random_bundle
 from benchmarks.serving import serve, write_photo
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
 from serving.settings import SHIPPED_BUNDLE
+from tests.hostile.photos import PHOTOS
+from tests.hostile.videos import VIDEOS
+from tests.video_files import make_video
 
 PHOTO_PATH: Final = "/v1/classify"
 VIDEO_PATH: Final = "/v1/classify-video"
@@ -47,7 +46,6 @@ SETTLE_SECONDS: Final = 0.5
 class HostileConfig:
     """Posts files that are made to cost much, and measures what they cost."""
 
-    checkout: Path = ROOT  # whose server is measured, with the Python of its own .venv
     video_bundle: Path | None = None  # None: VideoConvMAE-nano of random weights, made for this
     kind: str = ""  # only kinds with this in their names
     count: int = 200  # files of each kind
@@ -159,7 +157,7 @@ def run_kind(server: Server, name: str, path: str, body: bytes, config: HostileC
 
 def measure(config: HostileConfig, server: Server, photo: bytes) -> list[str]:
     """Posts every kind and prints a line for each; sentences about what must not be."""
-    video = make_video("mp4", "libx264")
+    video = make_video()
     for path, body in ((PHOTO_PATH, photo), (VIDEO_PATH, video)):
         for _ in range(GOOD_REQUESTS):
             status, _ = server.post(path, body)
@@ -208,17 +206,14 @@ def faults_of(kind: Kind, before: int, config: HostileConfig) -> list[str]:
 
 def main(config: HostileConfig) -> int:
     """Measures, prints, and says whether memory stayed bounded and flat."""
-    python = config.checkout / ".venv" / "bin" / "python"
-    print(
-        f"machine: {processor()}, {available_cores()} cores; server: {config.checkout.name}, {config.clients} threads"
-    )
+    print(f"machine: {processor()}, {available_cores()} cores; server: {config.clients} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = config.video_bundle or folder / "video"
         if config.video_bundle is None:
             write_random_bundle(bundle, random_task("video-classification", "nano"), max_batch=2)
         photo = write_photo(folder / "photo.jpg").read_bytes()
-        with serve(settings_of(config, bundle), folder, python=python, cwd=config.checkout) as (process, port):
+        with serve(settings_of(config, bundle), folder) as (process, port):
             faults = measure(config, Server(process.pid, port), photo)
     for fault in faults:
         print(f"FAULT {fault}")

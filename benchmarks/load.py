@@ -57,10 +57,14 @@ class Load:
 
 
 class _Client:
-    def __init__(self, port: int, request: bytes) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+    """One client of a plan, on a connection that is kept."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", plan.port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request = request
+        body = Path(plan.body).read_bytes()
+        head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.request = head.encode() + body
         self.started = 0.0
         self._response = b""
 
@@ -110,12 +114,10 @@ def generate(plan: Plan) -> Load:
         ConvMAEError: the server sends nothing for `SILENCE_SECONDS` although clients wait.
         OSError: a connection fails.
     """
-    body = Path(plan.body).read_bytes()
-    head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with contextlib.ExitStack() as stack:
         clients = []
         for _ in range(plan.clients):
-            clients.append(_Client(plan.port, head.encode() + body))
+            clients.append(_Client(plan))
             stack.enter_context(clients[-1].socket)
         return _drive(clients, plan)
 
@@ -127,9 +129,7 @@ def connected(plan: Plan) -> Iterator[Callable[[], float]]:
     Raises:
         ConvMAEError: an answer has another status than 200.
     """
-    body = Path(plan.body).read_bytes()
-    head = f"POST {plan.path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    client = _Client(plan.port, head.encode() + body)
+    client = _Client(plan)
 
     def request() -> float:
         client.send()

@@ -20,13 +20,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 
 from benchmarks.bounded_process import Outcome, run_bounded
 from benchmarks.small_data import copy_coco, copy_photos, copy_segmentation, copy_videos
+from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
+from convmae_deploy.models.convmae import MODELS, Variant, build_convmae
 from convmae_deploy.program import run_program
 from training import detect, finetune, linprobe, pretrain, segment, video_finetune, video_pretrain
 
@@ -141,19 +144,13 @@ def run_preset(program: str, preset: str, config: PresetsConfig) -> Row:
     shutil.rmtree(folder, ignore_errors=True)  # what a failed run left
     folder.mkdir(parents=True)
     if program == "linprobe":
-        outcome = bounded(encoder_command(preset, folder / "init"), folder / "init.log", config)
-        if outcome.status:
-            return judged(program, preset, outcome, [], config)
-    outcome = bounded(training_command(program, preset, data, folder), folder / "log.txt", config)
+        save_fresh_encoder(linprobe.PRESETS[preset][1].variant, folder / "init")
+    command = training_command(program, preset, data, folder)
+    outcome = run_bounded(command, folder / "log.txt", memory_gb=config.memory_gb, minutes=config.minutes)
     losses = losses_of(folder / "run")
     for heavy in ("init", "run/last", "run/best", "run/features"):
         shutil.rmtree(folder / heavy, ignore_errors=True)
     return judged(program, preset, outcome, losses, config)
-
-
-def bounded(command: list[str], log: Path, config: PresetsConfig) -> Outcome:
-    """Runs a command within the bounds that were asked for."""
-    return run_bounded(command, log, memory_gb=config.memory_gb, minutes=config.minutes)
 
 
 def small_data(program: str, config: PresetsConfig) -> Path:
@@ -175,10 +172,12 @@ def training_command(program: str, preset: str, data: Path, folder: Path) -> lis
     return [sys.executable, "-m", f"training.{program}", preset, *flags]
 
 
-def encoder_command(preset: str, out: Path) -> list[str]:
-    """Saves an encoder with fresh weights of the variant that a linear probe's preset is for."""
-    variant = linprobe.PRESETS[preset][1].variant
-    return [sys.executable, "-m", "benchmarks.fresh_encoder", variant, "--out", str(out)]
+def save_fresh_encoder(variant: Variant, out: Path) -> None:
+    """Saves an encoder with fresh weights: a linear probe must start from some, whatever they are."""
+    torch.manual_seed(0)
+    architecture = MODELS[variant]()
+    record = CheckpointRecord(kind="encoder", variant=variant, model=architecture)
+    save_checkpoint(out, build_convmae(architecture).state_dict(), record)
 
 
 def losses_of(run: Path) -> list[float]:

@@ -1,8 +1,8 @@
 """What does it save to compute visible cells alone? One pretraining step against the dense masked one, in one run.
 
     python -m benchmarks.pretraining [--variant base] [--image-size 224 224] [--batch-size 8] [--rounds N] [--compiled]
-        [--precisions fp32 bf16] [--device cpu] [--out figures.json] [--check]
-    python -m benchmarks.pretraining --sweep [--variant small] [--out sweep.json] [--plot cost.png]
+        [--precisions fp32 bf16] [--device cpu] [--check]
+    python -m benchmarks.pretraining --sweep [--variant small] [--plot cost.png]
     python -m benchmarks.pretraining --video [--frames 16] [--batch-size 1] [--rounds N] [--check] …
 
 Timed: forward, backward and AdamW of one batch on the device; loading photos and drawing masks are not. Each
@@ -28,11 +28,9 @@ frames and batch 1 with `--video`), without torch.compile. On a GPU, where bfloa
 measured too, this was never run by us.
 """
 
-import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -96,7 +94,6 @@ class PretrainingBenchmark:
     video: bool = False  # the video model instead
     frames: int = 16  # frames a clip, with --video
     check: bool = False  # exit with status 1 where a gate is missed
-    out: Path | None = None  # where to write the figures as JSON
     plot: Path | None = None  # where to draw a sweep, PNG
 
     def __post_init__(self) -> None:
@@ -152,7 +149,6 @@ class Figure:
     image_size: tuple[int, int]
     mask_ratio: float
     step_ms: float  # median
-    steps_ms: tuple[float, ...]  # all timed ones
     images_per_second: float  # at the median
     speed_against_dense: float  # the dense masked median (of the encoder for one) / this one's; above 1 is faster
     peak_gb: float
@@ -215,7 +211,6 @@ def summarise(
             image_size=workload.image_size,
             mask_ratio=workload.mask_ratio,
             step_ms=1000 * taken,
-            steps_ms=tuple(1000 * each for each in seconds[name]),
             images_per_second=workload.batch_size / taken,
             speed_against_dense=medians[DENSE_ENCODER if name in encoders else DENSE] / taken,
             peak_gb=peaks[name],
@@ -235,20 +230,13 @@ def gates(figures: Sequence[Figure], least: Mapping[Precision, float]) -> dict[s
     }
 
 
-def machine(config: PretrainingBenchmark) -> dict[str, str]:
+def device_in_words(config: PretrainingBenchmark) -> str:
     """What the figures depend on besides the code."""
-    on_gpu = config.device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {processor()}, {available_cores()} cores",
-        "threads": str(config.threads),
-        "platform": platform.platform(),
-        "torch": str(torch.__version__),
-    }
+    return torch.cuda.get_device_name() if config.device == "cuda" else f"CPU, {processor()}, {available_cores()} cores"
 
 
 def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, console: Console) -> None:
     """The heading that a figure must not be quoted without, and the table."""
-    facts = machine(config)
     height, width = config.image_size
     pixels, precisions = f"{height} x {width} pixels, mask ratio {config.hidden:g}", config.precisions
     if config.video:
@@ -264,7 +252,7 @@ def print_figures(figures: Sequence[Figure], config: PretrainingBenchmark, conso
     for line in (
         f"{model} {config.model} with a decoder of width {decoder} blocks, random weights and inputs",
         f"batch {config.images}, {pixels}; {', '.join(precisions)} (bf16: autocast, weights and AdamW in fp32)",
-        f"{facts['device']}; {config.threads} threads; torch {facts['torch']}",
+        f"{device_in_words(config)}; {config.threads} threads; torch {torch.__version__}",
         f"medians of {config.rounds} interleaved rounds after {config.warm_up} warm-up rounds",
         "timed: forward, backward, AdamW; not timed: photos, drawing of masks, compilation",
         f"{DENSE}: {dense}; otherwise this project's model, fused AdamW, freed memory kept",
@@ -353,19 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     held = gates(figures, VIDEO_GATES if config.video else GATES) if config.gated else {}
     for sentence, holds in held.items():
         console.print(f"gate {'held' if holds else 'missed'}: {sentence}", highlight=False)
-    if config.out is not None:
-        settings = {
-            "variant": config.model,
-            "batch_size": config.images,
-            "rounds": config.rounds,
-            "warm_up": config.warm_up,
-        }
-        record = settings | machine(config) | {"figures": [asdict(figure) for figure in figures]}
-        with atomic_file(config.out) as path:
-            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if config.plot is not None:
-        facts = machine(config)
-        title = f"ConvMAE {config.model}, batch {config.images}, {config.precisions[0]}; {facts['device']}"
+        title = f"ConvMAE {config.model}, batch {config.images}, {config.precisions[0]}; {device_in_words(config)}"
         draw_sweep(config.plot, figures, title)
     return 1 if config.check and not all(held.values()) else 0
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,19 +53,6 @@ class Workload:
     threads: int
     device: str
     frames: int | None = None  # frames a clip; None: images
-
-
-class Contender(Protocol):
-    """What is measured of a contender, wherever it runs."""
-
-    def loss(self, turn: int) -> float:
-        """The loss on the masks of a round (from 0)."""
-
-    def step(self, turn: int) -> float:
-        """Seconds of a training step on the masks of a round."""
-
-    def peak_gb(self) -> float:
-        """Most memory that its process has used so far; of a GPU what was allocated."""
 
 
 class EncoderAlone(nn.Module):
@@ -137,7 +124,7 @@ class Bench:
         return choose(noise, workload.mask_ratio).to(workload.device)
 
     def loss(self, turn: int) -> float:
-        """See `Contender`."""
+        """The loss on the masks of a round (from 0)."""
         return self._loss(self.draw_masks(turn)).item()
 
     def _loss(self, kept: Tensor) -> Tensor:
@@ -146,7 +133,7 @@ class Bench:
         return loss
 
     def step(self, turn: int) -> float:
-        """See `Contender`."""
+        """Seconds of a training step on the masks of a round."""
         kept = self.draw_masks(turn)
         begun = time.perf_counter()
         self._loss(kept).backward()  # type: ignore[no-untyped-call]
@@ -157,7 +144,7 @@ class Bench:
         return time.perf_counter() - begun
 
     def peak_gb(self) -> float:
-        """See `Contender`."""
+        """Most memory that this process has used so far; of a GPU what was allocated."""
         if self.workload.device == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return peak_memory_bytes() / 1e9
@@ -197,16 +184,19 @@ class BenchProcess:
             ) from None
 
     def loss(self, turn: int) -> float:
-        """See `Contender`."""
+        """See `Bench`."""
         return float(self._request("loss", turn))
 
     def step(self, turn: int) -> float:
-        """See `Contender`."""
+        """See `Bench`."""
         return float(self._request("step", turn))
 
     def peak_gb(self) -> float:
-        """See `Contender`."""
+        """See `Bench`."""
         return float(self._request("peak_gb"))
+
+
+Contender = Bench | BenchProcess
 
 
 def serve(connection: Connection, workload: Workload, name: str) -> None:

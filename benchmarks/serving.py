@@ -8,10 +8,8 @@ The two alternate in rounds, so that a machine that slows down slows both; the f
 """
 
 import contextlib
-import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -20,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +27,16 @@ from PIL import Image
 
 from benchmarks.load import ROOT, Load, Plan, connected, run_load
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.program import run_program
 from convmae_deploy.tasks.classification import Classifier
-from serving.inference import Timings
-from serving.jobs import Jobs, Received
-from serving.models import warm_up
-from serving.pool import Ticket
-from serving.routes import ROUTES
+from serving.api.inference import Inference
+from serving.api.job import Received
+from serving.api.models import warm_up
+from serving.api.routes import ROUTES
 from serving.settings import Settings, default_bundles
+from serving.work.pool import Ticket
+from serving.work.runs import Timings
 
 MIN_RATIO = 0.85  # share of the in-process throughput, at `clients` clients
 MAX_ADDED_MS = 1.0  # to the median latency, at one client
@@ -62,8 +61,6 @@ class Options:
     """Rounds of in-process and server measurements in turn."""
     seconds: float = 3.0
     """Length of each measurement."""
-    out: Path | None = None
-    """Where to write the figures as JSON."""
     memory_requests: int = 1000
     """Requests after which memory is read, twice; fewer for a slow model."""
     check: bool = False
@@ -112,11 +109,6 @@ def main(options: Options) -> int:
         with serve(settings, Path(folder)) as (process, port):
             figures = measure(options, predictor, photo, process, port)
     print_figures(figures)
-    if options.out is not None:
-        machine = {"cpu": processor(), "cores": available_cores(), "python": platform.python_version()}
-        record = {"model": predictor.manifest.name, "threads": options.threads, "clients": options.clients}
-        with atomic_file(options.out) as path:
-            path.write_text(json.dumps(record | machine | asdict(figures), indent=2) + "\n", encoding="utf-8")
     failed = figures.failed_gates()
     for sentence in failed:
         print(f"gate missed: {sentence}")
@@ -208,12 +200,12 @@ def default_settings() -> Settings:
 
 def make_job(predictor: Classifier, body: bytes, settings: Settings) -> Callable[[], bytes]:
     """The work of one classification request as the server's threads do it, from the body to the answer's bytes."""
-    jobs = Jobs(settings, {predictor.manifest.name: predictor})
+    inference = Inference(settings, {predictor.manifest.name: predictor})
     route = next(route for route in ROUTES if route.task == predictor.TASK)
 
     def job() -> bytes:
-        received = Received(route, b"", "application/octet-stream", "", body, Ticket(), Timings(), math.inf)
-        return bytes(jobs.do(received).response.body)
+        received = Received(body=body, ticket=Ticket(), timings=Timings(), deadline=math.inf)
+        return bytes(inference.do(route, received).response.body)
 
     warm_up(predictor)
     job()
@@ -258,8 +250,6 @@ def serve(
     settings: Mapping[str, str],
     folder: Path,
     command: Sequence[str] = ("-m", "serving"),
-    python: Path = Path(sys.executable),
-    cwd: Path = ROOT,
 ) -> Iterator["tuple[subprocess.Popen[str], int]"]:
     """A server on a free port, with no other settings; yields its process and the port.
 
@@ -267,16 +257,14 @@ def serve(
         settings: environment variables.
         folder: where its log goes.
         command: arguments of Python.
-        python: the interpreter.
-        cwd: the checkout whose server it is.
     """
     own = {"CONVMAE_DEVICE": "cpu", "CONVMAE_HOST": "127.0.0.1", "CONVMAE_PORT": "0"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVMAE_")}
     log = folder / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [python, *command],
-            cwd=cwd,
+            [sys.executable, *command],
+            cwd=ROOT,
             env=kept | own | dict(settings),
             stdout=output,
             stderr=output,
@@ -337,8 +325,4 @@ def cpu_seconds(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ConvMAEError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(1)
+    run_program(lambda: main(tyro.cli(Options, prog="python -m benchmarks.serving", description=__doc__)))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
-from serving import __main__, models
+from serving import __main__
+from serving.api import models
 
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32)
 

@@ -14,7 +14,7 @@ from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
-from serving.models import batching_backends, close_predictors, open_predictors
+from serving.api.models import Predictors, batching_backends, close_predictors, open_predictors
 from serving.settings import Settings, load_settings
 
 
@@ -39,7 +39,7 @@ def main() -> int:
     import uvicorn
 
     from serving import service
-    from serving.protocol import LimitedProtocol
+    from serving.http.protocol import LimitedProtocol
 
     service.predictors.update(predictors)
     config = uvicorn.Config(
@@ -58,7 +58,7 @@ def main() -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            announce(settings, listener)
+            announce(predictors, listener)
 
     # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,10 +99,8 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def announce(settings: Settings, listener: socket.socket) -> None:
+def announce(predictors: Predictors, listener: socket.socket) -> None:
     """Prints the address, each model's name, and the licence of its weights."""
-    from serving.service import predictors
-
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ConvMAE server on http://{shown}:{port}  (page at /, interface at /docs, Ctrl+C to stop)")

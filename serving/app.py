@@ -11,26 +11,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from serving import openapi
-from serving.connection_limits import Connections
-from serving.draining import Drain
-from serving.errors import ApiError
-from serving.guard import Exchange, Guard, routes_by_endpoint
-from serving.inference import Timings
-from serving.jobs import Done, Jobs, Received
-from serving.media import Medium
-from serving.metrics import CONTENT_TYPE, Metrics
-from serving.models import (
+from serving.api import openapi
+from serving.api.inference import Done, Inference
+from serving.api.job import Received
+from serving.api.media import Medium
+from serving.api.models import (
     Predictors,
     batching_backends,
     describe_model,
     list_models,
-    warm_up,
 )
-from serving.page_files import PAGE, PageFiles
-from serving.pool import Ticket, WorkPool
-from serving.routes import ROUTES, InferenceRoute
+from serving.api.routes import ROUTES, InferenceRoute
+from serving.errors import ApiError
+from serving.http.connection_limits import Connections
+from serving.http.draining import Drain
+from serving.http.guard import BodyLimits, Exchange, Guard
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.page.files import PAGE, PageFiles
 from serving.settings import Settings
+from serving.work.pool import Ticket, WorkPool
+from serving.work.runs import Timings
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -48,8 +48,8 @@ class Api:
     def __init__(self, settings: Settings, predictors: Predictors) -> None:
         self.settings = settings
         self.predictors = predictors
-        self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self._device_wait)
-        self.jobs = Jobs(settings, predictors)
+        self.inference = Inference(settings, predictors)
+        self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
         self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
         self._page = PageFiles(PAGE)
@@ -115,30 +115,26 @@ class Api:
             return "the server is shutting down; send requests to another one"
         if not self.predictors:
             return "the models are still being loaded; try again in a moment"
-        for backend in batching_backends(self.predictors).values():
-            if (fault := backend.fault()) is not None:
-                return fault
-        for name in self.predictors:
-            if not self.jobs.health(name).ready:
-                return f"the model {name} failed several times in a row; see the server's log"
-        return None
-
-    def _device_wait(self) -> float:
-        """Seconds that a request given now would probably wait for a device, whichever model it is for."""
-        waits = (backend.estimated_wait() for backend in batching_backends(self.predictors).values())
-        return max(waits, default=0.0)
+        return self.inference.fault()
 
     def medium_of(self, scope: Scope) -> Medium:
         """What a request carries, as far as it can be known before its body is read."""
         route = self._routes.get(scope["path"])
-        return self.jobs.media["photo"] if route is None else self.jobs.medium_of(route, scope["query_string"])
+        if route is None:
+            return self.inference.media["photo"]
+        return self.inference.medium_of(route, scope["query_string"])
+
+    def body_limits(self, scope: Scope) -> BodyLimits:
+        """What the body of a request may take."""
+        medium = self.medium_of(scope)
+        return BodyLimits(medium.body_bytes, medium.body_seconds)
 
     async def infer(self, route: InferenceRoute, request: Request) -> Response:
         """POST to one of `ROUTES`: reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
         exchange: Exchange = request.scope["convmae.exchange"]
         medium = self.medium_of(request.scope)
-        if medium is self.jobs.media["video"]:
+        if medium is self.inference.media["video"]:
             route.find(self.predictors, None)  # before a large body is read for nothing
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
@@ -146,14 +142,17 @@ class Api:
         timings.seconds["queue"] = 0.0
         deadline = time.monotonic() + medium.seconds
 
-        query, content_type = (
-            request.scope["query_string"],
-            exchange.headers.get(b"content-type", b"").decode("latin-1"),
-        )
-        accept = request.headers.get("accept", "")
-
         def work(ticket: Ticket) -> Done:
-            return self.jobs.do(Received(route, query, content_type, accept, body, ticket, timings, deadline))
+            received = Received(
+                body=body,
+                query=request.scope["query_string"],
+                content_type=exchange.headers.get(b"content-type", b"").decode("latin-1"),
+                accept=request.headers.get("accept", ""),
+                ticket=ticket,
+                timings=timings,
+                deadline=deadline,
+            )
+            return self.inference.do(route, received)
 
         try:
             outcome = await self.pool.run(work, medium.seconds, exchange.disconnected, medium.name)
@@ -179,11 +178,7 @@ class Api:
 
         def probe(ticket: Ticket) -> None:
             try:
-                backends = batching_backends(self.predictors)
-                for name, predictor in self.predictors.items():
-                    if not self.jobs.health(name).ready or (name in backends and backends[name].lost):
-                        warm_up(predictor)
-                        self.jobs.health(name).failures_in_a_row = 0
+                self.inference.try_again()
             finally:
                 self._probe_pending = False
 
@@ -194,9 +189,15 @@ class Api:
 
 
 class Endpoint:
-    """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions."""
+    """An endpoint as an ASGI application, without Starlette's wrapper: like the guard, that handles exceptions.
 
-    def __init__(self, handle: Handler) -> None:
+    Args:
+        path: the template of its route, for the metrics.
+        handle: what answers.
+    """
+
+    def __init__(self, path: str, handle: Handler) -> None:
+        self.path = path
         self.handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,12 +225,11 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
         ("GET", "/page/{asset}", api.page_file),
         ("GET", "/", partial(api.page_file, name="index.html")),
     ]
-    routes = [Route(path, Endpoint(endpoint), methods=[method]) for method, path, endpoint in endpoints]
-    route_of = routes_by_endpoint([(route.endpoint, route.path) for route in routes])
+    routes = [Route(path, Endpoint(path, handle), methods=[method]) for method, path, handle in endpoints]
 
     application = Starlette(routes=routes)
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, route_of, api.medium_of)
+    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, api.body_limits)
     return application

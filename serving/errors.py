@@ -1,6 +1,7 @@
-"""Errors that a client receives, in one shape everywhere."""
+"""Errors that a client receives, in one shape everywhere, and what stays of a request that failed: nothing."""
 
 import json
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
@@ -21,6 +22,7 @@ class ApiError(Exception):
         message: one sentence for people: what was expected, what was found, what to do.
         field: the part of the request that is at fault, for instance `inputs[2]`.
         headers: further response headers.
+        close: whether the connection ends with it.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ApiError(Exception):
         *,
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
+        close: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,6 +41,7 @@ class ApiError(Exception):
         self.message = message[:MAX_MESSAGE]
         self.field = None if field is None else field[:MAX_FIELD]
         self.headers = dict(headers or {})
+        self.close = close
 
 
 class ClientGone(Exception):
@@ -74,3 +78,19 @@ def routing_error(error: HTTPException) -> ApiError:
     }
     message = messages.get(error.status_code, str(error.detail))
     return ApiError(error.status_code, code_of_status(error.status_code), message, headers=error.headers)
+
+
+def forget_locals(error: BaseException) -> None:
+    """Empties the frames that an exception came through, so that it holds nothing of the request that it ends.
+
+    Without that, a photo or a video lives on with the error that it was refused with, and with those that led to it,
+    until Python looks for cycles of objects. The lines of the traceback stay, for the log.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            chain += (one.__cause__, one.__context__)

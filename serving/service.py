@@ -16,12 +16,12 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
+from serving.api.models import close_predictors, open_predictors
 from serving.app import Api, create_app
-from serving.connection_limits import raise_descriptor_limit
-from serving.draining import Drain
-from serving.log_limit import limit_log
-from serving.models import close_predictors, open_predictors
-from serving.protocol import CONNECTIONS, LimitedProtocol
+from serving.http.connection_limits import raise_descriptor_limit
+from serving.http.draining import Drain
+from serving.http.log_limit import limit_log
+from serving.http.protocol import CONNECTIONS, LimitedProtocol
 from serving.settings import DEFAULT_PORT, Settings, load_settings
 
 SERVICE_NAME = "convmae"

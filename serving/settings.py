@@ -5,12 +5,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from convmae_deploy.backends.runtimes import RuntimeName
+from convmae_deploy.backends.base import ComputePrecision, Device, PerformanceHint
+from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes
@@ -32,6 +33,16 @@ def default_bundles() -> tuple[Path, ...]:
     return tuple(found) or (SHIPPED_BUNDLE,)
 
 
+def with_option(option: str, meaning: str) -> str:
+    """What an option means that one runtime alone takes."""
+    return f"With {', '.join(runtime.title for runtime in RUNTIMES.values() if option in runtime.options)}: {meaning}"
+
+
+def runtimes_for(device: str) -> str:
+    """The runtimes that are for one kind of device alone, as a user names them."""
+    return " and ".join(f"`{name}`" for name, runtime in RUNTIMES.items() if runtime.devices == (device,))
+
+
 def half_of_memory() -> int:
     """Bytes: half of what this machine or container has."""
     return available_memory_bytes() // 2
@@ -48,14 +59,14 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Device = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
     )
     runtime: RuntimeName = Field(
         default="onnxruntime",
         description=(
-            "What runs the models; `openvino` is for CPUs and the pip extra `openvino`, "
-            "`tensorrt` and `onnxruntime-tensorrt` are for NVIDIA GPUs."
+            f"What runs the models; {runtimes_for('cpu')} is for CPUs, {runtimes_for('cuda')} are for NVIDIA GPUs; "
+            "the start says which pip extra is missing."
         ),
     )
     file: str | None = Field(
@@ -66,18 +77,20 @@ class Settings(BaseSettings):
         ge=1,
         description="On a GPU: photos run together, of one request or several; by default as many as the model takes.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="With OpenVINO: `bf16` is faster where the CPU has it, and less exact."
+    precision: ComputePrecision = Field(
+        default="fp32",
+        description=with_option("precision", "`bf16` is faster where the CPU has it, and less exact."),
     )
-    hint: Literal["throughput", "latency"] = Field(
+    hint: PerformanceHint = Field(
         default="throughput",
-        description="With OpenVINO: `throughput` runs requests side by side, `latency` each with all threads.",
+        description=with_option("hint", "`throughput` runs requests side by side, `latency` each with all threads."),
     )
     trust_engine_code: bool = Field(
         default=False,
-        description=(
-            "With TensorRT: run the program inside a version-compatible engine, with all rights of the server; "
-            "only for engines that you built or whose maker you trust."
+        description=with_option(
+            "trust_engine_code",
+            "run the program inside a version-compatible engine, with all rights of the server; only for engines that "
+            "you built or whose maker you trust.",
         ),
     )
     threads: int = Field(

@@ -1,6 +1,6 @@
 """The serving benchmark: its gates, and one short run."""
 
-import json
+import re
 import socket
 import subprocess
 import sys
@@ -103,14 +103,14 @@ def test_the_photo_is_like_one_and_the_same_every_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_run_prints_and_writes_its_figures(tmp_path: Path) -> None:
-    bundle, out = make_bundle(tmp_path / "tiny"), tmp_path / "figures.json"
-    command = ["--bundle", str(bundle), "--out", str(out), "--rounds", "1", "--seconds", "0.2", "--threads", "2"]
+def test_a_short_run_prints_its_figures(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "tiny")
+    command = ["--bundle", str(bundle), "--rounds", "1", "--seconds", "0.2", "--threads", "2"]
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.serving", *command], cwd=ROOT, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stderr
-    figures = json.loads(out.read_text())
-    assert figures["failures"] == 0
-    assert figures["server_rate"] > 0
+    assert "requests failed" not in finished.stdout
+    (rate,) = re.findall(r"server throughput +([\d.]+) requests/s", finished.stdout)
+    assert float(rate) > 0
     assert "gate: at least 0.85" in finished.stdout

@@ -56,10 +56,10 @@ def request_seeds() -> dict[str, bytes]:
 
 def request_check() -> Check:
     """Reading a request for photos, and answering it where it is refused."""
+    from serving.api.media import media_of
+    from serving.api.uploads import parse_files
     from serving.errors import ApiError, error_response
-    from serving.media import media_of
     from serving.settings import Settings
-    from serving.uploads import parse_files
 
     most = 4
     photos = media_of(Settings(max_images=most))["photo"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import hostile_photos
+from tests.hostile import photos
 from tests.hostile.bounds import MEGABYTE, bounded
 from tests.hostile.decoding import decode_photo
 
@@ -55,7 +55,7 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     ),
     "GIF of two frames": lambda: encode("P", "GIF", flat=True, save_all=True, append_images=[Image.new("P", SIZE, 3)]),
     "BMP with alpha": lambda: encode("RGBA", "BMP"),
-    "BMP in runs": lambda: hostile_photos.bmp_of_runs((2500, 1600)),
+    "BMP in runs": lambda: photos.bmp_of_runs((2500, 1600)),
     "TIFF of one strip": lambda: encode("RGBA", "TIFF", compression="tiff_adobe_deflate", strip_size=1 << 30),
     "CMYK TIFF": lambda: encode("CMYK", "TIFF", compression="tiff_lzw"),
     "TIFF of JPEGs": lambda: encode("RGB", "TIFF", compression="jpeg", strip_size=1 << 30),
@@ -67,31 +67,31 @@ COSTLY: dict[str, Callable[[], bytes]] = {
 
 
 HOSTILE: dict[str, tuple[Callable[[], bytes], bool]] = {  # and whether they are decoded
-    "too many scans": (lambda: hostile_photos.jpeg_of_scans(101, SMALL), False),
-    "many scans": (lambda: hostile_photos.jpeg_of_scans(100, SMALL), True),
-    "parts of EXIF": (lambda: hostile_photos.jpeg_of_segments(9_000, 0xE1, b"Exif\0\0" + bytes(60)), True),
-    "too many parts of EXIF": (lambda: hostile_photos.jpeg_of_segments(100_000, 0xE1, b"Exif\0\0" + bytes(60)), False),
+    "too many scans": (lambda: photos.jpeg_of_scans(101, SMALL), False),
+    "many scans": (lambda: photos.jpeg_of_scans(100, SMALL), True),
+    "parts of EXIF": (lambda: photos.jpeg_of_segments(9_000, 0xE1, b"Exif\0\0" + bytes(60)), True),
+    "too many parts of EXIF": (lambda: photos.jpeg_of_segments(100_000, 0xE1, b"Exif\0\0" + bytes(60)), False),
     "colour profile of 20 MB": (
-        lambda: hostile_photos.jpeg_of_segments(300, 0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)),
+        lambda: photos.jpeg_of_segments(300, 0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)),
         True,
     ),
-    "comments of a JPEG": (lambda: hostile_photos.jpeg_of_segments(500_000, 0xFE, b""), False),
-    "tables": (lambda: hostile_photos.jpeg_of_segments(100_000, 0xDB, b"\0" + bytes(64)), False),
-    "colour profile bomb": (lambda: hostile_photos.png((64, 48), (b"iCCP", hostile_photos.BOMB)), True),
-    "texts of 6 GB": (lambda: hostile_photos.png((64, 48), *[(b"zTXt", hostile_photos.BOMB)] * 100), True),
-    "animation": (lambda: hostile_photos.png((64, 48), *[(b"fdAT", bytes(4))] * 90_000), True),
-    "frames of a WebP": (lambda: hostile_photos.webp_of_frames(100_000), True),
-    "comments of a GIF": (lambda: hostile_photos.gif(*[b"!\xfe" + b"\xff" + bytes(255) + b"\0"] * 40_000), True),
-    "comment of 10 MB": (lambda: hostile_photos.gif(b"!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0"), True),
-    "tile of 2 GB": (hostile_photos.tiff_of_huge_tiles, False),
-    "strips that are all the same": (lambda: hostile_photos.tiff_of_the_same_strip(16_000), False),
-    "directories in a loop": (lambda: hostile_photos.tiff_of_directories(100_000), True),
-    "dictionary of 4 GB": (hostile_photos.tiff_of_lzma, False),
-    "JPEG scans in a TIFF": (hostile_photos.tiff_of_jpeg_scans, False),
-    "runs of 49 megapixels": (lambda: hostile_photos.bmp_of_runs((7000, 7000)), False),
-    "runs of 4 megapixels": (lambda: hostile_photos.bmp_of_runs((16_000, 250)), True),
-    "strips that are twice the same": (lambda: hostile_photos.tiff_of_the_same_strip(2, width=60), True),
-    "strips that are three times the same": (lambda: hostile_photos.tiff_of_the_same_strip(3, width=60), False),
+    "comments of a JPEG": (lambda: photos.jpeg_of_segments(500_000, 0xFE, b""), False),
+    "tables": (lambda: photos.jpeg_of_segments(100_000, 0xDB, b"\0" + bytes(64)), False),
+    "colour profile bomb": (lambda: photos.png((64, 48), (b"iCCP", photos.BOMB)), True),
+    "texts of 6 GB": (lambda: photos.png((64, 48), *[(b"zTXt", photos.BOMB)] * 100), True),
+    "animation": (lambda: photos.png((64, 48), *[(b"fdAT", bytes(4))] * 90_000), True),
+    "frames of a WebP": (lambda: photos.webp_of_frames(100_000), True),
+    "comments of a GIF": (lambda: photos.gif(*[b"!\xfe" + b"\xff" + bytes(255) + b"\0"] * 40_000), True),
+    "comment of 10 MB": (lambda: photos.gif(b"!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0"), True),
+    "tile of 2 GB": (photos.tiff_of_huge_tiles, False),
+    "strips that are all the same": (lambda: photos.tiff_of_the_same_strip(16_000), False),
+    "directories in a loop": (lambda: photos.tiff_of_directories(100_000), True),
+    "dictionary of 4 GB": (photos.tiff_of_lzma, False),
+    "JPEG scans in a TIFF": (photos.tiff_of_jpeg_scans, False),
+    "runs of 49 megapixels": (lambda: photos.bmp_of_runs((7000, 7000)), False),
+    "runs of 4 megapixels": (lambda: photos.bmp_of_runs((16_000, 250)), True),
+    "strips that are twice the same": (lambda: photos.tiff_of_the_same_strip(2, width=60), True),
+    "strips that are three times the same": (lambda: photos.tiff_of_the_same_strip(3, width=60), False),
 }
 
 

@@ -9,10 +9,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
+from serving.api.models import open_predictors
 from serving.app import create_app
-from serving.models import open_predictors
 from serving.settings import Settings
-from serving.video_process import VideoProcesses
+from serving.work.video_process import VideoProcesses
 from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
 from tests.serving.running_server import RunningServer, caller_settings, run_server
 
@@ -75,12 +75,23 @@ def video_server(bundle: Path, video_bundle: Path, tmp_path_factory: pytest.Temp
         yield running
 
 
+def open_on_cpu(*bundles: Path) -> dict[str, Predictor]:
+    """The models of bundles, by name, as a server with default settings opens them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forget_settings(monkeypatch)
+        return open_predictors(Settings(bundle=bundles, device="cpu"))
+
+
 @pytest.fixture(scope="session")
 def predictors(bundle: Path, second_bundle: Path) -> dict[str, Predictor]:
     """Both classifiers, `tiny` first."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forget_settings(monkeypatch)
-        return open_predictors(Settings(bundle=(bundle, second_bundle), device="cpu"))
+    return open_on_cpu(bundle, second_bundle)
+
+
+@pytest.fixture
+def models(predictors: dict[str, Predictor]) -> dict[str, Predictor]:
+    """What applications in this process serve; modules of tests have models of their own."""
+    return predictors
 
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +101,14 @@ def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_client(predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
-    """Makes clients of an application in this process: settings as keywords only, other models as `models`."""
+def make_client(models: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientFactory]:
+    """Makes clients of an application in this process: settings as keywords only, other models as `others`."""
     with ExitStack() as stack:
 
-        def make(models: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
+        def make(others: dict[str, Predictor] | None = None, **settings: Any) -> TestClient:
             forget_settings(monkeypatch)
             application = create_app(
-                Settings(device="cpu", **({"threads": 2} | settings)), predictors if models is None else models
+                Settings(device="cpu", **({"threads": 2} | settings)), models if others is None else others
             )
             stack.callback(application.state.api.pool.shutdown)
             return stack.enter_context(TestClient(application, raise_server_exceptions=False))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from serving import video_worker
+from serving.work import video_worker
 
 MAGIC = b"\x1aE\xdf\xa3"  # of Matroska, so that the server takes it for a video
 

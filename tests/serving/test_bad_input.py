@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.media.photo_files import encode, photo, png_chunk
 from tests.serving import sample_images as samples
 from tests.serving.running_server import RunningServer
 
@@ -59,13 +60,13 @@ def grey_filled_from_the_middle() -> bytes:
 
 
 def png_with_bad_check_sum() -> bytes:
-    data = bytearray(samples.encode(samples.photo(), "PNG"))
+    data = bytearray(encode(photo(), "PNG"))
     data[data.index(b"IDAT") + 10] ^= 0xFF
     return bytes(data)
 
 
 def png_with_text_bomb() -> bytes:
-    bomb = samples.chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000), 9))
+    bomb = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000), 9))
     return samples.png(8, 8, zlib.compress(bytes(8 * 25)), bomb)
 
 
@@ -88,17 +89,17 @@ def jpeg_and_zip() -> bytes:
 
 
 def mode(name: str, kind: str = "PNG") -> bytes:
-    return samples.encode(samples.photo().convert(name), kind)
+    return encode(photo().convert(name), kind)
 
 
 def transparent_palette() -> bytes:
-    return samples.encode(samples.photo().convert("P"), "PNG", transparency=0)
+    return encode(photo().convert("P"), "PNG", transparency=0)
 
 
 def commented_png() -> bytes:
     information = PngImagePlugin.PngInfo()
     information.add_text("Comment", "hello")
-    return samples.encode(samples.photo(), "PNG", pnginfo=information)
+    return encode(photo(), "PNG", pnginfo=information)
 
 
 FOREIGN = {
@@ -129,7 +130,7 @@ ROWS = [
     Row(4, "JPEG without its last two bytes", JPEG[:-2], 400, "image_truncated"),
     Row(4, "header of a JPEG only", JPEG[: JPEG.index(b"\xff\xda")], 400, "image_truncated"),
     Row(6, "PNG with a bad check sum", png_with_bad_check_sum(), 400),
-    Row(6, "PNG cut in its data", samples.encode(samples.photo(), "PNG")[:-60], 400, "image_truncated"),
+    Row(6, "PNG cut in its data", encode(photo(), "PNG")[:-60], 400, "image_truncated"),
     Row(6, "PNG of no width", samples.png(0, 5), 400),
     Row(7, "PNG with a text bomb", png_with_text_bomb(), 200),  # what is no picture is skipped unread
     Row(7, "PNG with a harmless comment", commented_png(), 200),
@@ -164,9 +165,9 @@ ROWS = [
     Row(20, "CMYK JPEG", mode("CMYK", "JPEG"), 200),
     *(Row(21, f"mode {name}", mode(name), 200) for name in ("L", "1", "P", "LA", "RGBA")),
     Row(21, "palette with transparency", transparent_palette(), 200),
-    Row(22, "16-bit grey PNG", samples.encode(GREY16, "PNG"), 200),
-    Row(22, "16-bit grey TIFF", samples.encode(GREY16, "TIFF"), 200),
-    Row(22, "floating-point TIFF", samples.encode(Image.new("F", (40, 30), 0.5), "TIFF"), 415, "unsupported_format"),
+    Row(22, "16-bit grey PNG", encode(GREY16, "PNG"), 200),
+    Row(22, "16-bit grey TIFF", encode(GREY16, "TIFF"), 200),
+    Row(22, "floating-point TIFF", encode(Image.new("F", (40, 30), 0.5), "TIFF"), 415, "unsupported_format"),
     *(Row(23, f"orientation {value}", samples.jpeg_with_orientation(value), 200) for value in (*range(1, 9), 99)),
     Row(24, "JPEG and ZIP at once", jpeg_and_zip(), 200),
     Row(24, "GIF and HTML at once", mode("P", "GIF") + b"<script>alert(1)</script>", 200),
@@ -268,7 +269,7 @@ def test_a_huge_picture_is_refused_from_its_header(server: RunningServer) -> Non
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_several_frames_the_first_is_taken_and_their_number_reported(server: RunningServer, kind: str) -> None:
     answer = server.request("/v1/classify", samples.animated(kind))  # row 19
-    first = server.request("/v1/classify", samples.encode(samples.photo(seed=0), "PNG"))
+    first = server.request("/v1/classify", encode(photo(seed=0), "PNG"))
     assert answer.headers["x-image-frames"] == "3"
     if kind in ("PNG", "TIFF"):
         assert answer.json() == first.json()

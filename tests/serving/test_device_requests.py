@@ -17,10 +17,9 @@ from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
-from serving.batching import BatchingBackend
-from serving.models import batching_backends, close_predictors, open_predictors
-from serving.settings import Settings
-from tests.serving.conftest import ClientFactory, forget_settings
+from serving.api.models import batching_backends, close_predictors
+from serving.work.batching import BatchingBackend
+from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.fake_device import SIZES, FakeDevice
 from tests.serving.running_server import RunningServer, post, read_response, run_server
 from tests.serving.sample_images import jpeg
@@ -37,10 +36,7 @@ TASKS = {  # model: path of a request, its body
 
 @pytest.fixture(scope="module")
 def on_cpu(bundle: Path, detection_bundle: Path, segmentation_bundle: Path, video_bundle: Path) -> dict[str, Predictor]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forget_settings(monkeypatch)
-        paths = (bundle, detection_bundle, segmentation_bundle, video_bundle)
-        return open_predictors(Settings(bundle=paths, device="cpu"))
+    return open_on_cpu(bundle, detection_bundle, segmentation_bundle, video_bundle)
 
 
 @pytest.fixture
@@ -218,16 +214,19 @@ def test_requests_are_refused_when_the_device_has_enough_to_do(
     )
 
 
-def test_a_model_on_a_device_says_its_batches(client: TestClient, make_client: ClientFactory, models: Any) -> None:
-    on_device = make_client(models).get("/v1/models/tiny").json()["backend"]
+def test_a_model_on_a_device_says_its_batches(
+    client: TestClient, make_client: ClientFactory, on_cpu: dict[str, Predictor]
+) -> None:
+    on_device = client.get("/v1/models/tiny").json()["backend"]
     assert on_device == {"name": "fake", "providers": ["FakeDevice"], "batch_sizes": [1, 2, 4, 8]}
-    assert "batch_sizes" not in client.get("/v1/models/tiny").json()["backend"]
-    assert "convmae_batch_rows_count" not in client.get("/metrics").text
+    without = make_client(on_cpu)
+    assert "batch_sizes" not in without.get("/v1/models/tiny").json()["backend"]
+    assert "convmae_batch_rows_count" not in without.get("/metrics").text
 
 
 SERVER = """
 import sys
-import serving.__main__, serving.models
+import serving.__main__, serving.api.models
 from tests.serving.fake_device import FakeDevice
 
 class Device(FakeDevice):
@@ -237,8 +236,8 @@ class Device(FakeDevice):
             open({pipe!r}).close()
         return super().run(image, outputs)
 
-start = serving.models.start_backend
-serving.models.start_backend = lambda bundle, **options: Device(bundle.manifest, start(bundle, **options))
+start = serving.api.models.start_backend
+serving.api.models.start_backend = lambda bundle, **options: Device(bundle.manifest, start(bundle, **options))
 sys.exit(serving.__main__.main())
 """
 
@@ -249,11 +248,6 @@ def serve(bundle: Path, folder: Path, **settings: str) -> AbstractContextManager
     own = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_THREADS": "2"}
     program = SERVER.replace("{pipe!r}", repr(str(folder / "free")))
     return run_server(folder, own | settings, command=("-c", program))
-
-
-def pending_jobs(server: RunningServer) -> int:
-    lines = server.request("/metrics").body.decode().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("convmae_pending_jobs "))
 
 
 @pytest.mark.slow
@@ -269,7 +263,7 @@ def test_a_server_warms_every_batch_up_before_it_answers_and_answers_what_it_too
             connections = [stack.enter_context(server.connect()) for _ in range(12)]
             for connection in connections:
                 connection.sendall(post("/v1/classify", jpeg()))
-            wait_until(lambda: pending_jobs(server) == len(connections))
+            wait_until(lambda: server.pending_jobs() == len(connections))
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: server.request("/readyz").status == 503)
             with (tmp_path / "free").open("w"):

@@ -1,0 +1,1 @@
+"""The wire: connections, heads and bodies, who may ask, and the end of the server."""

@@ -1,0 +1,1 @@
+"""The page in the browser, and how its files are sent."""

@@ -1,0 +1,1 @@
+"""The threads, batches, memory and processes in which requests are worked on."""

@@ -1,0 +1,173 @@
+"""The outermost layer alone, around an application of a few lines."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.http.guard import BodyLimits, Guard
+from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
+from serving.metrics import Metrics
+from serving.settings import Settings
+from tests.waiting import GivenClock
+
+LIMITS = BodyLimits(20_000_000, 10.0)
+KEY = "correct horse battery staple"
+WRONG_KEY = "incorrect horse battery staple"
+
+
+class Conversation:
+    """One request whose body arrives when the test says so."""
+
+    def __init__(self, guard: Guard, length: int) -> None:
+        self.incoming: asyncio.Queue[Message] = asyncio.Queue()
+        self.status = 0
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"%d" % length)]}
+        self.task = asyncio.create_task(guard(scope, self.incoming.get, self._note))
+
+    async def _note(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
+
+    async def send(self, size: int, more: bool = True) -> None:
+        """Sends a part of the body, and lets the server work on it."""
+        self.incoming.put_nowait({"type": "http.request", "body": bytes(size), "more_body": more})
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+def test_a_refused_body_makes_room_for_others_at_once() -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await guard.read_body(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%d" % len(body)})
+
+    async def talk() -> None:
+        first, second = Conversation(guard, 1_500_000), Conversation(guard, 1_500_000)
+        await first.send(1_000_000)
+        await second.send(1_000_000)
+        assert second.status == 503 and not second.task.done()  # its client is still sending
+        assert guard.buffered_bytes == 1_000_000
+        await first.send(500_000, more=False)
+        assert first.status == 200
+        await second.send(500_000, more=False)
+        await asyncio.gather(first.task, second.task)
+        assert guard.buffered_bytes == 0
+
+    settings = Settings(bundle=(Path("none"),), threads=1, max_buffered_bytes=1_600_000)
+    guard = Guard(application, settings, Metrics(), lambda _: LIMITS)
+    asyncio.run(talk())
+
+
+class Locked:
+    """A guard with a key around an application that answers 200, and a clock that stands still."""
+
+    def __init__(self, **settings: Any) -> None:
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        self.clock = GivenClock()
+        self.metrics = Metrics()
+        given = Settings(bundle=(Path("none"),), threads=1, **({"api_key": KEY} | settings))
+        self.guard = Guard(application, given, self.metrics, lambda _: LIMITS, self.clock)
+
+    def ask(self, *headers: tuple[bytes, bytes], address: str = "192.0.2.1") -> tuple[int, dict[bytes, bytes], bytes]:
+        """Status, headers and body of the answer to a GET."""
+        answer: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            answer.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/v1/models",
+            "headers": list(headers),
+            "client": (address, 1),
+            "server": ("127.0.0.1", 3000),
+        }
+        asyncio.run(self.guard(scope, receive, send))
+        return answer[0]["status"], dict(answer[0]["headers"]), answer[1]["body"]
+
+
+def wrong(locked: Locked, address: str = "192.0.2.1") -> int:
+    """The status of a request with a wrong key."""
+    return locked.ask((b"x-api-key", WRONG_KEY.encode()), address=address)[0]
+
+
+def test_after_some_wrong_keys_the_next_are_429_until_time_has_passed() -> None:
+    locked = Locked()
+    assert [wrong(locked) for _ in range(FREE_KEYS + 2)] == [401] * FREE_KEYS + [429] * 2
+    status, headers, body = locked.ask((b"authorization", b"Bearer " + WRONG_KEY.encode()))
+    assert (status, headers[b"retry-after"], headers[b"connection"]) == (429, b"%d" % SECONDS_A_KEY, b"close")
+    assert json.loads(body)["error"]["code"] == "too_many_wrong_keys"
+    locked.clock.advance(SECONDS_A_KEY)
+    assert [wrong(locked) for _ in range(2)] == [401, 429]
+
+
+def test_a_right_key_from_the_same_address_always_works() -> None:
+    locked = Locked()
+    for _ in range(100):
+        wrong(locked)
+    assert locked.ask((b"x-api-key", KEY.encode()))[0] == 200
+    assert locked.ask((b"authorization", b"Bearer " + KEY.encode()))[0] == 200
+    assert wrong(locked) == 429
+
+
+def test_other_addresses_have_wrong_keys_of_their_own_and_no_key_is_no_wrong_key() -> None:
+    locked = Locked()
+    for _ in range(100):
+        wrong(locked)
+        assert locked.ask(address="192.0.2.2")[0] == 401
+        assert locked.ask((b"authorization", b"Basic abc"), (b"x-api-key", b""), address="192.0.2.2")[0] == 401
+    assert wrong(locked, "192.0.2.2") == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"authorization", b"bearer  " + KEY.encode() + b" ")],
+        [(b"x-api-key", KEY.encode()), (b"authorization", b"Bearer of-a-proxy")],
+        [(b"x-api-key", b"of-a-proxy"), (b"authorization", b"Bearer " + KEY.encode())],
+    ],
+)
+def test_the_key_may_be_in_either_header_whatever_the_other_holds(headers: list[tuple[bytes, bytes]]) -> None:
+    assert Locked().ask(*headers)[0] == 200
+
+
+def test_wrong_keys_are_counted_and_the_log_has_their_address_and_never_a_key(caplog: pytest.LogCaptureFixture) -> None:
+    locked = Locked()
+    with caplog.at_level(logging.WARNING, "convmae_serving"):
+        for _ in range(3):
+            wrong(locked)
+        locked.ask((b"x-api-key", KEY.encode()))
+    assert "\nconvmae_wrong_keys_total 3\n" in locked.metrics.render()
+    assert caplog.text.count("192.0.2.1") == 3
+    assert WRONG_KEY not in caplog.text and KEY not in caplog.text
+
+
+def test_a_length_with_thousands_of_zeros_is_a_length_like_any_other() -> None:
+    locked = Locked(api_key=None)
+    assert locked.ask((b"content-length", b"0" * 5000))[0] == 200
+    assert locked.ask((b"content-length", b"0" * 5000 + b"99999999999"))[0] == 413
+    assert locked.ask((b"content-length", b"9" * 5000))[0] == 413
+
+
+def test_a_name_that_is_not_ours_is_refused_before_anything_else_is_looked_at() -> None:
+    status, _, body = Locked(api_key=None).ask((b"host", b"evil.example"), (b"content-length", b"9" * 20))
+    assert (status, json.loads(body)["error"]["code"]) == (421, "misdirected_request")
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_let_go_when_it_is_refused() -> None:
+    waiting = ((b"content-length", b"5"), (b"content-encoding", b"gzip"), (b"expect", b"100-continue"))
+    status, headers, _ = Locked(api_key=None).ask(*waiting)
+    assert (status, headers[b"connection"]) == (415, b"close")
+    status, headers, _ = Locked(api_key=None).ask(*waiting[:2])
+    assert (status, headers.get(b"connection")) == (415, None)

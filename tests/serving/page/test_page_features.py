@@ -1,0 +1,109 @@
+"""The web page for models without a head, in a headless Chromium, of photos and of videos."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from convmae_deploy.tasks.components import principal_components
+from tests.bundle_factory import make_feature_bundle, make_video_feature_bundle
+from tests.serving.sample_images import jpeg
+from tests.video_files import make_video
+
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
+
+
+from tests.serving.page.page_driver import PageDriver, missing_program, needs_curl, run  # noqa: E402
+from tests.serving.running_server import RunningServer, run_server  # noqa: E402
+
+pytestmark = pytest.mark.skipif(missing_program() is not None, reason=missing_program() or "")
+
+CANVASES = """return [...document.querySelectorAll("canvas")].map((canvas) => {
+    const {width, height} = canvas, {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+    return [canvas.dataset.level, width, height, [...data]]})"""
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A page_server with a model of photos without a head, `maps`, and one of videos, `clips`."""
+    folder = tmp_path_factory.mktemp("features")
+    maps = make_feature_bundle(folder / "maps", name="maps")
+    clips = make_video_feature_bundle(folder / "clips", name="clips")
+    with run_server(folder, {"CONVMAE_BUNDLE": f"{maps}:{clips}"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A photo and a video, by the model that they are for."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {"maps": folder / "photo.jpg", "clips": folder / "clip.webm"}
+    paths["maps"].write_bytes(jpeg())
+    paths["clips"].write_bytes(make_video("webm", size=(64, 96)))
+    return paths
+
+
+def colours(level: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(cells, 3) of a map (C, H, W), or of the middle slot of one (C, slots, H, W), from 0 to 255."""
+    slots = level.shape[1] if level.ndim == 4 else 1
+    scores = principal_components(level, 3)[0].reshape(3, -1)
+    low, high = np.percentile(scores, (1, 99), axis=1)[:, :, None]
+    spread = np.where(high > low, high - low, 1)
+    stretched = np.where(high > low, np.clip(255 * (scores - low) / spread, 0, 255), 128)
+    return np.asarray(stretched.reshape(3, slots, -1)[:, slots // 2].T)
+
+
+@pytest.mark.parametrize(("name", "medium"), [("maps", "photo"), ("clips", "video")])
+def test_the_page_shows_the_levels_and_the_length_of_the_pooled_vector(
+    page_server: RunningServer, page: PageDriver, files: dict[str, Path], name: str, medium: str
+) -> None:
+    page.choose_model(name)
+    assert page.one("h1").text == f"Look at the features of a {medium}"
+    assert page.one("#picker-title").text == f"Choose a {medium}"
+    page.pick(files[name])
+
+    query = f"/v1/features?model={name}&levels=pooled,e1,e2,e3,e4"
+    answer = page_server.request(query, files[name].read_bytes(), {"Accept": "application/x-safetensors"})
+    found = safetensors.numpy.load(answer.body)
+    assert page.texts("#ranking .label") == ["Values", "Length (Euclidean)"]
+    assert page.texts("#ranking .score") == ["8", f"{np.linalg.norm(found['pooled']):.3f}"]
+    assert "A vector of 8 values" in page.content("[role=status]") and "inference" in page.one("#timing").text
+    canvases = page.script(CANVASES)
+    assert [canvas[:3] for canvas in canvases] == [["e1", 16, 16], ["e2", 8, 8], ["e3", 4, 4], ["e4", 2, 2]]
+    for level, *_, pixels in canvases:
+        np.testing.assert_allclose(np.reshape(pixels, (-1, 4))[:, :3], colours(found[level][0]), atol=1)
+    captions = page.texts("figcaption")
+    for caption, level, stride in zip(captions, ("e1", "e2", "e3", "e4"), (4, 8, 16, 32), strict=True):
+        shape = " × ".join(map(str, found[level].shape[1:]))
+        assert f"{level}, stride {stride}" in caption and shape in caption and "% of variance shown" in caption
+        assert ("slot 2 of 2 shown" in caption) == (medium == "video")
+    facts = dict(zip(page.texts("#facts dt"), page.texts("#facts dd"), strict=True))
+    assert "Classes" not in facts and facts["Feature levels"] == "e1, e2, e3, e4 at strides 4, 8, 16, 32"
+    assert page.console() == []
+
+
+@needs_curl
+@pytest.mark.parametrize("name", ["maps", "clips"])
+def test_the_commands_on_the_page_write_what_they_say(
+    page: PageDriver, files: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    page.choose_model(name)
+    page.pick(files[name])
+    shutil.copy(files[name], tmp_path)
+    assert [run(command, tmp_path) for command in page.texts(".command code")] == [b"", b""]
+    assert set(safetensors.numpy.load_file(tmp_path / "pooled.safetensors")) == {"pooled"}
+    assert set(safetensors.numpy.load_file(tmp_path / "features.safetensors")) == {"e1", "e2", "e3", "e4"}
+
+
+@pytest.mark.parametrize("name", ["maps", "clips"])
+def test_nothing_scrolls_sideways_at_the_width_of_a_phone(page: PageDriver, files: dict[str, Path], name: str) -> None:
+    page.choose_model(name, width=360)
+    page.pick(files[name])
+    width, inside, content = page.script(
+        "const root = document.documentElement; return [innerWidth, root.clientWidth, root.scrollWidth]"
+    )
+    assert width == 360 and content <= inside

@@ -1,0 +1,131 @@
+"""The page's modules without the server: colours of components, safetensors, schemas in words, run in the browser."""
+
+import base64
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from convmae_deploy.tasks.label_colours import palette
+from convmae_deploy.tasks.masks import encode_mask
+
+pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
+
+from tests.serving.page.page_driver import PageDriver, missing_program  # noqa: E402
+
+pytestmark = pytest.mark.skipif(missing_program() is not None, reason=missing_program() or "")
+
+SERVING = Path(__file__).parents[3] / "serving"
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves the page's folder as the server does, at /page/."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the requests of a test are no news."""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageDriver]:
+    handler = functools.partial(QuietHandler, directory=str(SERVING))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        driver = PageDriver(f"http://127.0.0.1:{files.server_port}", tmp_path_factory.mktemp("profile"))
+        driver.open("/page/favicon.svg")
+        yield driver
+        driver.close()
+        files.shutdown()
+
+
+def test_schemas_with_references_become_examples_and_words(page: PageDriver) -> None:
+    document: dict[str, Any] = {
+        "components": {
+            "schemas": {
+                "Node": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "example": "root"},
+                        "size": {"type": "integer", "minimum": 2, "maximum": 9},
+                        "kind": {"anyOf": [{"type": "null"}, {"enum": ["a", "b"]}]},
+                        "nodes": {"type": "array", "items": {"$ref": "#/components/schemas/Node"}},
+                    },
+                }
+            }
+        }
+    }
+    example = page.module(
+        "schema.js", "return module.exampleOf(given[0], {$ref: '#/components/schemas/Node'})", document
+    )
+    assert (example["name"], example["size"], example["kind"]) == ("root", 2, "a")
+    assert example["nodes"][0]["name"] == "root"
+    words = page.module(
+        "schema.js",
+        "return ['name', 'size', 'kind'].map((key) => module.typeInWords(given[0], given[1][key]))",
+        document,
+        document["components"]["schemas"]["Node"]["properties"],
+    )
+    assert words == ["string", "integer, 2 to 9", "a | b"]
+
+
+def test_components_become_colours_between_their_percentiles_and_one_without_variation_is_grey(
+    page: PageDriver,
+) -> None:
+    random = np.random.default_rng(0)
+    components = np.stack([random.standard_normal(200), np.zeros(200), np.arange(200.0)])
+    body = "return [...module.toPixels(Float32Array.from(given[0]), given[1])]"
+    pixels = np.reshape(page.module("levels.js", body, components.ravel().tolist(), 200), (200, 4))
+    low, high = np.percentile(components, (1, 99), axis=1)
+    for band in (0, 2):
+        expected = np.clip(255 * (components[band] - low[band]) / (high[band] - low[band]), 0, 255)
+        np.testing.assert_allclose(pixels[:, band], expected, atol=0.51)
+    assert np.all(pixels[:, 1] == 128) and np.all(pixels[:, 3] == 255)
+
+
+def test_safetensors_of_floats_are_read_and_other_types_refused(page: PageDriver) -> None:
+    values = np.array([[0.0, -1.5, 65504.0], [1e-7, 0.333, -2.0]])
+    tensors: dict[str, NDArray[Any]] = {
+        "single": values.astype(np.float32),
+        "third": np.zeros((0,), np.float32),
+    }
+    body = """const bytes = Uint8Array.from(atob(given[0]), (character) => character.charCodeAt(0));
+        const tensors = [...module.parseSafetensors(bytes.buffer)];
+        return tensors.map(([name, {shape, data}]) => [name, {shape, data: [...data]}]);"""
+
+    def read(content: bytes) -> Any:
+        return page.module("tensors.js", body, base64.b64encode(content).decode())
+
+    found = dict(read(safetensors.numpy.save(tensors)))
+    assert {name: tuple(tensor["shape"]) for name, tensor in found.items()} == {n: t.shape for n, t in tensors.items()}
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name]["data"], tensor.ravel())
+    for kind, other in (("I64", np.int64), ("F16", np.float16)):
+        assert f"has type {kind}; this page reads F32" in read(safetensors.numpy.save({"x": np.zeros(2, other)}))
+    assert "at least 8 bytes" in read(b"short")
+    assert "claims" in read(safetensors.numpy.save(tensors)[:20])
+
+
+def test_classes_have_the_colours_that_pictures_of_the_command_have(page: PageDriver) -> None:
+    found = page.module("colours.js", "return given[0].map((index) => module.classColour(index))", list(range(150)))
+    assert np.abs(np.array(found) - palette(150)[:150].astype(int)).max() <= 1  # halves are rounded another way
+    assert page.module("colours.js", "return [module.classColour(-1), module.textColour([255, 255, 0])]") == [
+        [128, 128, 128],
+        "#101010",
+    ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_run_lengths_are_read_as_the_server_writes_them(page: PageDriver, share: float) -> None:
+    mask = np.random.default_rng(0).random((70, 90)) < share
+    mask[20:60, 30:80] = share > 0
+    body = """const runs = module.decodeRunLengths(given[0]);
+        return [module.areaOf(runs), [...module.maskOf(runs, given[1], given[2])]];"""
+    area, columns = page.module("run_lengths.js", body, encode_mask(mask)["counts"], *mask.shape)
+    assert area == mask.sum()
+    assert np.array_equal(np.array(columns, dtype=bool).reshape(90, 70).T, mask)
