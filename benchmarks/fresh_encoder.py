@@ -29,7 +29,7 @@ def main() -> None:
     config = tyro.cli(FreshEncoderConfig, prog="python -m benchmarks.fresh_encoder")
     torch.manual_seed(config.seed)
     architecture = MODELS[config.variant]()
-    record = CheckpointRecord(kind="encoder", variant=config.variant, model=architecture)
+    record = CheckpointRecord(kind="features", variant=config.variant, model=architecture)
     save_checkpoint(config.out, build_convmae(architecture).state_dict(), record)
 
 

@@ -73,7 +73,7 @@ def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord
     check_variant(variant, MODELS)
     config = MODELS[variant]()
     model = build_classifier(config, num_classes=1000)
-    return model, CheckpointRecord(kind="classifier", model=config, **random_facts(variant, 1000))
+    return model, CheckpointRecord(kind="classification", model=config, **random_facts(variant, 1000))
 
 
 def random_detector(variant: str) -> tuple[ConvMAEDetector, CheckpointRecord]:
@@ -83,7 +83,7 @@ def random_detector(variant: str) -> tuple[ConvMAEDetector, CheckpointRecord]:
     model = build_detector(config, detector, num_classes=80)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[1:11] = LIKELY
-    return model, CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
+    return model, CheckpointRecord(kind="detection", model=config, detector=detector, **random_facts(variant, 80))
 
 
 def random_segmenter(variant: str) -> tuple[ConvMAESegmenter, CheckpointRecord]:
@@ -92,7 +92,7 @@ def random_segmenter(variant: str) -> tuple[ConvMAESegmenter, CheckpointRecord]:
     config = replace(MODELS[variant](), image_size=WINDOW, dense=authors_dense())
     segmenter = SegmenterConfig(e4="convolution")
     model = build_segmenter(config, segmenter, num_classes=150)
-    return model, CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
+    return model, CheckpointRecord(kind="segmentation", model=config, segmenter=segmenter, **random_facts(variant, 150))
 
 
 def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
@@ -100,7 +100,7 @@ def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, Checkpoint
     check_variant(variant, MODELS)
     config, video = MODELS[variant](), VideoConfig()
     model = build_video_classifier(config, video, num_classes=400)
-    return model, CheckpointRecord(kind="video_classifier", model=config, video=video, **random_facts(variant, 400))
+    return model, CheckpointRecord(kind="video-classification", model=config, video=video, **random_facts(variant, 400))
 
 
 RANDOM_MODELS: dict[TaskName, Callable[[str], tuple[Any, CheckpointRecord]]] = {

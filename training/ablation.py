@@ -171,7 +171,7 @@ def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
         return
     seed_step(seed, 0)
     architecture = replace(MODELS["nano"](), image_size=config.image_size)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=architecture)
+    record = CheckpointRecord(kind="features", variant="nano", model=architecture)
     save_checkpoint(out, build_convmae(architecture).state_dict(), record)
 
 

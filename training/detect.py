@@ -224,7 +224,7 @@ def initial_record(
     architecture = for_input(architecture, config.image_size)
     preprocessing = Letterbox(size=architecture.input_size)
     record = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant=config.detector.split("_")[0],  # the names of DETECTORS begin with the encoder's
         model=architecture,
         detector=detector,

@@ -147,7 +147,7 @@ def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[Che
     dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
     windows = standard_windows(config.image_size, config.augmentation.short_side, config.augmentation.long_side)
     record = CheckpointRecord(
-        kind="segmenter",
+        kind="segmentation",
         variant=config.variant,
         model=replace(MODELS[config.variant](), image_size=config.image_size, dense=dense),
         segmenter=config.model,

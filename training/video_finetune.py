@@ -114,7 +114,7 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     train, val = read_splits(config)
     facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
     setup = Setup.of(config)
-    record = config.initial_record("video_classifier", classes=train.classes)
+    record = config.initial_record("video-classification", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)
     videos = AugmentedVideos(train, record.preprocessing, transform, config.run.seed, copies=config.copies)

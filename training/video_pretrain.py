@@ -118,7 +118,7 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     import_av()  # else every video would count as one that cannot be decoded
     videos = find_training_videos(config.data)
     setup = Setup.of(config, may_shard=True)
-    record = config.initial_record("video_pretraining", video_pretraining=config.model)
+    record = config.initial_record("video-pretraining", video_pretraining=config.model)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     height, width = record.model.grid_size
     choose = partial(keep_tubes, mask_ratio=config.model.mask_ratio)

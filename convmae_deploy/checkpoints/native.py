@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from convmae_deploy.models.classifier import (
     build_classifier,
     build_video_classifier,
 )
-from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
 from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
@@ -58,9 +58,28 @@ MAX_CONFIG_BYTES = 16 * 2**20
 MAX_NUMBER = 65_536  # largest number in a model's config: widths, pixels, frames
 MAX_DEPTH = 200  # blocks; six times those of the deepest model here
 
+# The task that a model was trained for; "features" of an encoder alone. Pretraining models are served for no task.
 CheckpointKind = Literal[
-    "encoder", "pretraining", "classifier", "detector", "segmenter", "video_pretraining", "video_classifier"
+    "classification",
+    "detection",
+    "segmentation",
+    "video-classification",
+    "features",
+    "pretraining",
+    "video-pretraining",
 ]
+EARLIER_KINDS: dict[str, CheckpointKind] = {  # what kinds were called in configs of before
+    "classifier": "classification",
+    "detector": "detection",
+    "segmenter": "segmentation",
+    "video_classifier": "video-classification",
+    "encoder": "features",
+    "video_pretraining": "video-pretraining",
+}
+
+
+def _kind_of_today(kind: object) -> object:
+    return EARLIER_KINDS.get(kind, kind) if isinstance(kind, str) else kind
 
 
 class CheckpointRecord(BaseModel):
@@ -69,18 +88,18 @@ class CheckpointRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
-    kind: CheckpointKind
+    kind: Annotated[CheckpointKind, BeforeValidator(_kind_of_today)]
     variant: Word  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
-    detector: DetectorConfig | None = None  # detector: its pyramid and heads
-    segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
+    detector: DetectorConfig | None = None  # detection: its pyramid and heads
+    segmenter: SegmenterConfig | None = None  # segmentation: its heads and its E4
     video: VideoConfig | None = None  # video models: what they have besides the image model's
     video_pretraining: VideoPretrainingConfig | None = None  # video pretraining: the decoder and the masks
     classes: tuple[ClassName, ...] = Field(
         default=(), max_length=MAX_CLASSES
     )  # all but pretraining: the name of each label
-    category_ids: tuple[CategoryId, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
+    category_ids: tuple[CategoryId, ...] = ()  # detection: the id of each class in the annotations; none: 1, 2, ...
     global_pool: GlobalPool = "avg"
     preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
@@ -193,7 +212,7 @@ class _Kind:
 
 
 KINDS: dict[CheckpointKind, _Kind] = {
-    "classifier": _Kind(
+    "classification": _Kind(
         name="classifier",
         remedy="finetune it first",
         parts=(),
@@ -207,25 +226,31 @@ KINDS: dict[CheckpointKind, _Kind] = {
         parts=("pretraining",),
         build=lambda record: build_pretraining(record.model, record.pretraining),
     ),
-    "detector": _Kind(
+    "detection": _Kind(
         name="detector",
         remedy="train one first",
         parts=("detector",),
         build=lambda record: build_detector(record.model, record.detector, num_classes=len(record.classes)),
     ),
-    "segmenter": _Kind(
+    "segmentation": _Kind(
         name="segmenter",
         remedy="train one first",
         parts=("segmenter",),
         build=lambda record: build_segmenter(record.model, record.segmenter, num_classes=len(record.classes)),
     ),
-    "video_pretraining": _Kind(
+    "features": _Kind(
+        name="encoder",
+        remedy="import one first",
+        parts=(),
+        build=lambda record: build_convmae(record.model),
+    ),
+    "video-pretraining": _Kind(
         name="video pretraining model with its decoder",
         remedy="give a run of pretraining on videos",
         parts=("video", "video_pretraining"),
         build=lambda record: build_video_pretraining(record.model, record.video, record.video_pretraining),
     ),
-    "video_classifier": _Kind(
+    "video-classification": _Kind(
         name="video classifier",
         remedy="finetune one first",
         parts=("video",),
@@ -250,7 +275,7 @@ def load_model(
     record, state = read_checkpoint(path)
     wanted = KINDS[kind]
     if record.kind != kind:
-        raise ConvMAEError(f"{path} must hold a {wanted.name} and holds: {record.kind}; {wanted.remedy}")
+        raise ConvMAEError(f"{path} must hold a {wanted.name} and holds: {KINDS[record.kind].name}; {wanted.remedy}")
     missing = [part for part in wanted.parts if getattr(record, part) is None]
     if missing:
         raise ConvMAEError(
@@ -270,7 +295,7 @@ def load_classifier(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """`load_model` of a classifier."""
-    return load_model(path, "classifier", image_size=image_size)
+    return load_model(path, "classification", image_size=image_size)
 
 
 def load_pretraining(
@@ -282,28 +307,28 @@ def load_pretraining(
 
 def load_detector(path: Path, *, image_size: tuple[int, int] | None = None) -> tuple[ConvMAEDetector, CheckpointRecord]:
     """`load_model` of a detector."""
-    return load_model(path, "detector", image_size=image_size)
+    return load_model(path, "detection", image_size=image_size)
 
 
 def load_segmenter(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[ConvMAESegmenter, CheckpointRecord]:
     """`load_model` of a segmenter; the size is that of a window."""
-    return load_model(path, "segmenter", image_size=image_size)
+    return load_model(path, "segmentation", image_size=image_size)
 
 
 def load_video_pretraining(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[VideoPretraining, CheckpointRecord]:
     """`load_model` of a video pretraining model."""
-    return load_model(path, "video_pretraining", image_size=image_size)
+    return load_model(path, "video-pretraining", image_size=image_size)
 
 
 def load_video_classifier(
     path: Path, *, image_size: tuple[int, int] | None = None
 ) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """`load_model` of a video classifier."""
-    return load_model(path, "video_classifier", image_size=image_size)
+    return load_model(path, "video-classification", image_size=image_size)
 
 
 def load_feature_extractor(
@@ -322,7 +347,7 @@ def load_feature_extractor(
         ConvMAEError: it is of videos, or damaged.
     """
     record, _ = read_checkpoint(path)
-    if record.kind == "classifier":
+    if record.kind == "classification":
         classifier, record = load_classifier(path, image_size=image_size)
     else:
         config, state = load_encoder_state(path, image_size or record.model.input_size)
@@ -337,7 +362,7 @@ def load_video_feature_extractor(
 ) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """`load_feature_extractor` of a checkpoint of videos."""
     record, _ = read_checkpoint(path)
-    if record.kind == "video_classifier":
+    if record.kind == "video-classification":
         return _without_head(*load_video_classifier(path, image_size=image_size))
     pretraining, record = load_video_pretraining(path, image_size=image_size)
     assert record.video is not None  # the record of a video model says so
@@ -357,9 +382,10 @@ def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAE
     """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
     record, state = read_checkpoint(path)
     if record.video is not None:
-        raise ConvMAEError(f"{path} must hold a model of images and holds: {record.kind}; give one of these")
+        held = KINDS[record.kind].name
+        raise ConvMAEError(f"{path} must hold a model of images and holds: {held}; give one of these")
     record, state = resized(record, state, image_size)
-    if record.kind == "encoder":
+    if record.kind == "features":
         return record.model, {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
     return record.model, encoder_part(state)
 
@@ -381,7 +407,7 @@ def resized(
     else:
         tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
     preprocessing = record.preprocessing
-    if preprocessing is None and record.kind == "detector":
+    if preprocessing is None and record.kind == "detection":
         preprocessing = Letterbox(size=image_size)
     elif preprocessing is not None:
         preprocessing = resize_preprocessing(preprocessing, image_size)

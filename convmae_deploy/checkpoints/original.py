@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Licence, standard_preprocessing, standard_windows
 from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
-from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointKind, CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.native import KINDS, NORM_PREFIX, CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.original_configs import (
     file_grid,
     infer_config,
@@ -28,11 +28,8 @@ from convmae_deploy.checkpoints.pth_file import check_plain, load_without_code
 from convmae_deploy.checkpoints.resizing import resize_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
-from convmae_deploy.models.detector import build_detector
-from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
-from convmae_deploy.models.segmenter import build_segmenter
+from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.pretraining import PretrainingConfig
 from convmae_deploy.printing import printable
 
 WRAPPERS = ("model", "state_dict", "module")
@@ -44,14 +41,6 @@ DETECTOR_LICENCES = {
 SEGMENTER_LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K and ADE20K, research use")
 AUTHORS_SHORT_SIDE = 512  # pixels of photos in their evaluation of segmenters
 AUTHORS_LONG_SIDE = 2048  # pixels, at most
-CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
-    "pretraining": "pretraining",
-    "encoder": "encoder",
-    "classifier": "classifier",
-    "linear probe": "classifier",
-    "detector": "detector",
-    "segmenter": "segmenter",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +85,8 @@ class ImportReport:
         """The report in words, one fact a line."""
         config = self.config
         place = f'under "{self.wrapper}"' if self.wrapper else "unwrapped"
-        article = "an" if self.source_kind == "encoder" else "a"
         lines = [
-            f"{self.source} is {article} {self.source_kind} file, weights {place}",
+            f"{self.source} is a {self.source_kind} file, weights {place}",
             f"variant {self.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
             f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads, kernels of {config.kernel_size}",
             f"image {config.image_size[0]} x {config.image_size[1]}",
@@ -159,7 +147,7 @@ def import_original(
     encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
     name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
     record = CheckpointRecord(
-        kind=CHECKPOINT_KINDS[keys.kind],
+        kind="classification" if keys.kind == "linear probe" else keys.kind,
         variant=name,
         model=config,
         global_pool=keys.global_pool,
@@ -204,7 +192,7 @@ def completed(
     if keys.kind == "pretraining":
         pretraining, assumed = infer_pretraining(keys.state, record.model, file.arguments)
         return record.model_copy(update={"pretraining": pretraining}), assumed
-    if keys.kind == "detector":
+    if keys.kind == "detection":
         grid_size = file_grid({"pos_embed": keys.state["encoder.pos_embed"]})
         detector, dense, num_classes = infer_detector(keys.state, grid_size)
         numbered = tuple(f"class {index}" for index in range(num_classes))
@@ -217,7 +205,7 @@ def completed(
             "licence": DETECTOR_LICENCES[detector.pyramid],
         }
         return record.model_copy(update=changed), {}
-    if keys.kind == "segmenter":
+    if keys.kind == "segmentation":
         segmenter, dense, num_classes = infer_segmenter(keys.state)
         numbered = tuple(f"class {index}" for index in range(num_classes))
         changed = {
@@ -228,7 +216,7 @@ def completed(
             "classes": file.classes if len(file.classes) == num_classes else numbered,
         }
         return record.model_copy(update=changed), {}
-    if record.kind == "classifier":
+    if record.kind == "classification":
         num_classes = shape_of(keys.state, "head.weight", 2)[0]
         changed = {
             "classes": tuple(map(str, range(num_classes))),
@@ -298,20 +286,10 @@ def names_of_classes(meta: object) -> tuple[str, ...]:
 
 def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: CheckpointRecord) -> None:
     """Raises ConvMAEError unless the tensors are those of the model: all of them, no others, of its shapes, finite."""
-    model: nn.Module
     with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        if record.pretraining is not None:
-            model = build_pretraining(record.model, record.pretraining)
-        elif record.kind == "classifier":
-            model = build_classifier(record.model, num_classes=len(record.classes))
-        elif record.detector is not None:
-            model = build_detector(record.model, record.detector, num_classes=len(record.classes))
-        elif record.segmenter is not None:
-            model = build_segmenter(record.model, record.segmenter, num_classes=len(record.classes))
-        else:
-            model = build_convmae(record.model)
-            if any(name.startswith(NORM_PREFIX) for name in tensors):
-                model.norm = nn.LayerNorm(record.model.embed_dims[2])
+        model = KINDS[record.kind].build(record)
+        if record.kind == "features" and any(name.startswith(NORM_PREFIX) for name in tensors):
+            model.norm = nn.LayerNorm(record.model.embed_dims[2])
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = {
         "missing": [name for name in shapes if name not in tensors],

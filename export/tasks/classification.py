@@ -111,7 +111,7 @@ def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: in
 
 
 CLASSIFICATION = TaskExport(
-    kinds=("classifier",),
+    kinds=("classification",),
     load=load_classifier,
     assemble=classifier_task,
     read_data=read_classified_photos,

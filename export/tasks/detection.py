@@ -141,7 +141,7 @@ def read_detected(data: Path, manifest: Manifest, split: str, limit: int | None)
 
 
 DETECTION = TaskExport(
-    kinds=("detector",),
+    kinds=("detection",),
     load=load_detector,
     assemble=detector_task,
     read_data=read_detected,

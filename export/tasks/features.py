@@ -111,7 +111,7 @@ def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int |
 
 
 FEATURES = TaskExport(
-    kinds=("encoder", "pretraining", "classifier", "detector", "segmenter"),
+    kinds=("features", "pretraining", "classification", "detection", "segmentation"),
     load=load_feature_extractor,
     assemble=feature_task,
     headless=True,

@@ -152,7 +152,7 @@ def read_segmented(data: Path, manifest: Manifest, split: str, limit: int | None
 
 
 SEGMENTATION = TaskExport(
-    kinds=("segmenter",),
+    kinds=("segmentation",),
     load=load_segmenter,
     assemble=segmenter_task,
     read_data=read_segmented,

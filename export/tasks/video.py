@@ -125,7 +125,7 @@ def read_feature_videos(data: Path, manifest: Manifest, split: str, limit: int |
 
 
 VIDEO_CLASSIFICATION = TaskExport(
-    kinds=("video_classifier",),
+    kinds=("video-classification",),
     load=load_video_classifier,
     assemble=video_classifier_task,
     read_data=read_classified_videos,
@@ -133,7 +133,7 @@ VIDEO_CLASSIFICATION = TaskExport(
     calibrated=32,
 )
 VIDEO_FEATURES = TaskExport(
-    kinds=("video_pretraining", "video_classifier"),
+    kinds=("video-pretraining", "video-classification"),
     load=load_video_feature_extractor,
     assemble=video_feature_task,
     headless=True,

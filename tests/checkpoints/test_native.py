@@ -17,7 +17,7 @@ from convmae_deploy.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from convmae_deploy.checkpoints.native import load_segmenter, resized
+from convmae_deploy.checkpoints.native import EARLIER_KINDS, CheckpointKind, load_segmenter, resized
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import ConvMAEConfig, build_convmae
 from convmae_deploy.models.classifier import build_classifier
@@ -28,7 +28,7 @@ from convmae_deploy.models.segmenter import SegmenterConfig, authors_dense, buil
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=4, image_size=(64, 96))
 RECORD = CheckpointRecord(
-    kind="classifier",
+    kind="classification",
     variant="custom",
     model=CONFIG,
     classes=("gâteau", "a, b", "c"),
@@ -79,7 +79,7 @@ def test_no_photo_is_resized_beyond_what_a_manifest_takes() -> None:
 def test_the_standard_preprocessing_stays_the_standard_one() -> None:
     state = {"pos_embed": torch.zeros(1, 64, 192)}
     standard = standard_preprocessing((128, 128))
-    record = CheckpointRecord(kind="encoder", variant="nano", model=nano(), preprocessing=standard)
+    record = CheckpointRecord(kind="features", variant="nano", model=nano(), preprocessing=standard)
     preprocessing = resized(record, state, (224, 224))[0].preprocessing
     assert isinstance(preprocessing, Preprocessing) and preprocessing.resize == (256, 256)
 
@@ -138,8 +138,28 @@ def test_weights_of_another_model_are_refused_by_name_and_shape(tmp_path: Path) 
         load_classifier(tmp_path / "a")
 
 
+def of_kind(folder: Path, kind: object) -> Path:
+    """A checkpoint whose config gives its kind in other words."""
+    save_checkpoint(folder / "a", {"weight": torch.zeros(1)}, RECORD)
+    config = folder / "a" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": kind}))
+    return folder / "a"
+
+
+@pytest.mark.parametrize(("earlier", "kind"), EARLIER_KINDS.items())
+def test_checkpoints_written_before_kinds_were_named_like_tasks_are_read(
+    tmp_path: Path, earlier: str, kind: CheckpointKind
+) -> None:
+    assert read_checkpoint(of_kind(tmp_path, earlier))[0].kind == kind
+
+
+def test_a_kind_that_is_no_word_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match=r"config.json is not a valid checkpoint config: kind: Input should be"):
+        read_checkpoint(of_kind(tmp_path, ["encoder"]))
+
+
 def test_an_encoder_is_no_classifier(tmp_path: Path) -> None:
-    record = RECORD.model_copy(update={"kind": "encoder"})
+    record = RECORD.model_copy(update={"kind": "features"})
     save_checkpoint(tmp_path / "a", build_convmae(CONFIG).state_dict(), record)
     with pytest.raises(ConvMAEError, match="must hold a classifier and holds: encoder"):
         load_classifier(tmp_path / "a")
@@ -211,7 +231,7 @@ def test_an_embedding_of_another_size_than_the_config_is_refused_before_it_is_re
 def test_an_encoder_with_the_norm_of_its_pretraining_loads_without_it(tmp_path: Path) -> None:
     encoder = build_convmae(CONFIG).state_dict()
     norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
-    save_checkpoint(tmp_path / "a", encoder | norm, CheckpointRecord(kind="encoder", variant="custom", model=CONFIG))
+    save_checkpoint(tmp_path / "a", encoder | norm, CheckpointRecord(kind="features", variant="custom", model=CONFIG))
     assert load_encoder_state(tmp_path / "a", (64, 96))[1].keys() == encoder.keys()
 
 
@@ -229,7 +249,7 @@ def test_a_segmenter_comes_back_as_it_was_saved_and_for_windows_of_another_size(
     segmenter = SegmenterConfig(channels=8, auxiliary_channels=4, e4="convolution")
     original = build_segmenter(config, segmenter, num_classes=3).eval()
     record = CheckpointRecord(
-        kind="segmenter", variant="custom", model=config, segmenter=segmenter, classes=("a", "b", "c")
+        kind="segmentation", variant="custom", model=config, segmenter=segmenter, classes=("a", "b", "c")
     )
     save_checkpoint(tmp_path / "checkpoint", original.state_dict(), record)
     model, found = load_segmenter(tmp_path / "checkpoint")

@@ -46,7 +46,7 @@ def test_dimensions_are_inferred_from_shapes(tmp_path: Path) -> None:
     report = import_original(source, tmp_path / "out", num_heads=4)
     record, _ = read_checkpoint(tmp_path / "out")
     assert record.model == CONFIG == report.config
-    assert (record.kind, record.variant, record.global_pool) == ("classifier", "custom", "avg")
+    assert (record.kind, record.variant, record.global_pool) == ("classification", "custom", "avg")
     assert record.classes == tuple("0123456789")
     assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.resize, record.preprocessing.crop) == ((256, 256), (224, 224))
@@ -128,7 +128,7 @@ def test_a_fresh_norm_is_reported_and_stored(tmp_path: Path) -> None:
 def test_weights_are_found_bare_and_under_each_wrapper(wrapper: str | None, tmp_path: Path) -> None:
     content = {wrapper: encoder_only_state()} if wrapper else encoder_only_state()
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
-    assert (report.wrapper, report.source_kind) == (wrapper or "", "encoder")
+    assert (report.wrapper, report.source_kind) == (wrapper or "", "features")
     assert (report.kept, report.dropped) == (len(encoder_only_state()), {})
 
 

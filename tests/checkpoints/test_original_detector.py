@@ -93,7 +93,7 @@ def test_an_imported_detector_computes_what_its_source_did(
     source = write_pth(tmp_path / "det.pth", file)
     report = import_original(source, tmp_path / "out", num_heads=2)
     model, record = load_detector(tmp_path / "out")
-    assert (record.kind, record.model, record.detector) == ("detector", original_config(dense), heads)
+    assert (record.kind, record.model, record.detector) == ("detection", original_config(dense), heads)
     assert record.classes == ("class 0", "class 1", "class 2")
     images = torch.randn(1, 3, 96, 96)
     (found,), (expected,) = model(images), original(images)
@@ -101,7 +101,7 @@ def test_an_imported_detector_computes_what_its_source_did(
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     lines = report.lines()
-    assert lines[0] == f'{source} is a detector file, weights under "model"'
+    assert lines[0] == f'{source} is a detection file, weights under "model"'
     names = "roi_heads.box_predictor.cls_score.weight, roi_heads.box_predictor.cls_score.bias"
     assert f"moved the background in front of the classes: {names}" in lines
     assert "left behind: optimizer, scheduler, iteration" in lines
@@ -154,7 +154,7 @@ def test_tables_that_are_for_no_square_grid_are_refused() -> None:
 def test_a_detector_starts_from_a_pretrained_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = build_convmae(ENCODER)
-    record = CheckpointRecord(kind="encoder", variant="custom", model=ENCODER)
+    record = CheckpointRecord(kind="features", variant="custom", model=ENCODER)
     save_checkpoint(tmp_path / "encoder", encoder.state_dict(), record)
     architecture = replace(ENCODER, image_size=(96, 128), dense=SHARED)
     state, report = load_initial_encoder(tmp_path / "encoder", architecture)

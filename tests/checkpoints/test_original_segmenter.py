@@ -53,13 +53,13 @@ def test_an_imported_segmenter_computes_what_its_source_did(tmp_path: Path) -> N
     source = write_pth(tmp_path / "seg.pth", mmcv_file(segmentation_state(original), CLASSES=CLASSES))
     report = import_original(source, tmp_path / "out", num_heads=2)
     model, record = load_segmenter(tmp_path / "out")
-    assert (record.kind, record.model, record.segmenter, record.classes) == ("segmenter", CONFIG, HEADS, CLASSES)
+    assert (record.kind, record.model, record.segmenter, record.classes) == ("segmentation", CONFIG, HEADS, CLASSES)
     assert "ADE20K" in record.licence.name
     assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), short_side=512, long_side=2048)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), original(images))
     lines = report.lines()
-    assert lines[0] == f'{source} is a segmenter file, weights under "state_dict"'
+    assert lines[0] == f'{source} is a segmentation file, weights under "state_dict"'
     assert "classes named as in the file: wall, building, sky" in lines
     assert "left behind: meta, optimizer, amp" in lines
     assert not any(line.startswith("cast") for line in lines)
@@ -131,7 +131,7 @@ def test_a_plain_encoder_starts_a_segmenter_that_computes_the_same_maps_at_first
     plain = replace(CONFIG, dense=DenseConfig(transformer_norm_eps=1e-5))
     encoder = build_convmae(plain).eval()
     save_checkpoint(
-        tmp_path / "encoder", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="custom", model=plain)
+        tmp_path / "encoder", encoder.state_dict(), CheckpointRecord(kind="features", variant="custom", model=plain)
     )
     state, report = load_initial_encoder(tmp_path / "encoder", CONFIG)
     assert report == [

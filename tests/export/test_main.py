@@ -231,7 +231,7 @@ def test_a_classifier_without_a_head_is_refused_and_told_of_its_features(
     config = ConvMAEConfig(
         embed_dims=(16, 24, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
     )
-    record = CheckpointRecord(kind="classifier", variant="custom", model=config)
+    record = CheckpointRecord(kind="classification", variant="custom", model=config)
     state = {name: value for name, value in classifier.state_dict().items() if not name.startswith("head")}
     save_checkpoint(tmp_path / "headless", state, record)
     assert export(tmp_path / "headless", tmp_path / "mine") == 2

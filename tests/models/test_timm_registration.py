@@ -120,7 +120,7 @@ def test_the_data_configuration_and_layer_names_are_those_of_the_model() -> None
 
 def test_weights_of_our_checkpoint_load_through_timm(tmp_path: Path) -> None:
     model = created("convmae_nano", num_classes=4)
-    record = CheckpointRecord(kind="classifier", variant="nano", model=MODELS["nano"](), classes=tuple("abcd"))
+    record = CheckpointRecord(kind="classification", variant="nano", model=MODELS["nano"](), classes=tuple("abcd"))
     save_checkpoint(tmp_path / "nano", model.state_dict(), record)
     weights = str(tmp_path / "nano" / "model.safetensors")
     images = torch.randn(1, 3, 64, 64)

@@ -70,7 +70,7 @@ def test_it_learns_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -
     assert [line["epoch"] for line in validated] == [10, 20, 30]
     assert max(line["val_mask_ap50"] for line in validated) > 40
     model, record = load_detector(tmp_path / "run")
-    assert (record.kind, record.variant, record.detector) == ("detector", "nano", TEST_DETECTOR)
+    assert (record.kind, record.variant, record.detector) == ("detection", "nano", TEST_DETECTOR)
     assert record.classes == ("red thing", "blue thing")
     assert record.preprocessing == Letterbox(size=(96, 128))
     assert re.search(r"box AP .* mask AP .* on 4 photos", record.provenance["validation"])
@@ -105,7 +105,7 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     source = replace(TEST_MODEL, image_size=(64, 64))
     encoder = build_convmae(source)
     save_checkpoint(
-        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
+        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="features", variant="nano", model=source)
     )
     plain = config(photos, tmp_path / "run", init=tmp_path / "pretrained", freeze_positions=True)
     record, _ = program.initial_record(plain, ("a", "b"))

@@ -128,7 +128,7 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     source = replace(TEST_MODEL, image_size=(96, 96))
     encoder = build_convmae(source)
     save_checkpoint(
-        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
+        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="features", variant="nano", model=source)
     )
     model = program.initial_model(
         config(photos, tmp_path / "run", init=tmp_path / "pretrained"), TEST_MODEL, 2, Console(quiet=True)
@@ -143,7 +143,7 @@ def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -
     save_checkpoint(
         tmp_path / "pretrained",
         build_convmae(other).state_dict(),
-        CheckpointRecord(kind="encoder", variant="x", model=other),
+        CheckpointRecord(kind="features", variant="x", model=other),
     )
     with pytest.raises(ConvMAEError, match="initial weights must be an encoder of .* holds"):
         program.finetune(config(photos, tmp_path / "run", init=tmp_path / "pretrained"))

@@ -256,7 +256,7 @@ def test_init_is_required(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -> None:
     other = replace(TEST_MODEL, depths=(1, 1, 2))
-    record = CheckpointRecord(kind="encoder", variant="x", model=other)
+    record = CheckpointRecord(kind="features", variant="x", model=other)
     save_checkpoint(tmp_path / "pretrained", build_convmae(other).state_dict(), record)
     with pytest.raises(ConvMAEError, match="initial weights must be an encoder of .* holds"):
         program.probe(config(photos, tmp_path / "pretrained", tmp_path / "run"))
@@ -264,7 +264,7 @@ def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -
 
 
 def test_the_first_token_without_a_pretraining_norm_is_refused(photos: Path, tmp_path: Path) -> None:
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "encoder", build_convmae(TEST_MODEL).state_dict(), record)
     with pytest.raises(ConvMAEError, match="--global-pool token needs the norm of the pretraining and .* holds none"):
         program.probe(config(photos, tmp_path / "encoder", tmp_path / "run", global_pool="token"))
@@ -273,7 +273,7 @@ def test_the_first_token_without_a_pretraining_norm_is_refused(photos: Path, tmp
 
 def test_a_run_is_not_continued_on_another_encoder(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     assert program.probe(config(photos, pretrained, tmp_path / "run", epochs=1)) == 0
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "other", build_convmae(TEST_MODEL).state_dict(), record)
     with pytest.raises(ConvMAEError, match="was begun with data encoder"):
         program.probe(config(photos, tmp_path / "other", tmp_path / "run", epochs=1, resume=True))
@@ -331,7 +331,7 @@ def test_two_processes_compute_the_same_features_and_learn(
     photos: Path, tmp_path: Path, run_processes: RunProcesses
 ) -> None:
     architecture = replace(MODELS["tiny"](), image_size=(32, 32))
-    record = CheckpointRecord(kind="encoder", variant="tiny", model=architecture)
+    record = CheckpointRecord(kind="features", variant="tiny", model=architecture)
     save_checkpoint(tmp_path / "encoder", build_convmae(architecture).state_dict(), record)
     flags = ["training.linprobe", "tiny", "--data", str(photos), "--init", str(tmp_path / "encoder")]
     flags += ["--epochs", "2", "--warmup-epochs", "0", "--batch-size", "12", "--image-size", "32", "32"]

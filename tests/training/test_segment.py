@@ -115,7 +115,7 @@ def test_pixels_of_no_class_add_nothing_to_the_loss_but_count() -> None:
 def test_both_forms_start_from_a_pretrained_encoder_of_another_image_size(photos: Path, tmp_path: Path) -> None:
     source = replace(TEST_MODEL, image_size=(96, 96))
     encoder = build_convmae(source)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=source)
+    record = CheckpointRecord(kind="features", variant="nano", model=source)
     save_checkpoint(tmp_path / "pretrained", encoder.state_dict(), record)
     for stage3 in ("plain", "authors"):
         form = config(photos, tmp_path / "run", init=tmp_path / "pretrained", stage3=stage3)

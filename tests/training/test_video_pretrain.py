@@ -104,7 +104,7 @@ def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, m
 
 
 def test_it_can_start_from_an_image_encoder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "image", build_convmae(TEST_MODEL).state_dict(), record)
     assert program.pretrain(config(videos, tmp_path / "run", epochs=1, init=tmp_path / "image")) == 0
     assert "inflated the kernels of an image model (centre); the paper trains" in capsys.readouterr().out

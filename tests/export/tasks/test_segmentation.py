@@ -44,7 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     record = CheckpointRecord(
-        kind="segmenter",
+        kind="segmentation",
         variant="custom",
         model=config,
         segmenter=segmenter,

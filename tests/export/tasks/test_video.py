@@ -47,7 +47,7 @@ def model() -> ConvMAEClassifier:
 @pytest.fixture(scope="module")
 def checkpoint(model: ConvMAEClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = CheckpointRecord(
-        kind="video_classifier",
+        kind="video-classification",
         variant="custom",
         model=CONFIG,
         video=VIDEO,
@@ -186,7 +186,7 @@ def test_a_checkpoint_with_the_preprocessing_of_photos_is_one_sentence(
     model: ConvMAEClassifier, tmp_path: Path
 ) -> None:
     record = CheckpointRecord(
-        kind="video_classifier",
+        kind="video-classification",
         variant="custom",
         model=CONFIG,
         video=VIDEO,

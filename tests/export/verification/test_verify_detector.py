@@ -36,7 +36,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant="custom",
         model=ENCODER,
         detector=DETECTOR,
