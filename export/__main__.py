@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision, input_axes
+from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
@@ -135,7 +136,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     check_output(config.out)
     task = open_task(config.checkpoint, config.image_size, config.task)
     record, preprocessing = task.record, task.preprocessing
-    photos = verification_samples(preprocessing, config.data, config.checkpoint)
+    photos = verification_samples(TASKS[task.task], preprocessing, config.data, config.checkpoint)
     licence_file = find_licence(record, config.checkpoint, config.licence)
     content = BundleContent(
         name=config.bundle_name,
@@ -146,7 +147,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         max_batch=task.max_batch,
         licence_file=licence_file,
     )
-    blank = np.zeros((1, 3, *input_axes(preprocessing)), np.float32)
+    blank = np.zeros((1, 3, *preprocessing.input_axes), np.float32)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
     int8 = int8_maker(config, content, shapes, console, command)
     exporter = Exporter(config=config, task=task, photos=photos, int8=int8, console=console, command=command)
@@ -201,7 +202,7 @@ class Exporter:
             VerificationError: its numbers do not hold; a folder that reproduces it is left.
         """
         task, path, meter = self.task, directory / file_name(precision), CostMeter()
-        size = " x ".join(map(str, input_axes(task.preprocessing)))
+        size = " x ".join(map(str, task.preprocessing.input_axes))
         request = GraphRequest(
             task=task,
             max_batch=self.largest or self.config.max_batch or task.max_batch,
@@ -228,10 +229,10 @@ class Exporter:
 
     def _settle(self, graph: ExportedGraph) -> None:
         """Takes note of the fp32 graph and what it can be tried on."""
-        spec, wanted = self.task.preprocessing, self.config.max_batch
-        first = verification_batches(spec, self.photos, 1)[0]
+        kind, spec, wanted = TASKS[self.task.task], self.task.preprocessing, self.config.max_batch
+        first = verification_batches(kind, spec, self.photos, 1)[0]
         self.largest = wanted or affordable_batch(graph, first, self.task.max_batch, self.console)
-        self.batches = verification_batches(spec, self.photos, self.largest)
+        self.batches = verification_batches(kind, spec, self.photos, self.largest)
         self.float32 = graph
 
     def _failure(

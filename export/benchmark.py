@@ -57,7 +57,6 @@ from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
 from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
-from export.verification.inputs import graph_input
 from export.verification.samples import verification_samples
 
 BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
@@ -115,15 +114,15 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         trusted=config.trust_engine_code,
     )
     count = min(max(plan.batch_sizes), config.samples)
-    samples = verification_samples(bundle.manifest.preprocessing, data, None, count)
+    task, spec = task_of(bundle.manifest), bundle.manifest.preprocessing
+    samples = verification_samples(task, spec, data, None, count)
     facts, load = machine_facts(config.threads), load_average()
     with (
         tempfile.TemporaryDirectory() as temporary,
         pinned(config.threads) as cores,
         Progress(console=console, transient=True, auto_refresh=False) as progress,  # a thread of its own takes time
     ):
-        inputs = [graph_input(sample, bundle.manifest.preprocessing) for sample in samples.images]
-        np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
+        np.save(Path(temporary) / INPUTS_NAME, np.stack(samples.inputs(task, spec, 0, count)))
         bar = progress.add_task("", total=steps(combinations, plan))
 
         def on_step(what: str, advance: int) -> None:

@@ -30,13 +30,13 @@ from rich.console import Console
 
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest, input_axes
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
@@ -113,8 +113,9 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     if config.data is not None:
         data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
     spec = reference.manifest.preprocessing
-    samples = verification_samples(spec, config.data, config.checkpoint)
-    batches = verification_batches(spec, samples, bundle.manifest.input.max_batch)
+    medium = task_of(bundle.manifest)
+    samples = verification_samples(medium, spec, config.data, config.checkpoint)
+    batches = verification_batches(medium, spec, samples, bundle.manifest.input.max_batch)
     traced, right = None, onnx.load(checked_path(bundle, None))
     if task is not None:
         with console.status("Tracing the checkpoint's model ..."):
@@ -235,7 +236,7 @@ def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[Expo
         VerificationError: it lacks a value that the verification looks at.
     """
     fresh = export_graph(
-        task.wrapper, input_axes(task.preprocessing), manifest.input.max_batch, (*task.outputs, *task.probes)
+        task.wrapper, task.preprocessing.input_axes, manifest.input.max_batch, (*task.outputs, *task.probes)
     )
     try:
         model = onnx.load(path)

@@ -29,7 +29,7 @@ from convmae_deploy.bundle.manifest import (
     Word,
 )
 from convmae_deploy.checkpoints.pth_file import is_plain
-from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
+from convmae_deploy.checkpoints.resizing import resize_positions, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory, open_regular, read_json
 from convmae_deploy.models.classifier import (
@@ -410,7 +410,7 @@ def resized(
     if preprocessing is None and record.kind == "detection":
         preprocessing = Letterbox(size=image_size)
     elif preprocessing is not None:
-        preprocessing = resize_preprocessing(preprocessing, image_size)
+        preprocessing = preprocessing.with_input_size(image_size)
     return record.model_copy(update={"model": model, "preprocessing": preprocessing}), tensors
 
 

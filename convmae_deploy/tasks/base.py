@@ -104,6 +104,8 @@ class Predictor(ABC):
     GIVES_LISTS: ClassVar[bool] = False
     # Whether one photo or video makes many rows (windows, views), so that a server runs each for itself, in parts.
     ONE_BY_ONE: ClassVar[bool] = False
+    # where this package does for one photo or video what clients of the bare graph must do first
+    PREPROCESSED_BY: ClassVar[str] = "preprocess.preprocess(photo, spec)` does it for one RGB photo."
     OUTPUT_WORDS: ClassVar[Mapping[str, str]] = {}  # what clients of the bare graph must know of an output
     CLIENT_STEPS: ClassVar[str] = "Ask only for the outputs that you need."  # what they do with the outputs
 
@@ -187,7 +189,23 @@ class Predictor(ABC):
             if wanted is not None and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise BundleError(f"{name} must be {wanted.dtype} {wanted.shape}, found {found.dtype} {found.shape}")
 
+    @classmethod
     @abstractmethod
+    def pixels(cls, picture: Image.Image, spec: Any) -> FloatArray:
+        """An RGB photo as the graph takes it, or a frame of a clip.
+
+        Args:
+            picture: of any size.
+            spec: of the kind in `PREPROCESSING`.
+
+        Returns:
+            (3, H, W).
+        """
+
+    def preprocess(self, picture: Image.Image) -> FloatArray:
+        """`pixels` with this model's numbers."""
+        return self.pixels(picture, self.manifest.preprocessing)
+
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """Makes of a photo or a video what `interpret` runs.
 
@@ -198,6 +216,8 @@ class Predictor(ABC):
         Raises:
             ConvMAEError: it cannot be read.
         """
+        photo = open_photo(source)
+        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
     @abstractmethod
     def interpret(

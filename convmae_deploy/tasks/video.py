@@ -32,6 +32,7 @@ class VideoFeatures(FeaturePredictor):
 
     MEDIUM = "video"
     PREPROCESSING = ClipPreprocessing
+    PREPROCESSED_BY = "clips.read_clips(path, spec)` does it for one video file."
     ONE_BY_ONE = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views", "frame_sampling_rate", "levels")
 

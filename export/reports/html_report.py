@@ -11,7 +11,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from convmae_deploy.bundle.manifest import OutputNumerics, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import OutputNumerics
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import task_of
 from export.reports.outcomes import counted, not_run, task_cells, verdict, worst_excess, worst_snr

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.bundle.manifest import NumericsReport
+from convmae_deploy.bundle.numerics import NumericsReport
 from export.verification.verify_runs import Outcome, Results, TaskOutcome
 
 

@@ -12,7 +12,8 @@ import torch
 from torchvision.ops import box_iou
 
 from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import NumericsReport, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import NumericsReport
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
 from export.runtimes.runners import Runner
 from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_image

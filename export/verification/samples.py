@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from convmae_deploy.files import read_json
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.tasks.preprocess import preprocess
 from convmae_deploy.terminal import Terminal
@@ -44,12 +45,17 @@ class Samples:
     name: str  # one of PICTURES: "photos", or "made pictures" for those of `made_photos`; of videos likewise
     images: Sequence[Image.Image | FloatArray]  # photos, or clips (3, T, H, W) as the graph takes them
 
+    def inputs(self, task: type[Predictor], spec: AnyPreprocessing, start: int, end: int) -> list[FloatArray]:
+        """Some of them as the graph of a task takes them, (3, H, W) or (3, T, H, W)."""
+        chosen = self.images[start:end]
+        return [each if isinstance(each, np.ndarray) else task.pixels(each, spec) for each in chosen]
+
 
 def verification_samples(
-    spec: AnyPreprocessing, data: Path | None, run: Path | None, count: int | None = None
+    task: type[Predictor], spec: Any, data: Path | None, run: Path | None, count: int | None = None
 ) -> Samples:
     """What a model is for; see `verification_photos` and `verification_clips`, whose arguments these are."""
-    if isinstance(spec, ClipPreprocessing):
+    if task.MEDIUM == "video":
         return verification_clips(spec, data, run, count or CLIPS)
     return verification_photos(data, run, count or PHOTOS)
 

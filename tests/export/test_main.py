@@ -16,6 +16,7 @@ from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import ExportedGraph
@@ -146,9 +147,9 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     Image.new("RGB", (120, 80), (9, 8, 7)).save(tmp_path / "photos" / "a.png")
     seen: list[int] = []
 
-    def spy(spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
+    def spy(task: type[Predictor], spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
         seen.append(np.asarray(photos.images[0])[0, 0, 0])
-        return verification_batches(spec, photos, largest)
+        return verification_batches(task, spec, photos, largest)
 
     monkeypatch.setattr(program, "verification_batches", spy)
     assert export(checkpoint, tmp_path / "mine", "--data", str(tmp_path / "photos")) == 0

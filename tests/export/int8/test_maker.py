@@ -18,9 +18,9 @@ from convmae_deploy.bundle.manifest import (
     Licence,
     Manifest,
     OutputSpec,
-    Quantisation,
     standard_preprocessing,
 )
+from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS, Classifier
@@ -30,7 +30,6 @@ from export.int8.maker import Int8Maker, Int8Options, Metric
 from export.int8.quantisation import quantise
 from export.runtimes.runners import open_graph
 from export.verification.elementwise import VerificationError
-from export.verification.inputs import graph_input
 from export.verification.samples import made_photos
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
 from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
@@ -85,7 +84,7 @@ def test_the_layer_made_bad_goes_back_to_fp32_and_no_other(
     graph: ExportedGraph, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = ExportedGraph(with_outlier(graph), graph.program, graph.outputs)
-    images = [graph_input(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(4)]
+    images = [Classifier.pixels(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(4)]
     model, layers, ranges = prepared(broken.model)
     others = [layer for layer in layers if layer.name != BAD]
     everything, without = (closeness(model, quantise(model, chosen, ranges), images) for chosen in (layers, others))

@@ -152,7 +152,7 @@ def test_a_broken_layer_fails_in_its_own_tier(
     (bias,) = [tensor for tensor in broken.model.graph.initializer if tensor.name == name]
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
-    batches = verification_batches(task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
+    batches = verification_batches(Detector, task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
     candidate = TracedFile(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runtime="onnxruntime")
     verification = task.verify(candidate, batches)
     elementwise = {failure.output for failure in verification.failures} - {"detections"}
