@@ -38,7 +38,7 @@ from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
 from export.graphs.to_onnx import without_outputs
-from export.packaging import BundleContent, describe_file, write_manifest
+from export.packaging import BundleContent, describe_file, unmade_manifest, write_manifest
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
 from export.tasks.base import ExportTask
@@ -179,7 +179,7 @@ def write_random_bundle(
         max_batch=max_batch,
         licence_file=None,
     )
-    int8 = int8_maker(config, content, shapes, Console(stderr=True), COMMAND)
+    int8 = int8_maker(config, unmade_manifest(content, shapes), Console(stderr=True), COMMAND)
     request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32, int8=int8)
     with atomic_directory(out) as directory:
         files = {}

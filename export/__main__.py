@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision
+from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create
 from convmae_deploy.models.convmae import check_image_size
@@ -31,7 +31,7 @@ from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
-from export.graphs.to_onnx import OPSET, ExportedGraph, without_outputs
+from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
@@ -39,7 +39,7 @@ from export.packaging import (
     check_with_runtime,
     describe_file,
     find_licence,
-    manifest_of,
+    unmade_manifest,
     write_manifest,
 )
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
@@ -149,7 +149,9 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     )
     blank = np.zeros((1, 3, *preprocessing.input_axes), np.float32)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
-    int8 = int8_maker(config, content, shapes, console, command)
+    planned = replace(content, max_batch=config.max_batch or task.max_batch)
+    manifest = unmade_manifest(planned, shapes)  # what it refuses, it refuses before minutes of work
+    int8 = int8_maker(config, manifest, console, command)
     exporter = Exporter(config=config, task=task, photos=photos, int8=int8, console=console, command=command)
     with atomic_directory(config.out) as directory:
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
@@ -160,19 +162,11 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     return written
 
 
-def int8_maker(
-    config: ExportConfig,
-    content: BundleContent,
-    shapes: dict[str, tuple[int, ...]],
-    console: Console,
-    command: Sequence[str],
-) -> Int8Maker | None:
+def int8_maker(config: ExportConfig, manifest: Manifest, console: Console, command: Sequence[str]) -> Int8Maker | None:
     """What makes the int8 graph, whose data are looked at before minutes of work; None: none is wanted."""
     if config.calibrate is None:
         return None
     options = Int8Options(calibrate=config.calibrate, max_drop=config.max_drop, data=config.data)
-    unmade = {file_name("int8"): BundleFile(sha256="0" * 64, bytes=1, precision="int8", opset=OPSET)}
-    manifest = manifest_of(content, shapes=shapes, files=unmade, licence=content.record.licence)
     return Int8Maker(manifest, options, console, failed=failed_folder(config), command=command)
 
 

@@ -100,9 +100,12 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     """
     if not (config.bundle / MANIFEST_NAME).is_file():
         raise ConvMAEError(f"a bundle is a folder with a {MANIFEST_NAME}; found none at {config.bundle}")
-    for path in (config.failed, config.report):
-        if path is not None:
-            check_can_create(path)
+    try:
+        check_can_create(config.failed)
+    except ConvMAEError as error:
+        raise ConvMAEError(f"{error} for what reproduces a failure, with --out FOLDER") from None
+    if config.report is not None:
+        check_can_create(config.report)
     bundle = load_bundle(config.bundle)
     if bundle.graph()[1].precision != "fp32":
         raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")

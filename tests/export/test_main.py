@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import ConvMAEClassifier
@@ -21,6 +21,7 @@ from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence
+from export.precisions import GRAPHS
 from export.verification.inputs import Batch, verification_batches
 from export.verification.samples import Samples, made_photos
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
@@ -94,6 +95,18 @@ def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classi
         e4 = classifier.encoder(torch.from_numpy(pixels))[3].numpy()
     np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
     np.testing.assert_allclose(found["e4"], e4, atol=1e-4)
+
+
+def test_a_manifest_that_would_be_invalid_is_a_sentence_before_anything_is_exported(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(GRAPHS, "fp32", lambda request: pytest.fail("it exports"))
+    record, state = read_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "checkpoint", state, record.model_copy(update={"category_ids": (1,)}))
+    assert export(tmp_path / "checkpoint", tmp_path / "mine") == 2
+    error = capsys.readouterr().err
+    assert "manifest would not be valid: category_ids must be one for each of" in error and error.count("\n") == 1
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reproducer(
