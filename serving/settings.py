@@ -5,11 +5,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from convmae_deploy.backends.base import ComputePrecision, Device, PerformanceHint
 from convmae_deploy.backends.runtimes import RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
@@ -48,7 +49,7 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Device = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
     )
     runtime: RuntimeName = Field(
@@ -66,10 +67,10 @@ class Settings(BaseSettings):
         ge=1,
         description="On a GPU: photos run together, of one request or several; by default as many as the model takes.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: ComputePrecision = Field(
         default="fp32", description="With OpenVINO: `bf16` is faster where the CPU has it, and less exact."
     )
-    hint: Literal["throughput", "latency"] = Field(
+    hint: PerformanceHint = Field(
         default="throughput",
         description="With OpenVINO: `throughput` runs requests side by side, `latency` each with all threads.",
     )

@@ -10,7 +10,7 @@ import pytest
 
 from convmae_deploy.tasks.clips import ClipViews
 from convmae_deploy.tasks.video import VideoClassifier
-from tests.bundle_factory import make_bundle, make_video_bundle
+from tests.bundle_factory import make_bundle, make_video_bundle, open_as
 from tests.media.photo_files import photo
 from tests.test_cli import convmae
 from tests.video_files import make_video
@@ -35,7 +35,7 @@ def videos(tmp_path: Path) -> Path:
 def test_a_video_s_classes_are_those_of_the_predictor_with_as_many_views(
     bundle: Path, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files, predictor = [videos / "b.mp4", videos / "deeper" / "a.webm"], VideoClassifier.open(bundle, device="cpu")
+    files, predictor = [videos / "b.mp4", videos / "deeper" / "a.webm"], open_as(VideoClassifier, bundle, device="cpu")
     answers = []
     for flags, views in (
         ((), ClipViews()),
@@ -80,7 +80,7 @@ def test_features_of_a_folder_are_those_of_its_videos(
     bundle: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: int
 ) -> None:
     (videos / "aa.mp4").write_bytes(b"hello")
-    out, predictor = tmp_path / "x.npz", VideoClassifier.open(bundle, device="cpu")
+    out, predictor = tmp_path / "x.npz", open_as(VideoClassifier, bundle, device="cpu")
     levels = ("pooled", "pooled_frames", "e2") if views == 1 else ("pooled",)
     flags = ("--temporal-views", str(views)) if views > 1 else ()
     assert convmae("features", bundle, videos, "--out", out, "--levels", *levels, *flags, "--device", "cpu") == 0

@@ -108,18 +108,15 @@ class CheckpointRecord(BaseModel):
     )  # data, command, seed, metrics, source file, ...
 
 
-def save_checkpoint(
-    directory: Path, state: dict[str, Tensor], record: CheckpointRecord, *, replace_existing: bool = False
-) -> None:
+def save_checkpoint(directory: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
     """Writes a checkpoint folder; a reader finds all of it or none.
 
     Args:
-        directory: where to.
+        directory: where to; must not exist.
         state: the state dict; tensors are copied to contiguous CPU memory.
         record: what the weights are.
-        replace_existing: whether a folder that is there may be replaced.
     """
-    with atomic_directory(directory, replace=replace_existing) as temporary:
+    with atomic_directory(directory) as temporary:
         write_checkpoint_files(temporary, state, record)
 
 

@@ -4,16 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from convmae_deploy.backends.base import Backend, Device, FloatArray, Outputs
-from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
+from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
@@ -121,32 +120,6 @@ class Predictor(ABC):
         self.check_task(bundle)
         self.manifest: Manifest = bundle.manifest
         self.backend = backend
-
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: Device = "auto",
-        threads: int | None = None,
-        options: RuntimeOptions = DEFAULT_RUNTIME,
-    ) -> Self:
-        """Loads a bundle of this task and starts its graph; `convmae_deploy.tasks.open_predictor` takes any task.
-
-        Args:
-            path: the bundle's folder.
-            device: where to run; "auto" prefers a GPU that works.
-            threads: CPU threads for one run; None leaves the number to the backend.
-            options: what runs the graph.
-
-        Raises:
-            ConvMAEError: the bundle is not in order or for another task, or the runtime or the device does not
-                start.
-        """
-        bundle = read_bundle(path)
-        cls.check_task(bundle)
-        cls.check_manifest(bundle.manifest)
-        return cls(bundle, start_backend(bundle, device=device, threads=threads, options=options))
 
     @classmethod
     def check_task(cls, bundle: Bundle) -> None:

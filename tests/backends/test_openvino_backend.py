@@ -34,6 +34,7 @@ from tests.bundle_factory import (
     make_detection_bundle,
     make_segmentation_bundle,
     make_video_bundle,
+    open_as,
     write_manifest,
 )
 from tests.conftest import GiveOpenVino, ask_openvino
@@ -120,7 +121,7 @@ def test_photos_and_videos_get_the_same_answers(bundles: dict[str, Bundle]) -> N
             ours, theirs = found.classify([image])[0], expected.classify([image])[0]
             assert [entry.label for entry in ours] == [entry.label for entry in theirs]
             assert [entry.score for entry in ours] == pytest.approx([entry.score for entry in theirs], abs=1e-5)
-            assert Classifier.open(bundle.path, options=OPENVINO).backend.name == "openvino fp32"
+            assert open_as(Classifier, bundle.path, options=OPENVINO).backend.name == "openvino fp32"
         elif isinstance(found, Detector) and isinstance(expected, Detector):
             objects, others = found.detect([image], threshold=0)[0], expected.detect([image], threshold=0)[0]
             assert [item.label for item in objects] == [item.label for item in others] and objects

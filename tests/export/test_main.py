@@ -24,6 +24,7 @@ from export.packaging import find_licence
 from export.precisions import GRAPHS
 from export.verification.inputs import Batch, verification_batches
 from export.verification.samples import Samples, made_photos
+from tests.bundle_factory import open_as
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
 from tests.export.verification.test_divergence import transpose_weight
 
@@ -87,7 +88,7 @@ def test_the_manifest_says_what_the_model_is_and_where_it_came_from(bundle: Path
 
 
 def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classifier: ConvMAEClassifier) -> None:
-    predictor = Classifier.open(bundle, device="cpu")
+    predictor = open_as(Classifier, bundle, device="cpu")
     pixels = np.stack([predictor.preprocess(photo) for photo in made_photos(MAX_BATCH + 1)])
     found = predictor.run(pixels, ("logits", "e4"))
     with torch.inference_mode():

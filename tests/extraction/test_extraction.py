@@ -8,13 +8,13 @@ from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.media.images import ImageError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.tasks.classification import Classifier
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import make_bundle, open_as
 from tests.media.photo_files import photo
 
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return Classifier.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
+    return open_as(Classifier, make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
 
 
 def photos_in(folder: Path, count: int, *, bad: tuple[int, ...] = ()) -> list[Path]:

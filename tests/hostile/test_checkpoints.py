@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints import CheckpointRecord, import_original, load_classifier, save_checkpoint
+from convmae_deploy.checkpoints.native import write_checkpoint_files
 from convmae_deploy.models import ConvMAEConfig
 from convmae_deploy.models.classifier import build_classifier
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
@@ -291,6 +292,6 @@ def test_weights_that_are_no_numbers_are_said_with_their_name(checkpoint: Path, 
     state = build_classifier(CONFIG, num_classes=3).state_dict()
     state["head.weight"][1, 2] = value
     record = CheckpointRecord(kind="classification", variant="custom", model=CONFIG, classes=("a", "b", "c"))
-    save_checkpoint(checkpoint, state, record, replace_existing=True)
+    write_checkpoint_files(checkpoint, state, record)
     sentence = refused(bounded(load, str(checkpoint), memory=800 * MEGABYTE))
     assert sentence.startswith(f"the checkpoint holds {word} in head.weight of ")

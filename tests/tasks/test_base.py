@@ -15,7 +15,13 @@ from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
-from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
+from tests.bundle_factory import (
+    make_bundle,
+    make_detection_bundle,
+    make_segmentation_bundle,
+    make_video_bundle,
+    open_as,
+)
 from tests.media.photo_files import photo
 
 LEVELS = ("pooled", "e1", "e2", "e3", "e4")
@@ -28,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(bundle: Path) -> Classifier:
-    return Classifier.open(bundle, device="cpu", threads=1)
+    return open_as(Classifier, bundle, device="cpu", threads=1)
 
 
 def batch_of(count: int) -> NDArray[np.float32]:
@@ -147,7 +153,7 @@ def test_less_than_one_class_is_refused(predictor: Classifier) -> None:
 def test_a_bundle_of_another_task_does_not_classify(tmp_path: Path) -> None:
     other = make_video_bundle(tmp_path)
     with pytest.raises(ConvMAEError, match="motion is a video-classification model; give a classification bundle"):
-        Classifier.open(other, device="cpu")
+        open_as(Classifier, other, device="cpu")
 
 
 def test_what_a_bundle_is_opened_with_follows_from_its_task(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import ModelOutputError
 from convmae_deploy.tasks.detection import Detector, coco_result, find_detections
-from tests.bundle_factory import OBJECTS, make_bundle, make_detection_bundle
+from tests.bundle_factory import OBJECTS, make_bundle, make_detection_bundle, open_as
 
 PHOTO = Image.new("RGB", (192, 64), (200, 190, 180))  # becomes 96 x 32 of the input of 96 x 64
 SPEC = Letterbox(size=(64, 96))
@@ -85,7 +85,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(bundle: Path) -> Detector:
-    return Detector.open(bundle, device="cpu", threads=1)
+    return open_as(Detector, bundle, device="cpu", threads=1)
 
 
 class ChangedBackend:
@@ -144,7 +144,7 @@ def test_the_threshold_leaves_out_what_is_less_sure(detector: Detector) -> None:
 
 
 def test_a_suppression_that_did_not_end_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    detector = Detector.open(make_detection_bundle(tmp_path, converged=False), device="cpu")
+    detector = open_as(Detector, make_detection_bundle(tmp_path, converged=False), device="cpu")
     assert len(detector.detect([PHOTO])[0]) == 2
     assert "boxes may have left boxes that overlap" in caplog.text
 
@@ -160,4 +160,4 @@ def test_an_answer_out_of_range_is_not_blamed_on_the_input(
 
 def test_a_classifier_does_not_detect(tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match="tiny is a classification model; give a detection bundle"):
-        Detector.open(make_bundle(tmp_path))
+        open_as(Detector, make_bundle(tmp_path))

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from convmae_deploy.tasks.segmentation import Segmenter
-from tests.bundle_factory import make_segmentation_bundle
+from tests.bundle_factory import make_segmentation_bundle, open_as
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(bundle: Path) -> Segmenter:
-    return Segmenter.open(bundle, device="cpu", threads=1)
+    return open_as(Segmenter, bundle, device="cpu", threads=1)
 
 
 def random_photo(height: int, width: int) -> Image.Image:

@@ -12,7 +12,7 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
 from convmae_deploy.tasks.postprocess import Prediction, scores
 from convmae_deploy.tasks.video import VideoClassifier, with_views
-from tests.bundle_factory import make_video_bundle
+from tests.bundle_factory import make_video_bundle, open_as
 from tests.media.photo_files import encode, photo
 from tests.tasks.test_base import RecordingBackend
 from tests.video_files import make_video
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(bundle: Path) -> VideoClassifier:
-    return VideoClassifier.open(bundle, device="cpu", threads=1)
+    return open_as(VideoClassifier, bundle, device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,22 +17,18 @@ from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_c
 from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from tests.photo_folders import make_photo_folder
 from tests.processes import RunProcesses
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from tests.waiting import PATIENCE_SECONDS, wait_until
 from training import finetune as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,13 @@ from tests.recorded_pretraining import needs_recorded_passes, pass_tensor, refer
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from training import linprobe as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(32, 32)
 )
 DECODER = PretrainingConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
 TOLERANCE = 1e-5
 POOLINGS: list[tuple[str, GlobalPool]] = [("globalpool", "avg"), ("firsttoken", "token")]
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -26,17 +26,13 @@ from tests.processes import RunProcesses
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number, stop_after
 from training import pretrain as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
 # Losses of 20 updates of TEST_MODEL in fp32, one an epoch; made by the run of the test below on an x86-64 CPU.
 GOLDEN = ROOT / "tests" / "fixtures" / "pretraining_losses.txt"
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -23,19 +23,15 @@ from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_fo
 from convmae_deploy.engine.segmentation import EvaluationSegmentation, evaluate_segmenter
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
 from tests.processes import RunProcesses
 from tests.segmentation_folders import CLASSES, make_segmentation_folder
 from tests.training_runs import check_resuming, flags_of, lines_of
 from training import segment as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(embed_dims=(8, 12, 16), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2)
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,13 @@ from tests.video_folders import make_motion_folder
 from training import video_finetune as program
 from training import video_pretrain, video_test
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
 PLAIN = AugmentationConfig(
     crop_scale=(0.9, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
 )
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from export.int8.quantisation import quantise
 from export.runtimes.runners import open_graph
 from export.verification.elementwise import VerificationError
 from export.verification.samples import made_photos
+from tests.bundle_factory import open_as
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
 from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
 
@@ -169,7 +170,7 @@ def test_the_program_writes_an_int8_file_that_a_predictor_runs(
     assert file.numerics is not None and file.numerics.passed
     assert all(row.snr_db is not None and row.snr_db < 60 for row in file.numerics.outputs.values())
     assert file.quantisation.layers == 22 and str(photos.parent) not in bundle.manifest.model_dump_json()
-    predictor = Classifier.open(out, device="cpu", options=RuntimeOptions(file="model.int8.onnx"))
+    predictor = open_as(Classifier, out, device="cpu", options=RuntimeOptions(file="model.int8.onnx"))
     image = np.zeros((1, 3, *SIZE), np.float32)
     assert set(predictor.run(image, CLASSIFIER_OUTPUTS)) == set(CLASSIFIER_OUTPUTS)
 

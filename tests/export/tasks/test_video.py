@@ -23,6 +23,7 @@ from export.__main__ import ExportConfig, export_bundle
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.tasks import open_task
 from export.verification.elementwise import VerificationError
+from tests.bundle_factory import open_as
 from tests.export.conftest import copy_of
 from tests.video_files import make_video
 from tests.video_packs import ASL20, MOTION8, needs_asl20, needs_motion8
@@ -134,7 +135,7 @@ def test_clips_of_real_videos_take_part_in_the_verification(
 
 @needs_asl20
 def test_a_real_video_gets_pytorch_s_classes(bundle: Path, model: ConvMAEClassifier) -> None:
-    predictor, views = VideoClassifier.open(bundle, device="cpu"), ClipViews(temporal=5, spatial=3)
+    predictor, views = open_as(VideoClassifier, bundle, device="cpu"), ClipViews(temporal=5, spatial=3)
     video = find_videos([ASL20])[0]
     with torch.inference_mode():
         logits = model(torch.from_numpy(read_clips(video, predictor.sampling, views=views))).numpy()
