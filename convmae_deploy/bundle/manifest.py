@@ -107,8 +107,8 @@ class _Cropped(_Normalised):
 
     def cropping_step(self, what: str) -> str:
         """The step that photos and frames have in common."""
-        covering = f"so that it covers {_pixels(self.resize)}, and cut out the centre, {_side_by_side(self.crop)}"
-        return f"Resize {what} {_resizing(self.interpolation)}, {covering} (height x width)."
+        covering = f"so that it covers {_in_words(self.resize)} pixels, and cut out the centre"
+        return f"Resize {what} {_resizing(self.interpolation)}, {covering}, {_in_words(self.crop)}."
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -185,8 +185,8 @@ class Letterbox(_Normalised):
     def shaping_steps(self) -> list[str]:
         return [
             UPRIGHT,
-            f"Resize it {_resizing(self.interpolation)}, so that it just fits into {_pixels(self.size)}, and put it "
-            f"into the top left corner of a picture of that size whose levels are {self.fill}.",
+            f"Resize it {_resizing(self.interpolation)}, so that it just fits into {_in_words(self.size)} pixels, and "
+            f"put it into the top left corner of a picture of that size whose levels are {self.fill}.",
         ]
 
 
@@ -228,9 +228,9 @@ class SlidingWindow(_Normalised):
             steps.append(f"Resize it {resizing}, to a short side of {self.short_side} pixels{limit}.")
         return [
             *steps,
-            f"Cut it into windows of {_pixels(self.window)}, one every {_pixels(self.stride)}, the last ones ending "
-            "with the photo. A photo smaller than a window is padded right and below; the padding is 0 after the next "
-            "step.",
+            f"Cut it into windows of {_in_words(self.window)} pixels, one every {_in_words(self.stride)} pixels, the "
+            "last ones ending with the photo. A photo smaller than a window is padded right and below; the padding is 0 "
+            "after the next step.",
         ]
 
     @model_validator(mode="after")
@@ -266,8 +266,8 @@ def _side_by_side(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _pixels(size: Size) -> str:
-    return f"{_side_by_side(size)} pixels (height x width)"
+def _in_words(size: Size) -> str:
+    return f"{_side_by_side(size)} (height x width)"
 
 
 def _numbers(values: tuple[float, ...]) -> str:
