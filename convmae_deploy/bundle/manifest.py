@@ -229,8 +229,8 @@ class SlidingWindow(_Normalised):
         return [
             *steps,
             f"Cut it into windows of {_in_words(self.window)} pixels, one every {_in_words(self.stride)} pixels, the "
-            "last ones ending with the photo. A photo smaller than a window is padded right and below; the padding is 0 "
-            "after the next step.",
+            "last ones ending with the photo. A photo smaller than a window is padded right and below; the padding is "
+            "0 after the next step.",
         ]
 
     @model_validator(mode="after")
