@@ -7,7 +7,6 @@ import copy
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray, Outputs
-from convmae_deploy.bundle.manifest import Manifest, SlidingWindow, standard_windows
+from convmae_deploy.bundle.manifest import Manifest, standard_windows
 from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
@@ -28,13 +27,7 @@ from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.segmentation import Segmenter
 from export.graphs.pooling import replace_adaptive_pooling
-from export.tasks.base import (
-    ExportTask,
-    TaskExport,
-    elementwise_problem,
-    verify_elementwise,
-    wrong_preprocessing,
-)
+from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
 
 
@@ -57,9 +50,6 @@ class SegmenterGraph(nn.Module):
 
 def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportTask:
     """A segmenter; the reference keeps PyTorch's own adaptive pooling."""
-    preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
-    if not isinstance(preprocessing, SlidingWindow):
-        raise wrong_preprocessing("a segmenter", SlidingWindow)
 
     @torch.inference_mode()
     def reference(images: FloatArray) -> Outputs:
@@ -72,9 +62,7 @@ def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportT
         outputs=("logits",),
         reference=reference,
         record=record,
-        preprocessing=preprocessing,
-        verify=partial(verify_elementwise, reference, ("logits",)),
-        check=elementwise_problem,
+        preprocessing=own_preprocessing("segmentation", record, standard_windows(record.model.image_size, None)),
     )
 
 
