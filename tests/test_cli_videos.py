@@ -10,7 +10,7 @@ import pytest
 
 from convmae_deploy.tasks.clips import ClipViews
 from convmae_deploy.tasks.video import VideoClassifier
-from tests.bundle_factory import make_bundle, make_video_bundle, open_as
+from tests.bundle_factory import make_bundle, make_video_bundle, open_as, options_of
 from tests.media.photo_files import photo
 from tests.test_cli import convmae
 from tests.video_files import make_video
@@ -45,7 +45,7 @@ def test_a_video_s_classes_are_those_of_the_predictor_with_as_many_views(
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [line["file"] for line in lines] == [str(file) for file in files]
         for line, file in zip(lines, files, strict=True):
-            expected = predictor.classify(file, views=views, top_k=2)
+            expected = predictor(file, **options_of(views), top_k=2)
             assert line["predictions"] == [{"label": item.label, "score": item.score} for item in expected]
         answers.append(lines)
     assert answers[0] != answers[1]
@@ -91,7 +91,7 @@ def test_features_of_a_folder_are_those_of_its_videos(
     with np.load(out) as found:
         assert found["files"].tolist() == [str(file) for file in files]
         for row, file in enumerate(files):
-            expected = predictor.features(file, levels, views=ClipViews(temporal=views))
+            expected = predictor(file, levels=levels, **options_of(ClipViews(temporal=views)))
             for level, values in expected.items():
                 np.testing.assert_allclose(found[level][row], values, rtol=1e-5, atol=1e-5)
 

@@ -89,9 +89,9 @@ def load_initial_pretraining(
     with TemporaryDirectory() as directory:
         imported = Path(directory) / "imported"
         report = import_original(path, imported, image_size=image_size)
-        if report.source_kind != "pretraining":
+        if report.keys.kind != "pretraining":
             raise ConvMAEError(
-                f"{path} must hold a pretraining model with its decoder and holds: {report.source_kind}; give the "
+                f"{path} must hold a pretraining model with its decoder and holds: {report.keys.kind}; give the "
                 "checkpoint that a pretraining run of the authors' code wrote"
             )
         return *load_pretraining(imported), report.lines()[:-1]  # not where to

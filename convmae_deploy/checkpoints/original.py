@@ -28,8 +28,6 @@ from convmae_deploy.checkpoints.pth_file import check_plain, load_without_code
 from convmae_deploy.checkpoints.resizing import resize_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.pretraining import PretrainingConfig
 from convmae_deploy.printing import printable
 
 WRAPPERS = ("model", "state_dict", "module")
@@ -61,51 +59,48 @@ class ImportReport:
 
     source: Path
     out: Path
-    source_kind: SourceKind
-    wrapper: str  # the entry the weights stood under; "" for a bare state dict
-    left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
-    variant: str
-    config: ConvMAEConfig
-    pretraining: PretrainingConfig | None  # None unless a pretraining model was written
-    assumed: dict[str, str]  # field of `pretraining` that the file does not hold -> where its value is from
-    classes: tuple[str, ...]  # the name of each logit; none for an encoder
-    named: bool  # whether these are the file's names
-    licence: str
-    kept: int  # tensors written that come from the file
-    renamed: int  # how many of those under another name
-    reshaped: int  # how many of those were 1x1 convolutions and became matrices
+    file: OriginalFile
+    keys: ConvertedKeys
+    record: CheckpointRecord  # what was written
+    assumed: dict[str, str]  # field of the record's `pretraining` that the file does not hold -> where it is from
     cast: dict[str, int]  # dtype of the file -> number of tensors converted from it to float32
-    permuted: tuple[str, ...]  # names in the checkpoint of class scores whose background came last in the file
-    folded: tuple[str, ...]  # names in the file computed into other tensors
-    dropped: dict[str, str]  # name in the file -> reason
-    initial: dict[str, str]  # name in the checkpoint -> the value it was given and why
     resized: dict[str, str]  # name in the checkpoint -> from which grid to which
+
+    @property
+    def kept(self) -> int:
+        """How many of the tensors written come from the file."""
+        return len(self.keys.state) - len(self.keys.initial)
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Name in the file -> why it has no place in the checkpoint."""
+        return dict.fromkeys(self.file.not_tensors, "not a tensor") | self.keys.dropped
 
     def lines(self) -> list[str]:
         """The report in words, one fact a line."""
-        config = self.config
-        place = f'under "{self.wrapper}"' if self.wrapper else "unwrapped"
+        keys, config, classes = self.keys, self.record.model, self.record.classes
+        place = f'under "{self.file.wrapper}"' if self.file.wrapper else "unwrapped"
         lines = [
-            f"{self.source} is a {self.source_kind} file, weights {place}",
-            f"variant {self.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
+            f"{self.source} is a {keys.kind} file, weights {place}",
+            f"variant {self.record.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
             f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads, kernels of {config.kernel_size}",
             f"image {config.image_size[0]} x {config.image_size[1]}",
-            f"kept {self.kept} tensors, {self.renamed} of them under a new name",
+            f"kept {self.kept} tensors, {len(keys.renamed)} of them under a new name",
         ]
-        if self.reshaped:
-            lines.append(f"reshaped {self.reshaped} weights of 1x1 convolutions to matrices")
+        if keys.reshaped:
+            lines.append(f"reshaped {len(keys.reshaped)} weights of 1x1 convolutions to matrices")
         lines += [f"cast {count} tensors from {dtype} to float32" for dtype, count in self.cast.items()]
-        if self.permuted:
-            lines.append(f"moved the background in front of the classes: {', '.join(self.permuted)}")
-        if self.folded:
-            lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(self.folded)}")
+        if keys.permuted:
+            lines.append(f"moved the background in front of the classes: {', '.join(keys.permuted)}")
+        if keys.folded:
+            lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(keys.folded)}")
         lines += [f"resized {name}: {change}" for name, change in self.resized.items()]
         lines += [f"dropped {name}: {reason}" for name, reason in self.dropped.items()]
-        lines += [f"left at its initial value {name}: {value}" for name, value in self.initial.items()]
-        if self.left_behind:
-            lines.append(f"left behind: {', '.join(self.left_behind)}")
-        if self.pretraining is not None:
-            decoder = self.pretraining
+        lines += [f"left at its initial value {name}: {value}" for name, value in keys.initial.items()]
+        if self.file.left_behind:
+            lines.append(f"left behind: {', '.join(self.file.left_behind)}")
+        if self.record.pretraining is not None:
+            decoder = self.record.pretraining
             lines.append("kept the decoder and the fusion layers under their own names")
             lines.append(
                 f"decoder {decoder.decoder_width} wide, {decoder.decoder_depth} blocks, "
@@ -115,11 +110,11 @@ class ImportReport:
                 f"assumed {name} {getattr(decoder, name)}, {source}: the file does not hold it"
                 for name, source in self.assumed.items()
             ]
-        if self.named:
-            lines.append(f"classes named as in the file: {', '.join(self.classes)}")
-        elif self.classes:
-            lines.append(f"classes named {self.classes[0]} to {self.classes[-1]}: the file has no names")
-        return [*lines, f"licence of the weights: {self.licence}", f"wrote {self.out}"]
+        if classes and classes == self.file.classes:
+            lines.append(f"classes named as in the file: {', '.join(classes)}")
+        elif classes:
+            lines.append(f"classes named {classes[0]} to {classes[-1]}: the file has no names")
+        return [*lines, f"licence of the weights: {self.record.licence.name}", f"wrote {self.out}"]
 
 
 def import_original(
@@ -163,24 +158,11 @@ def import_original(
     return ImportReport(
         source=source,
         out=out,
-        source_kind=keys.kind,
-        wrapper=file.wrapper,
-        left_behind=file.left_behind,
-        variant=name,
-        config=record.model,
-        pretraining=record.pretraining,
+        file=file,
+        keys=keys,
+        record=record,
         assumed=assumed,
-        classes=record.classes,
-        licence=record.licence.name,
-        named=bool(record.classes) and record.classes == file.classes,
-        kept=len(tensors) - len(keys.initial),
-        renamed=len(keys.renamed),
-        reshaped=len(keys.reshaped),
         cast={dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes)) if dtype != "float32"},
-        permuted=keys.permuted,
-        folded=keys.folded,
-        dropped=dict.fromkeys(file.not_tensors, "not a tensor") | keys.dropped,
-        initial=keys.initial,
         resized=changes,
     )
 

@@ -223,7 +223,7 @@ class Predictor(ABC):
     def predict_each(self, sources: Sequence[Source], options: PredictOptions = NO_OPTIONS) -> list[Any]:
         """As `predict` for each of them, run together as far as the graph takes them, so that few are in memory."""
         self.check_options(options)
-        size = self.manifest.input.max_batch
+        size = 1 if self.ONE_BY_ONE else self.manifest.input.max_batch
         chunks = (sources[start : start + size] for start in range(0, len(sources), size))
         return [
             result
@@ -260,7 +260,7 @@ class Predictor(ABC):
         chosen = PredictOptions(**options)
         if isinstance(source, str | Path | bytes | Image.Image):
             return self.predict(source, chosen)
-        return [self.predict(one, chosen) for one in source]
+        return self.predict_each(source, chosen)
 
     def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
         """Refuses options that say nothing to this task, and those out of range.

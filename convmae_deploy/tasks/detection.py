@@ -104,25 +104,13 @@ class Detector(Predictor):
         self.check_options(options)
         return ObjectReport(self, options, out)
 
-    def detect(self, images: Sequence[Image.Image], *, threshold: float = DEFAULT_THRESHOLD) -> list[Detections]:
-        """The objects in each RGB photo, best first.
-
-        Where overlapping boxes may have been left, as suppression needed more rounds than the graph has, a warning
-        through the logger "convmae_deploy" says so; the other objects are as good as ever.
-
-        Args:
-            images: photos of any size.
-            threshold: the smallest score, in [0, 1].
-
-        Raises:
-            ConvMAEError: the threshold is not between 0 and 1.
-        """
-        return self.predict_each(images, PredictOptions(threshold=threshold))
-
     def interpret(
         self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
     ) -> list[Detections]:
         """The objects in each photo, best first.
+
+        Where overlapping boxes may have been left, as suppression needed more rounds than the graph has, a warning
+        through the logger "convmae_deploy" says so; the other objects are as good as ever.
 
         Raises:
             ModelOutputError: a label or the number of objects is out of range.

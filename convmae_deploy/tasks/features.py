@@ -83,24 +83,6 @@ class PhotoFeatures(FeaturePredictor):
     MEDIUM = "photo"
     PREPROCESSING = Preprocessing
 
-    def features(self, images: Sequence[Image.Image], levels: Sequence[str]) -> Features:
-        """Features of RGB photos.
-
-        Args:
-            images: photos of any size, at least one.
-            levels: names from `levels`: maps (C, H / stride, W / stride), or the pooled vector (D,).
-
-        Returns:
-            Level -> (number of photos, ...).
-
-        Raises:
-            ConvMAEError: no photo or no level is given, or a level does not exist.
-        """
-        found = self.predict_each(images, PredictOptions(levels=tuple(levels)))
-        if not found:
-            raise ConvMAEError("features need at least one image; got none")
-        return {level: np.stack([each[level] for each in found]) for level in levels}
-
 
 def feature_spec(shape: tuple[int, ...], axes: tuple[int, ...]) -> OutputSpec:
     """What a manifest says of a feature of this shape, whose strides follow from the input.

@@ -88,10 +88,6 @@ class Segmenter(Predictor):
         assert isinstance(self.manifest.preprocessing, SlidingWindow)  # `check_manifest` says so
         return self.manifest.preprocessing
 
-    def segment(self, images: Sequence[Image.Image]) -> list[Segmentation]:
-        """The labels of each RGB photo, in its own size."""
-        return [self.predict(image) for image in images]
-
 
 class AreaReport:
     """Labels of pixels: a map and a coloured picture with a legend for each photo."""

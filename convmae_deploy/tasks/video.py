@@ -3,9 +3,9 @@
 Shapes: V views of one video, T frames of a clip, H W its size, D width of the features, K classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from PIL import Image
 
@@ -14,10 +14,9 @@ from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, OutputSp
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Prepared, Report, Source
-from convmae_deploy.tasks.classification import DEFAULT_TOP_K, ClassPredictor
+from convmae_deploy.tasks.classification import ClassPredictor
 from convmae_deploy.tasks.clips import ClipViews, read_clips
-from convmae_deploy.tasks.features import POOLED, FeaturePredictor, Features
-from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction
+from convmae_deploy.tasks.features import POOLED, FeaturePredictor
 
 VIDEO_FEATURE_OUTPUTS = (POOLED, "pooled_frames", "e1", "e2", "e3", "e4")
 VIDEO_OUTPUTS = (LOGITS, *VIDEO_FEATURE_OUTPUTS)
@@ -79,24 +78,6 @@ class VideoFeatures(FeaturePredictor):
         clips = read_clips(file, self.sampling_of(options), views=views_of(options))
         return Prepared(rows=clips, size=self.sampling.crop)
 
-    def features(self, source: Source, levels: Sequence[str], *, views: ClipViews | None = None) -> Features:
-        """Features of a video.
-
-        Args:
-            source: a file, or the content of one.
-            levels: names from `levels`: maps (C, T / 2, H / stride, W / stride), `pooled_frames` (T / 2, D) or `pooled`
-                (D,), which alone is averaged over several views.
-            views: how often to look; None: once.
-
-        Returns:
-            Level -> values, without a batch axis.
-
-        Raises:
-            ConvMAEError: as `prepare`; a level does not exist, or the views do not fit.
-        """
-        found: Features = self.predict(source, with_views(views, levels=tuple(levels)))
-        return found
-
 
 class VideoClassifier(ClassPredictor, VideoFeatures):
     """Names of what a video shows, and features of it; `pooled` is what its head was trained on."""
@@ -117,30 +98,6 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
         import_av()
         return super().report(options, out)
 
-    def classify(
-        self,
-        source: Source,
-        *,
-        views: ClipViews | None = None,
-        top_k: int = DEFAULT_TOP_K,
-        function_to_apply: ScoreFunction = "softmax",
-    ) -> list[Prediction]:
-        """The best classes of a video, best first.
-
-        Args:
-            source: a file, or the content of one.
-            views: how often to look; None: once.
-            top_k: how many classes, at least 1; all when larger than their number.
-            function_to_apply: how logits become scores, which are averaged over the views.
-
-        Raises:
-            ConvMAEError: as `prepare`; or `top_k` is less than 1.
-        """
-        found: list[Prediction] = self.predict(
-            source, with_views(views, top_k=top_k, function_to_apply=function_to_apply)
-        )
-        return found
-
 
 class VideoFeatureExtractor(VideoFeatures):
     """A model of videos without a head."""
@@ -160,12 +117,6 @@ def views_of(options: PredictOptions) -> ClipViews:
     """
     temporal, spatial = (1 if count is None else count for count in (options.temporal_views, options.spatial_views))
     return ClipViews(temporal=temporal, spatial=spatial)
-
-
-def with_views(views: ClipViews | None, **options: Any) -> PredictOptions:
-    """Options of a prediction from so many views; None: one."""
-    views = views or ClipViews()
-    return PredictOptions(temporal_views=views.temporal, spatial_views=views.spatial, **options)
 
 
 def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from pycocotools import mask as run_lengths
@@ -15,8 +15,8 @@ from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.detector import ConvMAEDetector
-from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.detection import Detector, coco_result
+from convmae_deploy.tasks.base import PredictOptions, Predictor
+from convmae_deploy.tasks.detection import coco_result
 from export.graphs import static_detector
 from export.graphs.static_detector import StaticDetector
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
@@ -26,6 +26,7 @@ from export.verification.inputs import Batch
 from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, spread
 from export.verification.verify_detector import own_inference, verify_detector
 
+EVERYTHING = PredictOptions(threshold=0.0)
 SURE = 0.5  # detections of at least this score must be found by both models
 LEAST = 0.4  # what a partner of a sure one must score
 SAME_PLACE = 0.9  # least IoU of partners
@@ -89,7 +90,7 @@ class DetectedData(TaskData[list[Result]]):
     ) -> list[list[Result]]:
         """The detections of each; those of classes that the data do not have are left out."""
         predictions = []
-        for index, found in zip(indices, cast(Detector, predictor).detect(samples, threshold=0.0), strict=True):
+        for index, found in zip(indices, predictor.predict_each(samples, EVERYTHING), strict=True):
             photo = self._photo(index)
             image_id = index if photo is None else photo.id
             known = [one for one in found if one.index in self._categories]

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.segmentation import Segmenter
 from export.graphs.pooling import replace_adaptive_pooling
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
@@ -86,7 +85,7 @@ class SegmentedData(TaskData[bytes]):
 
     def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
         """The labels of each."""
-        found = cast(Segmenter, predictor).segment(samples)
+        found = predictor.predict_each(samples)
         return [zlib.compress(entry.labels.astype(np.uint16).tobytes(), level=1) for entry in found]
 
     def metrics(self, predictions: Sequence[bytes | None]) -> tuple[TaskMetric, ...]:

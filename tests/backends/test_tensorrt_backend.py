@@ -226,8 +226,8 @@ def test_a_batch_of_another_shape_is_refused(machine: Machine) -> None:
 
 def test_photos_are_classified_as_on_the_cpu(machine: Machine) -> None:
     options = RuntimeOptions(runtime="tensorrt", file="model.onnx")
-    found = open_as(Classifier, machine.bundle.path, options=options).classify([photo(seed=3)])[0]
-    expected = open_as(Classifier, machine.bundle.path, device="cpu").classify([photo(seed=3)])[0]
+    found = open_as(Classifier, machine.bundle.path, options=options)([photo(seed=3)])[0]
+    expected = open_as(Classifier, machine.bundle.path, device="cpu")([photo(seed=3)])[0]
     assert [entry.label for entry in found] == [entry.label for entry in expected]
 
 

@@ -21,7 +21,7 @@ def test_counts_equal_a_look_at_every_prediction(tmp_path: Path) -> None:
     ranks = []
     for path in sorted((photos / "val").rglob("*.png")):
         if path.read_bytes() != b"damaged":
-            predictions = predictor.classify([read_photo(path).image], top_k=7)[0]
+            predictions = predictor([read_photo(path).image], top_k=7)[0]
             ranks.append([prediction.label for prediction in predictions].index(path.parent.name))
     assert accuracy.unreadable == 1
     assert accuracy.photos.total() == len(ranks) == 20

@@ -116,7 +116,7 @@ def original_config(dense: DenseConfig) -> ConvMAEConfig:
 def test_eighty_classes_are_those_of_coco(tmp_path: Path) -> None:
     source = write_pth(tmp_path / "det.pth", {"model": detection_state(random_detector(SHARED, FPN, 80))})
     report = import_original(source, tmp_path / "out", num_heads=2)
-    assert report.classes == COCO_CLASSES and len(set(COCO_CLASSES)) == 80
+    assert report.record.classes == COCO_CLASSES and len(set(COCO_CLASSES)) == 80
     assert "classes named person to toothbrush: the file has no names" in report.lines()
 
 

@@ -73,7 +73,7 @@ def test_classes_without_usable_names_are_numbered(tmp_path: Path) -> None:
     for index, meta in enumerate(metas):
         source = write_pth(tmp_path / f"{index}.pth", mmcv_file(state, **meta))
         report = import_original(source, tmp_path / f"out{index}", num_heads=2)
-        assert report.classes == ("class 0", "class 1", "class 2")
+        assert report.record.classes == ("class 0", "class 1", "class 2")
         assert "classes named class 0 to class 2: the file has no names" in report.lines()
 
 

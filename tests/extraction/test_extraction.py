@@ -8,7 +8,7 @@ from convmae_deploy.extraction.extraction import extract_features
 from convmae_deploy.media.images import ImageError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.tasks.classification import Classifier
-from tests.bundle_factory import make_bundle, open_as
+from tests.bundle_factory import features_of, make_bundle, open_as
 from tests.media.photo_files import photo
 
 
@@ -65,7 +65,7 @@ def test_bad_files_are_told_and_the_others_keep_their_rows(
     assert told == [(file, file in good) for file in files]
     assert set(found.failures) == {files[0], files[4], files[7]}
     assert all(isinstance(error, ImageError) for error in found.failures.values())
-    expected = predictor.features([read_photo(file).image for file in good], ("pooled", "e2"))
+    expected = features_of(predictor, [read_photo(file).image for file in good], ("pooled", "e2"))
     for level, values in expected.items():
         np.testing.assert_allclose(found.features[level], values, rtol=1e-5, atol=1e-5)
         assert found.features[level].flags.c_contiguous

@@ -69,7 +69,7 @@ def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, 
     task = open_task(checkpoint, None)
     assert isinstance(task.preprocessing, SlidingWindow)
     expected = segment_photo(photo, task.preprocessing, lambda windows: task.reference(windows)["logits"])
-    found = predictor.segment([photo])[0]
+    found = predictor([photo])[0]
     assert (found.labels == expected.labels).mean() > 0.999
     assert len(np.unique(found.labels)) > 1
 

@@ -55,7 +55,7 @@ def test_top1_goes_by_the_names_of_classes_and_not_by_their_order(tmp_path: Path
     bundle = make_bundle(tmp_path / "bundle", classes=COLOURS)
     data = read_task_data(make_colours(tmp_path / "photos"), load_bundle(bundle).manifest)
     predictor = open_as(Classifier, bundle, device="cpu")
-    right = sum(predictor.classify([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
+    right = sum(predictor([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
     assert 0 < right < 36
     assert data.metrics(data.predictions(predictor)) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
 

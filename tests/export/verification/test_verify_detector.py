@@ -130,7 +130,7 @@ def test_a_bundle_carries_all_three_tiers_and_detects_what_the_model_detects(bun
     assert isinstance(predictor, Detector)
     photo = made_photos(1)[0]
     expected = task.reference(predictor.preprocess(photo)[None])
-    (found,) = predictor.detect([photo], threshold=0.0)
+    (found,) = predictor([photo], threshold=0.0)
     assert 20 < len(found) <= expected["num"][0]  # boxes in the padding are left out
     scores = np.array([detection.score for detection in found])
     assert np.abs(scores[:, None] - expected["scores"]).min(axis=1).max() < 1e-4
