@@ -120,19 +120,30 @@ def announce_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
 
 
 def read_photos(folder: Path, count: int) -> list[Image.Image]:
-    """Up to `count` photos spread evenly over those below `folder`; those that do not decode are logged and skipped.
+    """Up to `count` photos of those below `folder`; see `read_folder`."""
+    return read_folder(folder, "photo", find_photos, lambda path: read_photo(path).image, count)
+
+
+def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[FloatArray]:
+    """Clips (3, T, H, W) of up to `count` videos of those below `folder`; see `read_folder`."""
+    return read_folder(folder, "video", find_videos, lambda path: read_clips(path, spec)[0], count)
+
+
+def read_folder(
+    folder: Path, kind: str, find: Callable[[Sequence[Path]], Sequence[Path]], read: Callable[[Path], Item], count: int
+) -> list[Item]:
+    """Up to `count` files of a kind, spread evenly over those of a folder; what does not decode is logged and skipped.
 
     Raises:
         ConvMAEError: there is none.
     """
     if not folder.is_dir():
-        raise ConvMAEError(
-            f"--data must be a folder of photos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
-        )
-    photos = read_some(find_photos([folder]), count, lambda path: read_photo(path).image)
-    if not photos:
-        raise ConvMAEError(f"--data {folder} holds no readable photo; choose another folder")
-    return photos
+        found = "a file" if folder.exists() else "nothing"
+        raise ConvMAEError(f"--data must be a folder of {kind}s; found {found} at {folder}")
+    items = read_some(find([folder]), count, read)
+    if not items:
+        raise ConvMAEError(f"--data {folder} holds no readable {kind}; choose another folder")
+    return items
 
 
 def _readable_photos(folder: Path, count: int) -> list[Image.Image]:
@@ -203,22 +214,6 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, run: Path | N
             announce_run("videos", own, run)
             return Samples("videos", clips)
     return Samples("made clips", made_clips(spec, count))
-
-
-def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[FloatArray]:
-    """Clips (3, T, H, W) of up to `count` videos spread evenly over those below `folder`; unreadable ones are skipped.
-
-    Raises:
-        ConvMAEError: there is none.
-    """
-    if not folder.is_dir():
-        raise ConvMAEError(
-            f"--data must be a folder of videos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
-        )
-    clips = read_some(find_videos([folder]), count, lambda path: read_clips(path, spec)[0])
-    if not clips:
-        raise ConvMAEError(f"--data {folder} holds no readable video; choose another folder")
-    return clips
 
 
 def made_clips(spec: ClipPreprocessing, count: int) -> list[FloatArray]:
