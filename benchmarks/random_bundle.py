@@ -42,7 +42,6 @@ from export.packaging import BundleContent, describe_file, unmade_manifest, writ
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
 from export.tasks.base import ExportTask
-from export.verification.samples import Samples
 
 SEED = 0
 COMMAND = ["python", "-m", "benchmarks.random_bundle"]
@@ -163,8 +162,7 @@ def write_random_bundle(
         ConvMAEError: int8 has no folder, or there is one for nothing.
     """
     config = export_config(out, out, max_batch, precisions, calibrate)
-    nothing = Samples("made pictures", [])
-    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch, samples=nothing))
+    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch))
     model = without_outputs(float32.model, task.probes)
     shapes = {
         value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
@@ -180,7 +178,7 @@ def write_random_bundle(
         licence_file=None,
     )
     int8 = int8_maker(config, unmade_manifest(content, shapes), Console(stderr=True), COMMAND)
-    request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32, int8=int8)
+    request = GraphRequest(task=task, max_batch=max_batch, float32=float32, int8=int8)
     with atomic_directory(out) as directory:
         files = {}
         for precision in dict.fromkeys(("fp32", *precisions)):

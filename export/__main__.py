@@ -200,7 +200,6 @@ class Exporter:
         request = GraphRequest(
             task=task,
             max_batch=self.largest or self.config.max_batch or task.max_batch,
-            samples=self.photos,
             float32=self.float32,
             int8=self.int8,
         )

@@ -11,7 +11,6 @@ from export.graphs.half_precision import HalfPrecision, in_half_precision
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.int8.maker import Int8Maker
 from export.tasks.base import ExportTask
-from export.verification.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,6 @@ class GraphRequest:
 
     task: ExportTask
     max_batch: int  # largest batch that it must take
-    samples: Samples  # what the model is for, also used in the verification
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
     int8: Int8Maker | None = None  # None: no int8 graph is wanted
 
