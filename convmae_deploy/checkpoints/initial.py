@@ -8,13 +8,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from convmae_deploy.checkpoints.native import (
-    NORM_PREFIX,
-    CheckpointRecord,
-    load_encoder_state,
-    load_pretraining,
-    read_checkpoint,
-)
+from convmae_deploy.checkpoints.loading import load_encoder_state, load_pretraining
+from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, read_checkpoint
 from convmae_deploy.checkpoints.original import import_original, read_original
 from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError

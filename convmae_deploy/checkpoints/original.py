@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Licence, standard_preprocessing, standard_windows
 from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
-from convmae_deploy.checkpoints.native import KINDS, NORM_PREFIX, CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.loading import KINDS
+from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.original_configs import (
     file_grid,
     infer_config,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from convmae_deploy.bundle.manifest import Manifest
-from convmae_deploy.checkpoints.native import KINDS, read_checkpoint
+from convmae_deploy.checkpoints.loading import KINDS
+from convmae_deploy.checkpoints.native import read_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from export.tasks.base import ExportTask, TaskExport
 from export.tasks.classification import CLASSIFICATION

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, standard_preprocessing
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
+from convmae_deploy.checkpoints.loading import load_classifier
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier

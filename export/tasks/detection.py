@@ -9,7 +9,8 @@ from pycocotools import mask as run_lengths
 
 from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import Letterbox, Manifest, Precision
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_detector
+from convmae_deploy.checkpoints.loading import load_detector
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo, read_coco_split
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.manifest import Manifest, standard_windows
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
+from convmae_deploy.checkpoints.loading import load_segmenter
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError

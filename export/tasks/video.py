@@ -7,11 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Manifest, standard_clips
-from convmae_deploy.checkpoints.native import (
-    CheckpointRecord,
-    load_video_classifier,
-    load_video_feature_extractor,
-)
+from convmae_deploy.checkpoints.loading import load_video_classifier, load_video_feature_extractor
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.models.classifier import ConvMAEClassifier

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints import import_original, load_initial_encoder, save_checkpoint
 from convmae_deploy.checkpoints.coco_classes import COCO_CLASSES
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_detector
+from convmae_deploy.checkpoints.loading import load_detector
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.original_detector import background_first, infer_detector
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, build_convmae

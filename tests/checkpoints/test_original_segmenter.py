@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.checkpoints import import_original, load_initial_encoder, save_checkpoint
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
+from convmae_deploy.checkpoints.loading import load_segmenter
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, build_convmae
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter

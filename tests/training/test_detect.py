@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
-from convmae_deploy.checkpoints.native import load_detector
+from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.data.detection_augmentation import DetectionAugmentationConfig
 from convmae_deploy.engine.optimisation import build_adamw
 from convmae_deploy.errors import ConvMAEError

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
-from convmae_deploy.checkpoints.native import load_segmenter
+from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
 from convmae_deploy.engine.segmentation import EvaluationSegmentation, evaluate_segmenter

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.checkpoints.native import load_video_classifier
+from convmae_deploy.checkpoints.loading import load_video_classifier
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
+from convmae_deploy.checkpoints.loading import load_video_pretraining
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
