@@ -24,7 +24,7 @@ from rich.table import Table
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.files import atomic_directory, check_is_new
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import TASKS
@@ -133,7 +133,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         VerificationError: the numbers do not hold.
         ConvMAEError: the request cannot be carried out.
     """
-    check_output(config.out)
+    check_is_new(config.out)
     task = open_task(config.checkpoint, config.image_size, config.task)
     record, preprocessing = task.record, task.preprocessing
     photos = verification_samples(TASKS[task.task], preprocessing, config.data, config.checkpoint)
@@ -271,13 +271,6 @@ def print_costs(files: Mapping[str, BundleFile], console: Console) -> None:
             f"{cost.peak_bytes / 1e6:.0f}",
         )
     console.print(table)
-
-
-def check_output(out: Path) -> None:
-    """Raises ConvMAEError unless a folder can be made at `out`."""
-    if out.exists():
-        raise ConvMAEError(f"{out} exists already; remove it or choose another --out")
-    check_can_create(out)
 
 
 def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console: Console) -> int:

@@ -35,7 +35,7 @@ from rich.progress import Progress
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.files import atomic_directory, check_is_new
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
@@ -278,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")
     if config.out is not None:  # before minutes of work
-        if config.out.exists():
-            raise ConvMAEError(f"{config.out} exists already; remove it or choose another --out")
-        check_can_create(config.out)
+        check_is_new(config.out)
     record = run_benchmark(config, Terminal(stderr=True))
     print_record(record, Terminal())
     if config.out is not None:

@@ -110,7 +110,9 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     if bundle.graph()[1].precision != "fp32":
         raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
     combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
-    task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
+    size, task = bundle.manifest.preprocessing.input_size, None
+    if config.checkpoint is not None:
+        task = open_task(config.checkpoint, size, bundle.manifest.task)
     reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
     data = None  # before minutes of work: a mistake in them ends it all
     if config.data is not None:
@@ -197,15 +199,6 @@ def examine_all(
         data=data,
         layers=explainer.layers_of_files(outcomes, batches),
     )
-
-
-def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
-    """The checkpoint's model for the bundle's image size.
-
-    Raises:
-        ConvMAEError: it is one for another task, or cannot be opened.
-    """
-    return open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
 
 
 def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:
