@@ -260,7 +260,7 @@ class Predictor(ABC):
         chosen = PredictOptions(**options)
         if isinstance(source, str | Path | bytes | Image.Image):
             return self.predict(source, chosen)
-        return self.predict_each(source, chosen)
+        return self.predict_each(list(source), chosen)
 
     def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
         """Refuses options that say nothing to this task, and those out of range.
