@@ -33,8 +33,9 @@ def convmae_checkpoint(path: str) -> _Any:
     Raises:
         ConvMAEError: it is of videos, or damaged.
     """
-    from convmae_deploy.checkpoints.native import load_classifier, load_feature_extractor, read_checkpoint
+    from convmae_deploy.checkpoints.loading import load_classifier, load_feature_extractor
+    from convmae_deploy.checkpoints.native import read_checkpoint
 
     folder = _Path(path)
-    load = load_classifier if read_checkpoint(folder)[0].kind == "classifier" else load_feature_extractor
+    load = load_classifier if read_checkpoint(folder)[0].kind == "classification" else load_feature_extractor
     return load(folder)[0]

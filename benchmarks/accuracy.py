@@ -17,7 +17,8 @@ from rich.table import Table
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
-from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks import open_predictor
+from convmae_deploy.tasks.base import Predictor
 from export.tasks import read_task_data
 from export.tasks.classification import ClassifiedData
 
@@ -46,7 +47,7 @@ class BundleAccuracy:
         return 100 * sum(hits[key] for key in chosen) / sum(self.photos[key] for key in chosen)
 
 
-def measure(predictor: Classifier, data: Path, split: str) -> BundleAccuracy:
+def measure(predictor: Predictor, data: Path, split: str) -> BundleAccuracy:
     """Classifies every photo of a split.
 
     Raises:
@@ -69,7 +70,7 @@ def measure(predictor: Classifier, data: Path, split: str) -> BundleAccuracy:
 def main() -> None:
     """The command."""
     config = tyro.cli(AccuracyConfig, prog="python -m benchmarks.accuracy", description=AccuracyConfig.__doc__)
-    accuracy = measure(Classifier.open(config.bundle), config.data, config.split)
+    accuracy = measure(open_predictor(config.bundle), config.data, config.split)
     table = Table("class", "photos", "top-1 %", "top-5 %")
     for name, count in accuracy.photos.items():
         shares = (f"{accuracy.percent(hits, name):.1f}" for hits in (accuracy.first, accuracy.five))

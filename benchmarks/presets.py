@@ -176,7 +176,7 @@ def save_fresh_encoder(variant: Variant, out: Path) -> None:
     """Saves an encoder with fresh weights: a linear probe must start from some, whatever they are."""
     torch.manual_seed(0)
     architecture = MODELS[variant]()
-    record = CheckpointRecord(kind="encoder", variant=variant, model=architecture)
+    record = CheckpointRecord(kind="features", variant=variant, model=architecture)
     save_checkpoint(out, build_convmae(architecture).state_dict(), record)
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import onnx
 import torch
@@ -38,13 +38,10 @@ from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
 from export.graphs.to_onnx import without_outputs
-from export.packaging import BundleContent, describe_file, write_manifest
+from export.packaging import BundleContent, describe_file, unmade_manifest, write_manifest
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
 from export.tasks.base import ExportTask
-from export.verification.samples import Samples
-
-TaskName = Literal["classification", "detection", "segmentation", "video-classification"]
 
 SEED = 0
 COMMAND = ["python", "-m", "benchmarks.random_bundle"]
@@ -58,8 +55,8 @@ class RandomBundleConfig:
     """Writes a bundle with random weights."""
 
     out: Path  # the bundle to create; must not exist
-    # 1000 classes; detect: Mask R-CNN, 80 classes; segment: UperNet at 512, 150 classes; video: 16 frames, 400 classes
-    task: TaskName = "classification"
+    # 1000 classes; detection: Mask R-CNN, 80; segmentation: UperNet at 512, 150; video-classification: 16 frames, 400
+    task: str = "classification"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     max_batch: int = 32  # largest batch that the bundle takes
@@ -70,40 +67,40 @@ class RandomBundleConfig:
 
 def random_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """A classifier with 1000 classes."""
-    check_variant(variant, MODELS)
+    check_known("--variant", variant, MODELS)
     config = MODELS[variant]()
     model = build_classifier(config, num_classes=1000)
-    return model, CheckpointRecord(kind="classifier", model=config, **random_facts(variant, 1000))
+    return model, CheckpointRecord(kind="classification", model=config, **random_facts(variant, 1000))
 
 
 def random_detector(variant: str) -> tuple[ConvMAEDetector, CheckpointRecord]:
     """A Mask R-CNN with an FPN that gives 100 detections whatever it sees: ten classes are likely everywhere."""
-    check_variant(variant, DETECTOR_VARIANTS)
+    check_known("--variant", variant, DETECTOR_VARIANTS)
     config, detector = DETECTORS[f"{variant}_fpn"]()
     model = build_detector(config, detector, num_classes=80)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias[1:11] = LIKELY
-    return model, CheckpointRecord(kind="detector", model=config, detector=detector, **random_facts(variant, 80))
+    return model, CheckpointRecord(kind="detection", model=config, detector=detector, **random_facts(variant, 80))
 
 
 def random_segmenter(variant: str) -> tuple[ConvMAESegmenter, CheckpointRecord]:
     """An UperNet in the form of the authors' code."""
-    check_variant(variant, MODELS)
+    check_known("--variant", variant, MODELS)
     config = replace(MODELS[variant](), image_size=WINDOW, dense=authors_dense())
     segmenter = SegmenterConfig(e4="convolution")
     model = build_segmenter(config, segmenter, num_classes=150)
-    return model, CheckpointRecord(kind="segmenter", model=config, segmenter=segmenter, **random_facts(variant, 150))
+    return model, CheckpointRecord(kind="segmentation", model=config, segmenter=segmenter, **random_facts(variant, 150))
 
 
 def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, CheckpointRecord]:
     """A video classifier with 400 classes, of 16 frames."""
-    check_variant(variant, MODELS)
+    check_known("--variant", variant, MODELS)
     config, video = MODELS[variant](), VideoConfig()
     model = build_video_classifier(config, video, num_classes=400)
-    return model, CheckpointRecord(kind="video_classifier", model=config, video=video, **random_facts(variant, 400))
+    return model, CheckpointRecord(kind="video-classification", model=config, video=video, **random_facts(variant, 400))
 
 
-RANDOM_MODELS: dict[TaskName, Callable[[str], tuple[Any, CheckpointRecord]]] = {
+RANDOM_MODELS: dict[str, Callable[[str], tuple[Any, CheckpointRecord]]] = {
     "classification": random_classifier,
     "detection": random_detector,
     "segmentation": random_segmenter,
@@ -111,27 +108,28 @@ RANDOM_MODELS: dict[TaskName, Callable[[str], tuple[Any, CheckpointRecord]]] = {
 }
 
 
-def random_model(task: TaskName, variant: str) -> tuple[nn.Module, CheckpointRecord]:
+def random_model(task: str, variant: str) -> tuple[nn.Module, CheckpointRecord]:
     """A model in evaluation mode with the same random weights every time; the global generator is left alone.
 
     Raises:
-        ConvMAEError: there is no such variant.
+        ConvMAEError: there is no such task or variant.
     """
+    check_known("--task", task, RANDOM_MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model, record = RANDOM_MODELS[task](variant)
     return model.eval(), record
 
 
-def random_task(task: TaskName, variant: str) -> ExportTask:
+def random_task(task: str, variant: str) -> ExportTask:
     """The same, ready to be exported."""
     return EXPORTS[task].assemble(*random_model(task, variant))
 
 
-def check_variant(variant: str, known: Iterable[str]) -> None:
-    """Raises ConvMAEError unless there is such a variant."""
-    if variant not in known:
-        raise ConvMAEError(f"--variant must be one of {', '.join(known)}; got {variant!r}")
+def check_known(flag: str, value: str, known: Iterable[str]) -> None:
+    """Raises ConvMAEError unless there is such a value of a flag."""
+    if value not in known:
+        raise ConvMAEError(f"{flag} must be one of {', '.join(known)}; got {value!r}")
 
 
 def random_facts(variant: str, classes: int) -> dict[str, Any]:
@@ -164,8 +162,7 @@ def write_random_bundle(
         ConvMAEError: int8 has no folder, or there is one for nothing.
     """
     config = export_config(out, out, max_batch, precisions, calibrate)
-    nothing = Samples("made pictures", [])
-    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch, samples=nothing))
+    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch))
     model = without_outputs(float32.model, task.probes)
     shapes = {
         value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
@@ -180,8 +177,8 @@ def write_random_bundle(
         max_batch=max_batch,
         licence_file=None,
     )
-    int8 = int8_maker(config, content, shapes, Console(stderr=True), COMMAND)
-    request = GraphRequest(task=task, max_batch=max_batch, samples=nothing, float32=float32, int8=int8)
+    int8 = int8_maker(config, unmade_manifest(content, shapes), Console(stderr=True), COMMAND)
+    request = GraphRequest(task=task, max_batch=max_batch, float32=float32, int8=int8)
     with atomic_directory(out) as directory:
         files = {}
         for precision in dict.fromkeys(("fp32", *precisions)):

@@ -29,6 +29,7 @@ from benchmarks.load import ROOT, Load, Plan, connected, run_load
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.classification import Classifier
 from serving.api.inference import Inference
 from serving.api.job import Received
@@ -103,7 +104,8 @@ def main(options: Options) -> int:
     """Measures, prints, and says whether the gates hold."""
     with tempfile.TemporaryDirectory() as folder:
         photo = options.photo or write_photo(Path(folder) / "photo.jpg")
-        predictor = Classifier.open(options.bundle, device="cpu", threads=1)
+        predictor = open_predictor(options.bundle, device="cpu", threads=1)
+        assert isinstance(predictor, Classifier)
         describe(options, predictor, photo)
         settings = {"CONVMAE_BUNDLE": str(options.bundle), "CONVMAE_THREADS": str(options.threads)}
         with serve(settings, Path(folder)) as (process, port):

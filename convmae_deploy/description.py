@@ -7,15 +7,7 @@ from rich.text import Text
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
 from convmae_deploy.backends.tensorrt_library import TITLES
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import (
-    AnyPreprocessing,
-    BundleFile,
-    ClipPreprocessing,
-    Letterbox,
-    Manifest,
-    OutputSpec,
-    SlidingWindow,
-)
+from convmae_deploy.bundle.manifest import BundleFile, Manifest, OutputSpec
 from convmae_deploy.printing import printable
 
 
@@ -37,7 +29,7 @@ def _summary(manifest: Manifest) -> Table:
         "task": manifest.task,
         "variant": manifest.variant,
         "input": f"{entry.name}, float32 (B, {_shape(entry.shape)}), B from {entry.min_batch} to {entry.max_batch}",
-        "preprocessing": f"{_geometry(spec)} (height x width, {spec.interpolation}), mean {_numbers(spec.mean)}, "
+        "preprocessing": f"{spec.geometry} (height x width, {spec.interpolation}), mean {_numbers(spec.mean)}, "
         f"std {_numbers(spec.std)}",
         "classes": str(len(manifest.classes)),
         "licence": manifest.licence.name + (f" ({manifest.licence.file})" if manifest.licence.file else ""),
@@ -48,22 +40,6 @@ def _summary(manifest: Manifest) -> Table:
     for label, value in rows.items():
         table.add_row(Text(printable(label)), Text(printable(value), overflow="fold"))
     return table
-
-
-def _geometry(spec: AnyPreprocessing) -> str:
-    """What becomes of a photo's pixels, or of a video's, before they are normalised."""
-    height, width = spec.input_size
-    if isinstance(spec, Letterbox):
-        return f"resize to fit into {height} x {width}, filled with {spec.fill} right and below"
-    if isinstance(spec, SlidingWindow):
-        size = "own size" if spec.short_side is None else f"short side {spec.short_side}"
-        size += "" if spec.long_side is None else f", long side at most {spec.long_side}"
-        return f"{size}, windows of {height} x {width} every {spec.stride[0]} x {spec.stride[1]}"
-    cropped = f"resize to cover {spec.resize[0]} x {spec.resize[1]}, centre crop {height} x {width}"
-    if isinstance(spec, ClipPreprocessing):
-        each = f"one of each of {spec.frames} equal parts" if spec.stride is None else f"{spec.stride} apart"
-        return f"{spec.frames} frames, {each}, {cropped}"
-    return cropped
 
 
 def _outputs(manifest: Manifest) -> Table:

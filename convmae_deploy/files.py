@@ -101,6 +101,13 @@ def _abandoned(path: Path) -> list[Path]:
     return [folder for _, folder in sorted(found, reverse=True)]
 
 
+def check_is_new(path: Path, flags: str = "--out") -> None:
+    """As `check_can_create`; also raises where there is something at `path`, which the flags choose."""
+    if path.exists():
+        raise ConvMAEError(f"{path} exists already; remove it or choose another {flags}")
+    check_can_create(path)
+
+
 def check_can_create(path: Path) -> None:
     """Raises ConvMAEError unless something can be made at `path`: before long work, not after it."""
     parent = next(folder for folder in path.absolute().parents if folder.exists())

@@ -20,15 +20,8 @@ from timm.models import save_for_hf
 
 import convmae_deploy
 from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
-from convmae_deploy.checkpoints.native import (
-    KINDS,
-    WEIGHTS_NAME,
-    CheckpointRecord,
-    find_checkpoint,
-    load_classifier,
-    load_feature_extractor,
-    read_checkpoint,
-)
+from convmae_deploy.checkpoints.loading import KINDS, load_classifier, load_feature_extractor
+from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint, read_checkpoint
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create, sha256_of
@@ -38,7 +31,7 @@ from convmae_deploy.printing import printable
 from convmae_deploy.timm import PREFIX, timm_config
 
 CARD_NAME = "README.md"
-LOADERS = {"classifier": load_classifier, "encoder": load_feature_extractor, "pretraining": load_feature_extractor}
+LOADERS = {"classification": load_classifier, "features": load_feature_extractor, "pretraining": load_feature_extractor}
 UNSPECIFIED = "unspecified"  # how the name of a licence nobody stated begins
 HUB_LICENCES = ("mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
                 "cc-by-nc-4.0", "cc-by-nc-sa-4.0")  # fmt: skip
@@ -96,7 +89,7 @@ def read_published(source: Path, name: str) -> Published:
     preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
     if not isinstance(preprocessing, Preprocessing):
         raise ConvMAEError(f"the preprocessing of {source} must be that of whole photos; train or import it again")
-    changed = {"kind": "classifier" if record.classes else "encoder", "pretraining": None}
+    changed = {"kind": "classification" if record.classes else "features", "pretraining": None}
     checkpoint = find_checkpoint(source)
     run, scores = recorded(checkpoint, record)
     return Published(

@@ -1,7 +1,7 @@
 """The console that all programs print to, which shows text out of files as it is and is never driven by it."""
 
 from collections.abc import Iterable
-from typing import IO
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -12,27 +12,9 @@ from convmae_deploy.printing import printable
 class Terminal(Console):
     """A console of rich's without its markup and emoji codes, on which control characters are escaped."""
 
-    def __init__(
-        self,
-        *,
-        stderr: bool = False,
-        quiet: bool = False,
-        highlight: bool = True,
-        soft_wrap: bool = False,
-        file: IO[str] | None = None,
-        width: int | None = None,
-    ) -> None:
-        """The arguments are those of `Console`."""
-        super().__init__(
-            stderr=stderr,
-            quiet=quiet,
-            highlight=highlight,
-            soft_wrap=soft_wrap,
-            file=file,
-            width=width,
-            markup=False,
-            emoji=False,
-        )
+    def __init__(self, **options: Any) -> None:
+        """The options are those of `Console`."""
+        super().__init__(**options, markup=False, emoji=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What is printed, in pieces; those of rich's own that move the cursor have their control codes apart."""

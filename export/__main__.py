@@ -22,15 +22,16 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Precision, input_axes
+from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.files import atomic_directory, check_is_new
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
+from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
-from export.graphs.to_onnx import OPSET, ExportedGraph, without_outputs
+from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
@@ -38,7 +39,7 @@ from export.packaging import (
     check_with_runtime,
     describe_file,
     find_licence,
-    manifest_of,
+    unmade_manifest,
     write_manifest,
 )
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
@@ -132,10 +133,10 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         VerificationError: the numbers do not hold.
         ConvMAEError: the request cannot be carried out.
     """
-    check_output(config.out)
+    check_is_new(config.out)
     task = open_task(config.checkpoint, config.image_size, config.task)
     record, preprocessing = task.record, task.preprocessing
-    photos = verification_samples(preprocessing, config.data, config.checkpoint)
+    photos = verification_samples(TASKS[task.task], preprocessing, config.data, config.checkpoint)
     licence_file = find_licence(record, config.checkpoint, config.licence)
     content = BundleContent(
         name=config.bundle_name,
@@ -146,9 +147,11 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         max_batch=task.max_batch,
         licence_file=licence_file,
     )
-    blank = np.zeros((1, 3, *input_axes(preprocessing)), np.float32)
+    blank = np.zeros((1, 3, *preprocessing.input_axes), np.float32)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
-    int8 = int8_maker(config, content, shapes, console, command)
+    planned = replace(content, max_batch=config.max_batch or task.max_batch)
+    manifest = unmade_manifest(planned, shapes)  # what it refuses, it refuses before minutes of work
+    int8 = int8_maker(config, manifest, console, command)
     exporter = Exporter(config=config, task=task, photos=photos, int8=int8, console=console, command=command)
     with atomic_directory(config.out) as directory:
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
@@ -159,19 +162,11 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     return written
 
 
-def int8_maker(
-    config: ExportConfig,
-    content: BundleContent,
-    shapes: dict[str, tuple[int, ...]],
-    console: Console,
-    command: Sequence[str],
-) -> Int8Maker | None:
+def int8_maker(config: ExportConfig, manifest: Manifest, console: Console, command: Sequence[str]) -> Int8Maker | None:
     """What makes the int8 graph, whose data are looked at before minutes of work; None: none is wanted."""
     if config.calibrate is None:
         return None
     options = Int8Options(calibrate=config.calibrate, max_drop=config.max_drop, data=config.data)
-    unmade = {file_name("int8"): BundleFile(sha256="0" * 64, bytes=1, precision="int8", opset=OPSET)}
-    manifest = manifest_of(content, shapes=shapes, files=unmade, licence=content.record.licence)
     return Int8Maker(manifest, options, console, failed=failed_folder(config), command=command)
 
 
@@ -201,11 +196,10 @@ class Exporter:
             VerificationError: its numbers do not hold; a folder that reproduces it is left.
         """
         task, path, meter = self.task, directory / file_name(precision), CostMeter()
-        size = " x ".join(map(str, input_axes(task.preprocessing)))
+        size = " x ".join(map(str, task.preprocessing.input_axes))
         request = GraphRequest(
             task=task,
             max_batch=self.largest or self.config.max_batch or task.max_batch,
-            samples=self.photos,
             float32=self.float32,
             int8=self.int8,
         )
@@ -228,10 +222,10 @@ class Exporter:
 
     def _settle(self, graph: ExportedGraph) -> None:
         """Takes note of the fp32 graph and what it can be tried on."""
-        spec, wanted = self.task.preprocessing, self.config.max_batch
-        first = verification_batches(spec, self.photos, 1)[0]
+        kind, spec, wanted = TASKS[self.task.task], self.task.preprocessing, self.config.max_batch
+        first = verification_batches(kind, spec, self.photos, 1)[0]
         self.largest = wanted or affordable_batch(graph, first, self.task.max_batch, self.console)
-        self.batches = verification_batches(spec, self.photos, self.largest)
+        self.batches = verification_batches(kind, spec, self.photos, self.largest)
         self.float32 = graph
 
     def _failure(
@@ -277,13 +271,6 @@ def print_costs(files: Mapping[str, BundleFile], console: Console) -> None:
             f"{cost.peak_bytes / 1e6:.0f}",
         )
     console.print(table)
-
-
-def check_output(out: Path) -> None:
-    """Raises ConvMAEError unless a folder can be made at `out`."""
-    if out.exists():
-        raise ConvMAEError(f"{out} exists already; remove it or choose another --out")
-    check_can_create(out)
 
 
 def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console: Console) -> int:

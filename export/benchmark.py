@@ -35,7 +35,7 @@ from rich.progress import Progress
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.files import atomic_directory, check_is_new
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
@@ -57,7 +57,6 @@ from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
 from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
-from export.verification.inputs import graph_input
 from export.verification.samples import verification_samples
 
 BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
@@ -115,15 +114,15 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         trusted=config.trust_engine_code,
     )
     count = min(max(plan.batch_sizes), config.samples)
-    samples = verification_samples(bundle.manifest.preprocessing, data, None, count)
+    task, spec = task_of(bundle.manifest), bundle.manifest.preprocessing
+    samples = verification_samples(task, spec, data, None, count)
     facts, load = machine_facts(config.threads), load_average()
     with (
         tempfile.TemporaryDirectory() as temporary,
         pinned(config.threads) as cores,
         Progress(console=console, transient=True, auto_refresh=False) as progress,  # a thread of its own takes time
     ):
-        inputs = [graph_input(sample, bundle.manifest.preprocessing) for sample in samples.images]
-        np.save(Path(temporary) / INPUTS_NAME, np.stack(inputs))
+        np.save(Path(temporary) / INPUTS_NAME, np.stack(samples.inputs(task, spec, 0, count)))
         bar = progress.add_task("", total=steps(combinations, plan))
 
         def on_step(what: str, advance: int) -> None:
@@ -279,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")
     if config.out is not None:  # before minutes of work
-        if config.out.exists():
-            raise ConvMAEError(f"{config.out} exists already; remove it or choose another --out")
-        check_can_create(config.out)
+        check_is_new(config.out)
     record = run_benchmark(config, Terminal(stderr=True))
     print_record(record, Terminal())
     if config.out is not None:

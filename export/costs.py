@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convmae_deploy.bundle.manifest import ExportCost
+from convmae_deploy.bundle.numerics import ExportCost
 from convmae_deploy.machine import peak_memory_bytes
 
 

@@ -5,35 +5,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from convmae_deploy.backends.base import Backend, Outputs, describe_backend
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.graphs.onnx_file import read_graph
-from convmae_deploy.bundle.loading import Bundle, file_inside
+from convmae_deploy.bundle.loading import Bundle, file_inside, in_words
 from convmae_deploy.bundle.manifest import (
     LICENCE_NAME,
     MANIFEST_NAME,
     AnyPreprocessing,
     BundleFile,
-    ClipPreprocessing,
-    ExportCost,
     InputSpec,
     Licence,
     Manifest,
-    NumericsReport,
-    OutputSpec,
     Precision,
-    Quantisation,
-    input_axes,
-    input_name,
 )
+from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.models.convmae import STRIDES
-from convmae_deploy.models.video import TUBELET
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
-from convmae_deploy.tasks.base import LOGITS
-from convmae_deploy.tasks.features import POOLED
+from convmae_deploy.tasks.features import feature_spec
+from export.graphs.to_onnx import OPSET
 from export.runtimes.runners import Runner
 from export.tool_versions import tool_versions
 from export.verification.elementwise import VerificationError
@@ -119,37 +113,46 @@ def write_manifest(
     (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
+def unmade_manifest(content: BundleContent, shapes: dict[str, tuple[int, ...]]) -> Manifest:
+    """The manifest of a bundle whose graphs are still to be made.
+
+    Raises:
+        ConvMAEError: it would not be valid.
+    """
+    unmade = {"model.onnx": BundleFile(sha256="0" * 64, bytes=1, precision="fp32", opset=OPSET)}
+    return manifest_of(content, shapes=shapes, files=unmade, licence=content.record.licence)
+
+
 def manifest_of(
     content: BundleContent, *, shapes: dict[str, tuple[int, ...]], files: dict[str, BundleFile], licence: Licence
 ) -> Manifest:
-    """What the manifest says, see `write_manifest`; the licence's file is that of the bundle."""
-    strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
-    vectors = (LOGITS, POOLED)
-    clips = isinstance(content.preprocessing, ClipPreprocessing)
-    time_strides = dict.fromkeys(shapes.keys() - vectors, TUBELET) if clips else {}
-    known = TASKS[content.task].expected_outputs(len(content.record.classes), input_axes(content.preprocessing))
-    manifest = Manifest(
-        name=content.name,
-        task=content.task,
-        variant=content.record.variant,
-        input=InputSpec(
-            name=input_name(content.preprocessing),
-            shape=(3, *input_axes(content.preprocessing)),
-            max_batch=content.max_batch,
-        ),
-        preprocessing=content.preprocessing,
-        classes=content.record.classes,
-        category_ids=content.record.category_ids,
-        outputs={
-            name: known.get(name)
-            or OutputSpec(shape=shape, stride=strides.get(name), time_stride=time_strides.get(name))
-            for name, shape in shapes.items()
-        },
-        files=files,
-        tools=tool_versions(),
-        licence=licence,
-        provenance=_provenance(content),
-    )
+    """What the manifest says, see `write_manifest`; the licence's file is that of the bundle.
+
+    Raises:
+        ConvMAEError: it would not be valid.
+    """
+    axes = content.preprocessing.input_axes
+    known = TASKS[content.task].expected_outputs(len(content.record.classes), axes)
+    try:
+        manifest = Manifest(
+            name=content.name,
+            task=content.task,
+            variant=content.record.variant,
+            input=InputSpec(name=content.preprocessing.INPUT_NAME, shape=(3, *axes), max_batch=content.max_batch),
+            preprocessing=content.preprocessing,
+            classes=content.record.classes,
+            category_ids=content.record.category_ids,
+            outputs={name: known.get(name) or feature_spec(shape, axes) for name, shape in shapes.items()},
+            files=files,
+            tools=tool_versions(),
+            licence=licence,
+            provenance=_provenance(content),
+        )
+    except ValidationError as error:
+        raise ConvMAEError(
+            f"the bundle's manifest would not be valid: {in_words(error)}; mend the checkpoint's config.json, or give "
+            "other flags"
+        ) from None
     check_manifest(manifest)
     return manifest
 

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
-from convmae_deploy.bundle.manifest import Precision, input_axes
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.half_precision import HalfPrecision, in_half_precision
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.int8.maker import Int8Maker
 from export.tasks.base import ExportTask
-from export.verification.samples import Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,6 @@ class GraphRequest:
 
     task: ExportTask
     max_batch: int  # largest batch that it must take
-    samples: Samples  # what the model is for, also used in the verification
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
     int8: Int8Maker | None = None  # None: no int8 graph is wanted
 
@@ -32,14 +30,14 @@ class GraphRequest:
 
 def float32_graph(request: GraphRequest) -> ExportedGraph:
     """The wrapper as it is."""
-    axes = input_axes(request.task.preprocessing)
+    axes = request.task.preprocessing.input_axes
     return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs)
 
 
 def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph:
     """The wrapper in half precision, where `half_precision.PARTS` says so."""
     wrapper = in_half_precision(request.task.wrapper, precision)
-    return export_graph(wrapper, input_axes(request.task.preprocessing), request.max_batch, request.outputs)
+    return export_graph(wrapper, request.task.preprocessing.input_axes, request.max_batch, request.outputs)
 
 
 def int8_graph(request: GraphRequest) -> ExportedGraph:

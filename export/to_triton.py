@@ -32,7 +32,7 @@ import tyro
 
 from convmae_deploy.bundle.manifest import LICENCE_NAME, NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create
+from convmae_deploy.files import atomic_directory, check_is_new
 from convmae_deploy.printing import printable
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
@@ -88,9 +88,7 @@ def write_model(config: TritonConfig) -> Path:
     bundle = load_bundle(config.bundle)
     manifest, source = bundle.manifest, find_source(bundle, config.file)
     name = config.name or manifest.name
-    if (config.out / name).exists():
-        raise ConvMAEError(f"{config.out / name} exists already; remove it or choose another --name or --out")
-    check_can_create(config.out / name)
+    check_is_new(config.out / name, "--name or --out")
     check_preferred(config.preferred_batches, source.max_batch)
     check_device(config, source)
     numerics = source.description.numerics

@@ -30,13 +30,13 @@ from rich.console import Console
 
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest, input_axes
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
@@ -100,21 +100,27 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     """
     if not (config.bundle / MANIFEST_NAME).is_file():
         raise ConvMAEError(f"a bundle is a folder with a {MANIFEST_NAME}; found none at {config.bundle}")
-    for path in (config.failed, config.report):
-        if path is not None:
-            check_can_create(path)
+    try:
+        check_can_create(config.failed)
+    except ConvMAEError as error:
+        raise ConvMAEError(f"{error} for what reproduces a failure, with --out FOLDER") from None
+    if config.report is not None:
+        check_can_create(config.report)
     bundle = load_bundle(config.bundle)
     if bundle.graph()[1].precision != "fp32":
         raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
     combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
-    task = None if config.checkpoint is None else open_reference(bundle, config.checkpoint)
+    size, task = bundle.manifest.preprocessing.input_size, None
+    if config.checkpoint is not None:
+        task = open_task(config.checkpoint, size, bundle.manifest.task)
     reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
     data = None  # before minutes of work: a mistake in them ends it all
     if config.data is not None:
         data = read_task_data(config.data, bundle.manifest, split=config.split, limit=config.limit)
     spec = reference.manifest.preprocessing
-    samples = verification_samples(spec, config.data, config.checkpoint)
-    batches = verification_batches(spec, samples, bundle.manifest.input.max_batch)
+    medium = task_of(bundle.manifest)
+    samples = verification_samples(medium, spec, config.data, config.checkpoint)
+    batches = verification_batches(medium, spec, samples, bundle.manifest.input.max_batch)
     traced, right = None, onnx.load(checked_path(bundle, None))
     if task is not None:
         with console.status("Tracing the checkpoint's model ..."):
@@ -195,15 +201,6 @@ def examine_all(
     )
 
 
-def open_reference(bundle: Bundle, checkpoint: Path) -> ExportTask:
-    """The checkpoint's model for the bundle's image size.
-
-    Raises:
-        ConvMAEError: it is one for another task, or cannot be opened.
-    """
-    return open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
-
-
 def torch_reference(bundle: Bundle, task: ExportTask) -> Reference:
     """PyTorch, with the checkpoint's own classes and preprocessing."""
     fields = {"classes": task.record.classes, "preprocessing": task.preprocessing}
@@ -235,7 +232,7 @@ def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[Expo
         VerificationError: it lacks a value that the verification looks at.
     """
     fresh = export_graph(
-        task.wrapper, input_axes(task.preprocessing), manifest.input.max_batch, (*task.outputs, *task.probes)
+        task.wrapper, task.preprocessing.input_axes, manifest.input.max_batch, (*task.outputs, *task.probes)
     )
     try:
         model = onnx.load(path)

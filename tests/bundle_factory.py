@@ -3,16 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from convmae_deploy.backends.base import Device
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
 from convmae_deploy.files import sha256_of
+from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.clips import ClipViews
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, MASK_SIDE, MAX_DETECTIONS
 
 CHANNELS = (4, 6, 8)  # of e1, e2 and e3; e4 and pooled have those of e3
@@ -25,6 +31,33 @@ OBJECTS = (  # of the tiny detector: box XYXY as shares of the input, score befo
     ((0.4, 0.2, 0.9, 0.9), 0.8, 0),
     ((0.0, 0.5, 0.3, 1.0), 0.4, 2),
 )
+
+
+AnyPredictor = TypeVar("AnyPredictor", bound=Predictor)
+
+
+def open_as(
+    task: type[AnyPredictor],
+    path: Path,
+    *,
+    device: Device = "auto",
+    threads: int | None = None,
+    options: RuntimeOptions = DEFAULT_RUNTIME,
+) -> AnyPredictor:
+    """A bundle at work, as `open_predictor` gives it, of a task that is known."""
+    bundle = load_bundle(path)
+    return task(bundle, start_backend(bundle, device=device, threads=threads, options=options))
+
+
+def features_of(predictor: Predictor, images: Sequence[Image.Image], levels: Sequence[str]) -> dict[str, Any]:
+    """Features of photos, each (number of photos, ...)."""
+    found = predictor(images, levels=tuple(levels))
+    return {level: np.stack([each[level] for each in found]) for level in levels}
+
+
+def options_of(views: ClipViews | None) -> dict[str, Any]:
+    """How a predictor is asked for so many views; None: for one."""
+    return {} if views is None else {"temporal_views": views.temporal, "spatial_views": views.spatial}
 
 
 def make_bundle(

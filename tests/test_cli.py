@@ -311,7 +311,7 @@ def test_to_hub_writes_a_folder_or_one_sentence(tmp_path: Path, capsys: pytest.C
     from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
     from convmae_deploy.models.convmae import build_convmae, nano
 
-    record = CheckpointRecord(kind="encoder", variant="nano", model=nano())
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
     save_checkpoint(tmp_path / "encoder", build_convmae(nano()).state_dict(), record)
     for written in (True, False):
         assert convmae("to-hub", tmp_path / "encoder", "--out", tmp_path / "hub") == (0 if written else 2)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from convmae_deploy.tasks.clips import ClipViews
-from convmae_deploy.tasks.video import VideoClassifier, with_views
-from tests.bundle_factory import make_bundle, make_video_bundle
+from convmae_deploy.tasks.video import VideoClassifier
+from tests.bundle_factory import make_bundle, make_video_bundle, open_as, options_of
 from tests.media.photo_files import photo
 from tests.test_cli import convmae
 from tests.video_files import make_video
@@ -35,7 +35,7 @@ def videos(tmp_path: Path) -> Path:
 def test_a_video_s_classes_are_those_of_the_predictor_with_as_many_views(
     bundle: Path, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files, predictor = [videos / "b.mp4", videos / "deeper" / "a.webm"], VideoClassifier.open(bundle, device="cpu")
+    files, predictor = [videos / "b.mp4", videos / "deeper" / "a.webm"], open_as(VideoClassifier, bundle, device="cpu")
     answers = []
     for flags, views in (
         ((), ClipViews()),
@@ -45,7 +45,7 @@ def test_a_video_s_classes_are_those_of_the_predictor_with_as_many_views(
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [line["file"] for line in lines] == [str(file) for file in files]
         for line, file in zip(lines, files, strict=True):
-            expected = predictor.classify(file, views=views, top_k=2)
+            expected = predictor(file, **options_of(views), top_k=2)
             assert line["predictions"] == [{"label": item.label, "score": item.score} for item in expected]
         answers.append(lines)
     assert answers[0] != answers[1]
@@ -80,7 +80,7 @@ def test_features_of_a_folder_are_those_of_its_videos(
     bundle: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: int
 ) -> None:
     (videos / "aa.mp4").write_bytes(b"hello")
-    out, predictor = tmp_path / "x.npz", VideoClassifier.open(bundle, device="cpu")
+    out, predictor = tmp_path / "x.npz", open_as(VideoClassifier, bundle, device="cpu")
     levels = ("pooled", "pooled_frames", "e2") if views == 1 else ("pooled",)
     flags = ("--temporal-views", str(views)) if views > 1 else ()
     assert convmae("features", bundle, videos, "--out", out, "--levels", *levels, *flags, "--device", "cpu") == 0
@@ -93,7 +93,7 @@ def test_features_of_a_folder_are_those_of_its_videos(
     with np.load(out) as found:
         assert found["files"].tolist() == [str(file) for file in files]
         for row, file in enumerate(files):
-            expected = predictor.predict(file, with_views(ClipViews(temporal=views), levels=tuple(levels)))
+            expected = predictor(file, levels=levels, **options_of(ClipViews(temporal=views)))
             for level, values in expected.items():
                 np.testing.assert_allclose(found[level][row], values, rtol=1e-5, atol=1e-5)
 

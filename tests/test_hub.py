@@ -21,7 +21,8 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder, save_checkpoint
-from convmae_deploy.checkpoints.native import load_classifier, load_feature_extractor, read_checkpoint
+from convmae_deploy.checkpoints.loading import load_classifier, load_feature_extractor
+from convmae_deploy.checkpoints.native import read_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.hub import crop_share, hub_licence, write_hub_folder
 from convmae_deploy.models.classifier import build_classifier
@@ -43,7 +44,7 @@ PROVENANCE = {
     "note": "\x1b[2J\n# a heading, <b>markup</b>",
 }
 CLASSIFIER = CheckpointRecord(
-    kind="classifier",
+    kind="classification",
     variant="nano",
     model=CONFIG,
     classes=CLASSES,
@@ -131,7 +132,7 @@ def test_timm_s_transform_is_ours(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(transform(photo), torch.from_numpy(preprocess(photo, PREPROCESSING)))
 
 
-@pytest.mark.parametrize("kind", ["encoder", "pretraining"])
+@pytest.mark.parametrize("kind", ["features", "pretraining"])
 def test_an_encoder_is_published_without_a_head(kind: Any, tmp_path: Path) -> None:
     pretraining = PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
     state = shaken(build_pretraining(CONFIG, pretraining))
@@ -140,7 +141,7 @@ def test_an_encoder_is_published_without_a_head(kind: Any, tmp_path: Path) -> No
     record = CheckpointRecord(kind=kind, variant="nano", model=CONFIG)
     if kind == "pretraining":
         record = record.model_copy(update={"pretraining": pretraining})
-    save_checkpoint(tmp_path / "own", encoder | norm if kind == "encoder" else state, record)
+    save_checkpoint(tmp_path / "own", encoder | norm if kind == "features" else state, record)
     write_hub_folder(tmp_path / "own", tmp_path / "hub")
     expected, _ = load_feature_extractor(tmp_path / "own")
     with torch.no_grad():
@@ -257,7 +258,7 @@ def test_what_timm_cannot_load_is_refused_and_leaves_nothing(
 
 def test_a_model_of_no_variant_is_refused(tmp_path: Path) -> None:
     config = replace(CONFIG, depths=(1, 1, 1))
-    record = CheckpointRecord(kind="encoder", variant="custom", model=config)
+    record = CheckpointRecord(kind="features", variant="custom", model=config)
     save_checkpoint(tmp_path / "own", build_convmae(config).state_dict(), record)
     with pytest.raises(ConvMAEError, match=r"one of the variants that timm knows by name \(nano, tiny, .* and holds"):
         write_hub_folder(tmp_path / "own", tmp_path / "hub")
@@ -331,7 +332,7 @@ def test_torch_hub_makes_every_variant() -> None:
 
 def test_torch_hub_opens_runs_and_hub_folders(run: Path, published: Path, tmp_path: Path) -> None:
     expected, _ = load_classifier(run)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=CONFIG)
+    record = CheckpointRecord(kind="features", variant="nano", model=CONFIG)
     save_checkpoint(tmp_path / "encoder", expected.encoder.state_dict(), record)
     with torch.no_grad():
         for folder in (run, published):

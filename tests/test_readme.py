@@ -130,7 +130,7 @@ def test_publishing_a_model_runs_as_shown(
     from convmae_deploy.models.classifier import build_classifier
     from convmae_deploy.models.convmae import nano
 
-    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("blue", "red"))
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("blue", "red"))
     save_checkpoint(tmp_path / "runs/mine/best", build_classifier(nano(), num_classes=2).state_dict(), record)
     (command,) = lines_of(blocks_of("training/README.md", "bash")[0])
     assert "image-classification" in run_line(command, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.accuracy import measure
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
+from tests.bundle_factory import open_as
 
 SHIPPED = Path(__file__).parents[1] / "serving" / "bundles" / "imagenette-nano"
 
@@ -28,7 +29,7 @@ def test_it_is_small_verified_and_carries_its_licence() -> None:
 @pytest.mark.skipif("CONVMAE_DATA" not in os.environ, reason="CONVMAE_DATA does not name a folder with the data packs")
 @pytest.mark.slow
 def test_its_accuracy_on_the_validation_photos_is_that_of_its_card() -> None:
-    accuracy = measure(Classifier.open(SHIPPED), Path(os.environ["CONVMAE_DATA"]) / "cls_imagenette160", "val")
+    accuracy = measure(open_as(Classifier, SHIPPED), Path(os.environ["CONVMAE_DATA"]) / "cls_imagenette160", "val")
     top1 = accuracy.percent(accuracy.first)
     assert top1 >= 75
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -137,7 +137,7 @@ def test_what_convmae_cannot_be_is_refused_in_one_sentence(arguments: dict[str, 
 
 def test_weights_of_our_checkpoint_load_through_timm(tmp_path: Path) -> None:
     model = trained(num_classes=4)
-    record = CheckpointRecord(kind="classifier", variant="nano", model=MODELS["nano"](), classes=tuple("abcd"))
+    record = CheckpointRecord(kind="classification", variant="nano", model=MODELS["nano"](), classes=tuple("abcd"))
     save_checkpoint(tmp_path / "nano", model.state_dict(), record)
     weights = str(tmp_path / "nano" / "model.safetensors")
     with torch.no_grad():

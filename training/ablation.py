@@ -24,6 +24,7 @@ from convmae_deploy.data.determinism import seed_step
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import TrainingConfig
+from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
 from convmae_deploy.models.convmae import MODELS, build_convmae
@@ -130,8 +131,8 @@ def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result
     if ARMS[arm] is None:
         random_encoder(config, seed, folder / "pretrain")
     stages = stages_of(config, ARMS[arm], seed, folder, photos)
-    for run in stages.values():  # a stage that is finished ends at once
-        status = run()
+    for prepare in stages.values():  # a stage that is finished ends at once
+        status = prepare().fit()
         if status:
             return status
     lines = {name: RunFolder(folder / name).metrics() for name in stages}
@@ -147,21 +148,21 @@ def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result
 
 def stages_of(
     config: AblationConfig, change: dict[str, Any] | None, seed: int, folder: Path, photos: Path
-) -> dict[str, Callable[[], int]]:
-    """The programs of an arm by the name of their run's folder, each to be called; without a change two of them."""
+) -> dict[str, Callable[[], TrainingLoop]]:
+    """The programs of an arm by the name of their run's folder, each to be prepared; without a change two of them."""
     begun = folder / "pretrain"
-    stages: dict[str, Callable[[], int]] = {}
+    stages: dict[str, Callable[[], TrainingLoop]] = {}
     if change is not None:
         plain = pretrain.nano()
         plain = replace(plain, data=str(photos), model=replace(plain.model, **change))
         plain = staged(plain, config, config.pretrain_epochs, seed, begun)
-        stages["pretrain"] = partial(pretrain.pretrain, replace(plain, picture_epochs=config.pretrain_epochs))
+        stages["pretrain"] = partial(pretrain.prepare, replace(plain, picture_epochs=config.pretrain_epochs))
     tuned = replace(finetune.nano(), data=photos, init=begun, train_size=config.image_size)
     tuned = staged(tuned, config, config.finetune_epochs, seed, folder / "finetune")
-    stages["finetune"] = partial(finetune.finetune, replace(tuned, validation_epochs=config.finetune_epochs))
+    stages["finetune"] = partial(finetune.prepare, replace(tuned, validation_epochs=config.finetune_epochs))
     probed = replace(linprobe.nano(), data=photos, init=begun)
     probed = staged(probed, config, config.probe_epochs, seed, folder / "probe")
-    stages["probe"] = partial(linprobe.probe, replace(probed, validation_epochs=config.probe_epochs))
+    stages["probe"] = partial(linprobe.prepare, replace(probed, validation_epochs=config.probe_epochs))
     return stages
 
 
@@ -171,7 +172,7 @@ def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
         return
     seed_step(seed, 0)
     architecture = replace(MODELS["nano"](), image_size=config.image_size)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=architecture)
+    record = CheckpointRecord(kind="features", variant="nano", model=architecture)
     save_checkpoint(out, build_convmae(architecture).state_dict(), record)
 
 

@@ -159,15 +159,6 @@ PRESETS = {
 }
 
 
-def detect(config: DetectConfig) -> int:
-    """Runs or resumes a training; returns the exit status (0, or 128 + signal when stopped).
-
-    Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
-    """
-    return prepare(config).fit()
-
-
 def read_splits(config: DetectConfig) -> tuple[CocoSplit, CocoSplit]:
     """The photos to train on and those to validate on.
 
@@ -198,7 +189,11 @@ def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:
 
 
 def prepare(config: DetectConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
+    """Everything a run needs, before its first update.
+
+    Raises:
+        ConvMAEError: bad data, checkpoint or settings.
+    """
     train, val = read_splits(config)
     setup = Setup.of(config)
     record, preprocessing = initial_record(config, train.classes, train.category_ids)
@@ -224,7 +219,7 @@ def initial_record(
     architecture = for_input(architecture, config.image_size)
     preprocessing = Letterbox(size=architecture.input_size)
     record = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant=config.detector.split("_")[0],  # the names of DETECTORS begin with the encoder's
         model=architecture,
         detector=detector,
@@ -287,7 +282,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return detect(chosen_preset(PRESETS, "python -m training.detect"))
+    return prepare(chosen_preset(PRESETS, "python -m training.detect")).fit()
 
 
 if __name__ == "__main__":

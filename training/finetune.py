@@ -84,17 +84,12 @@ PRESETS = {
 }
 
 
-def finetune(config: FinetuneConfig) -> int:
-    """Runs or resumes a finetuning; returns the exit status (0, or 128 + signal when stopped).
+def prepare(config: FinetuneConfig) -> TrainingLoop:
+    """Everything a run needs, before its first update.
 
     Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
+        ConvMAEError: bad data, checkpoint or settings.
     """
-    return prepare(config).fit()
-
-
-def prepare(config: FinetuneConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
     train, val = read_splits(config.data)
     setup = Setup.of(config)
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
@@ -133,7 +128,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "python -m training.finetune"))
+    return prepare(chosen_preset(PRESETS, "python -m training.finetune")).fit()
 
 
 if __name__ == "__main__":

@@ -101,17 +101,12 @@ PRESETS = {
 }
 
 
-def probe(config: LinprobeConfig) -> int:
-    """Runs or resumes a linear probe; returns the exit status (0, or 128 + signal when stopped).
+def prepare(config: LinprobeConfig) -> TrainingLoop:
+    """Everything a run needs, before its first update; where views are cached that includes computing them.
 
     Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
+        ConvMAEError: bad data, checkpoint or settings.
     """
-    return prepare(config).fit()
-
-
-def prepare(config: LinprobeConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update; where views are cached that includes computing them."""
     train, val = read_splits(config.data)
     setup = Setup.of(config)
     record = initial_record(
@@ -296,7 +291,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return probe(chosen_preset(PRESETS, "python -m training.linprobe"))
+    return prepare(chosen_preset(PRESETS, "python -m training.linprobe")).fit()
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from convmae_deploy.data.augmentation import AugmentationConfig, training_transf
 from convmae_deploy.data.determinism import StepSource
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
+from convmae_deploy.data.shard_sampler import ShardSampler
 from convmae_deploy.data.shards import Shards, find_shards
-from convmae_deploy.data.sources import ShardSource
+from convmae_deploy.data.sources import LoadedSource
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_picture
 from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
@@ -156,17 +157,12 @@ PRESETS = {
 }
 
 
-def pretrain(config: PretrainConfig) -> int:
-    """Runs or resumes a pretraining; returns the exit status (0, or 128 + signal when stopped).
+def prepare(config: PretrainConfig) -> TrainingLoop:
+    """Everything a run needs, before its first update.
 
     Raises:
-        ConvMAEError: bad data or settings, or losses that stay not finite.
+        ConvMAEError: bad data or settings.
     """
-    return prepare(config).fit()
-
-
-def prepare(config: PretrainConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
     setup = Setup.of(config, may_shard=True)
     record = initial_record(config)
     assert isinstance(record.preprocessing, Preprocessing)
@@ -227,10 +223,9 @@ def open_source(
     samples = count_samples(config, shards, setup)
     shard_photos = MaskedShardPhotos(transform, config.run.seed, cells=cells)
     sampler = setup.sampler(samples)
-    return (
-        ShardSource(shards, shard_photos, sampler, workers=config.run.workers, pin_memory=setup.pin_memory),
-        {"shards": len(names), "samples": samples},
-    )
+    batches = ShardSampler(shards, sampler)
+    source = LoadedSource(shard_photos, sampler, batches, workers=config.run.workers, pin_memory=setup.pin_memory)
+    return source, {"shards": len(names), "samples": samples}
 
 
 def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
@@ -244,7 +239,7 @@ def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return pretrain(chosen_preset(PRESETS, "python -m training.pretrain"))
+    return prepare(chosen_preset(PRESETS, "python -m training.pretrain")).fit()
 
 
 if __name__ == "__main__":

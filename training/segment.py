@@ -118,17 +118,12 @@ PRESETS = {
 }
 
 
-def segment(config: SegmentConfig) -> int:
-    """Runs or resumes a training; returns the exit status (0, or 128 + signal when stopped).
+def prepare(config: SegmentConfig) -> TrainingLoop:
+    """Everything a run needs, before its first update.
 
     Raises:
-        ConvMAEError: bad photos, label maps, checkpoint or settings, or losses that stay not finite.
+        ConvMAEError: bad photos, label maps, checkpoint or settings.
     """
-    return prepare(config).fit()
-
-
-def prepare(config: SegmentConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
     train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
     facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
     setup = Setup.of(config)
@@ -147,7 +142,7 @@ def initial_record(config: SegmentConfig, classes: tuple[str, ...]) -> tuple[Che
     dense = authors_dense() if config.stage3 == "authors" else DenseConfig()
     windows = standard_windows(config.image_size, config.augmentation.short_side, config.augmentation.long_side)
     record = CheckpointRecord(
-        kind="segmenter",
+        kind="segmentation",
         variant=config.variant,
         model=replace(MODELS[config.variant](), image_size=config.image_size, dense=dense),
         segmenter=config.model,
@@ -212,7 +207,7 @@ class SegmentRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return segment(chosen_preset(PRESETS, "python -m training.segment"))
+    return prepare(chosen_preset(PRESETS, "python -m training.segment")).fit()
 
 
 if __name__ == "__main__":

@@ -91,15 +91,6 @@ PRESETS = {
 }
 
 
-def finetune(config: VideoFinetuneConfig) -> int:
-    """Runs or resumes a finetuning; returns the exit status (0, or 128 + signal when stopped).
-
-    Raises:
-        ConvMAEError: bad data, checkpoint or settings, or losses that stay not finite.
-    """
-    return prepare(config).fit()
-
-
 def read_splits(config: VideoFinetuneConfig) -> tuple[VideoFolder, VideoFolder]:
     """The videos to train on and those to validate on."""
     if config.validate_on == "val":
@@ -109,12 +100,16 @@ def read_splits(config: VideoFinetuneConfig) -> tuple[VideoFolder, VideoFolder]:
 
 
 def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
+    """Everything a run needs, before its first update.
+
+    Raises:
+        ConvMAEError: bad data, checkpoint or settings.
+    """
     import_av()  # else every video would count as one that cannot be decoded
     train, val = read_splits(config)
     facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
     setup = Setup.of(config)
-    record = config.initial_record("video_classifier", classes=train.classes)
+    record = config.initial_record("video-classification", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)
     videos = AugmentedVideos(train, record.preprocessing, transform, config.run.seed, copies=config.copies)
@@ -151,7 +146,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return finetune(chosen_preset(PRESETS, "python -m training.video_finetune"))
+    return prepare(chosen_preset(PRESETS, "python -m training.video_finetune")).fit()
 
 
 if __name__ == "__main__":

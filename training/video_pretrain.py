@@ -104,21 +104,16 @@ PRESETS = {
 }
 
 
-def pretrain(config: VideoPretrainConfig) -> int:
-    """Runs or resumes a pretraining; returns the exit status (0, or 128 + signal when stopped).
+def prepare(config: VideoPretrainConfig) -> TrainingLoop:
+    """Everything a run needs, before its first update.
 
     Raises:
-        ConvMAEError: bad data or settings, or losses that stay not finite.
+        ConvMAEError: bad data or settings.
     """
-    return prepare(config).fit()
-
-
-def prepare(config: VideoPretrainConfig) -> TrainingLoop:
-    """Everything a run needs, before its first update."""
     import_av()  # else every video would count as one that cannot be decoded
     videos = find_training_videos(config.data)
     setup = Setup.of(config, may_shard=True)
-    record = config.initial_record("video_pretraining", video_pretraining=config.model)
+    record = config.initial_record("video-pretraining", video_pretraining=config.model)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     height, width = record.model.grid_size
     choose = partial(keep_tubes, mask_ratio=config.model.mask_ratio)
@@ -143,7 +138,7 @@ def last_clips(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return pretrain(chosen_preset(PRESETS, "python -m training.video_pretrain"))
+    return prepare(chosen_preset(PRESETS, "python -m training.video_pretrain")).fit()
 
 
 if __name__ == "__main__":

@@ -110,10 +110,11 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(fields)
     except ValidationError as error:
-        raise BundleError(f"{path} is not a valid manifest: {_in_words(error)}; export the bundle again") from error
+        raise BundleError(f"{path} is not a valid manifest: {in_words(error)}; export the bundle again") from error
 
 
-def _in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
+    """The first thing that is wrong with a manifest, and where, as a clause."""
     first: Any = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")

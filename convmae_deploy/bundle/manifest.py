@@ -8,9 +8,12 @@ that what is made by it fits into memory.
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation, Record
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
@@ -25,6 +28,7 @@ MAX_BATCH = 4096
 MAX_CLASSES = 100_000
 MAX_ENTRIES = 2**28  # in an input or an output, for one image
 MAX_BYTES = 2**36  # all hashed files together
+UPRIGHT = "Turn the decoded photo upright (EXIF) and convert it to RGB."
 MAX_OVERLAP = 8  # windows of a segmenter that show the same pixel, along each axis
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -40,15 +44,44 @@ Text = Annotated[str, Field(max_length=10_000)]
 Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_ENTRIES)], ...], Field(max_length=8)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Normalised(_Record):
+class _Normalised(Record):
     """Values are scaled to [0, 1], then normalised by `mean` and `std`."""
+
+    INPUT_NAME: ClassVar[str] = "image"  # what the graph's input is called
 
     mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+
+    @property
+    @abstractmethod
+    def input_size(self) -> Size:
+        """(height, width) in pixels of the graph's input."""
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """(height, width) of the graph's input, of clips (frames, height, width)."""
+        return self.input_size
+
+    @abstractmethod
+    def with_input_size(self, size: Size) -> Self:
+        """The same for a graph's input of (height, width) pixels: crop and overlap keep their share."""
+
+    @property
+    @abstractmethod
+    def geometry(self) -> str:
+        """What becomes of a photo's pixels, or of a video's, before they are normalised, in a line."""
+
+    @abstractmethod
+    def shaping_steps(self) -> list[str]:
+        """The same for whoever has to do it, a sentence each, from a decoded photo or video."""
+
+    def steps(self) -> list[str]:
+        """From a decoded photo or video to the graph's input, a sentence each."""
+        return [
+            *self.shaping_steps(),
+            f"Divide the levels by 255, subtract the mean ({_numbers(self.mean)}) and divide by the standard deviation "
+            f"({_numbers(self.std)}) of the channels R, G, B; channels come first.",
+        ]
 
 
 class _Cropped(_Normalised):
@@ -60,8 +93,22 @@ class _Cropped(_Normalised):
 
     @property
     def input_size(self) -> Size:
-        """(height, width) in pixels of the graph's input."""
         return self.crop
+
+    def with_input_size(self, size: Size) -> Self:
+        resize = size[0] * self.resize[0] // self.crop[0], size[1] * self.resize[1] // self.crop[1]
+        if self.resize == _standard_cover(self.crop):
+            resize = _standard_cover(size)  # not by way of a figure that was rounded down
+        return self.model_validate(self.model_dump() | {"crop": size, "resize": resize})
+
+    @property
+    def geometry(self) -> str:
+        return f"resize to cover {_side_by_side(self.resize)}, centre crop {_side_by_side(self.crop)}"
+
+    def cropping_step(self, what: str) -> str:
+        """The step that photos and frames have in common."""
+        covering = f"so that it covers {_in_words(self.resize)} pixels, and cut out the centre"
+        return f"Resize {what} {_resizing(self.interpolation)}, {covering}, {_in_words(self.crop)}."
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -77,6 +124,9 @@ class Preprocessing(_Cropped):
     `crop` is cut out, values are scaled to [0, 1], then normalised per channel by `mean` and `std`.
     """
 
+    def shaping_steps(self) -> list[str]:
+        return [UPRIGHT, self.cropping_step("it")]
+
 
 class ClipPreprocessing(_Cropped):
     """From a video to the graph's input: `frames` of its frames, each resized, cut and normalised as a photo is.
@@ -86,8 +136,28 @@ class ClipPreprocessing(_Cropped):
     and takes one frame of each. One view is the middle one: of the dense clips, of each part, and of the picture.
     """
 
+    INPUT_NAME = "clip"
+
     frames: Annotated[int, Field(gt=0, le=MAX_FRAMES)] = 16
     stride: Annotated[int, Field(gt=0, le=MAX_FRAMES)] | None = 4  # in frames; None: segment sampling
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        return (self.frames, *self.crop)
+
+    @property
+    def geometry(self) -> str:
+        each = f"one of each of {self.frames} equal parts" if self.stride is None else f"{self.stride} apart"
+        return f"{self.frames} frames, {each}, {super().geometry}"
+
+    def shaping_steps(self) -> list[str]:
+        chosen = (
+            f"Take {self.frames} RGB frames {self.stride} apart, the clip in the middle of the video; where the video "
+            "is too short, its last frame again and again."
+            if self.stride is not None
+            else f"Cut the video into {self.frames} equal parts and take the RGB frame in the middle of each."
+        )
+        return [chosen, self.cropping_step("each frame")]
 
 
 class Letterbox(_Normalised):
@@ -103,8 +173,21 @@ class Letterbox(_Normalised):
 
     @property
     def input_size(self) -> Size:
-        """(height, width) in pixels of the graph's input."""
         return self.size
+
+    def with_input_size(self, size: Size) -> Self:
+        return self.model_copy(update={"size": size})
+
+    @property
+    def geometry(self) -> str:
+        return f"resize to fit into {_side_by_side(self.size)}, filled with {self.fill} right and below"
+
+    def shaping_steps(self) -> list[str]:
+        return [
+            UPRIGHT,
+            f"Resize it {_resizing(self.interpolation)}, so that it just fits into {_in_words(self.size)} pixels, and "
+            f"put it into the top left corner of a picture of that size whose levels are {self.fill}.",
+        ]
 
 
 class SlidingWindow(_Normalised):
@@ -124,8 +207,31 @@ class SlidingWindow(_Normalised):
 
     @property
     def input_size(self) -> Size:
-        """(height, width) in pixels of the graph's input."""
         return self.window
+
+    def with_input_size(self, size: Size) -> Self:
+        sides = zip(size, self.stride, self.window, strict=True)
+        stride = tuple(side * old_stride // old_window for side, old_stride, old_window in sides)
+        return self.model_copy(update={"window": size, "stride": stride})
+
+    @property
+    def geometry(self) -> str:
+        size = "own size" if self.short_side is None else f"short side {self.short_side}"
+        size += "" if self.long_side is None else f", long side at most {self.long_side}"
+        return f"{size}, windows of {_side_by_side(self.window)} every {_side_by_side(self.stride)}"
+
+    def shaping_steps(self) -> list[str]:
+        steps = [UPRIGHT]
+        if self.short_side is not None:
+            limit = "" if self.long_side is None else f", less where the long one would be over {self.long_side}"
+            resizing = _resizing(self.interpolation)
+            steps.append(f"Resize it {resizing}, to a short side of {self.short_side} pixels{limit}.")
+        return [
+            *steps,
+            f"Cut it into windows of {_in_words(self.window)} pixels, one every {_in_words(self.stride)} pixels, the "
+            "last ones ending with the photo. A photo smaller than a window is padded right and below; the padding is "
+            "0 after the next step.",
+        ]
 
     @model_validator(mode="after")
     def _windows_meet(self) -> Self:
@@ -152,14 +258,20 @@ AnyPreprocessing = Annotated[
 ]
 
 
-def input_name(spec: AnyPreprocessing) -> str:
-    """What the input of a graph with this preprocessing is called."""
-    return "clip" if isinstance(spec, ClipPreprocessing) else "image"
+def _resizing(interpolation: Interpolation) -> str:
+    return f"with Pillow's antialiased {interpolation} filter (`Image.resize`), aspect ratio kept"
 
 
-def input_axes(spec: AnyPreprocessing) -> tuple[int, ...]:
-    """(height, width) of the graph's input, of clips (frames, height, width)."""
-    return (spec.frames, *spec.crop) if isinstance(spec, ClipPreprocessing) else spec.input_size
+def _side_by_side(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _in_words(size: Size) -> str:
+    return f"{_side_by_side(size)} (height x width)"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def standard_preprocessing(image_size: Size) -> Preprocessing:
@@ -167,8 +279,11 @@ def standard_preprocessing(image_size: Size) -> Preprocessing:
 
     Inputs beyond 3584 pixels are cropped less, as no photo is resized beyond MAX_SIDE.
     """
-    height, width = (min(side * 8 // 7, MAX_SIDE) for side in image_size)
-    return Preprocessing(resize=(height, width), crop=image_size)
+    return Preprocessing(resize=_standard_cover(image_size), crop=image_size)
+
+
+def _standard_cover(crop: Size) -> Size:
+    return min(crop[0] * 8 // 7, MAX_SIDE), min(crop[1] * 8 // 7, MAX_SIDE)
 
 
 def standard_clips(image_size: Size, *, frames: int = 16, stride: int | None = 4) -> ClipPreprocessing:
@@ -194,10 +309,10 @@ def standard_windows(window: Size, short_side: int | None, long_side: int | None
     return SlidingWindow(window=window, stride=stride, short_side=short_side, long_side=long_side)
 
 
-class InputSpec(_Record):
+class InputSpec(Record):
     """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
-    name: Word = "image"  # see `input_name`
+    name: Word = "image"  # see `INPUT_NAME`
     shape: Shape  # without the batch axis: (3, H, W); video (3, T, H, W)
     min_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
     max_batch: int = Field(ge=1, le=MAX_BATCH)
@@ -211,7 +326,7 @@ class InputSpec(_Record):
         return self
 
 
-class OutputSpec(_Record):
+class OutputSpec(Record):
     """One output of the graph, (B, *shape)."""
 
     shape: Shape  # without the batch axis: (classes,), (C,) or (C, H / stride, W / stride)
@@ -227,58 +342,7 @@ class OutputSpec(_Record):
         return self
 
 
-class OutputNumerics(_Record):
-    """The worst disagreement of one output with PyTorch over all inputs compared."""
-
-    max_abs: float  # largest absolute difference
-    max_rel: float  # largest absolute difference / largest absolute reference value
-    cosine: float  # smallest cosine similarity of the flattened output of one image
-    snr_db: float | None = None  # smallest ratio of one image's output to its difference; None: not measured
-    top1_agreement: float | None = None  # share of images with the same largest entry; logits only
-    excess: float = 0.0  # largest difference / what the tolerance allows there, or noise / allowed; at most 1 passes
-    worst_input: str = ""  # the input on which `excess` was seen
-    passed: bool
-
-
-class NumericsReport(_Record):
-    """What was compared with PyTorch, on what, with which tolerance, and how it ended."""
-
-    runtime: str  # for instance "onnxruntime 1.31.1 (CPUExecutionProvider)"
-    reference: str  # for instance "torch 2.15.0 eager fp32 (cpu)"
-    inputs: tuple[str, ...]  # for instance ("random batch 1", "photos batch 2", ...)
-    tolerance: str  # the gate in words and numbers
-    outputs: dict[str, OutputNumerics]
-    passed: bool
-
-
-class ExportCost(_Record):
-    """What making a file took, on the machine that made it."""
-
-    seconds: float  # tracing and translating
-    verification_seconds: float  # running it and PyTorch on all inputs
-    peak_bytes: int  # most memory of the exporting process meanwhile
-
-
-class Quantisation(_Record):
-    """How an int8 graph was made, and what it keeps of the fp32 graph."""
-
-    calibrated_on: str  # for instance "128 photos of train"
-    method: str  # how the ranges of activations were found
-    layers: int  # in int8
-    returned: tuple[str, ...]  # layers that went back to fp32, the most sensitive first
-    metric: str  # for instance "top-1 on 1000 photos of imagenette"
-    samples: int
-    fp32: float  # the metric in percent
-    int8: float
-    max_drop: float  # points that it was allowed to lose
-
-    @property
-    def drop(self) -> float:
-        """Points that it lost; below 0: won."""
-        return self.fp32 - self.int8
-
-
-class StoredFile(_Record):
+class StoredFile(Record):
     """A file of the bundle, known by its content."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -297,14 +361,14 @@ class BundleFile(StoredFile):
     quantisation: Quantisation | None = None  # int8 alone
 
 
-class Licence(_Record):
+class Licence(Record):
     """The terms of the weights (the code is MIT)."""
 
     name: Text  # short name, for instance "ImageNet terms: non-commercial research"
     file: Word | None = None  # the full text, a file of the bundle
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything that must be known to run a bundle."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -330,10 +394,7 @@ class Manifest(_Record):
             raise ValueError(f"files must have at most {MAX_BYTES} bytes together")
         if self.category_ids and len(self.category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be one for each of {len(self.classes)} classes, or none")
-        size = self.preprocessing.input_size
-        is_clip = isinstance(self.preprocessing, ClipPreprocessing)
-        if len(self.input.shape) != 3 + is_clip or self.input.shape[0] != 3 or self.input.shape[-2:] != size:
-            raise ValueError(f"input shape {self.input.shape} must be (3, ..., height, width) with {size}")
-        if isinstance(self.preprocessing, ClipPreprocessing) and self.input.shape[1:-2] != (self.preprocessing.frames,):
-            raise ValueError(f"input shape {self.input.shape} must be (3, {self.preprocessing.frames} frames, ...)")
+        expected = (3, *self.preprocessing.input_axes)
+        if self.input.shape != expected:
+            raise ValueError(f"input shape {self.input.shape} must be {expected}, as the preprocessing makes it")
         return self

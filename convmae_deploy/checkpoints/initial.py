@@ -8,13 +8,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from convmae_deploy.checkpoints.native import (
-    NORM_PREFIX,
-    CheckpointRecord,
-    load_encoder_state,
-    load_pretraining,
-    read_checkpoint,
-)
+from convmae_deploy.checkpoints.loading import load_encoder_state, load_pretraining
+from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, read_checkpoint
 from convmae_deploy.checkpoints.original import import_original, read_original
 from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError
@@ -89,9 +84,9 @@ def load_initial_pretraining(
     with TemporaryDirectory() as directory:
         imported = Path(directory) / "imported"
         report = import_original(path, imported, image_size=image_size)
-        if report.source_kind != "pretraining":
+        if report.keys.kind != "pretraining":
             raise ConvMAEError(
-                f"{path} must hold a pretraining model with its decoder and holds: {report.source_kind}; give the "
+                f"{path} must hold a pretraining model with its decoder and holds: {report.keys.kind}; give the "
                 "checkpoint that a pretraining run of the authors' code wrote"
             )
         return *load_pretraining(imported), report.lines()[:-1]  # not where to

@@ -6,48 +6,34 @@ is taken for it.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from convmae_deploy.bundle.manifest import (
     MAX_CLASSES,
     AnyPreprocessing,
     CategoryId,
     ClassName,
-    Letterbox,
     Licence,
     Text,
     Word,
 )
 from convmae_deploy.checkpoints.pth_file import is_plain
-from convmae_deploy.checkpoints.resizing import resize_positions, resize_preprocessing, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory, open_regular, read_json
-from convmae_deploy.models.classifier import (
-    ConvMAEClassifier,
-    GlobalPool,
-    build_classifier,
-    build_video_classifier,
-)
+from convmae_deploy.models.classifier import GlobalPool
 from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
-from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
-from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, build_segmenter
+from convmae_deploy.models.detector import DetectorConfig
+from convmae_deploy.models.pretraining import PretrainingConfig
+from convmae_deploy.models.segmenter import SegmenterConfig
 from convmae_deploy.models.video import VideoConfig
-from convmae_deploy.models.video_pretraining import (
-    VideoPretraining,
-    VideoPretrainingConfig,
-    build_video_pretraining,
-)
+from convmae_deploy.models.video_pretraining import VideoPretrainingConfig
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -62,9 +48,28 @@ MAX_CONFIG_BYTES = 16 * 2**20
 MAX_NUMBER = 65_536  # largest number in a model's config: widths, pixels, frames
 MAX_DEPTH = 200  # blocks; six times those of the deepest model here
 
+# The task that a model was trained for; "features" of an encoder alone. Pretraining models are served for no task.
 CheckpointKind = Literal[
-    "encoder", "pretraining", "classifier", "detector", "segmenter", "video_pretraining", "video_classifier"
+    "classification",
+    "detection",
+    "segmentation",
+    "video-classification",
+    "features",
+    "pretraining",
+    "video-pretraining",
 ]
+EARLIER_KINDS: dict[str, CheckpointKind] = {  # what kinds were called in configs of before
+    "classifier": "classification",
+    "detector": "detection",
+    "segmenter": "segmentation",
+    "video_classifier": "video-classification",
+    "encoder": "features",
+    "video_pretraining": "video-pretraining",
+}
+
+
+def _kind_of_today(kind: object) -> object:
+    return EARLIER_KINDS.get(kind, kind) if isinstance(kind, str) else kind
 
 
 class CheckpointRecord(BaseModel):
@@ -73,18 +78,18 @@ class CheckpointRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
-    kind: CheckpointKind
+    kind: Annotated[CheckpointKind, BeforeValidator(_kind_of_today)]
     variant: Word  # "nano", "base", ... or "custom"
     model: ConvMAEConfig
     pretraining: PretrainingConfig | None = None  # pretraining: the decoder and the masks; older files lack it
-    detector: DetectorConfig | None = None  # detector: its pyramid and heads
-    segmenter: SegmenterConfig | None = None  # segmenter: its heads and its E4
+    detector: DetectorConfig | None = None  # detection: its pyramid and heads
+    segmenter: SegmenterConfig | None = None  # segmentation: its heads and its E4
     video: VideoConfig | None = None  # video models: what they have besides the image model's
     video_pretraining: VideoPretrainingConfig | None = None  # video pretraining: the decoder and the masks
     classes: tuple[ClassName, ...] = Field(
         default=(), max_length=MAX_CLASSES
     )  # all but pretraining: the name of each label
-    category_ids: tuple[CategoryId, ...] = ()  # detector: the id of each class in the annotations; none: 1, 2, ...
+    category_ids: tuple[CategoryId, ...] = ()  # detection: the id of each class in the annotations; none: 1, 2, ...
     global_pool: GlobalPool = "avg"
     preprocessing: AnyPreprocessing | None = None  # None: not decided, as for a pretrained encoder
     licence: Licence = Licence(name="unspecified: ask whoever trained these weights")
@@ -93,18 +98,15 @@ class CheckpointRecord(BaseModel):
     )  # data, command, seed, metrics, source file, ...
 
 
-def save_checkpoint(
-    directory: Path, state: dict[str, Tensor], record: CheckpointRecord, *, replace_existing: bool = False
-) -> None:
+def save_checkpoint(directory: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
     """Writes a checkpoint folder; a reader finds all of it or none.
 
     Args:
-        directory: where to.
+        directory: where to; must not exist.
         state: the state dict; tensors are copied to contiguous CPU memory.
         record: what the weights are.
-        replace_existing: whether a folder that is there may be replaced.
     """
-    with atomic_directory(directory, replace=replace_existing) as temporary:
+    with atomic_directory(directory) as temporary:
         write_checkpoint_files(temporary, state, record)
 
 
@@ -186,229 +188,3 @@ def _impossible(value: object, place: str) -> str | None:
     elif isinstance(value, list):
         inside = [(entry, place) for entry in value]
     return next((found for found in (_impossible(*entry) for entry in inside) if found is not None), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """What a checkpoint of one kind holds, and how its model is made."""
-
-    name: str
-    remedy: str  # what to do where one is wanted and there is another
-    parts: tuple[str, ...]  # fields of the record that it must have
-    build: Callable[[Any], nn.Module]  # from a record that has them
-
-
-KINDS: dict[CheckpointKind, _Kind] = {
-    "classifier": _Kind(
-        name="classifier",
-        remedy="finetune it first",
-        parts=(),
-        build=lambda record: build_classifier(
-            record.model, num_classes=len(record.classes), global_pool=record.global_pool
-        ),
-    ),
-    "pretraining": _Kind(
-        name="pretraining model with its decoder",
-        remedy="give a run of pretraining",
-        parts=("pretraining",),
-        build=lambda record: build_pretraining(record.model, record.pretraining),
-    ),
-    "detector": _Kind(
-        name="detector",
-        remedy="train one first",
-        parts=("detector",),
-        build=lambda record: build_detector(record.model, record.detector, num_classes=len(record.classes)),
-    ),
-    "segmenter": _Kind(
-        name="segmenter",
-        remedy="train one first",
-        parts=("segmenter",),
-        build=lambda record: build_segmenter(record.model, record.segmenter, num_classes=len(record.classes)),
-    ),
-    "video_pretraining": _Kind(
-        name="video pretraining model with its decoder",
-        remedy="give a run of pretraining on videos",
-        parts=("video", "video_pretraining"),
-        build=lambda record: build_video_pretraining(record.model, record.video, record.video_pretraining),
-    ),
-    "video_classifier": _Kind(
-        name="video classifier",
-        remedy="finetune one first",
-        parts=("video",),
-        build=lambda record: build_video_classifier(record.model, record.video, num_classes=len(record.classes)),
-    ),
-}
-
-
-def load_model(
-    path: Path, kind: CheckpointKind, *, image_size: tuple[int, int] | None = None
-) -> tuple[Any, CheckpointRecord]:
-    """A model in evaluation mode with its record, its position embeddings resized when another size is asked for.
-
-    Args:
-        path: run folder or checkpoint.
-        kind: what it must hold; one of `KINDS`.
-        image_size: (height, width) in pixels of its inputs; None keeps the checkpoint's.
-
-    Raises:
-        ConvMAEError: it is of another kind or damaged, or its tensors are not those of its config.
-    """
-    record, state = read_checkpoint(path)
-    wanted = KINDS[kind]
-    if record.kind != kind:
-        raise ConvMAEError(f"{path} must hold a {wanted.name} and holds: {record.kind}; {wanted.remedy}")
-    missing = [part for part in wanted.parts if getattr(record, part) is None]
-    if missing:
-        raise ConvMAEError(
-            f"{path} must say in {CONFIG_NAME} what its {missing[0]} is and does not; copy it again, or import the "
-            "original file again"
-        )
-    if image_size is not None and not image_size == record.model.image_size == record.model.input_size:
-        record, state = resized(record, state, image_size)
-    with torch.device("meta"):  # shapes alone: no memory is taken for what is not in the file
-        check_fits(wanted.build(record), state, path)
-    model = wanted.build(record)
-    load_exactly(model, state, path)
-    return model.eval(), record
-
-
-def load_classifier(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """`load_model` of a classifier."""
-    return load_model(path, "classifier", image_size=image_size)
-
-
-def load_pretraining(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEPretraining, CheckpointRecord]:
-    """`load_model` of a pretraining model, whose decoder has a position embedding too."""
-    return load_model(path, "pretraining", image_size=image_size)
-
-
-def load_detector(path: Path, *, image_size: tuple[int, int] | None = None) -> tuple[ConvMAEDetector, CheckpointRecord]:
-    """`load_model` of a detector."""
-    return load_model(path, "detector", image_size=image_size)
-
-
-def load_segmenter(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAESegmenter, CheckpointRecord]:
-    """`load_model` of a segmenter; the size is that of a window."""
-    return load_model(path, "segmenter", image_size=image_size)
-
-
-def load_video_pretraining(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[VideoPretraining, CheckpointRecord]:
-    """`load_model` of a video pretraining model."""
-    return load_model(path, "video_pretraining", image_size=image_size)
-
-
-def load_video_classifier(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """`load_model` of a video classifier."""
-    return load_model(path, "video_classifier", image_size=image_size)
-
-
-def load_feature_extractor(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """The encoder of any checkpoint of photos in evaluation mode, as a classifier without a head, and its record.
-
-    The pooled vector of a classifier is the one that its head was fed. Any other model has none of its own: then it is
-    the mean of E3's tokens, normalised without trained weights, from which the authors finetune and probe.
-
-    Args:
-        path: run folder or checkpoint.
-        image_size: (height, width) in pixels of its inputs; None keeps the checkpoint's.
-
-    Raises:
-        ConvMAEError: it is of videos, or damaged.
-    """
-    record, _ = read_checkpoint(path)
-    if record.kind == "classifier":
-        classifier, record = load_classifier(path, image_size=image_size)
-    else:
-        config, state = load_encoder_state(path, image_size or record.model.input_size)
-        classifier = build_classifier(config, num_classes=0)
-        load_exactly(classifier.encoder, state, path)
-        record = record.model_copy(update={"model": config})
-    return _without_head(classifier, record)
-
-
-def load_video_feature_extractor(
-    path: Path, *, image_size: tuple[int, int] | None = None
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    """`load_feature_extractor` of a checkpoint of videos."""
-    record, _ = read_checkpoint(path)
-    if record.kind == "video_classifier":
-        return _without_head(*load_video_classifier(path, image_size=image_size))
-    pretraining, record = load_video_pretraining(path, image_size=image_size)
-    assert record.video is not None  # the record of a video model says so
-    classifier = build_video_classifier(record.model, record.video, num_classes=0)
-    classifier.encoder.load_state_dict(pretraining.encoder.state_dict())
-    return _without_head(classifier, record)
-
-
-def _without_head(
-    classifier: ConvMAEClassifier, record: CheckpointRecord
-) -> tuple[ConvMAEClassifier, CheckpointRecord]:
-    classifier.reset_classifier(0)
-    return classifier.eval(), record.model_copy(update={"classes": (), "category_ids": ()})
-
-
-def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
-    """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
-    record, state = read_checkpoint(path)
-    if record.video is not None:
-        raise ConvMAEError(f"{path} must hold a model of images and holds: {record.kind}; give one of these")
-    record, state = resized(record, state, image_size)
-    encoder = encoder_part(state)
-    if record.kind == "encoder" and not encoder:  # in a folder for a hub it has the names of a whole model
-        encoder = {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
-    return record.model, encoder
-
-
-def encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's tensors of a whole model, keys without their prefix."""
-    encoder = {name: value for name, value in state.items() if name.startswith(ENCODER_PREFIX)}
-    return {name.removeprefix(ENCODER_PREFIX): value for name, value in encoder.items()}
-
-
-def resized(
-    record: CheckpointRecord, state: dict[str, Tensor], image_size: tuple[int, int]
-) -> tuple[CheckpointRecord, dict[str, Tensor]]:
-    """The same checkpoint for another image size: positions, model and preprocessing."""
-    model = replace(record.model, image_size=image_size)
-    if record.video is not None:
-        slots = record.video.slots
-        tensors = resize_video_positions(state, (slots, record.model.grid_size), (slots, model.grid_size))
-    else:
-        tensors, _ = resize_positions(state, model.dense, record.model.grid_size, model.grid_size)
-    preprocessing = record.preprocessing
-    if preprocessing is None and record.kind == "detector":
-        preprocessing = Letterbox(size=image_size)
-    elif preprocessing is not None:
-        preprocessing = resize_preprocessing(preprocessing, image_size)
-    return record.model_copy(update={"model": model, "preprocessing": preprocessing}), tensors
-
-
-def load_exactly(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """`load_state_dict` that raises one sentence when names or shapes differ."""
-    check_fits(model, state, source)
-    model.load_state_dict(state)
-
-
-def check_fits(model: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Raises ConvMAEError unless the tensors have the names and shapes of a model's."""
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise ConvMAEError(
-            f"{source} does not fit its config: {len(differing)} tensors differ, first {name}: "
-            f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
-        )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Licence, standard_preprocessing, standard_windows
 from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
-from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointKind, CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.loading import KINDS
+from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.original_configs import (
     file_grid,
     infer_config,
@@ -28,11 +29,6 @@ from convmae_deploy.checkpoints.pth_file import check_plain, load_without_code
 from convmae_deploy.checkpoints.resizing import resize_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
-from convmae_deploy.models.detector import build_detector
-from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
-from convmae_deploy.models.segmenter import build_segmenter
 from convmae_deploy.printing import printable
 
 WRAPPERS = ("model", "state_dict", "module")
@@ -44,14 +40,6 @@ DETECTOR_LICENCES = {
 SEGMENTER_LICENCE = Licence(name="MIT (authors' repository); trained on ImageNet-1K and ADE20K, research use")
 AUTHORS_SHORT_SIDE = 512  # pixels of photos in their evaluation of segmenters
 AUTHORS_LONG_SIDE = 2048  # pixels, at most
-CHECKPOINT_KINDS: dict[SourceKind, CheckpointKind] = {
-    "pretraining": "pretraining",
-    "encoder": "encoder",
-    "classifier": "classifier",
-    "linear probe": "classifier",
-    "detector": "detector",
-    "segmenter": "segmenter",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,52 +60,48 @@ class ImportReport:
 
     source: Path
     out: Path
-    source_kind: SourceKind
-    wrapper: str  # the entry the weights stood under; "" for a bare state dict
-    left_behind: tuple[str, ...]  # the file's other entries, for instance the optimiser's state
-    variant: str
-    config: ConvMAEConfig
-    pretraining: PretrainingConfig | None  # None unless a pretraining model was written
-    assumed: dict[str, str]  # field of `pretraining` that the file does not hold -> where its value is from
-    classes: tuple[str, ...]  # the name of each logit; none for an encoder
-    named: bool  # whether these are the file's names
-    licence: str
-    kept: int  # tensors written that come from the file
-    renamed: int  # how many of those under another name
-    reshaped: int  # how many of those were 1x1 convolutions and became matrices
+    file: OriginalFile
+    keys: ConvertedKeys
+    record: CheckpointRecord  # what was written
+    assumed: dict[str, str]  # field of the record's `pretraining` that the file does not hold -> where it is from
     cast: dict[str, int]  # dtype of the file -> number of tensors converted from it to float32
-    permuted: tuple[str, ...]  # names in the checkpoint of class scores whose background came last in the file
-    folded: tuple[str, ...]  # names in the file computed into other tensors
-    dropped: dict[str, str]  # name in the file -> reason
-    initial: dict[str, str]  # name in the checkpoint -> the value it was given and why
     resized: dict[str, str]  # name in the checkpoint -> from which grid to which
+
+    @property
+    def kept(self) -> int:
+        """How many of the tensors written come from the file."""
+        return len(self.keys.state) - len(self.keys.initial)
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Name in the file -> why it has no place in the checkpoint."""
+        return dict.fromkeys(self.file.not_tensors, "not a tensor") | self.keys.dropped
 
     def lines(self) -> list[str]:
         """The report in words, one fact a line."""
-        config = self.config
-        place = f'under "{self.wrapper}"' if self.wrapper else "unwrapped"
-        article = "an" if self.source_kind == "encoder" else "a"
+        keys, config, classes = self.keys, self.record.model, self.record.classes
+        place = f'under "{self.file.wrapper}"' if self.file.wrapper else "unwrapped"
         lines = [
-            f"{self.source} is {article} {self.source_kind} file, weights {place}",
-            f"variant {self.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
+            f"{self.source} is a {keys.kind} file, weights {place}",
+            f"variant {self.record.variant}: channels {dashed(config.embed_dims)}, blocks {dashed(config.depths)}, "
             f"MLP ratios {dashed(config.mlp_ratios)}, {config.num_heads} heads, kernels of {config.kernel_size}",
             f"image {config.image_size[0]} x {config.image_size[1]}",
-            f"kept {self.kept} tensors, {self.renamed} of them under a new name",
+            f"kept {self.kept} tensors, {len(keys.renamed)} of them under a new name",
         ]
-        if self.reshaped:
-            lines.append(f"reshaped {self.reshaped} weights of 1x1 convolutions to matrices")
+        if keys.reshaped:
+            lines.append(f"reshaped {len(keys.reshaped)} weights of 1x1 convolutions to matrices")
         lines += [f"cast {count} tensors from {dtype} to float32" for dtype, count in self.cast.items()]
-        if self.permuted:
-            lines.append(f"moved the background in front of the classes: {', '.join(self.permuted)}")
-        if self.folded:
-            lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(self.folded)}")
+        if keys.permuted:
+            lines.append(f"moved the background in front of the classes: {', '.join(keys.permuted)}")
+        if keys.folded:
+            lines.append(f"folded the probe's BatchNorm into its Linear: {', '.join(keys.folded)}")
         lines += [f"resized {name}: {change}" for name, change in self.resized.items()]
         lines += [f"dropped {name}: {reason}" for name, reason in self.dropped.items()]
-        lines += [f"left at its initial value {name}: {value}" for name, value in self.initial.items()]
-        if self.left_behind:
-            lines.append(f"left behind: {', '.join(self.left_behind)}")
-        if self.pretraining is not None:
-            decoder = self.pretraining
+        lines += [f"left at its initial value {name}: {value}" for name, value in keys.initial.items()]
+        if self.file.left_behind:
+            lines.append(f"left behind: {', '.join(self.file.left_behind)}")
+        if self.record.pretraining is not None:
+            decoder = self.record.pretraining
             lines.append("kept the decoder and the fusion layers under their own names")
             lines.append(
                 f"decoder {decoder.decoder_width} wide, {decoder.decoder_depth} blocks, "
@@ -127,11 +111,11 @@ class ImportReport:
                 f"assumed {name} {getattr(decoder, name)}, {source}: the file does not hold it"
                 for name, source in self.assumed.items()
             ]
-        if self.named:
-            lines.append(f"classes named as in the file: {', '.join(self.classes)}")
-        elif self.classes:
-            lines.append(f"classes named {self.classes[0]} to {self.classes[-1]}: the file has no names")
-        return [*lines, f"licence of the weights: {self.licence}", f"wrote {self.out}"]
+        if classes and classes == self.file.classes:
+            lines.append(f"classes named as in the file: {', '.join(classes)}")
+        elif classes:
+            lines.append(f"classes named {classes[0]} to {classes[-1]}: the file has no names")
+        return [*lines, f"licence of the weights: {self.record.licence.name}", f"wrote {self.out}"]
 
 
 def import_original(
@@ -159,7 +143,7 @@ def import_original(
     encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
     name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
     record = CheckpointRecord(
-        kind=CHECKPOINT_KINDS[keys.kind],
+        kind="classification" if keys.kind == "linear probe" else keys.kind,
         variant=name,
         model=config,
         global_pool=keys.global_pool,
@@ -175,24 +159,11 @@ def import_original(
     return ImportReport(
         source=source,
         out=out,
-        source_kind=keys.kind,
-        wrapper=file.wrapper,
-        left_behind=file.left_behind,
-        variant=name,
-        config=record.model,
-        pretraining=record.pretraining,
+        file=file,
+        keys=keys,
+        record=record,
         assumed=assumed,
-        classes=record.classes,
-        licence=record.licence.name,
-        named=bool(record.classes) and record.classes == file.classes,
-        kept=len(tensors) - len(keys.initial),
-        renamed=len(keys.renamed),
-        reshaped=len(keys.reshaped),
         cast={dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes)) if dtype != "float32"},
-        permuted=keys.permuted,
-        folded=keys.folded,
-        dropped=dict.fromkeys(file.not_tensors, "not a tensor") | keys.dropped,
-        initial=keys.initial,
         resized=changes,
     )
 
@@ -204,7 +175,7 @@ def completed(
     if keys.kind == "pretraining":
         pretraining, assumed = infer_pretraining(keys.state, record.model, file.arguments)
         return record.model_copy(update={"pretraining": pretraining}), assumed
-    if keys.kind == "detector":
+    if keys.kind == "detection":
         grid_size = file_grid({"pos_embed": keys.state["encoder.pos_embed"]})
         detector, dense, num_classes = infer_detector(keys.state, grid_size)
         numbered = tuple(f"class {index}" for index in range(num_classes))
@@ -217,7 +188,7 @@ def completed(
             "licence": DETECTOR_LICENCES[detector.pyramid],
         }
         return record.model_copy(update=changed), {}
-    if keys.kind == "segmenter":
+    if keys.kind == "segmentation":
         segmenter, dense, num_classes = infer_segmenter(keys.state)
         numbered = tuple(f"class {index}" for index in range(num_classes))
         changed = {
@@ -228,7 +199,7 @@ def completed(
             "classes": file.classes if len(file.classes) == num_classes else numbered,
         }
         return record.model_copy(update=changed), {}
-    if record.kind == "classifier":
+    if record.kind == "classification":
         num_classes = shape_of(keys.state, "head.weight", 2)[0]
         changed = {
             "classes": tuple(map(str, range(num_classes))),
@@ -298,20 +269,10 @@ def names_of_classes(meta: object) -> tuple[str, ...]:
 
 def check_tensors(kind: SourceKind, tensors: Mapping[str, Tensor], record: CheckpointRecord) -> None:
     """Raises ConvMAEError unless the tensors are those of the model: all of them, no others, of its shapes, finite."""
-    model: nn.Module
     with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        if record.pretraining is not None:
-            model = build_pretraining(record.model, record.pretraining)
-        elif record.kind == "classifier":
-            model = build_classifier(record.model, num_classes=len(record.classes))
-        elif record.detector is not None:
-            model = build_detector(record.model, record.detector, num_classes=len(record.classes))
-        elif record.segmenter is not None:
-            model = build_segmenter(record.model, record.segmenter, num_classes=len(record.classes))
-        else:
-            model = build_convmae(record.model)
-            if any(name.startswith(NORM_PREFIX) for name in tensors):
-                model.norm = nn.LayerNorm(record.model.embed_dims[2])
+        model = KINDS[record.kind].build(record)
+        if record.kind == "features" and any(name.startswith(NORM_PREFIX) for name in tensors):
+            model.norm = nn.LayerNorm(record.model.embed_dims[2])
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     problems = {
         "missing": [name for name in shapes if name not in tensors],

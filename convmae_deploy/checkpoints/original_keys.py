@@ -17,7 +17,8 @@ from convmae_deploy.checkpoints.original_detector import CLASS_SCORES, backgroun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
 
-SourceKind = Literal["pretraining", "encoder", "classifier", "linear probe", "detector", "segmenter"]
+# kinds of checkpoints, and a classifier whose BatchNorm is folded
+SourceKind = Literal["pretraining", "features", "classification", "linear probe", "detection", "segmentation"]
 
 ANCHOR = "patch_embed1.proj.weight"  # in every file of theirs; what stands before it is the prefix of the encoder
 PROBE_NORM_EPS = 1e-6  # for the BatchNorm in front of a linear probe's head
@@ -72,7 +73,7 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     names = strip_prefixes(original)
     state = {name: original[source] for name, source in names.items()}
     kind = source_kind(state)
-    if kind not in ("detector", "segmenter"):
+    if kind not in ("detection", "segmentation"):
         refuse_other_models(names)
     dropped = {names[name]: reason for name, reason in unused_keys(state, kind).items()}
     state = {name: value for name, value in state.items() if names[name] not in dropped}
@@ -86,11 +87,11 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     folded = [name for name in state if kind == "linear probe" and name.startswith("head.")]
     if kind == "linear probe":
         state = {name: value for name, value in state.items() if name not in folded} | fold_probe_head(state)
-    permuted = [name for name in state if kind == "detector" and name.startswith(CLASS_SCORES)]
+    permuted = [name for name in state if kind == "detection" and name.startswith(CLASS_SCORES)]
     state |= {name: background_first(state[name]) for name in permuted}
     ours = {name: our_name(name, kind) for name in state}
     initial = {}
-    if kind in ("classifier", "linear probe") and "fc_norm.weight" not in ours.values():
+    if kind in ("classification", "linear probe") and "fc_norm.weight" not in ours.values():
         width = state["head.weight"].shape[-1]
         state |= {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)}
         reason = "the file has no norm in front of its head"
@@ -98,7 +99,7 @@ def convert_keys(original: Mapping[str, Tensor]) -> ConvertedKeys:
     return ConvertedKeys(
         kind=kind,
         state={ours.get(name, name): value for name, value in state.items()},
-        global_pool="token" if kind in ("classifier", "linear probe") and "norm.weight" in state else "avg",
+        global_pool="token" if kind in ("classification", "linear probe") and "norm.weight" in state else "avg",
         renamed={names[name]: ours[name] for name in ours if name in names and names[name] != ours[name]},
         reshaped=tuple(ours[name] for name in pointwise),
         permuted=tuple(ours[name] for name in permuted),
@@ -142,14 +143,14 @@ def refuse_other_models(names: Mapping[str, str]) -> None:
 def source_kind(state: Mapping[str, Tensor]) -> SourceKind:
     """What a state dict without prefixes is, by its keys."""
     if any(name.startswith("decode_head.") for name in state):
-        return "segmenter"
+        return "segmentation"
     if any(name.startswith("roi_heads.") for name in state):
-        return "detector"
+        return "detection"
     if "head.1.weight" in state:
         return "linear probe"
     if "head.weight" in state:
-        return "classifier"
-    return "pretraining" if "decoder_pred.weight" in state else "encoder"
+        return "classification"
+    return "pretraining" if "decoder_pred.weight" in state else "features"
 
 
 def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]:
@@ -166,15 +167,16 @@ def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]
             unused[name] = "a counter of the training"
         elif name.endswith(POSITION_INDEX):
             unused[name] = "it follows from the size of the grid"
-        elif name.startswith({"detector": DETECTOR_PARTS, "segmenter": SEGMENTER_PARTS}.get(kind, ())):
+        elif name.startswith({"detection": DETECTOR_PARTS, "segmentation": SEGMENTER_PARTS}.get(kind, ())):
             continue
         elif ENCODER_KEY.match(name) or name.startswith(("head.", "fc_norm.")):
             continue
         elif DECODER_KEY.match(name):
             if kind != "pretraining":
-                unused[name] = "of the pretraining decoder, which is not in the file" if kind == "encoder" else "unused"
+                whole = kind != "features"
+                unused[name] = "unused" if whole else "of the pretraining decoder, which is not in the file"
         elif name.startswith("norm."):  # an encoder alone keeps it: a linear probe of the first token needs it
-            if kind in ("classifier", "linear probe") and "fc_norm.weight" in state:
+            if kind in ("classification", "linear probe") and "fc_norm.weight" in state:
                 unused[name] = "fc_norm takes its place"
         else:
             unused[name] = "unknown, and no part of the encoder or the head"
@@ -183,16 +185,16 @@ def unused_keys(state: Mapping[str, Tensor], kind: SourceKind) -> dict[str, str]
 
 def our_name(name: str, kind: SourceKind) -> str:
     """Our name of a key without prefix."""
-    if kind == "encoder":
+    if kind == "features":
         return name
     if ENCODER_KEY.match(name):
         return f"encoder.{dense_encoder_name(name)}"
-    if kind == "detector":
+    if kind == "detection":
         return detector_name(name)
-    if kind == "segmenter":
+    if kind == "segmentation":
         return re.sub(r"^fpn\.", "downsample.", name)
     # LayerNorm acts on each token alone: norm and then the first token is the first token and then norm
-    return re.sub(r"^norm\.", "fc_norm.", name) if kind in ("classifier", "linear probe") else name
+    return re.sub(r"^norm\.", "fc_norm.", name) if kind in ("classification", "linear probe") else name
 
 
 def dense_encoder_name(name: str) -> str:

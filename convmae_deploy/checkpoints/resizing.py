@@ -1,4 +1,4 @@
-"""Weights and preprocessing of a checkpoint for images of another size.
+"""Weights of a checkpoint for images of another size.
 
 Shapes: N = H * W tokens of a grid, D width, h heads, d = D / h; R offsets between the tokens of a grid or of one axis.
 """
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import DenseConfig, relative_grid
 from convmae_deploy.models.positions import resize_position_embedding
@@ -107,19 +106,3 @@ def resize_relative_position(name: str, value: Tensor, form: str, old: tuple[int
         )[0]
     resized = F.interpolate(value.float().t()[None], size=new_offsets[0], mode="linear", align_corners=False)
     return resized[0].t().to(value.dtype)
-
-
-def resize_preprocessing(preprocessing: AnyPreprocessing, image_size: tuple[int, int]) -> AnyPreprocessing:
-    """The same preprocessing for an input of (height, width) pixels: crop and overlap keep their share."""
-    if isinstance(preprocessing, Letterbox):
-        return preprocessing.model_copy(update={"size": image_size})
-    if isinstance(preprocessing, SlidingWindow):
-        sides = zip(image_size, preprocessing.stride, preprocessing.window, strict=True)
-        stride = tuple(side * old_stride // old_window for side, old_stride, old_window in sides)
-        return preprocessing.model_copy(update={"window": image_size, "stride": stride})
-    (height, width), (old_height, old_width) = image_size, preprocessing.crop
-    resize = height * preprocessing.resize[0] // old_height, width * preprocessing.resize[1] // old_width
-    if preprocessing.resize == standard_preprocessing(preprocessing.crop).resize:
-        resize = standard_preprocessing(image_size).resize  # not by way of a figure that was rounded down
-    changed = {"crop": image_size, "resize": resize}
-    return type(preprocessing).model_validate(preprocessing.model_dump() | changed)

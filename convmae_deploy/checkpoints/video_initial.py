@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints.initial import load_initial_encoder
-from convmae_deploy.checkpoints.native import encoder_part, read_checkpoint
+from convmae_deploy.checkpoints.loading import encoder_part
+from convmae_deploy.checkpoints.native import read_checkpoint
 from convmae_deploy.checkpoints.resizing import resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig

@@ -4,8 +4,9 @@ No generator state is ever saved: every step seeds the generators anew, and so d
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +17,6 @@ from convmae_deploy.errors import ConvMAEError
 
 # images (B, 3, H, W); what belongs to them, a tensor (labels, noise) or B dicts of tensors (boxes); unreadable photos
 MicroBatch = tuple[Tensor, Any, int]
-
-
-class StepSource(Protocol):
-    """Where the updates of one process come from: the same number on every process, a pure function of the seed."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates in an epoch."""
-
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Micro-batches in an update."""
-
-    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of each update of an epoch (from 0), from update `first_step` of the epoch on."""
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
@@ -97,3 +83,31 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             own = batch[self.rank :: self.world_size]
             for part in np.array_split(own, self.micro_batches_per_step):
                 yield [(self.epoch, int(index)) for index in part]
+
+
+class StepSource(ABC):
+    """Where the updates of one process come from: the same number on every process, a pure function of the seed."""
+
+    def __init__(self, steps: StepSampler) -> None:
+        self.steps = steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return self.steps.steps_per_epoch
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches in an update."""
+        return self.steps.micro_batches_per_step
+
+    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of each update of an epoch (from 0), from update `first_step` of the epoch on."""
+        self.steps.start(epoch, first_step)
+        batches = self.micro_batches(epoch)
+        for _ in range(first_step, self.steps_per_epoch):
+            yield [next(batches) for _ in range(self.micro_batches_per_step)]
+
+    @abstractmethod
+    def micro_batches(self, epoch: int) -> Iterator[MicroBatch]:
+        """One after the other, from where `steps` was started."""

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.data.determinism import MicroBatch, StepSampler
+from convmae_deploy.data.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.files import atomic_file
@@ -55,8 +55,8 @@ def read_features(path: Path) -> Features:
         return Features(values=file.get_tensor("values"), readable=file.get_tensor("readable"))
 
 
-class FeatureSource:
-    """Features in place of photos: epoch e takes those of view e modulo their number, in the order of `FolderSource`.
+class FeatureSource(StepSource):
+    """Features in place of photos: epoch e takes those of view e modulo their number, in the order of `LoadedSource`.
 
     One view at a time is in memory.
     """
@@ -68,27 +68,14 @@ class FeatureSource:
             labels: the class of each photo.
             sampler: of this process, over the photos' indices.
         """
+        super().__init__(sampler)
         self._views = views
         self._labels = torch.tensor(labels)
-        self._sampler = sampler
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates in an epoch."""
-        return self._sampler.steps_per_epoch
-
-    @property
-    def micro_batches_per_step(self) -> int:
-        """Micro-batches in an update."""
-        return self._sampler.micro_batches_per_step
-
-    def epoch(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
-        """As in `FolderSource`, with features (B, D) instead of images."""
+    def micro_batches(self, epoch: int) -> Iterator[MicroBatch]:
+        """Features (B, D) instead of images."""
         features = read_features(self._views[epoch % len(self._views)])
-        self._sampler.start(epoch, first_step)
-        batches = iter(self._sampler)
-        for _ in range(first_step, self.steps_per_epoch):
-            yield [self._micro_batch(features, next(batches)) for _ in range(self.micro_batches_per_step)]
+        return (self._micro_batch(features, keys) for keys in self.steps)
 
     def _micro_batch(self, features: Features, keys: Sequence[tuple[int, int]]) -> MicroBatch:
         indices = torch.tensor([index for _, index in keys])

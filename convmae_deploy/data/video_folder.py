@@ -79,12 +79,11 @@ def read_video_folder(root: Path, split: str, *, classes: Sequence[str] | None =
     return VideoFolder(videos=videos, labels=tuple(known[label] for label in labels), classes=tuple(classes))
 
 
-def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[str] | None = None) -> VideoFolder:
+def read_video_list(file: Path, *, classes: Sequence[str] | None = None) -> VideoFolder:
     """The videos that a list names.
 
     Args:
-        file: the list.
-        root: what its paths are relative to; None: its own folder.
+        file: the list, whose paths are relative to its folder.
         classes: the name of each index; None: the labels in sorted order, or where all of them are whole numbers these
             numbers, from 0 to the largest. A `classes.json` {"label": "class name"} beside the list names them.
 
@@ -92,7 +91,7 @@ def read_video_list(file: Path, *, root: Path | None = None, classes: Sequence[s
         ConvMAEError: it cannot be read, a line has another form or leads out of the folder, a label is none of the
             classes, or its first video is not there (further missing ones are skipped and counted as they come).
     """
-    entries = _entries(file, root or file.parent)
+    entries = _entries(file)
     names = read_class_names(file.parent / "classes.json")
     labels = [label for _, label in entries]
     if not all(labels):
@@ -131,7 +130,7 @@ def find_training_videos(root: Path) -> tuple[Path, ...]:
     """
     list_file = root if root.is_file() else _list_of(root, "train")
     if list_file is not None:
-        return tuple(path for path, _ in _entries(list_file, list_file.parent))
+        return tuple(path for path, _ in _entries(list_file))
     return find_training_files(root, find_videos, "videos")
 
 
@@ -141,7 +140,7 @@ def _list_of(root: Path, split: str) -> Path | None:
     return next((root / f"{split}{suffix}" for suffix in _LIST_SUFFIXES if (root / f"{split}{suffix}").is_file()), None)
 
 
-def _entries(file: Path, root: Path) -> list[tuple[Path, str]]:
+def _entries(file: Path) -> list[tuple[Path, str]]:
     """Paths with their labels, "" where a line has only a path."""
     numbered = enumerate(read_text(file, _MAX_LIST_BYTES).splitlines(), start=1)
     lines = {number: line.strip() for number, line in numbered if line.strip()}
@@ -156,12 +155,13 @@ def _entries(file: Path, root: Path) -> list[tuple[Path, str]]:
                 f"{len(row)} columns"
             )
         try:
-            path = path_inside(root, row[0])
+            path = path_inside(file.parent, row[0])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}, line {number}: {error}; link what lies elsewhere into the folder") from None
         entries.append((path, row[1] if len(row) == 2 else ""))
     if not os.path.isfile(entries[0][0]):
-        raise ConvMAEError(f"{file} names {shortened(rows[0][0])}, which is not in {root}; check the paths of the list")
+        named = shortened(rows[0][0])
+        raise ConvMAEError(f"{file} names {named}, which is not in {file.parent}; check the paths of the list")
     return entries
 
 

@@ -103,7 +103,7 @@ def initial_record(
     """
     architecture = variant_config(variant, image_size)
     return CheckpointRecord(
-        kind="classifier",
+        kind="classification",
         variant=variant,
         model=architecture,
         classes=classes,

@@ -15,7 +15,7 @@ from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
-from convmae_deploy.data.sources import Collate, FolderSource
+from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import RunFolder
@@ -78,10 +78,10 @@ class Setup:
         """Whether batches are for a GPU."""
         return bool(self.accelerator.device.type == "cuda")
 
-    def source(self, samples: Dataset[Any], collate: Collate = collate_readable) -> FolderSource:
+    def source(self, samples: Dataset[Any], collate: Collate = collate_readable) -> LoadedSource:
         """The updates of an augmented dataset, whose keys are (epoch, index)."""
         sampler = self.sampler(len(samples))  # type: ignore[arg-type]
-        return FolderSource(
+        return LoadedSource(
             samples, sampler, workers=self.config.run.workers, pin_memory=self.pin_memory, collate=collate
         )
 

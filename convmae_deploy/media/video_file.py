@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VideoError", "VideoErrorCode", "VideoFile", "VideoHeader", "VideoLimits", "import_av", "open_video"]
 
+DECODING_THREADS = 1  # as several videos are decoded side by side
 _DEFAULT_LIMITS = VideoLimits()
 
 
@@ -72,7 +73,6 @@ class VideoFile:
     decoded: int = 0  # frames, by the latest call of `frames`
     _data: bytes
     _timeline: Timeline
-    _threads: int
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -119,14 +119,14 @@ class VideoFile:
         size: tuple[int, int] | None = None
         matrix: NDArray[np.int32] | None = None
         with open_container(self._data, self.header.container, self.limits) as (container, stream):
-            decoder = _Decoder(self, container, stream, self._threads)
+            decoder = _Decoder(self, container, stream)
             for number in np.unique(np.asarray(wanted)).tolist():
                 if not 0 <= number < len(self):
                     raise ConvMAEError(f"frames must be in [0, {len(self)}); got {number}")
                 frame = decoder.frame(number)
                 if size is None:  # the first frame alone: one that was asked for its matrix stays in memory for long
                     size, matrix = (frame.width, frame.height), display_matrix(frame)
-                yield upright(_to_rgb(frame, size, reformatter, self._threads), matrix)
+                yield upright(_to_rgb(frame, size, reformatter), matrix)
 
 
 class _Decoder:
@@ -136,14 +136,13 @@ class _Decoder:
         video: what is decoded.
         container: the same file, opened for this.
         stream: the video in it.
-        threads: that decode.
     """
 
-    def __init__(self, video: VideoFile, container: "InputContainer", stream: "VideoStream", threads: int) -> None:
+    def __init__(self, video: VideoFile, container: "InputContainer", stream: "VideoStream") -> None:
         self._video = video
         self._timeline = video._timeline
         self._context: VideoCodecContext = accepted_codec(stream)
-        self._context.thread_type, self._context.thread_count = "AUTO", threads
+        self._context.thread_type, self._context.thread_count = "AUTO", DECODING_THREADS
         self._context.options = {"max_pixels": max_pixels(video.limits)}
         every = video_packets(container, stream, video.limits, video.deadline)
         self._packets = (packet for packet, is_video in every if is_video)
@@ -197,9 +196,9 @@ class _Decoder:
             self._frames.append((number, frame))
 
 
-def _to_rgb(frame: "VideoFrame", size: tuple[int, int], reformatter: Any, threads: int) -> NDArray[np.uint8]:
+def _to_rgb(frame: "VideoFrame", size: tuple[int, int], reformatter: Any) -> NDArray[np.uint8]:
     try:
-        rgb = reformatter.reformat(frame, format="rgb24", width=size[0], height=size[1], threads=threads)
+        rgb = reformatter.reformat(frame, format="rgb24", width=size[0], height=size[1], threads=DECODING_THREADS)
     except Exception as error:  # FFmpeg's errors have Python's for bases: of a value, of memory, of the system
         raise_own(error)
         if isinstance(error, MemoryError):
@@ -213,7 +212,7 @@ def _to_rgb(frame: "VideoFrame", size: tuple[int, int], reformatter: Any, thread
 
 
 @contextmanager
-def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, threads: int = 1) -> Iterator[VideoFile]:
+def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS) -> Iterator[VideoFile]:
     """Opens a video: header, packets and times, no frame yet.
 
     A file cut off in the middle is refused even where the frames asked for could be decoded: a prediction from half a
@@ -223,7 +222,6 @@ def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, t
     Args:
         source: a file, or the content of one.
         limits: what may be decoded.
-        threads: that decode; one where several videos are decoded side by side.
 
     Raises:
         VideoError: with the reason in `code`.
@@ -238,7 +236,7 @@ def open_video(source: Path | bytes, *, limits: VideoLimits = _DEFAULT_LIMITS, t
         packets = read_packets(container, stream, limits, deadline)
         check_promises(container, stream, packets, data)
         timeline = read_timeline(stream, packets, name, header.rate, limits)
-    yield VideoFile(header=header, limits=limits, deadline=deadline, _data=data, _timeline=timeline, _threads=threads)
+    yield VideoFile(header=header, limits=limits, deadline=deadline, _data=data, _timeline=timeline)
 
 
 def _read(source: Path | bytes, limits: VideoLimits) -> bytes:

@@ -4,16 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from convmae_deploy.backends.base import Backend, Device, FloatArray, Outputs
-from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
-from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
+from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import decode_image
@@ -104,6 +103,8 @@ class Predictor(ABC):
     GIVES_LISTS: ClassVar[bool] = False
     # Whether one photo or video makes many rows (windows, views), so that a server runs each for itself, in parts.
     ONE_BY_ONE: ClassVar[bool] = False
+    # where this package does for one photo or video what clients of the bare graph must do first
+    PREPROCESSED_BY: ClassVar[str] = "preprocess.preprocess(photo, spec)` does it for one RGB photo."
     OUTPUT_WORDS: ClassVar[Mapping[str, str]] = {}  # what clients of the bare graph must know of an output
     CLIENT_STEPS: ClassVar[str] = "Ask only for the outputs that you need."  # what they do with the outputs
 
@@ -119,32 +120,6 @@ class Predictor(ABC):
         self.check_task(bundle)
         self.manifest: Manifest = bundle.manifest
         self.backend = backend
-
-    @classmethod
-    def open(
-        cls,
-        path: Path,
-        *,
-        device: Device = "auto",
-        threads: int | None = None,
-        options: RuntimeOptions = DEFAULT_RUNTIME,
-    ) -> Self:
-        """Loads a bundle of this task and starts its graph; `convmae_deploy.tasks.open_predictor` takes any task.
-
-        Args:
-            path: the bundle's folder.
-            device: where to run; "auto" prefers a GPU that works.
-            threads: CPU threads for one run; None leaves the number to the backend.
-            options: what runs the graph.
-
-        Raises:
-            ConvMAEError: the bundle is not in order or for another task, or the runtime or the device does not
-                start.
-        """
-        bundle = read_bundle(path)
-        cls.check_task(bundle)
-        cls.check_manifest(bundle.manifest)
-        return cls(bundle, start_backend(bundle, device=device, threads=threads, options=options))
 
     @classmethod
     def check_task(cls, bundle: Bundle) -> None:
@@ -187,7 +162,23 @@ class Predictor(ABC):
             if wanted is not None and (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 raise BundleError(f"{name} must be {wanted.dtype} {wanted.shape}, found {found.dtype} {found.shape}")
 
+    @classmethod
     @abstractmethod
+    def pixels(cls, picture: Image.Image, spec: Any) -> FloatArray:
+        """An RGB photo as the graph takes it, or a frame of a clip.
+
+        Args:
+            picture: of any size.
+            spec: of the kind in `PREPROCESSING`.
+
+        Returns:
+            (3, H, W).
+        """
+
+    def preprocess(self, picture: Image.Image) -> FloatArray:
+        """`pixels` with this model's numbers."""
+        return self.pixels(picture, self.manifest.preprocessing)
+
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """Makes of a photo or a video what `interpret` runs.
 
@@ -198,6 +189,8 @@ class Predictor(ABC):
         Raises:
             ConvMAEError: it cannot be read.
         """
+        photo = open_photo(source)
+        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
     @abstractmethod
     def interpret(
@@ -230,7 +223,7 @@ class Predictor(ABC):
     def predict_each(self, sources: Sequence[Source], options: PredictOptions = NO_OPTIONS) -> list[Any]:
         """As `predict` for each of them, run together as far as the graph takes them, so that few are in memory."""
         self.check_options(options)
-        size = self.manifest.input.max_batch
+        size = 1 if self.ONE_BY_ONE else self.manifest.input.max_batch
         chunks = (sources[start : start + size] for start in range(0, len(sources), size))
         return [
             result
@@ -267,7 +260,7 @@ class Predictor(ABC):
         chosen = PredictOptions(**options)
         if isinstance(source, str | Path | bytes | Image.Image):
             return self.predict(source, chosen)
-        return [self.predict(one, chosen) for one in source]
+        return self.predict_each(list(source), chosen)
 
     def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
         """Refuses options that say nothing to this task, and those out of range.

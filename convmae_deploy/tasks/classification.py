@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from convmae_deploy.bundle.manifest import OutputSpec
 from convmae_deploy.tasks.base import (
     LOGITS,
@@ -19,7 +17,7 @@ from convmae_deploy.tasks.base import (
 )
 from convmae_deploy.tasks.clips import average_views
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS, FeaturePredictor, PhotoFeatures
-from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction, top_k
+from convmae_deploy.tasks.postprocess import Prediction, top_k
 
 CLASSIFIER_OUTPUTS = (LOGITS, *FEATURE_OUTPUTS)
 DEFAULT_TOP_K = 5
@@ -60,21 +58,6 @@ class Classifier(ClassPredictor, PhotoFeatures):
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
         return dict.fromkeys(CLASSIFIER_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
-
-    def classify(
-        self, images: Sequence[Image.Image], *, top_k: int = DEFAULT_TOP_K, function_to_apply: ScoreFunction = "softmax"
-    ) -> list[list[Prediction]]:
-        """The best classes of each RGB photo, best first.
-
-        Args:
-            images: photos of any size.
-            top_k: how many classes a photo, at least 1; all when larger than their number.
-            function_to_apply: how logits become scores.
-
-        Raises:
-            ConvMAEError: `top_k` is less than 1.
-        """
-        return self.predict_each(images, PredictOptions(top_k=top_k, function_to_apply=function_to_apply))
 
 
 class ClassReport:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Letterbox, OutputSpec, Size
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
@@ -25,7 +26,6 @@ from convmae_deploy.tasks.base import (
     Report,
     Row,
     Run,
-    Source,
     all_rows,
     file_id,
     open_photo,
@@ -70,6 +70,7 @@ class Detector(Predictor):
     TASK = "detection"
     MEDIUM = "photo"
     PREPROCESSING = Letterbox
+    PREPROCESSED_BY = "letterbox.letterbox(photo, spec)` does it for one RGB photo."
     OPTIONS = ("threshold",)
     WRITES = True
     KEY_OUTPUT = "scores"
@@ -93,38 +94,23 @@ class Detector(Predictor):
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
         return dict(DETECTOR_OUTPUTS)
 
-    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
-        photo = open_photo(source)
-        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
+    @classmethod
+    def pixels(cls, picture: Image.Image, spec: Letterbox) -> FloatArray:
+        """See `Predictor.pixels`."""
+        return letterbox(picture, spec)
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Objects in a table; pictures and COCO's results where a folder is given."""
         self.check_options(options)
         return ObjectReport(self, options, out)
 
-    def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB photo as the graph takes it, (3, H, W)."""
-        return letterbox(image, self._letterbox)
-
-    def detect(self, images: Sequence[Image.Image], *, threshold: float = DEFAULT_THRESHOLD) -> list[Detections]:
-        """The objects in each RGB photo, best first.
-
-        Where overlapping boxes may have been left, as suppression needed more rounds than the graph has, a warning
-        through the logger "convmae_deploy" says so; the other objects are as good as ever.
-
-        Args:
-            images: photos of any size.
-            threshold: the smallest score, in [0, 1].
-
-        Raises:
-            ConvMAEError: the threshold is not between 0 and 1.
-        """
-        return self.predict_each(images, PredictOptions(threshold=threshold))
-
     def interpret(
         self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
     ) -> list[Detections]:
         """The objects in each photo, best first.
+
+        Where overlapping boxes may have been left, as suppression needed more rounds than the graph has, a warning
+        through the logger "convmae_deploy" says so; the other objects are as good as ever.
 
         Raises:
             ModelOutputError: a label or the number of objects is out of range.

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
+from convmae_deploy.backends.base import FloatArray, Outputs
+from convmae_deploy.bundle.manifest import ClipPreprocessing, OutputSpec, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,
@@ -25,7 +25,6 @@ from convmae_deploy.tasks.base import (
     Run,
     Source,
     all_rows,
-    open_photo,
 )
 from convmae_deploy.tasks.clips import merge_views
 from convmae_deploy.tasks.preprocess import preprocess
@@ -42,6 +41,11 @@ class FeaturePredictor(Predictor):
     OPTIONS: ClassVar[tuple[str, ...]] = ("levels",)
     KEY_OUTPUT = POOLED
     KEY_WORDS = "Pooled vectors"
+
+    @classmethod
+    def pixels(cls, picture: Image.Image, spec: Preprocessing | ClipPreprocessing) -> FloatArray:
+        """See `Predictor.pixels`."""
+        return preprocess(picture, spec)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -105,14 +109,22 @@ class PhotoFeatures(FeaturePredictor):
     MEDIUM = "photo"
     PREPROCESSING = Preprocessing
 
-    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
-        photo = open_photo(source)
-        return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
-    def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB photo as the graph takes it, (3, H, W)."""
-        assert isinstance(self.manifest.preprocessing, Preprocessing)  # `check_manifest` says so
-        return preprocess(image, self.manifest.preprocessing)
+def feature_spec(shape: tuple[int, ...], axes: tuple[int, ...]) -> OutputSpec:
+    """What a manifest says of a feature of this shape, whose strides follow from the input.
+
+    Args:
+        shape: without the batch axis: a map (C, H, W) or (C, T, H, W), one vector (C,), or one for each slot (T, C).
+        axes: (height, width) in pixels of the graph's input, of clips (frames, height, width).
+    """
+    is_map = len(shape) == 1 + len(axes)
+    slots = shape[-3] if is_map else shape[0]
+    has_slots = len(axes) == 3 and len(shape) > 1
+    return OutputSpec(
+        shape=shape,
+        stride=axes[-1] // shape[-1] if is_map else None,
+        time_stride=axes[0] // slots if has_slots else None,
+    )
 
 
 class Encoder(PhotoFeatures):

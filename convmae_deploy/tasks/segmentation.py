@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, OutputSpec, SlidingWindow
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
@@ -25,7 +26,7 @@ from convmae_deploy.tasks.base import (
 from convmae_deploy.tasks.drawing import drawing_scale, save_picture
 from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
 from convmae_deploy.tasks.masks import label_png
-from convmae_deploy.tasks.sliding_window import Segmentation, resize, segment_resized
+from convmae_deploy.tasks.sliding_window import Segmentation, resize, resize_and_normalise, segment_resized
 
 MAX_LEGEND = 40  # classes
 LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
@@ -37,6 +38,10 @@ class Segmenter(Predictor):
     TASK = "segmentation"
     MEDIUM = "photo"
     PREPROCESSING = SlidingWindow
+    PREPROCESSED_BY = (
+        "sliding_window.segment_photo(photo, spec, run)` does all of it and what follows for one RGB photo; `run` is "
+        "to send windows and return their logits."
+    )
     WRITES = True
     ONE_BY_ONE = True
     OUTPUT_WORDS = {LOGITS: "one for each class and cell of 4 x 4 pixels of the window"}
@@ -49,6 +54,13 @@ class Segmenter(Predictor):
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
         height, width = (side // SEGMENTER_STRIDE for side in axes)
         return {LOGITS: OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
+
+    @classmethod
+    def pixels(cls, picture: Image.Image, spec: SlidingWindow) -> FloatArray:
+        """The window at the top left of an RGB photo, see `Predictor.pixels`."""
+        height, width = spec.window
+        resized = resize_and_normalise(picture, spec)[:, :height, :width]
+        return np.pad(resized, ((0, 0), (0, height - resized.shape[1]), (0, width - resized.shape[2])))
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """See `Predictor.prepare`; `rows` is the photo in the size at which it is looked at, (h, w, 3) in uint8."""
@@ -75,10 +87,6 @@ class Segmenter(Predictor):
         """How a photo is looked at."""
         assert isinstance(self.manifest.preprocessing, SlidingWindow)  # `check_manifest` says so
         return self.manifest.preprocessing
-
-    def segment(self, images: Sequence[Image.Image]) -> list[Segmentation]:
-        """The labels of each RGB photo, in its own size."""
-        return [self.predict(image) for image in images]
 
 
 class AreaReport:

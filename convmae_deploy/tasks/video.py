@@ -5,7 +5,7 @@ Shapes: V views of one video, T frames of a clip, H W its size, D width of the f
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from PIL import Image
 
@@ -14,10 +14,9 @@ from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, OutputSp
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Prepared, Report, Source
-from convmae_deploy.tasks.classification import DEFAULT_TOP_K, ClassPredictor
+from convmae_deploy.tasks.classification import ClassPredictor
 from convmae_deploy.tasks.clips import ClipViews, read_clips
 from convmae_deploy.tasks.features import POOLED, FeaturePredictor
-from convmae_deploy.tasks.postprocess import Prediction, ScoreFunction
 
 VIDEO_FEATURE_OUTPUTS = (POOLED, "pooled_frames", "e1", "e2", "e3", "e4")
 VIDEO_OUTPUTS = (LOGITS, *VIDEO_FEATURE_OUTPUTS)
@@ -32,6 +31,7 @@ class VideoFeatures(FeaturePredictor):
 
     MEDIUM = "video"
     PREPROCESSING = ClipPreprocessing
+    PREPROCESSED_BY = "clips.read_clips(path, spec)` does it for one video file."
     ONE_BY_ONE = True
     OPTIONS: ClassVar[tuple[str, ...]] = ("temporal_views", "spatial_views", "frame_sampling_rate", "levels")
 
@@ -98,30 +98,6 @@ class VideoClassifier(ClassPredictor, VideoFeatures):
         import_av()
         return super().report(options, out)
 
-    def classify(
-        self,
-        source: Source,
-        *,
-        views: ClipViews | None = None,
-        top_k: int = DEFAULT_TOP_K,
-        function_to_apply: ScoreFunction = "softmax",
-    ) -> list[Prediction]:
-        """The best classes of a video, best first.
-
-        Args:
-            source: a file, or the content of one.
-            views: how often to look; None: once.
-            top_k: how many classes, at least 1; all when larger than their number.
-            function_to_apply: how logits become scores, which are averaged over the views.
-
-        Raises:
-            ConvMAEError: as `prepare`; or `top_k` is less than 1.
-        """
-        found: list[Prediction] = self.predict(
-            source, with_views(views, top_k=top_k, function_to_apply=function_to_apply)
-        )
-        return found
-
 
 class VideoEncoder(VideoFeatures):
     """A model of videos without a head."""
@@ -141,12 +117,6 @@ def views_of(options: PredictOptions) -> ClipViews:
     """
     temporal, spatial = (1 if count is None else count for count in (options.temporal_views, options.spatial_views))
     return ClipViews(temporal=temporal, spatial=spatial)
-
-
-def with_views(views: ClipViews | None, **options: Any) -> PredictOptions:
-    """Options of a prediction from so many views; None: one."""
-    views = views or ClipViews()
-    return PredictOptions(temporal_views=views.temporal, spatial_views=views.spatial, **options)
 
 
 def _check_slots(name: str, spec: OutputSpec, clip: tuple[int, ...]) -> None:

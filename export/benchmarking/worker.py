@@ -9,15 +9,15 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from convmae_deploy.backends.base import FloatArray, Outputs, describe_backend
+from convmae_deploy.backends.base import FloatArray, describe_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
@@ -26,7 +26,8 @@ from convmae_deploy.tasks import load_bundle, task_of
 from export.benchmarking.timing import timed_turn
 from export.runtimes.combinations import TORCH, Combination, open_backend
 
-Run = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
+if TYPE_CHECKING:
+    from export.runtimes.runners import Runner  # it imports torch, which counts as memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class Worker:
         return np.ascontiguousarray(self.inputs[np.arange(size) % len(self.inputs)])
 
 
-def start(job: Job, bundle: Bundle) -> tuple[Run, str]:
+def start(job: Job, bundle: Bundle) -> tuple["Runner", str]:
     """What runs a contender, and its name with the device's."""
     if job.combination.runtime in TORCH:
         from export.benchmarking.pytorch import torch_run

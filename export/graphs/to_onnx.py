@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from convmae_deploy.bundle.manifest import Quantisation
+from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.operators import refuse_operators
 

@@ -22,14 +22,14 @@ from PIL import Image
 from rich.progress import track
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
+from convmae_deploy.bundle.manifest import AnyPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.terminal import Terminal
-from export.verification.inputs import graph_input
 from export.verification.task_data import spread
 
 LEAST_SAMPLES = 4  # so few say little, fewer nothing
@@ -48,22 +48,24 @@ class CalibrationData:
     folder: Path
     kind: str  # "photos" or "videos"
     files: tuple[Path, ...]  # to calibrate with
+    task: type[Predictor]
     others: tuple[Path, ...]  # from the same folder, to compare with; none where nobody asked for some
     preprocessing: AnyPreprocessing
 
     def inputs(self) -> Iterator[FloatArray]:
         """What the graph takes, (1, 3, ...), one at a time."""
         for path in self.files:
-            yield _read(path, self.preprocessing)[1][None]
+            yield _read(path, self.task, self.preprocessing)[1][None]
 
 
 def read_calibration(
-    folder: Path, preprocessing: AnyPreprocessing, count: int, *, hold_out: bool = False
+    folder: Path, task: type[Predictor], preprocessing: AnyPreprocessing, count: int, *, hold_out: bool = False
 ) -> CalibrationData:
     """Looks at the pictures below a folder and takes those that are photos.
 
     Args:
-        folder: with photos, or videos for a preprocessing of clips, at any depth.
+        folder: with photos or videos, at any depth.
+        task: of the model.
         preprocessing: the manifest's.
         count: how many to calibrate with, at most; they are spread evenly over the folder.
         hold_out: whether to put every other one aside to compare with, as many again at most.
@@ -76,14 +78,14 @@ def read_calibration(
             f"--calibrate must be a folder of photos or videos as the model will meet; found "
             f"{'a file' if folder.exists() else 'nothing'} at {folder}"
         )
-    kind = "videos" if isinstance(preprocessing, ClipPreprocessing) else "photos"
+    kind = f"{task.MEDIUM}s"
     find: Callable[[Sequence[Path]], Sequence[Path]] = find_videos if kind == "videos" else find_photos
     files = spread(find([folder]), count * (2 if hold_out else 1))
     flaws: dict[str, int] = {}
     good: list[Path] = []
     for path in track(files, f"Looking at the {kind} to calibrate with", console=Terminal(stderr=True), transient=True):
         try:
-            picture = _read(path, preprocessing)[0]
+            picture = _read(path, task, preprocessing)[0]
         except ConvMAEError as error:
             logger.warning("%s is left out of the calibration: %s", printable(path), printable(error))
             continue
@@ -109,6 +111,7 @@ def read_calibration(
         kind=kind,
         files=tuple(good[::2] if hold_out else good),
         others=tuple(good[1::2] if hold_out else ()),
+        task=task,
         preprocessing=preprocessing,
     )
 
@@ -185,11 +188,11 @@ class _One:
         return feeds
 
 
-def _read(path: Path, preprocessing: AnyPreprocessing) -> tuple[Image.Image, FloatArray]:
+def _read(path: Path, task: type[Predictor], preprocessing: Any) -> tuple[Image.Image, FloatArray]:
     """A photo, or the middle frame of a video's clip, and what the graph takes, (3, ...)."""
-    if not isinstance(preprocessing, ClipPreprocessing):
+    if task.MEDIUM == "photo":
         photo = read_photo(path).image
-        return photo, graph_input(photo, preprocessing)
+        return photo, task.pixels(photo, preprocessing)
     clip = read_clips(path, preprocessing)[0]
     frame = clip[:, preprocessing.frames // 2].transpose(1, 2, 0)  # (H, W, 3)
     levels = 255 * (frame * np.array(preprocessing.std) + np.array(preprocessing.mean))

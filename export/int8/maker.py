@@ -22,7 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Manifest, Quantisation
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
 from convmae_deploy.tasks import task_of
@@ -79,7 +80,7 @@ class Int8Maker:
         self.command = command
         count = EXPORTS[manifest.task].calibrated
         self.calibration = read_calibration(
-            options.calibrate, manifest.preprocessing, count, hold_out=options.data is None
+            options.calibrate, task_of(manifest), manifest.preprocessing, count, hold_out=options.data is None
         )
         self.data = scoring_data(self.calibration, manifest, options.data)
         self.model = onnx.ModelProto()  # in fp32

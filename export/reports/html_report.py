@@ -1,8 +1,7 @@
 """A verification as one page for those who decide on a deployment: HTML with its style and plots inside, no script."""
 
 import shlex
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,20 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from convmae_deploy.bundle.manifest import OutputNumerics, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import OutputNumerics
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.tasks import task_of
-from export.reports.outcomes import counted, not_run, task_cells, verdict, worst_excess, worst_snr
+from export.reports.outcomes import Rows, counted, not_run, task_rows, verdict, worst_excess, worst_snr
 from export.reports.plots import Series, layer_plot, scatter_plot
 from export.runtimes.combinations import TITLES
 from export.tool_versions import tool_versions
 from export.verification.gates import GATES
-from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results
 
 FOLDER = Path(__file__).parent
 CHANGES = 5  # changes of a class into another that are listed for each run, at most
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")  # their places are their colours
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Text in rows, of which the first cell says what it is of."""
-
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Collection[int]  # places of the columns that hold numbers
-    caption: str = ""
 
 
 def html_report(results: Results, command: Sequence[str]) -> str:
@@ -64,7 +53,7 @@ def html_report(results: Results, command: Sequence[str]) -> str:
         compared=_compared(results),
         matrix=_matrix(results),
         absent=[f"{what}: {reason}." for what, reason in not_run(results)],
-        task=_task(results),
+        task=task_rows(results),
         changes=_changes(results),
         layers=_layers(results),
         key_words=task_of(manifest).KEY_WORDS,
@@ -130,41 +119,7 @@ def _matrix(results: Results) -> dict[str, Any]:
     return {"columns": columns, "rows": rows}
 
 
-def _task(results: Results) -> Table | None:
-    before, data = results.reference_task, results.data
-    if before is None or data is None:
-        return None
-    heads = ["File", "Runtime", *(head for metric in before.metrics for head in (metric.name, "change"))]
-    first = [cell for metric in before.metrics for cell in (f"{metric.value:.2f} %", "")]
-    rows = [[results.reference.short, "the reference", *first, "", ""]]
-    agreed = ""
-    for run in results.run:
-        if run.task is not None and run.task.agreement is not None:
-            agreed = run.task.agreement.counted
-            cells = [*task_cells(run.task, before), _allowed(results, run)]
-            rows.append([run.combination.file, run.combination.where, *cells])
-    samples = next((metric.samples for metric in before.metrics), len(data.files))
-    caption = (
-        f"{samples} {data.kind}, each file as it is served, with the bundle's preprocessing. Agreement with the "
-        f"reference is counted on {agreed}."
-    )
-    heads += ["agrees on", "allowed"]
-    return Table(heads=heads, rows=rows, numbers=range(2, len(heads)), caption=caption)
-
-
-def _allowed(results: Results, outcome: Outcome) -> str:
-    """What the gates of the task allow a run."""
-    assert outcome.task is not None and outcome.task.agreement is not None
-    labelled = bool(outcome.task.metrics)
-    combination, agreement = outcome.combination, outcome.task.agreement
-    gate = task_gate(combination.gate, results.bundle.manifest.files.get(combination.file))
-    limits = [f"{'±' if gate.two_sided else '−'}{gate.loss:g} points"] if labelled else []
-    if gate.differing < 1 and (not labelled or agreement.by_chance == 0):
-        limits.append(f"{allowed_differences(gate, agreement):,} differing")
-    return ", ".join(limits)
-
-
-def _changes(results: Results) -> Table | None:
+def _changes(results: Results) -> Rows | None:
     """Which classes became which others, of the runs where any did."""
     classes, data = results.bundle.manifest.classes, results.data
     rows = []
@@ -178,7 +133,7 @@ def _changes(results: Results) -> Table | None:
     if not rows or data is None:
         return None
     heads = ["File", "Runtime", data.changing, "Reference → file, the most frequent first"]
-    return Table(heads=heads, rows=rows, numbers=[2])
+    return Rows(heads=heads, rows=rows, numbers=[2])
 
 
 def _layers(results: Results) -> list[Series]:

@@ -1,11 +1,16 @@
 """The outcome of a verification in words and in the terminal's tables."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.bundle.manifest import NumericsReport
+from convmae_deploy.bundle.numerics import NumericsReport
+from export.runtimes.combinations import Combination
+from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results, TaskOutcome
 
 
@@ -45,14 +50,47 @@ def worst_excess(outcome: Outcome) -> float:
     return max((row.excess for row in outcome.report.outputs.values()), default=0.0) if outcome.report else 0.0
 
 
-def task_cells(outcome: TaskOutcome, before: TaskOutcome) -> list[str]:
-    """Each metric, its change against the reference, and the agreement."""
-    cells = []
-    for one, other in zip(before.metrics, outcome.metrics, strict=True):
-        cells += [f"{other.value:.2f} %", f"{other.value - one.value:+.2f}"]
-    agreement = outcome.agreement
-    cells.append("" if agreement is None else f"{agreement.agreeing} of {agreement.decided}")
-    return cells
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Text in rows, of which the first cell says what it is of."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Collection[int]  # places of the columns that hold numbers
+    caption: str = ""
+
+
+def task_rows(results: Results) -> Rows | None:
+    """What each run makes of the user's data: the metrics, their changes, the agreement, and what is allowed."""
+    before, data = results.reference_task, results.data
+    if before is None or data is None:
+        return None
+    heads = ["File", "Runtime", *(head for metric in before.metrics for head in (metric.name, "change"))]
+    first = [cell for metric in before.metrics for cell in (f"{metric.value:.2f} %", "")]
+    rows = [[results.reference.short, "the reference", *first, "", ""]]
+    agreed = ""
+    for run in results.run:
+        if run.task is not None and run.task.agreement is not None:
+            agreement = run.task.agreement
+            agreed = agreement.counted
+            pairs = zip(before.metrics, run.task.metrics, strict=True)
+            cells = [cell for a, b in pairs for cell in (f"{b.value:.2f} %", f"{b.value - a.value:+.2f}")]
+            cells += [f"{agreement.agreeing} of {agreement.decided}", _allowed(results, run.combination, run.task)]
+            rows.append([run.combination.file, run.combination.where, *cells])
+    samples = next((metric.samples for metric in before.metrics), len(data.files))
+    caption = f"on {samples} {data.kind}; agreement on {agreed}"
+    heads += ["agrees on", "allowed"]
+    return Rows(heads=heads, rows=rows, numbers=range(2, len(heads)), caption=caption)
+
+
+def _allowed(results: Results, combination: Combination, outcome: TaskOutcome) -> str:
+    """What the gates of the task allow a run."""
+    assert outcome.agreement is not None
+    gate = task_gate(combination.gate, results.bundle.manifest.files.get(combination.file))
+    limits = [f"{'±' if gate.two_sided else '−'}{gate.loss:g} points"] if outcome.metrics else []
+    if gate.differing < 1 and (not outcome.metrics or outcome.agreement.by_chance == 0):
+        limits.append(f"{allowed_differences(gate, outcome.agreement):,} differing")
+    return ", ".join(limits)
 
 
 def not_run(results: Results) -> list[tuple[str, str]]:
@@ -136,23 +174,11 @@ def _summary(results: Results) -> Table:
 
 
 def _task_table(results: Results) -> Table:
-    assert results.reference_task is not None and results.data is not None
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("file")
-    table.add_column("runtime")
-    for metric in results.reference_task.metrics:
-        table.add_column(metric.name, justify="right")
-        table.add_column("change", justify="right")
-    table.add_column("agrees on", justify="right")
-    first = [f"{metric.value:.2f} %" for metric in results.reference_task.metrics]
-    table.add_row(results.reference.short, "", *(cell for value in first for cell in (value, "")), "")
-    counted_as = set()
-    for outcome in results.run:
-        if outcome.task is not None:
-            cells = task_cells(outcome.task, results.reference_task)
-            table.add_row(outcome.combination.file, outcome.combination.where, *cells)
-            if outcome.task.agreement is not None:
-                counted_as.add(outcome.task.agreement.counted)
-    samples = next((metric.samples for metric in results.reference_task.metrics), len(results.data.files))
-    table.caption = f"on {samples} {results.data.kind}; agreement on {', '.join(counted_as)}"
+    made = task_rows(results)
+    assert made is not None
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=made.caption)
+    for place, head in enumerate(made.heads[:-1]):  # what is allowed is for the page
+        table.add_column(head.lower() if place < 2 else head, justify="right" if place in made.numbers else "left")
+    for row in made.rows:
+        table.add_row(*row[:-1])
     return table

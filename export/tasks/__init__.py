@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.checkpoints.loading import KINDS
 from convmae_deploy.checkpoints.native import read_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from export.tasks.base import ExportTask, TaskExport
@@ -46,9 +47,8 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None, task: str | 
     possible = [name for name, export in EXPORTS.items() if record.kind in export.kinds]
     chosen = possible[0] if task is None else task
     if chosen not in possible:
-        raise ConvMAEError(
-            f"{checkpoint} holds: {record.kind}, which can be exported for {' or '.join(possible)}, not for {task}"
-        )
+        held, known = KINDS[record.kind].name, " or ".join(possible)
+        raise ConvMAEError(f"{checkpoint} holds: {held}, which can be exported for {known}, not for {task}")
     export = EXPORTS[chosen]
     model, record = export.load(checkpoint, image_size=image_size)
     if not record.classes and not export.headless:

@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, Precision
+from convmae_deploy.bundle.manifest import (
+    AnyPreprocessing,
+    ClipPreprocessing,
+    Letterbox,
+    Manifest,
+    Precision,
+    Preprocessing,
+    SlidingWindow,
+)
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from export.runtimes.runners import Runner
@@ -17,8 +25,7 @@ from export.verification.gates import GATES, compare
 from export.verification.inputs import Batch
 from export.verification.task_data import TaskData
 
-Verifier = Callable[[TracedFile, Iterable[Batch]], Verification]
-Check = Callable[[Outputs, Outputs, Precision], str | None]  # (expected, found) of a batch -> what is wrong, in words
+Kind = TypeVar("Kind", Preprocessing, Letterbox, SlidingWindow, ClipPreprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +39,21 @@ class ExportTask:
     reference: Runner  # PyTorch, which is right
     record: CheckpointRecord
     preprocessing: AnyPreprocessing
-    verify: Verifier
-    check: Check  # the finished bundle's outputs against the reference's
     probes: tuple[str, ...] = ()  # what the wrapper gives besides, for `verify` alone; not in the bundle
     max_batch: int = 32  # default of the largest batch
+
+    def verify(self, file: TracedFile, batches: Iterable[Batch]) -> Verification:
+        """A file against PyTorch: every output, element by element."""
+        runner, gate = file.runner(self.outputs), GATES[file.precision]
+        return verify(self.reference, runner, batches, gate, outputs=self.outputs, between=file.between)
+
+    def check(self, expected: Outputs, found: Outputs, precision: Precision) -> str | None:
+        """What is wrong with a batch's outputs of the finished bundle, in words: the first that differs by too much."""
+        for name, values in found.items():
+            problem = compare(expected[name], values, GATES[precision]).problem
+            if problem is not None:
+                return f"{name}: {problem}"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +69,15 @@ class TaskExport:
     headless: bool = False  # whether the model has no classes
 
 
-def verify_elementwise(
-    reference: Runner, outputs: tuple[str, ...], file: TracedFile, batches: Iterable[Batch]
-) -> Verification:
-    """Every output of a file, element by element."""
-    runner, gate = file.runner(outputs), GATES[file.precision]
-    return verify(reference, runner, batches, gate, outputs=outputs, between=file.between)
+def own_preprocessing(task: str, record: CheckpointRecord, standard: Kind) -> Kind:
+    """The checkpoint's preprocessing, or where it has none the standard one of its task.
 
-
-def elementwise_problem(expected: Outputs, found: Outputs, precision: Precision) -> str | None:
-    """The first output of `found` that differs by more than its precision may, and how."""
-    for name, values in found.items():
-        problem = compare(expected[name], values, GATES[precision]).problem
-        if problem is not None:
-            return f"{name}: {problem}"
-    return None
-
-
-def wrong_preprocessing(what: str, wanted: type[AnyPreprocessing]) -> ConvMAEError:
-    """What to raise where a checkpoint's preprocessing is that of another task."""
-    return ConvMAEError(f"the preprocessing of {what} must be {wanted.__name__}; train or import it again")
+    Raises:
+        ConvMAEError: it is that of another task.
+    """
+    found = record.preprocessing or standard
+    if not isinstance(found, type(standard)):
+        raise ConvMAEError(
+            f"the preprocessing of a {task} model must be {type(standard).__name__}; train or import it again"
+        )
+    return found

@@ -5,28 +5,23 @@ Shapes: K classes.
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_classifier
+from convmae_deploy.bundle.manifest import Manifest, standard_preprocessing
+from convmae_deploy.checkpoints.loading import load_classifier
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS
 from export.runtimes.runners import torch_runner
-from export.tasks.base import (
-    ExportTask,
-    TaskExport,
-    elementwise_problem,
-    verify_elementwise,
-    wrong_preprocessing,
-)
+from export.tasks.base import ExportTask, TaskExport, own_preprocessing
+from export.tasks.features import FeatureGraph
 from export.verification.gates import FP32, compare
 from export.verification.task_data import (
     Agreement,
@@ -39,37 +34,26 @@ from export.verification.task_data import (
 )
 
 
-class ClassifierGraph(nn.Module):
+class ClassifierGraph(FeatureGraph):
     """All outputs of a classifier from one pass. Exists only to be exported and to be its reference."""
-
-    def __init__(self, model: ConvMAEClassifier) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) to the tensors named by CLASSIFIER_OUTPUTS."""
-        maps = self.model.encoder(image)
-        pooled = self.model.forward_head(maps[2], pre_logits=True)
+        pooled, *maps = super().forward(image)
         return (self.model.head(pooled), pooled, *maps)
 
 
 def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTask:
     """A classifier with its features."""
-    preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)
-    if not isinstance(preprocessing, Preprocessing):
-        raise wrong_preprocessing("a classifier", Preprocessing)
     wrapper = ClassifierGraph(model).eval()
-    reference = torch_runner(wrapper, CLASSIFIER_OUTPUTS)
     return ExportTask(
         task="classification",
         model=model,
         wrapper=wrapper,
         outputs=CLASSIFIER_OUTPUTS,
-        reference=reference,
+        reference=torch_runner(wrapper, CLASSIFIER_OUTPUTS),
         record=record,
-        preprocessing=preprocessing,
-        verify=partial(verify_elementwise, reference, CLASSIFIER_OUTPUTS),
-        check=elementwise_problem,
+        preprocessing=own_preprocessing("classification", record, standard_preprocessing(record.model.image_size)),
     )
 
 
@@ -111,7 +95,7 @@ def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: in
 
 
 CLASSIFICATION = TaskExport(
-    kinds=("classifier",),
+    kinds=("classification",),
     load=load_classifier,
     assemble=classifier_task,
     read_data=read_classified_photos,

@@ -1,28 +1,33 @@
 """Detectors, and what they are held to on a user's data: COCO's AP, and the same objects in the same places."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from convmae_deploy.bundle.manifest import Letterbox, Manifest
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_detector
+from convmae_deploy.backends.base import Outputs
+from convmae_deploy.bundle.manifest import Letterbox, Manifest, Precision
+from convmae_deploy.checkpoints.loading import load_detector
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo, read_coco_split
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.detector import ConvMAEDetector
-from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.detection import Detector, coco_result
+from convmae_deploy.tasks.base import PredictOptions, Predictor
+from convmae_deploy.tasks.detection import coco_result
 from export.graphs import static_detector
 from export.graphs.static_detector import StaticDetector
-from export.tasks.base import ExportTask, TaskExport, wrong_preprocessing
+from export.tasks.base import ExportTask, TaskExport, own_preprocessing
+from export.verification.detection_sets import compare_detections
+from export.verification.elementwise import TracedFile, Verification
+from export.verification.inputs import Batch
 from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, spread
-from export.verification.verify_detector import detections_problem, own_inference, verify_detector
+from export.verification.verify_detector import own_inference, verify_detector
 
+EVERYTHING = PredictOptions(threshold=0.0)
 SURE = 0.5  # detections of at least this score must be found by both models
 LEAST = 0.4  # what a partner of a sure one must score
 SAME_PLACE = 0.9  # least IoU of partners
@@ -30,23 +35,32 @@ SAME_PLACE = 0.9  # least IoU of partners
 Result = dict[str, Any]  # of COCO's results format; without labels image ids count and categories are class indices
 
 
+class DetectorTask(ExportTask):
+    """A detector ready to be exported: near ties change places, so that detections compare as sets."""
+
+    wrapper: StaticDetector
+    model: ConvMAEDetector
+
+    def verify(self, file: TracedFile, batches: Iterable[Batch]) -> Verification:
+        """See `verify_detector`."""
+        return verify_detector(self.wrapper, file, batches)
+
+    def check(self, expected: Outputs, found: Outputs, precision: Precision) -> str | None:
+        """What is wrong with a batch's detections, in words; None: nothing."""
+        return compare_detections([expected], [found], precision, self.model.roi_heads.score_thresh).problem
+
+
 def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTask:
     """A detector; the reference of its detections is the model's own inference."""
-    preprocessing = record.preprocessing or Letterbox(size=record.model.input_size)
-    if not isinstance(preprocessing, Letterbox):
-        raise wrong_preprocessing("a detector", Letterbox)
-    wrapper = StaticDetector(model.eval(), preprocessing.size).eval()
-
-    return ExportTask(
+    preprocessing = own_preprocessing("detection", record, Letterbox(size=record.model.input_size))
+    return DetectorTask(
         task="detection",
         model=model,
-        wrapper=wrapper,
+        wrapper=StaticDetector(model.eval(), preprocessing.size).eval(),
         outputs=static_detector.OUTPUTS,
         reference=own_inference(model),
         record=record,
         preprocessing=preprocessing,
-        verify=partial(verify_detector, wrapper),
-        check=partial(detections_problem, threshold=model.roi_heads.score_thresh),
         probes=static_detector.PROBES,
         max_batch=2,  # a batch of detections takes long, and photos come singly
     )
@@ -77,7 +91,7 @@ class DetectedData(TaskData[list[Result]]):
     ) -> list[list[Result]]:
         """The detections of each; those of classes that the data do not have are left out."""
         predictions = []
-        for index, found in zip(indices, cast(Detector, predictor).detect(samples, threshold=0.0), strict=True):
+        for index, found in zip(indices, predictor.predict_each(samples, EVERYTHING), strict=True):
             photo = self._photo(index)
             image_id = index if photo is None else photo.id
             known = [one for one in found if one.index in self._categories]
@@ -141,7 +155,7 @@ def read_detected(data: Path, manifest: Manifest, split: str, limit: int | None)
 
 
 DETECTION = TaskExport(
-    kinds=("detector",),
+    kinds=("detection",),
     load=load_detector,
     assemble=detector_task,
     read_data=read_detected,

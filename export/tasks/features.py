@@ -4,7 +4,6 @@ Shapes: N photos, D width of a pooled vector.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_feature_extractor
+from convmae_deploy.checkpoints.loading import load_feature_extractor
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS
 from export.runtimes.runners import torch_runner
-from export.tasks.base import ExportTask, TaskExport, elementwise_problem, verify_elementwise
+from export.tasks.base import ExportTask, TaskExport
 from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, spread
 
 
@@ -42,17 +42,14 @@ def feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTa
     if not isinstance(preprocessing, Preprocessing):  # that of a detector or a segmenter is not for whole photos
         preprocessing = standard_preprocessing(record.model.image_size)
     wrapper = FeatureGraph(model).eval()
-    reference = torch_runner(wrapper, FEATURE_OUTPUTS)
     return ExportTask(
         task="features",
         model=model,
         wrapper=wrapper,
         outputs=FEATURE_OUTPUTS,
-        reference=reference,
+        reference=torch_runner(wrapper, FEATURE_OUTPUTS),
         record=record,
         preprocessing=preprocessing,
-        verify=partial(verify_elementwise, reference, FEATURE_OUTPUTS),
-        check=elementwise_problem,
     )
 
 
@@ -111,7 +108,7 @@ def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int |
 
 
 FEATURES = TaskExport(
-    kinds=("encoder", "pretraining", "classifier", "detector", "segmenter"),
+    kinds=("features", "pretraining", "classification", "detection", "segmentation"),
     load=load_feature_extractor,
     assemble=feature_task,
     headless=True,

@@ -7,9 +7,8 @@ import copy
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,23 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray, Outputs
-from convmae_deploy.bundle.manifest import Manifest, SlidingWindow, standard_windows
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
+from convmae_deploy.bundle.manifest import Manifest, standard_windows
+from convmae_deploy.checkpoints.loading import load_segmenter
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.tasks.base import Predictor
-from convmae_deploy.tasks.segmentation import Segmenter
 from export.graphs.pooling import replace_adaptive_pooling
-from export.tasks.base import (
-    ExportTask,
-    TaskExport,
-    elementwise_problem,
-    verify_elementwise,
-    wrong_preprocessing,
-)
+from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
 
 
@@ -57,9 +50,6 @@ class SegmenterGraph(nn.Module):
 
 def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportTask:
     """A segmenter; the reference keeps PyTorch's own adaptive pooling."""
-    preprocessing = record.preprocessing or standard_windows(record.model.image_size, None)
-    if not isinstance(preprocessing, SlidingWindow):
-        raise wrong_preprocessing("a segmenter", SlidingWindow)
 
     @torch.inference_mode()
     def reference(images: FloatArray) -> Outputs:
@@ -72,9 +62,7 @@ def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportT
         outputs=("logits",),
         reference=reference,
         record=record,
-        preprocessing=preprocessing,
-        verify=partial(verify_elementwise, reference, ("logits",)),
-        check=elementwise_problem,
+        preprocessing=own_preprocessing("segmentation", record, standard_windows(record.model.image_size, None)),
     )
 
 
@@ -98,7 +86,7 @@ class SegmentedData(TaskData[bytes]):
 
     def predict(self, predictor: Predictor, indices: Sequence[int], samples: Sequence[Image.Image]) -> list[bytes]:
         """The labels of each."""
-        found = cast(Segmenter, predictor).segment(samples)
+        found = predictor.predict_each(samples)
         return [zlib.compress(entry.labels.astype(np.uint16).tobytes(), level=1) for entry in found]
 
     def metrics(self, predictions: Sequence[bytes | None]) -> tuple[TaskMetric, ...]:
@@ -152,7 +140,7 @@ def read_segmented(data: Path, manifest: Manifest, split: str, limit: int | None
 
 
 SEGMENTATION = TaskExport(
-    kinds=("segmenter",),
+    kinds=("segmentation",),
     load=load_segmenter,
     assemble=segmenter_task,
     read_data=read_segmented,

@@ -1,31 +1,21 @@
 """Models of videos: classifiers, and encoders without a head."""
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, standard_clips
-from convmae_deploy.checkpoints.native import (
-    CheckpointRecord,
-    load_video_classifier,
-    load_video_feature_extractor,
-)
+from convmae_deploy.bundle.manifest import Manifest, standard_clips
+from convmae_deploy.checkpoints.loading import load_video_classifier, load_video_feature_extractor
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.video import VIDEO_FEATURE_OUTPUTS, VIDEO_OUTPUTS
 from export.graphs.slotwise import replace_depthwise_3d
 from export.runtimes.runners import torch_runner
-from export.tasks.base import (
-    ExportTask,
-    TaskExport,
-    elementwise_problem,
-    verify_elementwise,
-    wrong_preprocessing,
-)
+from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.tasks.classification import ClassifiedData
 from export.tasks.features import FeatureData
 from export.verification.task_data import TaskData, known_labels, spread
@@ -79,23 +69,18 @@ def _video_task(
 ) -> ExportTask:
     """A model of clips; the reference keeps PyTorch's own 3-D convolutions."""
     assert record.video is not None  # the record of a video model says so
-    preprocessing = record.preprocessing or standard_clips(record.model.image_size, frames=record.video.frames)
-    if not isinstance(preprocessing, ClipPreprocessing):
-        raise wrong_preprocessing(f"a {task} model", ClipPreprocessing)
+    standard = standard_clips(record.model.image_size, frames=record.video.frames)
     # frozen: where gradients are wanted the model convolves by itself, and asks its layers for their weights alone
     wrapper = graph(copy.deepcopy(model)).eval().requires_grad_(False)
     replace_depthwise_3d(wrapper)
-    reference = torch_runner(graph(model).eval(), outputs)
     return ExportTask(
         task=task,
         model=model,
         wrapper=wrapper,
         outputs=outputs,
-        reference=reference,
+        reference=torch_runner(graph(model).eval(), outputs),
         record=record,
-        preprocessing=preprocessing,
-        verify=partial(verify_elementwise, reference, outputs),
-        check=elementwise_problem,
+        preprocessing=own_preprocessing(task, record, standard),
         max_batch=MAX_BATCH,
     )
 
@@ -125,7 +110,7 @@ def read_feature_videos(data: Path, manifest: Manifest, split: str, limit: int |
 
 
 VIDEO_CLASSIFICATION = TaskExport(
-    kinds=("video_classifier",),
+    kinds=("video-classification",),
     load=load_video_classifier,
     assemble=video_classifier_task,
     read_data=read_classified_videos,
@@ -133,7 +118,7 @@ VIDEO_CLASSIFICATION = TaskExport(
     calibrated=32,
 )
 VIDEO_FEATURES = TaskExport(
-    kinds=("video_pretraining", "video_classifier"),
+    kinds=("video-pretraining", "video-classification"),
     load=load_video_feature_extractor,
     assemble=video_feature_task,
     headless=True,

@@ -14,22 +14,18 @@ DETECTIONS = "detections"  # the row of the report
 SAME_OVERLAP = 0.9  # least IoU of a pair
 SAME_SCORE = 1e-3  # largest difference of a pair's scores
 UNMATCHED = 0.02  # largest share of rows without a partner
+NO_BOXES = (np.zeros((0, 4), np.float32),) * 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
     """How the detections of one image compare."""
 
-    decided: int  # rows of both sides that are far enough from the threshold and from the last of 100
+    decided: int  # rows of both sides that must have a partner
     unmatched: int  # those of them without a partner
     score_difference: float  # largest of a pair
     settled: bool  # whether the graph's suppression had rounds enough
-    boxes: tuple[FloatArray, FloatArray]  # (pairs, 4) of each side
-
-
-def badness(matchings: list[Matching]) -> tuple[int, int]:
-    """Order of batches, the worst last: by images whose suppression has not settled, then by rows without a partner."""
-    return sum(not matching.settled for matching in matchings), sum(matching.unmatched for matching in matchings)
+    boxes: tuple[FloatArray, FloatArray] = NO_BOXES  # (pairs, 4) of each side, where they were paired one to one
 
 
 def image_of(outputs: Outputs, image: int) -> Outputs:
@@ -73,28 +69,42 @@ def decided(scores: FloatArray, threshold: float) -> np.ndarray[tuple[int], np.d
     return np.asarray(scores > least + SAME_SCORE)
 
 
-def judge(matchings: list[Matching]) -> Comparison:
-    """One comparison of all images: differences of scores, cosine of the pairs' boxes, share of rows with a partner."""
+def judge(
+    matchings: list[Matching], *, allowed: float = UNMATCHED, spared: int = 0, what: str = "detections"
+) -> Comparison:
+    """One comparison of all images: differences of scores, cosine of the pairs' boxes, share of rows with a partner.
+
+    Args:
+        matchings: of each image.
+        allowed: largest share of rows without a partner.
+        spared: so many of them are allowed whatever their share is.
+        what: the rows are called.
+    """
     total, unmatched = (sum(getattr(matching, name) for matching in matchings) for name in ("decided", "unmatched"))
     share = unmatched / max(total, 1)
     expected, found = (
         np.concatenate([matching.boxes[side] for matching in matchings]).astype(np.float64).ravel() for side in (0, 1)
     )
     norms = float(np.linalg.norm(expected) * np.linalg.norm(found))
-    difference = max(matching.score_difference for matching in matchings)
+    difference = max((matching.score_difference for matching in matchings), default=0.0)
     unsettled = sum(not matching.settled for matching in matchings)
     problem = None
-    if share > UNMATCHED:
-        problem = f"{unmatched} of {total} detections have no partner, more than {UNMATCHED:.0%}"
+    if share > allowed and unmatched > spared:
+        problem = f"{unmatched} of {total} {what} have no partner, more than {allowed:.0%}"
     elif unsettled:
         problem = f"on {unsettled} of {len(matchings)} images suppression needs more rounds than the graph has"
     return Comparison(
         max_abs=difference,
         max_rel=difference,  # scores are at most 1
-        cosine=min(1.0, float(expected @ found) / norms) if norms else 1.0,
-        excess=share / UNMATCHED,
-        worst_image=max(range(len(matchings)), key=lambda image: badness([matchings[image]])),
+        cosine=min(1.0, float(expected @ found) / norms) if norms else 1 - share,
+        excess=share / allowed,
+        worst_image=max(range(len(matchings)), key=lambda image: badness(matchings[image])),
         images_decided=total,
         images_agreeing=total - unmatched,
         problem=problem,
     )
+
+
+def badness(matching: Matching) -> tuple[bool, int]:
+    """Order of images, the worst last: those whose suppression has not settled, then by rows without a partner."""
+    return not matching.settled, matching.unmatched

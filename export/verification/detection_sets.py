@@ -5,17 +5,25 @@ overlapping boxes survives; so there only detections that either side is sure of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torchvision.ops import box_iou
 
 from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import NumericsReport, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import NumericsReport
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
 from export.runtimes.runners import Runner
-from export.verification.detection_matching import DETECTIONS, SAME_SCORE, UNMATCHED, image_of, judge, match_image
+from export.verification.detection_matching import (
+    DETECTIONS,
+    SAME_SCORE,
+    UNMATCHED,
+    Matching,
+    image_of,
+    judge,
+    match_image,
+)
 from export.verification.elementwise import Failure, Verification
 from export.verification.gates import Comparison, incomparable, worst_of
 from export.verification.inputs import Batch
@@ -25,16 +33,6 @@ SURE = 0.3  # detections of at least this score must have a partner
 UNSURE = 0.2  # which must score at least this
 SAME_PLACE = 0.8  # least IoU of partners
 ALLOWED: dict[Precision, float] = {"fp32": UNMATCHED, "fp16": 0.02, "bf16": 0.05, "int8": 1.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurePairs:
-    """What became of the sure detections of both sides, of one image."""
-
-    decided: int
-    unmatched: int
-    score_difference: float  # largest of a pair
-    settled: bool  # whether the graph's suppression had rounds enough
 
 
 def verify_detection_sets(
@@ -90,10 +88,12 @@ def compare_detections(
     ]
     if precision == "fp32":
         return judge([match_image(before, after, threshold) for before, after in pairs])
-    return judge_sure([sure_pairs(before, after) for before, after in pairs], ALLOWED[precision])
+    matchings = [sure_pairs(before, after) for before, after in pairs]
+    # one of a few may be so near to a limit that rounding decides
+    return judge(matchings, allowed=ALLOWED[precision], spared=1, what="sure detections")
 
 
-def sure_pairs(expected: Outputs, found: Outputs) -> SurePairs:
+def sure_pairs(expected: Outputs, found: Outputs) -> Matching:
     """Looks for the partners of the sure detections of either side."""
     decided = unmatched = 0
     difference = 0.0
@@ -109,32 +109,7 @@ def sure_pairs(expected: Outputs, found: Outputs) -> SurePairs:
                 continue
             closest = int(np.where(suits[row], overlap[row], -1).argmax())
             difference = max(difference, abs(float(side["scores"][row] - other["scores"][closest])))
-    return SurePairs(
-        decided=decided, unmatched=unmatched, score_difference=difference, settled=bool(found["converged"])
-    )
-
-
-def judge_sure(images: Sequence[SurePairs], allowed: float) -> Comparison:
-    """One comparison of all images of a batch."""
-    decided, unmatched = (sum(getattr(image, name) for image in images) for name in ("decided", "unmatched"))
-    share = unmatched / max(decided, 1)
-    unsettled = sum(not image.settled for image in images)
-    problem = None
-    if share > allowed and unmatched > 1:  # one of a few may be so near to a limit that rounding decides
-        problem = f"{unmatched} of {decided} sure detections have no partner, more than {allowed:.0%}"
-    elif unsettled:
-        problem = f"on {unsettled} of {len(images)} images suppression needs more rounds than the graph has"
-    difference = max((image.score_difference for image in images), default=0.0)
-    return Comparison(
-        max_abs=difference,
-        max_rel=difference,  # scores are at most 1
-        cosine=1 - share,
-        excess=share / allowed,
-        worst_image=max(range(len(images)), key=lambda image: images[image].unmatched),
-        images_decided=decided,
-        images_agreeing=decided - unmatched,
-        problem=problem,
-    )
+    return Matching(decided=decided, unmatched=unmatched, score_difference=difference, settled=bool(found["converged"]))
 
 
 def describe(precision: Precision) -> str:

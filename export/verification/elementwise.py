@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import NumericsReport, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import NumericsReport
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.to_onnx import ExportedGraph
 from export.runtimes.runners import Runner, describe, file_runner, one_by_one

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import OutputNumerics, Precision
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.numerics import OutputNumerics
 
 
 @dataclass(frozen=True, kw_only=True)

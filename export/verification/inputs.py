@@ -4,13 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, SlidingWindow, input_axes
-from convmae_deploy.tasks.letterbox import letterbox
-from convmae_deploy.tasks.preprocess import preprocess
-from convmae_deploy.tasks.sliding_window import resize_and_normalise
+from convmae_deploy.bundle.manifest import AnyPreprocessing
+from convmae_deploy.tasks.base import Predictor
 from export.verification.samples import SEED, Samples
 
 DETECTED_PHOTOS = 8  # photos that a detector is tried on, at most
@@ -25,18 +22,19 @@ class Batch:
     blank: bool = False  # all pixels of an image are alike
 
 
-def verification_batches(spec: AnyPreprocessing, photos: Samples, largest: int) -> list[Batch]:
+def verification_batches(task: type[Predictor], spec: AnyPreprocessing, photos: Samples, largest: int) -> list[Batch]:
     """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
 
     Args:
-        spec: preprocessing of the model; sets the size of the images and the range of normalised values.
+        task: of the model.
+        spec: its preprocessing; sets the size of the images and the range of normalised values.
         photos: or clips; repeated where a batch needs more.
         largest: the largest batch to try.
     """
     generator = np.random.default_rng(SEED)
     sizes = sorted({1, min(2, largest), largest})
     between = sorted({3, (3 + largest) // 2} & set(range(3, largest)))
-    pixels = [graph_input(photo, spec) for photo in photos.images[:largest]]
+    pixels = photos.inputs(task, spec, 0, largest)
     constants = constant_images(spec)
     batches = []
     for size in sizes:
@@ -45,44 +43,30 @@ def verification_batches(spec: AnyPreprocessing, photos: Samples, largest: int) 
         batches.append(Batch(f"{photos.name} batch {size}", np.stack(chosen)))
         batches += _constant_batches(constants, size)
     batches += [_random_batch(generator, spec, size) for size in between]
-    if isinstance(spec, Letterbox):  # a few photos have too few objects to count
-        batches += _further_photos(spec, photos, largest)
+    if task.GIVES_LISTS:  # a few photos have too few objects to count
+        batches += _further_photos(task, spec, photos, largest)
     return batches
-
-
-def graph_input(photo: Image.Image | FloatArray, spec: AnyPreprocessing) -> FloatArray:
-    """An RGB photo as the graph takes it, (3, H, W); of a segmenter's windows the one at the top left."""
-    if isinstance(photo, np.ndarray):  # a clip
-        return photo
-    if isinstance(spec, Letterbox):
-        return letterbox(photo, spec)
-    if isinstance(spec, SlidingWindow):
-        height, width = spec.window
-        resized = resize_and_normalise(photo, spec)[:, :height, :width]
-        missing = height - resized.shape[1], width - resized.shape[2]
-        return np.pad(resized, ((0, 0), (0, missing[0]), (0, missing[1])))
-    return preprocess(photo, spec)
 
 
 def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
     """Images or clips of one value each: 0, 1, black and white, which are the extremes of the normalised range."""
-    axes = input_axes(spec)
+    axes = spec.input_axes
     mean, std = (np.array(values, np.float32).reshape(3, *(1 for _ in axes)) for values in (spec.mean, spec.std))
     levels = {"zeros": np.zeros_like(mean), "ones": np.ones_like(mean), "black": -mean / std, "white": (1 - mean) / std}
     return {name: np.broadcast_to(level, (3, *axes)).copy() for name, level in levels.items()}
 
 
 def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int) -> Batch:
-    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *input_axes(spec)), dtype=np.float32))
+    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.input_axes), dtype=np.float32))
 
 
-def _further_photos(spec: Letterbox, photos: Samples, largest: int) -> Iterator[Batch]:
+def _further_photos(task: type[Predictor], spec: AnyPreprocessing, photos: Samples, largest: int) -> Iterator[Batch]:
     """The photos after the first `largest`, up to DETECTED_PHOTOS, in batches of `largest` or what is left."""
     end = min(DETECTED_PHOTOS, len(photos.images))
     for start in range(largest, end, largest):
-        chosen = photos.images[start : min(start + largest, end)]
+        chosen = photos.inputs(task, spec, start, min(start + largest, end))
         name = f"{photos.name} {start + 1} to {start + len(chosen)}"
-        yield Batch(name, np.stack([graph_input(photo, spec) for photo in chosen]))
+        yield Batch(name, np.stack(chosen))
 
 
 def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[Batch]:

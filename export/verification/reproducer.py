@@ -15,6 +15,7 @@ import onnx
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.files import atomic_directory
 from export import reproduce
+from export.runtimes import evaluator
 from export.verification.divergence import Divergence, LayerError
 from export.verification.elementwise import Verification
 from export.verification.gates import FP32, Tolerance
@@ -34,7 +35,7 @@ def write_failure(
     runs_in: str = "onnxruntime",
     tolerance: Tolerance = FP32,
 ) -> None:
-    """Writes the reproducer: model.onnx, inputs.npz, report.json, command.txt, reproduce.py. Replaces an older one.
+    """Writes the reproducer: model.onnx, inputs.npz, report.json, command.txt and two scripts. Replaces an older one.
 
     Args:
         folder: where to.
@@ -70,7 +71,8 @@ def write_failure(
         report = json.dumps(_finite(content), indent=2, allow_nan=False)
         (directory / "report.json").write_text(report + "\n", encoding="utf-8")
         (directory / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-        shutil.copyfile(reproduce.__file__, directory / "reproduce.py")
+        for script in (reproduce.__file__, evaluator.__file__):
+            shutil.copy(script, directory)
 
 
 def _layer_rows(divergence: Divergence | LayerErrors | None) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from convmae_deploy.files import read_json
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.tasks.preprocess import preprocess
 from convmae_deploy.terminal import Terminal
@@ -44,12 +45,17 @@ class Samples:
     name: str  # one of PICTURES: "photos", or "made pictures" for those of `made_photos`; of videos likewise
     images: Sequence[Image.Image | FloatArray]  # photos, or clips (3, T, H, W) as the graph takes them
 
+    def inputs(self, task: type[Predictor], spec: AnyPreprocessing, start: int, end: int) -> list[FloatArray]:
+        """Some of them as the graph of a task takes them, (3, H, W) or (3, T, H, W)."""
+        chosen = self.images[start:end]
+        return [each if isinstance(each, np.ndarray) else task.pixels(each, spec) for each in chosen]
+
 
 def verification_samples(
-    spec: AnyPreprocessing, data: Path | None, run: Path | None, count: int | None = None
+    task: type[Predictor], spec: Any, data: Path | None, run: Path | None, count: int | None = None
 ) -> Samples:
     """What a model is for; see `verification_photos` and `verification_clips`, whose arguments these are."""
-    if isinstance(spec, ClipPreprocessing):
+    if task.MEDIUM == "video":
         return verification_clips(spec, data, run, count or CLIPS)
     return verification_photos(data, run, count or PHOTOS)
 
@@ -114,19 +120,30 @@ def announce_run(kind: str, folder: Path | None, checkpoint: Path) -> None:
 
 
 def read_photos(folder: Path, count: int) -> list[Image.Image]:
-    """Up to `count` photos spread evenly over those below `folder`; those that do not decode are logged and skipped.
+    """Up to `count` photos of those below `folder`; see `read_folder`."""
+    return read_folder(folder, "photo", find_photos, lambda path: read_photo(path).image, count)
+
+
+def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[FloatArray]:
+    """Clips (3, T, H, W) of up to `count` videos of those below `folder`; see `read_folder`."""
+    return read_folder(folder, "video", find_videos, lambda path: read_clips(path, spec)[0], count)
+
+
+def read_folder(
+    folder: Path, kind: str, find: Callable[[Sequence[Path]], Sequence[Path]], read: Callable[[Path], Item], count: int
+) -> list[Item]:
+    """Up to `count` files of a kind, spread evenly over those of a folder; what does not decode is logged and skipped.
 
     Raises:
         ConvMAEError: there is none.
     """
     if not folder.is_dir():
-        raise ConvMAEError(
-            f"--data must be a folder of photos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
-        )
-    photos = read_some(find_photos([folder]), count, lambda path: read_photo(path).image)
-    if not photos:
-        raise ConvMAEError(f"--data {folder} holds no readable photo; choose another folder")
-    return photos
+        found = "a file" if folder.exists() else "nothing"
+        raise ConvMAEError(f"--data must be a folder of {kind}s; found {found} at {folder}")
+    items = read_some(find([folder]), count, read)
+    if not items:
+        raise ConvMAEError(f"--data {folder} holds no readable {kind}; choose another folder")
+    return items
 
 
 def _readable_photos(folder: Path, count: int) -> list[Image.Image]:
@@ -197,22 +214,6 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, run: Path | N
             announce_run("videos", own, run)
             return Samples("videos", clips)
     return Samples("made clips", made_clips(spec, count))
-
-
-def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[FloatArray]:
-    """Clips (3, T, H, W) of up to `count` videos spread evenly over those below `folder`; unreadable ones are skipped.
-
-    Raises:
-        ConvMAEError: there is none.
-    """
-    if not folder.is_dir():
-        raise ConvMAEError(
-            f"--data must be a folder of videos; found {'a file' if folder.exists() else 'nothing'} at {folder}"
-        )
-    clips = read_some(find_videos([folder]), count, lambda path: read_clips(path, spec)[0])
-    if not clips:
-        raise ConvMAEError(f"--data {folder} holds no readable video; choose another folder")
-    return clips
 
 
 def made_clips(spec: ClipPreprocessing, count: int) -> list[FloatArray]:

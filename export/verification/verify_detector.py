@@ -14,7 +14,6 @@ import onnx
 import torch
 
 from convmae_deploy.backends.base import FloatArray, OpenGraph, Outputs
-from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
@@ -136,8 +135,3 @@ def verify_sets(wrapper: StaticDetector, file: TracedFile, chosen: Sequence[Batc
     each = [compare_detections([e], [f], precision, threshold) for e, f in zip(expected, found, strict=True)]
     worst = max(range(len(chosen)), key=lambda index: (each[index].problem is not None, each[index].excess))
     return chosen[worst], compare_detections(expected, found, precision, threshold)
-
-
-def detections_problem(expected: Outputs, found: Outputs, precision: Precision, threshold: float) -> str | None:
-    """What is wrong with a batch's detections, in words; None: nothing."""
-    return compare_detections([expected], [found], precision, threshold).problem

@@ -15,7 +15,8 @@ from rich.progress import track
 
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import Manifest, NumericsReport
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.numerics import NumericsReport
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import task_of
 from convmae_deploy.tasks.base import ModelOutputError

@@ -34,6 +34,7 @@ from tests.bundle_factory import (
     make_detection_bundle,
     make_segmentation_bundle,
     make_video_bundle,
+    open_as,
     write_manifest,
 )
 from tests.conftest import GiveOpenVino, ask_openvino
@@ -117,17 +118,17 @@ def test_photos_and_videos_get_the_same_answers(bundles: dict[str, Bundle]) -> N
         expected = open_predictor(bundle.path, device="cpu", threads=1)
         image = photo(seed=3)
         if isinstance(found, Classifier) and isinstance(expected, Classifier):
-            ours, theirs = found.classify([image])[0], expected.classify([image])[0]
+            ours, theirs = found([image])[0], expected([image])[0]
             assert [entry.label for entry in ours] == [entry.label for entry in theirs]
             assert [entry.score for entry in ours] == pytest.approx([entry.score for entry in theirs], abs=1e-5)
-            assert Classifier.open(bundle.path, options=OPENVINO).backend.name == "openvino fp32"
+            assert open_as(Classifier, bundle.path, options=OPENVINO).backend.name == "openvino fp32"
         elif isinstance(found, Detector) and isinstance(expected, Detector):
-            objects, others = found.detect([image], threshold=0)[0], expected.detect([image], threshold=0)[0]
+            objects, others = found([image], threshold=0)[0], expected([image], threshold=0)[0]
             assert [item.label for item in objects] == [item.label for item in others] and objects
             for item, other in zip(objects, others, strict=True):
                 np.testing.assert_allclose(item.box, other.box, atol=0.01)
         elif isinstance(found, Segmenter) and isinstance(expected, Segmenter):
-            assert np.mean(found.segment([image])[0].labels == expected.segment([image])[0].labels) > 0.999
+            assert np.mean(found([image])[0].labels == expected([image])[0].labels) > 0.999
         else:
             assert isinstance(found, VideoClassifier) and isinstance(expected, VideoClassifier)
             clips = batch_for(bundle, 6)  # more than the graph takes at once

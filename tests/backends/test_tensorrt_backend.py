@@ -25,7 +25,7 @@ from convmae_deploy.files import sha256_of
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
 from tests.backends.fake_tensorrt import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
-from tests.bundle_factory import batch_for, make_bundle, make_detection_bundle
+from tests.bundle_factory import batch_for, make_bundle, make_detection_bundle, open_as
 from tests.media.photo_files import photo
 
 GPU = Gpu(name="NVIDIA Test 4000", compute_capability="8.9", cuda="13.0")
@@ -226,8 +226,8 @@ def test_a_batch_of_another_shape_is_refused(machine: Machine) -> None:
 
 def test_photos_are_classified_as_on_the_cpu(machine: Machine) -> None:
     options = RuntimeOptions(runtime="tensorrt", file="model.onnx")
-    found = Classifier.open(machine.bundle.path, options=options).classify([photo(seed=3)])[0]
-    expected = Classifier.open(machine.bundle.path, device="cpu").classify([photo(seed=3)])[0]
+    found = open_as(Classifier, machine.bundle.path, options=options)([photo(seed=3)])[0]
+    expected = open_as(Classifier, machine.bundle.path, device="cpu")([photo(seed=3)])[0]
     assert [entry.label for entry in found] == [entry.label for entry in expected]
 
 

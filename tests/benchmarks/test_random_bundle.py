@@ -13,6 +13,7 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from export.tasks import open_task
+from tests.bundle_factory import open_as
 
 
 def test_an_unknown_variant_is_refused() -> None:
@@ -30,7 +31,7 @@ def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
     manifest = load_bundle(tmp_path / "bundle").manifest
     assert manifest.files["model.onnx"].numerics is None
     assert "never verified" in caplog.text
-    predictor = Classifier.open(tmp_path / "bundle", device="cpu")
+    predictor = open_as(Classifier, tmp_path / "bundle", device="cpu")
     images = np.zeros((1, *manifest.input.shape), dtype=np.float32)
     with torch.inference_mode():
         expected = task.model(torch.from_numpy(images)).numpy()
@@ -48,7 +49,7 @@ def test_a_random_detector_gives_as_many_objects_as_its_graph_holds_and_so_does_
     out, checkpoint = tmp_path / "bundle", tmp_path / "checkpoint"
     arguments = ["--task", "detection", "--variant", "nano", "--max-batch", "1", "--out", str(out)]
     random_bundle.main([*arguments, "--checkpoint", str(checkpoint)])
-    predictor = Detector.open(out, device="cpu")
+    predictor = open_as(Detector, out, device="cpu")
     image = np.random.default_rng(0).standard_normal((1, *predictor.manifest.input.shape), dtype=np.float32)
     assert predictor.run(image, ["num"])["num"] == open_task(checkpoint, None).reference(image)["num"] == [100]
 

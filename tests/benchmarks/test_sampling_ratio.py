@@ -21,7 +21,7 @@ SIZES = [(64, 64)]
 def detector_run(folder: Path, classes: tuple[str, ...]) -> Path:
     """A checkpoint of a detector with random weights."""
     record = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant="custom",
         model=ENCODER,
         detector=DETECTOR,

@@ -16,7 +16,7 @@ from benchmarks.serving import Figures, default_settings, make_job, write_photo
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.classification import Classifier
 from serving.errors import ApiError
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import make_bundle, open_as
 
 GOOD = Figures(
     in_process_rate=100.0,
@@ -86,7 +86,7 @@ def test_the_work_in_process_has_the_servers_own_limits(tmp_path: Path, monkeypa
         50_000_000,
         100_000_000,
     )
-    predictor = Classifier.open(make_bundle(tmp_path / "tiny"), device="cpu", threads=1)
+    predictor = open_as(Classifier, make_bundle(tmp_path / "tiny"), device="cpu", threads=1)
     photo = write_photo(tmp_path / "photo.jpg").read_bytes()
     assert b"label" in make_job(predictor, photo, settings)()
     for limit in ("max_image_pixels", "max_image_side", "max_image_aspect", "max_request_pixels"):

@@ -69,7 +69,7 @@ def test_there_is_no_pretraining_norm_in_a_classifier_or_a_bare_encoder(tmp_path
     assert load_pretraining_norm(write_pth(tmp_path / "classifier.pth", classifier_state())) is None
     assert load_pretraining_norm(write_pth(tmp_path / "encoder.pth", encoder_state())) is None
     classifier = build_classifier(CONFIG, num_classes=2).state_dict()
-    record = CheckpointRecord(kind="classifier", variant="custom", model=CONFIG, classes=("a", "b"))
+    record = CheckpointRecord(kind="classification", variant="custom", model=CONFIG, classes=("a", "b"))
     save_checkpoint(tmp_path / "classifier", classifier, record)
     assert load_pretraining_norm(tmp_path / "classifier") is None
 
@@ -102,11 +102,11 @@ def test_an_original_pretraining_file_gives_the_model_of_its_import(tmp_path: Pa
 
 def test_an_original_file_without_a_decoder_is_refused_by_its_own_name(tmp_path: Path) -> None:
     source = write_pth(tmp_path / "a.pth", build_convmae(nano()).state_dict())
-    with pytest.raises(ConvMAEError, match=r"a\.pth must hold a pretraining model with its decoder and holds: encoder"):
+    with pytest.raises(ConvMAEError, match=r"must hold a pretraining model with its decoder and holds: features"):
         load_initial_pretraining(source)
 
 
 def test_the_checkpoint_of_an_encoder_alone_holds_the_norm(tmp_path: Path) -> None:
     import_original(write_pth(tmp_path / "a.pth", encoder_only_state()), tmp_path / "out", num_heads=4)
     record, state = read_checkpoint(tmp_path / "out")
-    assert record.kind == "encoder" and {"norm.weight", "norm.bias"} <= state.keys()
+    assert record.kind == "features" and {"norm.weight", "norm.bias"} <= state.keys()

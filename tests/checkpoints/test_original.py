@@ -45,8 +45,8 @@ def test_dimensions_are_inferred_from_shapes(tmp_path: Path) -> None:
     source = write_pth(tmp_path / "original.pth", {"model": classifier_state()})
     report = import_original(source, tmp_path / "out", num_heads=4)
     record, _ = read_checkpoint(tmp_path / "out")
-    assert record.model == CONFIG == report.config
-    assert (record.kind, record.variant, record.global_pool) == ("classifier", "custom", "avg")
+    assert record.model == CONFIG == report.record.model
+    assert (record.kind, record.variant, record.global_pool) == ("classification", "custom", "avg")
     assert record.classes == tuple("0123456789")
     assert isinstance(record.preprocessing, Preprocessing)
     assert (record.preprocessing.resize, record.preprocessing.crop) == ((256, 256), (224, 224))
@@ -128,7 +128,7 @@ def test_a_fresh_norm_is_reported_and_stored(tmp_path: Path) -> None:
 def test_weights_are_found_bare_and_under_each_wrapper(wrapper: str | None, tmp_path: Path) -> None:
     content = {wrapper: encoder_only_state()} if wrapper else encoder_only_state()
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
-    assert (report.wrapper, report.source_kind) == (wrapper or "", "encoder")
+    assert (report.file.wrapper, report.keys.kind) == (wrapper or "", "features")
     assert (report.kept, report.dropped) == (len(encoder_only_state()), {})
 
 
@@ -157,7 +157,8 @@ def test_an_odd_grid_needs_an_image_size(tmp_path: Path) -> None:
     source = write_pth(tmp_path / "a.pth", state)
     with pytest.raises(ConvMAEError, match="240 x 240 pixels.*--image-size"):
         import_original(source, tmp_path / "out", num_heads=4)
-    assert import_original(source, tmp_path / "out", num_heads=4, image_size=(224, 224)).config.grid_size == (14, 14)
+    report = import_original(source, tmp_path / "out", num_heads=4, image_size=(224, 224))
+    assert report.record.model.grid_size == (14, 14)
 
 
 def test_half_precision_weights_are_stored_as_float32_and_reported(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_a_full_pretraining_file_becomes_a_model_that_can_be_rebuilt(tmp_path: P
     state = pretraining_state()
     report = import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
     model, record = load_pretraining(tmp_path / "out")
-    assert record.pretraining == report.pretraining
+    assert record.pretraining == report.record.pretraining
     assert record.pretraining == PretrainingConfig(
         decoder_width=DECODER_WIDTH, decoder_depth=1, decoder_heads=4, decoder_mlp_ratio=2.0
     )
@@ -246,7 +247,7 @@ def test_a_full_pretraining_file_becomes_a_model_that_can_be_rebuilt(tmp_path: P
 def test_a_decoder_as_wide_as_the_authors_has_their_heads(tmp_path: Path) -> None:
     state = pretraining_state(decoder_width=512)
     report = import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
-    assert report.pretraining is not None and report.pretraining.decoder_heads == 16
+    assert report.record.pretraining is not None and report.record.pretraining.decoder_heads == 16
     assert "assumed decoder_heads 16, as in the authors' code: the file does not hold it" in report.lines()
 
 
@@ -256,13 +257,13 @@ def test_the_loss_is_that_of_the_arguments_in_the_file(tmp_path: Path) -> None:
         "args": argparse.Namespace(norm_pix_loss=False, mask_ratio=0.6),
     }
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
-    assert report.pretraining is not None
-    assert (report.pretraining.norm_pix_loss, report.pretraining.mask_ratio) == (False, 0.6)
+    assert report.record.pretraining is not None
+    assert (report.record.pretraining.norm_pix_loss, report.record.pretraining.mask_ratio) == (False, 0.6)
     assert set(report.assumed) == {"decoder_heads", "masking"}
     content["args"] = argparse.Namespace(norm_pix_loss="no", mask_ratio=75.0)
     report = import_original(write_pth(tmp_path / "b.pth", content), tmp_path / "b", num_heads=4)
-    assert report.pretraining is not None
-    assert (report.pretraining.norm_pix_loss, report.pretraining.mask_ratio) == (True, 0.75)
+    assert report.record.pretraining is not None
+    assert (report.record.pretraining.norm_pix_loss, report.record.pretraining.mask_ratio) == (True, 0.75)
     assert set(report.assumed) == {"decoder_heads", "masking", "norm_pix_loss", "mask_ratio"}
 
 
@@ -347,7 +348,7 @@ def test_names_in_a_file_cannot_forge_lines_of_the_report(tmp_path: Path) -> Non
     content = {"model": encoder_state() | {"x\nwrote elsewhere": torch.zeros(1)}, "\x1b[31m": 1}
     report = import_original(write_pth(tmp_path / "a.pth", content), tmp_path / "out", num_heads=4)
     assert all(line.isprintable() for line in report.lines())
-    assert report.left_behind == (r"\x1b[31m",)
+    assert report.file.left_behind == (r"\x1b[31m",)
 
 
 def test_an_existing_output_folder_is_not_overwritten(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints import import_original, load_initial_encoder, save_checkpoint
 from convmae_deploy.checkpoints.coco_classes import COCO_CLASSES
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_detector
+from convmae_deploy.checkpoints.loading import load_detector
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.checkpoints.original_detector import background_first, infer_detector
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, build_convmae
@@ -93,7 +94,7 @@ def test_an_imported_detector_computes_what_its_source_did(
     source = write_pth(tmp_path / "det.pth", file)
     report = import_original(source, tmp_path / "out", num_heads=2)
     model, record = load_detector(tmp_path / "out")
-    assert (record.kind, record.model, record.detector) == ("detector", original_config(dense), heads)
+    assert (record.kind, record.model, record.detector) == ("detection", original_config(dense), heads)
     assert record.classes == ("class 0", "class 1", "class 2")
     images = torch.randn(1, 3, 96, 96)
     (found,), (expected,) = model(images), original(images)
@@ -101,7 +102,7 @@ def test_an_imported_detector_computes_what_its_source_did(
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     lines = report.lines()
-    assert lines[0] == f'{source} is a detector file, weights under "model"'
+    assert lines[0] == f'{source} is a detection file, weights under "model"'
     names = "roi_heads.box_predictor.cls_score.weight, roi_heads.box_predictor.cls_score.bias"
     assert f"moved the background in front of the classes: {names}" in lines
     assert "left behind: optimizer, scheduler, iteration" in lines
@@ -116,7 +117,7 @@ def original_config(dense: DenseConfig) -> ConvMAEConfig:
 def test_eighty_classes_are_those_of_coco(tmp_path: Path) -> None:
     source = write_pth(tmp_path / "det.pth", {"model": detection_state(random_detector(SHARED, FPN, 80))})
     report = import_original(source, tmp_path / "out", num_heads=2)
-    assert report.classes == COCO_CLASSES and len(set(COCO_CLASSES)) == 80
+    assert report.record.classes == COCO_CLASSES and len(set(COCO_CLASSES)) == 80
     assert "classes named person to toothbrush: the file has no names" in report.lines()
 
 
@@ -154,7 +155,7 @@ def test_tables_that_are_for_no_square_grid_are_refused() -> None:
 def test_a_detector_starts_from_a_pretrained_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = build_convmae(ENCODER)
-    record = CheckpointRecord(kind="encoder", variant="custom", model=ENCODER)
+    record = CheckpointRecord(kind="features", variant="custom", model=ENCODER)
     save_checkpoint(tmp_path / "encoder", encoder.state_dict(), record)
     architecture = replace(ENCODER, image_size=(96, 128), dense=SHARED)
     state, report = load_initial_encoder(tmp_path / "encoder", architecture)

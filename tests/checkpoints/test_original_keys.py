@@ -38,7 +38,7 @@ def test_the_recorded_keys_of_a_finetuned_base_become_our_classifier() -> None:
     with torch.device("meta"):
         model = build_classifier(MODELS["base"](), num_classes=1000)
     converted = convert_keys(base_state("keys_finetune_B"))
-    assert converted.kind == "classifier"
+    assert converted.kind == "classification"
     assert shapes_of(converted.state) == shapes_of(model.state_dict())
     assert not converted.dropped and not converted.initial
 
@@ -123,7 +123,7 @@ def test_the_recorded_keys_of_the_authors_segmenter_become_ours_one_for_one() ->
         config = replace(MODELS["base"](), image_size=(512, 512), dense=authors_dense())
         model = build_segmenter(config, SegmenterConfig(e4="convolution"), num_classes=150)
     converted = convert_keys(original)
-    assert converted.kind == "segmenter"
+    assert converted.kind == "segmentation"
     assert shapes_of(converted.state) == shapes_of(model.state_dict())
     assert len(original) == len(converted.state) + len(converted.dropped)
     assert converted.dropped.keys() == {f"backbone.blocks3.{n}.attn.relative_position_index" for n in range(11)}
@@ -175,7 +175,7 @@ def test_a_head_without_any_norm_gets_a_fresh_one_and_says_so() -> None:
 def test_an_encoder_alone_keeps_the_norm_that_a_probe_of_the_first_token_needs() -> None:
     state = encoder_only_state()
     converted = convert_keys(state)
-    assert converted.kind == "encoder"
+    assert converted.kind == "features"
     assert torch.equal(converted.state["norm.weight"], state["norm.weight"])
     assert torch.equal(converted.state["norm.bias"], state["norm.bias"])
 
@@ -213,7 +213,7 @@ def test_the_recorded_keys_of_the_authors_detectors_become_ours_one_for_one(
     with torch.device("meta"):
         model = build_detector(config, detector, num_classes=80)
     converted = convert_keys(original)
-    assert converted.kind == "detector"
+    assert converted.kind == "detection"
     assert shapes_of(converted.state) == shapes_of(model.state_dict())
     assert len(original) == len(converted.state) + len(converted.dropped)
     assert len(converted.dropped) == indices and all("relative_position_index" in name for name in converted.dropped)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.checkpoints import import_original, load_initial_encoder, save_checkpoint
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_segmenter
+from convmae_deploy.checkpoints.loading import load_segmenter
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, build_convmae
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
@@ -53,13 +54,13 @@ def test_an_imported_segmenter_computes_what_its_source_did(tmp_path: Path) -> N
     source = write_pth(tmp_path / "seg.pth", mmcv_file(segmentation_state(original), CLASSES=CLASSES))
     report = import_original(source, tmp_path / "out", num_heads=2)
     model, record = load_segmenter(tmp_path / "out")
-    assert (record.kind, record.model, record.segmenter, record.classes) == ("segmenter", CONFIG, HEADS, CLASSES)
+    assert (record.kind, record.model, record.segmenter, record.classes) == ("segmentation", CONFIG, HEADS, CLASSES)
     assert "ADE20K" in record.licence.name
     assert record.preprocessing == SlidingWindow(window=(64, 64), stride=(42, 42), short_side=512, long_side=2048)
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), original(images))
     lines = report.lines()
-    assert lines[0] == f'{source} is a segmenter file, weights under "state_dict"'
+    assert lines[0] == f'{source} is a segmentation file, weights under "state_dict"'
     assert "classes named as in the file: wall, building, sky" in lines
     assert "left behind: meta, optimizer, amp" in lines
     assert not any(line.startswith("cast") for line in lines)
@@ -73,7 +74,7 @@ def test_classes_without_usable_names_are_numbered(tmp_path: Path) -> None:
     for index, meta in enumerate(metas):
         source = write_pth(tmp_path / f"{index}.pth", mmcv_file(state, **meta))
         report = import_original(source, tmp_path / f"out{index}", num_heads=2)
-        assert report.classes == ("class 0", "class 1", "class 2")
+        assert report.record.classes == ("class 0", "class 1", "class 2")
         assert "classes named class 0 to class 2: the file has no names" in report.lines()
 
 
@@ -131,7 +132,7 @@ def test_a_plain_encoder_starts_a_segmenter_that_computes_the_same_maps_at_first
     plain = replace(CONFIG, dense=DenseConfig(transformer_norm_eps=1e-5))
     encoder = build_convmae(plain).eval()
     save_checkpoint(
-        tmp_path / "encoder", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="custom", model=plain)
+        tmp_path / "encoder", encoder.state_dict(), CheckpointRecord(kind="features", variant="custom", model=plain)
     )
     state, report = load_initial_encoder(tmp_path / "encoder", CONFIG)
     assert report == [

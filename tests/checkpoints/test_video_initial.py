@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.checkpoints.native import (
-    CheckpointRecord,
-    load_encoder_state,
-    load_video_classifier,
-    load_video_pretraining,
-    save_checkpoint,
-)
+from convmae_deploy.checkpoints.loading import load_encoder_state, load_video_classifier, load_video_pretraining
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier, build_video_classifier
@@ -32,7 +27,7 @@ DECODER = VideoPretrainingConfig(decoder_width=16, decoder_depth=1, decoder_head
 def image_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = build_classifier(CONFIG, num_classes=2)
-    record = CheckpointRecord(kind="classifier", variant="custom", model=CONFIG, classes=("a", "b"))
+    record = CheckpointRecord(kind="classification", variant="custom", model=CONFIG, classes=("a", "b"))
     save_checkpoint(tmp_path / "image", model.state_dict(), record)
     return tmp_path / "image"
 
@@ -42,7 +37,7 @@ def video_checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = build_video_pretraining(CONFIG, VIDEO, DECODER)
     record = CheckpointRecord(
-        kind="video_pretraining",
+        kind="video-pretraining",
         variant="custom",
         model=CONFIG,
         video=VIDEO,
@@ -106,9 +101,9 @@ def test_the_encoder_of_a_video_model_fits_clips_of_another_size_and_length(vide
 def test_other_encoders_are_refused_in_one_sentence(video_checkpoint: Path) -> None:
     with pytest.raises(ConvMAEError, match="initial weights must be an encoder of"):
         load_initial_video_encoder(video_checkpoint, CONFIG, replace(VIDEO, kernel_depth=1), "centre")
-    with pytest.raises(ConvMAEError, match="must hold a model of images and holds: video_pretraining"):
+    with pytest.raises(ConvMAEError, match="must hold a model of images and holds: video pretraining model"):
         load_encoder_state(video_checkpoint, (64, 32))
-    with pytest.raises(ConvMAEError, match="must hold a video classifier and holds: video_pretraining; finetune one"):
+    with pytest.raises(ConvMAEError, match="must hold a video classifier and holds: video pretraining"):
         load_video_classifier(video_checkpoint)
 
 
@@ -132,7 +127,7 @@ def test_a_model_for_another_size_equals_one_that_resizes_as_it_runs(video_check
 def test_a_classifier_is_saved_and_loaded_whole(tmp_path: Path) -> None:
     model = build_video_classifier(CONFIG, VIDEO, num_classes=2).eval()
     record = CheckpointRecord(
-        kind="video_classifier", variant="custom", model=CONFIG, video=VIDEO, classes=("left", "right")
+        kind="video-classification", variant="custom", model=CONFIG, video=VIDEO, classes=("left", "right")
     )
     save_checkpoint(tmp_path / "classifier", model.state_dict(), record)
     loaded, found = load_video_classifier(tmp_path / "classifier")

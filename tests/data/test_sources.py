@@ -13,8 +13,9 @@ from torchvision.transforms import v2
 from convmae_deploy.data.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
+from convmae_deploy.data.shard_sampler import ShardSampler
 from convmae_deploy.data.shards import Shards
-from convmae_deploy.data.sources import FolderSource, ShardSource, loaded
+from convmae_deploy.data.sources import LoadedSource, loaded
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import encoded_photo, make_shards, write_shard
 from tests.photo_folders import make_photo_folder
@@ -27,16 +28,17 @@ def noisy(image: Image.Image) -> Tensor:
 
 def shard_source(
     names: Sequence[Path], samples: int, *, workers: int = 0, rank: int = 0, world_size: int = 1
-) -> ShardSource:
+) -> LoadedSource:
     steps = StepSampler(samples, batch_size=4, micro_batch_size=2, seed=3, rank=rank, world_size=world_size)
     photos = MaskedShardPhotos(noisy, 3, cells=9)
-    return ShardSource(Shards(names), photos, steps, workers=workers, pin_memory=False, shuffle_buffer=3)
+    batches = ShardSampler(Shards(names), steps, shuffle_buffer=3)
+    return LoadedSource(photos, steps, batches, workers=workers, pin_memory=False)
 
 
-def folder_source(root: Path, *, workers: int = 0) -> FolderSource:
+def folder_source(root: Path, *, workers: int = 0) -> LoadedSource:
     photos = find_training_photos(root)
     steps = StepSampler(len(photos), batch_size=4, micro_batch_size=2, seed=3)
-    return FolderSource(MaskedPhotos(photos, noisy, 3, cells=9), steps, workers=workers, pin_memory=False)
+    return LoadedSource(MaskedPhotos(photos, noisy, 3, cells=9), steps, workers=workers, pin_memory=False)
 
 
 def equal(left: Sequence[list[MicroBatch]], right: Sequence[list[MicroBatch]]) -> bool:

@@ -12,7 +12,7 @@ from convmae_deploy.bundle.manifest import standard_clips
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.photo_datasets import MaskedSample, collate_readable
-from convmae_deploy.data.sources import FolderSource
+from convmae_deploy.data.sources import LoadedSource
 from convmae_deploy.data.video_augmentation import (
     ClipCropConfig,
     Frames,
@@ -143,7 +143,7 @@ def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, count=8)
     batches = []
     for workers in (0, 2):
-        source = FolderSource(
+        source = LoadedSource(
             AugmentedVideos(folder, SPEC, CROP, 0, copies=2),
             StepSampler(8, batch_size=4, micro_batch_size=4, seed=0),
             workers=workers,

@@ -9,7 +9,7 @@ def test_a_record_is_for_the_image_size_asked_for_or_the_variants_own() -> None:
     sizes = {None: (128, 128), (64, 96): (64, 96)}
     for asked, expected in sizes.items():
         record = initial_record("nano", ("a", "b"), asked, licence="mine", global_pool="token")
-        assert (record.kind, record.classes, record.global_pool) == ("classifier", ("a", "b"), "token")
+        assert (record.kind, record.classes, record.global_pool) == ("classification", ("a", "b"), "token")
         assert record.model.image_size == expected and record.licence.name == "mine"
         assert isinstance(record.preprocessing, Preprocessing) and record.preprocessing.crop == expected
 

@@ -31,7 +31,7 @@ def begin(out: Path, **settings: Any) -> EpochLog:
         run=RunConfig(out=out, precision="fp32"),
     )
     model = nn.Linear(2, 2)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=nano())
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     run = Setup.of(config).begin(record, model, optimizer, 1, {"train_photos": 3, "val_photos": 2})
     return EpochLog(recipe=ScoredRecipe(config=config, run=run), console=Console(quiet=True), **settings)

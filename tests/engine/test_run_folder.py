@@ -92,7 +92,7 @@ def test_the_last_checkpoint_returns_weights_and_state(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.load_last() is None
     weights = build_convmae(nano()).state_dict()
-    record = CheckpointRecord(kind="encoder", variant="nano", model=nano())
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
     folder.save("last", weights, record, {"progress": {"step": 5}})
     loaded = folder.load_last()
     assert loaded is not None

@@ -59,7 +59,7 @@ def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
         config=RunConfig(out=out),
         accelerator=accelerator,
         folder=RunFolder(out),
-        record=CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a",)),
+        record=CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",)),
         model=model,
         optimizer=optimizer,
     )

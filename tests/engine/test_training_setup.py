@@ -26,7 +26,7 @@ def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypat
     monkeypatch.setattr(training_setup, "keep_freed_memory", lambda: calls.append("kept"))
     model = nn.Linear(2, 1)
     setup = Setup(config=config(tmp_path), accelerator=Accelerator(cpu=True), console=Console(quiet=True))
-    record = CheckpointRecord(kind="classifier", variant="nano", model=nano(), classes=("a",))
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
     setup.begin(record, model, torch.optim.SGD(model.parameters()), 1, {})
     assert calls == ["kept"]
 

@@ -51,7 +51,7 @@ def checkpoint(classifier: ConvMAEClassifier, tmp_path_factory: pytest.TempPathF
         embed_dims=(16, 24, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
     )
     record = CheckpointRecord(
-        kind="classifier", variant="custom", model=config, classes=CLASSES, provenance={"data": "none", "seed": "0"}
+        kind="classification", variant="custom", model=config, classes=CLASSES, provenance={"data": "none", "seed": "0"}
     )
     save_checkpoint(run / "best", classifier.state_dict(), record)
     return run

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks import load_bundle, task_of
 from export import benchmark as program
 from export.benchmark import (
     BenchmarkConfig,
@@ -120,7 +120,7 @@ def test_batch_sizes_are_the_usual_ones_that_the_bundle_takes_and_others_are_ref
 
 
 def samples_of(bundle: Bundle, data: Path | None, count: int) -> Samples:
-    return verification_samples(bundle.manifest.preprocessing, data, None, count)
+    return verification_samples(task_of(bundle.manifest), bundle.manifest.preprocessing, data, None, count)
 
 
 def test_inputs_are_photos_of_the_folder_or_made_of_the_task_s_kind(tmp_path: Path) -> None:

@@ -9,19 +9,22 @@ import torch
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
+from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence
+from export.precisions import GRAPHS
 from export.verification.inputs import Batch, verification_batches
 from export.verification.samples import Samples, made_photos
+from tests.bundle_factory import open_as
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
 from tests.export.verification.test_divergence import transpose_weight
 
@@ -85,7 +88,7 @@ def test_the_manifest_says_what_the_model_is_and_where_it_came_from(bundle: Path
 
 
 def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classifier: ConvMAEClassifier) -> None:
-    predictor = Classifier.open(bundle, device="cpu")
+    predictor = open_as(Classifier, bundle, device="cpu")
     pixels = np.stack([predictor.preprocess(photo) for photo in made_photos(MAX_BATCH + 1)])
     found = predictor.run(pixels, ("logits", "e4"))
     with torch.inference_mode():
@@ -93,6 +96,18 @@ def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classi
         e4 = classifier.encoder(torch.from_numpy(pixels))[3].numpy()
     np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
     np.testing.assert_allclose(found["e4"], e4, atol=1e-4)
+
+
+def test_a_manifest_that_would_be_invalid_is_a_sentence_before_anything_is_exported(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(GRAPHS, "fp32", lambda request: pytest.fail("it exports"))
+    record, state = read_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "checkpoint", state, record.model_copy(update={"category_ids": (1,)}))
+    assert export(tmp_path / "checkpoint", tmp_path / "mine") == 2
+    error = capsys.readouterr().err
+    assert "manifest would not be valid: category_ids must be one for each of" in error and error.count("\n") == 1
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reproducer(
@@ -146,9 +161,9 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     Image.new("RGB", (120, 80), (9, 8, 7)).save(tmp_path / "photos" / "a.png")
     seen: list[int] = []
 
-    def spy(spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
+    def spy(task: type[Predictor], spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
         seen.append(np.asarray(photos.images[0])[0, 0, 0])
-        return verification_batches(spec, photos, largest)
+        return verification_batches(task, spec, photos, largest)
 
     monkeypatch.setattr(program, "verification_batches", spy)
     assert export(checkpoint, tmp_path / "mine", "--data", str(tmp_path / "photos")) == 0
@@ -231,7 +246,7 @@ def test_a_classifier_without_a_head_is_refused_and_told_of_its_features(
     config = ConvMAEConfig(
         embed_dims=(16, 24, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
     )
-    record = CheckpointRecord(kind="classifier", variant="custom", model=config)
+    record = CheckpointRecord(kind="classification", variant="custom", model=config)
     state = {name: value for name, value in classifier.state_dict().items() if not name.startswith("head")}
     save_checkpoint(tmp_path / "headless", state, record)
     assert export(tmp_path / "headless", tmp_path / "mine") == 2

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from export import reproduce
 from export.runtimes.runners import onnx_runner
@@ -54,6 +56,31 @@ def test_one_command_shows_the_failure_without_this_project(folder: Path, tmp_pa
     assert done.returncode == 1 and done.stderr == ""
     assert "worst output logits on photos batch 1: off by much" in done.stdout
     assert "logits" in done.stdout and "is off by up to 0.5" in done.stdout and "The failure shows." in done.stdout
+
+
+def test_a_failure_in_onnx_s_evaluator_shows_with_its_own_operators(folder: Path) -> None:
+    indices = np.full((3, 80, 64), 70)  # of an axis that onnx's own operator does not take
+    graph = helper.make_graph(
+        [
+            helper.make_node("Concat", ["image", "image"], ["wide"], axis=2),
+            helper.make_node("Unsqueeze", ["indices", "zero"], ["places"]),
+            helper.make_node("GatherElements", ["wide", "places"], ["e1"], axis=2),
+        ],
+        "one",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ("B", 3, 64, 64))],
+        [helper.make_tensor_value_info("e1", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(indices, "indices"), numpy_helper.from_array(np.array([0]), "zero")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "model.onnx")
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    found = np.broadcast_to(images[:, :, 6:7], (2, 3, 80, 64))
+    np.savez(folder / "inputs.npz", image=images, expected_e1=found + 1, found_e1=found)
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(report | {"runs_in": "onnx-reference"}))
+    done = subprocess.run([sys.executable, "-I", str(folder / "reproduce.py")], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "is off by up to 1" in done.stdout and "(as recorded)" in done.stdout
 
 
 def test_where_the_numbers_hold_it_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from tests.bundle_factory import (
     make_detection_bundle,
     make_segmentation_bundle,
     make_video_bundle,
+    open_as,
     write_manifest,
 )
 
@@ -128,7 +129,7 @@ def test_a_client_that_follows_the_configuration_gets_the_predictors_numbers(tmp
     photo: Image.Image = made_photos(1)[0]
     session = onnxruntime.InferenceSession(str(model / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"image": preprocess(photo, spec)[None]})
-    predictor = Classifier.open(bundle, device="cpu")
+    predictor = open_as(Classifier, bundle, device="cpu")
     np.testing.assert_array_equal(logits, predictor.run(predictor.preprocess(photo)[None], ("logits",))["logits"])
 
 

@@ -159,6 +159,15 @@ def test_the_reproducer_goes_where_it_is_told(bundle: Path, checkpoint: Path, tm
     assert not bundle.with_name("mine.failed").exists()
 
 
+def test_a_folder_that_takes_no_reproducer_is_a_sentence_that_names_the_flag(
+    bundle: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert verify(bundle, checkpoint) == 2
+    error = capsys.readouterr().err
+    assert "mine.failed cannot be made" in error and error.endswith("with --out FOLDER\n")
+
+
 def test_a_graph_that_does_not_run_fails_with_that_reason(
     bundle: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from convmae_deploy.extraction.stream import FeatureStream, Rows
 from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.features import FeaturePredictor
-from tests.bundle_factory import make_bundle
+from tests.bundle_factory import make_bundle, open_as
 from tests.extraction.photos import encoded, write_photos
 
 LEVELS = ("pooled", "e2")
@@ -23,7 +23,7 @@ LEVELS = ("pooled", "e2")
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return Classifier.open(make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
+    return open_as(Classifier, make_bundle(tmp_path_factory.mktemp("bundle")), device="cpu", threads=1)
 
 
 class Items:

@@ -131,7 +131,7 @@ def checkpoint_seeds() -> dict[str, bytes]:
     from convmae_deploy.models.detector import DetectorConfig
 
     detector = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant="custom",
         model=nano(),
         detector=DetectorConfig(),
@@ -153,7 +153,7 @@ def _tiny_checkpoint(folder: Path) -> dict[str, bytes]:
 
     preprocessing = standard_preprocessing((224, 224))
     record = CheckpointRecord(
-        kind="classifier", variant="nano", model=nano(), classes=("a", "b"), preprocessing=preprocessing
+        kind="classification", variant="nano", model=nano(), classes=("a", "b"), preprocessing=preprocessing
     )
     write_checkpoint_files(folder, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2, dtype=torch.float16)}, record)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints import CheckpointRecord, import_original, load_classifier, save_checkpoint
+from convmae_deploy.checkpoints.native import write_checkpoint_files
 from convmae_deploy.models import ConvMAEConfig
 from convmae_deploy.models.classifier import build_classifier
 from tests.hostile.bounds import MEGABYTE, Ending, bounded
@@ -196,7 +197,7 @@ def test_paths_of_other_pythons_and_systems_are_text_too(tmp_path: Path, name: s
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    record = CheckpointRecord(kind="classifier", variant="custom", model=CONFIG, classes=("a", "b", "c"))
+    record = CheckpointRecord(kind="classification", variant="custom", model=CONFIG, classes=("a", "b", "c"))
     save_checkpoint(tmp_path / "checkpoint", build_classifier(CONFIG, num_classes=3).state_dict(), record)
     return tmp_path / "checkpoint"
 
@@ -290,7 +291,7 @@ def test_a_hostile_checkpoint_is_one_sentence(checkpoint: Path, name: str, damag
 def test_weights_that_are_no_numbers_are_said_with_their_name(checkpoint: Path, value: float, word: str) -> None:
     state = build_classifier(CONFIG, num_classes=3).state_dict()
     state["head.weight"][1, 2] = value
-    record = CheckpointRecord(kind="classifier", variant="custom", model=CONFIG, classes=("a", "b", "c"))
-    save_checkpoint(checkpoint, state, record, replace_existing=True)
+    record = CheckpointRecord(kind="classification", variant="custom", model=CONFIG, classes=("a", "b", "c"))
+    write_checkpoint_files(checkpoint, state, record)
     sentence = refused(bounded(load, str(checkpoint), memory=800 * MEGABYTE))
     assert sentence.startswith(f"the checkpoint holds {word} in head.weight of ")

@@ -18,8 +18,8 @@ from tests.video_packs import ASL20, needs_asl20
 FASTSTART = {"movflags": "faststart"}  # the index in front, so that a file cut off can be opened
 
 
-def numbers(data: bytes, wanted: list[int], count: int = 20, threads: int = 1) -> list[int]:
-    with open_video(data, threads=threads) as video:
+def numbers(data: bytes, wanted: list[int], count: int = 20) -> list[int]:
+    with open_video(data) as video:
         return [number_of(frame, count) for frame in video.frames(wanted)]
 
 
@@ -63,11 +63,6 @@ def test_only_the_packets_a_frame_is_predicted_from_are_decoded() -> None:
     with open_video(make_video("mp4", frames=100, codec_options={"g": "10", "bf": "0", "sc_threshold": "0"})) as video:
         list(video.frames([57]))
         assert video.decoded == 8  # from keyframe 50 on
-
-
-def test_threads_change_nothing() -> None:
-    data = make_video(frames=40)
-    assert numbers(data, [3, 20, 39], 40, threads=2) == [3, 20, 39]
 
 
 def test_a_frame_is_on_screen_from_its_time_on() -> None:

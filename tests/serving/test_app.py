@@ -16,6 +16,7 @@ from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.classification import Classifier
 from serving.app import create_app
 from serving.settings import Settings
+from tests.bundle_factory import features_of
 from tests.serving.conftest import ClientFactory
 from tests.serving.sample_images import jpeg
 from tests.waiting import wait_for, wait_until
@@ -69,11 +70,11 @@ def text(data: bytes) -> str:
 
 
 def features(predictor: Classifier, *photos: bytes) -> dict[str, NDArray[np.float32]]:
-    return predictor.features([decode_image(photo).image for photo in photos], LEVELS)
+    return features_of(predictor, [decode_image(photo).image for photo in photos], LEVELS)
 
 
 def test_the_answer_is_that_of_the_predictor(client: TestClient, predictors: dict[str, Classifier]) -> None:
-    expected = predictors["tiny"].classify([decode_image(PHOTO).image])[0]
+    expected = predictors["tiny"]([decode_image(PHOTO).image])[0]
     answer = client.post("/v1/classify", content=PHOTO)
     assert answer.json() == [{"label": found.label, "score": found.score} for found in expected]
     assert answer.headers["x-model"] == "tiny"

@@ -15,7 +15,14 @@ from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
-from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
+from tests.bundle_factory import (
+    features_of,
+    make_bundle,
+    make_detection_bundle,
+    make_segmentation_bundle,
+    make_video_bundle,
+    open_as,
+)
 from tests.media.photo_files import photo
 
 LEVELS = ("pooled", "e1", "e2", "e3", "e4")
@@ -28,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(bundle: Path) -> Classifier:
-    return Classifier.open(bundle, device="cpu", threads=1)
+    return open_as(Classifier, bundle, device="cpu", threads=1)
 
 
 def batch_of(count: int) -> NDArray[np.float32]:
@@ -112,7 +119,7 @@ def test_outputs_that_do_not_exist_are_refused(predictor: Classifier) -> None:
         with pytest.raises(ConvMAEError, match="outputs of tiny are logits, pooled, e1"):
             predictor.run(batch_of(1), outputs)
     with pytest.raises(ConvMAEError, match="are pooled, e1, e2, e3, e4; got logits"):
-        predictor.features([photo()], ["logits"])
+        features_of(predictor, [photo()], ["logits"])
 
 
 @pytest.mark.parametrize(
@@ -126,28 +133,26 @@ def test_a_graph_that_answers_nonsense_is_not_blamed_on_the_input(bundle: Path, 
 
 def test_photos_are_classified_in_order_best_class_first(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(6)]
-    found = predictor.classify(photos, top_k=3)
+    found = predictor(photos, top_k=3)
     logits = predictor.run(np.stack([predictor.preprocess(image) for image in photos]), ["logits"])["logits"]
     assert [predictions[0].label for predictions in found] == ["abcdef"[index] for index in logits.argmax(1)]
     for predictions in found:
         values = [prediction.score for prediction in predictions]
         assert len(values) == 3 and values == sorted(values, reverse=True)
-    assert sum(prediction.score for prediction in predictor.classify(photos[:1], top_k=99)[0]) == pytest.approx(1)
-    assert predictor.classify([photo()], function_to_apply="none")[0][0].score == pytest.approx(
-        float(logits[0].max()), rel=1e-5
-    )
-    assert predictor.classify([]) == []
+    assert sum(prediction.score for prediction in predictor(photos[:1], top_k=99)[0]) == pytest.approx(1)
+    assert predictor([photo()], function_to_apply="none")[0][0].score == pytest.approx(float(logits[0].max()), rel=1e-5)
+    assert predictor([]) == []
 
 
 def test_less_than_one_class_is_refused(predictor: Classifier) -> None:
     with pytest.raises(ConvMAEError, match="top_k must be at least 1; got 0"):
-        predictor.classify([photo()], top_k=0)
+        predictor([photo()], top_k=0)
 
 
 def test_a_bundle_of_another_task_does_not_classify(tmp_path: Path) -> None:
     other = make_video_bundle(tmp_path)
     with pytest.raises(ConvMAEError, match="motion is a video-classification model; give a classification bundle"):
-        Classifier.open(other, device="cpu")
+        open_as(Classifier, other, device="cpu")
 
 
 def test_what_a_bundle_is_opened_with_follows_from_its_task(tmp_path: Path) -> None:
@@ -176,19 +181,17 @@ def test_an_output_of_another_type_is_not_blamed_on_the_input(bundle: Path) -> N
 
 def test_features_of_many_photos_have_one_row_each(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(6)]
-    features = predictor.features(photos, LEVELS)
+    features = features_of(predictor, photos, LEVELS)
     shapes = {level: values.shape[1:] for level, values in features.items()}
     assert shapes == {"pooled": (8,), "e1": (4, 16, 16), "e2": (6, 8, 8), "e3": (8, 4, 4), "e4": (8, 2, 2)}
     for index, image in enumerate(photos):
         np.testing.assert_allclose(
-            features["e3"][index], predictor.features([image], ["e3"])["e3"][0], rtol=1e-5, atol=1e-5
+            features["e3"][index], features_of(predictor, [image], ["e3"])["e3"][0], rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(ConvMAEError, match="at least one photo or video"):
-        predictor.features([], LEVELS)
 
 
 def test_a_classifier_gives_features_in_place_of_classes_where_levels_are_asked_for(predictor: Classifier) -> None:
-    found, expected = predictor(photo(), levels=("e3", "pooled")), predictor.features([photo()], ("e3", "pooled"))
+    found, expected = predictor(photo(), levels=("e3", "pooled")), features_of(predictor, [photo()], ("e3", "pooled"))
     assert list(found) == ["e3", "pooled"]
     assert all(np.array_equal(values, expected[level][0]) for level, values in found.items())
     with pytest.raises(ConvMAEError, match="are pooled, e1, e2, e3, e4; got e9"):
@@ -205,11 +208,11 @@ def test_what_is_prepared_is_run_by_whoever_is_given_and_interpreted_file_by_fil
     prepared = [predictor.prepare(image) for image in photos]
     assert [each.size for each in prepared] == [(image.height, image.width) for image in photos]
     found = predictor.interpret(prepared, PredictOptions(top_k=2), run)
-    assert found == predictor.classify(photos, top_k=2) and batches == [((3, 3, 64, 64), ("logits",))]
+    assert found == predictor(photos, top_k=2) and batches == [((3, 3, 64, 64), ("logits",))]
 
 
 def test_threads_share_one_predictor(predictor: Classifier) -> None:
     photos = [photo(seed=seed) for seed in range(12)]
-    expected = [predictor.classify([image]) for image in photos]
+    expected = [predictor([image]) for image in photos]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda image: predictor.classify([image]), photos)) == expected
+        assert list(pool.map(lambda image: predictor([image]), photos)) == expected

@@ -13,7 +13,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import ModelOutputError
 from convmae_deploy.tasks.detection import Detector, coco_result, find_detections
-from tests.bundle_factory import OBJECTS, make_bundle, make_detection_bundle
+from tests.bundle_factory import OBJECTS, make_bundle, make_detection_bundle, open_as
 
 PHOTO = Image.new("RGB", (192, 64), (200, 190, 180))  # becomes 96 x 32 of the input of 96 x 64
 SPEC = Letterbox(size=(64, 96))
@@ -85,7 +85,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(bundle: Path) -> Detector:
-    return Detector.open(bundle, device="cpu", threads=1)
+    return open_as(Detector, bundle, device="cpu", threads=1)
 
 
 class ChangedBackend:
@@ -103,7 +103,7 @@ class ChangedBackend:
 
 
 def test_objects_have_boxes_in_pixels_of_the_photo_best_first(detector: Detector) -> None:
-    found = detector.detect([PHOTO], threshold=0)[0]
+    found = detector([PHOTO], threshold=0)[0]
     assert [item.label for item in found] == ["dog", "cat"], "the third lies in the padding alone"
     for item, (shares, _, label) in zip(found, OBJECTS, strict=False):
         left, top, right, bottom = (np.array(shares) * [192, 128, 192, 128]).tolist()
@@ -112,7 +112,7 @@ def test_objects_have_boxes_in_pixels_of_the_photo_best_first(detector: Detector
 
 
 def test_masks_are_where_their_boxes_are(detector: Detector) -> None:
-    whole, left_half = (item.mask.pixels() for item in detector.detect([PHOTO])[0][:2])
+    whole, left_half = (item.mask.pixels() for item in detector([PHOTO])[0][:2])
     assert whole.shape == (64, 192)
     rows, columns = np.flatnonzero(whole.any(axis=1)), np.flatnonzero(whole.any(axis=0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (13, 63, 19, 95)
@@ -123,29 +123,29 @@ def test_masks_are_where_their_boxes_are(detector: Detector) -> None:
 def test_more_photos_than_the_graph_takes_are_run_in_chunks(detector: Detector) -> None:
     photos = [Image.new("RGB", (40 + 10 * index, 64), (130 + 10 * index,) * 3) for index in range(9)]
     photos[4] = Image.new("RGB", (30, 30))  # dark: no object
-    found = detector.detect(photos, threshold=0.3)
+    found = detector(photos, threshold=0.3)
     for photo, items in zip(photos, found, strict=True):
-        alone = detector.detect([photo], threshold=0.3)[0]
+        alone = detector([photo], threshold=0.3)[0]
         assert [(item.label, item.box) for item in items] == [(item.label, item.box) for item in alone]
         assert [item.score for item in items] == pytest.approx([item.score for item in alone])
     assert found[4] == [] and len({items[0].score for items in found if items}) == 8
-    assert detector.detect([]) == []
+    assert detector([]) == []
 
 
 def test_the_threshold_leaves_out_what_is_less_sure(detector: Detector) -> None:
     photo = Image.new("RGB", (96, 64), "white")
-    scores = [item.score for item in detector.detect([photo], threshold=0)[0]]
+    scores = [item.score for item in detector([photo], threshold=0)[0]]
     assert len(scores) == 3
-    assert len(detector.detect([photo], threshold=scores[1])[0]) == 2
-    assert len(detector.detect([photo], threshold=1)[0]) == 0
+    assert len(detector([photo], threshold=scores[1])[0]) == 2
+    assert len(detector([photo], threshold=1)[0]) == 0
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(ConvMAEError, match="threshold must be between 0 and 1"):
-            detector.detect([photo], threshold=wrong)
+            detector([photo], threshold=wrong)
 
 
 def test_a_suppression_that_did_not_end_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    detector = Detector.open(make_detection_bundle(tmp_path, converged=False), device="cpu")
-    assert len(detector.detect([PHOTO])[0]) == 2
+    detector = open_as(Detector, make_detection_bundle(tmp_path, converged=False), device="cpu")
+    assert len(detector([PHOTO])[0]) == 2
     assert "boxes may have left boxes that overlap" in caplog.text
 
 
@@ -155,9 +155,9 @@ def test_an_answer_out_of_range_is_not_blamed_on_the_input(
 ) -> None:
     broken = Detector(load_bundle(bundle), ChangedBackend(detector, output, value))
     with pytest.raises(ModelOutputError, match=f"'{output}' must be between 0 and"):
-        broken.detect([PHOTO])
+        broken([PHOTO])
 
 
 def test_a_classifier_does_not_detect(tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match="tiny is a classification model; give a detection bundle"):
-        Detector.open(make_bundle(tmp_path))
+        open_as(Detector, make_bundle(tmp_path))

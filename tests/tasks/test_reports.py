@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from convmae_deploy.tasks.base import file_id
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
-from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle
+from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle, open_as
 from tests.media.photo_files import photo
 from tests.test_cli import convmae
 
@@ -50,7 +50,7 @@ def test_a_detector_draws_its_objects_and_writes_them_in_cocos_format(
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [entry["image_id"] for entry in results] == [42, 42, "turned"]
     assert [entry["category_id"] for entry in results[:2]] == [18, 17], "dog and cat, as the manifest numbers them"
-    found = Detector.open(bundle, device="cpu").detect([opened(files[0])], threshold=0.3)[0]
+    found = open_as(Detector, bundle, device="cpu")([opened(files[0])], threshold=0.3)[0]
     for item, entry, line in zip(found, results[:2], lines[0]["detections"], strict=True):
         left, top, right, bottom = item.box
         assert entry["bbox"] == pytest.approx([left, top, right - left, bottom - top])
@@ -90,7 +90,7 @@ def test_a_segmenter_writes_its_labels_and_a_picture_with_a_legend(
     captured = capsys.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]
     labels = np.asarray(opened(out / "dark.labels.png"))
-    expected = Segmenter.open(bundle, device="cpu").segment([image])[0]
+    expected = open_as(Segmenter, bundle, device="cpu")([image])[0]
     assert np.array_equal(labels, expected.labels)
     shares = {segment["label"]: segment["share"] for segment in lines[0]["segments"]}
     classes = ("sky", "road", "tree", "car")

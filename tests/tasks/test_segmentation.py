@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from convmae_deploy.tasks.segmentation import Segmenter
-from tests.bundle_factory import make_segmentation_bundle
+from tests.bundle_factory import make_segmentation_bundle, open_as
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segmenter(bundle: Path) -> Segmenter:
-    return Segmenter.open(bundle, device="cpu", threads=1)
+    return open_as(Segmenter, bundle, device="cpu", threads=1)
 
 
 def random_photo(height: int, width: int) -> Image.Image:
@@ -40,7 +40,7 @@ def in_torch(photo: Image.Image, bundle: Path) -> torch.Tensor:
 
 def test_a_photo_s_labels_are_those_of_the_graph_s_logits(segmenter: Segmenter, bundle: Path) -> None:
     photo = random_photo(51, 62)
-    found = segmenter.segment([photo])[0]
+    found = segmenter([photo])[0]
     expected = in_torch(photo, bundle)
     assert found.labels.shape == (51, 62) and found.labels.dtype == np.uint8
     assert (found.labels == expected.argmax(0).numpy()).mean() > 0.999
@@ -51,18 +51,18 @@ def test_a_photo_s_labels_are_those_of_the_graph_s_logits(segmenter: Segmenter, 
 
 def test_photos_of_any_size_are_segmented_window_by_window(segmenter: Segmenter) -> None:
     sizes = [(1, 1), (200, 65), (64, 64), (65, 400)]
-    for (height, width), found in zip(sizes, segmenter.segment([random_photo(*size) for size in sizes]), strict=True):
+    for (height, width), found in zip(sizes, segmenter([random_photo(*size) for size in sizes]), strict=True):
         assert found.labels.shape == (height, width)
         assert found.labels.max() < 4 and found.scores.shape == (4,)
-    assert segmenter.segment([]) == []
+    assert segmenter([]) == []
 
 
 def test_where_windows_meet_no_seam_is_seen(segmenter: Segmenter) -> None:
     photo = random_photo(150, 230)
-    labels = segmenter.segment([photo])[0].labels
+    labels = segmenter([photo])[0].labels
 
     def of_the_colour(level: NDArray[np.uint8]) -> int:
-        return int(segmenter.segment([Image.new("RGB", (8, 8), tuple(level.tolist()))])[0].labels[4, 4])
+        return int(segmenter([Image.new("RGB", (8, 8), tuple(level.tolist()))])[0].labels[4, 4])
 
     middles = [(y, x) for y in range(4, 144, 16) for x in range(4, 224, 24)]
     agreeing = [labels[y, x] == of_the_colour(np.asarray(photo)[y, x]) for y, x in middles]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
-from convmae_deploy.checkpoints.native import load_detector
+from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.data.detection_augmentation import DetectionAugmentationConfig
 from convmae_deploy.engine.optimisation import build_adamw
 from convmae_deploy.errors import ConvMAEError
@@ -63,14 +63,14 @@ def test_it_learns_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -
     still = DetectionAugmentationConfig(scale=(1, 1), flip=0)
     plain = config(photos, tmp_path / "run", epochs=30, validation_epochs=10, picture_epochs=30, augmentation=still)
     slow = replace(plain.optimisation, base_lr=0.15)  # at higher rates the rounding of the machine decides the AP
-    assert program.detect(replace(plain, validate_on="train", drop_path=0.0, optimisation=slow)) == 0
+    assert program.prepare(replace(plain, validate_on="train", drop_path=0.0, optimisation=slow)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < 0.65 * lines[0]["train_loss"]
     validated = [line for line in lines if "val_mask_ap" in line]
     assert [line["epoch"] for line in validated] == [10, 20, 30]
     assert max(line["val_mask_ap50"] for line in validated) > 40
     model, record = load_detector(tmp_path / "run")
-    assert (record.kind, record.variant, record.detector) == ("detector", "nano", TEST_DETECTOR)
+    assert (record.kind, record.variant, record.detector) == ("detection", "nano", TEST_DETECTOR)
     assert record.classes == ("red thing", "blue thing")
     assert record.preprocessing == Letterbox(size=(96, 128))
     assert re.search(r"box AP .* mask AP .* on 4 photos", record.provenance["validation"])
@@ -87,7 +87,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.detect(config(photos, out, resume=resume))
+        return program.prepare(config(photos, out, resume=resume)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
 
@@ -96,7 +96,7 @@ def test_photos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     photos = make_coco_folder(tmp_path / "things")
     for split in ("train", "val"):
         (photos / "images" / split / "20.png").write_bytes(b"not a photo")
-    assert program.detect(config(photos, tmp_path / "run", epochs=1)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", epochs=1)).fit() == 0
     (line,) = lines_of(tmp_path / "run")
     assert (line["unreadable_train"], line["unreadable_val"]) == (1, 1)
 
@@ -105,7 +105,7 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     source = replace(TEST_MODEL, image_size=(64, 64))
     encoder = build_convmae(source)
     save_checkpoint(
-        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
+        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="features", variant="nano", model=source)
     )
     plain = config(photos, tmp_path / "run", init=tmp_path / "pretrained", freeze_positions=True)
     record, _ = program.initial_record(plain, ("a", "b"))
@@ -123,9 +123,9 @@ def test_frozen_positions_stay_and_resuming_keeps_them(
 ) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
-        program.detect(config(photos, tmp_path / "run", freeze_positions=True))
+        program.prepare(config(photos, tmp_path / "run", freeze_positions=True)).fit()
     before = load_file(tmp_path / "run" / "last" / "model.safetensors")
-    assert program.detect(config(photos, tmp_path / "run", freeze_positions=True, resume=True)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", freeze_positions=True, resume=True)).fit() == 0
     after = load_file(tmp_path / "run" / "last" / "model.safetensors")
     assert torch.equal(before["encoder.pos_embed"], after["encoder.pos_embed"])
     assert not torch.equal(before["encoder.patch_embed1.proj.weight"], after["encoder.patch_embed1.proj.weight"])
@@ -147,7 +147,7 @@ def test_splits_with_different_categories_are_refused(tmp_path: Path) -> None:
     photos = make_coco_folder(tmp_path / "things")
     edit_annotations(photos, "val", lambda content: content["categories"].append({"id": 9, "name": "green thing"}))
     with pytest.raises(ConvMAEError, match="must have the same categories; theirs differ"):
-        program.detect(config(photos, tmp_path / "run"))
+        program.prepare(config(photos, tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
 

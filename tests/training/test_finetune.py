@@ -17,22 +17,18 @@ from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_c
 from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from tests.photo_folders import make_photo_folder
 from tests.processes import RunProcesses
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from tests.waiting import PATIENCE_SECONDS, wait_until
 from training import finetune as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def losses(run: Path) -> list[tuple[float, float]]:
 
 @pytest.mark.slow
 def test_it_learns_two_colours_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
-    assert program.finetune(config(photos, tmp_path / "run", epochs=6)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", epochs=6)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert max(line["val_top1"] for line in lines) == 100
@@ -80,7 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     mixed = replace(program.nano().augmentation, mixup=0.8, cutmix=1.0)
 
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.finetune(config(photos, out, resume=resume, augmentation=mixed))
+        return program.prepare(config(photos, out, resume=resume, augmentation=mixed)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
 
@@ -90,25 +86,25 @@ def test_the_number_of_workers_changes_nothing(photos: Path, tmp_path: Path) -> 
     mixed = replace(program.nano().augmentation, mixup=0.8, cutmix=1.0)
     for workers in (0, 2):
         plain = config(photos, tmp_path / str(workers), epochs=2, augmentation=mixed)
-        program.finetune(replace(plain, run=replace(plain.run, workers=workers)))
+        program.prepare(replace(plain, run=replace(plain.run, workers=workers))).fit()
     assert losses(tmp_path / "0") == losses(tmp_path / "2")
 
 
 def test_half_precision_on_a_cpu_is_refused(photos: Path, tmp_path: Path) -> None:
     plain = config(photos, tmp_path / "run")
     with pytest.raises(ConvMAEError, match="fp16 needs a GPU"):
-        program.finetune(replace(plain, run=replace(plain.run, precision="fp16")))
+        program.prepare(replace(plain, run=replace(plain.run, precision="fp16"))).fit()
 
 
 def test_an_output_that_cannot_be_made_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConvMAEError, match="is not a folder that can be written to"):
-        program.finetune(config(photos, tmp_path / "file" / "run"))
+        program.prepare(config(photos, tmp_path / "file" / "run")).fit()
 
 
 def test_a_single_image_is_trained_on_without_mixing(photos: Path, tmp_path: Path) -> None:
     plain = config(photos, tmp_path / "run", epochs=2, augmentation=replace(program.nano().augmentation, mixup=0.8))
-    assert program.finetune(replace(plain, optimisation=replace(plain.optimisation, micro_batch_size=1))) == 0
+    assert program.prepare(replace(plain, optimisation=replace(plain.optimisation, micro_batch_size=1))).fit() == 0
 
 
 def test_accumulated_micro_batches_equal_one_batch(photos: Path, tmp_path: Path) -> None:
@@ -119,8 +115,8 @@ def test_accumulated_micro_batches_equal_one_batch(photos: Path, tmp_path: Path)
         optimisation=replace(accumulated.optimisation, micro_batch_size=4),
         run=replace(accumulated.run, out=tmp_path / "one"),
     )
-    program.finetune(accumulated)
-    program.finetune(whole)
+    program.prepare(accumulated).fit()
+    program.prepare(whole).fit()
     assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-4)
 
 
@@ -128,7 +124,7 @@ def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp
     source = replace(TEST_MODEL, image_size=(96, 96))
     encoder = build_convmae(source)
     save_checkpoint(
-        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="encoder", variant="nano", model=source)
+        tmp_path / "pretrained", encoder.state_dict(), CheckpointRecord(kind="features", variant="nano", model=source)
     )
     model = program.initial_model(
         config(photos, tmp_path / "run", init=tmp_path / "pretrained"), TEST_MODEL, 2, Console(quiet=True)
@@ -143,10 +139,10 @@ def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -
     save_checkpoint(
         tmp_path / "pretrained",
         build_convmae(other).state_dict(),
-        CheckpointRecord(kind="encoder", variant="x", model=other),
+        CheckpointRecord(kind="features", variant="x", model=other),
     )
     with pytest.raises(ConvMAEError, match="initial weights must be an encoder of .* holds"):
-        program.finetune(config(photos, tmp_path / "run", init=tmp_path / "pretrained"))
+        program.prepare(config(photos, tmp_path / "run", init=tmp_path / "pretrained")).fit()
     assert not (tmp_path / "run").exists()
 
 
@@ -154,7 +150,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     make_photo_folder(tmp_path / "photos", per_class=1)
     (tmp_path / "photos" / "val" / "red").rename(tmp_path / "photos" / "val" / "green")
     with pytest.raises(ConvMAEError, match="must have the same classes; only one of them has"):
-        program.finetune(config(tmp_path / "photos", tmp_path / "run"))
+        program.prepare(config(tmp_path / "photos", tmp_path / "run")).fit()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
@@ -165,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
         ConvMAEError,
         match="the last 10 updates up to 10 were skipped, the last because its loss was nan .* --precision fp32",
     ):
-        program.finetune(config(photos, tmp_path / "run", epochs=6))
+        program.prepare(config(photos, tmp_path / "run", epochs=6)).fit()
     assert (tmp_path / "run" / "last" / "model.safetensors").exists()
 
 

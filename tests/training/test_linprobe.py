@@ -29,17 +29,13 @@ from tests.recorded_pretraining import needs_recorded_passes, pass_tensor, refer
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from training import linprobe as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(32, 32)
 )
 DECODER = PretrainingConfig(decoder_width=8, decoder_depth=1, decoder_heads=2)
 TOLERANCE = 1e-5
 POOLINGS: list[tuple[str, GlobalPool]] = [("globalpool", "avg"), ("firsttoken", "token")]
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +117,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         with monkeypatch.context() as patch:
             if resume:
                 patch.setattr(FeatureCache, "_compute", None)  # what was computed is there
-            return program.probe(config(photos, pretrained, out, views=views, resume=resume))
+            return program.prepare(config(photos, pretrained, out, views=views, resume=resume)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
 
 
 def test_as_many_cached_views_as_epochs_equal_none(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     for views in (0, 3):
-        assert program.probe(config(photos, pretrained, tmp_path / str(views), views=views)) == 0
+        assert program.prepare(config(photos, pretrained, tmp_path / str(views), views=views)).fit() == 0
     uncached, cached = lines_of(tmp_path / "0"), lines_of(tmp_path / "3")
     for expected, found in zip(uncached, cached, strict=True):
         for name in ("train_loss", "val_loss"):
@@ -139,7 +135,7 @@ def test_as_many_cached_views_as_epochs_equal_none(photos: Path, pretrained: Pat
 
 
 def test_one_cached_view_serves_every_epoch(photos: Path, pretrained: Path, tmp_path: Path) -> None:
-    assert program.probe(config(photos, pretrained, tmp_path / "run", views=1)) == 0
+    assert program.prepare(config(photos, pretrained, tmp_path / "run", views=1)).fit() == 0
     files = sorted(file.name for file in (tmp_path / "run" / "features").iterdir())
     assert files == ["val.safetensors", "view-0.safetensors"]
 
@@ -256,27 +252,27 @@ def test_init_is_required(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -> None:
     other = replace(TEST_MODEL, depths=(1, 1, 2))
-    record = CheckpointRecord(kind="encoder", variant="x", model=other)
+    record = CheckpointRecord(kind="features", variant="x", model=other)
     save_checkpoint(tmp_path / "pretrained", build_convmae(other).state_dict(), record)
     with pytest.raises(ConvMAEError, match="initial weights must be an encoder of .* holds"):
-        program.probe(config(photos, tmp_path / "pretrained", tmp_path / "run"))
+        program.prepare(config(photos, tmp_path / "pretrained", tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
 
 def test_the_first_token_without_a_pretraining_norm_is_refused(photos: Path, tmp_path: Path) -> None:
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "encoder", build_convmae(TEST_MODEL).state_dict(), record)
     with pytest.raises(ConvMAEError, match="--global-pool token needs the norm of the pretraining and .* holds none"):
-        program.probe(config(photos, tmp_path / "encoder", tmp_path / "run", global_pool="token"))
+        program.prepare(config(photos, tmp_path / "encoder", tmp_path / "run", global_pool="token")).fit()
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_continued_on_another_encoder(photos: Path, pretrained: Path, tmp_path: Path) -> None:
-    assert program.probe(config(photos, pretrained, tmp_path / "run", epochs=1)) == 0
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    assert program.prepare(config(photos, pretrained, tmp_path / "run", epochs=1)).fit() == 0
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "other", build_convmae(TEST_MODEL).state_dict(), record)
     with pytest.raises(ConvMAEError, match="was begun with data encoder"):
-        program.probe(config(photos, tmp_path / "other", tmp_path / "run", epochs=1, resume=True))
+        program.prepare(config(photos, tmp_path / "other", tmp_path / "run", epochs=1, resume=True)).fit()
 
 
 def test_settings_that_cannot_work_are_refused(photos: Path, pretrained: Path, tmp_path: Path) -> None:
@@ -292,7 +288,7 @@ def test_settings_that_cannot_work_are_refused(photos: Path, pretrained: Path, t
 def test_a_single_photo_at_once_is_refused(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     plain = config(photos, pretrained, tmp_path / "run")
     with pytest.raises(ConvMAEError, match="BatchNorm needs at least two photos at once"):
-        program.probe(replace(plain, optimisation=replace(plain.optimisation, batch_size=1)))
+        program.prepare(replace(plain, optimisation=replace(plain.optimisation, batch_size=1))).fit()
 
 
 @pytest.mark.slow
@@ -303,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     with pytest.raises(
         ConvMAEError, match="the last 10 updates up to 10 were skipped, the last because its loss was nan"
     ):
-        program.probe(config(photos, pretrained, tmp_path / "run", epochs=6))
+        program.prepare(config(photos, pretrained, tmp_path / "run", epochs=6)).fit()
 
 
 def test_the_papers_recipe_is_the_base_preset() -> None:
@@ -331,7 +327,7 @@ def test_two_processes_compute_the_same_features_and_learn(
     photos: Path, tmp_path: Path, run_processes: RunProcesses
 ) -> None:
     architecture = replace(MODELS["tiny"](), image_size=(32, 32))
-    record = CheckpointRecord(kind="encoder", variant="tiny", model=architecture)
+    record = CheckpointRecord(kind="features", variant="tiny", model=architecture)
     save_checkpoint(tmp_path / "encoder", build_convmae(architecture).state_dict(), record)
     flags = ["training.linprobe", "tiny", "--data", str(photos), "--init", str(tmp_path / "encoder")]
     flags += ["--epochs", "2", "--warmup-epochs", "0", "--batch-size", "12", "--image-size", "32", "32"]

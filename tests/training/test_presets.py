@@ -245,5 +245,5 @@ def test_presets_for_a_cpu_take_two_updates(
 def save_encoder(config: Any, path: Path) -> None:
     """An encoder with fresh weights of a linear probe's variant."""
     architecture = MODELS[config.variant]()
-    record = CheckpointRecord(kind="encoder", variant=config.variant, model=architecture)
+    record = CheckpointRecord(kind="features", variant=config.variant, model=architecture)
     save_checkpoint(path, build_convmae(architecture).state_dict(), record)

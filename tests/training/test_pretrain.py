@@ -26,17 +26,13 @@ from tests.processes import RunProcesses
 from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number, stop_after
 from training import pretrain as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 ROOT = Path(__file__).parents[2]
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
 # Losses of 20 updates of TEST_MODEL in fp32, one an epoch; made by the run of the test below on an x86-64 CPU.
 GOLDEN = ROOT / "tests" / "fixtures" / "pretraining_losses.txt"
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Path, tmp_path: Path) -> None:
-    assert program.pretrain(replace(config(photos, tmp_path / "run", epochs=8), picture_epochs=4)) == 0
+    assert program.prepare(replace(config(photos, tmp_path / "run", epochs=8), picture_epochs=4)).fit() == 0
     curve = losses(tmp_path / "run")
     assert curve[-1] < 0.97 * curve[0]
     record, _ = read_checkpoint(tmp_path / "run")
@@ -95,7 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, masking: MaskingName
 ) -> None:
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.pretrain(config(photos, out, resume=resume, masking=masking))
+        return program.prepare(config(photos, out, resume=resume, masking=masking)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
 
@@ -103,7 +99,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 @pytest.mark.slow
 def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> None:
     run = config(photos, tmp_path / "run", epochs=20, batch_size=12)
-    assert program.pretrain(replace(run, optimisation=replace(run.optimisation, micro_batch_size=12))) == 0
+    assert program.prepare(replace(run, optimisation=replace(run.optimisation, micro_batch_size=12))).fit() == 0
     golden = [float(line) for line in GOLDEN.read_text().split()]
     assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-3)
 
@@ -115,7 +111,7 @@ def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: 
     for number, photo in enumerate(sorted((source / "train").rglob("*.png"))):
         photo.rename(flat / f"{number}.png")
     (flat / "broken.png").write_bytes((flat / "0.png").read_bytes()[:200])
-    assert program.pretrain(config(flat, tmp_path / "run", epochs=2, batch_size=9)) == 0
+    assert program.prepare(config(flat, tmp_path / "run", epochs=2, batch_size=9)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [1, 2]
 
@@ -129,7 +125,7 @@ def break_photos(root: Path, kept: int) -> None:
 def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos")
     break_photos(photos, kept=2)
-    assert program.pretrain(config(photos, tmp_path / "run", epochs=2)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", epochs=2)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [10, 20]
     assert lines[-1]["skipped_updates"] in (2, 3, 4)  # of six: the two good photos are in one or two of each epoch
@@ -148,7 +144,7 @@ def test_data_that_cannot_be_read_end_the_run_with_the_cause(tmp_path: Path, epo
     photos = make_photo_folder(tmp_path / "photos")
     break_photos(photos, kept=0)
     with pytest.raises(ConvMAEError, match=sentence):
-        program.pretrain(config(photos, tmp_path / "run", epochs=epochs))
+        program.prepare(config(photos, tmp_path / "run", epochs=epochs)).fit()
 
 
 def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
@@ -162,8 +158,8 @@ def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
     shards = tmp_path / "shard-{0..3}.tar"
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
-        assert program.pretrain(config(shards, tmp_path / "run", batch_size=4)) == 128 + signal.SIGTERM
-    assert program.pretrain(config(shards, tmp_path / "run", batch_size=4, resume=True)) == 0
+        assert program.prepare(config(shards, tmp_path / "run", batch_size=4)).fit() == 128 + signal.SIGTERM
+    assert program.prepare(config(shards, tmp_path / "run", batch_size=4, resume=True)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [3, 6, 9]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -181,7 +177,7 @@ def test_masks_that_cannot_be_are_refused_before_anything_is_written(
     photos: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ConvMAEError, match=sentence):
-        program.pretrain(config(photos, tmp_path / "run", **changes))
+        program.prepare(config(photos, tmp_path / "run", **changes)).fit()
     assert not (tmp_path / "run").exists()
 
 
@@ -198,7 +194,7 @@ def test_updates_that_are_not_finite_are_skipped_and_leave_the_weights_alone(
         return not_a_number(self.run.model) if calls == 4 else original(self, images, noise)
 
     monkeypatch.setattr(ReconstructionRecipe, "loss", sometimes)
-    assert program.pretrain(config(photos, tmp_path / "run", epochs=1)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", epochs=1)).fit() == 0
     (line,) = lines_of(tmp_path / "run")
     assert line["skipped_updates"] == 1
     assert line["train_loss"] == line["train_loss"] < 10  # the mean of the two others
@@ -214,12 +210,12 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
         with pytest.raises(
             ConvMAEError, match=r"its loss was nan .*; the weights before them are in .*last: continue with"
         ):
-            program.pretrain(config(photos, tmp_path / "run", epochs=6))
+            program.prepare(config(photos, tmp_path / "run", epochs=6)).fit()
     state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
     assert state["progress"]["step"] == SKIPPED_UPDATES_IN_A_ROW
     calmer = config(photos, tmp_path / "run", epochs=6, resume=True)
     calmer = replace(calmer, optimisation=replace(calmer.optimisation, base_lr=0.01, clip_grad=0.5))
-    assert program.pretrain(calmer) == 0
+    assert program.prepare(calmer).fit() == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["resumed"][0]["changed"]["optimisation.base_lr"] == [0.1, 0.01]
 

@@ -147,7 +147,7 @@ def refusal(tmp_path: Path, config: program.ReconstructConfig) -> str:
 
 
 def test_a_checkpoint_that_is_no_pretraining_model_is_refused(photos: Path, tmp_path: Path) -> None:
-    record = CheckpointRecord(kind="encoder", variant="custom", model=CONFIG)
+    record = CheckpointRecord(kind="features", variant="custom", model=CONFIG)
     save_checkpoint(tmp_path / "encoder", build_convmae(CONFIG).state_dict(), record)
     out = tmp_path / "out.png"
     assert "must hold a pretraining model" in refusal(tmp_path, config(tmp_path / "encoder", photos, out=out))

@@ -17,25 +17,21 @@ from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
-from convmae_deploy.checkpoints.native import load_segmenter
+from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
 from convmae_deploy.engine.segmentation import EvaluationSegmentation, evaluate_segmenter
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import build_convmae
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
 from tests.processes import RunProcesses
 from tests.segmentation_folders import CLASSES, make_segmentation_folder
 from tests.training_runs import check_resuming, flags_of, lines_of
 from training import segment as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(embed_dims=(8, 12, 16), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2)
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def config(photos: Path, out: Path, *, resume: bool = False, epochs: int = 2, **
 
 @pytest.mark.slow
 def test_it_learns_shapes_and_its_best_checkpoint_loads(photos: Path, tmp_path: Path) -> None:
-    assert program.segment(config(photos, tmp_path / "run", epochs=8, validation_epochs=3, picture_epochs=8)) == 0
+    assert program.prepare(config(photos, tmp_path / "run", epochs=8, validation_epochs=3, picture_epochs=8)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
     validated = [line for line in lines if "val_miou" in line]
@@ -85,7 +81,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.segment(config(photos, out, resume=resume))
+        return program.prepare(config(photos, out, resume=resume)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
     assert any(name.endswith("running_mean") for name in load_file(tmp_path / "whole" / "last" / "model.safetensors"))
@@ -94,7 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_lone_photo_is_trained_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = config(photos, tmp_path / "run", epochs=1)
     optimisation = replace(plain.optimisation, batch_size=3, micro_batch_size=2)  # two photos and one
-    assert program.segment(replace(plain, optimisation=optimisation)) == 0
+    assert program.prepare(replace(plain, optimisation=optimisation)).fit() == 0
     with pytest.raises(ConvMAEError, match="BatchNorm compares photos; got 1"):
         replace(plain, optimisation=replace(optimisation, micro_batch_size=1))
 
@@ -115,7 +111,7 @@ def test_pixels_of_no_class_add_nothing_to_the_loss_but_count() -> None:
 def test_both_forms_start_from_a_pretrained_encoder_of_another_image_size(photos: Path, tmp_path: Path) -> None:
     source = replace(TEST_MODEL, image_size=(96, 96))
     encoder = build_convmae(source)
-    record = CheckpointRecord(kind="encoder", variant="nano", model=source)
+    record = CheckpointRecord(kind="features", variant="nano", model=source)
     save_checkpoint(tmp_path / "pretrained", encoder.state_dict(), record)
     for stage3 in ("plain", "authors"):
         form = config(photos, tmp_path / "run", init=tmp_path / "pretrained", stage3=stage3)
@@ -130,12 +126,12 @@ def test_a_wrong_label_map_stops_the_training_with_one_sentence(tmp_path: Path) 
     root = make_segmentation_folder(tmp_path / "data", train=4, val=1)
     Image.fromarray(np.full((80, 96), 9, np.uint8)).save(root / "labels" / "train" / "2.png")
     with pytest.raises(ConvMAEError, match=r"^\S*2.png must hold the levels 0 to 2 .*; found 9$"):
-        program.segment(config(root, tmp_path / "run"))
+        program.prepare(config(root, tmp_path / "run")).fit()
 
 
 def test_data_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match="must hold images/<split> and labels/<split>"):
-        program.segment(config(tmp_path, tmp_path / "run"))
+        program.prepare(config(tmp_path, tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
 

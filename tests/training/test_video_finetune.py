@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.checkpoints.native import load_video_classifier
+from convmae_deploy.checkpoints.loading import load_video_classifier
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -23,17 +23,13 @@ from tests.video_folders import make_motion_folder
 from training import video_finetune as program
 from training import video_pretrain, video_test
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
 PLAIN = AugmentationConfig(
     crop_scale=(0.9, 1.0), flip=0.0, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0
 )
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def config(
 def test_it_learns_which_way_things_move_and_is_tested_with_views(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert program.finetune(config(videos, tmp_path / "run", epochs=30, validation_epochs=5)) == 0
+    assert program.prepare(config(videos, tmp_path / "run", epochs=30, validation_epochs=5)).fit() == 0
     assert lines_of(tmp_path / "run")[-1]["train_loss"] < 0.3
     assert max(line.get("val_top1", 0) for line in lines_of(tmp_path / "run")) == 100
     _, record = load_video_classifier(tmp_path / "run")
@@ -88,7 +84,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     mixed = replace(PLAIN, mixup=0.8, cutmix=1.0, rand_augment="rand-m7-n4-mstd0.5-inc1")
 
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.finetune(config(videos, out, resume=resume, copies=2, augmentation=mixed))
+        return program.prepare(config(videos, out, resume=resume, copies=2, augmentation=mixed)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, 3)
 
@@ -105,12 +101,12 @@ def test_it_starts_from_a_pretrained_encoder_of_another_size(videos: Path, tmp_p
         optimisation=replace(preset.optimisation, epochs=1, warmup_epochs=0.5, batch_size=8),
         run=replace(preset.run, out=tmp_path / "pretrained", workers=0, precision="fp32"),
     )
-    assert video_pretrain.pretrain(pretraining) == 0
+    assert video_pretrain.prepare(pretraining).fit() == 0
     started = config(videos, tmp_path / "run", epochs=1, init=tmp_path / "pretrained")
     model = program.initial_model(started, replace(TEST_MODEL, image_size=(32, 32)), 2, Console(quiet=True))
     expected = load_file(tmp_path / "pretrained" / "last" / "model.safetensors")
     assert torch.equal(model.encoder.state_dict()["blocks1.0.attn.weight"], expected["encoder.blocks1.0.attn.weight"])
-    assert program.finetune(started) == 0
+    assert program.prepare(started).fit() == 0
 
 
 def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) -> None:
@@ -119,7 +115,7 @@ def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) ->
         files = [file.relative_to(videos) for file in sorted((videos / split).rglob("*.mp4"))]
         lines = [f"clips/{file},{int(file.parent.name == 'right')}\n" for file in files]
         (tmp_path / f"{split}.csv").write_text("".join(lines))
-    assert program.finetune(config(tmp_path, tmp_path / "run", epochs=1, stride=None)) == 0
+    assert program.prepare(config(tmp_path, tmp_path / "run", epochs=1, stride=None)).fit() == 0
     _, record = load_video_classifier(tmp_path / "run")
     assert record.classes == ("0", "1")
     assert record.preprocessing == standard_clips((32, 32), frames=8, stride=None)
@@ -127,7 +123,7 @@ def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) ->
 
 def test_what_is_trained_on_can_be_validated_on_where_there_is_nothing_else(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "motions", train=2, val=0)
-    assert program.finetune(config(videos, tmp_path / "run", epochs=1, validate_on="train")) == 0
+    assert program.prepare(config(videos, tmp_path / "run", epochs=1, validate_on="train")).fit() == 0
     _, record = load_video_classifier(tmp_path / "run")
     assert record.provenance["data"] == "4 training videos of motions, validated on themselves"
 
@@ -138,7 +134,7 @@ def test_settings_and_data_that_cannot_be_are_refused(videos: Path, tmp_path: Pa
     with pytest.raises(ConvMAEError, match="must be a run folder or a checkpoint"):
         video_test.test(video_test.VideoTestConfig(checkpoint=tmp_path, data=videos))
     with pytest.raises(ConvMAEError):
-        program.finetune(config(tmp_path / "none", tmp_path / "run"))
+        program.prepare(config(tmp_path / "none", tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
 
@@ -178,4 +174,4 @@ def test_the_presets_are_the_papers_and_videomaes() -> None:
 
 if __name__ == "__main__":  # a process of the test above
     MODELS["nano"] = lambda: TEST_MODEL
-    sys.exit(program.finetune(config(Path(sys.argv[1]), Path(sys.argv[2]), drop_path=0.0, copies=2)))
+    sys.exit(program.prepare(config(Path(sys.argv[1]), Path(sys.argv[2]), drop_path=0.0, copies=2)).fit())

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import standard_clips
-from convmae_deploy.checkpoints.native import CheckpointRecord, load_video_pretraining, save_checkpoint
+from convmae_deploy.checkpoints.loading import load_video_pretraining
+from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.engine.reconstruction import ReconstructionRecipe
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
@@ -21,14 +22,10 @@ from tests.training_runs import check_resuming, flags_of, lines_of, not_a_number
 from tests.video_folders import make_motion_folder
 from training import video_pretrain as program
 
+pytestmark = pytest.mark.usefixtures("small_model")
 TEST_MODEL = ConvMAEConfig(
     embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64)
 )
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODELS, "nano", lambda: TEST_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +55,7 @@ def config(
 @pytest.mark.slow
 def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, tmp_path: Path) -> None:
     run = replace(config(videos, tmp_path / "run", epochs=10), picture_epochs=5)
-    assert program.pretrain(run) == 0
+    assert program.prepare(run).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert lines[-1]["train_loss"] < 0.97 * lines[0]["train_loss"]
     _, record = load_video_pretraining(tmp_path / "run")
@@ -77,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     def start(out: Path, *, resume: bool = False) -> int:
-        return program.pretrain(config(videos, out, resume=resume))
+        return program.prepare(config(videos, out, resume=resume)).fit()
 
     check_resuming(start, tmp_path, monkeypatch, updates)
 
@@ -86,7 +83,7 @@ def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "motions", train=4)
     broken = videos / "train" / "left" / "0.mp4"
     broken.write_bytes(broken.read_bytes()[:300])
-    assert program.pretrain(config(videos, tmp_path / "run", epochs=2)) == 0
+    assert program.prepare(config(videos, tmp_path / "run", epochs=2)).fit() == 0
     assert [line["unreadable_train"] for line in lines_of(tmp_path / "run")] == [1, 2]
 
 
@@ -99,14 +96,14 @@ def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, m
         return not_a_number(self.run.model) if calls == 4 else original(self, clips, noise)
 
     monkeypatch.setattr(ReconstructionRecipe, "loss", sometimes)
-    assert program.pretrain(config(videos, tmp_path / "run")) == 0
+    assert program.prepare(config(videos, tmp_path / "run")).fit() == 0
     assert lines_of(tmp_path / "run")[-1]["skipped_updates"] == 1
 
 
 def test_it_can_start_from_an_image_encoder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = CheckpointRecord(kind="encoder", variant="nano", model=TEST_MODEL)
+    record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "image", build_convmae(TEST_MODEL).state_dict(), record)
-    assert program.pretrain(config(videos, tmp_path / "run", epochs=1, init=tmp_path / "image")) == 0
+    assert program.prepare(config(videos, tmp_path / "run", epochs=1, init=tmp_path / "image")).fit() == 0
     assert "inflated the kernels of an image model (centre); the paper trains" in capsys.readouterr().out
 
 
@@ -133,7 +130,7 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], sentence: 
 
 def test_data_that_are_not_there_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError):
-        program.pretrain(config(tmp_path / "none", tmp_path / "run"))
+        program.prepare(config(tmp_path / "none", tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
 
@@ -166,4 +163,4 @@ def test_the_presets_are_the_papers_and_videomaes() -> None:
 
 if __name__ == "__main__":  # a process of the test above
     MODELS["nano"] = lambda: TEST_MODEL
-    sys.exit(program.pretrain(config(Path(sys.argv[1]), Path(sys.argv[2]))))
+    sys.exit(program.prepare(config(Path(sys.argv[1]), Path(sys.argv[2]))).fit())

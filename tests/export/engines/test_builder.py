@@ -32,12 +32,12 @@ EXPORTED: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 def classifier() -> tuple[Any, dict[str, Any]]:
-    return build_classifier(CONFIG, num_classes=len(CLASSES), head_init_std=0.5), {"kind": "classifier"}
+    return build_classifier(CONFIG, num_classes=len(CLASSES), head_init_std=0.5), {"kind": "classification"}
 
 
 def segmenter() -> tuple[Any, dict[str, Any]]:
     parts = SegmenterConfig(channels=16, auxiliary_channels=8)
-    fields = {"kind": "segmenter", "segmenter": parts, "preprocessing": standard_windows((64, 64), 80)}
+    fields = {"kind": "segmentation", "segmenter": parts, "preprocessing": standard_windows((64, 64), 80)}
     return build_segmenter(CONFIG, parts, num_classes=len(CLASSES)), fields
 
 
@@ -45,11 +45,11 @@ def video_classifier() -> tuple[Any, dict[str, Any]]:
     video = VideoConfig(frames=4)
     clips = standard_clips((64, 64), frames=4, stride=None)
     model = build_video_classifier(CONFIG, video, num_classes=len(CLASSES), head_init_std=0.5)
-    return model, {"kind": "video_classifier", "video": video, "preprocessing": clips}
+    return model, {"kind": "video-classification", "video": video, "preprocessing": clips}
 
 
 def detector() -> tuple[Any, dict[str, Any]]:
-    fields = {"kind": "detector", "model": ENCODER, "detector": DETECTOR, "preprocessing": Letterbox(size=SIZE)}
+    fields = {"kind": "detection", "model": ENCODER, "detector": DETECTOR, "preprocessing": Letterbox(size=SIZE)}
     return tiny_detector(), fields
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges, picture_flaw, read_calibration
 from export.verification.divergence import cut
-from export.verification.inputs import graph_input
 from export.verification.samples import made_photos
 from tests.export.conftest import SIZE
 
@@ -71,22 +71,22 @@ def test_real_photos_pass() -> None:
     folder = Path(os.environ["CONVMAE_DATA"]) / "imagenet_sample" / "images"
     if not folder.is_dir():
         pytest.skip(f"needs {folder}")
-    assert len(read_calibration(folder, SPEC, 50).files) == 50
+    assert len(read_calibration(folder, Classifier, SPEC, 50).files) == 50
 
 
 def test_a_folder_of_noise_or_blank_pictures_is_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "noise", [noise(120, 90, seed) for seed in range(8)])
     with pytest.raises(ConvMAEError, match=r"real photos; 8 of 8 looked at in .*noise are noise, whose ranges"):
-        read_calibration(folder, SPEC, 16)
+        read_calibration(folder, Classifier, SPEC, 16)
     folder = folder_of(tmp_path / "blank", [Image.new("RGB", (64, 64), (level, 0, 0)) for level in range(8)])
     with pytest.raises(ConvMAEError, match="8 of 8 .* are blank"):
-        read_calibration(folder, SPEC, 16)
+        read_calibration(folder, Classifier, SPEC, 16)
 
 
 def test_a_few_bad_pictures_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = folder_of(tmp_path / "mixed", [*made_photos(6), noise(120, 90), Image.new("RGB", (64, 64))])
     (folder / "08.png").write_bytes(b"no picture")
-    found = read_calibration(folder, SPEC, 16)
+    found = read_calibration(folder, Classifier, SPEC, 16)
     assert [path.name for path in found.files] == [f"{index:02}.png" for index in range(6)]
     assert len(caplog.messages) == 3
     assert "06.png is left out of the calibration: it is noise" in caplog.text
@@ -96,30 +96,30 @@ def test_a_few_bad_pictures_are_left_out_aloud(tmp_path: Path, caplog: pytest.Lo
 def test_too_few_photos_and_no_folder_are_one_sentence(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "few", made_photos(3))
     with pytest.raises(ConvMAEError, match=r"at least 4 readable photos, and 100 are better; .* has 3"):
-        read_calibration(folder, SPEC, 16)
+        read_calibration(folder, Classifier, SPEC, 16)
     with pytest.raises(ConvMAEError, match="found nothing at"):
-        read_calibration(tmp_path / "none", SPEC, 16)
+        read_calibration(tmp_path / "none", Classifier, SPEC, 16)
     with pytest.raises(ConvMAEError, match="found a file at"):
-        read_calibration(folder / "00.png", SPEC, 16)
+        read_calibration(folder / "00.png", Classifier, SPEC, 16)
 
 
 def test_photos_to_compare_with_are_not_those_to_calibrate_with(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", made_photos(12))
-    found = read_calibration(folder, SPEC, 5, hold_out=True)
+    found = read_calibration(folder, Classifier, SPEC, 5, hold_out=True)
     assert (len(found.files), len(found.others)) == (5, 5)
     assert not set(found.files) & set(found.others)
-    assert read_calibration(folder, SPEC, 5).others == ()
+    assert read_calibration(folder, Classifier, SPEC, 5).others == ()
 
 
 def test_inputs_are_the_manifests_preprocessing_one_at_a_time(tmp_path: Path) -> None:
     pictures = made_photos(4)
-    found = read_calibration(folder_of(tmp_path / "photos", pictures), SPEC, 4)
+    found = read_calibration(folder_of(tmp_path / "photos", pictures), Classifier, SPEC, 4)
     for image, picture in zip(found.inputs(), pictures, strict=True):
-        assert np.array_equal(image, graph_input(picture, SPEC)[None])
+        assert np.array_equal(image, Classifier.pixels(picture, SPEC)[None])
 
 
 def test_ranges_are_the_extremes_over_all_inputs(graph: ExportedGraph) -> None:
-    images = [graph_input(photo, SPEC)[None] for photo in made_photos(3)]
+    images = [Classifier.pixels(photo, SPEC)[None] for photo in made_photos(3)]
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     values = ["layer_norm_1", "gelu", "pooled"]

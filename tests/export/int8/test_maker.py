@@ -18,9 +18,9 @@ from convmae_deploy.bundle.manifest import (
     Licence,
     Manifest,
     OutputSpec,
-    Quantisation,
     standard_preprocessing,
 )
+from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS, Classifier
@@ -30,8 +30,8 @@ from export.int8.maker import Int8Maker, Int8Options, Metric
 from export.int8.quantisation import quantise
 from export.runtimes.runners import open_graph
 from export.verification.elementwise import VerificationError
-from export.verification.inputs import graph_input
 from export.verification.samples import made_photos
+from tests.bundle_factory import open_as
 from tests.export.conftest import CLASSES, MAX_BATCH, SIZE
 from tests.export.int8.test_sensitivity import BAD, prepared, with_outlier
 
@@ -85,7 +85,7 @@ def test_the_layer_made_bad_goes_back_to_fp32_and_no_other(
     graph: ExportedGraph, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = ExportedGraph(with_outlier(graph), graph.program, graph.outputs)
-    images = [graph_input(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(4)]
+    images = [Classifier.pixels(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(4)]
     model, layers, ranges = prepared(broken.model)
     others = [layer for layer in layers if layer.name != BAD]
     everything, without = (closeness(model, quantise(model, chosen, ranges), images) for chosen in (layers, others))
@@ -170,7 +170,7 @@ def test_the_program_writes_an_int8_file_that_a_predictor_runs(
     assert file.numerics is not None and file.numerics.passed
     assert all(row.snr_db is not None and row.snr_db < 60 for row in file.numerics.outputs.values())
     assert file.quantisation.layers == 22 and str(photos.parent) not in bundle.manifest.model_dump_json()
-    predictor = Classifier.open(out, device="cpu", options=RuntimeOptions(file="model.int8.onnx"))
+    predictor = open_as(Classifier, out, device="cpu", options=RuntimeOptions(file="model.int8.onnx"))
     image = np.zeros((1, 3, *SIZE), np.float32)
     assert set(predictor.run(image, CLASSIFIER_OUTPUTS)) == set(CLASSIFIER_OUTPUTS)
 

@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
+from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
-from export.verification.inputs import graph_input
 from export.verification.samples import made_photos
 from tests.export.conftest import SIZE
 
@@ -21,7 +21,7 @@ DEPTHWISE, DENSE = "encoder.blocks1.0", "encoder.blocks3.0.attn.qkv"
 
 def photos(count: int) -> list[NDArray[np.float32]]:
     """Batches of one made picture each; as good as photos where only the graph is looked at."""
-    return [graph_input(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(count)]
+    return [Classifier.pixels(photo, standard_preprocessing(SIZE))[None] for photo in made_photos(count)]
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph, without_outputs
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import SWITCHES, Step, find_step, rank_layers, switchable
-from export.verification.inputs import graph_input
 from export.verification.samples import made_photos
 from tests.export.conftest import SIZE, copy_of, node_of
 
@@ -23,7 +23,7 @@ Feed = dict[str, NDArray[np.float32]]
 
 
 def feeds(count: int) -> list[Feed]:
-    return [{"image": graph_input(photo, standard_preprocessing(SIZE))[None]} for photo in made_photos(count)]
+    return [{"image": Classifier.pixels(photo, standard_preprocessing(SIZE))[None]} for photo in made_photos(count)]
 
 
 def with_outlier(graph: ExportedGraph, factor: float = 3e3) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from convmae_deploy.bundle.manifest import NumericsReport, OutputNumerics
+from convmae_deploy.bundle.numerics import NumericsReport, OutputNumerics
 from convmae_deploy.tasks import load_bundle
 from export.reports.html_report import html_report, sentence
 from export.reports.outcomes import not_run, verdict

@@ -39,7 +39,7 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ["encoder", "pretraining", "classifier", "detector"])
+@pytest.mark.parametrize("kind", ["features", "pretraining", "classification", "detection"])
 def test_every_checkpoint_with_an_encoder_gives_its_four_maps(
     tmp_path: Path, images: torch.Tensor, kind: CheckpointKind
 ) -> None:
@@ -47,14 +47,14 @@ def test_every_checkpoint_with_an_encoder_gives_its_four_maps(
     small = PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
     heads = DetectorConfig(channels=8, fc_width=16)
     encoder: torch.nn.Module
-    if kind == "encoder":
+    if kind == "features":
         encoder = build_convmae(ENCODER)
         path = save(tmp_path / kind, kind, encoder)
     elif kind == "pretraining":
         model = build_pretraining(ENCODER, small)
         path = save(tmp_path / kind, kind, model, pretraining=small)
         encoder = model.encoder
-    elif kind == "classifier":
+    elif kind == "classification":
         classifier = build_classifier(ENCODER, num_classes=3)
         path = save(tmp_path / kind, kind, classifier, classes=CLASSES)
         encoder = classifier.encoder
@@ -71,7 +71,7 @@ def test_every_checkpoint_with_an_encoder_gives_its_four_maps(
     assert task.record.classes == () and isinstance(task.preprocessing, Preprocessing)
     for level, values in zip(("e1", "e2", "e3", "e4"), expected, strict=True):
         np.testing.assert_allclose(found[level], values.numpy(), rtol=0, atol=1e-5)
-    if kind != "classifier":
+    if kind != "classification":
         mean = expected[2].mean(dim=(2, 3))
         normalised = torch.nn.functional.layer_norm(mean, mean.shape[-1:], eps=1e-6)
         np.testing.assert_allclose(found["pooled"], normalised.numpy(), rtol=0, atol=1e-5)
@@ -81,7 +81,7 @@ def test_a_classifier_s_pooled_vector_is_what_its_head_was_fed(tmp_path: Path, i
     torch.manual_seed(0)
     model = build_classifier(ENCODER, num_classes=3)
     torch.nn.init.normal_(model.fc_norm.weight)
-    path = save(tmp_path / "classifier", "classifier", model, classes=CLASSES)
+    path = save(tmp_path / "classifier", "classification", model, classes=CLASSES)
     found = open_task(path, None, "features").reference(images.numpy())["pooled"]
     with torch.inference_mode():
         logits = model.eval()(images)
@@ -91,7 +91,7 @@ def test_a_classifier_s_pooled_vector_is_what_its_head_was_fed(tmp_path: Path, i
 @pytest.mark.slow
 def test_an_encoder_is_exported_verified_and_extracted_with(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = save(tmp_path / "encoder", "encoder", build_convmae(ENCODER))
+    encoder = save(tmp_path / "encoder", "features", build_convmae(ENCODER))
     config = ExportConfig(checkpoint=encoder, out=tmp_path / "bundle", max_batch=2)
     written = export_bundle(config, Console(quiet=True), ["export"])
     assert not written["model.onnx"].verification.failures
@@ -112,11 +112,11 @@ def test_an_encoder_is_exported_verified_and_extracted_with(tmp_path: Path) -> N
     }
 
 
-@pytest.mark.parametrize("kind", ["video_pretraining", "video_classifier"])
+@pytest.mark.parametrize("kind", ["video-pretraining", "video-classification"])
 def test_encoders_of_videos_give_features_of_clips(tmp_path: Path, kind: CheckpointKind) -> None:
     torch.manual_seed(0)
     video = VideoConfig(frames=4)
-    if kind == "video_pretraining":
+    if kind == "video-pretraining":
         decoder = VideoPretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
         model = build_video_pretraining(ENCODER, video, decoder)
         path = save(tmp_path / kind, kind, model, video=video, video_pretraining=decoder)
@@ -140,25 +140,25 @@ def test_the_first_task_of_a_checkpoint_is_what_it_was_trained_for(tmp_path: Pat
     first = {
         kind: next(name for name, one in EXPORTS.items() if kind in one.kinds)
         for kind in (
-            "encoder",
+            "features",
             "pretraining",
-            "classifier",
-            "detector",
-            "segmenter",
-            "video_pretraining",
-            "video_classifier",
+            "classification",
+            "detection",
+            "segmentation",
+            "video-pretraining",
+            "video-classification",
         )
     }
     assert first == {
-        "encoder": "features",
+        "features": "features",
         "pretraining": "features",
-        "classifier": "classification",
-        "detector": "detection",
-        "segmenter": "segmentation",
-        "video_pretraining": "video-features",
-        "video_classifier": "video-classification",
+        "classification": "classification",
+        "detection": "detection",
+        "segmentation": "segmentation",
+        "video-pretraining": "video-features",
+        "video-classification": "video-classification",
     }
-    path = save(tmp_path / "encoder", "encoder", build_convmae(ENCODER))
+    path = save(tmp_path / "encoder", "features", build_convmae(ENCODER))
     with pytest.raises(ConvMAEError, match="holds: encoder, which can be exported for features, not for detection"):
         open_task(path, None, "detection")
 

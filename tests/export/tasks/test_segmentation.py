@@ -44,7 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     record = CheckpointRecord(
-        kind="segmenter",
+        kind="segmentation",
         variant="custom",
         model=config,
         segmenter=segmenter,
@@ -69,7 +69,7 @@ def test_a_segmenter_s_bundle_segments_photos_as_pytorch_does(checkpoint: Path, 
     task = open_task(checkpoint, None)
     assert isinstance(task.preprocessing, SlidingWindow)
     expected = segment_photo(photo, task.preprocessing, lambda windows: task.reference(windows)["logits"])
-    found = predictor.segment([photo])[0]
+    found = predictor([photo])[0]
     assert (found.labels == expected.labels).mean() > 0.999
     assert len(np.unique(found.labels)) > 1
 

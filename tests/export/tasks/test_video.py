@@ -18,11 +18,12 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.clips import ClipViews, average_views, read_clips
-from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier, with_views
+from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.tasks import open_task
 from export.verification.elementwise import VerificationError
+from tests.bundle_factory import open_as, options_of
 from tests.export.conftest import copy_of
 from tests.video_files import make_video
 from tests.video_packs import ASL20, MOTION8, needs_asl20, needs_motion8
@@ -47,7 +48,7 @@ def model() -> ConvMAEClassifier:
 @pytest.fixture(scope="module")
 def checkpoint(model: ConvMAEClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = CheckpointRecord(
-        kind="video_classifier",
+        kind="video-classification",
         variant="custom",
         model=CONFIG,
         video=VIDEO,
@@ -112,10 +113,10 @@ def test_a_video_gets_pytorch_s_classes_and_features(bundle: Path, model: ConvMA
         slots = model.fc_norm(maps[2].mean(dim=(3, 4)).transpose(1, 2))
         pooled = model.forward_head(model.encoder(clips)[2], pre_logits=True).numpy()
     expected = average_views(logits)
-    found = {prediction.label: prediction.score for prediction in predictor.classify(video, views=views)}
+    found = {prediction.label: prediction.score for prediction in predictor(video, **options_of(views))}
     assert [found[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-5)
     np.testing.assert_allclose(
-        predictor.predict(video, with_views(views, levels=("pooled",)))["pooled"], pooled.mean(axis=0), atol=1e-4
+        predictor(video, levels=("pooled",), **options_of(views))["pooled"], pooled.mean(axis=0), atol=1e-4
     )
     run = predictor.run(clips[:1].numpy(), ("pooled_frames", "e1", "e4"))
     for name, value in (("pooled_frames", slots), ("e1", maps[0]), ("e4", maps[3])):
@@ -134,13 +135,13 @@ def test_clips_of_real_videos_take_part_in_the_verification(
 
 @needs_asl20
 def test_a_real_video_gets_pytorch_s_classes(bundle: Path, model: ConvMAEClassifier) -> None:
-    predictor, views = VideoClassifier.open(bundle, device="cpu"), ClipViews(temporal=5, spatial=3)
+    predictor, views = open_as(VideoClassifier, bundle, device="cpu"), ClipViews(temporal=5, spatial=3)
     video = find_videos([ASL20])[0]
     with torch.inference_mode():
         logits = model(torch.from_numpy(read_clips(video, predictor.sampling, views=views))).numpy()
     assert np.ptp(logits, axis=0).max() > 1e-3, "its views differ"
     expected = dict(zip(CLASSES, average_views(logits).tolist(), strict=True))
-    found = {prediction.label: prediction.score for prediction in predictor.classify(video, views=views)}
+    found = {prediction.label: prediction.score for prediction in predictor(video, **options_of(views))}
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -186,7 +187,7 @@ def test_a_checkpoint_with_the_preprocessing_of_photos_is_one_sentence(
     model: ConvMAEClassifier, tmp_path: Path
 ) -> None:
     record = CheckpointRecord(
-        kind="video_classifier",
+        kind="video-classification",
         variant="custom",
         model=CONFIG,
         video=VIDEO,

@@ -3,7 +3,10 @@ import pytest
 from PIL import Image
 
 from convmae_deploy.bundle.manifest import Letterbox, Preprocessing, standard_clips
+from convmae_deploy.tasks.classification import Classifier
+from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.preprocess import preprocess
+from convmae_deploy.tasks.video import VideoClassifier
 from export.verification.inputs import constant_images, verification_batches
 from export.verification.samples import Samples, made_clips, made_photos
 
@@ -12,7 +15,7 @@ SPEC = Preprocessing(resize=(73, 73), crop=(64, 64))
 
 
 def test_batches_cover_every_kind_at_one_two_and_the_largest_and_sizes_in_between() -> None:
-    batches = verification_batches(SPEC, Samples("photos", made_photos(2)), 32)
+    batches = verification_batches(Classifier, SPEC, Samples("photos", made_photos(2)), 32)
     sizes = {kind: [len(b.images) for b in batches if b.name.startswith(kind)] for kind in ("random", "photos")}
     assert sizes == {"random": [1, 2, 32, 3, 17], "photos": [1, 2, 32]}
     constants = [len(b.images) for b in batches if not b.name.startswith(("random", "photos"))]
@@ -24,18 +27,21 @@ def test_batches_cover_every_kind_at_one_two_and_the_largest_and_sizes_in_betwee
 @pytest.mark.parametrize(("largest", "sizes"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (4, {1, 2, 3, 4})])
 def test_no_batch_is_larger_than_the_largest(largest: int, sizes: set[int]) -> None:
     assert {
-        len(batch.images) for batch in verification_batches(SPEC, Samples("photos", made_photos(1)), largest)
+        len(batch.images)
+        for batch in verification_batches(Classifier, SPEC, Samples("photos", made_photos(1)), largest)
     } == sizes
 
 
 def test_batches_are_the_same_every_time() -> None:
-    first, second = (verification_batches(SPEC, Samples("photos", made_photos(2)), 2) for _ in range(2))
+    first, second = (verification_batches(Classifier, SPEC, Samples("photos", made_photos(2)), 2) for _ in range(2))
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first, second, strict=True))
 
 
 def test_photo_batches_hold_what_the_runtime_makes_of_the_photos() -> None:
     photos = made_photos(2)
-    (batch,) = (b for b in verification_batches(SPEC, Samples("photos", photos), 2) if b.name == "photos batch 2")
+    (batch,) = (
+        b for b in verification_batches(Classifier, SPEC, Samples("photos", photos), 2) if b.name == "photos batch 2"
+    )
     assert np.array_equal(batch.images, np.stack([preprocess(photo, SPEC) for photo in photos]))
 
 
@@ -47,7 +53,7 @@ def test_black_and_white_are_the_extremes_that_a_photo_can_have() -> None:
 
 
 def test_a_detector_is_tried_on_more_photos_than_the_largest_batch_takes() -> None:
-    batches = verification_batches(Letterbox(size=(32, 64)), Samples("photos", made_photos(10)), 3)
+    batches = verification_batches(Detector, Letterbox(size=(32, 64)), Samples("photos", made_photos(10)), 3)
     sizes = {batch.name: len(batch.images) for batch in batches if batch.name.startswith("photos")}
     assert sizes == {
         "photos batch 1": 1,
@@ -61,7 +67,7 @@ def test_a_detector_is_tried_on_more_photos_than_the_largest_batch_takes() -> No
 
 
 def test_batches_of_clips_have_a_time_axis() -> None:
-    batches = verification_batches(CLIP_SPEC, Samples("made clips", made_clips(CLIP_SPEC, 2)), 3)
+    batches = verification_batches(VideoClassifier, CLIP_SPEC, Samples("made clips", made_clips(CLIP_SPEC, 2)), 3)
     assert {len(batch.images) for batch in batches} == {1, 2, 3}
     assert {batch.images.shape[1:] for batch in batches} == {(3, 4, 32, 64)}
     (two,) = (batch for batch in batches if batch.name == "made clips batch 2")

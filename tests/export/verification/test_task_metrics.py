@@ -21,7 +21,13 @@ from export.tasks.detection import DetectedData
 from export.tasks.segmentation import SegmentedData, labels_of
 from export.verification.task_data import Agreement, TaskMetric, spread
 from export.verification.task_metrics import predictor_on
-from tests.bundle_factory import make_bundle, make_detection_bundle, make_segmentation_bundle, make_video_bundle
+from tests.bundle_factory import (
+    make_bundle,
+    make_detection_bundle,
+    make_segmentation_bundle,
+    make_video_bundle,
+    open_as,
+)
 from tests.coco_folders import edit_annotations, make_coco_folder, rectangle
 from tests.photo_folders import make_photo_folder
 from tests.segmentation_folders import make_segmentation_folder
@@ -48,8 +54,8 @@ def opened(bundle: Path) -> Predictor:
 def test_top1_goes_by_the_names_of_classes_and_not_by_their_order(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", classes=COLOURS)
     data = read_task_data(make_colours(tmp_path / "photos"), load_bundle(bundle).manifest)
-    predictor = Classifier.open(bundle, device="cpu")
-    right = sum(predictor.classify([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
+    predictor = open_as(Classifier, bundle, device="cpu")
+    right = sum(predictor([Image.open(path)], top_k=1)[0][0].label == path.parent.name for path in data.files)
     assert 0 < right < 36
     assert data.metrics(data.predictions(predictor)) == (TaskMetric(name="top-1", value=100 * right / 36, samples=36),)
 

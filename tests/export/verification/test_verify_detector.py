@@ -23,10 +23,10 @@ from export.runtimes.runners import Runner, onnx_runner
 from export.tasks import open_task
 from export.tasks.base import ExportTask
 from export.verification.detection_matching import decided, match_image
+from export.verification.detection_sets import compare_detections
 from export.verification.elementwise import TracedFile, VerificationError
 from export.verification.inputs import verification_batches
 from export.verification.samples import Samples, made_photos
-from export.verification.verify_detector import detections_problem
 from tests.export.conftest import copy_of
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
 
@@ -36,7 +36,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = CheckpointRecord(
-        kind="detector",
+        kind="detection",
         variant="custom",
         model=ENCODER,
         detector=DETECTOR,
@@ -130,7 +130,7 @@ def test_a_bundle_carries_all_three_tiers_and_detects_what_the_model_detects(bun
     assert isinstance(predictor, Detector)
     photo = made_photos(1)[0]
     expected = task.reference(predictor.preprocess(photo)[None])
-    (found,) = predictor.detect([photo], threshold=0.0)
+    (found,) = predictor([photo], threshold=0.0)
     assert 20 < len(found) <= expected["num"][0]  # boxes in the padding are left out
     scores = np.array([detection.score for detection in found])
     assert np.abs(scores[:, None] - expected["scores"]).min(axis=1).max() < 1e-4
@@ -152,7 +152,7 @@ def test_a_broken_layer_fails_in_its_own_tier(
     (bias,) = [tensor for tensor in broken.model.graph.initializer if tensor.name == name]
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
-    batches = verification_batches(task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
+    batches = verification_batches(Detector, task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
     candidate = TracedFile(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runtime="onnxruntime")
     verification = task.verify(candidate, batches)
     elementwise = {failure.output for failure in verification.failures} - {"detections"}
@@ -196,13 +196,16 @@ def test_more_than_two_percent_without_a_partner_is_a_problem() -> None:
         rows = detections(*((50.0 * index, 0, 0.9) for index in range(count)))
         return {name: np.asarray(values)[None] for name, values in rows.items()}
 
-    assert detections_problem(side(50), side(49), "fp32", 0.05) is None  # 1 of 99
-    assert detections_problem(side(50), side(47), "fp32", 0.05) == "3 of 97 detections have no partner, more than 2%"
+    assert compare_detections([side(50)], [side(49)], "fp32", 0.05).problem is None  # 1 of 99
+    assert (
+        compare_detections([side(50)], [side(47)], "fp32", 0.05).problem
+        == "3 of 97 detections have no partner, more than 2%"
+    )
 
 
 def test_a_graph_that_does_not_settle_is_a_problem() -> None:
     one = {name: np.asarray(values)[None] for name, values in detections((0, 1, 0.9)).items()}
-    problem = detections_problem(one, one | {"converged": np.array([0])}, "fp32", 0.05)
+    problem = compare_detections([one], [one | {"converged": np.array([0])}], "fp32", 0.05).problem
     assert problem == "on 1 of 1 images suppression needs more rounds than the graph has"
 
 

@@ -80,7 +80,7 @@ def test_models_of_all_tasks_stand_side_by_side(client: TestClient) -> None:
 
 def test_the_objects_are_those_of_the_detector(client: TestClient, detector: Detector) -> None:
     data = picture()
-    expected = detector.detect([decode_image(data).image])[0]
+    expected = detector([decode_image(data).image])[0]
     answer = client.post("/v1/detect", content=data)
     assert len(expected) == 2
     for entry, item in zip(answer.json(), expected, strict=True):
@@ -103,7 +103,7 @@ def test_boxes_are_in_pixels_of_the_upright_photo(client: TestClient) -> None:
 
 def test_masks_come_on_request_as_run_lengths_or_png(client: TestClient, detector: Detector) -> None:
     data = picture()
-    expected = [item.mask.pixels() for item in detector.detect([decode_image(data).image])[0]]
+    expected = [item.mask.pixels() for item in detector([decode_image(data).image])[0]]
     run_lengths = client.post("/v1/detect?masks=rle", content=data).json()
     pictures = client.post("/v1/detect", json={"inputs": text(data), "parameters": {"masks": "png"}}).json()
     for mask, first, second in zip(expected, run_lengths, pictures, strict=True):
@@ -131,7 +131,7 @@ def test_a_suppression_that_did_not_end_is_told_in_a_header(make_client: ClientF
 
 def test_the_segments_are_those_of_the_segmenter(client: TestClient, segmenter: Segmenter) -> None:
     data = jpeg()
-    expected = segmenter.segment([decode_image(data).image])[0]
+    expected = segmenter([decode_image(data).image])[0]
     answer = client.post("/v1/segment", content=data).json()
     areas = []
     for entry in answer:
@@ -151,7 +151,7 @@ def test_the_segments_are_those_of_the_segmenter(client: TestClient, segmenter: 
 
 def test_the_label_map_is_a_picture_for_who_accepts_it(client: TestClient, segmenter: Segmenter) -> None:
     data = jpeg()
-    expected = segmenter.segment([decode_image(data).image])[0].labels
+    expected = segmenter([decode_image(data).image])[0].labels
     for accept in ("image/png", "image/*", "application/json;q=0.5, image/png"):
         answer = client.post("/v1/segment", content=data, headers={"Accept": accept})
         assert answer.headers["content-type"] == "image/png"

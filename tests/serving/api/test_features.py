@@ -11,7 +11,13 @@ from starlette.testclient import TestClient
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.components import principal_components
-from tests.bundle_factory import make_bundle, make_feature_bundle, make_video_bundle, make_video_feature_bundle
+from tests.bundle_factory import (
+    features_of,
+    make_bundle,
+    make_feature_bundle,
+    make_video_bundle,
+    make_video_feature_bundle,
+)
 from tests.media.photo_files import encode, photo
 from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.sample_images import jpeg
@@ -36,7 +42,7 @@ def test_features_come_from_the_first_model_that_gives_some(client: TestClient, 
     for query, model in (("", "maps"), ("&model=maps", "maps"), ("&model=tiny", "tiny")):
         answer = client.post(f"/v1/features?levels=pooled,e4{query}", content=encode(image, "PNG"), headers=SAFETENSORS)
         assert answer.status_code == 200 and answer.headers["X-Model"] == model
-        found, expected = load(answer.content), models[model].features([image], ["pooled", "e4"])  # type: ignore[attr-defined]
+        found, expected = load(answer.content), features_of(models[model], [image], ["pooled", "e4"])
         assert all(np.array_equal(found[level], expected[level]) for level in ("pooled", "e4"))
 
 

@@ -35,6 +35,7 @@ from serving.work.memory import DecodingMemory
 from serving.work.pool import Ticket
 from serving.work.runs import Timings
 from serving.work.video_process import VideoProcesses
+from tests.bundle_factory import options_of
 from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.misbehaving_worker import video_that
 from tests.serving.sample_images import jpeg
@@ -65,7 +66,7 @@ def text(data: bytes) -> str:
 
 
 def expected(classifier: VideoClassifier, data: bytes, **options: Any) -> list[dict[str, Any]]:
-    found = classifier.classify(data, **options)
+    found = classifier(data, **options)
     return [{"label": item.label, "score": pytest.approx(item.score, rel=1e-5)} for item in found]
 
 
@@ -156,7 +157,7 @@ def test_views_are_averaged_as_the_predictor_does(client: TestClient, classifier
     once = client.post(ROUTE, content=data).json()
     for temporal, spatial in ((5, 1), (1, 3), (2, 3), (5, 3)):
         answer = client.post(f"{ROUTE}?temporal_views={temporal}&spatial_views={spatial}", content=data)
-        assert answer.json() == expected(classifier, data, views=ClipViews(temporal=temporal, spatial=spatial))
+        assert answer.json() == expected(classifier, data, **options_of(ClipViews(temporal=temporal, spatial=spatial)))
         assert answer.json() != once
 
 
@@ -171,7 +172,7 @@ def test_parameters_work_in_query_json_and_form(client: TestClient, classifier: 
         client.post(ROUTE, data={name: str(value) for name, value in wanted.items()}, files={"file": VIDEO}),
     ]
     for answer in answers:
-        assert answer.json() == expected(classifier, VIDEO, views=views, top_k=2, function_to_apply=function)
+        assert answer.json() == expected(classifier, VIDEO, **options_of(views), top_k=2, function_to_apply=function)
 
 
 def test_the_sampling_rate_is_the_distance_of_frames(client: TestClient, classifier: VideoClassifier) -> None:
