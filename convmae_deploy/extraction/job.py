@@ -47,7 +47,7 @@ class ModelSpec:
         bundle = load_bundle(self.bundle)
         feature_levels(bundle)
         backend = start_backend(bundle, device=self.device, threads=self.threads, options=self.runtime)
-        predictor = task_of(bundle.manifest)(bundle, backend)
+        predictor = task_of(bundle.manifest)(bundle, backend, self.runtime)
         assert isinstance(predictor, FeaturePredictor)  # `feature_levels` says so
         return predictor
 

@@ -65,6 +65,7 @@ def origin_of(
     runtime: RuntimeOptions = DEFAULT_RUNTIME,
     options: PredictOptions = NO_OPTIONS,
     dtype: str = "f32",
+    upright: bool = True,
 ) -> Origin:
     """The origin of the vectors that a bundle gives.
 
@@ -75,6 +76,7 @@ def origin_of(
         options: of each file: how often a video is looked at.
         dtype: "f32" or "f16", that the vectors are stored in. It is no part of the fingerprint: rounding to f16 lies
             some 70 dB below the numbers.
+        upright: whether photos were turned as their EXIF data says, as everywhere but where a client says otherwise.
     """
     name, graph, precision = _computation(bundle, runtime)
     manifest = bundle.manifest
@@ -82,6 +84,8 @@ def origin_of(
     preprocessing = manifest.preprocessing.model_dump(mode="json")
     if options.frame_sampling_rate is not None:
         preprocessing["stride"] = options.frame_sampling_rate
+    if not upright:
+        preprocessing["orientation"] = "as stored"
     views = (options.temporal_views or 1, options.spatial_views or 1)
     pooling = "as the graph gives it" if views == (1, 1) else f"mean of {views[0]} x {views[1]} views"
     proven = graph.numerics.outputs if graph.numerics is not None and precision == graph.precision else {}

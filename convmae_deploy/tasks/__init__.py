@@ -81,4 +81,5 @@ def open_predictor(
         ConvMAEError: the bundle is not in order, or the runtime or the device does not start.
     """
     bundle = load_bundle(path)
-    return task_of(bundle.manifest)(bundle, start_backend(bundle, device=device, threads=threads, options=options))
+    backend = start_backend(bundle, device=device, threads=threads, options=options)
+    return task_of(bundle.manifest)(bundle, backend, options)

@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
@@ -108,18 +109,19 @@ class Predictor(ABC):
     OUTPUT_WORDS: ClassVar[Mapping[str, str]] = {}  # what clients of the bare graph must know of an output
     CLIENT_STEPS: ClassVar[str] = "Ask only for the outputs that you need."  # what they do with the outputs
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, runtime: RuntimeOptions = DEFAULT_RUNTIME) -> None:
         """
         Args:
             bundle: what the model is.
             backend: what runs its graph.
+            runtime: how it was opened.
 
         Raises:
             BundleError: the bundle is for another task.
         """
         self.check_task(bundle)
-        self.manifest: Manifest = bundle.manifest
-        self.backend = backend
+        self.bundle, self.manifest = bundle, bundle.manifest
+        self.backend, self.runtime = backend, runtime
 
     @classmethod
     def check_task(cls, bundle: Bundle) -> None:

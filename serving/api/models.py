@@ -64,11 +64,14 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
     predictors: dict[str, Predictor] = {}
     try:
         for bundle in load_bundles(settings):
-            backend = _start(bundle, settings)
+            options = _options(settings)
+            # One thread a run: the pool already runs as many requests at once as there are cores.
+            threads = settings.threads if RUNTIMES[settings.runtime].shares_threads else 1
+            backend = start_backend(bundle, device=settings.device, threads=threads, options=options)
             sizes = device_batches(backend, bundle.manifest, settings.max_batch)
             if sizes:
                 backend = BatchingBackend(backend, sizes, bundle.manifest)
-            predictor = predictors[bundle.manifest.name] = task_of(bundle.manifest)(bundle, backend)
+            predictor = predictors[bundle.manifest.name] = task_of(bundle.manifest)(bundle, backend, options)
             warm_up(predictor)
     except BaseException:
         close_predictors(predictors, 0.0)
@@ -89,18 +92,15 @@ def close_predictors(predictors: Predictors, seconds: float) -> bool:
     return all(ended)
 
 
-def _start(bundle: Bundle, settings: Settings) -> Backend:
+def _options(settings: Settings) -> RuntimeOptions:
     runtime = RUNTIMES[settings.runtime]
-    options = RuntimeOptions(
+    return RuntimeOptions(
         runtime=settings.runtime,
         file=settings.file,
         precision=None if settings.precision == "fp32" else settings.precision,
         hint=settings.hint if "hint" in runtime.options else None,
         trust_engine_code=settings.trust_engine_code,
     )
-    # One thread a run: the pool already runs as many requests at once as there are cores.
-    threads = settings.threads if runtime.shares_threads else 1
-    return start_backend(bundle, device=settings.device, threads=threads, options=options)
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -182,7 +182,8 @@ def _inference_paths() -> Schema:
                 f"{_CHOICE} The Accept header chooses the format: one of "
                 f"{', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
                 "Every array begins with an axis of files, also for one. `application/octet-stream` is the arrays "
-                "one after the other, described by the header `X-Features`. JSON only while it is small; else 406.",
+                "one after the other, described by the header `X-Features`. JSON only while it is small; else 406. The "
+                "header `Feature-Fingerprint` says for each level which vectors it may be compared with.",
                 _FEATURES,
                 _body("image", _FEATURES) | {"video/*": {"schema": {"type": "string", "format": "binary"}}},
                 features,
@@ -320,6 +321,7 @@ def _schemas() -> Schema:
                 "object": {"const": "list"},
                 "data": {"type": "array", "items": embedding},
                 "model": _STRING,
+                "fingerprint": _STRING,
             },
         },
         "Model": _model(),

@@ -4,14 +4,19 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
+from convmae_deploy.extraction.origin import Origin, origin_of
+from convmae_deploy.tasks.base import PredictOptions, Predictor
 from convmae_deploy.tasks.components import principal_components
 from convmae_deploy.tasks.detection import Detections
+from convmae_deploy.tasks.features import POOLED
 from convmae_deploy.tasks.label_colours import class_areas
 from convmae_deploy.tasks.masks import encode_mask, label_png, mask_png
 from convmae_deploy.tasks.objects import Detection
@@ -144,6 +149,10 @@ class FeatureWriter(Writer):
         return entry
 
     def body(self, entries: Sequence[Features]) -> bytes:
+        # Components are of each photo for itself, so their numbers compare with no others.
+        levels = tuple(level for level in self.parameters.levels if not self._is_reduced(level))
+        if levels:
+            self.job.headers["Feature-Fingerprint"] = origin_of_job(self.job, levels).fingerprints()
         arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
         name = self.job.predictor.manifest.name
         content, headers = encode_features(arrays, self.media_type, self.parameters.dtype, name)
@@ -171,7 +180,20 @@ class EmbeddingWriter(Writer):
         data = [{"object": "embedding", "index": index, "embedding": entry} for index, entry in enumerate(entries)]
         # OpenAI's clients expect the token counts; there are no tokens here.
         usage = {"prompt_tokens": 0, "total_tokens": 0}
-        return to_json({"object": "list", "data": data, "model": self.job.predictor.manifest.name, "usage": usage})
+        (level,) = origin_of_job(self.job, (POOLED,)).levels.values()
+        name = self.job.predictor.manifest.name
+        content = {"object": "list", "data": data, "model": name, "fingerprint": level.fingerprint, "usage": usage}
+        return to_json(content)
+
+
+def origin_of_job(job: Job, levels: tuple[str, ...]) -> Origin:
+    """Where the vectors of a response are from."""
+    return _origin(job.predictor, levels, replace(job.options, levels=None), job.parameters.orientation == "apply")
+
+
+@lru_cache(maxsize=256)
+def _origin(predictor: Predictor, levels: tuple[str, ...], options: PredictOptions, upright: bool) -> Origin:
+    return origin_of(predictor.bundle, levels, runtime=predictor.runtime, options=options, upright=upright)
 
 
 def choose_segment_type(accept: str, photos: int) -> str:

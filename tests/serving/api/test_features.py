@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load
 from starlette.testclient import TestClient
 
+from convmae_deploy.extraction.origin import origin_of
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.components import principal_components
@@ -51,6 +52,23 @@ def test_embeddings_come_from_it_too(client: TestClient, models: dict[str, Predi
     body = {"model": "maps", "input": base64.b64encode(encode(image, "PNG")).decode()}
     vector = client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     assert np.allclose(vector, models["maps"].predict(image)["pooled"])
+
+
+def test_vectors_say_where_they_are_from(client: TestClient, models: dict[str, Predictor]) -> None:
+    data = encode(photo(seed=2), "PNG")
+    expected = {name: origin_of(model.bundle, ("pooled", "e4")).levels for name, model in models.items()}
+
+    def fingerprints(query: str) -> dict[str, str]:
+        header = client.post(f"/v1/features?{query}", content=data, headers=SAFETENSORS).headers["Feature-Fingerprint"]
+        return dict(entry.split("=") for entry in header.split(", "))
+
+    for name in ("maps", "tiny"):
+        found = fingerprints(f"levels=pooled,e4&model={name}")
+        assert found == {level: expected[name][level].fingerprint for level in ("pooled", "e4")}
+    assert set(fingerprints("levels=pooled,e4&components=3")) == {"pooled"}, "components of one photo compare with none"
+    assert fingerprints("orientation=ignore")["pooled"] != expected["maps"]["pooled"].fingerprint
+    answer = client.post("/v1/embeddings", json={"model": "maps", "input": base64.b64encode(data).decode()}).json()
+    assert answer["fingerprint"] == expected["maps"]["pooled"].fingerprint
 
 
 def test_a_model_without_a_head_has_no_classes(client: TestClient) -> None:
