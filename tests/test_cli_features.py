@@ -58,7 +58,7 @@ def test_shards_are_written_and_kept(
     assert capsys.readouterr().out == f"{out}: 0 shards written, 5 were there already; 0 photos\n"
     (out / "features-00001-of-00005.parquet").unlink()
     assert convmae(*arguments) == 0
-    assert "1 shards written, 4 were there already; 2 photos, 1 left out" in capsys.readouterr().out
+    assert "1 shard written, 4 were there already; 2 photos, 1 left out" in capsys.readouterr().out
     assert content(out) == before
     assert convmae(*arguments[:-1], "2") == 0, "threads do not make another job"
     capsys.readouterr()

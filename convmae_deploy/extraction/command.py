@@ -145,7 +145,7 @@ def _write_shards(
                 print(f"{maker.job.shard_name(index)}: {_words(written, kind)}; {rate:.1f} a second", file=sys.stderr)
     total = Written(rows=rows, failures=failures, first=None)
     already = f", {there} were there already" if there else ""
-    print(f"{printable(out)}: {len(left)} shards written{already}; {_words(total, kind)}")
+    print(f"{printable(out)}: {_counted(len(left))} written{already}; {_words(total, kind)}")
     if failures and not rows:
         raise ConvMAEError(
             f"none of the {failures} {kind} could be read, see _failures-*.jsonl in {shortened(out)}; remove the "
@@ -197,6 +197,10 @@ class _Seen:
             print("error: more files cannot be read, which are not shown here", file=sys.stderr)
         if self._strict:
             raise _Strict
+
+
+def _counted(shards: int) -> str:
+    return f"{shards} shard" + ("" if shards == 1 else "s")
 
 
 def _words(written: Written, kind: str) -> str:

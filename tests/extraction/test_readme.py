@@ -22,7 +22,7 @@ def test_the_commands_and_programs_run_as_shown(
     shutil.copy(ROOT / "serving" / "golf-ball.jpg", tmp_path / "photos")
     first, compatible = re.findall(r"^```bash\n(.*?)^```", (ROOT / PAGE).read_text(), flags=re.MULTILINE | re.DOTALL)
     said = [run_line(line, tmp_path) for line in (*lines_of(first), *lines_of(compatible))]
-    assert "1 shards written; 12 photos" in said[0] and "the same fingerprint" in said[2]
+    assert "1 shard written; 12 photos" in said[0] and "the same fingerprint" in said[2]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
