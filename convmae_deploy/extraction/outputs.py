@@ -93,11 +93,12 @@ class _Store:
 
     def names(self) -> set[str]:
         try:
-            return {str(path).rsplit("/", 1)[-1] for path in self._store.ls(self._path, detail=False)}
+            found = {str(path).rsplit("/", 1)[-1] for path in self._store.ls(self._path, detail=False)}
         except FileNotFoundError:
             return set()
         except Exception as error:  # each store has exceptions of its own
             raise stores.unreachable(self._uri, error) from error
+        return found - {""}  # the mark of the folder itself
 
     def read(self, name: str, limit: int) -> bytes:
         return stores.read(f"{self._uri}/{name}", limit)

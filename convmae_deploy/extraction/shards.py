@@ -98,7 +98,7 @@ def begin(output: Output, title: str, job: Job) -> Found:
     names = output.names()
     if JOB_NAME not in names:
         # Temporary files are there where a process was killed before it wrote this one.
-        strangers = sorted(name for name in names if not name.startswith(".") and name)
+        strangers = sorted(name for name in names if not name.startswith("."))
         if strangers:
             raise ConvMAEError(
                 f"{shortened(title)} holds no features but {shortened(strangers[0])}; choose a new or an empty folder"

@@ -1,6 +1,7 @@
 """An object store on loopback."""
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def store_server() -> Iterator[str]:
-    """The address of a simulated S3."""
+    """The address of a simulated S3, or of a real store that `CONVMAE_TEST_S3` names."""
+    if (real := os.environ.get("CONVMAE_TEST_S3")) is not None:
+        yield real
+        return
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -22,7 +26,7 @@ def store_server() -> Iterator[str]:
 
 @pytest.fixture
 def store(store_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """fsspec's file system of a simulated S3 with an empty bucket called "bucket"."""
+    """fsspec's file system of this S3 with an empty bucket called "bucket"."""
     import s3fs
 
     for name, value in (
