@@ -9,8 +9,6 @@ Shapes: B batch, N boxes, R regions (proposals), P channels of the pyramid, K cl
 Boxes XYXY in pixels of the input.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +24,6 @@ from convmae_deploy.models.roi_heads import (
     MASK_SIZE,
     POOLED_STRIDES,
     SAMPLING_RATIO,
-    PyramidRoIAlign,
     pyramid_level,
 )
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS
@@ -44,19 +41,15 @@ CANDIDATES = 2000  # best pairs of region and class that become boxes; TensorRT 
 PADDING_BOX = (0.0, 0.0, 16.0, 16.0)  # in place of a box that is none: never without area, for ROIAlign divides by it
 NEVER = -1e9  # below every logit
 
-Pooling = Literal["grid", "roi_align"]
-
 
 class StaticDetector(nn.Module):
     """A detector in evaluation mode for images of one size. Exists to be exported and to be its reference."""
 
-    def __init__(self, model: ConvMAEDetector, image_size: tuple[int, int], *, pooling: Pooling = "grid") -> None:
+    def __init__(self, model: ConvMAEDetector, image_size: tuple[int, int]) -> None:
         """
         Args:
             model: in evaluation mode; its score threshold is taken over.
             image_size: (height, width) in pixels, multiples of 32.
-            pooling: grid: one GridSample over an atlas of P2..P5, within 2e-4 of the model's own; roi_align: one
-                RoiAlign for each level, the model's own to the last bit, slower, and a plugin in TensorRT.
 
         Raises:
             ConvMAEError: the size is none for this model.
@@ -68,8 +61,8 @@ class StaticDetector(nn.Module):
         grids = [(-(-image_size[0] // stride), -(-image_size[1] // stride)) for stride in PYRAMID_STRIDES]
         for index, anchors in enumerate(model.rpn.anchor_generator.of_grids(grids, torch.device("cpu"))):
             self.register_buffer(f"anchors_{index}", anchors, persistent=False)
-        self.box_pool: RegionPool = POOLS[pooling](image_size, BOX_SIZE)
-        self.mask_pool: RegionPool = POOLS[pooling](image_size, MASK_SIZE)
+        self.box_pool = GridPool(image_size, BOX_SIZE)
+        self.mask_pool = GridPool(image_size, MASK_SIZE)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W), normalised, to the tensors named by OUTPUTS and then those named by PROBES."""
@@ -222,8 +215,12 @@ def overlaps(boxes: Tensor) -> Tensor:
     return common / (area + other(area) - common)
 
 
-class RegionPool(nn.Module):
-    """P2..P5 and regions (B, R, 4) to (B * R, P, S, S)."""
+class GridPool(nn.Module):
+    """One GridSample over P2..P5 side by side: the samples of aligned ROIAlign, averaged over each bin.
+
+    Within 2e-4 of what the detector is fed by the model's own ROIAlign, which is slower and in TensorRT a plugin.
+    Regions lie within the image, so no sample lies further than half a cell outside of its level.
+    """
 
     def __init__(self, image_size: tuple[int, int], output_size: int) -> None:
         """
@@ -235,30 +232,8 @@ class RegionPool(nn.Module):
         self.image_size = image_size
         self.output_size = output_size
 
-
-class RoiAlignPool(RegionPool):
-    """Every region on every level by the operator RoiAlign; its own level's result is taken."""
-
     def forward(self, levels: list[Tensor], regions: Tensor) -> Tensor:
-        """See `RegionPool`."""
-        align = PyramidRoIAlign(self.output_size)
-        images = torch.arange(regions.shape[0], device=regions.device)[:, None].expand(-1, regions.shape[1])
-        rois = torch.cat((images.reshape(-1, 1).to(regions.dtype), regions.reshape(-1, 4)), dim=1)  # (B * R, 5)
-        level_of = pyramid_level(regions).reshape(-1, 1, 1, 1)
-        pooled = align.pool(levels[0], rois, 0)
-        for index in range(1, len(POOLED_STRIDES)):
-            pooled = torch.where(level_of == index, align.pool(levels[index], rois, index), pooled)
-        return pooled
-
-
-class GridPool(RegionPool):
-    """One GridSample over P2..P5 side by side: the samples of aligned ROIAlign, averaged over each bin.
-
-    Regions lie within the image, so no sample lies further than half a cell outside of its level.
-    """
-
-    def forward(self, levels: list[Tensor], regions: Tensor) -> Tensor:
-        """See `RegionPool`."""
+        """P2..P5 and regions (B, R, 4) to (B * R, P, S, S)."""
         bins, samples = self.output_size, SAMPLING_RATIO * self.output_size
         atlas, origins = atlas_of(levels[: len(POOLED_STRIDES)], self.image_size)
         level = pyramid_level(regions)  # (B, R)
@@ -289,6 +264,3 @@ def atlas_of(levels: list[Tensor], image_size: tuple[int, int]) -> tuple[Tensor,
     below = F.pad(below, (0, 0, 0, heights[0] - sum(heights[1:])))
     origins = [(0, 0)] + [(widths[0], sum(heights[1:index])) for index in range(1, len(levels))]
     return torch.cat((levels[0], below), dim=3), origins
-
-
-POOLS: dict[Pooling, type[RegionPool]] = {"grid": GridPool, "roi_align": RoiAlignPool}

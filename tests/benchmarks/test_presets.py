@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,13 +59,11 @@ def test_commands_are_those_of_users_and_take_every_flag(
     assert command[:4] == [sys.executable, "-m", f"training.{name}", "nano"]
     seen: list[Any] = []
 
-    def run(parsed: Any) -> int:
+    def prepare(parsed: Any) -> SimpleNamespace:
         seen.append(parsed)
-        return 0
+        return SimpleNamespace(fit=lambda: 0)
 
-    for function in ("pretrain", "finetune", "probe", "detect", "segment"):
-        if hasattr(PROGRAMS[name], function):
-            monkeypatch.setattr(PROGRAMS[name], function, run)
+    monkeypatch.setattr(PROGRAMS[name], "prepare", prepare)
     monkeypatch.setattr(sys, "argv", command[2:])
     assert PROGRAMS[name].main() == 0
     (parsed,) = seen

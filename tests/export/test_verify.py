@@ -145,7 +145,7 @@ def test_a_damaged_graph_fails_and_the_layer_is_named(
     failed = bundle.with_name("mine.failed") / "model"
     assert str(failed) in error
     assert sorted(path.name for path in failed.iterdir()) == [
-        *("command.txt", "inputs.npz", "model.onnx", "report.json", "reproduce.py")
+        *("command.txt", "evaluator.py", "inputs.npz", "model.onnx", "report.json", "reproduce.py")
     ]
     assert (failed / "command.txt").read_text().startswith(f"python -m export.verify {bundle} --runtime")
     with np.load(failed / "inputs.npz") as arrays:
