@@ -168,7 +168,7 @@ def features(
         views: how often a video is looked at.
         strict: end with the first file that cannot be read; what it would have been a part of is not written.
         device: where the model runs; auto takes a GPU that works.
-        threads: CPU threads of the model (default: one a core).
+        threads: CPU threads of all runs of the model together (default: one a core).
         runtime: what runs the model.
         ray: the same job on a Ray cluster.
     """

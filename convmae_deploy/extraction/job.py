@@ -8,8 +8,8 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from convmae_deploy.backends.base import Device
-from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Device, check_threads
+from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import Output, open_output
@@ -17,11 +17,15 @@ from convmae_deploy.extraction.pieces import Piece
 from convmae_deploy.extraction.shards import Job, Written, begin, write_shard
 from convmae_deploy.extraction.sources import Plan
 from convmae_deploy.extraction.stream import FeatureStream, FeatureType, Rows
+from convmae_deploy.machine import available_cores
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions
 from convmae_deploy.tasks.features import FeaturePredictor
 
 DEFAULT_SHARD_ROWS = 10_000
+_MAX_LANES = 4  # each has the memory of a batch
+_MAX_READERS = 32  # more do not help before the disk or the model is the limit
+_REMOTE_READERS = 32  # they wait for the store
 _SHARD_BYTES = 256_000_000  # of a shard by default, at most
 
 
@@ -35,7 +39,7 @@ class ModelSpec:
     batch_size: int | None = None  # photos or videos a run; None: what the bundle allows, at most 32 rows
     options: PredictOptions = NO_OPTIONS  # of each file: how often a video is looked at
     device: Device = "auto"
-    threads: int | None = None
+    threads: int | None = None  # of all runs of the model together; None: one a core
     runtime: RuntimeOptions = DEFAULT_RUNTIME
 
     def open(self) -> FeaturePredictor:
@@ -44,9 +48,11 @@ class ModelSpec:
         Raises:
             ConvMAEError: the bundle is not in order or has no features, or the runtime or the device does not start.
         """
+        check_threads(self.threads)
         bundle = load_bundle(self.bundle)
         feature_levels(bundle)
-        backend = start_backend(bundle, device=self.device, threads=self.threads, options=self.runtime)
+        threads = self._threads() if self._shares_threads() else max(1, self._threads() // self._lanes())
+        backend = start_backend(bundle, device=self.device, threads=threads, options=self.runtime)
         predictor = task_of(bundle.manifest)(bundle, backend, self.runtime)
         assert isinstance(predictor, FeaturePredictor)  # `feature_levels` says so
         return predictor
@@ -59,8 +65,24 @@ class ModelSpec:
             batch_size=self.batch_size,
             dtype=self.dtype,
             options=self.options,
-            remote=remote,
+            lanes=self._lanes(),
+            readers=_REMOTE_READERS if remote else self._readers(),
         )
+
+    def _threads(self) -> int:
+        return self.threads or available_cores()
+
+    def _shares_threads(self) -> bool:
+        return RUNTIMES[self.runtime.runtime or "onnxruntime"].shares_threads
+
+    def _lanes(self) -> int:
+        """Runs side by side: several with few threads keep a CPU busier than one with many, and two a GPU."""
+        return 2 if self._shares_threads() else min(_MAX_LANES, self._threads())
+
+    def _readers(self) -> int:
+        """Files that are prepared side by side: on the cores that the model leaves, where it leaves some."""
+        cores = available_cores()
+        return min(_MAX_READERS, cores - self._threads() if self._threads() < cores else cores)
 
     def origin(self) -> Origin:
         """What its vectors are made by."""

@@ -1,9 +1,9 @@
 """From pieces of the input to batches of features, in order: files are read and decoded while the model runs.
 
 Three things go on at once: a thread walks through the pieces, so that archives and stores are read ahead; a pool of
-threads decodes and prepares; one thread runs the model. A batch never holds rows of two pieces, so that what a piece
-gives depends on it alone. Memory does not depend on the number of files: one batch waits for the model at most, and
-contents that wait to be decoded have a bound in bytes.
+threads decodes and prepares; another runs the model. A batch never holds rows of two pieces, so that what a piece gives
+depends on it alone. Memory does not depend on the number of files: one batch more than run waits at most, and contents
+that wait to be decoded have a bound in bytes.
 """
 
 import json
@@ -33,8 +33,6 @@ from convmae_deploy.tasks.video import views_of
 FeatureType = Literal["f32", "f16"]
 DTYPES: dict[FeatureType, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 _MAX_DEFAULT_BATCH = 32
-_MAX_READERS = 8  # threads that decode; more do not help before the disk or the model is the limit
-_REMOTE_READERS = 32  # they wait for the store
 _MAX_FAILURES = 1000  # that wait for the next batch
 _WAITING_BYTES = 512 * 1024 * 1024  # of contents that were read from archives and are not decoded yet
 
@@ -76,7 +74,8 @@ class FeatureStream:
         batch_size: int | None = None,
         dtype: FeatureType = "f32",
         options: PredictOptions = NO_OPTIONS,
-        remote: bool = False,
+        lanes: int = 1,
+        readers: int = 1,
     ) -> None:
         """
         Args:
@@ -85,7 +84,8 @@ class FeatureStream:
             batch_size: photos or videos a run, at least 1; None: what the bundle allows, at most 32 rows.
             dtype: of the features.
             options: of each file: how often a video is looked at.
-            remote: whether files are read from an object store, for which many wait at once.
+            lanes: batches that the model runs side by side.
+            readers: files that are read and prepared side by side.
 
         Raises:
             ConvMAEError: a level does not exist, an option does not fit, or the batch size is less than 1.
@@ -100,10 +100,10 @@ class FeatureStream:
             raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
         self._predictor, self._batch_size, self._dtype = predictor, batch_size, DTYPES[dtype]
         self._max_bytes = MAX_PHOTO_BYTES if predictor.MEDIUM == "photo" else VideoLimits().max_bytes
-        readers = _REMOTE_READERS if remote else min(_MAX_READERS, os.cpu_count() or 1)
-        self._ahead = batch_size + readers  # files that are read, decoded, or wait for the model
+        self._lanes = lanes
+        self._ahead = lanes * batch_size + readers  # files that are read, decoded, or wait for the model
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="convmae-read")
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="convmae-model")
+        self._model = ThreadPoolExecutor(lanes, thread_name_prefix="convmae-model")
 
     def close(self) -> None:
         """Waits for what is running, and ends the threads."""
@@ -132,7 +132,7 @@ class FeatureStream:
         running: deque[tuple[int, Future[Rows] | None]] = deque()
         for number, batch in self._batches(pieces):
             running.append((number, batch if batch is None else self._model.submit(self._extract, *batch)))
-            while sum(1 for _, future in running if future is not None) > 1:
+            while sum(1 for _, future in running if future is not None) > self._lanes:
                 yield _result(running.popleft())
         while running:
             yield _result(running.popleft())
