@@ -4,10 +4,12 @@ import math
 import re
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import shortened
 
 MAX_NAMES = 1_000_000  # that a pattern may stand for: a digit too many must not fill the memory
 _BRACES = re.compile(r"{([^{}]*)}")
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_MAX_DIGITS = 100  # of a pattern's longest number
 _LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 
 
@@ -17,8 +19,11 @@ def check_count(pattern: str) -> None:
     Raises:
         ConvMAEError: it stands for more than `MAX_NAMES`.
     """
-    if sum(map(_count, pattern.split("::"))) > MAX_NAMES:
-        raise ConvMAEError(f"a pattern may name at most {MAX_NAMES} shards; {pattern!r} names more, check its numbers")
+    too_long = re.search(rf"\d{{{_MAX_DIGITS}}}", pattern) is not None
+    if too_long or sum(map(_count, pattern.split("::"))) > MAX_NAMES:
+        raise ConvMAEError(
+            f"a pattern may name at most {MAX_NAMES} shards; {shortened(pattern)} names more, check its numbers"
+        )
 
 
 def _count(pattern: str) -> int:

@@ -145,6 +145,7 @@ def features(
     batch_size: int | None = None,
     views: Views = NO_VIEWS,
     strict: bool = False,
+    retry_failures: bool = False,
     device: Device = "auto",
     threads: int | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
@@ -167,6 +168,7 @@ def features(
         batch_size: photos or videos a run (default: what the bundle allows, at most 32).
         views: how often a video is looked at.
         strict: end with the first file that cannot be read; what it would have been a part of is not written.
+        retry_failures: make those shards again beside which there are failures.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of all runs of the model together (default: one a core).
         runtime: what runs the model.
@@ -184,7 +186,16 @@ def features(
     )
     part = None if shard_index is None else Part.parse(shard_index)
     return write_features_of(
-        model, sources, out, shard_rows=shard_rows, part=part, column=column, strict=strict, ray=ray, spell=_flag
+        model,
+        sources,
+        out,
+        shard_rows=shard_rows,
+        part=part,
+        column=column,
+        strict=strict,
+        retry_failures=retry_failures,
+        ray=ray,
+        spell=_flag,
     )
 
 

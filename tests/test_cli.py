@@ -326,6 +326,7 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
         "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
         "features": (
             {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
+            | {"--retry-failures"}
             | {"--device", "--threads", "--ray", "--ray-actors", "--ray-cpus", "--ray-gpus"}
             | VIEWS
             | RUNTIME

@@ -77,11 +77,11 @@ def test_processes_that_share_a_job_write_what_one_writes(
     assert "3 shards written" in capsys.readouterr().out.splitlines()[-1]
 
 
-def killed(command: list[str], out: Path, reached: Callable[[set[str]], bool]) -> None:
-    """Runs a command and kills it as soon as its folder is in a state; it may end first."""
+def kill_at(command: list[str], listed: Callable[[], set[str]], reached: Callable[[set[str]], bool]) -> None:
+    """Runs a command and kills it as soon as the files in its folder are in a state; it may end first."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
-        if out.is_dir() and reached(set(os.listdir(out))):
+        if reached(listed()):
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
@@ -103,7 +103,7 @@ def test_a_job_that_is_killed_five_times_ends_as_one_that_was_not(
         lambda names: shards.format(3) in names,
     ]
     for state in states:
-        killed([*command, "--out", str(out), *ROWS], out, state)
+        kill_at([*command, "--out", str(out), *ROWS], lambda: set(os.listdir(out)) if out.is_dir() else set(), state)
     assert convmae("features", bundle, *sources, "--out", out, *ROWS) == 0
     assert content(out) == content(whole)
 
@@ -140,6 +140,33 @@ def test_objects_are_written_as_files_are(
     assert found == content(tmp_path / "here")
 
 
+@pytest.mark.slow
+def test_a_job_that_writes_objects_and_is_killed_ends_as_one_that_was_not(
+    bundle: Path,
+    sources: tuple[Path, Path],
+    tmp_path: Path,
+    store: Any,  # noqa: F811
+) -> None:
+    command = [sys.executable, "-m", "convmae_deploy.cli", "features", str(bundle), *map(str, sources), *ROWS, "--out"]
+
+    def listed() -> set[str]:
+        found = store.find("bucket/out")
+        return {name.rsplit("/", 1)[1] for name in found}
+
+    shards = "features-0000{}-of-00005.parquet"
+    states: list[Callable[[set[str]], bool]] = [
+        lambda names: "_job.json" in names,
+        lambda names: "_failures-00001-of-00005.jsonl" in names,
+        lambda names: shards.format(2) in names,
+    ]
+    for state in states:
+        kill_at([*command, "s3://bucket/out"], listed, state)
+        assert all(name.endswith((".json", ".jsonl", ".parquet")) for name in listed())
+    assert convmae("features", bundle, *sources, *ROWS, "--out", "s3://bucket/out") == 0
+    assert convmae("features", bundle, *sources, *ROWS, "--out", tmp_path / "here") == 0
+    assert {name: store.cat_file(f"bucket/out/{name}") for name in listed()} == content(tmp_path / "here")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -149,6 +176,8 @@ def test_objects_are_written_as_files_are(
         (("--out", "x/", "--shard-index", "2/2"), "from 0/N to N-1/N for N processes, such as 3/64; got '2/2'"),
         (("--out", "x/", "--shard-index", "-1/2"), "such as 3/64; got '-1/2'"),
         (("--out", "BUNDLE"), "holds no features but"),
+        (("--out", "x/", "--ray-cpus", "2"), "--ray-actors, --ray-cpus and --ray-gpus are of --ray"),
+        (("--out", "x/", "--ray", "local", "--strict"), "--strict ends with the first bad file, which actors do not"),
         (("--out", "x/", "--levels", "e9"), "got e9"),
     ],
 )
@@ -177,13 +206,18 @@ def test_strict_work_ends_with_the_first_bad_file_and_keeps_the_shards_before_it
     assert set(content(out)) == {"_job.json", "features-00000-of-00003.parquet"}
 
 
-def test_a_job_of_bad_files_alone_is_an_error_that_says_so(
+def test_a_job_of_bad_files_alone_says_so_and_can_be_tried_again(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = [tmp_path / f"{index}.jpg" for index in range(30)]
-    assert convmae("features", bundle, *missing, "--out", tmp_path / "out", *ROWS) == 2
+    arguments: tuple[str | Path, ...] = ("features", bundle, *missing, "--out", tmp_path / "out", *ROWS)
+    assert convmae(*arguments) == 1
     shown = capsys.readouterr().err
-    assert "none of the 30 photos could be read, see _failures-*.jsonl" in shown
+    assert f"why: _failures-*.jsonl in {tmp_path}/out; --retry-failures reads these shards again" in shown
+    write_photos(tmp_path, 1)[0].rename(missing[4])
+    assert convmae(*arguments) == 0, "what is there is kept"
+    assert convmae(*arguments, "--retry-failures") == 0
+    assert "10 shards written; 1 photos, 29 left out" in capsys.readouterr().out
     assert shown.count("the file cannot be read") == 20 and "more files cannot be read" in shown
 
 

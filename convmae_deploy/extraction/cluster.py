@@ -6,6 +6,7 @@ at all, and a driver that dies costs the shards that were being made. The shards
 
 import importlib
 import logging
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.extraction.job import ShardMaker
+from convmae_deploy.extraction.outputs import open_output
 from convmae_deploy.extraction.pieces import Piece
 from convmae_deploy.extraction.shards import Written
 from convmae_deploy.extraction.stores import is_remote, local_path
@@ -63,13 +65,20 @@ def run_on_ray(
         compute=strategy,
         num_cpus=options.ray_cpus,
         num_gpus=options.ray_gpus,
-        fn_constructor_kwargs={"maker": _anywhere(maker), "folder": os.getcwd()},
+        fn_constructor_kwargs={"maker": _anywhere(maker, options), "folder": os.getcwd()},
     )
     try:
         for row in dataset.iter_rows():
             yield int(row["index"]), pickle.loads(row["written"])
+        names = open_output(maker.out).names()
     except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as error:
         raise _own(error) from error
+    lost = [name for index, _ in pieces if (name := maker.job.shard_name(index)) not in names]
+    if lost:
+        raise ConvMAEError(
+            f"{len(lost)} shards, the first {lost[0]}, were written where this machine does not see them; give a "
+            "folder that all machines share, or an object store"
+        )
 
 
 def _start(options: RayOptions) -> Any:
@@ -109,10 +118,11 @@ def _start(options: RayOptions) -> Any:
     return ray
 
 
-def _anywhere(maker: ShardMaker) -> ShardMaker:
-    """The same for a process in another folder."""
+def _anywhere(maker: ShardMaker, options: RayOptions) -> ShardMaker:
+    """The same for a process in another folder, with as many cores as it is given."""
     out = maker.out if is_remote(maker.out) else str(local_path(maker.out).absolute())
-    return replace(maker, out=out, model=replace(maker.model, bundle=maker.model.bundle.absolute()))
+    cores = max(1, math.ceil(options.ray_cpus))
+    return replace(maker, out=out, model=replace(maker.model, bundle=maker.model.bundle.absolute(), cores=cores))
 
 
 class _Actor:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
-from convmae_deploy.extraction.cluster import RayOptions, run_on_ray
+from convmae_deploy.extraction.cluster import NO_RAY, RayOptions, run_on_ray
 from convmae_deploy.extraction.feature_files import SUFFIXES, check_feature_path, origin_in_file, write_features
 from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_job, shard_rows_of
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
@@ -48,6 +48,7 @@ def write_features_of(
     part: Part | None,
     column: str | None,
     strict: bool,
+    retry_failures: bool,
     ray: RayOptions,
     spell: Callable[[str], str | None],
 ) -> int:
@@ -61,8 +62,12 @@ def write_features_of(
     """
     file = _single_file(out)
     if file is not None:
-        if part is not None or ray.ray is not None or shard_rows is not None:
+        if part is not None or ray.ray is not None or shard_rows is not None or retry_failures:
             raise ConvMAEError(f"shards and Ray need a folder to write to; {file} is one file, give a folder")
+    if ray.ray is None and ray != NO_RAY:
+        raise ConvMAEError("--ray-actors, --ray-cpus and --ray-gpus are of --ray; give it, or leave them out")
+    if ray.ray is not None and strict:
+        raise ConvMAEError("--strict ends with the first bad file, which actors do not share; leave it or --ray out")
     if shard_rows is not None and shard_rows < 1:
         raise ConvMAEError(f"shard rows must be at least 1; got {shard_rows}")
     if not sources:
@@ -81,7 +86,7 @@ def write_features_of(
             print(f"passed over: {plan.passed_over}", file=sys.stderr)
         if file is not None:
             return _write_file(model, predictor, plan, file, origin, kind, strict)
-        return _write_shards(model, predictor, plan, out, part or Part(), ray, kind, strict)
+        return _write_shards(model, predictor, plan, out, part or Part(), ray, kind, strict, retry_failures)
     except _Strict:
         return SOME_INPUTS_BAD
     finally:
@@ -100,7 +105,7 @@ def _single_file(out: str) -> Path | None:
 def _write_file(
     model: ModelSpec, predictor: FeaturePredictor, plan: Plan, file: Path, origin: Origin, kind: str, strict: bool
 ) -> int:
-    seen = _Seen(strict)
+    seen = _Seen(strict, shown=None)  # nothing else says what was left out
     with (
         model.stream(predictor, remote=plan.is_remote) as stream,
         _progress(kind, plan.rows(range(plan.shards))) as advance,
@@ -129,8 +134,9 @@ def _write_shards(
     ray: RayOptions,
     kind: str,
     strict: bool,
+    retry_failures: bool,
 ) -> int:
-    maker, left, there = prepare_job(model, plan, out, part)
+    maker, left, there = prepare_job(model, plan, out, part, retry_failures=retry_failures)
     seen, rows, failures = _Seen(strict), 0, 0
     begun = time.monotonic()
     with _progress(kind, plan.rows(left)) as advance:
@@ -146,12 +152,9 @@ def _write_shards(
     total = Written(rows=rows, failures=failures, first=None)
     already = f", {there} were there already" if there else ""
     print(f"{printable(out)}: {_counted(len(left))} written{already}; {_words(total, kind)}")
-    if failures and not rows:
-        raise ConvMAEError(
-            f"none of the {failures} {kind} could be read, see _failures-*.jsonl in {shortened(out)}; remove the "
-            "folder before you try again"
-        )
-    return 0
+    if failures:
+        print(f"why: _failures-*.jsonl in {printable(out)}; --retry-failures reads these shards again", file=sys.stderr)
+    return SOME_INPUTS_BAD if failures and not rows else 0
 
 
 def _made(
@@ -181,8 +184,8 @@ def _made(
 class _Seen:
     """Reports the first files that cannot be read, and ends the work with the first of all where that is wanted."""
 
-    def __init__(self, strict: bool) -> None:
-        self.failures, self._strict = 0, strict
+    def __init__(self, strict: bool, shown: int | None = _SHOWN_FAILURES) -> None:
+        self.failures, self._strict, self._shown = 0, strict, shown
 
     def __call__(self, rows: Rows) -> None:
         for failure in rows.failures:
@@ -191,9 +194,9 @@ class _Seen:
     def report(self, failure: Failure) -> None:
         """One file."""
         self.failures += 1
-        if self.failures <= _SHOWN_FAILURES:
+        if self._shown is None or self.failures <= self._shown:
             print(f"error: {printable(failure.name)}: {printable(failure.error)}", file=sys.stderr)
-        elif self.failures == _SHOWN_FAILURES + 1:
+        elif self.failures == self._shown + 1:
             print("error: more files cannot be read, which are not shown here", file=sys.stderr)
         if self._strict:
             raise _Strict

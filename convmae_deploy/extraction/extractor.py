@@ -51,7 +51,7 @@ class FeatureExtractor:
             dtype: of the features, "f32" or "f16".
             batch_size: photos or videos a run; None: what the bundle allows, at most 32.
             device: "auto" (a GPU that works, else the CPU), "cpu" or "cuda".
-            threads: CPU threads for one run; None leaves the number to the runtime.
+            threads: CPU threads of all runs of the model together; None: one a core.
             runtime: what runs the graph; None is ONNX Runtime.
             file: which graph of the bundle; None is its first.
         """
@@ -99,9 +99,10 @@ class FeatureExtractor:
         places = np.full(len(items), -1)
         places[rows] = np.arange(len(rows))
         order = pyarrow.array(places, mask=places < 0)  # a null takes a null
-        kept = {name: pyarrow.array([_plain(value) for value in values]) for name, values in columns.items()}
+        kept = {name: _as_column(values) for name, values in columns.items()}
         levels = {level: found[level].combine_chunks().take(order) for level in stream.levels}
-        return pyarrow.table({**kept, **levels, "error": pyarrow.array(errors, type=pyarrow.string())})
+        table = pyarrow.table({**kept, **levels, "error": pyarrow.array(errors, type=pyarrow.string())})
+        return table.replace_schema_metadata(schema.metadata)
 
     def _column_of(self, columns: Mapping[str, Any]) -> str:
         found = next((name for name in COLUMNS if name in columns), None) if self._column is None else self._column
@@ -141,6 +142,18 @@ def _run(stream: FeatureStream, items: Sequence[Item]) -> tuple[list[int], dict[
             for failure in found.failures:
                 errors[int(failure.name)] = failure.error
     return rows, {level: np.concatenate([part[level] for part in parts]) for level in stream.levels if parts}, errors
+
+
+def _as_column(values: Any) -> Any:
+    """A column of a batch as Arrow has it; one of Arrow stays as it is."""
+    import pyarrow
+
+    if isinstance(values, pyarrow.ChunkedArray | pyarrow.Array):
+        return values
+    try:
+        return pyarrow.array(values)
+    except pyarrow.ArrowException:  # of objects of several kinds
+        return pyarrow.array([_plain(value) for value in values])
 
 
 def _plain(value: Any) -> Any:

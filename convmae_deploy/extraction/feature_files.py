@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import METADATA_KEY, Origin
@@ -17,13 +17,15 @@ from convmae_deploy.extraction.pieces import import_parquet
 from convmae_deploy.extraction.shards import TableWriter
 from convmae_deploy.extraction.stores import cannot_be_read
 from convmae_deploy.extraction.stream import Rows, as_text
-from convmae_deploy.files import atomic_file, check_can_create
+from convmae_deploy.files import atomic_file, check_can_create, open_regular
 
 Features = Mapping[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 FILES_KEY = "files"  # safetensors: metadata entry with a JSON list; npz: array of strings
 
+_MAX_TEXT_BYTES = 2**20  # of an origin
+_MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
 _SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32"}
 
 
@@ -74,6 +76,7 @@ def write_features(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
         if not names:
             raise _nothing(path)
         features = {level: np.concatenate(found.pop(level)) for level in origin.levels}
+        array = np.array(names, dtype=np.str_) if path.suffix == ".npz" else None  # each as wide as the longest
     except MemoryError:
         raise ConvMAEError(
             f"the features of {len(names)} files or more do not fit into memory; write shards to a folder, or ask for "
@@ -82,8 +85,12 @@ def write_features(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         about = {FILES_KEY: json.dumps(names), METADATA_KEY: origin.model_dump_json()}
         if path.suffix == ".npz":
-            texts = {FILES_KEY: np.array(names, dtype=np.str_), METADATA_KEY: np.array(about[METADATA_KEY])}
-            np.savez(file, allow_pickle=False, **texts, **features)
+            np.savez(
+                file,
+                allow_pickle=False,
+                **{FILES_KEY: array, METADATA_KEY: np.array(about[METADATA_KEY])},  # type: ignore[arg-type]
+                **features,
+            )
         else:
             _write_safetensors(file, features, about)
     return len(names)
@@ -96,19 +103,30 @@ def origin_in_file(path: Path) -> Origin | None:
         ConvMAEError: the file cannot be read.
     """
     try:
+        with open_regular(path):  # neither a pipe nor a device
+            pass
+    except OSError as error:
+        raise ConvMAEError(f"{path}: {cannot_be_read(error)}") from error
+    try:
         if path.suffix == ".parquet":
             text = (import_parquet("a file in Parquet").read_schema(path).metadata or {})[METADATA_KEY.encode()]
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                text = str(arrays[METADATA_KEY])
+            text = _text_in_npz(path)
         else:
             with safe_open(path, "numpy") as file:
                 text = (file.metadata() or {})[METADATA_KEY]
         return Origin.model_validate_json(text)
-    except OSError as error:
-        raise ConvMAEError(f"{path}: {cannot_be_read(error)}") from error
-    except (KeyError, ValueError, SafetensorError, BadZipFile):  # pyarrow's and pydantic's errors are ValueErrors
+    except (Exception, MemoryError):  # damaged files of three formats raise anything
         return None
+
+
+def _text_in_npz(path: Path) -> str:
+    with ZipFile(path) as archive:
+        member = archive.getinfo(f"{METADATA_KEY}.npy")
+        if member.file_size > _MAX_TEXT_BYTES:
+            raise ValueError("it is too long")
+        with archive.open(member) as file:
+            return str(np.load(io.BytesIO(file.read(_MAX_TEXT_BYTES)), allow_pickle=False))
 
 
 def encode_safetensors(features: Features, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -159,6 +177,8 @@ def _write_safetensors(file: IO[bytes], features: Features, metadata: Mapping[st
         position += values.nbytes
     text = json.dumps(header, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    if len(text) > _MAX_HEADER_BYTES:
+        raise ConvMAEError("there are too many names for a safetensors file, which nobody could open; write shards")
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for values in features.values():

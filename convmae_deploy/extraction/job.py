@@ -24,8 +24,9 @@ from convmae_deploy.tasks.features import FeaturePredictor
 
 DEFAULT_SHARD_ROWS = 10_000
 _MAX_LANES = 4  # each has the memory of a batch
+_DEVICE_LANES = 2  # one is computed while the next is sent; never run on a GPU yet
 _MAX_READERS = 32  # more do not help before the disk or the model is the limit
-_REMOTE_READERS = 32  # they wait for the store
+_REMOTE_READERS = 16  # they wait for the store, and hold a photo each
 _SHARD_BYTES = 256_000_000  # of a shard by default, at most
 
 
@@ -40,6 +41,7 @@ class ModelSpec:
     options: PredictOptions = NO_OPTIONS  # of each file: how often a video is looked at
     device: Device = "auto"
     threads: int | None = None  # of all runs of the model together; None: one a core
+    cores: int | None = None  # that the model and the readers may use; None: all that this process has
     runtime: RuntimeOptions = DEFAULT_RUNTIME
 
     def open(self) -> FeaturePredictor:
@@ -51,7 +53,8 @@ class ModelSpec:
         check_threads(self.threads)
         bundle = load_bundle(self.bundle)
         feature_levels(bundle)
-        threads = self._threads() if self._shares_threads() else max(1, self._threads() // self._lanes())
+        # ONNX Runtime's threads are a pool of the session, beside which each run has its own.
+        threads = self._threads() if self._shares_threads() else self._threads() - self._lanes() + 1
         backend = start_backend(bundle, device=self.device, threads=threads, options=self.runtime)
         predictor = task_of(bundle.manifest)(bundle, backend, self.runtime)
         assert isinstance(predictor, FeaturePredictor)  # `feature_levels` says so
@@ -65,23 +68,26 @@ class ModelSpec:
             batch_size=self.batch_size,
             dtype=self.dtype,
             options=self.options,
-            lanes=self._lanes(),
+            lanes=self._lanes() if predictor.backend.providers[0].startswith("CPU") else _DEVICE_LANES,
             readers=_REMOTE_READERS if remote else self._readers(),
         )
 
     def _threads(self) -> int:
-        return self.threads or available_cores()
+        return self.threads or self._cores()
+
+    def _cores(self) -> int:
+        return self.cores or available_cores()
 
     def _shares_threads(self) -> bool:
         return RUNTIMES[self.runtime.runtime or "onnxruntime"].shares_threads
 
     def _lanes(self) -> int:
-        """Runs side by side: several with few threads keep a CPU busier than one with many, and two a GPU."""
+        """Runs side by side on a CPU: several with few threads keep it busier than one with many."""
         return 2 if self._shares_threads() else min(_MAX_LANES, self._threads())
 
     def _readers(self) -> int:
         """Files that are prepared side by side: on the cores that the model leaves, where it leaves some."""
-        cores = available_cores()
+        cores = self._cores()
         return min(_MAX_READERS, cores - self._threads() if self._threads() < cores else cores)
 
     def origin(self) -> Origin:
@@ -124,7 +130,6 @@ class ShardMaker:
     out: str  # a folder, or its URI
     job: Job
     remote: bool  # whether files are read from an object store
-    stale: frozenset[int] = frozenset()  # shards beside which there is a file of failures
 
     def open(self, predictor: FeaturePredictor | None = None) -> "OpenShardMaker":
         """Starts the model, unless it runs already."""
@@ -161,10 +166,12 @@ class OpenShardMaker:
                     yield rows
 
         for index, group in groupby(self.stream.run(pieces), key=itemgetter(0)):
-            yield index, write_shard(self.output, self.maker.job, index, seen(group), stale=index in self.maker.stale)
+            yield index, write_shard(self.output, self.maker.job, index, seen(group))
 
 
-def prepare_job(model: ModelSpec, plan: Plan, out: str, part: Part) -> tuple[ShardMaker, list[int], int]:
+def prepare_job(
+    model: ModelSpec, plan: Plan, out: str, part: Part, *, retry_failures: bool = False
+) -> tuple[ShardMaker, list[int], int]:
     """Makes the output folder this job's, and finds out what is left to do.
 
     Args:
@@ -172,6 +179,7 @@ def prepare_job(model: ModelSpec, plan: Plan, out: str, part: Part) -> tuple[Sha
         plan: of the sources.
         out: the folder, or its URI.
         part: which shards to make.
+        retry_failures: whether to make those again beside which there are failures.
 
     Returns:
         What makes them, the indices of those to make, and how many of this part are there already.
@@ -179,9 +187,16 @@ def prepare_job(model: ModelSpec, plan: Plan, out: str, part: Part) -> tuple[Sha
     Raises:
         ConvMAEError: something else is in the folder, or it cannot be written to.
     """
-    job = Job(origin=model.origin(), sources_sha256=plan.digest(), shard_rows=plan.shard_rows, shards=plan.shards)
-    found = begin(open_output(out), out, job)
+    job = Job(
+        origin=model.origin(),
+        computed_by=f"{model.runtime.runtime or 'onnxruntime'} on {model.device}",
+        sources_sha256=plan.digest(),
+        shard_rows=plan.shard_rows,
+        shards=plan.shards,
+    )
     mine = range(part.index, plan.shards, part.count)
-    left = [index for index in mine if index not in found.done]
-    maker = ShardMaker(model=model, out=out, job=job, remote=plan.is_remote, stale=found.failures)
+    found = begin(open_output(out), out, job, mine)
+    kept = found.done - found.failures if retry_failures else found.done
+    left = [index for index in mine if index not in kept]
+    maker = ShardMaker(model=model, out=out, job=found.job, remote=plan.is_remote)
     return maker, left, len(mine) - len(left)

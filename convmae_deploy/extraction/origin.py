@@ -8,6 +8,7 @@ fingerprints; how far their vectors are apart follows from the signal-to-noise r
 import hashlib
 import json
 import math
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,7 @@ from convmae_deploy.backends.engine_record import find_engine, read_record
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import BundleFile
+from convmae_deploy.bundle.numerics import OutputNumerics
 from convmae_deploy.tasks import TASKS, task_of
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions
 from convmae_deploy.tasks.features import FeaturePredictor
@@ -24,7 +26,7 @@ METADATA_KEY = "convmae_deploy"  # under which each output format holds its orig
 # Decibels that the difference of two vectors lies below them, at least, for both to stand in one index. At 30 dB the
 # cosine of the two is 0.9995; `python -m benchmarks.photo_search` measures what that does to the photos found.
 MIN_SNR_DB = 30.0
-_EXACT_DB = 200.0
+_EXACT_DB = 200.0  # beyond what fp32 can tell apart
 
 
 class LevelOrigin(BaseModel):
@@ -34,7 +36,8 @@ class LevelOrigin(BaseModel):
 
     fingerprint: str = Field(pattern="^[0-9a-f]{16}$")
     shape: tuple[int, ...]  # of one photo or video
-    snr_db: float | None = None  # against PyTorch in fp32, proven at export; None: not measured for this computation
+    # against PyTorch in fp32, proven at export in the runtime that the bundle names; None: not for this computation
+    snr_db: float | None = Field(default=None, ge=-_EXACT_DB, le=_EXACT_DB)
 
 
 class Origin(BaseModel):
@@ -52,6 +55,7 @@ class Origin(BaseModel):
     pooling: str  # of several views of a video
     levels: dict[str, LevelOrigin]
     dtype: str = "f32"  # that they are stored in
+    release: str = Field(default_factory=lambda: version("convmae-deploy"))  # of this package
 
     def fingerprints(self) -> str:
         """One text for all levels, for headers: `pooled=0123456789abcdef, e3=…`."""
@@ -103,12 +107,18 @@ def origin_of(
             level: LevelOrigin(
                 fingerprint=_hash({**facts, "level": level, "pooling": pooling})[:16],
                 shape=manifest.outputs[level].shape,
-                snr_db=proven[level].snr_db if level in proven and proven[level].passed else None,
+                snr_db=_proven_db(proven.get(level)),
             )
             for level in levels
         },
         dtype=dtype,
     )
+
+
+def _proven_db(numerics: OutputNumerics | None) -> float | None:
+    if numerics is None or numerics.snr_db is None or not numerics.passed:
+        return None
+    return min(numerics.snr_db, _EXACT_DB) if numerics.snr_db >= -_EXACT_DB else None
 
 
 def feature_levels(bundle: Bundle) -> tuple[str, ...]:
@@ -188,5 +198,5 @@ def joint_snr_db(first: float, second: float) -> float:
 
     Their errors may point the same way, so amplitudes are added, not energies.
     """
-    amplitude = sum(10 ** (-min(ratio, _EXACT_DB) / 20) for ratio in (first, second))
+    amplitude = sum(10 ** (-ratio / 20) for ratio in (first, second))
     return -20 * math.log10(amplitude)

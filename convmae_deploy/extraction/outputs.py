@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
-from convmae_deploy.files import atomic_file, check_can_create, read_regular, shortened
+from convmae_deploy.files import atomic_file, read_regular, shortened
 
 
 class Output(Protocol):
@@ -27,6 +29,15 @@ class Output(Protocol):
     def writing(self, name: str) -> Iterator[Path]:
         """Yields a temporary path; on success what is there becomes the file `name`, on an exception nothing does."""
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Makes a small file, unless there is one of that name; whether it did. Of several at once one does."""
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is in it."""
+
+    def tidy(self) -> None:
+        """Removes what processes that were killed left of files that are there now; others may be being written."""
+
     @contextmanager
     def opened(self, name: str) -> Iterator[Any]:
         """A file in it, to be read piece by piece."""
@@ -39,16 +50,18 @@ def open_output(name: str) -> Output:
     """The folder that a path or a URI means.
 
     Raises:
-        ConvMAEError: it is a file, cannot be made, or its store cannot be opened.
+        ConvMAEError: it is a file, or its store cannot be opened.
     """
     return _Store(name) if stores.is_remote(name) else _Folder(stores.local_path(name))
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")  # as `atomic_file` calls them
 
 
 class _Folder:
     def __init__(self, path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise ConvMAEError(f"expected a folder to write shards to; {path} is a file, choose another")
-        check_can_create(path / "_job.json")
         self._path = path
 
     def names(self) -> set[str]:
@@ -62,14 +75,43 @@ class _Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
-        self._path.mkdir(parents=True, exist_ok=True)
-        for left in self._path.glob(f".{name}.*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        path = self._path / name
         with _full_disk(self._path):
-            with atomic_file(self._path / name) as temporary:
-                yield temporary
-                _flush(temporary)
+            try:
+                with atomic_file(path) as temporary:
+                    yield temporary
+                    _flush(temporary)
+            except FileNotFoundError:
+                if not path.exists():
+                    raise  # else another process has made this file meanwhile, and removed what it took for left over
+            self.tidy()
             _flush(self._path)
+
+    def create(self, name: str, content: bytes) -> bool:
+        with _full_disk(self._path):
+            self._path.mkdir(parents=True, exist_ok=True)
+            temporary = self._path / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                temporary.write_bytes(content)
+                _flush(temporary)
+                os.link(temporary, self._path / name)
+            except (FileExistsError, FileNotFoundError):  # another process was first, or has even tidied up by now
+                if not self.exists(name):
+                    raise
+                return False
+            finally:
+                self.tidy()
+        return True
+
+    def tidy(self) -> None:
+        names = self.names()
+        for name in names:
+            found = _TEMPORARY.fullmatch(name)
+            if found is not None and found[1] in names:
+                (self._path / name).unlink(missing_ok=True)
+
+    def exists(self, name: str) -> bool:
+        return (self._path / name).exists()
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Any]:
@@ -112,6 +154,26 @@ class _Store:
                 self._store.put_file(str(temporary), f"{self._path}/{name}")
             except Exception as error:  # each store has exceptions of its own
                 raise stores.unreachable(f"{self._uri}/{name}", error) from error
+
+    def create(self, name: str, content: bytes) -> bool:
+        if self.exists(name):
+            return False
+        try:
+            self._store.pipe_file(f"{self._path}/{name}", content, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:  # each store has exceptions of its own
+            raise stores.unreachable(f"{self._uri}/{name}", error) from error
+        return True
+
+    def exists(self, name: str) -> bool:
+        try:
+            return bool(self._store.exists(f"{self._path}/{name}"))
+        except Exception as error:  # each store has exceptions of its own
+            raise stores.unreachable(f"{self._uri}/{name}", error) from error
+
+    def tidy(self) -> None:
+        pass  # a writer that is killed leaves no object
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from convmae_deploy.printing import printable
 
 # Names under which columns of photos and videos are found, the first one wins, unless the user names one.
 COLUMNS = ("image", "video", "bytes", "jpg", "path", "file", "uri")
+MAX_PIECES = 1_000_000  # of a Parquet file
 _ROWS_AT_ONCE = 8  # of a Parquet file: equal contents are stored once and may be large
 
 
@@ -64,12 +65,12 @@ class TarMembers:
                     if not (member.isreg() and is_taken(member.name, self.suffixes)):
                         continue
                     index += 1
-                    if self.stop is not None and index > self.stop:
-                        return
                     if index > self.start:
                         content = read_member(archive, member)
                         error = ConvMAEError(content) if isinstance(content, str) else content
                         yield Item(name=f"{self.tar}/{member.name}", content=error)
+                    if index == self.stop:
+                        return
         except (MemoryError, stores.StoreError):
             raise
         except ConvMAEError as error:
@@ -89,20 +90,30 @@ class ParquetRows:
     column: str
     start: int
     stop: int
+    content_only: bool = False  # whether paths in it lead nowhere: nobody asked for what a table in a folder names
 
     def items(self) -> Iterator[Item]:
         """See `Piece.items`."""
-        row = self.start
+        row, reason = self.start, "it ends before this row"
         try:
             for value in _values(self.file, self.column, self.start, self.stop):
-                yield item_of(value, f"{self.file}/{row}")
+                yield self._item(value, f"{self.file}/{row}")
                 row += 1
         except (MemoryError, stores.StoreError):
             raise
         except Exception as error:  # pyarrow's and zstd's, on damaged files
-            reason = error if isinstance(error, ConvMAEError) else f"it cannot be read on ({printable(error)})"
-            for lost in range(row, self.stop):
-                yield Item(name=f"{self.file}/{lost}", content=ConvMAEError(str(reason)))
+            reason = str(error) if isinstance(error, ConvMAEError) else f"it cannot be read on ({printable(error)})"
+        for lost in range(row, self.stop):
+            yield Item(name=f"{self.file}/{lost}", content=ConvMAEError(reason))
+
+    def _item(self, value: Any, name: str) -> Item:
+        try:
+            plain = value.as_py()
+        except ValueError as error:  # text that is not UTF-8
+            return Item(name=name, content=ConvMAEError(f"the row cannot be read ({printable(error)})"))
+        if self.content_only and isinstance(plain, dict):
+            plain = plain.get("bytes")
+        return item_of(plain, name)
 
 
 def is_taken(name: str, suffixes: Sequence[str]) -> bool:
@@ -127,11 +138,14 @@ def parquet_pieces(file: str, rows: int, column: str | None, *, content_only: bo
     try:
         with stores.opened(file) as stream:
             found = parquet.ParquetFile(stream)
+            groups = [found.metadata.row_group(group).num_rows for group in range(found.metadata.num_row_groups)]
             count, schema = found.metadata.num_rows, found.schema_arrow
     except ConvMAEError as error:
         raise type(error)(f"{shortened(file)}: {error}") from error
     except Exception as error:  # pyarrow's, on damaged files
         raise ConvMAEError(f"{shortened(file)} is no Parquet file that can be read ({printable(error)})") from error
+    if min(groups, default=0) < 0 or sum(groups) != count or count > rows * MAX_PIECES:
+        raise ConvMAEError(f"{shortened(file)} says that it has {count} rows, which cannot be; check where it is from")
     usable = [name for name in schema.names if _is_usable(schema.field(name).type, content_only)]
     wanted = next((name for name in COLUMNS if name in usable), None) if column is None else column
     if wanted is None or wanted not in usable:
@@ -142,7 +156,7 @@ def parquet_pieces(file: str, rows: int, column: str | None, *, content_only: bo
             "name with --column"
         )
     return [
-        ParquetRows(file=file, column=wanted, start=start, stop=min(start + rows, count))
+        ParquetRows(file=file, column=wanted, start=start, stop=min(start + rows, count), content_only=content_only)
         for start in range(0, count, rows)
     ]
 
@@ -185,7 +199,7 @@ def _values(file: str, column: str, start: int, stop: int) -> Iterator[Any]:
             for batch in reader.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
                 for value in batch.column(0):
                     if start <= row < stop:
-                        yield value.as_py()
+                        yield value
                     row += 1
 
 

@@ -9,16 +9,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import METADATA_KEY, Origin
@@ -29,6 +29,8 @@ from convmae_deploy.files import shortened
 
 PATH_COLUMN = "path"
 JOB_NAME = "_job.json"
+_JOB_KEY = b"convmae_deploy_job"  # of a shard's metadata
+_CHECKING_THREADS = 8  # they wait for the store
 _MAX_JOB_BYTES = 16 * 2**20
 _SPOOLED_BYTES = 2**20
 _GROUP_ROWS = 1024  # rows that a reader takes at once
@@ -41,11 +43,10 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     origin: Origin
+    computed_by: str  # the runtime, and where it was to run
     sources_sha256: str  # of all names, and of how they are cut into shards
     shard_rows: int  # rows of a shard, at most
     shards: int
-    # of this package, that began the job; others may go on with it
-    release: str = Field(default_factory=lambda: version("convmae-deploy"))
 
     def shard_name(self, index: int) -> str:
         """The file of a shard."""
@@ -58,7 +59,11 @@ class Job(BaseModel):
     def differences(self, other: "Job") -> list[str]:
         """What makes the other a different job, in words."""
         mine, others = _facts(self), _facts(other)
-        return [f"{name} {mine[name]}, now {others[name]}" for name in mine if mine[name] != others[name]]
+        return [
+            f"{name} {shortened(mine[name])[1:-1]}, now {shortened(others[name])[1:-1]}"
+            for name in mine
+            if mine[name] != others[name]
+        ]
 
 
 def _facts(job: Job) -> dict[str, str]:
@@ -66,6 +71,7 @@ def _facts(job: Job) -> dict[str, str]:
     return {
         "bundle": origin.bundle,
         "graph": f"{origin.graph} of SHA-256 {origin.graph_sha256[:16]}…, computed in {origin.precision}",
+        "runtime": job.computed_by,
         "levels": " ".join(origin.levels),
         "dtype": origin.dtype,
         "preprocessing": json.dumps(origin.preprocessing, sort_keys=True),
@@ -80,21 +86,24 @@ def _facts(job: Job) -> dict[str, str]:
 class Found:
     """What a folder holds of a job already."""
 
+    job: Job  # as it began: another release, or a bundle that was verified once more, goes on with it
     done: frozenset[int] = frozenset()  # indices of shards
-    failures: frozenset[int] = frozenset()  # of files beside shards, also of shards that were never completed
+    failures: frozenset[int] = frozenset()  # those beside which there are failures
 
 
-def begin(output: Output, title: str, job: Job) -> Found:
+def begin(output: Output, title: str, job: Job, indices: Iterable[int] | None = None) -> Found:
     """Makes a folder this job's, and finds out what of it is there.
 
     Args:
         output: the folder.
         title: what to call it.
         job: what is to be written.
+        indices: of the shards to look for; None: all.
 
     Raises:
         ConvMAEError: something else is in the folder, or it cannot be written to.
     """
+    output.tidy()
     names = output.names()
     if JOB_NAME not in names:
         # Temporary files are there where a process was killed before it wrote this one.
@@ -103,23 +112,25 @@ def begin(output: Output, title: str, job: Job) -> Found:
             raise ConvMAEError(
                 f"{shortened(title)} holds no features but {shortened(strangers[0])}; choose a new or an empty folder"
             )
-        with output.writing(JOB_NAME) as path:
-            path.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return Found()
-    differences = read_job(output, title).differences(job)
+        # Of several processes that begin at once one makes it, and the others hold theirs against it.
+        output.create(JOB_NAME, (job.model_dump_json(indent=2) + "\n").encode())
+    begun = read_job(output, title)
+    differences = begun.differences(job)
     if differences:
         raise ConvMAEError(
             f"{shortened(title)} holds another job's features ({'; '.join(differences)}); choose another folder, or "
             "repeat that job's settings to go on with it"
         )
-    done = frozenset(index for index in range(job.shards) if job.shard_name(index) in names)
-    for index in done:
-        found = shard_origin(output, job.shard_name(index))
-        if found != job.origin:
-            raise ConvMAEError(
-                f"{shortened(title)}/{job.shard_name(index)} is no shard of this job; remove it, and it is made again"
-            )
-    return Found(done, frozenset(index for index in range(job.shards) if job.failures_name(index) in names))
+    wanted = range(job.shards) if indices is None else indices
+    done = [index for index in wanted if job.shard_name(index) in names]
+    with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
+        for index, found in zip(
+            done, pool.map(lambda index: shard_job(output, job.shard_name(index)), done), strict=True
+        ):
+            if found != begun:
+                name = f"{shortened(title)}/{job.shard_name(index)}"
+                raise ConvMAEError(f"{name} is no shard of this job; remove it, and it is made again")
+    return Found(begun, frozenset(done), frozenset(index for index in done if job.failures_name(index) in names))
 
 
 def read_job(output: Output, title: str) -> Job:
@@ -136,19 +147,24 @@ def read_job(output: Output, title: str) -> Job:
         ) from None
 
 
-def shard_origin(output: Output, name: str) -> Origin | None:
-    """What a shard was made by; None where it is none that can be read."""
+def shard_job(output: Output, name: str) -> Job | None:
+    """The job that a shard is of; None where it is none that can be read."""
     parquet = import_parquet("shards of features")
     try:
         with output.opened(name) as file:
-            text = (parquet.read_schema(file).metadata or {})[METADATA_KEY.encode()]
-        return Origin.model_validate_json(text)
-    except (KeyError, ValidationError, OSError, ValueError):  # pyarrow's errors are ValueErrors
+            text = (parquet.read_schema(file).metadata or {})[_JOB_KEY]
+        return Job.model_validate_json(text)
+    except (KeyError, OSError, ValueError):  # pyarrow's and pydantic's errors are ValueErrors
         return None
 
 
-def schema_of(origin: Origin) -> Any:
-    """The Arrow schema of a table of features: `path`, and a list of fixed size for each level."""
+def schema_of(origin: Origin, job: Job | None = None) -> Any:
+    """The Arrow schema of a table of features: `path`, and a list of fixed size for each level.
+
+    Args:
+        origin: of the rows.
+        job: that they are a part of; None: of none.
+    """
     import pyarrow
 
     number = {"f32": pyarrow.float32(), "f16": pyarrow.float16()}[origin.dtype]
@@ -157,7 +173,8 @@ def schema_of(origin: Origin) -> Any:
         kind = pyarrow.list_(pyarrow.field("element", number, nullable=False), int(np.prod(level.shape)))
         about = {"shape": json.dumps(level.shape), "fingerprint": level.fingerprint}
         fields.append(pyarrow.field(name, kind, nullable=False, metadata=about))
-    return pyarrow.schema(fields, metadata={METADATA_KEY: origin.model_dump_json()})
+    of_a_job = {} if job is None else {_JOB_KEY: job.model_dump_json().encode()}
+    return pyarrow.schema(fields, metadata={METADATA_KEY.encode(): origin.model_dump_json().encode(), **of_a_job})
 
 
 @dataclass(frozen=True)
@@ -172,14 +189,15 @@ class Written:
 class TableWriter:
     """Writes rows to a Parquet file, a group at a time."""
 
-    def __init__(self, path: Path, origin: Origin) -> None:
+    def __init__(self, path: Path, origin: Origin, job: Job | None = None) -> None:
         """
         Args:
             path: the file to make.
             origin: of the rows.
+            job: that they are a part of; None: of none.
         """
         parquet = import_parquet("features in Parquet")
-        self._schema = schema_of(origin)
+        self._schema = schema_of(origin, job)
         numbers = sum(int(np.prod(level.shape)) for level in origin.levels.values())
         self._group = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (4 * numbers)))
         self._levels = tuple(origin.levels)
@@ -239,7 +257,7 @@ def as_table(schema: Any, names: Sequence[str], features: Mapping[str, NDArray[A
     return pyarrow.Table.from_arrays(columns, schema=schema)
 
 
-def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows], *, stale: bool) -> Written:
+def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows]) -> Written:
     """Writes one shard, after the file with what could not be read.
 
     Args:
@@ -247,12 +265,11 @@ def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows], *, 
         job: that the shard is of.
         index: of the shard.
         parts: its rows in order; what they raise leaves no shard behind.
-        stale: whether a run that was killed left a file of failures, which other files had then.
     """
     count, failed, first = 0, 0, None
     with tempfile.SpooledTemporaryFile(_SPOOLED_BYTES) as lines:
         with output.writing(job.shard_name(index)) as path:
-            with TableWriter(path, job.origin) as table:
+            with TableWriter(path, job.origin, job) as table:
                 for rows in parts:
                     table.write(rows.names, rows.features)
                     count += len(rows.names)
@@ -264,6 +281,6 @@ def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows], *, 
                 lines.seek(0)
                 with output.writing(job.failures_name(index)) as beside, beside.open("wb") as file:
                     shutil.copyfileobj(lines, file)
-            elif stale:
+            elif output.exists(job.failures_name(index)):  # of an earlier try
                 output.remove(job.failures_name(index))
     return Written(rows=count, failures=failed, first=first)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from convmae_deploy.braces import check_count
@@ -155,7 +155,7 @@ class _Planner:
             if not os.path.isdir(path):
                 self._add_file(path)  # whether it exists shows when it is read: a missing file is one bad file
                 return
-            for file in files_below(stores.local_path(name)):
+            for file in files_below(Path(path)):
                 self._add_found(str(file))
         elif not self._add_remote(name):
             return
@@ -167,26 +167,17 @@ class _Planner:
             )
 
     def _add_remote(self, uri: str) -> bool:
-        """The files that a URI means; whether it was a folder, or a pattern with a star."""
+        """The files that a URI means; whether it was a folder."""
         store, path = stores.open_store(uri)
         try:
-            if "*" in path:
-                for name in sorted(store.glob(path)):
-                    self._add_found(store.unstrip_protocol(name))
-                return True
-            if not uri.endswith("/") and (self._is_container(uri) or store.isfile(path)):
-                self._add_file(uri)
-                return False
-            for folder, folders, files in store.walk(path):
-                # in place, so that the walk goes on in this order; by copies, as some stores give mappings
-                folders.sort() if isinstance(folders, list) else None
-                for name in sorted(files):
-                    if name:  # the mark of an empty folder has no name
-                        self._add_found(store.unstrip_protocol(f"{folder.rstrip('/')}/{name}"))
-        except ConvMAEError:
-            raise
+            is_file = not uri.endswith("/") and (self._is_container(uri) or store.isfile(path))
         except Exception as error:  # each store has exceptions of its own
             raise stores.unreachable(uri, error) from error
+        if is_file:
+            self._add_file(uri)
+            return False
+        for name in stores.list_files(uri):
+            self._add_found(name)
         return True
 
     def _add_found(self, name: str) -> None:

@@ -7,6 +7,7 @@ that wait to be decoded have a bound in bytes.
 """
 
 import json
+import math
 import os
 import threading
 from collections import deque
@@ -26,7 +27,7 @@ from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.pieces import Item, Piece
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.media.video_limits import VideoLimits
-from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions, Prepared
+from convmae_deploy.tasks.base import NO_OPTIONS, ModelOutputError, PredictOptions, Prepared
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.tasks.video import views_of
 
@@ -34,6 +35,7 @@ FeatureType = Literal["f32", "f16"]
 DTYPES: dict[FeatureType, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
 _MAX_DEFAULT_BATCH = 32
 _MAX_FAILURES = 1000  # that wait for the next batch
+_PREPARED_BYTES = 1024 * 1024 * 1024  # of what waits for the model
 _WAITING_BYTES = 512 * 1024 * 1024  # of contents that were read from archives and are not decoded yet
 
 
@@ -61,6 +63,10 @@ class Rows:
 def as_text(name: str) -> str:
     """A file's name as text that any format can hold: bytes that are no UTF-8 reach Python as lone surrogates."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+class _RowError(Exception):
+    """Features of a row that cannot be given, whatever the other rows are."""
 
 
 class FeatureStream:
@@ -101,7 +107,9 @@ class FeatureStream:
         self._predictor, self._batch_size, self._dtype = predictor, batch_size, DTYPES[dtype]
         self._max_bytes = MAX_PHOTO_BYTES if predictor.MEDIUM == "photo" else VideoLimits().max_bytes
         self._lanes = lanes
-        self._ahead = lanes * batch_size + readers  # files that are read, decoded, or wait for the model
+        # Files that are read, decoded, or wait for the model: fewer where the model takes large ones.
+        row_bytes = 4 * math.prod(predictor.manifest.input.shape) * views_of(options).total
+        self._ahead = max(1, min(lanes * batch_size + readers, _PREPARED_BYTES // row_bytes))
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="convmae-read")
         self._model = ThreadPoolExecutor(lanes, thread_name_prefix="convmae-model")
 
@@ -210,19 +218,38 @@ class FeatureStream:
             raise
         except ConvMAEError as error:
             return error
+        except MemoryError:
+            return ConvMAEError("there is not enough memory for it; free some, or make it smaller")
 
     def _extract(self, names: list[str], prepared: list[Prepared], failures: list[Failure]) -> Rows:
-        found = self._predictor.interpret(prepared, self._options) if prepared else []
-        features = {level: np.stack([each[level] for each in found]) for level in self.levels} if found else {}
-        return Rows(names=names, features=self._stored(features), failures=failures)
+        """Runs a batch; where an output is not what it must be, its rows one by one, as one may spoil the others."""
+        if not prepared:
+            return Rows(names=(), features={}, failures=failures)
+        try:
+            return Rows(names=names, features=self._run(prepared), failures=failures)
+        except _RowError as error:
+            if len(prepared) == 1:
+                return Rows(names=(), features={}, failures=[*failures, Failure(names[0], str(error))])
+        parts = [self._extract([name], [one], []) for name, one in zip(names, prepared, strict=True)]
+        good = [part for part in parts if part.names]
+        return Rows(
+            names=[part.names[0] for part in good],
+            features={level: np.concatenate([part.features[level] for part in good]) for level in self.levels if good},
+            failures=[*failures, *(failure for part in parts for failure in part.failures)],
+        )
 
-    def _stored(self, features: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
-        with np.errstate(over="ignore"):
-            stored = {level: values.astype(self._dtype, copy=False) for level, values in features.items()}
-        for level, values in stored.items():
-            if not np.isfinite(values).all():
-                raise ConvMAEError(f"a feature of level {level} does not fit into f16; ask for f32")
-        return stored
+    def _run(self, prepared: list[Prepared]) -> dict[str, NDArray[Any]]:
+        try:
+            found = self._predictor.interpret(prepared, self._options)
+        except ModelOutputError as error:
+            raise _RowError(str(error)) from error
+        features = {}
+        for level in self.levels:
+            with np.errstate(over="ignore"):
+                features[level] = np.stack([each[level] for each in found]).astype(self._dtype, copy=False)
+            if not np.isfinite(features[level]).all():
+                raise _RowError(f"a feature of level {level} does not fit into f16; ask for f32")
+        return features
 
 
 def _result(entry: tuple[int, Future[Rows] | None]) -> tuple[int, Rows | None]:

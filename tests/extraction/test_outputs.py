@@ -43,9 +43,30 @@ def test_what_a_killed_process_left_goes_when_its_file_is_made_again(tmp_path: P
     left, other = tmp_path / ".a.txt.0123abcd.tmp", tmp_path / ".b.txt.0123abcd.tmp"
     left.touch()
     other.touch()
+    assert output.create("c.txt", b"x") and not output.create("c.txt", b"y")
     with output.writing("a.txt") as path:
         path.write_text("x")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, "a.txt"], "others may be being written"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [other.name, "a.txt", "c.txt"], (
+        "others may be being written"
+    )
+
+
+def test_of_two_that_make_the_same_file_both_are_content(tmp_path: Path) -> None:
+    output = open_output(str(tmp_path))
+    with output.writing("a.txt") as slow:
+        slow.write_text("x")
+        with output.writing("a.txt") as fast:
+            fast.write_text("x")
+        assert not slow.exists()
+    assert output.names() == {"a.txt"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_a_file_is_created_once(tmp_path: Path, store: Any, kind: str) -> None:
+    output = open_output(outputs(tmp_path, store)[kind])
+    assert [output.create("a.txt", content) for content in (b"first", b"second")] == [True, False]
+    assert output.read("a.txt", 10) == b"first" and output.names() == {"a.txt"}
+    assert output.exists("a.txt") and not output.exists("b.txt")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:

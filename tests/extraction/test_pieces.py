@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
@@ -100,6 +101,36 @@ def test_a_damaged_parquet_file_is_refused_or_each_of_its_rows_is_bad(tmp_path: 
     file.write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(ConvMAEError, match="is no Parquet file that can be read"):
         parquet_pieces(str(file), 10, None)
+
+
+def test_a_footer_that_lies_about_rows_is_refused_and_rows_that_do_not_come_are_bad(tmp_path: Path) -> None:
+    file = str(write_parquet(tmp_path / "x.parquet", {"jpg": [b"0", b"1"]}))
+    found = contents(ParquetRows(file=file, column="jpg", start=1, stop=4))
+    assert found[0] == (f"{file}/1", b"1")
+    assert found[1:] == [(f"{file}/{row}", "it ends before this row") for row in (2, 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "MAX_PIECES", 1)
+        with pytest.raises(ConvMAEError, match="says that it has 2 rows, which cannot be"):
+            parquet_pieces(file, 1, None)
+
+
+def test_a_text_that_is_no_utf_8_is_one_bad_row(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"a.jpg", b"\xff.jpg", b"c.jpg"]).view(pyarrow.string())
+    file = str(write_parquet(tmp_path / "x.parquet", {"path": texts}))
+    first, second, third = contents(ParquetRows(file=file, column="path", start=0, stop=3))
+    assert (first, third) == (("a.jpg", "a.jpg"), ("c.jpg", "c.jpg"))
+    assert second[0] == f"{file}/1" and "the row cannot be read" in second[1]
+
+
+def test_a_damaged_end_is_said_once(tar: Path) -> None:
+    tar.write_bytes(tar.read_bytes()[: 512 * 8 + 100])
+    counted = count_members(str(tar), SUFFIXES, PassedOver())
+    found = [
+        item
+        for start in range(counted)
+        for item in contents(TarMembers(tar=str(tar), suffixes=SUFFIXES, start=start, stop=start + 1))
+    ]
+    assert [name for name, _ in found].count(str(tar)) == 1
 
 
 @pytest.mark.parametrize("value", [None, 1.5, np.nan, {"bytes": None, "path": None}])

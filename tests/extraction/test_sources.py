@@ -9,6 +9,7 @@ import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.sources import Plan, make_plan
+from convmae_deploy.extraction.stores import StoreError
 from tests.extraction.photos import contents, encoded, write_parquet, write_photos, write_tar
 
 SUFFIXES = (".jpg", ".png")
@@ -146,13 +147,40 @@ def test_objects_are_found_as_files_are(store: Any, tmp_path: Path) -> None:
     table = write_parquet(tmp_path / "x.parquet", {"path": ["s3://bucket/photos/b.png"]})
     store.put_file(str(table), "bucket/table.parquet")
     store.pipe_file("bucket/list.txt", b"s3://bucket/photos/b.png\nlocal.jpg\n")
-    with planned("s3://bucket/photos/", "s3://bucket/shards", "@s3://bucket/list.txt", "s3://bucket/*/*.png") as plan:
+    with planned("s3://bucket/photos/", "s3://bucket/shards", "@s3://bucket/list.txt") as plan:
         assert plan.is_remote and plan.rows(range(plan.shards)) is None
         assert str(plan.passed_over) == "1 .heic (first: s3://bucket/photos/x.heic)"
         found = [contents(plan.piece(shard)) for shard in range(plan.shards)]
     folder = [f"s3://bucket/photos/{name}" for name in ("b.png", "a/B.jpg", "a/c.png")]
-    assert [name for name, _ in found[0]] == [*folder, folder[0], "local.jpg", folder[0]]
+    assert [name for name, _ in found[0]] == [*folder, folder[0], "local.jpg"]
     assert found[1] == [("s3://bucket/shards/0.tar/0.png", b"zero")]
     assert names_of("s3://bucket/table.parquet") == [[folder[0]]]
     with pytest.raises(ConvMAEError, match="in the folder 's3://bucket/nothing/', found none"):
         names_of("s3://bucket/nothing/")
+    with pytest.raises(ConvMAEError, match="expected the name of a bucket after s3://"):
+        names_of("s3://")
+
+
+def test_a_folder_of_a_store_that_cannot_be_listed_ends_the_work(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        store.pipe_file(f"bucket/photos/{name}/0.png", b"x")
+    assert names_of("s3://bucket/photos/") == [[f"s3://bucket/photos/{name}/0.png" for name in "abc"]]
+    listed = store.ls
+
+    def overloaded(path: str, **options: Any) -> Any:
+        if path.endswith("/b"):
+            raise OSError(5, "SlowDown: please reduce your request rate")
+        return listed(path, **options)
+
+    monkeypatch.setattr(store, "ls", overloaded)
+    with pytest.raises(StoreError, match=r"'s3://bucket/photos/ \(bucket/photos/b\)' cannot be reached .*request rate"):
+        names_of("s3://bucket/photos/")
+
+
+def test_a_table_in_a_folder_leads_nowhere_else(tmp_path: Path) -> None:
+    rows = [{"bytes": b"x", "path": "0.png"}, {"bytes": None, "path": "/etc/hostname"}]
+    table = write_parquet(tmp_path / "folder" / "x.parquet", {"image": rows})
+    with planned(tmp_path / "folder") as plan:
+        inside = contents(plan.piece(0))
+    assert inside[0] == (f"{table}/0", b"x") and inside[1][0] == f"{table}/1" and "the row is empty" in inside[1][1]
+    assert names_of(table) == [[f"{table}/0", "/etc/hostname"]], "of a table that is named itself, paths are followed"

@@ -13,6 +13,9 @@ def test_paths_and_file_uris_are_local_and_other_uris_are_not() -> None:
         assert not is_remote(name)
     assert is_remote("s3://b/c") and is_remote("GS://b/c") and is_remote("http://b/c")
     assert local_path("file:///a/b.jpg") == Path("/a/b.jpg") and local_path("a/b") == Path("a/b")
+    assert local_path("file://localhost/a%20b.jpg") == Path("/a b.jpg")
+    with pytest.raises(ConvMAEError, match="of this machine; got 'file://other/a'"):
+        local_path("file://other/a")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,34 @@ def test_files_and_objects_are_read_within_bounds(tmp_path: Path, store: Any) ->
         with opened(name) as file:
             file.seek(2)
             assert (file.tell(), file.read(2)) == (2, b"34")
+
+
+def test_an_empty_object_has_no_bytes_and_a_bucket_is_no_object(store: Any) -> None:
+    store.pipe_file("bucket/empty", b"")
+    assert read("s3://bucket/empty", 5) == b""
+    for name in ("s3://bucket", "s3://In valid!/a.jpg"):
+        with pytest.raises(ConvMAEError, match="name of a bucket|the file cannot be read") as caught:
+            read(name, 5)
+        assert not isinstance(caught.value, StoreError)
+
+
+@pytest.mark.parametrize(
+    ("code", "ends_the_work"),
+    [("AccessDenied", False), ("NoSuchKey", False), ("ExpiredToken", True), ("NoSuchBucket", True), ("SlowDown", True)],
+)
+def test_what_is_wrong_with_one_object_is_told_from_what_is_wrong_with_all(
+    store: Any, monkeypatch: pytest.MonkeyPatch, code: str, ends_the_work: bool
+) -> None:
+    class Answer(Exception):
+        response = {"Error": {"Code": code}}
+
+    def refuses(*arguments: Any, **options: Any) -> bytes:
+        raise PermissionError(13, f"it says {code}") from Answer()  # as s3fs makes many of them
+
+    monkeypatch.setattr(store, "cat_file", refuses)
+    with pytest.raises(ConvMAEError, match=f"it says {code}") as caught:
+        read("s3://bucket/x", 5)
+    assert isinstance(caught.value, StoreError) == ends_the_work
 
 
 def test_a_missing_object_is_one_bad_file_and_a_missing_server_ends_the_work(

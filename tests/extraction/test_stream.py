@@ -11,8 +11,8 @@ from convmae_deploy.extraction import stores
 from convmae_deploy.extraction import stream as streaming
 from convmae_deploy.extraction.pieces import Item, Names, Piece
 from convmae_deploy.extraction.stores import StoreError
-from convmae_deploy.extraction.stream import FeatureStream, Rows
-from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions
+from convmae_deploy.extraction.stream import Failure, FeatureStream, Rows
+from convmae_deploy.tasks.base import NO_OPTIONS, ModelOutputError, PredictOptions
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.features import FeaturePredictor
 from tests.bundle_factory import make_bundle, open_as
@@ -94,16 +94,33 @@ def test_f16_is_the_rounded_f32_and_what_does_not_fit_is_refused(tmp_path: Path,
         def interpret(self, *arguments: Any) -> list[Any]:
             return [{level: values * 1e6 for level, values in each.items()} for each in super().interpret(*arguments)]
 
-    predictor = Loud(*_parts(predictor))
-    with pytest.raises(ConvMAEError, match="level .* does not fit into f16; ask for f32"):
-        run(predictor, [names], dtype="f16")
+    (rows,) = rows_of(run(Loud(predictor.bundle, predictor.backend), [names], dtype="f16"), 0)
+    assert not rows.names and [failure.name for failure in rows.failures] == list(names.names)
+    assert "does not fit into f16; ask for f32" in rows.failures[0].error
 
 
-def _parts(predictor: Classifier) -> tuple[Any, Any]:
-    class Same:
-        manifest = predictor.manifest
+def test_a_row_whose_numbers_are_no_good_spoils_no_other(tmp_path: Path, predictor: Classifier) -> None:
+    files = write_photos(tmp_path, 5)
+    expected = rows_of(run(predictor, [Names(tuple(map(str, files)))]), 0)[0]
+    spoilt = predictor.prepare(files[2]).rows.sum()
 
-    return Same(), predictor.backend
+    class Spoiling(Classifier):
+        def interpret(self, prepared: Any, *others: Any) -> list[Any]:
+            if any(each.rows.sum() == spoilt for each in prepared):
+                raise ModelOutputError("output 'pooled' holds values that are not finite")
+            return super().interpret(prepared, *others)
+
+    (rows,) = rows_of(run(Spoiling(predictor.bundle, predictor.backend), [Names(tuple(map(str, files)))]), 0)
+    assert list(rows.names) == [str(files[index]) for index in (0, 1, 3, 4)]
+    assert rows.failures == [Failure(str(files[2]), "output 'pooled' holds values that are not finite")]
+    np.testing.assert_allclose(rows.features["e2"], np.delete(expected.features["e2"], 2, axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_several_batches_side_by_side_come_in_order(tmp_path: Path, predictor: Classifier) -> None:
+    names = tuple(map(str, write_photos(tmp_path, 9)))
+    found = run(predictor, [Names(names[:7]), Names(names[7:])], batch_size=2, lanes=3, readers=2)
+    assert [name for _, rows in found if rows is not None for name in rows.names] == list(names)
+    assert [number for number, rows in found if rows is None] == [0, 1]
 
 
 def test_a_store_that_does_not_answer_ends_the_work(predictor: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
