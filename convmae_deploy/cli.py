@@ -18,7 +18,7 @@ from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, st
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
-from convmae_deploy.extraction.command import read_origin, write_features_of
+from convmae_deploy.extraction.command import FeatureRequest, read_origin, write_features_of
 from convmae_deploy.extraction.job import ModelSpec, Part
 from convmae_deploy.extraction.origin import compare
 from convmae_deploy.extraction.stream import FeatureType
@@ -184,19 +184,18 @@ def features(
         threads=threads,
         runtime=runtime,
     )
-    part = None if shard_index is None else Part.parse(shard_index)
-    return write_features_of(
-        model,
-        sources,
-        out,
+    request = FeatureRequest(
+        model=model,
+        sources=sources,
+        out=out,
         shard_rows=shard_rows,
-        part=part,
+        part=None if shard_index is None else Part.parse(shard_index),
         column=column,
         strict=strict,
         retry_failures=retry_failures,
         ray=ray,
-        spell=_flag,
     )
+    return write_features_of(request, _flag)
 
 
 def compatible(

@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +17,7 @@ from convmae_deploy.extraction.feature_files import SUFFIXES, check_feature_path
 from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_job, shard_rows_of
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import open_output
+from convmae_deploy.extraction.pieces import Piece
 from convmae_deploy.extraction.shards import JOB_NAME, Written, read_job
 from convmae_deploy.extraction.sources import Plan, make_plan
 from convmae_deploy.extraction.stream import Failure, Rows
@@ -39,20 +41,50 @@ class _Strict(Exception):
     """A file cannot be read, and the user wants to end with it."""
 
 
-def write_features_of(
-    model: ModelSpec,
-    sources: Sequence[str],
-    out: str,
-    *,
-    shard_rows: int | None,
-    part: Part | None,
-    column: str | None,
-    strict: bool,
-    retry_failures: bool,
-    ray: RayOptions,
-    spell: Callable[[str], str | None],
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class FeatureRequest:
+    """What a user asks of `convmae features`, see there."""
+
+    model: ModelSpec
+    sources: Sequence[str]
+    out: str
+    shard_rows: int | None
+    part: Part | None
+    column: str | None
+    strict: bool
+    retry_failures: bool
+    ray: RayOptions
+
+    def check(self, file: Path | None) -> None:
+        """Refuses what cannot be asked together.
+
+        Args:
+            file: that is to be written; None: it is a folder of shards.
+
+        Raises:
+            ConvMAEError: there is something.
+        """
+        of_shards = (self.part, self.ray.ray, self.shard_rows)
+        if file is not None and (self.retry_failures or any(option is not None for option in of_shards)):
+            raise ConvMAEError(f"shards and Ray need a folder to write to; {file} is one file, give a folder")
+        if self.ray.ray is None and self.ray != NO_RAY:
+            raise ConvMAEError("--ray-actors, --ray-cpus and --ray-gpus are of --ray; give it, or leave them out")
+        if self.ray.ray is not None and self.strict:
+            raise ConvMAEError(
+                "--strict ends with the first bad file, which actors do not share; leave it or --ray out"
+            )
+        if self.shard_rows is not None and self.shard_rows < 1:
+            raise ConvMAEError(f"shard rows must be at least 1; got {self.shard_rows}")
+        if not self.sources:
+            raise ConvMAEError("expected at least one photo, video, folder or other source after the bundle; got none")
+
+
+def write_features_of(request: FeatureRequest, spell: Callable[[str], str | None]) -> int:
     """Writes features of all that the sources name, and says what it does; see `convmae features`.
+
+    Args:
+        request: what is asked for.
+        spell: how the user writes the name of an option.
 
     Returns:
         The exit status.
@@ -60,33 +92,23 @@ def write_features_of(
     Raises:
         ConvMAEError: something cannot be done as it is asked for.
     """
-    file = _single_file(out)
-    if file is not None:
-        if part is not None or ray.ray is not None or shard_rows is not None or retry_failures:
-            raise ConvMAEError(f"shards and Ray need a folder to write to; {file} is one file, give a folder")
-    if ray.ray is None and ray != NO_RAY:
-        raise ConvMAEError("--ray-actors, --ray-cpus and --ray-gpus are of --ray; give it, or leave them out")
-    if ray.ray is not None and strict:
-        raise ConvMAEError("--strict ends with the first bad file, which actors do not share; leave it or --ray out")
-    if shard_rows is not None and shard_rows < 1:
-        raise ConvMAEError(f"shard rows must be at least 1; got {shard_rows}")
-    if not sources:
-        raise ConvMAEError("expected at least one photo, video, folder or other source after the bundle; got none")
+    file, model = _single_file(request.out), request.model
+    request.check(file)
     predictor = model.open()
     predictor.check_options(model.options, spell=spell)
     if predictor.MEDIUM == "video":
         import_av()
     with model.stream(predictor, remote=False):  # refuses levels and batch sizes before the sources are searched
         origin = model.origin()
-    kind = f"{predictor.MEDIUM}s"
-    rows = _ONE_SHARD if file is not None else shard_rows or shard_rows_of(origin)
-    plan = make_plan(sources, sorted(_SUFFIXES[predictor.MEDIUM]), kind, shard_rows=rows, column=column)
+    rows = _ONE_SHARD if file is not None else request.shard_rows or shard_rows_of(origin)
+    suffixes, kind = sorted(_SUFFIXES[predictor.MEDIUM]), f"{predictor.MEDIUM}s"
+    plan = make_plan(request.sources, suffixes, kind, shard_rows=rows, column=request.column)
     try:
         if plan.passed_over:
             print(f"passed over: {plan.passed_over}", file=sys.stderr)
         if file is not None:
-            return _write_file(model, predictor, plan, file, origin, kind, strict)
-        return _write_shards(model, predictor, plan, out, part or Part(), ray, kind, strict, retry_failures)
+            return _write_file(request, predictor, plan, file, origin)
+        return _write_shards(request, predictor, plan)
     except _Strict:
         return SOME_INPUTS_BAD
     finally:
@@ -102,14 +124,10 @@ def _single_file(out: str) -> Path | None:
     return path
 
 
-def _write_file(
-    model: ModelSpec, predictor: FeaturePredictor, plan: Plan, file: Path, origin: Origin, kind: str, strict: bool
-) -> int:
-    seen = _Seen(strict, shown=None)  # nothing else says what was left out
-    with (
-        model.stream(predictor, remote=plan.is_remote) as stream,
-        _progress(kind, plan.rows(range(plan.shards))) as advance,
-    ):
+def _write_file(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan, file: Path, origin: Origin) -> int:
+    seen = _Seen(request.strict, shown=None)  # nothing else says what was left out
+    total, kind = plan.rows(range(plan.shards)), f"{predictor.MEDIUM}s"
+    with request.model.stream(predictor, remote=plan.is_remote) as stream, _progress(kind, total) as advance:
 
         def parts() -> Iterator[Rows]:
             for _, rows in stream.run((index, plan.piece(index)) for index in range(plan.shards)):
@@ -125,60 +143,57 @@ def _write_file(
     return 0
 
 
-def _write_shards(
-    model: ModelSpec,
-    predictor: FeaturePredictor,
-    plan: Plan,
-    out: str,
-    part: Part,
-    ray: RayOptions,
-    kind: str,
-    strict: bool,
-    retry_failures: bool,
-) -> int:
-    maker, left, there = prepare_job(model, plan, out, part, retry_failures=retry_failures)
-    seen, rows, failures = _Seen(strict), 0, 0
+def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan) -> int:
+    maker, left, there = prepare_job(
+        request.model, plan, request.out, request.part or Part(), retry_failures=request.retry_failures
+    )
+    seen, rows, failures, kind = _Seen(request.strict), 0, 0, f"{predictor.MEDIUM}s"
     begun = time.monotonic()
     with _progress(kind, plan.rows(left)) as advance:
-        for index, written in _made(maker, predictor, plan, left, ray, seen, advance):
+
+        def on_rows(rows: Rows) -> None:
+            seen(rows)
+            advance(len(rows.names) + len(rows.failures))
+
+        pieces = ((index, plan.piece(index)) for index in left)
+        if request.ray.ray is None:
+            done = _here(maker, predictor, pieces, on_rows)
+        else:
+            done = _seen_from_afar(run_on_ray(maker, list(pieces), request.ray), seen, advance)
+        for index, written in done:
             rows, failures = rows + written.rows, failures + written.failures
-            if ray.ray is not None:
-                advance(written.rows + written.failures)
-                if written.first is not None:
-                    seen.report(written.first)
             if not sys.stderr.isatty():
                 rate = (rows + failures) / max(time.monotonic() - begun, 1e-9)
                 print(f"{maker.job.shard_name(index)}: {_words(written, kind)}; {rate:.1f} a second", file=sys.stderr)
     total = Written(rows=rows, failures=failures, first=None)
     already = f", {there} were there already" if there else ""
-    print(f"{printable(out)}: {_counted(len(left))} written{already}; {_words(total, kind)}")
+    out = printable(request.out)
+    print(f"{out}: {_counted(len(left))} written{already}; {_words(total, kind)}")
     if failures:
-        print(f"why: _failures-*.jsonl in {printable(out)}; --retry-failures reads these shards again", file=sys.stderr)
+        print(f"why: _failures-*.jsonl in {out}; --retry-failures reads these shards again", file=sys.stderr)
     return SOME_INPUTS_BAD if failures and not rows else 0
 
 
-def _made(
+def _here(
     maker: ShardMaker,
     predictor: FeaturePredictor,
-    plan: Plan,
-    left: Sequence[int],
-    ray: RayOptions,
-    seen: "_Seen",
-    advance: Callable[[int], None],
+    pieces: Iterable[tuple[int, Piece]],
+    on_rows: Callable[[Rows], None],
 ) -> Iterator[tuple[int, Written]]:
-    """Shards that are done, here or on a cluster."""
-    pieces = ((index, plan.piece(index)) for index in left)
-    if ray.ray is not None:
-        yield from run_on_ray(maker, list(pieces), ray) if left else ()
-        return
-
-    def on_rows(rows: Rows) -> None:
-        seen(rows)
-        advance(len(rows.names) + len(rows.failures))
-
     opened = maker.open(predictor)
     with opened.stream:
         yield from opened.run(pieces, on_rows)
+
+
+def _seen_from_afar(
+    done: Iterable[tuple[int, Written]], seen: "_Seen", advance: Callable[[int], None]
+) -> Iterator[tuple[int, Written]]:
+    """Of shards that others make, the first failure of each is all that comes here."""
+    for index, written in done:
+        advance(written.rows + written.failures)
+        if written.first is not None:
+            seen.report(written.first)
+        yield index, written
 
 
 class _Seen:

@@ -29,6 +29,14 @@ class Item:
 class Piece(Protocol):
     """A part of the input; small, and it can be sent to another process."""
 
+    @property
+    def rows(self) -> int | None:
+        """How many photos or videos it has; None: that shows when it is read."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read from an object store."""
+
     def items(self) -> Iterator[Item]:
         """Reads it from front to back.
 
@@ -43,6 +51,14 @@ class Names:
 
     names: tuple[str, ...]
 
+    @property
+    def rows(self) -> int:
+        return len(self.names)
+
+    @property
+    def is_remote(self) -> bool:
+        return any(map(stores.is_remote, self.names))
+
     def items(self) -> Iterator[Item]:
         return (Item(name=name, content=name) for name in self.names)
 
@@ -55,6 +71,14 @@ class TarMembers:
     suffixes: tuple[str, ...]  # of the members to take
     start: int = 0
     stop: int | None = None  # None: to the end
+
+    @property
+    def rows(self) -> int | None:
+        return None if self.stop is None else self.stop - self.start
+
+    @property
+    def is_remote(self) -> bool:
+        return stores.is_remote(self.tar)
 
     def items(self) -> Iterator[Item]:
         """See `Piece.items`; where the archive is damaged, the last item has its name and says why."""
@@ -91,6 +115,14 @@ class ParquetRows:
     start: int
     stop: int
     content_only: bool = False  # whether paths in it lead nowhere: nobody asked for what a table in a folder names
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def is_remote(self) -> bool:
+        return stores.is_remote(self.file)
 
     def items(self) -> Iterator[Item]:
         """See `Piece.items`."""

@@ -20,7 +20,6 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.pieces import (
     Names,
-    ParquetRows,
     PassedOver,
     Piece,
     TarMembers,
@@ -56,7 +55,7 @@ class Plan:
     @property
     def is_remote(self) -> bool:
         """Whether reading waits for an object store."""
-        return self.names.is_remote or any(stores.is_remote(_file_of(piece)) for piece in self.containers)
+        return self.names.is_remote or any(piece.is_remote for piece in self.containers)
 
     def piece(self, shard: int) -> Piece:
         """What a shard is made of."""
@@ -65,16 +64,15 @@ class Plan:
 
     def rows(self, shards: Iterable[int]) -> int | None:
         """How many files the pieces of shards hold; None where that is not known yet."""
-        total, of_names = 0, -(-self.names.count // self.shard_rows)
-        for shard in shards:
-            if shard < of_names:
-                total += min(self.shard_rows, self.names.count - shard * self.shard_rows)
-                continue
-            piece = self.containers[shard - of_names]
-            if not isinstance(piece, TarMembers | ParquetRows) or piece.stop is None:
-                return None
-            total += piece.stop - piece.start
-        return total
+        of_names = -(-self.names.count // self.shard_rows)
+        counts = [
+            min(self.shard_rows, self.names.count - shard * self.shard_rows)
+            if shard < of_names
+            else self.containers[shard - of_names].rows
+            for shard in shards
+        ]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def digest(self) -> str:
         """SHA-256 of all names and of how they are cut, in hexadecimal."""
@@ -308,7 +306,3 @@ def _expanded(source: str) -> list[str]:
         return list(braceexpand.braceexpand(source))
     except ValueError as error:  # of unbalanced braces too
         raise SourceError(f'expected a pattern such as "{{000..146}}.tar"; got {shortened(source)} ({error})') from None
-
-
-def _file_of(piece: Piece) -> str:
-    return piece.tar if isinstance(piece, TarMembers) else piece.file if isinstance(piece, ParquetRows) else ""
