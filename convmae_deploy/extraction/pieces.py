@@ -26,7 +26,18 @@ class Item:
     content: str | bytes | ConvMAEError  # where it is (a path or a URI), what is in it, or why it cannot be read
 
 
-class Piece(Protocol):
+class Readable(Protocol):
+    """Photos or videos in an order."""
+
+    def items(self) -> Iterator[Item]:
+        """Reads them from front to back.
+
+        Raises:
+            StoreError: a store does not answer.
+        """
+
+
+class Piece(Readable, Protocol):
     """A part of the input; small, and it can be sent to another process."""
 
     @property
@@ -36,13 +47,6 @@ class Piece(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether it is read from an object store."""
-
-    def items(self) -> Iterator[Item]:
-        """Reads it from front to back.
-
-        Raises:
-            StoreError: a store does not answer.
-        """
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
-from convmae_deploy.extraction.pieces import Item, Piece
+from convmae_deploy.extraction.pieces import Item, Readable
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.base import NO_OPTIONS, ModelOutputError, PredictOptions, Prepared
@@ -124,7 +124,7 @@ class FeatureStream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def run(self, pieces: Iterable[tuple[int, Piece]]) -> Iterator[tuple[int, Rows | None]]:
+    def run(self, pieces: Iterable[tuple[int, Readable]]) -> Iterator[tuple[int, Rows | None]]:
         """Features of all pieces, in order.
 
         Args:
@@ -146,7 +146,7 @@ class FeatureStream:
             yield _result(running.popleft())
 
     def _batches(
-        self, pieces: Iterable[tuple[int, Piece]]
+        self, pieces: Iterable[tuple[int, Readable]]
     ) -> Iterator[tuple[int, tuple[list[str], list[Prepared], list[Failure]] | None]]:
         """What the model runs at once, of one piece; None after the last of a piece."""
         names: list[str] = []
@@ -169,7 +169,7 @@ class FeatureStream:
             if item is None:
                 yield number, None
 
-    def _read_ahead(self, pieces: Iterable[tuple[int, Piece]]) -> Iterator[tuple[int, Item | None, Any]]:
+    def _read_ahead(self, pieces: Iterable[tuple[int, Readable]]) -> Iterator[tuple[int, Item | None, Any]]:
         """Items, each with what is made of it; None after the last of a piece."""
         queue: Queue[tuple[int, Item | None, Any] | BaseException | None] = Queue(self._ahead)
         waiting, ended = _Bytes(_WAITING_BYTES), threading.Event()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convmae_deploy.extraction.pieces import Item, Piece
+from convmae_deploy.extraction.pieces import Item, Readable
 from tests.media.photo_files import encode, photo
 
 
@@ -45,7 +45,7 @@ def write_parquet(path: Path, columns: Mapping[str, Any], *, group: int = 1000) 
     return path
 
 
-def contents(piece: Piece) -> list[tuple[str, Any]]:
+def contents(piece: Readable) -> list[tuple[str, Any]]:
     """Names and contents of a piece; errors as text."""
     return [(item.name, _shown(item)) for item in piece.items()]
 

@@ -9,7 +9,7 @@ import pytest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction import stream as streaming
-from convmae_deploy.extraction.pieces import Item, Names, Piece
+from convmae_deploy.extraction.pieces import Item, Names, Readable
 from convmae_deploy.extraction.stores import StoreError
 from convmae_deploy.extraction.stream import Failure, FeatureStream, Rows
 from convmae_deploy.tasks.base import NO_OPTIONS, ModelOutputError, PredictOptions
@@ -38,7 +38,7 @@ class Items:
             yield item
 
 
-def run(predictor: FeaturePredictor, pieces: Sequence[Piece], **options: Any) -> list[tuple[int, Rows | None]]:
+def run(predictor: FeaturePredictor, pieces: Sequence[Readable], **options: Any) -> list[tuple[int, Rows | None]]:
     with FeatureStream(predictor, LEVELS, **options) as stream:
         return list(stream.run(enumerate(pieces)))
 

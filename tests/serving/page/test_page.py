@@ -118,6 +118,7 @@ def test_a_photo_can_also_be_dropped_or_pasted(page: PageDriver, photo: Path, ev
 
 def test_a_dropped_link_is_refused_with_a_sentence(page: PageDriver) -> None:
     page.open()
+    page.wait_for_model()
     page.script("window.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
     page.wait_for_state("error")
     assert "not a file" in page.one("[role=alert]").text
