@@ -176,7 +176,7 @@ def features(
     """
     model = ModelSpec(
         bundle=bundle,
-        levels=tuple(dict.fromkeys(levels)),
+        levels=tuple(dict.fromkeys(name for level in levels for name in level.split(",") if name)),
         dtype=dtype,
         batch_size=batch_size,
         options=PredictOptions(**vars(views)),

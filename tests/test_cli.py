@@ -183,7 +183,8 @@ def test_strict_features_end_with_the_first_bad_photo_and_write_nothing(
 def test_features_of_bad_photos_alone_are_an_error(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convmae("features", bundle, tmp_path / "missing.jpg", "--out", tmp_path / "x.npz") == 2
+    (tmp_path / "bad.jpg").write_text("no photo", encoding="utf-8")
+    assert convmae("features", bundle, tmp_path / "bad.jpg", "--out", tmp_path / "x.npz") == 2
     assert "none of the files could be read" in capsys.readouterr().err
     assert not (tmp_path / "x.npz").exists()
 

@@ -210,15 +210,18 @@ def test_a_job_of_bad_files_alone_says_so_and_can_be_tried_again(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = [tmp_path / f"{index}.jpg" for index in range(30)]
+    missing[0].write_text("no photo")
     arguments: tuple[str | Path, ...] = ("features", bundle, *missing, "--out", tmp_path / "out", *ROWS)
     assert convmae(*arguments) == 1
     shown = capsys.readouterr().err
     assert f"why: _failures-*.jsonl in {tmp_path}/out; --retry-failures reads these shards again" in shown
     write_photos(tmp_path, 1)[0].rename(missing[4])
     assert convmae(*arguments) == 0, "what is there is kept"
+    assert "10 shards of those that were there lack files that could not be read" in capsys.readouterr().err
+    assert convmae(*arguments, "--strict") == 1
     assert convmae(*arguments, "--retry-failures") == 0
     assert "10 shards written; 1 photos, 29 left out" in capsys.readouterr().out
-    assert shown.count("the file cannot be read") == 20 and "more files cannot be read" in shown
+    assert shown.count("the file cannot be read") == 19 and "more files cannot be read" in shown
 
 
 def test_videos_have_shards_too(tmp_path: Path, make_clips: Path) -> None:
@@ -253,6 +256,9 @@ def test_compatible_says_which_vectors_may_share_an_index(
     assert convmae("compatible", tmp_path / "out", other) == 1
     assert "different weights, task, preprocessing" in capsys.readouterr().out
     np.savez(tmp_path / "y.npz", pooled=np.zeros((1, 8)))
-    for name, words in (("y.npz", "does not say what its vectors were made by"), ("missing", "a bundle is a folder")):
+    for name, words in (
+        ("y.npz", "does not say what its vectors were made by"),
+        ("missing", "expected a bundle, a graph in one"),
+    ):
         assert convmae("compatible", bundle, tmp_path / name) == 2
         assert words in capsys.readouterr().err

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from convmae_deploy.backends.runtimes import RuntimeOptions
+from convmae_deploy.bundle.manifest import MANIFEST_NAME
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions, run_on_ray
@@ -18,7 +19,7 @@ from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_j
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import open_output
 from convmae_deploy.extraction.pieces import Piece
-from convmae_deploy.extraction.shards import JOB_NAME, Written, read_job
+from convmae_deploy.extraction.shards import JOB_NAME, Written, folder_origin
 from convmae_deploy.extraction.sources import Plan, make_plan
 from convmae_deploy.extraction.stream import Failure, Rows
 from convmae_deploy.files import shortened
@@ -117,6 +118,8 @@ def write_features_of(request: FeatureRequest, spell: Callable[[str], str | None
 
 def _single_file(out: str) -> Path | None:
     """The file to write; None where it is a folder: what has no suffix, ends in a slash, or is there as one."""
+    if not out:
+        raise ConvMAEError("expected a folder or a file after --out; got nothing")
     path = stores.local_path(out)
     if stores.is_remote(out) or out.endswith("/") or not path.suffix or (path.is_dir() and path.suffix not in SUFFIXES):
         return None
@@ -144,7 +147,7 @@ def _write_file(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan
 
 
 def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan) -> int:
-    maker, left, there = prepare_job(
+    maker, left, kept = prepare_job(
         request.model, plan, request.out, request.part or Part(), retry_failures=request.retry_failures
     )
     seen, rows, failures, kind = _Seen(request.strict), 0, 0, f"{predictor.MEDIUM}s"
@@ -166,12 +169,17 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
                 rate = (rows + failures) / max(time.monotonic() - begun, 1e-9)
                 print(f"{maker.job.shard_name(index)}: {_words(written, kind)}; {rate:.1f} a second", file=sys.stderr)
     total = Written(rows=rows, failures=failures, first=None)
-    already = f", {there} were there already" if there else ""
+    already = f", {len(kept.done)} were there already" if kept.done else ""
     out = printable(request.out)
     print(f"{out}: {_counted(len(left))} written{already}; {_words(total, kind)}")
-    if failures:
+    if kept.failures:
+        print(
+            f"{_counted(len(kept.failures))} of those that were there lack files that could not be read",
+            file=sys.stderr,
+        )
+    if failures or kept.failures:
         print(f"why: _failures-*.jsonl in {out}; --retry-failures reads these shards again", file=sys.stderr)
-    return SOME_INPUTS_BAD if failures and not rows else 0
+    return SOME_INPUTS_BAD if (failures and not rows) or (request.strict and kept.failures) else 0
 
 
 def _here(
@@ -246,7 +254,7 @@ def read_origin(name: str) -> Origin:
     """
     path = stores.local_path(name)
     if stores.is_remote(name) or (path / JOB_NAME).is_file():
-        return read_job(open_output(name), name).origin
+        return folder_origin(open_output(name), name)
     if path.suffix in SUFFIXES:
         found = origin_in_file(path)
         if found is None:
@@ -254,6 +262,11 @@ def read_origin(name: str) -> Origin:
                 f"{shortened(name)} does not say what its vectors were made by; give what convmae features wrote"
             )
         return found
+    if not (path / MANIFEST_NAME).is_file() and path.suffix not in (".onnx", ".engine"):
+        raise ConvMAEError(
+            f"expected a bundle, a graph in one, or what convmae features wrote (a folder with its {JOB_NAME}, or a "
+            f"file); got {shortened(name)}"
+        )
     bundle = load_bundle(path.parent if path.is_file() else path)
     levels = feature_levels(bundle)
     return origin_of(bundle, levels, runtime=RuntimeOptions(file=path.name if path.is_file() else None))

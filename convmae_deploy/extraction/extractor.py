@@ -57,7 +57,7 @@ class FeatureExtractor:
         """
         self._model = ModelSpec(
             bundle=Path(bundle),
-            levels=tuple(levels),
+            levels=(levels,) if isinstance(levels, str) else tuple(levels),
             dtype=dtype,
             batch_size=batch_size,
             device=device,
@@ -85,12 +85,17 @@ class FeatureExtractor:
         """
         import pyarrow
 
+        if isinstance(batch, pyarrow.RecordBatch):
+            batch = pyarrow.Table.from_batches([batch])
         if isinstance(batch, pyarrow.Table):
             columns = dict(zip(batch.column_names, batch.columns, strict=True))
         else:  # a mapping, or a table of pandas
             columns = dict(batch.items())
         column = self._column_of(columns)
         items = [item_of(_plain(value), str(row)) for row, value in enumerate(columns[column])]
+        taken = [name for name in (*self._model.levels, "error") if name in columns]
+        if taken:
+            raise ConvMAEError(f"a batch must not have a column {taken[0]} yet, which would be lost; rename it")
         if any(isinstance(item.content, bytes) for item in items):
             del columns[column]  # contents are large, and nobody needs them any more; paths stay
         stream, schema = self._open()

@@ -14,7 +14,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import Output, open_output
 from convmae_deploy.extraction.pieces import Piece
-from convmae_deploy.extraction.shards import Job, Written, begin, write_shard
+from convmae_deploy.extraction.shards import Found, Job, Written, begin, write_shard
 from convmae_deploy.extraction.sources import Plan
 from convmae_deploy.extraction.stream import FeatureStream, FeatureType, Rows
 from convmae_deploy.machine import available_cores
@@ -171,7 +171,7 @@ class OpenShardMaker:
 
 def prepare_job(
     model: ModelSpec, plan: Plan, out: str, part: Part, *, retry_failures: bool = False
-) -> tuple[ShardMaker, list[int], int]:
+) -> tuple[ShardMaker, list[int], Found]:
     """Makes the output folder this job's, and finds out what is left to do.
 
     Args:
@@ -182,7 +182,7 @@ def prepare_job(
         retry_failures: whether to make those again beside which there are failures.
 
     Returns:
-        What makes them, the indices of those to make, and how many of this part are there already.
+        What makes them, the indices of those to make, and what of this part is there already.
 
     Raises:
         ConvMAEError: something else is in the folder, or it cannot be written to.
@@ -190,6 +190,7 @@ def prepare_job(
     job = Job(
         origin=model.origin(),
         computed_by=f"{model.runtime.runtime or 'onnxruntime'} on {model.device}",
+        files=plan.rows(range(plan.shards)),
         sources_sha256=plan.digest(),
         shard_rows=plan.shard_rows,
         shards=plan.shards,
@@ -199,4 +200,4 @@ def prepare_job(
     kept = found.done - found.failures if retry_failures else found.done
     left = [index for index in mine if index not in kept]
     maker = ShardMaker(model=model, out=out, job=found.job, remote=plan.is_remote)
-    return maker, left, len(mine) - len(left)
+    return maker, left, Found(found.job, kept, found.failures & kept)

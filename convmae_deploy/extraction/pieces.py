@@ -13,7 +13,7 @@ from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import printable
 
 # Names under which columns of photos and videos are found, the first one wins, unless the user names one.
-COLUMNS = ("image", "video", "bytes", "jpg", "path", "file", "uri")
+COLUMNS = ("image", "video", "bytes", "jpg", "path", "file", "file_name", "uri", "url")
 MAX_PIECES = 1_000_000  # of a Parquet file
 _ROWS_AT_ONCE = 8  # of a Parquet file: equal contents are stored once and may be large
 
@@ -147,8 +147,9 @@ class ParquetRows:
             plain = value.as_py()
         except ValueError as error:  # text that is not UTF-8
             return Item(name=name, content=ConvMAEError(f"the row cannot be read ({printable(error)})"))
-        if self.content_only and isinstance(plain, dict):
-            plain = plain.get("bytes")
+        if self.content_only and isinstance(plain, dict) and plain.get("bytes") is None:
+            reason = "the row holds no content; where it is a path, name the table itself to have it followed"
+            return Item(name=name, content=ConvMAEError(reason))
         return item_of(plain, name)
 
 

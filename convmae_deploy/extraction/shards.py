@@ -44,6 +44,7 @@ class Job(BaseModel):
 
     origin: Origin
     computed_by: str  # the runtime, and where it was to run
+    files: int | None  # in all sources; None: that shows when they are read
     sources_sha256: str  # of all names, and of how they are cut into shards
     shard_rows: int  # rows of a shard, at most
     shards: int
@@ -78,7 +79,7 @@ def _facts(job: Job) -> dict[str, str]:
         "views": origin.pooling,
         "shard rows": str(job.shard_rows),
         "shards": str(job.shards),
-        "the sources": f"of SHA-256 {job.sources_sha256[:16]}…",
+        "the sources": f"{'some' if job.files is None else job.files} files of SHA-256 {job.sources_sha256[:16]}…",
     }
 
 
@@ -121,16 +122,37 @@ def begin(output: Output, title: str, job: Job, indices: Iterable[int] | None = 
             f"{shortened(title)} holds another job's features ({'; '.join(differences)}); choose another folder, or "
             "repeat that job's settings to go on with it"
         )
+    return _found(output, title, begun, indices)
+
+
+def _found(output: Output, title: str, job: Job, indices: Iterable[int] | None) -> Found:
+    """What a folder holds of its job; refuses tables of something else, which who reads the folder would read too."""
+    names = output.names()
+    own = {job.shard_name(index) for index in range(job.shards)}
+    for name in sorted(names):
+        if name.endswith(".parquet") and not name.startswith(("_", ".")) and name not in own:
+            raise ConvMAEError(
+                f"{shortened(title)} holds {shortened(name)}, which is no shard of its job; move it away"
+            )
     wanted = range(job.shards) if indices is None else indices
     done = [index for index in wanted if job.shard_name(index) in names]
     with ThreadPoolExecutor(_CHECKING_THREADS) as pool:
-        for index, found in zip(
-            done, pool.map(lambda index: shard_job(output, job.shard_name(index)), done), strict=True
-        ):
-            if found != begun:
+        jobs = pool.map(lambda index: shard_job(output, job.shard_name(index)), done)
+        for index, found in zip(done, jobs, strict=True):
+            if found != job:
                 name = f"{shortened(title)}/{job.shard_name(index)}"
                 raise ConvMAEError(f"{name} is no shard of this job; remove it, and it is made again")
-    return Found(begun, frozenset(done), frozenset(index for index in done if job.failures_name(index) in names))
+    return Found(job, frozenset(done), frozenset(index for index in done if job.failures_name(index) in names))
+
+
+def folder_origin(output: Output, title: str) -> Origin:
+    """What all vectors in a folder of shards were made by.
+
+    Raises:
+        ConvMAEError: it is none, or a file in it is of something else.
+    """
+    job = read_job(output, title)
+    return _found(output, title, job, None).job.origin
 
 
 def read_job(output: Output, title: str) -> Job:

@@ -29,6 +29,7 @@ from convmae_deploy.extraction.pieces import (
 )
 from convmae_deploy.files import files_below, shortened
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _MAX_NAME_BYTES = 64 * 1024  # of one line of a list
 _CHUNK_BYTES = 1024 * 1024
 _COUNTING_THREADS = 8  # they wait for the disk
@@ -106,6 +107,14 @@ def make_plan(
     Raises:
         ConvMAEError: a source cannot be read, or there is no photo or video in it.
     """
+    typed = [name for source in sources for name in (_expanded(source) if source[:1] not in ("@", "-") else [source])]
+    if not any(
+        name[:1] in ("@", "-") or stores.is_remote(name) or os.path.lexists(stores.local_path(name)) for name in typed
+    ):
+        raise SourceError(
+            f"there is nothing at {shortened(sources[0])}; check the path (of patterns {{000..146}} and {{a,b}} are "
+            "understood, * is the shell's)"
+        )
     planner = _Planner(suffixes=suffixes, kind=kind, shard_rows=shard_rows, column=column)
     try:
         for source in sources:
@@ -140,8 +149,13 @@ class _Planner:
         elif source == "-":
             self._add_list(sys.stdin.buffer, "standard input")
         elif source.startswith("@"):
-            with stores.opened(source[1:]) as file:
-                self._add_list(file, source[1:])
+            try:
+                with stores.opened(source[1:]) as file:
+                    self._add_list(file, source[1:])
+            except (SourceError, stores.StoreError):
+                raise
+            except ConvMAEError as error:
+                raise SourceError(f"{shortened(source)}: {error}") from error
         else:
             for name in _expanded(source):
                 self._add_path(name)
@@ -154,7 +168,10 @@ class _Planner:
                 self._add_file(path)  # whether it exists shows when it is read: a missing file is one bad file
                 return
             for file in files_below(Path(path)):
-                self._add_found(str(file))
+                if any(part.startswith(".") for part in file.relative_to(path).parts[:-1]):
+                    self.plan.passed_over.add(f"{file.parent}/.")  # hidden, as all that lies in a hidden folder
+                else:
+                    self._add_found(str(file))
         elif not self._add_remote(name):
             return
         if (self.plan.shards, self.plan.names.count) == before:
@@ -188,7 +205,7 @@ class _Planner:
                 raise
             except ConvMAEError:  # a table of something else beside the photos, perhaps of their names
                 self.plan.passed_over.add(name)
-        elif not hidden and is_taken(name, self._suffixes) and (stores.is_remote(name) or os.path.isfile(name)):
+        elif not hidden and is_taken(name, self._suffixes) and (stores.is_remote(name) or _may_be_read(name)):
             self.plan.names.add(name)
         else:
             self.plan.passed_over.add(name)
@@ -202,7 +219,7 @@ class _Planner:
 
     @staticmethod
     def _is_container(name: str) -> bool:
-        return name.lower().endswith((".tar", ".parquet"))
+        return name.lower().endswith((".tar", ".parquet", *_COMPRESSED))
 
     def _add_container(self, name: str, *, content_only: bool = False) -> None:
         containers, rows = self.plan.containers, self.plan.shard_rows
@@ -210,6 +227,7 @@ class _Planner:
             containers += parquet_pieces(name, rows, self._column, content_only=content_only)
             return
         if not stores.is_remote(name):
+            _check_tar(name)
             self._tars[len(containers)] = name
         containers.append(TarMembers(tar=name, suffixes=self._suffixes))
 
@@ -273,10 +291,34 @@ class _Spool:
         self._file.close()
 
 
+def _may_be_read(name: str) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which is a bad file and not one to pass over in silence."""
+    return os.path.isfile(name) or (os.path.islink(name) and not os.path.exists(name))
+
+
+def _check_tar(name: str) -> None:
+    """Refuses an archive that cannot be read at all: a job without it would be another one when it is there.
+
+    Raises:
+        SourceError: it is missing, or compressed.
+    """
+    try:
+        with stores.opened(name) as file:
+            begin = file.read(4)
+    except ConvMAEError as error:
+        raise SourceError(f"{shortened(name)}: {error}") from error
+    if name.lower().endswith(_COMPRESSED) or begin[:2] == b"\x1f\x8b" or begin == b"\x28\xb5\x2f\xfd":
+        raise SourceError(f"{shortened(name)} is compressed, and is read as it is; unpack it to a .tar first")
+
+
 def _lines(file: IO[bytes], title: str) -> Iterator[bytes]:
     """The names in a list, which stand on a line each or have zero bytes between them; empty ones are left out."""
     rest, separator = b"", b""
     while chunk := file.read(_CHUNK_BYTES):
+        if not separator:
+            if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise SourceError(f"expected a list in UTF-8; {shortened(title)} is in UTF-16, save it again as UTF-8")
+            chunk = chunk.removeprefix(b"\xef\xbb\xbf")  # as editors of Windows begin a file
         separator = separator or (b"\0" if b"\0" in chunk else b"\n")
         *lines, rest = (rest + chunk).split(separator)
         if len(rest) > _MAX_NAME_BYTES:

@@ -83,9 +83,9 @@ class FeaturePredictor(Predictor):
         Raises:
             ConvMAEError: no source or no level is given, a level does not exist, or a source cannot be read.
         """
-        if isinstance(sources, str | Path | bytes | Image.Image):
-            sources = [sources]
-        found = self.predict_each(sources, replace(options, levels=tuple(levels)))
+        sources = [sources] if isinstance(sources, str | Path | bytes | Image.Image) else list(sources)
+        levels = (levels,) if isinstance(levels, str) else tuple(levels)
+        found = self.predict_each(sources, replace(options, levels=levels))
         if not found:
             raise ConvMAEError("features need at least one photo or video; got none")
         return {level: np.stack([each[level] for each in found]) for level in levels}

@@ -33,11 +33,12 @@ def batches(files: list[str]) -> dict[str, Any]:
         "Ray's numpy": {"bytes": np.array(contents, dtype=object), "path": np.array(files, dtype=object)},
         "lists": {"path": files},
         "pandas": pandas.DataFrame({"bytes": contents, "path": files}),
+        "batch": pyarrow.record_batch({"bytes": contents, "path": files}),
         "arrow": pyarrow.table({"image": [{"bytes": each, "path": None} for each in contents], "path": files}),
     }
 
 
-@pytest.mark.parametrize("kind", ["Ray's numpy", "lists", "pandas", "arrow"])
+@pytest.mark.parametrize("kind", ["Ray's numpy", "lists", "pandas", "batch", "arrow"])
 def test_batches_of_other_libraries_get_a_list_for_each_level_and_keep_their_rows(
     bundle: Path, files: list[str], kind: str
 ) -> None:
@@ -75,6 +76,9 @@ def test_a_batch_of_bad_or_no_rows_has_the_same_columns(bundle: Path, files: lis
 def test_a_batch_without_the_column_is_refused_with_those_that_it_has(bundle: Path) -> None:
     with pytest.raises(ConvMAEError, match="expected the column one of image, .* in a batch; got label, give its name"):
         FeatureExtractor(bundle)({"label": [1]})
+    for name in ("error", "pooled"):
+        with pytest.raises(ConvMAEError, match=f"must not have a column {name} yet, which would be lost; rename it"):
+            FeatureExtractor(bundle, levels="pooled")({"path": ["a"], name: [1]})
     with pytest.raises(ConvMAEError, match="expected the column photo in a batch; got path"):
         FeatureExtractor(bundle, column="photo")({"path": ["a"]})
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import Origin
 from convmae_deploy.extraction.outputs import open_output
-from convmae_deploy.extraction.shards import Found, Job, begin, shard_job, write_shard
+from convmae_deploy.extraction.shards import Found, Job, begin, folder_origin, shard_job, write_shard
 from convmae_deploy.extraction.stream import Failure, Rows
 from tests.extraction.test_origin import origin
 
@@ -25,7 +25,7 @@ def job(**changes: Any) -> Job:
     one = origin(dtype=changes.pop("dtype", "f32"))
     levels = {name: one.levels["pooled"].model_copy(update={"shape": shape}) for name, shape in SHAPES.items()}
     facts: dict[str, Any] = {"origin": one.model_copy(update={"levels": levels}), "sources_sha256": "s" * 64}
-    facts["computed_by"] = "onnxruntime on cpu"
+    facts |= {"computed_by": "onnxruntime on cpu", "files": 250}
     return Job(**{**facts, "shard_rows": 100, "shards": 3, **changes})
 
 
@@ -136,7 +136,10 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
         (job(computed_by="openvino on cpu"), "runtime onnxruntime on cpu, now openvino on cpu"),
         (job(shard_rows=50), "shard rows 100, now 50"),
         (job(shards=4), "shards 3, now 4"),
-        (job(sources_sha256="t" * 64), "the sources of SHA-256 ssssssssssssssss…, now of SHA-256 tttttttttttttttt…"),
+        (
+            job(sources_sha256="t" * 64),
+            "the sources 250 files of SHA-256 ssssssssssssssss…, now 250 files of SHA-256 tttttttttttttttt…",
+        ),
     )
     for changed, words in changes:
         with pytest.raises(ConvMAEError, match=f"'out' holds another job's features .*{words}"):
@@ -166,6 +169,19 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConvMAEError, match="'out' holds no features but 'thesis.tex'; choose a new or an empty folder"):
         begin(open_output(str(tmp_path)), "out", job())
+
+
+def test_a_table_of_something_else_among_the_shards_is_refused(tmp_path: Path) -> None:
+    output = open_output(str(tmp_path))
+    begin(output, "out", job())
+    write_shard(output, job(), 0, [rows(1)])
+    assert folder_origin(output, "out") == job().origin
+    (tmp_path / "features-00000-of-00003.parquet").rename(tmp_path / "other.parquet")
+    for read in (lambda: begin(output, "out", job()), lambda: folder_origin(output, "out")):
+        with pytest.raises(
+            ConvMAEError, match="'out' holds 'other.parquet', which is no shard of its job; move it away"
+        ):
+            read()
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no table PAR1", None])

@@ -1,3 +1,4 @@
+import gzip
 import io
 import sys
 from collections.abc import Iterator
@@ -106,12 +107,49 @@ def test_what_is_there_under_the_name_of_a_list_or_a_pattern_is_a_file(
     assert names_of(*names) == [["@list", "-"], ["{0..9}.tar/x.png"]]
 
 
-def test_patterns_are_expanded_whether_or_not_their_files_exist(tmp_path: Path) -> None:
+def test_patterns_are_expanded(tmp_path: Path) -> None:
     write_tar(tmp_path / "01.tar", {"x.png": b""})
-    found = names_of(f"{tmp_path}/{{00..02}}.tar")
-    assert found == [[f"{tmp_path}/00.tar"], [f"{tmp_path}/01.tar/x.png"], [f"{tmp_path}/02.tar"]]
+    write_tar(tmp_path / "02.tar", {"y.png": b""})
+    found = names_of(f"{tmp_path}/{{01..02}}.tar", f"{tmp_path}/{{a,b}}.jpg")
+    assert found == [
+        [f"{tmp_path}/{name}.jpg" for name in "ab"],
+        [f"{tmp_path}/01.tar/x.png"],
+        [f"{tmp_path}/02.tar/y.png"],
+    ]
     with pytest.raises(ConvMAEError, match="at most 1000000 shards"):
         names_of("{0..999999999}.tar")
+
+
+def test_an_archive_that_is_missing_or_compressed_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00.tar", {"x.png": b""})
+    with pytest.raises(ConvMAEError, match="01.tar': the file cannot be read"):
+        names_of(f"{tmp_path}/{{00..01}}.tar")
+    for name in ("01.tar", "02.tar.gz", "03.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "00.tar").read_bytes()))
+        with pytest.raises(ConvMAEError, match=f"{name}' is compressed, and is read as it is; unpack it"):
+            names_of(tmp_path / name)
+
+
+def test_what_is_not_there_at_all_is_refused(tmp_path: Path) -> None:
+    for name in ("nothing", "*.jpg"):
+        with pytest.raises(ConvMAEError, match="there is nothing at .*the path .of patterns {000..146} and {a,b}"):
+            names_of(tmp_path / name)
+
+
+def test_hidden_folders_and_links_that_lead_nowhere(tmp_path: Path) -> None:
+    write_photos(tmp_path / ".cache", 1)
+    write_photos(tmp_path / "shown", 1)
+    (tmp_path / "shown" / "dead.png").symlink_to(tmp_path / "gone.png")
+    assert names_of(tmp_path) == [[f"{tmp_path}/shown/00.png", f"{tmp_path}/shown/dead.png"]], "the link is a bad file"
+    assert names_of(tmp_path / ".cache") == [[f"{tmp_path}/.cache/00.png"]], "what is named itself is searched"
+
+
+def test_lists_of_windows_are_understood_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "list").write_bytes("\ufeffa.jpg\r\nb.jpg".encode())
+    assert names_of(f"@{tmp_path}/list") == [["a.jpg", "b.jpg"]]
+    (tmp_path / "list").write_bytes("a.jpg".encode("utf-16"))
+    with pytest.raises(ConvMAEError, match="is in UTF-16, save it again as UTF-8"):
+        names_of(f"@{tmp_path}/list")
 
 
 def test_a_pattern_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +170,8 @@ def test_sources_without_a_photo_are_refused_with_what_was_passed_over(tmp_path:
 def test_the_digest_stands_for_names_and_cuts_on_every_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_tar(tmp_path / "x.tar", {"a.png": b"", "b.png": b""})
+    for name in ("a.jpg", "b.jpg"):
+        Path(name).touch()
     digests = []
     for sources, rows in ((["a.jpg", "x.tar"], 2), (["a.jpg", "x.tar"], 1), (["b.jpg", "x.tar"], 2), (["a.jpg"], 2)):
         with planned(*sources, rows=rows) as plan:
@@ -182,5 +222,9 @@ def test_a_table_in_a_folder_leads_nowhere_else(tmp_path: Path) -> None:
     table = write_parquet(tmp_path / "folder" / "x.parquet", {"image": rows})
     with planned(tmp_path / "folder") as plan:
         inside = contents(plan.piece(0))
-    assert inside[0] == (f"{table}/0", b"x") and inside[1][0] == f"{table}/1" and "the row is empty" in inside[1][1]
+    assert (
+        inside[0] == (f"{table}/0", b"x")
+        and inside[1][0] == f"{table}/1"
+        and "the row holds no content" in inside[1][1]
+    )
     assert names_of(table) == [[f"{table}/0", "/etc/hostname"]], "of a table that is named itself, paths are followed"
