@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from tests.bundle_factory import make_bundle, make_feature_bundle, make_video_feature_bundle
 from tests.extraction.conftest import store, store_server  # noqa: F401
-from tests.extraction.photos import write_photos, write_tar
+from tests.extraction.photos import encoded, write_photos, write_tar
 from tests.test_cli import convmae
 from tests.video_files import make_video
 
@@ -118,13 +118,14 @@ def test_objects_are_written_as_files_are(
 ) -> None:
     for file in sorted(sources[0].iterdir()):
         store.put_file(str(file), f"bucket/photos/{file.name}")
+    store.put_file(str(write_tar(tmp_path / "y.tar", {"0.heic": b"", "0.png": encoded(0)})), "bucket/photos/y.tar")
     command = ("features", bundle, "s3://bucket/photos/", "--out")
     assert convmae(*command, tmp_path / "here", *ROWS) == 0
     sent: list[str] = []
     put = store.put_file
 
     def fails_at_the_second_shard(local: str, remote: str, **options: Any) -> None:
-        if remote.endswith("00001-of-00003.parquet") and not sent:
+        if remote.endswith("00001-of-00004.parquet") and not sent:
             sent.append(remote)
             raise ConnectionResetError("the line is cut")
         put(local, remote, **options)
@@ -133,9 +134,11 @@ def test_objects_are_written_as_files_are(
     assert convmae(*command, "s3://bucket/out", *ROWS) == 2
     assert "cannot be reached ('the line is cut')" in capsys.readouterr().err
     names = {name.rsplit("/", 1)[1] for name in store.ls("bucket/out", detail=False)}
-    assert "features-00001-of-00003.parquet" not in names and "features-00000-of-00003.parquet" in names
+    assert "features-00001-of-00004.parquet" not in names and "features-00000-of-00004.parquet" in names
     assert convmae(*command, "s3://bucket/out/", *ROWS) == 0
-    assert "2 shards written, 1 were there already" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "3 shards written, 1 were there already" in shown.out
+    assert "passed over: 1 .heic (first: s3://bucket/photos/y.tar/0.heic)" in shown.err
     found = {name.rsplit("/", 1)[1]: store.cat_file(name) for name in store.ls("bucket/out", detail=False)}
     assert found == content(tmp_path / "here")
 

@@ -85,7 +85,7 @@ def test_features_of_a_folder_are_those_of_its_videos(
     flags = ("--temporal-views", str(views)) if views > 1 else ()
     assert convmae("features", bundle, videos, "--out", out, "--levels", *levels, *flags, "--device", "cpu") == 0
     captured = capsys.readouterr()
-    passed, error = captured.err.splitlines()
+    error, passed = captured.err.splitlines()
     assert passed == f"passed over: 1 .png (first: {videos / 'photo.png'})"
     assert error.startswith(f"error: {videos / 'aa.mp4'}: ")
     assert "2 videos; 1 left out; pooled (2, 8)" in captured.out

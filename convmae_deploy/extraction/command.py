@@ -18,7 +18,7 @@ from convmae_deploy.extraction.feature_files import SUFFIXES, check_feature_path
 from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_job, shard_rows_of
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import open_output
-from convmae_deploy.extraction.pieces import Piece
+from convmae_deploy.extraction.pieces import PassedOver, Piece
 from convmae_deploy.extraction.shards import JOB_NAME, Written, folder_origin
 from convmae_deploy.extraction.sources import Plan, make_plan
 from convmae_deploy.extraction.stream import Failure, Rows
@@ -105,10 +105,10 @@ def write_features_of(request: FeatureRequest, spell: Callable[[str], str | None
     suffixes, kind = sorted(_SUFFIXES[predictor.MEDIUM]), f"{predictor.MEDIUM}s"
     plan = make_plan(request.sources, suffixes, kind, shard_rows=rows, column=request.column)
     try:
-        if plan.passed_over:
-            print(f"passed over: {plan.passed_over}", file=sys.stderr)
         if file is not None:
             return _write_file(request, predictor, plan, file, origin)
+        if plan.passed_over:
+            print(f"passed over: {plan.passed_over}", file=sys.stderr)
         return _write_shards(request, predictor, plan)
     except _Strict:
         return SOME_INPUTS_BAD
@@ -140,6 +140,9 @@ def _write_file(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan
                     yield rows
 
         count = write_features(file, origin, parts())
+    plan.passed_over.merge([piece.passed_over for piece in plan.containers])
+    if plan.passed_over:
+        print(f"passed over: {plan.passed_over}", file=sys.stderr)
     left_out = f"; {seen.failures} left out" if seen.failures else ""
     shapes = ", ".join(f"{name} {(count, *level.shape)}" for name, level in origin.levels.items())
     print(f"{printable(file)}: {count} {kind}{left_out}; {shapes}")
@@ -151,7 +154,7 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
         request.model, plan, request.out, request.part or Part(), retry_failures=request.retry_failures
     )
     seen, rows, failures, kind = _Seen(request.strict), 0, 0, f"{predictor.MEDIUM}s"
-    begun = time.monotonic()
+    begun, passed_over = time.monotonic(), PassedOver()
     with _progress(kind, plan.rows(left)) as advance:
 
         def on_rows(rows: Rows) -> None:
@@ -165,6 +168,7 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
             done = _seen_from_afar(run_on_ray(maker, list(pieces), request.ray), seen, advance)
         for index, written in done:
             rows, failures = rows + written.rows, failures + written.failures
+            passed_over.merge([written.passed_over])
             if not sys.stderr.isatty():
                 rate = (rows + failures) / max(time.monotonic() - begun, 1e-9)
                 print(f"{maker.job.shard_name(index)}: {_words(written, kind)}; {rate:.1f} a second", file=sys.stderr)
@@ -172,6 +176,8 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
     already = f", {len(kept.done)} were there already" if kept.done else ""
     out = printable(request.out)
     print(f"{out}: {_counted(len(left))} written{already}; {_words(total, kind)}")
+    if passed_over:
+        print(f"passed over: {passed_over}", file=sys.stderr)
     if kept.failures:
         print(
             f"{_counted(len(kept.failures))} of those that were there lack files that could not be read",

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -165,8 +165,16 @@ class OpenShardMaker:
                     on_rows(rows)
                     yield rows
 
-        for index, group in groupby(self.stream.run(pieces), key=itemgetter(0)):
-            yield index, write_shard(self.output, self.maker.job, index, seen(group))
+        begun: dict[int, Piece] = {}
+
+        def kept() -> Iterator[tuple[int, Piece]]:
+            for index, piece in pieces:
+                begun[index] = piece
+                yield index, piece
+
+        for index, group in groupby(self.stream.run(kept()), key=itemgetter(0)):
+            written = write_shard(self.output, self.maker.job, index, seen(group))
+            yield index, replace(written, passed_over=begun.pop(index).passed_over)
 
 
 def prepare_job(

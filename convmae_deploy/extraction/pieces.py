@@ -1,7 +1,7 @@
 """Parts of a job's input: each is read on its own, in order, and makes one shard of the output."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
@@ -26,6 +26,35 @@ class Item:
     content: str | bytes | ConvMAEError  # where it is (a path or a URI), what is in it, or why it cannot be read
 
 
+class PassedOver:
+    """Files in folders and archives that are no photos or videos: how many of each kind, and the first one."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[int, str]] = {}
+
+    def add(self, name: str) -> None:
+        """Counts one."""
+        path = PurePosixPath(name)
+        kind = "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
+        if kind not in self._kinds and len(self._kinds) >= 20:
+            kind = "other"
+        count, first = self._kinds.get(kind, (0, name))
+        self._kinds[kind] = count + 1, first
+
+    def merge(self, others: Sequence["PassedOver"]) -> None:
+        """Adds what others counted."""
+        for other in others:
+            for kind, (count, first) in other._kinds.items():
+                known, name = self._kinds.get(kind, (0, first))
+                self._kinds[kind] = known + count, name
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {kind} (first: {printable(first)})" for kind, (count, first) in self._kinds.items())
+
+    def __bool__(self) -> bool:
+        return bool(self._kinds)
+
+
 class Readable(Protocol):
     """Photos or videos in an order."""
 
@@ -48,6 +77,10 @@ class Piece(Readable, Protocol):
     def is_remote(self) -> bool:
         """Whether it is read from an object store."""
 
+    @property
+    def passed_over(self) -> PassedOver:
+        """What was found in it, while it was read, that is no photo or video."""
+
 
 @dataclass(frozen=True)
 class Names:
@@ -63,6 +96,10 @@ class Names:
     def is_remote(self) -> bool:
         return any(map(stores.is_remote, self.names))
 
+    @property
+    def passed_over(self) -> PassedOver:
+        return PassedOver()
+
     def items(self) -> Iterator[Item]:
         return (Item(name=name, content=name) for name in self.names)
 
@@ -74,7 +111,8 @@ class TarMembers:
     tar: str  # a path or a URI
     suffixes: tuple[str, ...]  # of the members to take
     start: int = 0
-    stop: int | None = None  # None: to the end
+    stop: int | None = None  # None: to the end; nobody has counted it yet
+    passed_over: PassedOver = field(default_factory=PassedOver, compare=False, repr=False)
 
     @property
     def rows(self) -> int | None:
@@ -91,6 +129,8 @@ class TarMembers:
             with stores.opened(self.tar) as file, open_tar(file) as archive:
                 for member in members(archive):
                     if not (member.isreg() and is_taken(member.name, self.suffixes)):
+                        if member.isreg() and self.stop is None:
+                            self.passed_over.add(f"{self.tar}/{member.name}")
                         continue
                     index += 1
                     if index > self.start:
@@ -127,6 +167,10 @@ class ParquetRows:
     @property
     def is_remote(self) -> bool:
         return stores.is_remote(self.file)
+
+    @property
+    def passed_over(self) -> PassedOver:
+        return PassedOver()
 
     def items(self) -> Iterator[Item]:
         """See `Piece.items`."""
@@ -275,32 +319,3 @@ def count_members(tar: str, suffixes: Sequence[str], passed_over: "PassedOver") 
     except Exception:  # said when it is read
         return count + 1
     return count
-
-
-class PassedOver:
-    """Files in folders and archives that are no photos or videos: how many of each kind, and the first one."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, tuple[int, str]] = {}
-
-    def add(self, name: str) -> None:
-        """Counts one."""
-        path = PurePosixPath(name)
-        kind = "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
-        if kind not in self._kinds and len(self._kinds) >= 20:
-            kind = "other"
-        count, first = self._kinds.get(kind, (0, name))
-        self._kinds[kind] = count + 1, first
-
-    def merge(self, others: Sequence["PassedOver"]) -> None:
-        """Adds what others counted."""
-        for other in others:
-            for kind, (count, first) in other._kinds.items():
-                known, name = self._kinds.get(kind, (0, first))
-                self._kinds[kind] = known + count, name
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {kind} (first: {printable(first)})" for kind, (count, first) in self._kinds.items())
-
-    def __bool__(self) -> bool:
-        return bool(self._kinds)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import METADATA_KEY, Origin
 from convmae_deploy.extraction.outputs import Output
-from convmae_deploy.extraction.pieces import import_parquet
+from convmae_deploy.extraction.pieces import PassedOver, import_parquet
 from convmae_deploy.extraction.stream import Failure, Rows, as_text
 from convmae_deploy.files import shortened
 
@@ -206,6 +206,7 @@ class Written:
     rows: int
     failures: int
     first: Failure | None  # of the failures
+    passed_over: PassedOver = field(default_factory=PassedOver)  # what shows while a piece is read
 
 
 class TableWriter:
@@ -273,9 +274,9 @@ def as_table(schema: Any, names: Sequence[str], features: Mapping[str, NDArray[A
     import pyarrow
 
     columns = [pyarrow.array([as_text(name) for name in names], type=pyarrow.string())]
-    for field in list(schema)[1:]:
-        numbers = pyarrow.array(np.ascontiguousarray(features[field.name]).reshape(-1), type=field.type.value_type)
-        columns.append(pyarrow.FixedSizeListArray.from_arrays(numbers, type=field.type))
+    for level in list(schema)[1:]:
+        numbers = pyarrow.array(np.ascontiguousarray(features[level.name]).reshape(-1), type=level.type.value_type)
+        columns.append(pyarrow.FixedSizeListArray.from_arrays(numbers, type=level.type))
     return pyarrow.Table.from_arrays(columns, schema=schema)
 
 

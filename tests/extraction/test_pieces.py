@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def test_the_photos_of_a_tar_file_come_in_order_with_their_names(tar: Path) -> N
     for start, stop in ((0, 2), (1, 2), (2, 3), (1, None)):
         piece = TarMembers(tar=str(tar), suffixes=SUFFIXES, start=start, stop=stop)
         assert contents(piece) == expected[start:stop]
+
+
+def test_a_tar_file_that_nobody_counted_says_what_it_passes_over(tar: Path) -> None:
+    piece = TarMembers(tar=str(tar), suffixes=SUFFIXES)
+    again = pickle.loads(pickle.dumps(piece))
+    assert len(contents(piece)) == 3 and piece == again and repr(piece) == repr(again)
+    assert str(piece.passed_over) == f"1 .json (first: {tar}/a/0.json), 1 hidden (first: {tar}/._2.png)"
+    assert not again.passed_over
 
 
 def test_what_a_tar_file_holds_is_counted_by_its_headers(tar: Path) -> None:
