@@ -1,12 +1,11 @@
 """Photos in folders, tar and Parquet files for the tests of extraction."""
 
-import io
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from convmae_deploy.extraction.pieces import Item, Readable
+from tests.data.tar_shards import write_shard
 from tests.media.photo_files import encode, photo
 
 
@@ -27,12 +26,7 @@ def write_photos(folder: Path, count: int, *, bad: tuple[int, ...] = ()) -> list
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     """A tar file with these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            archive.addfile(header, io.BytesIO(content))
-    return path
+    return write_shard(path, members)
 
 
 def write_parquet(path: Path, columns: Mapping[str, Any], *, group: int = 1000) -> Path:
