@@ -40,16 +40,23 @@ wheel-check: .venv/.dev
 	$(INSTALL_PROJECT)
 	touch $@
 
-.venv/.dev: .venv/.uv pyproject.toml
+.venv/.dev: .venv/.uv .venv/.kserve pyproject.toml
 	$(INSTALL_PINNED) --extra dev
 	$(INSTALL_PROJECT)
 	touch $@ .venv/.serve
 
+# A client of servers whose requirements contradict ours, so it lives in an environment of its own.
+.venv/.kserve: .venv/.uv tests/serving/clients/kserve.txt
+	.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/kserve
+	.venv/bin/uv pip install --quiet --python .venv/kserve/bin/python --require-hashes --requirement tests/serving/clients/kserve.txt
+	touch $@
+
 # The newest versions that fit pyproject.toml, for every supported Python, with the hashes of their files, and of these
 # what a bento installs; commit the result once the tests pass with it.
 constraints: .venv/.uv
-	$(COMPILE) --upgrade --extra dev --extra fuzz --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
+	$(COMPILE) --upgrade --extra dev --extra peers --extra fuzz --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
 	$(COMPILE) --constraints constraints.txt --output-file serving/requirements.txt serving/requirements.in
+	$(COMPILE) --upgrade --output-file tests/serving/clients/kserve.txt tests/serving/clients/kserve.in
 
 clean:
 	rm -rf .venv dist
