@@ -15,18 +15,14 @@ from serving.api import openapi
 from serving.api.inference import Done, Inference
 from serving.api.job import Received
 from serving.api.media import Medium
-from serving.api.models import (
-    Predictors,
-    batching_backends,
-    describe_model,
-    list_models,
-)
+from serving.api.models import Predictors, describe_model, list_models
 from serving.api.routes import ROUTES, InferenceRoute
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
 from serving.http.draining import Drain
 from serving.http.guard import BodyLimits, Exchange, Guard
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import Metrics
+from serving.model_metrics import model_families
 from serving.page.files import PAGE, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
@@ -58,16 +54,7 @@ class Api:
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
-        self.metrics.histograms(
-            "convmae_batch_rows",
-            "Photos, windows or clips in a run of a model on a device.",
-            lambda: [(name, backend.rows_run) for name, backend in batching_backends(self.predictors).items()],
-        )
-        self.metrics.histograms(
-            "convmae_batch_queue_seconds",
-            "Time that a request's rows waited for the device.",
-            lambda: [(name, backend.queue_seconds) for name, backend in batching_backends(self.predictors).items()],
-        )
+        self.metrics.families(lambda: model_families(self.predictors, settings))
         self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
@@ -98,8 +85,9 @@ class Api:
         return JSONResponse({"status": "ready", "models": list(self.predictors)})
 
     async def metrics_page(self, request: Request) -> Response:
-        """GET /metrics, in Prometheus' text format."""
-        return Response(self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        """GET /metrics, in Prometheus' text format, or OpenMetrics on request."""
+        page, content_type = self.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"Content-Type": content_type})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
@@ -167,6 +155,7 @@ class Api:
         done = outcome.value
         self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
         timings.seconds["queue"] = outcome.queue_seconds
+        self.metrics.observe_phases(timings.seconds)
         done.response.raw_headers.append((b"server-timing", timings.header().encode()))
         return done.response
 

@@ -48,6 +48,7 @@ class Exchange:
         self.scope = scope
         self.request_id = ""
         self.status = 0  # the response's; 0 until it has started
+        self.error_code: str | None = None  # of the error that it was answered with
         self.body_bytes = 0
         self.body_limit = 0
         self.body_seconds = 0.0  # that receiving the body may take
@@ -90,6 +91,7 @@ class Exchange:
         Closing a connection whose client is still sending makes its kernel discard the answer. So the answer is sent at
         once, what arrives is thrown away for at most a second, and only then is the connection closed.
         """
+        self.error_code = error.code
         if self.status:
             self.close = True
             return
@@ -172,7 +174,8 @@ class Guard:
             self.in_flight -= 1
             self._let_go(exchange)
             route = getattr(scope.get("endpoint"), "path", UNMATCHED)  # its template, never the path itself
-            self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.observe(route, scope["method"], exchange.status, seconds, exchange.error_code)
 
     async def _handle(self, exchange: Exchange) -> None:
         try:
