@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from starlette.applications import Starlette
@@ -20,7 +20,7 @@ from serving.api.routes import ROUTES, InferenceRoute
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
 from serving.http.draining import Drain
-from serving.http.guard import BodyLimits, Exchange, Guard
+from serving.http.guard import BodyLimits, Exchange, Guard, Observer
 from serving.metrics import Metrics
 from serving.model_metrics import model_families
 from serving.page.files import PAGE, PageFiles
@@ -127,7 +127,9 @@ class Api:
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
         timings = Timings()
+        exchange.phases, exchange.intervals = timings.seconds, timings.intervals
         timings.seconds["queue"] = 0.0
+        submitted = time.perf_counter()
         deadline = time.monotonic() + medium.seconds
 
         def work(ticket: Ticket) -> Done:
@@ -150,11 +152,12 @@ class Api:
         except ApiError as error:
             if error.code == "inference_failed":
                 self.metrics.count("convmae_inference_failures_total")
-                logger.error("request %s: the model failed", exchange.request_id, exc_info=error.__cause__)
+                logger.error("%s: the model failed", exchange.title, exc_info=error.__cause__)
             raise
         done = outcome.value
         self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
-        timings.seconds["queue"] = outcome.queue_seconds
+        exchange.model = done.response.headers["x-model"]
+        timings.add("queue", submitted, outcome.queue_seconds)
         self.metrics.observe_phases(timings.seconds)
         done.response.raw_headers.append((b"server-timing", timings.header().encode()))
         return done.response
@@ -194,12 +197,13 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-def create_app(settings: Settings, predictors: Predictors) -> Starlette:
+def create_app(settings: Settings, predictors: Predictors, observers: Sequence[Observer] = ()) -> Starlette:
     """The whole application.
 
     Args:
         settings: limits, API key, threads.
         predictors: the models by name, in the order of the bundles. May be filled after this call.
+        observers: what keeps a record of requests, beside the metrics.
     """
     api = Api(settings, predictors)
     endpoints: list[tuple[str, str, Handler]] = [
@@ -220,5 +224,7 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, api.body_limits)
+    application.middleware_stack = api.guard = Guard(
+        application.router, settings, api.metrics, api.body_limits, observers=observers
+    )
     return application

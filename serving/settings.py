@@ -5,7 +5,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -190,6 +190,13 @@ class Settings(BaseSettings):
     video_request_timeout_seconds: Seconds = Field(
         default=120.0,  # 15 views of ConvMAE-B take a minute on one core
         description="Time from the received video to the answer; then 504.",
+    )
+    access_log: Literal["none", "json"] = Field(
+        default="none",
+        description=(
+            "`json` writes a line for each request to standard output: its id and trace, the client's address, method, "
+            "route, path without the query, status, bytes, seconds, model and phases."
+        ),
     )
     shutdown_seconds: Seconds = Field(
         default=30.0, description="Time that requests in flight get to finish after SIGTERM."
