@@ -21,7 +21,6 @@ BUNDLE_SEPARATOR = ":"
 DEFAULT_PORT = 3000
 KEY_CHARACTERS = 16  # fewer can be guessed
 HOST_NAME = re.compile(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-PILLOW_PIXELS = 89_478_485  # beyond this Pillow itself refuses to decode
 Seconds = Annotated[float, Field(gt=0, le=86_400)]  # at most a day
 BUNDLES = Path(__file__).parent / "bundles"
 SHIPPED_BUNDLE = BUNDLES / "imagenette-nano"
@@ -135,7 +134,12 @@ class Settings(BaseSettings):
         default=512_000_000, ge=1, description="Bytes of request bodies held at once by all requests; beyond it, 503."
     )
     max_image_pixels: int = Field(
-        default=50_000_000, ge=1, le=PILLOW_PIXELS, description="Largest photo in pixels, read from its header."
+        default=50_000_000,
+        ge=1,
+        description=(
+            "Largest photo in pixels, read from its header. To classify a JPEG or to take its features, up to four "
+            "times as many are accepted and decoded at half the width and height."
+        ),
     )
     max_image_side: int = Field(default=16_384, ge=1, description="Longest side of a photo in pixels.")
     max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")

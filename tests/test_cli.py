@@ -15,6 +15,7 @@ from tests.media.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}
+PHOTOS = {"--max-pixels", "--max-side"}
 RUNTIME = {"--runtime", "--file", "--precision", "--hint", "--trust-engine-code"}
 
 
@@ -92,7 +93,7 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["predict", "DETECTOR", "PHOTO", "--top-k", "5"], "--top-k says nothing to a detection model"),
         (["predict", "DETECTOR", "PHOTO", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
         (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
-        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes no options; leave it out"),
+        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes --max-pixels, --max-side; leave it out"),
         (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
         (
             ["features", "DETECTOR", "PHOTO", "--out", "x.npz"],
@@ -324,12 +325,13 @@ def test_to_hub_writes_a_folder_or_one_sentence(tmp_path: Path, capsys: pytest.C
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
+        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | PHOTOS | RUNTIME,
         "features": (
             {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
             | {"--retry-failures"}
             | {"--device", "--threads", "--ray", "--ray-actors", "--ray-cpus", "--ray-gpus"}
             | VIEWS
+            | PHOTOS
             | RUNTIME
         ),
         "compatible": set(),
