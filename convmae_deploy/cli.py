@@ -15,6 +15,7 @@ from rich.text import Text
 
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.cli_files import files_of
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
@@ -106,7 +107,7 @@ def predict(
 
     Args:
         bundle: folder of the exported model; what it was trained for decides.
-        files: photos, or videos where the model is for them.
+        files: photos, or videos where the model is for them; folders that are searched for them.
         out: folder to write to. Detection: pictures with boxes and masks, and results.json in COCO's format, where
             image_id is the photo's name (a number where it is one) and category_id the one of the annotations that the
             model learnt from.
@@ -123,6 +124,7 @@ def predict(
     if not files:
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
+    files = tuple(files_of(files, predictor.MEDIUM))
     options = PredictOptions(top_k=top_k, threshold=threshold, **vars(views), **vars(photos))
     report = _report_of(predictor, files, options, out)
     table = Table("file", *report.columns)

@@ -55,6 +55,39 @@ def test_predictions_are_one_json_object_a_photo_in_order(bundle: Path, photos: 
         assert {prediction["label"] for prediction in line["predictions"]} < set(CLASSES)
 
 
+def test_a_folder_is_searched_for_photos_and_what_is_passed_over_is_said(
+    bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.HEIC", "b.heic", "notes.txt", ".hidden.jpg"):
+        (photos / name).write_bytes(b"none")
+    assert convmae("predict", bundle, photos, "--json", "--device", "cpu") == 0
+    captured = capsys.readouterr()
+    names = [Path(json.loads(line)["file"]).name for line in captured.out.splitlines()]
+    assert names == ["a.jpg", "b.png", "c.webp"]
+    said = f"passed over: 1 hidden (first: {photos}/.hidden.jpg), 2 .heic (first: {photos}/a.HEIC), 1 .txt"
+    assert captured.err.startswith(said)
+
+
+def test_a_folder_without_photos_is_one_sentence(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.heic").write_bytes(b"none")
+    assert convmae("predict", bundle, tmp_path / "empty") == 2
+    assert "found none; passed over 1 .heic" in capsys.readouterr().err
+
+
+def test_a_large_photo_is_halved_or_refused_or_whole(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(192, 128).save(tmp_path / "a.jpg")
+    asked = ("predict", bundle, tmp_path / "a.jpg", "--json", "--device", "cpu", "--max-pixels")
+    assert [convmae(*asked, pixels) for pixels in ("6143", "6144", "24576")] == [1, 0, 0]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "at most 24572 are accepted" in lines[0]["error"]
+    assert "predictions" in lines[1] and "predictions" in lines[2]
+
+
 def test_the_table_shows_labels_as_they_are(
     bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
