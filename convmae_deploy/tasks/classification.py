@@ -1,10 +1,14 @@
 """Classification: names of what a photo shows."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convmae_deploy.bundle.manifest import OutputSpec
+from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
+from convmae_deploy.files import atomic_file
+from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
@@ -17,6 +21,8 @@ from convmae_deploy.tasks.base import (
     Run,
 )
 from convmae_deploy.tasks.clips import average_views
+from convmae_deploy.tasks.explanation import CELLS, MEANING, Explainer, Explanation, find_class
+from convmae_deploy.tasks.explanation_drawing import draw_explanation
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS, FeaturePredictor, PhotoFeatures
 from convmae_deploy.tasks.postprocess import Prediction, top_k
 
@@ -54,11 +60,48 @@ class Classifier(ClassPredictor, PhotoFeatures):
     """Names of what a photo shows, and multi-scale features of it."""
 
     TASK = "classification"
-    OPTIONS = ("top_k", "function_to_apply", "levels", *PHOTO_LIMITS)
+    OPTIONS = ("top_k", "function_to_apply", "levels", "explain", *PHOTO_LIMITS)
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:
         return dict.fromkeys(CLASSIFIER_OUTPUTS) | {LOGITS: OutputSpec(shape=(classes,))}
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """What explains its logits.
+
+        Raises:
+            ConvMAEError: the model makes its logits in another way than of the mean over all cells.
+        """
+        return Explainer(self.bundle)
+
+    def check_options(self, options: PredictOptions, *, spell: Callable[[str], str | None] = str) -> None:
+        """See `Predictor.check_options`; also refuses classes that this model does not know, or cannot explain."""
+        super().check_options(options, spell=spell)
+        if options.explain is not None:
+            self._explained(options)
+            self.explainer  # noqa: B018  # raises before the first run
+
+    def interpret(
+        self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
+    ) -> list[Any]:
+        """As `ClassPredictor.interpret`; or for each photo its explanations, one for each class that is asked for."""
+        if options.explain is None:
+            return super().interpret(prepared, options, run)
+        outputs = self._run_together(prepared, (LOGITS, CELLS), run)
+        classes = self._explained(options)
+        return [self.explainer.explain({name: values[0] for name, values in each.items()}, classes) for each in outputs]
+
+    def report(self, options: PredictOptions, out: Path | None) -> Report:
+        """The best classes in a table; or explanations, with pictures and numbers where a path is given."""
+        if options.explain is None:
+            return super().report(options, out)
+        self.check_options(options)
+        return ExplanationReport(self, options, out)
+
+    def _explained(self, options: PredictOptions) -> list[int] | None:
+        """The classes that are asked for; None: the best one."""
+        return [find_class(self.manifest.classes, wanted) for wanted in options.explain or ()] or None
 
 
 class ClassReport:
@@ -80,3 +123,72 @@ class ClassReport:
     def finish(self) -> list[str]:
         """Nothing is written."""
         return []
+
+
+class ExplanationReport:
+    """What the cells of photos add to the logits of some classes: the strongest in a table, all in files.
+
+    Args:
+        classifier: the model.
+        options: which classes.
+        out: a picture (.png) for one photo, with its numbers beside it (.json), or a folder for those of several;
+            None: nothing is written.
+    """
+
+    columns = ("label", "logit", "of the cells", "bias", "strongest cells: row, column")
+
+    def __init__(self, classifier: Classifier, options: PredictOptions, out: Path | None) -> None:
+        self.classifier, self.options, self.out = classifier, options, out
+        self.pictures: list[Path] = []
+
+    def describe(self, file: Path) -> Row:
+        """Runs a photo and draws its explanations."""
+        photo = self.classifier.open_photo(file, self.options)
+        found: list[Explanation] = self.classifier.predict(photo, self.options)
+        spec = self.classifier.manifest.preprocessing
+        assert isinstance(spec, Preprocessing)  # `check_manifest` says so
+        for explanation in found if self.out is not None else ():
+            picture = self._path(file, explanation, len(found))
+            with atomic_file(picture) as temporary:
+                draw_explanation(photo, explanation, spec).save(temporary, format="PNG")
+            with atomic_file(picture.with_suffix(".json")) as temporary:
+                temporary.write_text(json.dumps({"file": str(file), **explanation.fields()}), encoding="utf-8")
+            self.pictures.append(picture)
+        rows = [
+            (
+                explanation.label,
+                f"{explanation.logit:.4f}",
+                f"{explanation.of_cells:.4f}",
+                f"{explanation.bias:.4f}",
+                _strongest(explanation),
+            )
+            for explanation in found
+        ]
+        return Row(fields={"explanations": [explanation.fields() for explanation in found]}, rows=rows)
+
+    def finish(self) -> list[str]:
+        """Says what the numbers are, and where the pictures."""
+        said = [f"This is {MEANING}."]
+        if self.pictures:
+            more = f" and {len(self.pictures) - 1} more pictures" if len(self.pictures) > 1 else ""
+            said.append(f"{readable(self.pictures[0])}{more}; the numbers beside it as JSON")
+        return said
+
+    def _path(self, file: Path, explanation: Explanation, classes: int) -> Path:
+        assert self.out is not None
+        ending = f".{explanation.index}" if classes > 1 else ""
+        if is_picture(self.out):
+            return self.out.with_name(f"{self.out.stem}{ending}{self.out.suffix}")
+        return self.out / f"{file.stem}.explained{ending}.png"
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is one picture, and no folder for several."""
+    return path.suffix.lower() == ".png" and not path.is_dir()
+
+
+def _strongest(explanation: Explanation, count: int = 3) -> str:
+    """Those that add most, best first."""
+    cells = explanation.contributions
+    best = [divmod(int(place), cells.shape[1]) for place in (-cells).argsort(axis=None, kind="stable")[:count]]
+    return "; ".join(f"{row}, {column}: {cells[row, column]:+.3f}" for row, column in best)
