@@ -17,6 +17,7 @@ from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
 from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
 from serving.api.models import Models, close_predictors, open_predictors
+from serving.api.openapi import document
 from serving.app import Api, create_app
 from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
@@ -55,6 +56,11 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
     def schema(self) -> dict[str, Any]:
         """What BentoML's clients read, and what `bentoml build` keeps of the routes."""
         return bentoml_schema()
+
+    @property
+    def openapi_spec(self) -> dict[str, Any]:
+        """The description of our interface, which `bentoml build` keeps."""
+        return document(settings, predictors)
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application for requests, BentoML's for the start and the end."""
