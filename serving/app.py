@@ -51,7 +51,12 @@ class Api:
         self.inference = Inference(settings, predictors)
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
-        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
+        self.connections = Connections(
+            settings.max_connections,
+            settings.keep_alive_seconds,
+            settings.max_unread_bytes,
+            settings.min_bytes_per_second,
+        )
         self._page = PageFiles(PAGE)
         self._routes = {route.path: route for route in ROUTES}
         self.guard: Guard | None = None  # set when the application is made
