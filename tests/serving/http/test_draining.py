@@ -137,8 +137,11 @@ def test_until_the_balancer_has_heard_of_it_requests_are_answered_and_then_refus
         async def note(message: Message) -> None:
             answer.append(message)
 
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
         scope: Scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
-        await guard(scope, lambda: asyncio.sleep(0, {"type": "http.request"}), note)
+        await guard(scope, receive, note)
         return answer[0]["status"], dict(answer[0]["headers"])
 
     async def sleep(seconds: float) -> None:
