@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import compile_path
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.tasks.base import Predictor
 from serving.api import openapi
@@ -32,8 +32,10 @@ from serving.api.routes import (
 )
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
+from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
 from serving.http.guard import BodyLimits, Exchange, Guard
+from serving.http.proxies import RootPath, TrustedProxies, root_path
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.page.files import PAGE, PageFiles
 from serving.settings import Settings
@@ -61,8 +63,13 @@ class Api:
         self.repository = Repository(settings, models, self.inference.forget)
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
-        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
-        self._page = PageFiles(PAGE)
+        self.connections = Connections(
+            settings.max_connections,
+            settings.keep_alive_seconds,
+            settings.max_unread_bytes,
+            settings.min_bytes_per_second,
+        )
+        self._page = PageFiles(PAGE, settings.frame_ancestors)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -137,14 +144,15 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi.document(self.settings, self.models))
+        servers = {"servers": [{"url": root_path(request.scope) or "/"}]}
+        return JSONResponse(openapi.document(self.settings, self.models) | servers)
 
     async def bentoml_schema(self, request: Request) -> Response:
         return JSONResponse(bentoml_schema())
 
     async def page_file(self, request: Request, name: str | None = None) -> Response:
         """GET /, /docs, and /page/{asset}."""
-        return self._page.response(name or request.path_params["asset"])
+        return self._page.response(name or request.path_params["asset"], root_path(request.scope))
 
     def _named(self, request: Request) -> Predictor:
         if "version" in request.path_params:
@@ -283,12 +291,13 @@ def _text(header: bytes | None) -> str | None:
     return None if header is None else header.decode("latin-1")
 
 
-def create_app(settings: Settings, predictors: Predictors) -> Starlette:
+def create_app(settings: Settings, predictors: Predictors, cors: Mapping[str, Any] | None = None) -> Starlette:
     """The whole application.
 
     Args:
         settings: limits, API key, threads.
         predictors: the models by name, in the order of the bundles; `Models` may be filled after this call.
+        cors: what `Cors` takes, in place of what the settings say.
     """
     api = Api(settings, predictors if isinstance(predictors, Models) else Models(predictors))
     endpoints: list[tuple[str, str, Handler]] = [
@@ -306,5 +315,14 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, api.body_limits)
+    outermost: ASGIApp
+    outermost = api.guard = Guard(application.router, settings, api.metrics, api.body_limits)
+    cors = cors or cors_options(settings)
+    if cors is not None:
+        outermost = Cors(outermost, cors)
+    if settings.root_path or settings.trusted_proxies:
+        outermost = RootPath(outermost, settings.root_path)
+    if settings.trusted_proxies:
+        outermost = TrustedProxies(outermost, list(settings.trusted_proxies))  # type: ignore[arg-type]
+    application.middleware_stack = outermost
     return application

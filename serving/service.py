@@ -100,7 +100,7 @@ class ConvMAEService:
         """Puts our signal handlers before uvicorn's, which are in place by now."""
         if threading.current_thread() is threading.main_thread():  # not so in a test client
             assert api.guard is not None
-            api.drain = Drain(api.guard, settings.shutdown_seconds)
+            api.drain = Drain(api.guard, settings.shutdown_seconds, settings.drain_seconds)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:

@@ -42,7 +42,7 @@ class BodyLimits(NamedTuple):
     """What the body of a request may take."""
 
     bytes: int  # where it is no JSON, for which there is a setting
-    seconds: float  # to be received
+    seconds: float  # in which it, or the next part of it at the least rate, must be received
 
 
 class Exchange:
@@ -54,7 +54,7 @@ class Exchange:
         self.status = 0  # the response's; 0 until it has started
         self.body_bytes = 0
         self.body_limit = 0
-        self.body_seconds = 0.0  # that receiving the body may take
+        self.body_seconds = 0.0  # that receiving the body, or the next part of it, may take
         self.held_bytes = 0  # for the body, until the response is sent
         self.more_body = True
         self.close = False
@@ -155,7 +155,8 @@ class Guard:
         self.settings = settings
         self.metrics = metrics
         self.body_limits = body_limits
-        self.draining = False
+        self.draining = False  # requests are still answered, but the next ones should go elsewhere
+        self.refusing = False  # they are refused
         self.in_flight = 0
         self.buffered_bytes = 0
         self._visitors = Visitors(settings)
@@ -198,11 +199,10 @@ class Guard:
     def _check(self, exchange: Exchange) -> None:
         """All that can be refused before the body is read."""
         path = exchange.scope["path"]
-        if self.draining:
-            exchange.close = True
-            if path not in ALIVE_PATHS:
-                message = "the server is shutting down; send this request to another one"
-                raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
+        exchange.close = self.draining
+        if self.refusing and path not in ALIVE_PATHS:
+            message = "the server is shutting down; send this request to another one"
+            raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
         self._visitors.check(exchange.scope, exchange.headers)
         if path.startswith(ADMIN_PREFIX):
             if self.settings.admin_key is None:
@@ -253,8 +253,12 @@ class Guard:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _receive_body(self, exchange: Exchange, chunks: list[bytes]) -> None:
+        """Receives a body whose client has so much time for each part that the least rate gives, and for the last."""
+        clock = asyncio.get_running_loop().time
+        part = exchange.body_seconds * self.settings.min_bytes_per_second
+        due = part
         try:
-            async with asyncio.timeout(exchange.body_seconds):
+            async with asyncio.timeout(exchange.body_seconds) as limit:
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -265,8 +269,14 @@ class Guard:
                     self.buffered_bytes += len(chunk)
                     if self.buffered_bytes > self.settings.max_buffered_bytes:
                         raise busy("the server holds as many request bodies as it may", 1)
+                    if exchange.body_bytes >= due:
+                        due = exchange.body_bytes + part
+                        limit.reschedule(clock() + exchange.body_seconds)
         except TimeoutError:
-            message_text = f"expected the whole body within {exchange.body_seconds:g} s; send it faster or send less"
+            message_text = (
+                f"expected the whole body, or {part:.0f} bytes more of it, within {exchange.body_seconds:g} s; "
+                "send it faster or send less"
+            )
             raise ApiError(408, "body_timeout", message_text, close=True) from None
 
     def _let_go(self, exchange: Exchange) -> None:
