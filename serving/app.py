@@ -27,7 +27,7 @@ from serving.http.connection_limits import Connections
 from serving.http.draining import Drain
 from serving.http.guard import BodyLimits, Exchange, Guard
 from serving.metrics import CONTENT_TYPE, Metrics
-from serving.page.files import PAGE, PageFiles
+from serving.page.files import PAGE, SAMPLES, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
 from serving.work.runs import Timings
@@ -52,7 +52,7 @@ class Api:
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
         self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
-        self._page = PageFiles(PAGE)
+        self._page = PageFiles(PAGE, *SAMPLES)
         self._routes = {route.path: route for route in ROUTES}
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own

@@ -1,5 +1,6 @@
 """The files of the web page, held in memory: what a client asks for is looked up by name and never becomes a path."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +9,7 @@ from starlette.responses import Response
 from serving.errors import ApiError
 
 PAGE: Final = Path(__file__).parent
+SAMPLES: Final = (PAGE / "samples", PAGE.parent / "golf-ball.jpg")  # photos to try the page with
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -16,6 +18,7 @@ ASSET_TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
     ".ico": "image/x-icon",
+    ".jpg": "image/jpeg",
     ".js": "text/javascript",
     ".png": "image/png",
     ".svg": "image/svg+xml",
@@ -26,11 +29,12 @@ class PageFiles:
     """The page's files by name, read once.
 
     Args:
-        folder: where they are; the folders in it are not looked into.
+        places: files, and folders whose files they are; the folders in these are not looked into.
     """
 
-    def __init__(self, folder: Path) -> None:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in ASSET_TYPES)
+    def __init__(self, *places: Path) -> None:
+        found = chain.from_iterable(place.iterdir() if place.is_dir() else [place] for place in places)
+        paths = sorted(path for path in found if path.suffix in ASSET_TYPES)
         self._files = {path.name: (ASSET_TYPES[path.suffix], path.read_bytes()) for path in paths}
 
     def response(self, name: str) -> Response:
