@@ -4,18 +4,15 @@
 
 Starts `python -m serving`, measures how many requests a second it answers at most, and then sends 80 % of that at a
 constant rate, whatever becomes of the requests before, beside clients that send broken files and wrong requests, and
-clients that are slow, silent or gone. The model is replaced twice meanwhile. Memory is that of the server and all of
+clients that are slow, silent or gone. The model is loaded anew twice meanwhile. Memory is that of the server and all of
 its processes, each page counted once. What the first fifth of the time holds is warm-up and is not judged.
 """
 
 import asyncio
-import json
-import shutil
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -136,11 +133,11 @@ def main(options: Options) -> int:
     """Loads, watches, prints, draws, and says whether the gates hold."""
     print(f"machine {processor()}, {available_cores()} cores, which the clients use as well; {options.threads} threads")
     settings = {"CONVMAE_THREADS": str(options.threads), "CONVMAE_ADMIN_KEY": KEY}
+    model = read_bundle(options.bundle).manifest.name
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundles = [Path(shutil.copytree(options.bundle, folder / f"bundle-{number}")) for number in (1, 2)]
         photo = write_photo(folder / "photo.jpg")
-        with serve(settings | {"CONVMAE_BUNDLE": str(bundles[0])}, folder) as (process, port):
+        with serve(settings | {"CONVMAE_BUNDLE": str(options.bundle.resolve())}, folder) as (process, port):
             run_load(Plan(port, "/v1/classify", str(photo), CAPACITY_CLIENTS, 1.0))
             capacity = run_load(Plan(port, "/v1/classify", str(photo), CAPACITY_CLIENTS, CAPACITY_SECONDS)).rate
             soak = Soak(60 * options.minutes, options.share * capacity)
@@ -148,7 +145,7 @@ def main(options: Options) -> int:
             time.sleep(SETTLE_SECONDS)
             before = descriptors(process.pid)
             target = Target(port, photo.read_bytes())
-            asyncio.run(load(soak, target, process.pid, bundles, options.sample_seconds))
+            asyncio.run(load(soak, target, process.pid, model, options.sample_seconds))
             time.sleep(SETTLE_SECONDS)
             soak.idle = (before, descriptors(process.pid))
     print_soak(soak)
@@ -160,11 +157,11 @@ def main(options: Options) -> int:
     return 1 if options.check and failed else 0
 
 
-async def load(soak: Soak, target: Target, pid: int, bundles: Sequence[Path], sample_seconds: float) -> None:
+async def load(soak: Soak, target: Target, pid: int, model: str, sample_seconds: float) -> None:
     """All clients together for the time of the soak, the looks at the server, and the models replaced."""
     tasks = [asyncio.create_task(repeat(kind, target, soak.outcomes)) for kind in (*BAD, *SLOW)]
     tasks.append(asyncio.create_task(watch(soak, pid, sample_seconds)))
-    tasks.append(asyncio.create_task(replace_models(soak, target, bundles)))
+    tasks.append(asyncio.create_task(replace_models(soak, target, model)))
     await GoodClients(target, soak.outcomes).run(soak.rate, soak.seconds)
     for task in tasks:
         task.cancel()
@@ -187,21 +184,18 @@ async def watch(soak: Soak, pid: int, sample_seconds: float) -> None:
         await asyncio.sleep(sample_seconds)
 
 
-async def replace_models(soak: Soak, target: Target, bundles: Sequence[Path]) -> None:
-    """Has the server open the same model from another folder, twice."""
-    name = read_bundle(bundles[0]).manifest.name
+async def replace_models(soak: Soak, target: Target, name: str) -> None:
+    """Has the server load its model anew, twice: opened, checked and run before the old one leaves."""
     passed = 0.0
-    for share, bundle in zip(SWAPS, reversed(bundles), strict=True):
+    for share in SWAPS:
         await asyncio.sleep(soak.seconds * (share - passed))
         passed = share
-        soak.outcomes.add(SWAP, await outcome_of(target.ask(replacement(name, bundle))))
+        soak.outcomes.add(SWAP, await outcome_of(target.ask(replacement(name))))
 
 
-def replacement(name: str, bundle: Path) -> bytes:
-    """The request that has the server serve the model `name` from another folder."""
-    body = json.dumps({"parameters": {"path": str(bundle)}}).encode()
-    path = f"/v2/repository/models/{name}/load"
-    return message("POST", path, body, "Content-Type: application/json", f"Authorization: Bearer {KEY}")
+def replacement(name: str) -> bytes:
+    """The request that has the server load a model anew."""
+    return message("POST", f"/v2/repository/models/{name}/load", b"", f"Authorization: Bearer {KEY}")
 
 
 def sample_line(sample: Sample) -> str:

@@ -14,7 +14,7 @@ from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
-from serving.api.models import Predictors, batching_backends, close_predictors, open_predictors
+from serving.api.models import Predictors, batching_backends, open_predictors
 from serving.settings import Settings, load_settings
 
 
@@ -41,7 +41,7 @@ def main() -> int:
     from serving import service
     from serving.http.protocol import LimitedProtocol
 
-    service.predictors.update(predictors)
+    service.predictors.put(predictors)
     config = uvicorn.Config(
         service.SERVICE.to_asgi(),
         http=LimitedProtocol,
@@ -65,7 +65,7 @@ def main() -> int:
         signal.signal(number, lambda *_: None)
     Announcing(config).run(sockets=[listener])
     # A job or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
-    if service.api.pool.running or not close_predictors(predictors, 0.0):
+    if service.api.pool.running or not service.predictors.close(0.0):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

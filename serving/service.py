@@ -15,16 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
-from convmae_deploy.tasks.base import Predictor
-from serving.api.models import close_predictors, open_predictors
+from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
+from serving.api.models import Models, close_predictors, open_predictors
 from serving.app import Api, create_app
 from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
 from serving.settings import DEFAULT_PORT, Settings, load_settings
-
-SERVICE_NAME = "convmae"
 
 # The command `bentoml serve` asks whether it may report its use before it loads this file, and keeps the answer. It
 # must ask again now that our package has set BENTOML_DO_NOT_TRACK.
@@ -42,7 +40,7 @@ def _settings() -> Settings:
 
 
 settings = _settings()
-predictors: dict[str, Predictor] = {}
+predictors = Models()
 application = create_app(settings, predictors)
 api: Api = application.state.api
 
@@ -53,6 +51,10 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
     BentoML would pass them through its context, timeout, tracing and routes first, which add nothing to an application
     of our own and take a good part of the event loop's time. It still starts and ends the service.
     """
+
+    def schema(self) -> dict[str, Any]:
+        """What BentoML's clients read, and what `bentoml build` keeps of the routes."""
+        return bentoml_schema()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application for requests, BentoML's for the start and the end."""
@@ -76,7 +78,7 @@ class ConvMAEService:
     def __init__(self) -> None:
         give_back_freed_memory()
         if not predictors:
-            predictors.update(open_predictors(settings))
+            predictors.put(open_predictors(settings))
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     @staticmethod
@@ -98,7 +100,7 @@ class ConvMAEService:
     def stop(self) -> None:
         """Ends the threads; a job that takes longer than its request may is left behind."""
         api.pool.shutdown(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
-        close_predictors(predictors, settings.shutdown_seconds if api.drain is None else api.drain.remaining())
+        predictors.close(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
 
 
 SERVICE: Any = bentoml.service(

@@ -12,12 +12,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from convmae_deploy.backends.base import ComputePrecision, Device, PerformanceHint
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName
-from convmae_deploy.bundle.manifest import MANIFEST_NAME
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes
 
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
+NAMED_BUNDLE = re.compile(rf"(?P<name>{NAME_PATTERN.strip('^$')})=(?P<path>.+)")
 DEFAULT_PORT = 3000
 KEY_CHARACTERS = 16  # fewer can be guessed
 HOST_NAME = re.compile(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -55,7 +56,24 @@ class Settings(BaseSettings):
 
     bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=default_bundles,
-        description="Bundle folders, separated by `:`; the first of each task is the default of that task.",
+        description=(
+            "Bundle folders, separated by `:`; the first of each task is the default of that task. `NAME=FOLDER` gives "
+            "a model another name than its manifest."
+        ),
+    )
+    repository: Path | None = Field(
+        default=None,
+        description=(
+            "Folder of bundle folders, of which `POST /v2/repository/models/NAME/load` may load the one called `NAME`; "
+            "without it, that loads models of `CONVMAE_BUNDLE` anew."
+        ),
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        description=(
+            "When set, requests with it, sent as `CONVMAE_API_KEY` is, may load and unload models under "
+            "`/v2/repository`; without it nobody may."
+        ),
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
@@ -195,6 +213,14 @@ class Settings(BaseSettings):
         default=30.0, description="Time that requests in flight get to finish after SIGTERM."
     )
 
+    def bundle_names(self) -> list[tuple[str | None, Path]]:
+        """Each bundle's name, None where its manifest decides, and its folder."""
+        found: list[tuple[str | None, Path]] = []
+        for entry in self.bundle:
+            match = NAMED_BUNDLE.fullmatch(str(entry))
+            found.append((None, entry) if match is None else (match["name"], Path(match["path"])))
+        return found
+
     @field_validator("bundle", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -217,7 +243,7 @@ class Settings(BaseSettings):
         """A variable read from a file, such as a mounted secret, often ends in a newline."""
         return value.strip() if isinstance(value, str) else value
 
-    @field_validator("api_key")
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _key_protects(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:

@@ -26,7 +26,11 @@ logger = logging.getLogger("convmae_serving")
 LENGTH_DIGITS: Final = 20  # digits of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
-OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+OPEN_PATHS: Final = frozenset(
+    {"/", "/docs", "/openapi.json", "/livez", "/readyz", "/healthz", "/health", "/ping"}
+    | {"/v2/health/live", "/v2/health/ready"}
+)
+ADMIN_PREFIX: Final = "/v2/repository/"
 OPEN_PREFIX: Final = "/page/"
 ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
@@ -96,7 +100,7 @@ class Exchange:
         # A client that waits to be asked for its body may never send it, so what follows may be its next request.
         stays = self._body_is_small() and b"expect" not in self.headers
         self.close = self.close or error.close or (self._body_is_arriving() and not stays)
-        response = error_response(error, self.request_id)
+        response = error_response(error, self.request_id, self.scope["path"])
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         await self.send(start)
         if self.close and self._body_is_arriving():
@@ -156,6 +160,7 @@ class Guard:
         self.buffered_bytes = 0
         self._visitors = Visitors(settings)
         self._keys = Keys(settings.api_key, metrics, clock)
+        self._admin_keys = Keys(settings.admin_key, metrics, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -199,7 +204,12 @@ class Guard:
                 message = "the server is shutting down; send this request to another one"
                 raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
         self._visitors.check(exchange.scope, exchange.headers)
-        if not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
+        if path.startswith(ADMIN_PREFIX):
+            if self.settings.admin_key is None:
+                message = "expected a server that was started with CONVMAE_ADMIN_KEY; ask its owner to set one"
+                raise ApiError(403, "repository_off", message)
+            self._admin_keys.check(exchange.headers, exchange.scope.get("client"))
+        elif not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
             self._keys.check(exchange.headers, exchange.scope.get("client"))
         self._check_body(exchange)
 
