@@ -38,7 +38,7 @@ from serving.http.guard import BodyLimits, Exchange, Guard, Observer
 from serving.http.proxies import RootPath, TrustedProxies, root_path
 from serving.metrics import Metrics
 from serving.model_metrics import model_families
-from serving.page.files import PAGE, PageFiles
+from serving.page.files import PAGE, SAMPLES, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
 from serving.work.runs import Timings
@@ -70,7 +70,7 @@ class Api:
             settings.max_unread_bytes,
             settings.min_bytes_per_second,
         )
-        self._page = PageFiles(PAGE, settings.frame_ancestors)
+        self._page = PageFiles(PAGE, *SAMPLES, frame_ancestors=settings.frame_ancestors)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
