@@ -4,6 +4,8 @@ This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs 
 """
 
 import logging
+import os
+import socket
 import threading
 from typing import Any
 
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
+from serving import bentoml_settings
 from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
 from serving.api.models import Models, close_predictors, open_predictors
 from serving.app import Api, create_app
@@ -22,26 +25,37 @@ from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
-from serving.settings import DEFAULT_PORT, Settings, load_settings
+from serving.settings import DEFAULT_PORT
 
 # The command `bentoml serve` asks whether it may report its use before it loads this file, and keeps the answer. It
 # must ask again now that our package has set BENTOML_DO_NOT_TRACK.
 usage_stats.do_not_track.cache_clear()
 
 # BentoML's worker loads this file and then starts uvicorn with the protocol `auto`, and has no setting for another one.
+# It also lets uvicorn believe what proxies say on a loopback address; here a setting alone says whom to believe.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
 
 
-def _settings() -> Settings:
+def _settings() -> bentoml_settings.Loaded:
     try:
-        return load_settings()
+        return bentoml_settings.load()
     except ConvMAEError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {printable(error)}") from None
 
 
-settings = _settings()
+def _address(host: str) -> str:
+    """An address of a host, which BentoML needs in place of its name."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise SystemExit(f"error: cannot listen on {printable(host)} (it has no address); check CONVMAE_HOST") from None
+    return str(min(found)[4][0])  # IPv4 before IPv6
+
+
+settings, cors = _settings()
 predictors = Models()
-application = create_app(settings, predictors)
+application = create_app(settings, predictors, cors)
 api: Api = application.state.api
 
 
@@ -107,6 +121,7 @@ SERVICE: Any = bentoml.service(
     name=SERVICE_NAME,
     service_class=DirectService,
     workers=1,  # one process: its threads use every core, and a second one would load every model again
-    http={"host": settings.host, "port": settings.port or DEFAULT_PORT},  # BentoML takes no 0; used by `bentoml serve`
+    # For `bentoml serve`, which takes addresses alone and no port 0.
+    http={"host": _address(settings.host), "port": settings.port or DEFAULT_PORT},
     metrics={"enabled": False},  # ours have bounded labels
 )(ConvMAEService)
