@@ -40,6 +40,7 @@ FOLLOWED: Final = {  # by these settings of ours
     "--timeout-keep-alive": ("keep_alive_seconds",),
     "--timeout-graceful-shutdown": ("shutdown_seconds",),
 }
+ACCESS_LOG: Final = "logging.access.enabled"
 CORS: Final = "http.cors."
 CORS_OPTION: Final = "access_control_"  # before the names of the options that Starlette's middleware has
 LEFT_TO_BENTOML: Final = ("ssl.",)  # done by `bentoml serve` alone
@@ -63,7 +64,7 @@ ADVICE: Final = {  # instead of a setting that is refused
     "ssl": "start the server with `bentoml serve`, or put a proxy with TLS before it",
     "grpc": "this server speaks HTTP alone",
     "tracing": "set OpenTelemetry's own variables, such as OTEL_EXPORTER_OTLP_ENDPOINT",
-    "logging": "the server's log goes to standard error",
+    "logging": "the lines of CONVMAE_ACCESS_LOG hold all that is known of a request",
     "monitoring": "read /metrics",
 }
 SECTIONS: Final = frozenset(
@@ -90,12 +91,14 @@ def load() -> Loaded:
     for name, value in given.items():
         _check(name, value, in_bentoml=options is not None)
     ours = {setting: given[name] for name, settings in FOLLOWED.items() if name in given for setting in settings}
+    if ACCESS_LOG in given:
+        ours["access_log"] = "json" if given[ACCESS_LOG] else "none"
     return Loaded(load_settings(ours), _cors(given))
 
 
 def _check(name: str, value: object, in_bentoml: bool) -> None:
     """Refuses a setting that nobody would follow."""
-    followed = name in FOLLOWED or name.startswith(CORS)
+    followed = name in (*FOLLOWED, ACCESS_LOG) or name.startswith(CORS)
     left = in_bentoml and name.startswith(LEFT_TO_BENTOML)
     if followed or left or name.startswith(HINTS) or value in HOLD_ANYWAY.get(name, ()):
         return

@@ -6,6 +6,7 @@ This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs 
 import logging
 import os
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -20,12 +21,18 @@ from convmae_deploy.printing import printable
 from serving import bentoml_settings
 from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
 from serving.api.models import Models, close_predictors, open_predictors
+from serving.api.openapi import document
 from serving.app import Api, create_app
+from serving.http.access_log import AccessLog
 from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
+from serving.http.guard import Observer
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
-from serving.settings import DEFAULT_PORT
+from serving.http.tracing import open_tracing
+from serving.settings import DEFAULT_PORT, Settings
+
+CLOSING_SECONDS = 5.0  # that the last lines and spans may take
 
 # The command `bentoml serve` asks whether it may report its use before it loads this file, and keeps the answer. It
 # must ask again now that our package has set BENTOML_DO_NOT_TRACK.
@@ -53,9 +60,17 @@ def _address(host: str) -> str:
     return str(min(found)[4][0])  # IPv4 before IPv6
 
 
+def _observers(settings: Settings) -> list[Observer]:
+    """What keeps a record of requests, as the settings and OpenTelemetry's variables say."""
+    tracing = open_tracing(os.environ)
+    access_log = AccessLog(sys.stdout.fileno()) if settings.access_log == "json" else None
+    return [observer for observer in (tracing, access_log) if observer is not None]
+
+
 settings, cors = _settings()
 predictors = Models()
-application = create_app(settings, predictors, cors)
+observers = _observers(settings)
+application = create_app(settings, predictors, observers=observers, cors=cors)
 api: Api = application.state.api
 
 
@@ -69,6 +84,11 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
     def schema(self) -> dict[str, Any]:
         """What BentoML's clients read, and what `bentoml build` keeps of the routes."""
         return bentoml_schema()
+
+    @property
+    def openapi_spec(self) -> dict[str, Any]:
+        """The description of our interface, which `bentoml build` keeps."""
+        return document(settings, predictors)
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application for requests, BentoML's for the start and the end."""
@@ -113,8 +133,14 @@ class ConvMAEService:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Ends the threads; a job that takes longer than its request may is left behind."""
-        api.pool.shutdown(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
-        predictors.close(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
+
+        def remaining() -> float:
+            return settings.shutdown_seconds if api.drain is None else api.drain.remaining()
+
+        api.pool.shutdown(remaining())
+        predictors.close(remaining())
+        for observer in observers:
+            observer.close(min(CLOSING_SECONDS, remaining()))
 
 
 SERVICE: Any = bentoml.service(

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -285,6 +285,13 @@ class Settings(BaseSettings):
     video_request_timeout_seconds: Seconds = Field(
         default=120.0,  # 15 views of ConvMAE-B take a minute on one core
         description="Time from the received video to the answer; then 504.",
+    )
+    access_log: Literal["none", "json"] = Field(
+        default="none",
+        description=(
+            "`json` writes a line for each request to standard output: its id and trace, the client's address, method, "
+            "route, path without the query, status, bytes, seconds, model and phases."
+        ),
     )
     drain_seconds: float = Field(
         default=0.0,

@@ -1,5 +1,6 @@
 /** The page at `/docs`: the server's own /openapi.json, readable and offline, with commands to copy. */
 
+import { baseUrl } from "./client.js";
 import { KEY_HEADER } from "./commands.js";
 import { commandBlock, element, shellQuote } from "./dom.js";
 import { exampleOf, resolve, typeInWords } from "./schema.js";
@@ -209,7 +210,7 @@ function curlCommands(document, method, path, operation) {
   const file = types.includes("video/*") && !types.includes("image/*") ? "clip.mp4" : "photo.jpg";
   const start = ["curl -s", ...methodOption(method, body), ...keyOption(document, operation)].join(" ");
   const [accept, output] = responseOptions(document, operation);
-  const url = shellQuote(`${location.origin}${filledPath(document, path, operation)}`);
+  const url = shellQuote(`${baseUrl()}${filledPath(document, path, operation).slice(1)}`);
   return sent.map((type) => {
     const [source, option] = type ? bodyOption(document, type, body.content[type], file) : [];
     const command = [start, option, accept, url, output].filter(Boolean).join(" ");
@@ -269,7 +270,7 @@ function responseOptions(document, operation) {
 // ------------------------------------------------------------------------------------------------------------ page
 
 async function show() {
-  const response = await fetch("/openapi.json", { cache: "no-store" });
+  const response = await fetch("openapi.json", { cache: "no-store" });
   if (!response.ok) throw new Error(`openapi.json answered with status ${response.status}.`);
   const document = await response.json();
   const operations = operationsOf(document);

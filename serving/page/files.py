@@ -1,6 +1,7 @@
 """The files of the web page, held in memory: what a client asks for is looked up by name and never becomes a path."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from serving.errors import ApiError
 
 PAGE: Final = Path(__file__).parent
+SAMPLES: Final = (PAGE / "samples", PAGE.parent / "golf-ball.jpg")  # photos to try the page with
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "frame-ancestors {frames}; base-uri {base}; form-action 'self'"
@@ -19,6 +21,7 @@ ASSET_TYPES: Final = {
     ".css": "text/css",
     ".html": "text/html",
     ".ico": "image/x-icon",
+    ".jpg": "image/jpeg",
     ".js": "text/javascript",
     ".png": "image/png",
     ".svg": "image/svg+xml",
@@ -29,13 +32,14 @@ class PageFiles:
     """The page's files by name, read once.
 
     Args:
-        folder: where they are; the folders in it are not looked into.
+        places: files, and folders whose files they are; the folders in these are not looked into.
         frame_ancestors: pages that may show these in a frame.
     """
 
-    def __init__(self, folder: Path, frame_ancestors: Sequence[str] = ("none",)) -> None:
+    def __init__(self, *places: Path, frame_ancestors: Sequence[str] = ("none",)) -> None:
         self._frames = " ".join(f"'{source}'" if source in FRAME_KEYWORDS else source for source in frame_ancestors)
-        paths = sorted(path for path in folder.iterdir() if path.suffix in ASSET_TYPES)
+        found = chain.from_iterable(place.iterdir() if place.is_dir() else [place] for place in places)
+        paths = sorted(path for path in found if path.suffix in ASSET_TYPES)
         self._files = {path.name: (ASSET_TYPES[path.suffix], path.read_bytes()) for path in paths}
 
     def response(self, name: str, root_path: str = "") -> Response:

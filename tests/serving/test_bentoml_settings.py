@@ -69,6 +69,11 @@ def test_one_for_this_service_wins_over_one_for_all_and_another_services_means_n
     assert load_with(content).settings.request_timeout_seconds == 2.0
 
 
+@pytest.mark.parametrize(("enabled", "format"), [(True, "json"), (False, "none")])
+def test_its_access_log_is_ours(load_with: Any, enabled: bool, format: str) -> None:
+    assert load_with({"logging": {"access": {"enabled": enabled}}}).settings.access_log == format
+
+
 def test_what_is_said_to_bentoml_wins_over_our_variables(load_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVMAE_REQUEST_TIMEOUT_SECONDS", "5")
     assert load_with({"traffic": {"timeout": 7.0}}).settings.request_timeout_seconds == 7.0
@@ -106,7 +111,6 @@ def test_all_that_bentoml_knows_of_other_origins_is_handed_on(load_with: Any) ->
     ("services", "words"),
     [
         ({"workers": 4}, ("workers=4", "CONVMAE_THREADS")),
-        ({"workers": "cpu_count"}, ("workers='cpu_count'", "CONVMAE_THREADS")),
         ({"traffic": {"max_concurrency": 5}}, ("traffic.max_concurrency=5", "CONVMAE_MAX_QUEUE_SECONDS")),
         ({"metrics": {"namespace": "mine"}}, ("metrics.namespace='mine'", "/metrics")),
         ({"http": {"response": {"trace_id": True}}}, ("http.response.trace_id=True", "X-Request-Id")),

@@ -126,5 +126,5 @@ def test_pages_that_may_show_this_one_in_a_frame_are_a_setting(
     tmp_path: Path, ancestors: tuple[str, ...], policy: str
 ) -> None:
     (tmp_path / PAGE).write_text("<head>")
-    headers = PageFiles(tmp_path, ancestors).response(PAGE).headers
+    headers = PageFiles(tmp_path, frame_ancestors=ancestors).response(PAGE).headers
     assert policy in headers["content-security-policy"].split("; ")

@@ -129,3 +129,29 @@ def test_run_lengths_are_read_as_the_server_writes_them(page: PageDriver, share:
     area, columns = page.module("run_lengths.js", body, encode_mask(mask)["counts"], *mask.shape)
     assert area == mask.sum()
     assert np.array_equal(np.array(columns, dtype=bool).reshape(90, 70).T, mask)
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "synonyms"),
+    [
+        ("golf_ball", "golf ball", ""),
+        ("great_white_shark, white shark, man-eater", "great white shark", "white shark, man-eater"),
+        ("French horn", "French horn", ""),
+        ("1,000 metres", "1,000 metres", ""),
+        ("_", "_", ""),
+        (", b", ", b", ""),
+    ],
+)
+def test_labels_are_read_as_people_write_them(page: PageDriver, label: str, name: str, synonyms: str) -> None:
+    assert page.module("labels.js", "return module.readLabel(given[0])", label) == {"name": name, "synonyms": synonyms}
+    body = "const node = module.labelElement(given[0]); return [node.getAttribute('title'), node.textContent]"
+    assert page.module("labels.js", body, label) == [label, f"{name} {synonyms}".strip()]
+
+
+def test_of_many_classes_a_few_are_named(page: PageDriver) -> None:
+    body = "return given[0].map((count) => module.knownClasses(given[1].slice(0, count), 3))"
+    assert page.module("labels.js", body, [1, 3, 5], ["a_b, c", "d", "e", "f", "g"]) == [
+        "1 class: a b",
+        "3 classes: a b, d, e",
+        "5 classes: a b, d, e and 2 more",
+    ]
