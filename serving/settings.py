@@ -6,6 +6,7 @@
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -373,14 +374,17 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings() -> Settings:
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     """Settings from the environment.
+
+    Args:
+        given: settings by name that win over the environment.
 
     Raises:
         ConvMAEError: a variable has a value that is not allowed; the sentence names it.
     """
     try:
-        settings = Settings()
+        settings = Settings(**(given or {}))
     except ValidationError as error:
         reasons = "; ".join(
             ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
