@@ -37,7 +37,7 @@ from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.classification import Classifier
 from serving.api.inference import Inference
 from serving.api.job import Received
-from serving.api.models import warm_up
+from serving.api.models import Models, warm_up
 from serving.api.routes import ROUTES
 from serving.settings import Settings, default_bundles
 from serving.work.pool import Ticket
@@ -207,7 +207,7 @@ def default_settings() -> Settings:
 
 def make_work(predictor: Classifier, settings: Settings) -> Callable[[bytes], bytes]:
     """What the server's threads do for one classification request, from the body to the answer's bytes."""
-    inference = Inference(settings, {predictor.manifest.name: predictor})
+    inference = Inference(settings, Models({predictor.manifest.name: predictor}))
     route = next(route for route in ROUTES if route.task == predictor.TASK)
 
     def work(body: bytes) -> bytes:
