@@ -92,12 +92,17 @@ function modelParameter(model) {
   return model ? `&model=${encodeURIComponent(model)}` : "";
 }
 
-async function send(path, options = {}) {
+/** The response to a request with the key, whatever its status; rejects where none came. */
+export function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  return fetch(path, { cache: "no-store", ...options, headers });
+}
+
+async function send(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { cache: "no-store", ...options, headers });
+    response = await request(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(connectionSentence(options.body), 0, "unreachable");
