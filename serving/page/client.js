@@ -51,9 +51,9 @@ export function classifyVideoPath(topK, views, model) {
 }
 
 /** The path and query of the features named by `levels`; of maps so many principal components, where given. */
-export function featuresPath(levels, model, components = null) {
+export function featuresPath(levels, model, components = null, dtype = "f32") {
   const reduced = components ? `&components=${components}` : "";
-  return `v1/features?levels=${levels.join(",")}&dtype=f32${reduced}${modelParameter(model)}`;
+  return `v1/features?levels=${levels.join(",")}&dtype=${dtype}${reduced}${modelParameter(model)}`;
 }
 
 /** The path and query of a detection; `masks` is how masks are to come, or null for none. */
