@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import compile_path
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from convmae_deploy.tasks.base import Predictor
 from serving.api import openapi
@@ -20,7 +20,7 @@ from serving.api.bentoml_schema import bentoml_schema
 from serving.api.inference import Done, Inference
 from serving.api.job import Received
 from serving.api.media import Medium
-from serving.api.models import Models, Predictors, batching_backends, describe_model, find_any, list_models
+from serving.api.models import Models, Predictors, describe_model, find_any, list_models
 from serving.api.open_inference import OpenInference, check_version, model_metadata, server_metadata
 from serving.api.repository import Repository
 from serving.api.routes import (
@@ -32,9 +32,12 @@ from serving.api.routes import (
 )
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
+from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
-from serving.http.guard import BodyLimits, Exchange, Guard
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.http.guard import BodyLimits, Exchange, Guard, Observer
+from serving.http.proxies import RootPath, TrustedProxies, root_path
+from serving.metrics import Metrics
+from serving.model_metrics import model_families
 from serving.page.files import PAGE, SAMPLES, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
@@ -61,8 +64,13 @@ class Api:
         self.repository = Repository(settings, models, self.inference.forget)
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
-        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
-        self._page = PageFiles(PAGE, *SAMPLES)
+        self.connections = Connections(
+            settings.max_connections,
+            settings.keep_alive_seconds,
+            settings.max_unread_bytes,
+            settings.min_bytes_per_second,
+        )
+        self._page = PageFiles(PAGE, *SAMPLES, frame_ancestors=settings.frame_ancestors)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
@@ -70,16 +78,7 @@ class Api:
 
     def _register_metrics(self) -> None:
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
-        self.metrics.histograms(
-            "convmae_batch_rows",
-            "Photos, windows or clips in a run of a model on a device.",
-            lambda: [(name, backend.rows_run) for name, backend in batching_backends(self.models).items()],
-        )
-        self.metrics.histograms(
-            "convmae_batch_queue_seconds",
-            "Time that a request's rows waited for the device.",
-            lambda: [(name, backend.queue_seconds) for name, backend in batching_backends(self.models).items()],
-        )
+        self.metrics.families(lambda: model_families(self.models, self.settings))
         self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
@@ -132,19 +131,21 @@ class Api:
         return JSONResponse({})
 
     async def metrics_page(self, request: Request) -> Response:
-        """GET /metrics, in Prometheus' text format."""
-        return Response(self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+        """GET /metrics, in Prometheus' text format, or OpenMetrics on request."""
+        page, content_type = self.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"Content-Type": content_type})
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi.document(self.settings, self.models))
+        servers = {"servers": [{"url": root_path(request.scope) or "/"}]}
+        return JSONResponse(openapi.document(self.settings, self.models) | servers)
 
     async def bentoml_schema(self, request: Request) -> Response:
         return JSONResponse(bentoml_schema())
 
     async def page_file(self, request: Request, name: str | None = None) -> Response:
         """GET /, /docs, and /page/{asset}."""
-        return self._page.response(name or request.path_params["asset"])
+        return self._page.response(name or request.path_params["asset"], root_path(request.scope))
 
     def _named(self, request: Request) -> Predictor:
         if "version" in request.path_params:
@@ -183,7 +184,9 @@ class Api:
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
         timings = Timings()
+        exchange.phases, exchange.intervals = timings.seconds, timings.intervals
         timings.seconds["queue"] = 0.0
+        submitted = time.perf_counter()
         deadline = time.monotonic() + medium.seconds
 
         def work(ticket: Ticket) -> Done:
@@ -210,11 +213,13 @@ class Api:
         except ApiError as error:
             if error.code == "inference_failed":
                 self.metrics.count("convmae_inference_failures_total")
-                logger.error("request %s: the model failed", exchange.request_id, exc_info=error.__cause__)
+                logger.error("%s: the model failed", exchange.title, exc_info=error.__cause__)
             raise
         done = outcome.value
         self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
-        timings.seconds["queue"] = outcome.queue_seconds
+        exchange.model = done.model
+        timings.add("queue", submitted, outcome.queue_seconds)
+        self.metrics.observe_phases(timings.seconds)
         done.response.raw_headers.append((b"server-timing", timings.header().encode()))
         return done.response
 
@@ -283,12 +288,19 @@ def _text(header: bytes | None) -> str | None:
     return None if header is None else header.decode("latin-1")
 
 
-def create_app(settings: Settings, predictors: Predictors) -> Starlette:
+def create_app(
+    settings: Settings,
+    predictors: Predictors,
+    cors: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Starlette:
     """The whole application.
 
     Args:
         settings: limits, API key, threads.
         predictors: the models by name, in the order of the bundles; `Models` may be filled after this call.
+        cors: what `Cors` takes, in place of what the settings say.
+        observers: what keeps a record of requests, beside the metrics.
     """
     api = Api(settings, predictors if isinstance(predictors, Models) else Models(predictors))
     endpoints: list[tuple[str, str, Handler]] = [
@@ -306,5 +318,14 @@ def create_app(settings: Settings, predictors: Predictors) -> Starlette:
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(application.router, settings, api.metrics, api.body_limits)
+    outermost: ASGIApp
+    outermost = api.guard = Guard(application.router, settings, api.metrics, api.body_limits, observers=observers)
+    cors = cors or cors_options(settings)
+    if cors is not None:
+        outermost = Cors(outermost, cors)
+    if settings.root_path or settings.trusted_proxies:
+        outermost = RootPath(outermost, settings.root_path)
+    if settings.trusted_proxies:
+        outermost = TrustedProxies(outermost, list(settings.trusted_proxies))  # type: ignore[arg-type]
+    application.middleware_stack = outermost
     return application

@@ -4,6 +4,8 @@ This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs 
 """
 
 import logging
+import os
+import sys
 import threading
 from typing import Any
 
@@ -17,12 +19,18 @@ from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
 from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
 from serving.api.models import Models, close_predictors, open_predictors
+from serving.api.openapi import document
 from serving.app import Api, create_app
+from serving.http.access_log import AccessLog
 from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
+from serving.http.guard import Observer
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
+from serving.http.tracing import open_tracing
 from serving.settings import DEFAULT_PORT, Settings, load_settings
+
+CLOSING_SECONDS = 5.0  # that the last lines and spans may take
 
 # The command `bentoml serve` asks whether it may report its use before it loads this file, and keeps the answer. It
 # must ask again now that our package has set BENTOML_DO_NOT_TRACK.
@@ -39,9 +47,17 @@ def _settings() -> Settings:
         raise SystemExit(f"error: {error}") from None
 
 
+def _observers(settings: Settings) -> list[Observer]:
+    """What keeps a record of requests, as the settings and OpenTelemetry's variables say."""
+    tracing = open_tracing(os.environ)
+    access_log = AccessLog(sys.stdout.fileno()) if settings.access_log == "json" else None
+    return [observer for observer in (tracing, access_log) if observer is not None]
+
+
 settings = _settings()
 predictors = Models()
-application = create_app(settings, predictors)
+observers = _observers(settings)
+application = create_app(settings, predictors, observers=observers)
 api: Api = application.state.api
 
 
@@ -55,6 +71,11 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
     def schema(self) -> dict[str, Any]:
         """What BentoML's clients read, and what `bentoml build` keeps of the routes."""
         return bentoml_schema()
+
+    @property
+    def openapi_spec(self) -> dict[str, Any]:
+        """The description of our interface, which `bentoml build` keeps."""
+        return document(settings, predictors)
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application for requests, BentoML's for the start and the end."""
@@ -94,13 +115,19 @@ class ConvMAEService:
         """Puts our signal handlers before uvicorn's, which are in place by now."""
         if threading.current_thread() is threading.main_thread():  # not so in a test client
             assert api.guard is not None
-            api.drain = Drain(api.guard, settings.shutdown_seconds)
+            api.drain = Drain(api.guard, settings.shutdown_seconds, settings.drain_seconds)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Ends the threads; a job that takes longer than its request may is left behind."""
-        api.pool.shutdown(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
-        predictors.close(settings.shutdown_seconds if api.drain is None else api.drain.remaining())
+
+        def remaining() -> float:
+            return settings.shutdown_seconds if api.drain is None else api.drain.remaining()
+
+        api.pool.shutdown(remaining())
+        predictors.close(remaining())
+        for observer in observers:
+            observer.close(min(CLOSING_SECONDS, remaining()))
 
 
 SERVICE: Any = bentoml.service(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convmae_deploy.media.exif import MAX_EXIF_BYTES, UPRIGHT, read_orientation
-from convmae_deploy.media.image_errors import ImageError, corrupt, truncated
+from convmae_deploy.media.image_errors import ImageError, corrupt, truncated, unsupported
+from convmae_deploy.media.png_texts import PLAIN_EXIF, RAW_EXIF, TEXT_KINDS, XMP, raw_profile, read_text, text_name
 
 CheckSize = Callable[[int, int], None]  # (width, height) -> None, raises when over a limit
 
@@ -37,6 +38,7 @@ class Container:
     pixels: int  # that a decoder makes room for: those of the picture at least
     frames: int = 1
     orientation: int = UPRIGHT  # as EXIF numbers them
+    unusual: str = ""  # what it is, where decoders may well not know its kind
 
 
 def read_png(data: bytes, check_size: CheckSize) -> Container:
@@ -46,13 +48,16 @@ def read_png(data: bytes, check_size: CheckSize) -> Container:
     """
     if len(data) < 33:
         raise truncated("a PNG that ends inside its header")
+    if data[12:16] == b"CgBI":
+        raise unsupported("a PNG of Apple's own kind (CgBI), as it is in apps for iOS")
     if data[8:16] != b"\x00\x00\x00\rIHDR":
         raise corrupt("a PNG that does not begin with its header")
     width, height = struct.unpack(">II", data[16:24])
     check_size(width, height)
     view = memoryview(data)
     kept = [view[:8]]
-    position, chunks, animations, frames, orientation = 8, 0, 0, 1, UPRIGHT
+    position, chunks, animations, frames = 8, 0, 0, 1
+    exif, texts = b"", {}  # texts: name -> kind, start and end of the last one
     kind = b""
     while kind != b"IEND":
         if position + 8 > len(data):
@@ -71,13 +76,18 @@ def read_png(data: bytes, check_size: CheckSize) -> Container:
             animations += 1
             frames = int.from_bytes(view[position + 8 : position + 12], "big")
         elif kind == b"eXIf":
-            orientation = read_orientation(data[position + 8 : min(end, position + 8 + MAX_EXIF_BYTES)])
+            exif = data[position + 8 : min(end, position + 8 + MAX_EXIF_BYTES)]
+        elif kind in TEXT_KINDS and (name := text_name(data, position + 8, end)) is not None:
+            texts[name] = kind, position + 8, end
         chunks += 1
         if chunks > _MAX_PNG_CHUNKS:
             raise corrupt("a PNG with an absurd number of chunks")
         position = end + 4
     if animations > 1 or not 0 < frames <= 0x80000000:
         raise corrupt("a PNG whose animation header is invalid")
+    found = {name: read_text(kind, data[start:end]) for name, (kind, start, end) in texts.items()}
+    exif = exif or found.get(PLAIN_EXIF, b"") or raw_profile(found.get(RAW_EXIF, b""))
+    orientation = read_orientation(exif, found.get(XMP, b""))
     return Container(data=b"".join(kept), pixels=width * height, frames=frames, orientation=orientation)
 
 
@@ -89,9 +99,10 @@ def read_gif(data: bytes, check_size: CheckSize) -> Container:
     if len(data) < 13:
         raise truncated("a GIF that ends inside its header")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    check_size(width, height)
+    if width and height:  # else the first frame says both
+        check_size(width, height)
     position = 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
-    kept, pixels = [data[:position]], width * height
+    kept, sides = [data[:position]], (width, height)
     frames, budget = 0, _MAX_GIF_BLOCKS
     while position < len(data) and data[position] != 0x3B:
         budget -= 1
@@ -104,10 +115,10 @@ def read_gif(data: bytes, check_size: CheckSize) -> Container:
             if position + 10 <= len(data):
                 left, top, frame_width, frame_height, frame_flags = struct.unpack_from("<HHHHB", data, position + 1)
                 if frames == 0:
-                    # Pillow grows the canvas to hold a first frame that exceeds it.
+                    # The canvas grows to hold a first frame that exceeds it.
                     sides = max(width, left + frame_width), max(height, top + frame_height)
                     check_size(*sides)
-                    pixels = sides[0] * sides[1]
+                    kept[0] = data[:6] + struct.pack("<HH", *(min(side, 0xFFFF) for side in sides)) + kept[0][10:]
                 position += 11 + (3 << ((frame_flags & 7) + 1) if frame_flags & 0x80 else 0)
                 position, budget = _skip_gif_blocks(data, position, budget)
             else:
@@ -123,7 +134,7 @@ def read_gif(data: bytes, check_size: CheckSize) -> Container:
             raise corrupt("a GIF with an absurd number of blocks")
     if frames == 0:
         raise (truncated if position >= len(data) else corrupt)("a GIF without a complete first frame")
-    return Container(data=b"".join((*kept, b";")), pixels=pixels, frames=frames)
+    return Container(data=b"".join((*kept, b";")), pixels=sides[0] * sides[1], frames=frames)
 
 
 def _skip_gif_blocks(data: bytes, position: int, budget: int) -> tuple[int, int]:

@@ -35,3 +35,10 @@ def corrupt(what: str) -> ImageError:
 def truncated(what: str) -> ImageError:
     """The error for a file that ends too early."""
     return ImageError("image_truncated", f"the image is incomplete: {what}; send the whole file")
+
+
+def unsupported(what: str) -> ImageError:
+    """The error for a file that is in order, and of a kind that is not decoded here."""
+    return ImageError(
+        "unsupported_format", f"found {what}, which is not supported; convert it to an ordinary JPEG or PNG"
+    )

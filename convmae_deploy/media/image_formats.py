@@ -26,6 +26,18 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
+    (b"II\xbc\x01", "JPEG XR"),
+    (b"BPG\xfb", "BPG"),
+    (b"FLIF", "FLIF"),
+    (b"\x8aMNG\r\n\x1a\n", "MNG"),
+    (b"\x8bJNG\r\n\x1a\n", "JNG"),
+    (b"FUJIFILMCCD-RAW", "raw photo of a Fujifilm camera"),
+    (b"IIU\x00", "raw photo of a Panasonic camera"),
+    (b"IIRO", "raw photo of an Olympus camera"),
+    (b"IIRS", "raw photo of an Olympus camera"),
+    (b"MMOR", "raw photo of an Olympus camera"),
+    (b"gimp xcf", "GIMP's XCF"),
+    (b"AT&TFORM", "DjVu"),
     (b"icns", "ICNS"),
     (b"qoif", "QOI"),
     (b"v/1\x01", "OpenEXR"),
@@ -34,8 +46,8 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xd7\xcd\xc6\x9a", "WMF"),
 )
 # Brands of the ISO base media format (bytes 8-12 after "ftyp").
-_ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
+_ISO_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw photo of a Canon camera"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"heif", b"mif1", b"mif2", b"msf1"), "HEIC"
 )
 
 
@@ -66,6 +78,8 @@ def known_format(data: bytes) -> str | None:
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[128:132] == b"DICM":
+        return "DICOM"
     if data[4:8] == b"ftyp":
         return _iso_format(data)
     if data[:2] == b"BM" and not is_text(data[:64]):

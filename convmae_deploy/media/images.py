@@ -4,9 +4,13 @@ The header is judged first (format, dimensions), the pixels are decoded last. On
 ever run, and nothing global is changed: neither Pillow's limits nor Python's warning filters.
 """
 
+import contextlib
+import ctypes
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -22,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.exif import UPRIGHT, read_orientation
 from convmae_deploy.media.image_containers import CheckSize, Container, read_bmp, read_gif, read_png, read_webp
-from convmae_deploy.media.image_errors import ImageError, ImageErrorCode, corrupt, truncated
+from convmae_deploy.media.image_errors import ImageError, ImageErrorCode, corrupt, truncated, unsupported
 from convmae_deploy.media.image_formats import DECODABLE, identify
 from convmae_deploy.media.jpeg import read_jpeg
 from convmae_deploy.media.tiff import read_tiff
@@ -94,6 +98,7 @@ _PILLOW_FILES: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "TIFF": TiffImageFile,
     "AVIF": AvifImageFile,
 }
+_UNKNOWN_PIXELS = ("unknown pixel mode", "unknown data organization")  # as Pillow says of a TIFF that may be in order
 _HOLDING = ("WEBP", "AVIF")  # whose objects keep their decoder and its canvas
 _DEFAULT_LIMITS = ImageLimits()
 
@@ -132,14 +137,17 @@ def decode_image(
 
     container = _READERS[name](data, check_size)
     reserve(decoding_bytes(name, container.pixels, len(data)))
-    file = _open(name, container.data)
-    if file.width * file.height > container.pixels:
-        raise corrupt(f"its header says two sizes, one of them {file.width} x {file.height} pixels")
-    _load(name, file)
+    try:
+        file = _open(name, container.data)
+        if file.width * file.height > container.pixels:
+            raise corrupt(f"its header says two sizes, one of them {file.width} x {file.height} pixels")
+        _load(name, file)
+    except ImageError as error:
+        raise (unsupported(container.unusual) if container.unusual else error) from error
     frames, size = max(container.frames, int(getattr(file, "n_frames", 1)) if name in _HOLDING else 1), file.size
     orientation = container.orientation if apply_orientation else UPRIGHT
     if apply_orientation and name in _HOLDING:
-        orientation = read_orientation(file.info.get("exif") or b"")
+        orientation = read_orientation(file.info.get("exif") or b"", file.info.get("xmp") or b"")
     image = _to_rgb(file)
     if name in _HOLDING:
         image = image.copy() if image is file else image
@@ -200,12 +208,25 @@ _READERS: dict[str, Callable[[bytes, CheckSize], Container]] = {
 
 
 def _open(name: str, data: bytes) -> ImageFile:
+    if name == "TIFF":
+        _silence_libtiff()
     try:
         return _PILLOW_FILES[name](io.BytesIO(data))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes
         raise _decoding_error(name, error) from error
+
+
+@lru_cache(maxsize=1)
+def _silence_libtiff() -> None:
+    """Turns off what Pillow's libtiff writes to standard error about broken files.
+
+    It names neither the file nor the request, comes as often as a stranger likes, and the refusal says enough. Where
+    libtiff cannot be found, in a Pillow that was built another way, it goes on writing.
+    """
+    with contextlib.suppress(OSError, AttributeError, KeyError):
+        ctypes.CDLL(sys.modules["PIL._imaging"].__file__).TIFFSetErrorHandler(None)
 
 
 def _load(name: str, file: ImageFile) -> None:
@@ -221,6 +242,8 @@ def _decoding_error(name: str, error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         return ImageError("image_too_large", "the image is larger than Pillow decodes; send a smaller one")
     reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if reason in _UNKNOWN_PIXELS:
+        return unsupported(f"a {name} with pixels of a kind that is rare")
     if "truncated" in reason.lower() or "not enough image data" in reason:
         return truncated(f"a {name} that ends too early ({reason})")
     return corrupt(f"a {name} that cannot be decoded ({reason})")

@@ -7,9 +7,9 @@ however short the scan is, and nothing stops it once it runs.
 
 import re
 
-from convmae_deploy.media.exif import UPRIGHT, read_orientation
+from convmae_deploy.media.exif import read_orientation
 from convmae_deploy.media.image_containers import CheckSize, Container
-from convmae_deploy.media.image_errors import ImageError, corrupt, truncated
+from convmae_deploy.media.image_errors import ImageError, corrupt, truncated, unsupported
 
 _MAX_SEGMENTS = 10_000
 _MAX_TABLES = 1000  # segments that are kept; encoders write about ten
@@ -25,6 +25,11 @@ _FRAME_LIMIT = 2 + 6 + 3 * 4
 _FREE = {*range(0xE0, 0xF0), 0xFE}
 _COLOUR_SEGMENTS = {0xE0: b"JFIF", 0xEE: b"Adobe"}  # which say what the components are; their kind and beginning
 _EXIF = 0xE1
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_JPEG_LS = 0xF7
+# Kinds of pictures that a decoder may not know.
+_ODD_FRAMES = {0xC3: "lossless"} | dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical")
+_ODD_FRAMES |= {0xCB: "lossless", 0xC9: "arithmetic-coded", 0xCA: "arithmetic-coded"}
 # How the APPn segments in use begin.
 _WORDS = (
     b"JFIF",
@@ -51,8 +56,9 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
         ImageError: `image_corrupt` or `image_truncated`, or what `check_size` raises.
     """
     view = memoryview(data)
-    kept, pixels, orientation = [view[:2]], 0, UPRIGHT
-    position, segments, seen_exif = 2, 0, False
+    kept, pixels, unusual = [view[:2]], 0, ""
+    exif, xmp = b"", b""
+    position, segments = 2, 0
     while (marker := _MARKER.search(data, position)) is not None:
         start, kind = marker.start(), data[marker.start() + 1]
         end = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
@@ -61,14 +67,18 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
         segments += 1
         if segments > _MAX_SEGMENTS or len(kept) > _MAX_TABLES:
             raise corrupt("a JPEG with an absurd number of segments")
+        if kind == _JPEG_LS:
+            raise unsupported("a JPEG-LS file")
         if not _is_whole_segment(kind, end - marker.end(), end, len(data)):
             raise jpeg_header_error(data, f"a segment of kind {kind:02x} in its header")
         if kind in _FRAMES:
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
             check_size(width, height)
-            pixels = max(pixels, width * height)
-        if kind == _EXIF and not seen_exif and data[start + 4 : start + 10] == b"Exif\0\0":
-            seen_exif, orientation = True, read_orientation(data[start + 4 : end])
+            pixels, unusual = max(pixels, width * height), _unusual(kind, data[start + 4], data[start + 9])
+        if kind == _EXIF and not exif and data.startswith(b"Exif\0\0", start + 4):
+            exif = data[start + 4 : end]
+        elif kind == _EXIF and data.startswith(_XMP, start + 4):
+            xmp = data[start + 4 : end]
         if kind not in _FREE or data[start + 4 : end].startswith(_COLOUR_SEGMENTS.get(kind, b"\0never")):
             kept.append(view[start:end])
         position = end
@@ -78,7 +88,27 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
     if data.rfind(b"\xff\xd9", marker.end()) < 0:
         raise truncated("a JPEG without its end")
     _check_scans(data, marker.start(), pixels)
-    return Container(data=b"".join((*kept, view[marker.start() :])), pixels=pixels, orientation=orientation)
+    return Container(
+        data=b"".join((*kept, view[marker.start() :])),
+        pixels=pixels,
+        orientation=read_orientation(exif, xmp),
+        unusual=unusual,
+    )
+
+
+def _unusual(kind: int, bits: int, components: int) -> str:
+    """What is unusual about a picture, so that few decoders know it; empty for an ordinary one.
+
+    Args:
+        kind: of the segment that describes it.
+        bits: of a value.
+        components: of a pixel.
+    """
+    if bits != 8:
+        return f"a JPEG of {bits} bits a channel"
+    if kind in _ODD_FRAMES:
+        return f"a JPEG that is {_ODD_FRAMES[kind]}"
+    return "" if components in (1, 3, 4) else f"a JPEG of {components} channels"
 
 
 def _is_whole_segment(kind: int, length: int, end: int, size: int) -> bool:

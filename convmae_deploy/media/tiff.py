@@ -9,14 +9,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convmae_deploy.media.exif import UPRIGHT, valid_orientation
+from convmae_deploy.media.exif import MAX_XMP_BYTES, read_orientation, valid_orientation
 from convmae_deploy.media.image_containers import CheckSize, Container
 from convmae_deploy.media.image_errors import ImageError, corrupt, truncated
 from convmae_deploy.media.jpeg import MAX_SCANNED_PIXELS
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 274, 277
 _STRIPS, _TILES = (273, 279), (324, 325)  # (offsets, byte counts)
-_STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_STRIP_ROWS, _TILE_WIDTH, _TILE_HEIGHT, _PLANES, _XMP = 278, 322, 323, 284, 700
+_LONG = 4  # the type of a field of 32 bits
+_UNSAID = ((), (0,))  # lengths of strips where some writers say none
 _UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
 # Which are read; of the others LZMA may ask for gigabytes in a few bytes, and the rest is not met any more.
 _COMPRESSIONS = {
@@ -79,11 +81,11 @@ def read_tiff(data: bytes, check_size: CheckSize) -> Container:
     if width is None or height is None:
         raise corrupt("a TIFF that does not say its size")
     check_size(width, height)
-    orientation = _scalar(entries, _ORIENTATION, layout) or UPRIGHT
 
     kept = {tag: entry for tag, entry in sorted(entries.items()) if tag in _SCALARS | _LISTS}
     _check_entries(data, kept, layout)
     pixels = _check_pixels(data, kept, layout, width, height)
+    kept = dict(sorted(kept.items()))
     padding = bytes(-len(data) % 8)
     parts: tuple[bytes | memoryview, ...] = (
         data[: header_bytes - struct.calcsize(layout.offset)],
@@ -98,8 +100,19 @@ def read_tiff(data: bytes, check_size: CheckSize) -> Container:
         data=b"".join(parts),
         pixels=pixels,
         frames=_count_pages(data, first, layout),
-        orientation=valid_orientation(orientation),
+        orientation=_orientation(data, entries, layout),
     )
+
+
+def _orientation(data: bytes, entries: dict[int, bytes], layout: _Layout) -> int:
+    """Of the directory, or else of its XMP packet."""
+    orientation = _scalar(entries, _ORIENTATION, layout)
+    if orientation is not None or _XMP not in entries:
+        return valid_orientation(orientation or 0)
+    _, kind, count, value = struct.unpack(layout.entry, entries[_XMP])
+    (offset,) = struct.unpack(layout.offset, value)
+    size = count * _TYPE_BYTES.get(kind, 1)
+    return read_orientation(b"", data[offset : offset + min(size, MAX_XMP_BYTES)])
 
 
 def _entries(data: bytes, directory: int, layout: _Layout) -> dict[int, bytes]:
@@ -147,35 +160,76 @@ def _numbers(data: bytes, entries: dict[int, bytes], tag: int, layout: _Layout) 
 def _check_pixels(data: bytes, entries: dict[int, bytes], layout: _Layout, width: int, height: int) -> int:
     """The pixel data must lie inside the file: whatever Pillow reads beyond it would be our own directory.
 
+    Adds the length of the only strip or tile where the file does not say it.
+
     Returns:
         Pixels that a decoder makes room for: those of the picture, or of a tile that is larger.
     """
     tiled = _TILES[0] in entries
-    offsets, counts = (_numbers(data, entries, tag, layout) for tag in (_TILES if tiled else _STRIPS))
-    if not offsets or len(offsets) != len(counts):
+    places, lengths = _TILES if tiled else _STRIPS
+    offsets, counts = (_numbers(data, entries, tag, layout) for tag in (places, lengths))
+    if not offsets:
         raise corrupt("a TIFF that does not say where its pixels are")
-    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
-        raise truncated("a TIFF that ends inside its pixels")
-    if sum(counts) > _MAX_REPEATED_BYTES * len(data):
-        raise corrupt("a TIFF whose strips or tiles are the same bytes again and again")
     samples = _scalar(entries, _SAMPLES, layout) or 1
     if samples > _MAX_SAMPLES:
         raise corrupt(f"a TIFF with {samples} values a pixel")
-    bits = min(_numbers(data, entries, _BITS, layout) or (1,))
     compression = _scalar(entries, _COMPRESSION, layout) or _UNCOMPRESSED
     if compression not in _COMPRESSIONS:
         known = ", ".join(dict.fromkeys(_COMPRESSIONS.values()))
         raise ImageError(
             "unsupported_format", f"found a TIFF of compression {compression}, accepted are {known}; convert it to one"
         )
-    if compression == _UNCOMPRESSED and 8 * sum(counts) < width * height * samples * bits:
-        raise truncated("a TIFF with fewer pixels than its size")
     tile = _tile_pixels(entries, layout, tiled, width, height)
     if tile > max(width * height, _MAX_EXTRA_TILE_PIXELS):
         raise corrupt("a TIFF whose tiles are much larger than the picture")
+    if compression == _UNCOMPRESSED:  # Pillow reads what the rows need, whatever lengths the file says
+        needed = _raw_counts(data, entries, layout, offsets, (width, height))
+        if counts not in _UNSAID and sum(counts) < sum(needed):
+            raise truncated("a TIFF with fewer pixels than its size")
+        counts = needed
+    elif len(offsets) == 1 and counts in _UNSAID and offsets[0] < len(data):
+        counts = (len(data) - offsets[0],)
+        entries[lengths] = _long_entry(lengths, counts[0], layout)
+    if len(offsets) != len(counts):
+        raise corrupt("a TIFF that does not say where its pixels are")
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
+        raise truncated("a TIFF that ends inside its pixels")
+    if sum(counts) > _MAX_REPEATED_BYTES * len(data):
+        raise corrupt("a TIFF whose strips or tiles are the same bytes again and again")
     if compression in (_OLD_JPEG, _JPEG):
         _check_scans(data, offsets, counts, tile if compression == _JPEG else width * height)
     return max(width * height, tile)
+
+
+def _raw_counts(
+    data: bytes, entries: dict[int, bytes], layout: _Layout, offsets: Sequence[int], size: tuple[int, int]
+) -> tuple[int, ...]:
+    """Bytes that Pillow reads of each uncompressed strip or tile.
+
+    Raises:
+        ImageError: `image_truncated`, there are too few of them for the picture.
+    """
+    width, height = size
+    bits = _numbers(data, entries, _BITS, layout) or (1,)
+    samples = _scalar(entries, _SAMPLES, layout) or 1
+    apart = _scalar(entries, _PLANES, layout) == 2  # each sample in strips of its own
+    bits_a_pixel = max(bits) if apart else sum(bits) * (samples if len(bits) == 1 else 1)
+    if _TILES[0] in entries:
+        columns, rows = (_scalar(entries, tag, layout) or 1 for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+    else:
+        columns, rows = width, min(_scalar(entries, _STRIP_ROWS, layout) or height, height)
+    across, down = -(-width // columns), -(-height // rows)
+    if len(offsets) < across * down * (samples if apart else 1):
+        raise truncated("a TIFF with fewer pixels than its size")
+    line = -(-columns * bits_a_pixel // 8)
+    last = height - (down - 1) * rows  # rows in the lowest ones, of which Pillow reads no more
+    return tuple(line * (last if index // across % down == down - 1 else rows) for index in range(len(offsets)))
+
+
+def _long_entry(tag: int, value: int, layout: _Layout) -> bytes:
+    """A directory's entry of one number."""
+    kind, code = (16, "Q") if layout.big else (_LONG, "I")
+    return struct.pack(layout.entry, tag, kind, 1, struct.pack(layout.order + code, value))
 
 
 def _tile_pixels(entries: dict[int, bytes], layout: _Layout, tiled: bool, width: int, height: int) -> int:

@@ -9,14 +9,15 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, ClientGone, busy, error_response, routing_error
 from serving.http.keys import Keys
+from serving.http.trace_context import trace_id_of
 from serving.http.visitors import Visitors
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -42,7 +43,7 @@ class BodyLimits(NamedTuple):
     """What the body of a request may take."""
 
     bytes: int  # where it is no JSON, for which there is a setting
-    seconds: float  # to be received
+    seconds: float  # in which it, or the next part of it at the least rate, must be received
 
 
 class Exchange:
@@ -52,15 +53,27 @@ class Exchange:
         self.scope = scope
         self.request_id = ""
         self.status = 0  # the response's; 0 until it has started
+        self.error_code: str | None = None  # of the error that it was answered with
+        self.sent_bytes = 0  # of the response's body
+        self.trace_id: str | None = None  # as the client named it
+        self.span: Any = None  # OpenTelemetry's, where spans are made
+        self.model: str | None = None  # which one ran
+        self.phases: Mapping[str, float] = {}  # seconds of each part of the work
+        self.intervals: Sequence[tuple[str, float, float]] = ()  # its parts: phase, start by perf_counter(), seconds
         self.body_bytes = 0
         self.body_limit = 0
-        self.body_seconds = 0.0  # that receiving the body may take
+        self.body_seconds = 0.0  # that receiving the body, or the next part of it, may take
         self.held_bytes = 0  # for the body, until the response is sent
         self.more_body = True
         self.close = False
         self._receive = receive
         self._send = send
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+
+    @property
+    def title(self) -> str:
+        """What the request is called in the log."""
+        return f"request {self.request_id}" + (f" of trace {self.trace_id}" if self.trace_id else "")
 
     async def receive(self) -> Message:
         """The next message; counts the body and refuses one that grows beyond its limit."""
@@ -86,6 +99,8 @@ class Exchange:
             if self.close:
                 headers.append((b"connection", b"close"))
             message = {"type": "http.response.start", "status": self.status, "headers": headers}
+        else:
+            self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
 
     async def refuse(self, error: ApiError) -> None:
@@ -94,6 +109,7 @@ class Exchange:
         Closing a connection whose client is still sending makes its kernel discard the answer. So the answer is sent at
         once, what arrives is thrown away for at most a second, and only then is the connection closed.
         """
+        self.error_code = error.code
         if self.status:
             self.close = True
             return
@@ -132,6 +148,25 @@ class Exchange:
             pass
 
 
+class Observer(Protocol):
+    """What keeps a record of requests, beside the metrics."""
+
+    def begin(self, exchange: Exchange) -> None:
+        """A request has come."""
+
+    def end(self, exchange: Exchange, route: str, seconds: float) -> None:
+        """It was answered.
+
+        Args:
+            exchange: the request.
+            route: template of its route, or a fixed word.
+            seconds: that it took.
+        """
+
+    def close(self, seconds: float) -> None:
+        """Writes or sends what is left, in so many seconds at most."""
+
+
 class Guard:
     """The ASGI application around the application.
 
@@ -141,6 +176,7 @@ class Guard:
         metrics: where every answered request is counted.
         body_limits: what the body of a request may take, as far as its head says.
         clock: seconds that only grow, for what is counted by time.
+        observers: what else keeps a record of requests.
     """
 
     def __init__(
@@ -150,12 +186,15 @@ class Guard:
         metrics: Metrics,
         body_limits: Callable[[Scope], BodyLimits],
         clock: Callable[[], float] = time.monotonic,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self.body_limits = body_limits
-        self.draining = False
+        self.observers = observers
+        self.draining = False  # requests are still answered, but the next ones should go elsewhere
+        self.refusing = False  # they are refused
         self.in_flight = 0
         self.buffered_bytes = 0
         self._visitors = Visitors(settings)
@@ -172,12 +211,18 @@ class Guard:
         self.in_flight += 1
         try:
             exchange.request_id = _request_id(exchange.headers.get(b"x-request-id"))
+            exchange.trace_id = trace_id_of(exchange.headers.get(b"traceparent"))
+            for observer in self.observers:
+                observer.begin(exchange)
             await self._handle(exchange)
         finally:
             self.in_flight -= 1
             self._let_go(exchange)
             route = getattr(scope.get("endpoint"), "path", UNMATCHED)  # its template, never the path itself
-            self.metrics.observe(route, scope["method"], exchange.status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.observe(route, scope["method"], exchange.status, seconds, exchange.error_code)
+            for observer in self.observers:
+                observer.end(exchange, route, seconds)
 
     async def _handle(self, exchange: Exchange) -> None:
         try:
@@ -191,18 +236,17 @@ class Guard:
             # Nobody reads this, but the metrics count it.
             await exchange.refuse(ApiError(400, "client_disconnected", "the client closed the connection"))
         except Exception:
-            logger.exception("request %s failed", exchange.request_id)
+            logger.exception("%s failed", exchange.title)
             message = "the server failed to answer; its log says why under this request id"
             await exchange.refuse(ApiError(500, "internal_error", message))
 
     def _check(self, exchange: Exchange) -> None:
         """All that can be refused before the body is read."""
         path = exchange.scope["path"]
-        if self.draining:
-            exchange.close = True
-            if path not in ALIVE_PATHS:
-                message = "the server is shutting down; send this request to another one"
-                raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
+        exchange.close = self.draining
+        if self.refusing and path not in ALIVE_PATHS:
+            message = "the server is shutting down; send this request to another one"
+            raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
         self._visitors.check(exchange.scope, exchange.headers)
         if path.startswith(ADMIN_PREFIX):
             if self.settings.admin_key is None:
@@ -253,8 +297,12 @@ class Guard:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _receive_body(self, exchange: Exchange, chunks: list[bytes]) -> None:
+        """Receives a body whose client has so much time for each part that the least rate gives, and for the last."""
+        clock = asyncio.get_running_loop().time
+        part = exchange.body_seconds * self.settings.min_bytes_per_second
+        due = part
         try:
-            async with asyncio.timeout(exchange.body_seconds):
+            async with asyncio.timeout(exchange.body_seconds) as limit:
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -265,8 +313,14 @@ class Guard:
                     self.buffered_bytes += len(chunk)
                     if self.buffered_bytes > self.settings.max_buffered_bytes:
                         raise busy("the server holds as many request bodies as it may", 1)
+                    if exchange.body_bytes >= due:
+                        due = exchange.body_bytes + part
+                        limit.reschedule(clock() + exchange.body_seconds)
         except TimeoutError:
-            message_text = f"expected the whole body within {exchange.body_seconds:g} s; send it faster or send less"
+            message_text = (
+                f"expected the whole body, or {part:.0f} bytes more of it, within {exchange.body_seconds:g} s; "
+                "send it faster or send less"
+            )
             raise ApiError(408, "body_timeout", message_text, close=True) from None
 
     def _let_go(self, exchange: Exchange) -> None:

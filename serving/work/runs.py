@@ -23,6 +23,7 @@ class Timings:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.intervals: list[tuple[str, float, float]] = []  # phase, start by time.perf_counter(), seconds
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -31,7 +32,12 @@ class Timings:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.add(name, started, time.perf_counter() - started)
+
+    def add(self, name: str, started: float, seconds: float) -> None:
+        """Adds to the phase `name` what began at `started` by time.perf_counter()."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.intervals.append((name, started, seconds))
 
     def header(self) -> str:
         """The value of a Server-Timing header, in milliseconds."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from convmae_deploy.media.image_containers import read_bmp, read_gif, read_png
 from convmae_deploy.media.images import decode_image
-from tests.media.photo_files import encode, grey_png, photo, png_chunk, png_header, refusal
+from tests.media.photo_files import encode, grey_png, photo, pillow, png_chunk, png_header, refusal
 
 BOMB = b"a\0\0" + zlib.compress(bytes(40_000_000), 9)
 
@@ -67,6 +67,16 @@ def test_the_canvas_of_a_gif_is_that_of_its_first_picture_where_that_is_larger()
     struct.pack_into("<HH", data, 6, 20, 10)
     assert read_gif(bytes(data), no_check).pixels == 96 * 64
     assert decode_image(bytes(data)).image.size == (96, 64)
+
+
+def test_a_gif_whose_screen_has_no_size_is_as_large_as_its_first_picture() -> None:
+    for screen in ((0, 0), (0, 64), (96, 0)):
+        data = bytearray(encode(photo().quantize(16), "GIF"))
+        struct.pack_into("<HH", data, 6, *screen)
+        assert decode_image(bytes(data)).original_size == (96, 64)
+        assert np.array_equal(np.asarray(decode_image(bytes(data)).image), pillow(bytes(data)))
+        struct.pack_into("<HH", data, data.index(b",") + 5, 0, 0)
+        assert refusal(bytes(data)) == "image_corrupt"
 
 
 def run_length_bmp(width: int, height: int) -> bytes:

@@ -3,10 +3,12 @@
 import struct
 import zlib
 
+import numpy as np
 import pytest
 
 from convmae_deploy.media.images import ImageError, decode_image
-from tests.media.photo_files import encode, photo, refusal
+from tests.hostile import photos
+from tests.media.photo_files import encode, photo, pillow, refusal
 
 
 def tiff_of_strips(count: int, offsets: int, counts: int) -> bytes:
@@ -84,3 +86,38 @@ def test_directories_in_a_loop_are_counted_once() -> None:
     (entries,) = struct.unpack_from("<H", data, directory)
     struct.pack_into("<I", data, directory + 2 + 12 * entries, directory)
     assert decode_image(bytes(data)).frames == 1
+
+
+def without_lengths(data: bytes, *, zero: bool) -> bytes:
+    """A little-endian TIFF of one page that does not say the lengths of its strips, or says 0 of the only one."""
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    entries = [data[directory + 2 + 12 * index :][:12] for index in range(count)]
+    kept = [entry for entry in entries if entry[:2] != struct.pack("<H", 279)]
+    if zero:
+        kept = sorted([*kept, struct.pack("<HHII", 279, 4, 1, 0)], key=lambda entry: struct.unpack_from("<H", entry))
+    start = len(data) + len(data) % 2
+    body = struct.pack("<H", len(kept)) + b"".join(kept) + bytes(4)
+    return data[:4] + struct.pack("<I", start) + data[8:] + bytes(len(data) % 2) + body
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["missing", "zero"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "group4", "tiff_adobe_deflate", "packbits", "jpeg", "zstd"])
+def test_strips_of_no_said_length_are_decoded_as_pillow_does(compression: str | None, zero: bool) -> None:
+    image = photo().convert("1") if compression == "group4" else photo()
+    data = without_lengths(encode(image, "TIFF", compression=compression), zero=zero)
+    assert np.array_equal(np.asarray(decode_image(data).image), pillow(data))
+
+
+def test_several_uncompressed_strips_need_no_lengths_but_must_be_whole() -> None:
+    pixels = bytes(range(100)) * 100
+    offsets = (273, 4, (8, 2508, 5008, 7508))
+    data = photos.tiff(photos.grey_tiff((100, 100), 1, (278, 3, (25,)), offsets), pixels)
+    assert np.array_equal(np.asarray(decode_image(data).image), pillow(data))
+    for size, places in (((100, 101), offsets), ((100, 100), (273, 4, (8, 2508, 5008, 900_000)))):
+        assert refusal(photos.tiff(photos.grey_tiff(size, 1, (278, 3, (25,)), places), pixels)) == "image_truncated"
+
+
+def test_several_compressed_strips_need_their_lengths() -> None:
+    data = without_lengths(encode(photo(), "TIFF", compression="tiff_lzw", strip_size=500), zero=False)
+    assert refusal(data) == "image_corrupt"

@@ -261,7 +261,7 @@ def test_a_failing_model_is_500_for_that_request_only(
     assert answer.json()["error"]["request_id"] in caplog.text and "CUDA out of memory" in caplog.text
     stub.failure = None
     assert client.post("/v1/classify", content=PHOTO).status_code == 200
-    assert "convmae_inference_failures_total 1" in client.get("/metrics").text
+    assert "convmae_inference_failures_total 1.0" in client.get("/metrics").text
 
 
 def test_values_that_are_not_finite_are_500(

@@ -137,10 +137,10 @@ def test_a_batch_holds_more_requests_than_there_are_cores(
         assert [future.result(PATIENCE_SECONDS) for future in (first, *others)] == [200] * 7
     assert [len(batch) for batch in device.batches] == [1, 8]
     page = client.get("/metrics").text
-    assert 'convmae_batch_rows_bucket{model="tiny",le="8"} 2\n' in page
-    assert 'convmae_batch_rows_sum{model="tiny"} 7.000000\n' in page
-    assert 'convmae_batch_queue_seconds_count{model="tiny"} 7\n' in page
-    assert 'convmae_batch_rows_count{model="boxes"} 0\n' in page
+    assert 'convmae_batch_rows_bucket{le="8.0",model="tiny"} 2.0\n' in page
+    assert 'convmae_batch_rows_sum{model="tiny"} 7.0\n' in page
+    assert 'convmae_batch_queue_seconds_count{model="tiny"} 7.0\n' in page
+    assert 'convmae_batch_rows_count{model="boxes"} 0.0\n' in page
 
 
 def test_the_views_of_a_video_share_a_batch(
@@ -174,7 +174,7 @@ def test_a_lost_device_is_not_ready_until_it_runs_again(
     refused = client.get("/readyz")
     assert refused.status_code == 503
     assert "the device of the model tiny runs nothing any more" in refused.json()["error"]["message"]
-    assert "convmae_ready 0\n" in client.get("/metrics").text
+    assert "convmae_ready 0.0\n" in client.get("/metrics").text
     device.lost = False
     wait_until(lambda: client.get("/readyz").status_code == 200)  # which has tried it
     assert client.post("/v1/classify", content=jpeg()).status_code == 200

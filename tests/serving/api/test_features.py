@@ -123,7 +123,7 @@ def test_features_of_a_clip_are_those_of_the_predictor(
     found = load(client.post(query, content=CLIP, headers=SAFETENSORS).content)
     expected = video_models["clips"](CLIP, temporal_views=3, spatial_views=2)
     np.testing.assert_allclose(found["pooled"][0], expected["pooled"], rtol=1e-5)
-    assert "convmae_videos_total 3\n" in client.get("/metrics").text
+    assert "convmae_videos_total 3.0\n" in client.get("/metrics").text
 
 
 def test_embeddings_of_a_clip_come_in_the_same_shape(

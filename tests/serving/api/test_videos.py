@@ -400,9 +400,9 @@ def test_videos_are_counted_as_such(client: TestClient) -> None:
     client.post(ROUTE, content=VIDEO)
     client.post(ROUTE, content=b"hello")
     page = client.get("/metrics").text
-    assert "convmae_videos_total 1\n" in page and "convmae_images_total 0\n" in page
+    assert "convmae_videos_total 1.0\n" in page and "convmae_images_total 0.0\n" in page
     for status in (200, 400):
-        assert f'convmae_requests_total{{route="{ROUTE}",method="POST",status="{status}"}} 1\n' in page
+        assert f'convmae_requests_total{{method="POST",route="{ROUTE}",status="{status}"}} 1.0\n' in page
 
 
 def test_the_model_is_chosen_as_for_other_tasks(client: TestClient) -> None:

@@ -147,8 +147,7 @@ def test_a_text_file_shows_the_servers_sentence_and_a_photo_recovers(
     assert page.one("[role=alert]").text == ""
     page.pick(text_file, "error")
 
-    octets = {"Content-Type": "application/octet-stream"}
-    refusal = page_server.request("/v1/classify", text_file.read_bytes(), octets)
+    refusal = page_server.request("/v1/classify", text_file.read_bytes(), {"Content-Type": "text/plain"})
     error = refusal.json()["error"]
     assert page.one("[role=alert] strong").text == "This file is not a photo."
     small_print = page.one("[role=alert] .small-print").text

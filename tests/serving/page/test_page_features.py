@@ -1,6 +1,8 @@
 """The web page for models without a head, in a headless Chromium, of photos and of videos."""
 
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,6 +168,11 @@ def test_the_commands_on_the_page_write_what_they_say(
     assert [run(command, tmp_path) for command in page.texts(".command code")] == [b"", b""]
     assert set(safetensors.numpy.load_file(tmp_path / "pooled.safetensors")) == {"pooled"}
     assert set(safetensors.numpy.load_file(tmp_path / "features.safetensors")) == {"e1", "e2", "e3", "e4"}
+    page.chrome.find_elements("css selector", "[role=tab]")[2].click()
+    (program,) = page.texts(".command code")
+    printed = run(shlex.join([sys.executable, "-c", program]), tmp_path).decode()
+    pooled = safetensors.numpy.load_file(tmp_path / "pooled.safetensors")["pooled"]
+    np.testing.assert_allclose(np.array(printed.strip(" [\n]").split(), np.float32), pooled[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["maps", "clips"])
