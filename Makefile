@@ -55,7 +55,8 @@ wheel-check: .venv/.dev
 # what a bento installs; commit the result once the tests pass with it.
 constraints: .venv/.uv
 	$(COMPILE) --upgrade --extra dev --extra peers --extra fuzz --no-emit-package convmae-deploy --output-file constraints.txt pyproject.toml
-	$(COMPILE) --constraints constraints.txt --output-file serving/requirements.txt serving/requirements.in
+	for name in requirements requirements-openvino requirements-gpu; do \
+		$(COMPILE) --constraints constraints.txt --output-file serving/$$name.txt serving/$$name.in || exit 1; done
 	$(COMPILE) --upgrade --output-file tests/serving/clients/kserve.txt tests/serving/clients/kserve.in
 
 clean:

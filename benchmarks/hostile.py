@@ -23,6 +23,7 @@ from typing import Final
 
 import tyro
 
+from benchmarks.processes import memory
 from benchmarks.random_bundle import random_task, write_random_bundle
 from benchmarks.serving import serve, write_photo
 from convmae_deploy.machine import available_cores, processor
@@ -95,7 +96,7 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of all its processes, each page counted once."""
-        return sum(_memory(pid) for pid in _processes(self.pid))
+        return memory(self.pid)
 
     @contextmanager
     def watched(self, kind: Kind) -> Iterator[None]:
@@ -115,25 +116,6 @@ class Server:
             watcher.join()
             time.sleep(SETTLE_SECONDS)
             kind.after = self.memory()
-
-
-def _processes(first: int) -> list[int]:
-    found = [first]
-    for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                found += map(int, children.read_text(encoding="ascii").split())
-            except OSError:  # it has ended meanwhile
-                continue
-    return found
-
-
-def _memory(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def run_kind(server: Server, name: str, path: str, body: bytes, config: HostileConfig) -> Kind:

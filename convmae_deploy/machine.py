@@ -1,30 +1,84 @@
 """What this process may use of the machine that it runs on, and what it has used."""
 
 import ctypes
+import math
 import os
 import platform
 import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # options of mallopt, from malloc.h
 LARGE_BLOCK_BYTES = 4 << 20
 
 
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(root: Path = ROOT) -> int:
+    """CPU cores that this process may use: those it may run on, or fewer where its container has a smaller quota.
+
+    A part of a core counts as one, as the kernel lets every thread run until the quota of a moment is used up.
+
+    Args:
+        root: where `/proc` and `/sys` are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota(root))))
 
 
-def available_memory_bytes() -> int:
-    """Memory of the machine, or of the container that this process is in where that has less."""
+def cpu_quota(root: Path = ROOT) -> float:
+    """Cores that control groups allow this process and its neighbours on average; infinity where they set no limit."""
+    quotas = [math.inf]
+    for folder in _control_groups("cpu", root):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")  # the second version's
+        if not quota:
+            quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1: no limit
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def available_memory_bytes(root: Path = ROOT) -> int:
+    """Memory of the machine, or of the container that this process is in where that has less.
+
+    Args:
+        root: where `/proc` and `/sys` are.
+    """
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups of the second and the first version
-        path = Path("/sys/fs/cgroup") / name
-        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        if text.isdigit():  # "max": no limit
-            least = min(least, int(text))
+    for folder in _control_groups("memory", root):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # of the second and the first version
+            text = _text(folder / name)
+            if text.isdigit():  # "max": no limit
+                least = min(least, int(text))
     return least
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, from the innermost out; not all of them need exist.
+
+    A container may see its own group as the outermost one, while the path names it as the machine does.
+    """
+    mounted = root / "sys/fs/cgroup"
+    paths = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            paths += [(mounted / controller, path), (mounted / controllers, path)]  # the first version
+        elif not controllers:
+            paths.append((mounted, path))
+    for mount, path in [*paths, (mounted, "/"), (mounted / controller, "/")]:
+        inner = PurePosixPath(path.lstrip("/"))
+        if ".." not in inner.parts:  # of a process outside of what is mounted here
+            yield from (mount / part for part in (inner, *inner.parents))
+
+
+def _text(path: Path) -> str:
+    """What a small file says; nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def peak_memory_bytes() -> int:

@@ -4,6 +4,7 @@ The BentoML service runs in this process under uvicorn, without BentoML's proces
 bundle ends it with one sentence, and after SIGTERM nothing holds the listening socket open behind the server's back.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -14,8 +15,12 @@ from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
-from serving.api.models import Predictors, batching_backends, close_predictors, open_predictors
-from serving.settings import Settings, load_settings
+from serving import bentoml_settings
+from serving.api.models import Predictors, batching_backends, open_predictors
+from serving.settings import Settings
+
+LOCALHOST = ("127.0.0.1", "::1")  # clients try both, whatever the system's list of names says
+NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def main() -> int:
@@ -24,9 +29,9 @@ def main() -> int:
     for name in ("python_multipart", "uvicorn.error"):  # what clients do wrong is told to them, not to the log
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        settings = load_settings()
+        settings, _ = bentoml_settings.load()
         predictors = open_predictors(settings)
-        listener = bind(settings)
+        listeners = bind(settings)
     except ConvMAEError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 1
@@ -37,17 +42,19 @@ def main() -> int:
         return 1
     # Imported only now: BentoML takes a second to import, and a mistake in the settings should not wait for it.
     import uvicorn
+    from bentoml._internal.configuration.containers import BentoMLContainer
 
     from serving import service
     from serving.http.protocol import LimitedProtocol
 
-    service.predictors.update(predictors)
+    service.predictors.put(predictors)
     config = uvicorn.Config(
         service.SERVICE.to_asgi(),
         http=LimitedProtocol,
         ws="none",
         access_log=False,
-        proxy_headers=False,  # nothing here asks who the client is
+        proxy_headers=False,  # the application has a setting for them
+        backlog=BentoMLContainer.api_server_config.backlog.get(),
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
@@ -58,14 +65,14 @@ def main() -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            announce(predictors, listener)
+            announce(predictors, listeners, settings.root_path)
 
     # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    Announcing(config).run(sockets=[listener])
+    Announcing(config).run(sockets=listeners)
     # A job or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
-    if service.api.pool.running or not close_predictors(predictors, 0.0):
+    if service.api.pool.running or not service.predictors.close(0.0):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -73,37 +80,59 @@ def main() -> int:
     return 0
 
 
-def bind(settings: Settings) -> socket.socket:
-    """A socket bound to the host and port of the settings, not yet listening.
+def bind(settings: Settings) -> list[socket.socket]:
+    """Sockets bound to the host and port of the settings, not yet listening: one for each address of the host.
 
     Raises:
-        ConvMAEError: the address is not to be had.
+        ConvMAEError: no address is to be had, or one is taken.
     """
-    address = f"{settings.host}:{settings.port}"
+    host, port = settings.host, settings.port
     try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        found = [
+            one
+            for name in (LOCALHOST if host.lower() == "localhost" else (host,))
+            for one in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ]
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "that is no name of a host"
-        raise ConvMAEError(f"cannot listen on {address} ({reason}); check CONVMAE_HOST") from None
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raise ConvMAEError(f"cannot listen on {host}:{port} ({reason}); check CONVMAE_HOST") from None
+    listeners: list[socket.socket] = []
+    missing = ""
+    for family, address in sorted({(family, target[0]) for family, _, _, _, target in found}):
+        try:
+            listeners.append(_listener(family, str(address), port))
+            port = listeners[0].getsockname()[1]  # all have the one that the first was given
+        except OSError as error:
+            missing = error.strerror or str(error)
+            if error.errno not in NO_SUCH_ADDRESS:  # such as ::1, as which `localhost` is known without IPv6 too
+                for listener in listeners:
+                    listener.close()
+                advice = "choose another CONVMAE_HOST or CONVMAE_PORT"
+                raise ConvMAEError(f"cannot listen on {host}:{port} ({missing}); {advice}") from None
+    if not listeners:
+        raise ConvMAEError(f"cannot listen on {host}:{port} ({missing}); choose another CONVMAE_HOST")
+    return listeners
+
+
+def _listener(family: int, address: str, port: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.bind(target)
-    except OSError as error:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # `::` is for IPv4 too, whatever the system's default
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
+        listener.bind((address, port))
+    except OSError:
         listener.close()
-        raise ConvMAEError(
-            f"cannot listen on {address} ({error.strerror}); choose another CONVMAE_HOST or CONVMAE_PORT"
-        ) from None
+        raise
     return listener
 
 
-def announce(predictors: Predictors, listener: socket.socket) -> None:
-    """Prints the address, each model's name, and the licence of its weights."""
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"ConvMAE server on http://{shown}:{port}  (page at /, interface at /docs, Ctrl+C to stop)")
+def announce(predictors: Predictors, listeners: list[socket.socket], root_path: str) -> None:
+    """Prints the addresses, each model's name, and the licence of its weights."""
+    names = [listener.getsockname()[:2] for listener in listeners]
+    shown = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in names]
+    behind = f", behind a proxy under {root_path}" if root_path else ""
+    print(f"ConvMAE server on {' and '.join(shown)}  (page at /, interface at /docs{behind}, Ctrl+C to stop)")
     batching = batching_backends(predictors)
     for name, predictor in predictors.items():
         manifest = predictor.manifest

@@ -1,29 +1,44 @@
 """The routes, as a Starlette application without any of BentoML."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Route as StarletteRoute
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from convmae_deploy.tasks.base import Predictor
 from serving.api import openapi
+from serving.api.bentoml_schema import bentoml_schema
 from serving.api.inference import Done, Inference
 from serving.api.job import Received
 from serving.api.media import Medium
-from serving.api.models import Predictors, describe_model, list_models
-from serving.api.routes import ROUTES, InferenceRoute
+from serving.api.models import Models, Predictors, describe_model, find_any, list_models
+from serving.api.open_inference import OpenInference, check_version, model_metadata, server_metadata
+from serving.api.repository import Repository
+from serving.api.routes import (
+    ENDPOINTS,
+    MODEL_ROUTES,
+    AnyModelRoute,
+    InferenceRoute,
+    Route,
+)
 from serving.errors import ApiError
 from serving.http.connection_limits import Connections
+from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
 from serving.http.guard import BodyLimits, Exchange, Guard, Observer
+from serving.http.proxies import RootPath, TrustedProxies, root_path
 from serving.metrics import Metrics
 from serving.model_metrics import model_families
-from serving.page.files import PAGE, PageFiles
+from serving.page.files import PAGE, SAMPLES, PageFiles
 from serving.settings import Settings
 from serving.work.pool import Ticket, WorkPool
 from serving.work.runs import Timings
@@ -34,55 +49,86 @@ logger = logging.getLogger("convmae_serving")
 
 
 class Api:
-    """The endpoints and what they share.
+    """The endpoints and what they share; each of `ENDPOINTS` is a method here.
 
     Args:
         settings: limits.
-        predictors: the models by name. May be filled after construction, before the first request.
+        models: may be filled after construction, before the first request.
     """
 
-    def __init__(self, settings: Settings, predictors: Predictors) -> None:
+    def __init__(self, settings: Settings, models: Models) -> None:
         self.settings = settings
-        self.predictors = predictors
-        self.inference = Inference(settings, predictors)
+        self.models = models
+        self.inference = Inference(settings, models)
+        self.open_inference = OpenInference(self.inference)
+        self.repository = Repository(settings, models, self.inference.forget)
         self.pool = WorkPool(settings.threads, settings.max_queue_seconds, self.inference.device_wait)
         self.metrics = Metrics()
-        self.connections = Connections(settings.max_connections, settings.keep_alive_seconds)
-        self._page = PageFiles(PAGE)
-        self._routes = {route.path: route for route in ROUTES}
+        self.connections = Connections(
+            settings.max_connections,
+            settings.keep_alive_seconds,
+            settings.max_unread_bytes,
+            settings.min_bytes_per_second,
+        )
+        self._page = PageFiles(PAGE, *SAMPLES, frame_ancestors=settings.frame_ancestors)
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
+        self._register_metrics()
+
+    def _register_metrics(self) -> None:
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
-        self.metrics.families(lambda: model_families(self.predictors, settings))
+        self.metrics.families(lambda: model_families(self.models, self.settings))
         self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
     async def list_models(self, request: Request) -> Response:
-        """GET /v1/models."""
-        return JSONResponse(list_models(self.predictors))
+        return JSONResponse(list_models(self.models))
 
     async def describe_model(self, request: Request) -> Response:
-        """GET /v1/models/{name}."""
-        name = request.path_params["name"]
-        predictor = self.predictors.get(name)
-        if predictor is None:
-            known = ", ".join(self.predictors)
-            raise ApiError(404, "unknown_model", f"expected one of {known}, got the model {name[:80]!r}", field="name")
-        return JSONResponse(describe_model(self.predictors, predictor, self.settings.file))
+        predictor = find_any(self.models, request.path_params["name"])
+        return JSONResponse(describe_model(self.models, predictor, self.settings.file))
 
     async def live(self, request: Request) -> Response:
-        """GET /livez: the process answers."""
         return JSONResponse({"status": "alive"})
 
     async def ready(self, request: Request) -> Response:
-        """GET /readyz: the models run and the server is not shutting down."""
         reason = self.not_ready()
         if reason is not None:
-            if self.predictors:
+            if self.models:
                 self._probe()
             raise ApiError(503, "not_ready", reason, headers={"Retry-After": "1"})
-        return JSONResponse({"status": "ready", "models": list(self.predictors)})
+        return JSONResponse({"status": "ready", "ready": True, "models": list(self.models)})
+
+    healthz = health = ping = server_ready = ready
+
+    async def server_live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def server_metadata(self, request: Request) -> Response:
+        return JSONResponse(server_metadata(openapi.release()))
+
+    async def model_metadata(self, request: Request) -> Response:
+        return JSONResponse(model_metadata(self._named(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        predictor = self._named(request)
+        if not self.inference.health(predictor.manifest.name).ready:
+            raise ApiError(503, "not_ready", "the model failed several times in a row; see the server's log")
+        return JSONResponse({"name": predictor.manifest.name, "ready": True})
+
+    model_metadata_version, model_ready_version = model_metadata, model_ready
+
+    async def repository_index(self, request: Request) -> Response:
+        return JSONResponse(self.repository.index())
+
+    async def load_model(self, request: Request) -> Response:
+        await asyncio.to_thread(self.repository.load, request.path_params["name"])
+        return JSONResponse({})
+
+    async def unload_model(self, request: Request) -> Response:
+        await asyncio.to_thread(self.repository.unload, request.path_params["name"])
+        return JSONResponse({})
 
     async def metrics_page(self, request: Request) -> Response:
         """GET /metrics, in Prometheus' text format, or OpenMetrics on request."""
@@ -91,39 +137,50 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return JSONResponse(openapi.document(self.settings))
+        servers = {"servers": [{"url": root_path(request.scope) or "/"}]}
+        return JSONResponse(openapi.document(self.settings, self.models) | servers)
+
+    async def bentoml_schema(self, request: Request) -> Response:
+        return JSONResponse(bentoml_schema())
 
     async def page_file(self, request: Request, name: str | None = None) -> Response:
         """GET /, /docs, and /page/{asset}."""
-        return self._page.response(name or request.path_params["asset"])
+        return self._page.response(name or request.path_params["asset"], root_path(request.scope))
+
+    def _named(self, request: Request) -> Predictor:
+        if "version" in request.path_params:
+            check_version(request.path_params["version"])
+        return find_any(self.models, request.path_params["name"])
 
     def not_ready(self) -> str | None:
         """Why requests should go elsewhere, or None."""
         if self.guard is not None and self.guard.draining:
             return "the server is shutting down; send requests to another one"
-        if not self.predictors:
+        if not self.models:
             return "the models are still being loaded; try again in a moment"
         return self.inference.fault()
 
     def medium_of(self, scope: Scope) -> Medium:
         """What a request carries, as far as it can be known before its body is read."""
-        route = self._routes.get(scope["path"])
+        route, name = ROUTE_PATHS.find(scope["path"])
         if route is None:
             return self.inference.media["photo"]
-        return self.inference.medium_of(route, scope["query_string"])
+        return self.inference.medium_of(route, name, scope["query_string"])
 
     def body_limits(self, scope: Scope) -> BodyLimits:
         """What the body of a request may take."""
         medium = self.medium_of(scope)
         return BodyLimits(medium.body_bytes, medium.body_seconds)
 
-    async def infer(self, route: InferenceRoute, request: Request) -> Response:
-        """POST to one of `ROUTES`: reads the body, then does everything else in one job of the pool."""
+    async def infer(self, route: Route, request: Request) -> Response:
+        """POST to one of `MODEL_ROUTES`: reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
         exchange: Exchange = request.scope["convmae.exchange"]
-        medium = self.medium_of(request.scope)
-        if medium is self.inference.media["video"]:
-            route.find(self.predictors, None)  # before a large body is read for nothing
+        medium, name = self.medium_of(request.scope), request.path_params.get("name")
+        if "version" in request.path_params:
+            check_version(request.path_params["version"])
+        if name is not None or medium is self.inference.media["video"]:
+            route.find(self.models, name)  # before a large body is read for nothing
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
         timings = Timings()
@@ -135,14 +192,18 @@ class Api:
         def work(ticket: Ticket) -> Done:
             received = Received(
                 body=body,
+                model=name,
                 query=request.scope["query_string"],
                 content_type=exchange.headers.get(b"content-type", b"").decode("latin-1"),
-                accept=request.headers.get("accept", ""),
+                accept=exchange.headers.get(b"accept", b"").decode("latin-1"),
+                head_length=_text(exchange.headers.get(b"inference-header-content-length")),
                 ticket=ticket,
                 timings=timings,
                 deadline=deadline,
             )
-            return self.inference.do(route, received)
+            if isinstance(route, InferenceRoute | AnyModelRoute):
+                return self.inference.do(route, received)
+            return self.open_inference.do(route, received)
 
         try:
             outcome = await self.pool.run(work, medium.seconds, exchange.disconnected, medium.name)
@@ -156,7 +217,7 @@ class Api:
             raise
         done = outcome.value
         self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
-        exchange.model = done.response.headers["x-model"]
+        exchange.model = done.model
         timings.add("queue", submitted, outcome.queue_seconds)
         self.metrics.observe_phases(timings.seconds)
         done.response.raw_headers.append((b"server-timing", timings.header().encode()))
@@ -197,34 +258,74 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-def create_app(settings: Settings, predictors: Predictors, observers: Sequence[Observer] = ()) -> Starlette:
+class RoutePaths:
+    """Finds the route that runs models for a path, and the model that the path names, before anything is routed.
+
+    Args:
+        routes: their paths may hold names in braces.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._fixed = {route.path: route for route in routes if "{" not in route.path}
+        self._patterns = [(compile_path(route.path)[0], route) for route in routes if "{" in route.path]
+
+    def find(self, path: str) -> tuple[Route | None, str | None]:
+        """The route, None where there is none, and the model's name, None where the path holds none."""
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed, None
+        for pattern, route in self._patterns:
+            match = pattern.match(path)
+            if match is not None:
+                return route, match["name"]
+        return None, None
+
+
+ROUTE_PATHS: Final = RoutePaths(MODEL_ROUTES)
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
+def create_app(
+    settings: Settings,
+    predictors: Predictors,
+    cors: Mapping[str, Any] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Starlette:
     """The whole application.
 
     Args:
         settings: limits, API key, threads.
-        predictors: the models by name, in the order of the bundles. May be filled after this call.
+        predictors: the models by name, in the order of the bundles; `Models` may be filled after this call.
+        cors: what `Cors` takes, in place of what the settings say.
         observers: what keeps a record of requests, beside the metrics.
     """
-    api = Api(settings, predictors)
+    api = Api(settings, predictors if isinstance(predictors, Models) else Models(predictors))
     endpoints: list[tuple[str, str, Handler]] = [
-        *(("POST", route.path, partial(api.infer, route)) for route in ROUTES),
-        ("GET", "/v1/models", api.list_models),
-        ("GET", "/v1/models/{name}", api.describe_model),
-        ("GET", "/livez", api.live),
-        ("GET", "/readyz", api.ready),
+        *(("POST", route.path, partial(api.infer, route)) for route in MODEL_ROUTES),
+        *((endpoint.method, endpoint.path, getattr(api, endpoint.name)) for endpoint in ENDPOINTS),
         ("GET", "/metrics", api.metrics_page),
         ("GET", "/openapi.json", api.openapi),
         ("GET", "/docs", partial(api.page_file, name="docs.html")),
         ("GET", "/page/{asset}", api.page_file),
         ("GET", "/", partial(api.page_file, name="index.html")),
     ]
-    routes = [Route(path, Endpoint(path, handle), methods=[method]) for method, path, handle in endpoints]
+    routes = [StarletteRoute(path, Endpoint(path, handle), methods=[method]) for method, path, handle in endpoints]
 
     application = Starlette(routes=routes)
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    application.middleware_stack = api.guard = Guard(
-        application.router, settings, api.metrics, api.body_limits, observers=observers
-    )
+    outermost: ASGIApp
+    outermost = api.guard = Guard(application.router, settings, api.metrics, api.body_limits, observers=observers)
+    cors = cors or cors_options(settings)
+    if cors is not None:
+        outermost = Cors(outermost, cors)
+    if settings.root_path or settings.trusted_proxies:
+        outermost = RootPath(outermost, settings.root_path)
+    if settings.trusted_proxies:
+        outermost = TrustedProxies(outermost, list(settings.trusted_proxies))  # type: ignore[arg-type]
+    application.middleware_stack = outermost
     return application

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 MAX_MESSAGE: Final = 500  # characters; what a client sent is quoted, but not at any length
 MAX_FIELD: Final = 80
+PROTOCOL_PATH: Final = "/v2"
 
 
 class ApiError(Exception):
@@ -54,12 +55,28 @@ def busy(reason: str, retry_after: int) -> ApiError:
     return ApiError(503, "overloaded", message, headers={"Retry-After": str(retry_after)})
 
 
-def error_response(error: ApiError, request_id: str) -> Response:
-    """`{"error": {"code", "message", "field", "request_id"}}` with the error's status and headers."""
+def is_of_protocol(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, whose errors have a shape of their own."""
+    return path == PROTOCOL_PATH or path.startswith(f"{PROTOCOL_PATH}/")
+
+
+def error_response(error: ApiError, request_id: str, path: str = "") -> Response:
+    """An error with its status and headers.
+
+    Its body is `{"error": {"code", "message", "field", "request_id"}}`; under /v2, as the Open Inference Protocol has
+    it, `{"error": message}` with the rest beside it.
+
+    Args:
+        error: what went wrong.
+        request_id: of the request.
+        path: that was asked for; empty where there is none.
+    """
     content = {"code": error.code, "message": error.message, "field": error.field, "request_id": request_id}
+    body = {"error": content.pop("message"), **content} if is_of_protocol(path) else {"error": content}
     # In ASCII: what a client sent may hold characters that UTF-8 cannot write.
-    body = json.dumps({"error": content}).encode()
-    return Response(body, status_code=error.status, headers=error.headers, media_type="application/json")
+    return Response(
+        json.dumps(body).encode(), status_code=error.status, headers=error.headers, media_type="application/json"
+    )
 
 
 def code_of_status(status: int) -> str:

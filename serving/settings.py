@@ -3,24 +3,39 @@
 `python -m serving.settings` prints them as the table of serving/README.md.
 """
 
+import logging
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from convmae_deploy.backends.base import ComputePrecision, Device, PerformanceHint
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName
-from convmae_deploy.bundle.manifest import MANIFEST_NAME
+from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes
+from serving.setting_types import FrameSources, HostNames, Networks, Origins, RootPath
+
+logger = logging.getLogger("convmae_serving")
 
 PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
+NAMED_BUNDLE = re.compile(rf"(?P<name>{NAME_PATTERN.strip('^$')})=(?P<path>.+)")
 DEFAULT_PORT = 3000
 KEY_CHARACTERS = 16  # fewer can be guessed
-HOST_NAME = re.compile(r"\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+MOST_SECRET_BYTES = 64 * 1024  # read of a file that should hold a key
+SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")  # what Kubernetes puts into NAME_PORT for a Service NAME
+MOST_PIXELS = 2**31  # of no photo that memory has room for
+DEFAULTS_IN_WORDS = {
+    "bundle": "the model that ships",
+    "threads": "all cores",
+    "max_request_pixels": "twice `CONVMAE_MAX_IMAGE_PIXELS`",
+    "max_decoding_bytes": "half of memory",
+}
 Seconds = Annotated[float, Field(gt=0, le=86_400)]  # at most a day
 BUNDLES = Path(__file__).parent / "bundles"
 SHIPPED_BUNDLE = BUNDLES / "imagenette-nano"
@@ -54,9 +69,29 @@ class Settings(BaseSettings):
 
     bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
         default_factory=default_bundles,
-        description="Bundle folders, separated by `:`; the first of each task is the default of that task.",
+        description=(
+            "Bundle folders, separated by `:`; the first of each task is the default of that task. `NAME=FOLDER` gives "
+            "a model another name than its manifest."
+        ),
     )
-    host: str = Field(default="127.0.0.1", description="Address to listen on; `0.0.0.0` for every interface.")
+    repository: Path | None = Field(
+        default=None,
+        description=(
+            "Folder of bundle folders, of which `POST /v2/repository/models/NAME/load` may load the one called `NAME`; "
+            "without it, that loads models of `CONVMAE_BUNDLE` anew."
+        ),
+    )
+    admin_key: SecretStr | None = Field(
+        default=None,
+        description=(
+            "When set, requests with it, sent as `CONVMAE_API_KEY` is, may load and unload models under "
+            "`/v2/repository`; without it nobody may."
+        ),
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address or name to listen on; `0.0.0.0` for every interface, `::` for those of IPv6 too.",
+    )
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
     device: Device = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
@@ -96,7 +131,10 @@ class Settings(BaseSettings):
         default_factory=available_cores,
         ge=1,
         le=1024,
-        description="Requests decoded and run at the same time, one core each; by default the cores of this machine.",
+        description=(
+            "Requests decoded and run at the same time, one core each; by default the cores of this machine or "
+            "container."
+        ),
     )
     api_key: SecretStr | None = Field(
         default=None,
@@ -106,12 +144,41 @@ class Settings(BaseSettings):
             f"At least {KEY_CHARACTERS} characters; too many wrong ones from an address are answered 429."
         ),
     )
-    allowed_hosts: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+    allowed_hosts: HostNames | None = Field(
         default=None,
         description=(
             "Names that this server is reached by, separated by `,`; requests for other names, and what web pages of "
             "other hosts send, are refused. Without it, a server that has no key and listens on a loopback address "
             "refuses all names but `localhost`, and any other server none; `*` refuses none."
+        ),
+    )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with the key, such as a mounted secret, in place of `CONVMAE_API_KEY`; read at the start.",
+    )
+    cors_origins: Origins = Field(
+        default=(),
+        description=(
+            "Origins whose web pages may send requests and read the answers, separated by `,`, such as "
+            "`https://app.example.org`; `*`: every page. By default only the server's own."
+        ),
+    )
+    frame_ancestors: FrameSources = Field(
+        default=("none",),
+        description="Pages that may show this server's page in a frame, such as `self,https://app.example.org`.",
+    )
+    root_path: RootPath = Field(
+        default="",
+        description=(
+            "Path under which a proxy shows this server, such as `/convmae`, whether the proxy takes it off the "
+            "requests or not."
+        ),
+    )
+    trusted_proxies: Networks = Field(
+        default=(),
+        description=(
+            "Addresses and networks of proxies, separated by `,`, whose `X-Forwarded-For` and `X-Forwarded-Prefix` are "
+            "believed; `*`: of everybody. By default of nobody."
         ),
     )
     max_connections: int = Field(
@@ -133,18 +200,40 @@ class Settings(BaseSettings):
     max_buffered_bytes: int = Field(
         default=512_000_000, ge=1, description="Bytes of request bodies held at once by all requests; beyond it, 503."
     )
+    max_unread_bytes: int = Field(
+        default=128_000_000,
+        ge=1,
+        description=(
+            "Bytes of answers held at once that clients have not read yet; beyond it, the slowest of them is "
+            "disconnected."
+        ),
+    )
+    min_bytes_per_second: int = Field(
+        default=5_000,
+        ge=1,
+        description=(
+            "Slowest that a client may send a body, on average over `CONVMAE_BODY_TIMEOUT_SECONDS`, or read an answer, "
+            "over 10 s."
+        ),
+    )
     max_image_pixels: int = Field(
         default=50_000_000,
         ge=1,
+        le=MOST_PIXELS,
         description=(
-            "Largest photo in pixels, read from its header. To classify a JPEG or to take its features, up to four "
-            "times as many are accepted and decoded at half the width and height."
+            "Largest photo in pixels, read from its header; it must fit into `CONVMAE_MAX_DECODING_BYTES` too. To "
+            "classify a JPEG or to take its features, up to four times as many are accepted and decoded at half the "
+            "width and height."
         ),
     )
     max_image_side: int = Field(default=16_384, ge=1, description="Longest side of a photo in pixels.")
     max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")
     max_images: int = Field(default=32, ge=1, description="Photos in one request.")
-    max_request_pixels: int = Field(default=100_000_000, ge=1, description="Pixels of all photos of one request.")
+    max_request_pixels: int = Field(
+        default_factory=lambda given: 2 * given.get("max_image_pixels", 0),
+        ge=1,
+        description="Pixels of all photos of one request; by default twice the largest photo.",
+    )
     max_video_body_bytes: int = Field(
         default=50_000_000, ge=1, description="Largest request body with a video in bytes; JSON as above."
     )
@@ -184,12 +273,18 @@ class Settings(BaseSettings):
         default=2.0,
         description="Estimated wait for a free thread beyond which a request is answered 503.",
     )
-    body_timeout_seconds: Seconds = Field(default=10.0, description="Time to receive a request's body; then 408.")
+    body_timeout_seconds: Seconds = Field(
+        default=10.0,
+        description=(
+            "Time in which a request's body, or the next part of it at `CONVMAE_MIN_BYTES_PER_SECOND`, must come; "
+            "then 408."
+        ),
+    )
     request_timeout_seconds: Seconds = Field(
         default=10.0, description="Time from the received body to the answer; then 504."
     )
     video_body_timeout_seconds: Seconds = Field(
-        default=60.0, description="Time to receive a request's body with a video; then 408."
+        default=60.0, description="As `CONVMAE_BODY_TIMEOUT_SECONDS`, for a body with a video."
     )
     video_request_timeout_seconds: Seconds = Field(
         default=120.0,  # 15 views of ConvMAE-B take a minute on one core
@@ -202,9 +297,48 @@ class Settings(BaseSettings):
             "route, path without the query, status, bytes, seconds, model and phases."
         ),
     )
-    shutdown_seconds: Seconds = Field(
-        default=30.0, description="Time that requests in flight get to finish after SIGTERM."
+    drain_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description=(
+            "Time after SIGTERM for which requests are still answered while `/readyz` says 503: as long as the "
+            "balancer in front needs to hear of it."
+        ),
     )
+    shutdown_seconds: Seconds = Field(
+        default=30.0, description="Time that requests in flight get to finish after that."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_key(cls, values: Any) -> Any:
+        """Puts the text of the key's file where the key belongs."""
+        path = values.get("api_key_file") if isinstance(values, dict) else None
+        if path is None:
+            return values
+        if values.get("api_key") is not None:
+            raise ValueError("CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set; unset one")
+        try:
+            with Path(str(path).strip()).open("rb") as file:
+                return values | {"api_key": file.read(MOST_SECRET_BYTES).decode("utf-8", "replace")}
+        except OSError as error:
+            reason = f"expected a file with the key, got {str(path)[:200]!r} ({error.strerror})"
+            raise ValueError(f"CONVMAE_API_KEY_FILE: {reason}; mount it, or unset the variable") from None
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_of_kubernetes(cls, value: object) -> object:
+        """For a Service called `convmae`, Kubernetes puts its address where our port would be."""
+        return DEFAULT_PORT if _is_service_address(value) else value
+
+    def bundle_names(self) -> list[tuple[str | None, Path]]:
+        """Each bundle's name, None where its manifest decides, and its folder."""
+        found: list[tuple[str | None, Path]] = []
+        for entry in self.bundle:
+            match = NAMED_BUNDLE.fullmatch(str(entry))
+            found.append((None, entry) if match is None else (match["name"], Path(match["path"])))
+        return found
 
     @field_validator("bundle", mode="before")
     @classmethod
@@ -228,7 +362,7 @@ class Settings(BaseSettings):
         """A variable read from a file, such as a mounted secret, often ends in a newline."""
         return value.strip() if isinstance(value, str) else value
 
-    @field_validator("api_key")
+    @field_validator("api_key", "admin_key")
     @classmethod
     def _key_protects(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
@@ -243,37 +377,37 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("allowed_hosts", mode="before")
-    @classmethod
-    def _split_hosts(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        names = [name.strip().lower() for name in value.split(",")]
-        for name in names:
-            if not HOST_NAME.fullmatch(name):
-                raise ValueError(
-                    f"expected names separated by commas, such as models.example.org, got {name[:80]!r}; "
-                    "leave out the scheme and the port"
-                )
-        return tuple(names)
 
-
-def load_settings() -> Settings:
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     """Settings from the environment.
+
+    Args:
+        given: settings by name that win over the environment.
 
     Raises:
         ConvMAEError: a variable has a value that is not allowed; the sentence names it.
     """
     try:
-        return Settings()
+        settings = Settings(**(given or {}))
     except ValidationError as error:
         reasons = "; ".join(
-            f"{PREFIX}{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
+            ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
             for problem in error.errors(include_input=False, include_url=False)
         )
         raise ConvMAEError(
             f"a setting has a value that is not allowed ({reasons}); correct it and start again"
         ) from None
+    if _is_service_address(os.environ.get(f"{PREFIX}PORT")):
+        logger.warning(
+            "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port; listening on %d. "
+            "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want",
+            settings.port,
+        )
+    return settings
+
+
+def _is_service_address(value: object) -> bool:
+    return isinstance(value, str) and SERVICE_ADDRESS.fullmatch(value.strip()) is not None
 
 
 def markdown_table() -> str:
@@ -287,8 +421,10 @@ def markdown_table() -> str:
 def _default_text(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default_factory is not None:
-        return {"bundle": "the model that ships", "max_decoding_bytes": "half of memory"}.get(name, "all cores")
-    return "none" if field.default is None else f"`{field.default}`"
+        return DEFAULTS_IN_WORDS[name]
+    if isinstance(field.default, tuple):
+        return f"`{','.join(field.default)}`" if field.default else "none"
+    return "none" if field.default in (None, "") else f"`{field.default}`"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 OPEN = {
     "convmae_deploy": {"braces", "errors", "files", "machine", "printing", "program", "terminal"},
     "export": {"comma_list", "reproduce", "tool_versions"},
-    "serving": {"errors", "metrics", "settings"},
+    "serving": {"errors", "metrics", "setting_types", "settings"},
 }
 
 

@@ -1,12 +1,14 @@
 """Memory that training frees stays with its process, and the most memory of a process is its own."""
 
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convmae_deploy.machine import available_cores, peak_memory_bytes
+from convmae_deploy.machine import available_cores, available_memory_bytes, cpu_quota, peak_memory_bytes
 
 # what a step allocates and frees, and the pages that the kernel maps for it: 64 MB are 16 384 of them
 PROGRAM = """
@@ -53,3 +55,63 @@ def test_the_most_memory_stays_after_it_is_freed_and_is_not_that_of_the_parent()
     program = "from convmae_deploy.machine import peak_memory_bytes; print(peak_memory_bytes())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 5_000_000 < int(done.stdout) < 300_000_000
+
+
+def control_groups(root: Path, memberships: str, **files: str) -> Path:
+    """A machine's `/proc` and `/sys` with these control groups; `cpu_max="50000 100000"` at the path of the key."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(memberships)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "50000 100000"}, 0.5),  # a container that sees its own group as the outermost
+        ("0::/\n", {"cpu.max": "max 100000"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),  # of the group around it
+        ("0::/../other\n", {"cpu.max": "max 100000"}, math.inf),
+        (
+            "4:cpu,cpuacct:/docker/1\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "25000", "cpu,cpuacct/cpu.cfs_period_us": "1"},
+            25000,
+        ),
+        ("4:cpuacct,cpu:/docker/1\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ("1:cpu:/d/1\n", {"cpu/d/1/cpu.cfs_quota_us": "-1", "cpu/d/1/cpu.cfs_period_us": "100000"}, math.inf),
+        ("1:cpu:/d/1\n", {"cpu/d/1/cpu.cfs_quota_us": "250000", "cpu/d/1/cpu.cfs_period_us": "100000"}, 2.5),
+        ("1:cpuset:/\n0::/\n", {}, math.inf),
+        ("", {}, math.inf),
+    ],
+)
+def test_the_quota_of_a_container_is_the_smallest_of_its_control_groups(
+    memberships: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    assert cpu_quota(control_groups(tmp_path, memberships, **files)) == quota
+
+
+def test_a_part_of_a_core_is_one_core(tmp_path: Path) -> None:
+    assert available_cores(control_groups(tmp_path, "0::/\n", **{"cpu.max": "50000 100000"})) == 1
+
+
+def test_on_a_machine_without_control_groups_all_cores_and_all_memory_are_there(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path) == math.inf
+    assert available_memory_bytes(tmp_path) > 2**20
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files"),
+    [
+        ("0::/\n", {"memory.max": "1048576"}),
+        ("0::/a/b\n", {"a/memory.max": "1048576", "a/b/memory.max": "max"}),
+        ("4:memory:/d/1\n", {"memory/memory.limit_in_bytes": "1048576"}),
+        ("4:memory:/d/1\n", {"memory/d/1/memory.limit_in_bytes": "1048576"}),
+    ],
+)
+def test_the_memory_of_a_container_is_that_of_its_control_groups(
+    memberships: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    assert available_memory_bytes(control_groups(tmp_path, memberships, **files)) == 2**20

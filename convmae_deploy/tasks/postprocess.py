@@ -16,6 +16,7 @@ class Prediction:
 
     label: str
     score: float  # in [0, 1] for softmax and sigmoid; a logit for "none"
+    index: int  # of the class among the model's, as two may have one name
 
 
 def scores(logits: NDArray[np.float32], function: ScoreFunction) -> NDArray[np.float32]:
@@ -38,4 +39,4 @@ def top_k(scores: NDArray[np.floating[Any]], classes: Sequence[str], k: int) -> 
         k: how many; all when larger than the number of classes.
     """
     best = np.argsort(-scores, kind="stable")[:k]
-    return [Prediction(label=classes[index], score=float(scores[index])) for index in best]
+    return [Prediction(label=classes[index], score=float(scores[index]), index=int(index)) for index in best]

@@ -14,9 +14,11 @@ class Received:
     """A request whose body is there, in its thread."""
 
     body: bytes
+    model: str | None = None  # that the path names
     query: bytes = b""
     content_type: str = ""
     accept: str = ""  # the Accept header; empty where there is none
+    head_length: str | None = None  # the header Inference-Header-Content-Length
     ticket: Ticket
     timings: Timings
     deadline: float  # by time.monotonic(): when the client has its response, or 504
@@ -33,4 +35,5 @@ class Job:
     parsed: Parsed
     stills: str | None  # the path of a route for pictures, where one that came as a video could go
     max_json_bytes: int  # for features
+    envelope: str | None = None  # the field of a JSON object that holds the answer
     headers: dict[str, str] = field(default_factory=dict)  # the response's

@@ -1,8 +1,16 @@
-"""The models that a server holds: opening them before it listens, choosing one for a request, describing them."""
+"""The models that a server holds: opening them before it listens, choosing one for a request, describing them.
 
+Models come and go while the server runs (`serving/api/repository.py`). A request keeps the model that it has begun
+with: one that is replaced is closed when its last request has ended.
+"""
+
+import dataclasses
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +32,117 @@ logger = logging.getLogger("convmae_serving")
 Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
 
 
+class Models(Predictors):
+    """The models by name. Whoever reads them sees all of before or all of after a change.
+
+    Args:
+        predictors: those to begin with.
+    """
+
+    def __init__(self, predictors: Predictors | None = None) -> None:
+        self._current = dict(predictors or {})  # never changed, only replaced
+        self._lock = threading.Lock()
+        self._users: Counter[int] = Counter()  # requests of each model, by its id()
+        self._retired: dict[int, Predictor] = {}  # replaced, and not yet closed
+
+    def __getitem__(self, name: str) -> Predictor:
+        return self._current[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current)
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    def values(self) -> ValuesView[Predictor]:
+        return self._current.values()
+
+    def items(self) -> ItemsView[str, Predictor]:
+        return self._current.items()
+
+    def put(self, predictors: Predictors) -> None:
+        """Adds models; those of the same names leave, and the new ones take their places in the order."""
+        with self._lock:
+            self._change(self._current | dict(predictors))
+
+    def remove(self, name: str) -> None:
+        """Takes a model out; requests that have begun with it still end with it."""
+        with self._lock:
+            self._change({other: model for other, model in self._current.items() if other != name})
+
+    @contextmanager
+    def use(self, find: Callable[[Predictors], Predictor]) -> Iterator[Predictor]:
+        """A model for as long as a request runs, so that it is not closed meanwhile.
+
+        Args:
+            find: chooses it.
+        """
+        with self._lock:
+            predictor = find(self._current)
+            self._users[id(predictor)] += 1
+        try:
+            yield predictor
+        finally:
+            with self._lock:
+                self._users[id(predictor)] -= 1
+                if not self._users[id(predictor)]:
+                    del self._users[id(predictor)]
+                    self._close(id(predictor))
+
+    def close(self, seconds: float) -> bool:
+        """See `close_predictors`; also of those that have been replaced."""
+        return close_predictors(self._current | {str(key): model for key, model in self._retired.items()}, seconds)
+
+    def _change(self, current: dict[str, Predictor]) -> None:
+        kept = {id(model) for model in current.values()}
+        leaving = [model for model in self._current.values() if id(model) not in kept]
+        self._current = current
+        for model in leaving:
+            self._retired[id(model)] = model
+            if not self._users[id(model)]:
+                self._close(id(model))
+
+    def _close(self, key: int) -> None:
+        model = self._retired.pop(key, None)
+        if model is not None:
+            close_predictors({model.manifest.name: model}, 0.0)  # nothing of it is queued any more
+
+
 def load_bundles(settings: Settings) -> list[Bundle]:
     """Reads and checks every bundle of the settings, without starting a model.
 
     Raises:
         ConvMAEError: a bundle is missing or broken, two have the same name, a task is not served, or PyAV is missing.
     """
-    bundles: list[Bundle] = []
-    paths: dict[str, Path] = {}
-    for path in settings.bundle:
-        bundle = load_bundle(path)
-        manifest = bundle.manifest
-        if task_of(manifest).MEDIUM == "video":
-            _check_pyav(bundle)
-        if manifest.name in paths:
+    bundles: dict[str, Bundle] = {}
+    for name, path in settings.bundle_names():
+        bundle = load_named(path, name)
+        name = bundle.manifest.name
+        if name in bundles:
             raise ConvMAEError(
-                f"expected bundles with different names, {paths[manifest.name]} and {path} are both called "
-                f"{manifest.name}; export one of them under another name"
+                f"expected bundles with different names, {bundles[name].path} and {path} are both called {name}; "
+                f"give one of them another name, with CONVMAE_BUNDLE=other={path}:…"
             )
-        paths[manifest.name] = path
-        bundles.append(bundle)
-    return bundles
+        bundles[name] = bundle
+    return list(bundles.values())
+
+
+def load_named(path: Path, name: str | None) -> Bundle:
+    """Reads and checks one bundle.
+
+    Args:
+        path: its folder.
+        name: what it is called here; None: as its manifest says.
+
+    Raises:
+        ConvMAEError: it is missing or broken, its task is not served, or PyAV is missing.
+    """
+    bundle = load_bundle(path)
+    if task_of(bundle.manifest).MEDIUM == "video":
+        _check_pyav(bundle)
+    if name is not None:
+        bundle = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"name": name}))
+    return bundle
 
 
 def _check_pyav(bundle: Bundle) -> None:
@@ -64,19 +162,33 @@ def open_predictors(settings: Settings) -> dict[str, Predictor]:
     predictors: dict[str, Predictor] = {}
     try:
         for bundle in load_bundles(settings):
-            options = _options(settings)
-            # One thread a run: the pool already runs as many requests at once as there are cores.
-            threads = settings.threads if RUNTIMES[settings.runtime].shares_threads else 1
-            backend = start_backend(bundle, device=settings.device, threads=threads, options=options)
-            sizes = device_batches(backend, bundle.manifest, settings.max_batch)
-            if sizes:
-                backend = BatchingBackend(backend, sizes, bundle.manifest)
-            predictor = predictors[bundle.manifest.name] = task_of(bundle.manifest)(bundle, backend, options)
-            warm_up(predictor)
+            predictors[bundle.manifest.name] = start_predictor(bundle, settings)
     except BaseException:
         close_predictors(predictors, 0.0)
         raise
     return predictors
+
+
+def start_predictor(bundle: Bundle, settings: Settings) -> Predictor:
+    """Starts the model of a bundle and runs it once.
+
+    Raises:
+        ConvMAEError: it does not start, or does not run.
+    """
+    options = _options(settings)
+    # One thread a run: the pool already runs as many requests at once as there are cores.
+    threads = settings.threads if RUNTIMES[settings.runtime].shares_threads else 1
+    backend = start_backend(bundle, device=settings.device, threads=threads, options=options)
+    sizes = device_batches(backend, bundle.manifest, settings.max_batch)
+    if sizes:
+        backend = BatchingBackend(backend, sizes, bundle.manifest)
+    predictor = task_of(bundle.manifest)(bundle, backend, options)
+    try:
+        warm_up(predictor)
+    except BaseException:
+        close_predictors({bundle.manifest.name: predictor}, 0.0)
+        raise
+    return predictor
 
 
 def batching_backends(predictors: Predictors) -> dict[str, BatchingBackend]:
@@ -153,9 +265,24 @@ def find_features(predictors: Predictors, name: str | None) -> Predictor:
     return find_model(predictors, name, Encoder.TASK)  # there is none: it says what is wrong
 
 
+def find_any(predictors: Predictors, name: str | None) -> Predictor:
+    """The model of that name, or the first.
+
+    Raises:
+        ApiError: 404, no such model, or none at all.
+    """
+    found = next(iter(predictors.values()), None) if name is None else predictors.get(name)
+    if found is None:
+        known = f"one of {', '.join(predictors)}" if predictors else "a loaded model, of which there is none"
+        message = f"expected {known}, got the model {(name or 'none')[:80]!r}; see /v1/models"
+        raise ApiError(404, "unknown_model", message, field="model")
+    return found
+
+
 def list_models(predictors: Predictors) -> dict[str, Any]:
     """The answer of /v1/models."""
-    return {"object": "list", "data": [_summary(predictors, predictor) for predictor in predictors.values()]}
+    data = [_summary(predictors, predictor) for predictor in predictors.values()]
+    return {"object": "list", "data": data, "models": list(predictors)}  # the last as KServe's first protocol has it
 
 
 def describe_model(predictors: Predictors, predictor: Predictor, graph: str | None = None) -> dict[str, Any]:
@@ -189,9 +316,11 @@ def _backend(backend: Backend) -> dict[str, Any]:
 
 def _summary(predictors: Predictors, predictor: Predictor) -> dict[str, Any]:
     manifest = predictor.manifest
-    first = next(other for other in predictors.values() if other.manifest.task == manifest.task)
+    first = next((other for other in predictors.values() if other.manifest.task == manifest.task), None)
     return {
         "id": manifest.name,
+        "name": manifest.name,  # with `ready`, as KServe's first protocol has it
+        "ready": True,
         "object": "model",
         "task": manifest.task,
         "variant": manifest.variant,

@@ -1,117 +1,76 @@
-"""The description of the interface at /openapi.json."""
+"""The description of the interface at /openapi.json, made of the table of routes and of the models of pydantic.
 
+Parameters come from `parameters.py`, answers from `answers.py`, what a route takes and gives from `routes.py`.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
 
-from serving.api.parameters import MAX_COMPONENTS, MAX_STRIDE, MAX_TOP_K
-from serving.api.responses import FEATURE_TYPES, JSON, NPZ, OCTETS, PNG, SAFETENSORS
-from serving.errors import code_of_status
+from PIL import Image
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serving.api import answers
+from serving.api.models import Predictors
+from serving.api.parameters import EmbeddingsParameters, FeaturesParameters, Parameters
+from serving.api.responses import JSON, OCTETS
+from serving.api.routes import (
+    ENDPOINTS,
+    INFERENCE,
+    INFORMATION,
+    MODEL_ROUTES,
+    PROTOCOLS,
+    REPOSITORY,
+    Endpoint,
+    Route,
+)
+from serving.errors import ApiError, code_of_status, is_of_protocol
 from serving.settings import Settings
 
 Schema = dict[str, Any]
-Query = dict[str, tuple[Schema, str]]  # name -> schema, description
 
-_STRING: Schema = {"type": "string"}
-_NUMBER: Schema = {"type": "number"}
-_IMAGE_TEXT: Schema = {
-    "type": "string",
-    "description": "The image file in base64, or as a data URI. URLs are never fetched.",
-    "example": "data:image/jpeg;base64,/9j/4AAQSkZJRg...",
+REFERENCE: Final = "#/components/schemas/{model}"
+BINARY: Final[Schema] = {"type": "string", "format": "binary"}
+TEXT: Final[Schema] = {"type": "string"}
+TAGS: Final = {
+    INFERENCE: "Photos and videos to answers.",
+    PROTOCOLS: "The same models for clients of other servers.",
+    INFORMATION: "What is served, and how it does.",
+    REPOSITORY: "Models that come and go; only with the admin key.",
 }
-_VIDEO_TEXT: Schema = {
-    "type": "string",
-    "description": "The video file in base64, or as a data URI. URLs are never fetched.",
-    "example": "data:video/mp4;base64,AAAAIGZ0eXBpc29t...",
-}
-_QUERY: Query = {
-    "model": (_STRING, "Name of a loaded model; see /v1/models."),
-    "orientation": (
-        {"type": "string", "enum": ["apply", "ignore"], "default": "apply"},
-        "Whether photos are turned upright by their EXIF orientation; `ignore` gives what timm's loader gives.",
-    ),
-    "strict": (
-        {"type": "boolean", "default": False},
-        "Refuse files of several frames or pages (422) instead of taking the first frame.",
-    ),
-    "top_k": (
-        {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": 5},
-        "How many classes to name; all when there are fewer.",
-    ),
-    "function_to_apply": (
-        {"type": "string", "enum": ["softmax", "sigmoid", "none"], "default": "softmax"},
-        "From logits to scores.",
-    ),
-    "levels": (
-        {"type": "string", "default": "pooled", "example": "e1,e2,e3,e4,pooled"},
-        "Which features, separated by commas: the four levels `e1` to `e4` (strides 4, 8, 16, 32) and `pooled`.",
-    ),
-    "dtype": ({"type": "string", "enum": ["f32", "f16"], "default": "f32"}, "Little-endian float type of the answer."),
-    "components": (
-        {"type": "integer", "minimum": 1, "maximum": MAX_COMPONENTS},
-        "The leading principal components over the cells of each map in place of its channels, the same map always "
-        "with the same signs; `e1.shares` and so on hold their shares of the map's variance.",
-    ),
-}
-_SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-_DETECT: Query = {
-    "threshold": (_SHARE | {"default": 0.5}, "The smallest score of an object."),
-    "masks": (
-        {"type": "string", "enum": ["none", "rle", "png"], "default": "none"},
-        "What `mask` of each object holds: nothing, COCO's compressed run lengths, or a PNG (0 and 255) in base64; "
-        "both of the upright photo's size.",
-    ),
-}
-_SEGMENT: Query = {
-    "threshold": (_SHARE | {"default": 0.0}, "The smallest score of a segment, the mean probability of its pixels."),
-    "masks": (
-        {"type": "string", "enum": ["png", "rle"], "default": "png"},
-        "What `mask` of each segment holds: a PNG (0 and 255) in base64, or COCO's compressed run lengths.",
-    ),
-    "subtask": ({"type": "string", "enum": ["semantic"], "default": "semantic"}, "As Hugging Face calls it."),
-}
-_VIEWS: Schema = {"type": "integer", "minimum": 1, "default": 1}
-_CLIPS: Query = {
-    "temporal_views": (_VIEWS, "Clips spread over the video, whose scores are averaged."),
-    "spatial_views": (_VIEWS, "Crops along the longer side of the frames, whose scores are averaged."),
-    "frame_sampling_rate": (
-        {"type": "integer", "minimum": 1, "maximum": MAX_STRIDE},
-        "From one frame of a clip to the next, in frames; without it, as the model was trained.",
-    ),
-    "num_frames": ({"type": "integer"}, "Frames of a clip, which the model decides: only its own number is accepted."),
-}
-_COMMON = {name: _QUERY[name] for name in ("model", "orientation", "strict")}
-_CLASSIFY = {name: _QUERY[name] for name in ("top_k", "function_to_apply")} | _COMMON
-_FEATURES = {name: _QUERY[name] for name in ("levels", "dtype", "components")} | _COMMON | _CLIPS
-_VIDEO = _CLIPS | {name: _QUERY[name] for name in ("model", "top_k", "function_to_apply")}
-_DETECT |= _COMMON
-_SEGMENT |= _COMMON
-_CHOICE = (
-    "A model of photos takes images, a model of videos one video, with the parameters and limits of each; without "
-    "`model` the first model of photos, where there is none the first of videos."
-)
+DESCRIBED: Final = {"name": "A model's name, see /v1/models.", "version": "Its version, which is 1."}
+# Statuses that any route may answer with, whatever it does.
+ANY: Final = (400, 401, 403, 421, 429, 431, 500, 503)
+OF_BODIES: Final = (404, 406, 408, 413, 415, 422, 504)
 
 
-def document(settings: Settings) -> Schema:
+def document(settings: Settings, predictors: Predictors) -> Schema:
     """The OpenAPI 3.1 document of this server.
 
     Args:
-        settings: limits that are stated, and whether a key is needed.
+        settings: limits that are stated, whether keys are needed, where the server stands.
+        predictors: the models; routes that none of them answers are marked with `x-unavailable`.
     """
-    about = (
-        "Classes, objects, labels of pixels and multi-scale features with ConvMAE models, of photos and of videos.\n\n"
-        f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
-        f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
-        "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
-        "dropped; of animated files the first frame is taken and `X-Image-Frames` says how many there are.\n\n"
-        f"A video may have {settings.max_video_body_bytes / 1e6:g} MB, {settings.max_video_seconds:g} seconds, "
-        f"{settings.max_video_frames} frames of {settings.max_video_pixels / 1e6:.3g} megapixels, and be seen in "
-        f"{settings.max_video_views} views."
-    )
+    paths: Schema = {}
+    for route in MODEL_ROUTES:
+        paths.setdefault(route.path, {})["post"] = _inference(route, predictors)
+    for endpoint in ENDPOINTS:
+        operation = paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _information(endpoint)
+        if endpoint.tag == REPOSITORY and settings.admin_key is None:
+            operation["x-unavailable"] = "The server was started without CONVMAE_ADMIN_KEY."
+    paths["/metrics"] = {"get": _metrics()}
     content: Schema = {
         "openapi": "3.1.0",
-        "info": {"title": "ConvMAE server", "version": _version(), "description": about},
-        "paths": _inference_paths() | _information_paths(),
+        "info": {"title": "ConvMAE server", "version": release(), "description": _about(settings)},
+        "servers": [{"url": "/"}],
+        "paths": paths,
         "components": {"schemas": _schemas()},
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
     }
     if settings.api_key is not None:
         content["components"]["securitySchemes"] = {
@@ -122,241 +81,273 @@ def document(settings: Settings) -> Schema:
     return content
 
 
-def _inference_paths() -> Schema:
-    features = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in (SAFETENSORS, NPZ, OCTETS)}
-    features["application/json"] = {"schema": _reference("Features")}
-    return {
-        "/v1/classify": {
-            "post": _operation(
-                "Classify images",
-                "The answer has Hugging Face's shape: a list of labels and scores for one image, a list of such lists "
-                "for a list of images or several files.",
-                _CLASSIFY,
-                _body("image", _CLASSIFY),
-                {"application/json": {"schema": _one_or_many("Prediction")}},
-                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
-            )
-        },
-        "/v1/classify-video": {
-            "post": _operation(
-                "Classify a video",
-                "MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV. The answer has Hugging Face's shape: "
-                "a list of labels and scores. The headers `X-Video-Frames` and `X-Video-Seconds` say what the file "
-                "holds. A file that ends too early is refused, also where its beginning could be decoded.",
-                _VIDEO,
-                _body("video", _VIDEO),
-                {"application/json": {"schema": _one_or_many("Prediction")}},
-                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
-            )
-        },
-        "/v1/detect": {
-            "post": _operation(
-                "Find objects",
-                "The answer has Hugging Face's shape: a list of labels, scores and boxes for one image, a list of such "
-                "lists for several. Boxes are in pixels of the upright photo. The header `X-Converged` comes only "
-                "where boxes that overlap may have been left: a 0 for each such image.",
-                _DETECT,
-                _body("image", _DETECT),
-                {"application/json": {"schema": _one_or_many("Detection")}},
-                (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 500, 503),
-            )
-        },
-        "/v1/segment": {
-            "post": _operation(
-                "Say what each pixel is",
-                "The answer has Hugging Face's shape: a list of labels, scores and masks for one image, the largest "
-                "segment first; a list of such lists for several. With `Accept: image/png` it is the labels of one "
-                "image instead: a grey picture whose levels count the model's labels from 0.",
-                _SEGMENT,
-                _body("image", _SEGMENT),
-                {
-                    JSON: {"schema": _one_or_many("Segment")},
-                    PNG: {"schema": {"type": "string", "format": "binary"}},
-                },
-                (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
-            )
-        },
-        "/v1/features": {
-            "post": _operation(
-                "Multi-scale features of images or a video",
-                f"{_CHOICE} The Accept header chooses the format: one of "
-                f"{', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. "
-                "Every array begins with an axis of files, also for one. `application/octet-stream` is the arrays "
-                "one after the other, described by the header `X-Features`. JSON only while it is small; else 406. The "
-                "header `Feature-Fingerprint` says for each level which vectors it may be compared with.",
-                _FEATURES,
-                _body("image", _FEATURES) | {"video/*": {"schema": {"type": "string", "format": "binary"}}},
-                features,
-                (400, 401, 403, 404, 406, 408, 413, 415, 421, 422, 429, 500, 503),
-            )
-        },
-        "/v1/embeddings": {
-            "post": _operation(
-                "Pooled feature vectors of images or a video",
-                f"{_CHOICE} Request and answer have the shape of OpenAI's embeddings, with files where that has text.",
-                {name: _COMMON[name] for name in ("orientation", "strict")} | _CLIPS,
-                {"application/json": {"schema": _reference("EmbeddingsRequest")}},
-                {"application/json": {"schema": _reference("Embeddings")}},
-                (400, 401, 403, 404, 408, 413, 421, 422, 429, 500, 503),
-            )
-        },
+def _about(settings: Settings) -> str:
+    return (
+        "Classes, objects, labels of pixels and multi-scale features with ConvMAE models, of photos and of videos.\n\n"
+        f"A request may hold {settings.max_images} images, {settings.max_request_pixels / 1e6:g} megapixels and "
+        f"{settings.max_body_bytes / 1e6:g} MB ({settings.max_json_body_bytes / 1e6:g} MB as JSON). One bad image "
+        "fails its request, and the error's `field` says which it was. Files are recognised by their bytes; alpha is "
+        "dropped; of animated files the first frame is taken and `X-Image-Frames` says how many there are.\n\n"
+        f"A video may have {settings.max_video_body_bytes / 1e6:g} MB, {settings.max_video_seconds:g} seconds, "
+        f"{settings.max_video_frames} frames of {settings.max_video_pixels / 1e6:.3g} megapixels, and be seen in "
+        f"{settings.max_video_views} views.\n\n"
+        "A parameter stands in the query, in a field of the form, or in `parameters` of JSON. Every error has the "
+        "shape of `Error`, under /v2 that of `ProtocolError`."
+    )
+
+
+def _inference(route: Route, predictors: Predictors) -> Schema:
+    query = query_of(route.parameters) if route.body == "files" else []
+    operation = _operation(route, _content(route), (*ANY, *OF_BODIES)) | {
+        "description": route.description,
+        "parameters": _path_parameters(route.path) + query,
+        "requestBody": {"required": True, "content": _body(route)},
     }
+    try:
+        route.find(predictors, None)
+    except ApiError as error:
+        operation["x-unavailable"] = error.message
+    return operation
 
 
-def _information_paths() -> Schema:
-    def get(summary: str, media_type: str, schema: Schema, errors: tuple[int, ...] = ()) -> Schema:
-        found = {"200": {"description": "OK", "content": {media_type: {"schema": schema}}}}
-        return {"get": {"tags": ["Information"], "summary": summary, "responses": found | _errors(errors)}}
-
-    anything: Schema = {"type": "object"}
-    model = get("Everything about one model", "application/json", _reference("Model"), (401, 404, 421, 429))
-    model["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
-    models = {"type": "object", "properties": {"data": {"type": "array", "items": _reference("Model")}}}
-    return {
-        "/v1/models": get("The loaded models", "application/json", models, (401, 421, 429)),
-        "/v1/models/{name}": model,
-        "/livez": get("Whether the process answers", "application/json", anything),
-        "/readyz": get("Whether requests should be sent here", "application/json", anything, (503,)),
-        "/metrics": get("Metrics in Prometheus' text format", "text/plain", _STRING, (401, 421, 429)),
-    }
+def query_of(kind: type[Parameters]) -> list[Schema]:
+    """The parameters of a kind as those of a query."""
+    return [
+        {"name": name, "in": "query", "required": False, "description": schema.pop("description", ""), "schema": schema}
+        for name, schema in fields_of(kind).items()
+    ]
 
 
-def _operation(
-    summary: str, description: str, query: Query, body: Schema, response: Schema, errors: tuple[int, ...]
-) -> Schema:
-    return {
-        "tags": ["Inference"],
-        "summary": summary,
-        "description": description,
-        "parameters": [
-            {"name": name, "in": "query", "schema": schema, "description": text}
-            for name, (schema, text) in query.items()
-        ],
-        "requestBody": {"required": True, "content": body},
-        "responses": {"200": {"description": "OK", "content": response}} | _errors(errors),
-    }
+def fields_of(kind: type[Parameters]) -> dict[str, Schema]:
+    """The JSON schema of each parameter, without the possibility of null, which means not given."""
+    found: dict[str, Schema] = {}
+    for name, schema in kind.model_json_schema()["properties"].items():
+        schema.pop("title")
+        if "anyOf" in schema:
+            (inner,) = (option for option in schema.pop("anyOf") if option != {"type": "null"})
+            schema |= inner
+        default = schema.pop("default")
+        if default is not None:
+            schema["default"] = ",".join(default) if isinstance(default, list) else default
+        if "const" in schema:
+            schema["enum"] = [schema.pop("const")]
+        found[name] = schema
+    return found
 
 
-def _body(medium: str, parameters: Query) -> Schema:
-    properties = {name: schema | {"description": text} for name, (schema, text) in parameters.items()}
-    file: Schema = {"type": "string", "format": "binary"}
-    inputs = _VIDEO_TEXT
-    if medium == "image":
-        file = {"type": "array", "items": file, "description": "One or several files."}
-        inputs = {"anyOf": [_IMAGE_TEXT, {"type": "array", "items": _IMAGE_TEXT}]}
+def _body(route: Route) -> Schema:
+    return {kind: _media(schema, example) for kind, (schema, example) in BODIES[route.body](route).items()}
+
+
+def _media(schema: Schema, example: object) -> Schema:
+    return {"schema": schema} if example is None else {"schema": schema, "example": example}
+
+
+def _files(route: Route) -> dict[str, tuple[Schema, object]]:
+    """Bytes, a form, or JSON in Hugging Face's shape."""
+    video = route.medium_name == "video"
+    file: Schema = BINARY if video else {"type": "array", "items": BINARY, "description": "One or several files."}
+    text = _text(route.medium_name)
+    inputs = text if video else {"anyOf": [text, {"type": "array", "items": text}]}
+    # The defaults stand in the query; a client made by a generator would send them in both places.
+    options = {name: without_default(schema) for name, schema in fields_of(route.parameters).items()}
     as_json = {
         "type": "object",
         "required": ["inputs"],
-        "properties": {"inputs": inputs, "parameters": {"type": "object", "properties": properties}},
+        "properties": {"inputs": inputs, "parameters": {"type": "object", "properties": options}},
     }
     return {
-        f"{medium}/*": {"schema": {"type": "string", "format": "binary"}},
-        "multipart/form-data": {"schema": {"type": "object", "properties": {"file": file} | properties}},
-        "application/json": {"schema": as_json},
+        OCTETS: ({**BINARY, "description": "The file itself; any Content-Type will do."}, None),
+        "multipart/form-data": ({"type": "object", "required": ["file"], "properties": {"file": file}}, None),
+        JSON: (as_json, {"inputs": example_of(route.medium_name)}),
     }
 
 
-def _errors(statuses: tuple[int, ...]) -> Schema:
-    content = {"application/json": {"schema": _reference("Error")}}
+def _embeddings(route: Route) -> dict[str, tuple[Schema, object]]:
+    """OpenAI's shape."""
+    text = _text("photo")
+    part = {
+        "type": "object",
+        "required": ["type", "image_url"],
+        "properties": {
+            "type": {"type": "string", "enum": ["image_url"]},
+            "image_url": {"type": "object", "required": ["url"], "properties": {"url": text}},
+        },
+    }
+    options = {name: without_default(schema) for name, schema in fields_of(EmbeddingsParameters).items()}
+    several = {"type": "array", "items": {"anyOf": [text, part]}}
+    properties = {"input": {"anyOf": [text, part, several]}, **options}
+    return {
+        JSON: (
+            {"type": "object", "required": ["input"], "properties": properties},
+            {"input": example_of("photo")},
+        )
+    }
+
+
+def _instances(route: Route) -> dict[str, tuple[Schema, object]]:
+    """KServe's first protocol and Vertex AI's."""
+    instance = {"type": "object", "required": ["b64"], "properties": {"b64": _text("photo")}}
+    schema = {
+        "type": "object",
+        "required": ["instances"],
+        "properties": {
+            "instances": {"type": "array", "items": instance},
+            "parameters": {"type": "object", "description": "Those of the route of the model's task."},
+        },
+    }
+    return {JSON: (schema, {"instances": [{"b64": example_of("photo").partition(",")[2]}]})}
+
+
+def _tensors(route: Route) -> dict[str, tuple[Schema, object]]:
+    """The Open Inference Protocol."""
+    tensor = {
+        "type": "object",
+        "required": ["name", "shape", "datatype"],
+        "properties": {
+            "name": TEXT,
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "datatype": {"type": "string", "enum": ["FP32", "BYTES"]},
+            "parameters": {"type": "object"},
+            "data": {"type": "array", "items": {}},
+        },
+    }
+    output = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": TEXT, "parameters": {"type": "object"}},
+    }
+    schema = {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": TEXT,
+            "parameters": {"type": "object"},
+            "inputs": {"type": "array", "items": tensor},
+            "outputs": {"type": "array", "items": output},
+        },
+    }
+    file = {"name": "encoded", "shape": [1], "datatype": "BYTES", "data": [example_of("photo").partition(",")[2]]}
+    return {
+        JSON: (schema, {"inputs": [file]}),
+        OCTETS: ({**BINARY, "description": "JSON and then bytes, see Inference-Header-Content-Length."}, None),
+    }
+
+
+BODIES: Final[dict[str, Callable[[Route], dict[str, tuple[Schema, object]]]]] = {
+    "files": _files,
+    "embeddings": _embeddings,
+    "instances": _instances,
+    "tensors": _tensors,
+}
+
+
+def _content(route: Route) -> Schema:
+    """What a route answers, by media type."""
+    found: Schema = {}
+    for kind in route.media_types:
+        if kind != JSON:
+            found[kind] = {"schema": BINARY}
+        elif route.answer is None:
+            found[kind] = {"schema": {}}
+        else:
+            one = _reference(route.answer)
+            found[kind] = {"schema": _one_or_many(one) if route.lists else one}
+            if route.parameters is FeaturesParameters:  # in Hugging Face's shape
+                found[kind] = {"schema": {"anyOf": [one, {"type": "array", "items": {}}]}}
+    return found
+
+
+def _information(endpoint: Endpoint) -> Schema:
+    answer = {"type": "object"} if endpoint.answer is None else _reference(endpoint.answer)
+    if endpoint.lists:
+        answer = {"type": "array", "items": answer}
+    return _operation(endpoint, {JSON: {"schema": answer}}, (*ANY, *endpoint.statuses)) | {
+        "parameters": _path_parameters(endpoint.path)
+    }
+
+
+def _metrics() -> Schema:
+    content = {kind: {"schema": TEXT} for kind in ("text/plain", "application/openmetrics-text")}
+    return {
+        "tags": [INFORMATION],
+        "operationId": "metrics",
+        "summary": "Metrics for Prometheus, as OpenMetrics where the Accept header asks for it",
+        "responses": {"200": {"description": "OK", "content": content}} | _errors("/metrics", ANY),
+    }
+
+
+def _operation(route: Route | Endpoint, content: Schema, statuses: tuple[int, ...]) -> Schema:
+    return {
+        "tags": [route.tag],
+        "operationId": route.name,
+        "summary": route.summary,
+        "responses": {"200": {"description": "OK", "content": content}} | _errors(route.path, statuses),
+    }
+
+
+def _path_parameters(path: str) -> list[Schema]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": TEXT, "description": DESCRIBED[name]}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def _errors(path: str, statuses: Iterable[int]) -> Schema:
+    kind = answers.ProtocolError if is_of_protocol(path) else answers.Error
+    content = {JSON: {"schema": _reference(kind)}}
     return {
         str(status): {"description": code_of_status(status).replace("_", " "), "content": content}
-        for status in statuses
+        for status in sorted(statuses)
     }
 
 
 def _schemas() -> Schema:
-    prediction = {"type": "object", "properties": {"label": _STRING, "score": _NUMBER}}
-    box = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), _NUMBER)
-    mask = {"anyOf": [{"type": "string", "format": "byte"}, _reference("RunLengths")]}
-    part = {
-        "type": "object",
-        "properties": {
-            "type": {"const": "image_url"},
-            "image_url": {"type": "object", "properties": {"url": _IMAGE_TEXT}},
-        },
-    }
-    error = {"code": _STRING, "message": _STRING, "field": {"type": ["string", "null"]}, "request_id": _STRING}
-    vector = {"anyOf": [{"type": "array", "items": _NUMBER}, {"type": "string", "format": "byte"}]}
-    embedding = {
-        "type": "object",
-        "properties": {"object": {"const": "embedding"}, "index": {"type": "integer"}, "embedding": vector},
-    }
-    return {
-        "Error": {"type": "object", "properties": {"error": {"type": "object", "properties": error}}},
-        "Prediction": prediction,
-        "RunLengths": {
-            "type": "object",
-            "properties": {"size": {"type": "array", "items": {"type": "integer"}}, "counts": _STRING},
-        },
-        "Detection": {
-            "type": "object",
-            "properties": {
-                "label": _STRING,
-                "score": _NUMBER,
-                "box": {"type": "object", "properties": box},
-                "mask": mask,
-            },
-        },
-        "Segment": {"type": "object", "properties": {"label": _STRING, "score": _NUMBER, "mask": mask}},
-        "Features": {
-            "type": "object",
-            "properties": {
-                "model": _STRING,
-                "dtype": _STRING,
-                "features": {"type": "object", "additionalProperties": {"type": "array"}},
-            },
-        },
-        "EmbeddingsRequest": {
-            "type": "object",
-            "required": ["input"],
-            "properties": {
-                "input": {"anyOf": [_IMAGE_TEXT, part, {"type": "array", "items": {"anyOf": [_IMAGE_TEXT, part]}}]},
-                "model": _STRING,
-                "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
-            },
-        },
-        "Embeddings": {
-            "type": "object",
-            "properties": {
-                "object": {"const": "list"},
-                "data": {"type": "array", "items": embedding},
-                "model": _STRING,
-                "fingerprint": _STRING,
-            },
-        },
-        "Model": _model(),
-    }
+    """Every shape in `answers.py`, by name."""
+    kinds = [kind for kind in vars(answers).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    kinds.remove(BaseModel)
+    _, content = models_json_schema([(kind, "serialization") for kind in kinds], ref_template=REFERENCE)
+    schemas: Schema = content["$defs"]
+    for name in ("Answer", "OpenAnswer"):
+        del schemas[name]
+    return schemas
 
 
-def _model() -> Schema:
-    return {
-        "type": "object",
-        "properties": {
-            "id": _STRING,
-            "task": _STRING,
-            "variant": _STRING,
-            "default": {"type": "boolean"},
-            "licence": {"type": "object"},
-            "labels": {"type": "array", "items": _STRING},
-            "input": {"type": "object"},
-            "preprocessing": {"type": "object"},
-            "outputs": {"type": "object"},
-            "numerics": {"type": ["object", "null"]},
-        },
-    }
+def _reference(kind: type[BaseModel]) -> Schema:
+    return {"$ref": REFERENCE.format(model=kind.__name__)}
 
 
-def _one_or_many(name: str) -> Schema:
-    """A list for one image, or a list of such lists."""
-    one = {"type": "array", "items": _reference(name)}
-    return {"anyOf": [one, {"type": "array", "items": one}]}
+def _one_or_many(one: Schema) -> Schema:
+    """A list for one file, or a list of such lists."""
+    single = {"type": "array", "items": one}
+    return {"anyOf": [single, {"type": "array", "items": single}]}
 
 
-def _reference(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+def without_default(schema: Schema) -> Schema:
+    """A schema that leaves the default to the server."""
+    return {name: value for name, value in schema.items() if name != "default"}
 
 
-def _version() -> str:
+def _text(medium: str) -> Schema:
+    return {"type": "string", "description": f"The {medium}'s file in base64, or as a data URI; no URL is fetched."}
+
+
+@lru_cache
+def example_of(medium: str) -> str:
+    """A small file as a data URI, which the server accepts."""
+    frames = [Image.new("RGB", (32, 32), (level, 128, 255 - level)) for level in (0, 85, 170, 255)]
+    file = io.BytesIO()
+    if medium == "video":
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+        kind = "image/gif"
+    else:
+        frames[0].save(file, "PNG")
+        kind = "image/png"
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def release() -> str:
+    """The version of this package."""
     try:
         return version("convmae-deploy")
     except PackageNotFoundError:  # a bento holds the source, not the installed package

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import PredictOptions, Predictor
@@ -13,7 +13,7 @@ from convmae_deploy.tasks.postprocess import ScoreFunction
 from serving.errors import ApiError
 
 MAX_QUERY_FIELDS: Final = 32
-MAX_TOP_K: Final = 10_000
+MAX_TOP_K: Final = 1_000_000  # no model knows so many classes
 MAX_VIEWS: Final = 100  # for each kind; how many there may be in all is a setting
 MAX_STRIDE: Final = 1000  # frames
 MAX_COMPONENTS: Final = 16
@@ -29,15 +29,28 @@ def _split_levels(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+Number = BeforeValidator(_no_boolean)  # JSON's true is none
 Levels = Annotated[
     tuple[str, ...],
     BeforeValidator(_split_levels),
-    Field(min_length=1),
+    Field(
+        min_length=1,
+        description="Which features, separated by commas: the four levels `e1` to `e4` (strides 4, 8, 16, 32) and "
+        "`pooled`.",
+    ),
     AfterValidator(lambda levels: tuple(dict.fromkeys(levels))),
+    WithJsonSchema({"type": "string", "example": "e3,pooled"}),
 ]
-Share = Annotated[float, BeforeValidator(_no_boolean), Field(ge=0, le=1, allow_inf_nan=False)]
-TopK = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_TOP_K)]
-Views = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_VIEWS)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Number]
+TopK = Annotated[
+    int, Field(ge=1, le=MAX_TOP_K, description="How many classes to name; all when there are fewer."), Number
+]
+Views = Annotated[int, Field(ge=1, le=MAX_VIEWS), Number]
+Function = Annotated[ScoreFunction, Field(description="From logits to scores.")]
+Indices = Annotated[
+    bool,
+    Field(description="Name `index` of each class too, its place among the model's labels, which may repeat."),
+]
 
 
 class Parameters(BaseModel):
@@ -45,7 +58,9 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str | None = None  # name of a loaded bundle; None: the route's default
+    model: str | None = Field(
+        default=None, description="Name of a loaded model, see /v1/models; without it the default of this route."
+    )
 
     def options(self, predictor: Predictor) -> PredictOptions:
         """What is asked of the model's task: the parameters that are options of it, by the same names."""
@@ -66,17 +81,31 @@ class Parameters(BaseModel):
 class PhotoParameters(Parameters):
     """What every route that takes photos understands."""
 
-    orientation: Literal["apply", "ignore"] = "apply"  # the EXIF orientation; ignore: as timm's loader does
-    strict: bool = False  # refuse animated and multi-page files instead of taking the first frame
+    orientation: Literal["apply", "ignore"] = Field(
+        default="apply",
+        description="Whether photos are turned upright by their EXIF orientation; `ignore` gives what timm's loader "
+        "gives.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="Refuse files of several frames or pages (422) instead of taking the first frame.",
+    )
 
 
 class ClipParameters(Parameters):
     """What every route that takes videos understands; the last two are Hugging Face's."""
 
-    temporal_views: Views = 1  # clips spread over the video
-    spatial_views: Views = 1  # crops along the longer side of the frames
-    frame_sampling_rate: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_STRIDE)] | None = None
-    num_frames: Annotated[int, BeforeValidator(_no_boolean)] | None = None  # only that of the model
+    temporal_views: Views = Field(default=1, description="Clips spread over the video, whose scores are averaged.")
+    spatial_views: Views = Field(
+        default=1, description="Crops along the longer side of the frames, whose scores are averaged."
+    )
+    frame_sampling_rate: Annotated[int, Field(ge=1, le=MAX_STRIDE), Number] | None = Field(
+        default=None,
+        description="From one frame of a clip to the next, in frames; without it, as the model was trained.",
+    )
+    num_frames: Annotated[int, Number] | None = Field(
+        default=None, description="Frames of a clip, which the model decides: only its own number is accepted."
+    )
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: a model's clips have its own number of frames, and views are limited."""
@@ -96,29 +125,50 @@ class ClassifyParameters(PhotoParameters):
     """Parameters of /v1/classify."""
 
     top_k: TopK = 5
-    function_to_apply: ScoreFunction = "softmax"
+    function_to_apply: Function = "softmax"
+    indices: Indices = False
 
 
 class VideoParameters(ClipParameters):
     """Parameters of /v1/classify-video."""
 
     top_k: TopK = 5
-    function_to_apply: ScoreFunction = "softmax"
+    function_to_apply: Function = "softmax"
+    indices: Indices = False
 
 
 class DetectParameters(PhotoParameters):
     """Parameters of /v1/detect."""
 
-    threshold: Share = 0.5  # the smallest score of an object
-    masks: Literal["none", "rle", "png"] = "none"
+    threshold: Share = Field(default=0.5, description="The smallest score of an object.")
+    masks: Literal["none", "rle", "png"] = Field(
+        default="none",
+        description="What `mask` of each object holds: nothing, COCO's compressed run lengths, or a PNG (0 and 255) in "
+        "base64; both of the upright photo's size.",
+    )
 
 
 class SegmentParameters(PhotoParameters):
-    """Parameters of /v1/segment."""
+    """Parameters of /v1/segment; the last three are Hugging Face's."""
 
-    threshold: Share = 0.0  # the smallest score of a segment
-    masks: Literal["png", "rle"] = "png"
-    subtask: Literal["semantic"] = "semantic"  # Hugging Face's name of what this is
+    threshold: Share = Field(
+        default=0.0, description="The smallest score of a segment, the mean probability of its pixels."
+    )
+    masks: Literal["png", "rle"] = Field(
+        default="png",
+        description="What `mask` of each segment holds: a PNG (0 and 255) in base64, or COCO's compressed run lengths.",
+    )
+    subtask: Literal["semantic"] = Field(
+        default="semantic", description="Hugging Face's name of what this is; it has no other here."
+    )
+    mask_threshold: Share = Field(
+        default=0.5,
+        description="Accepted because Hugging Face's clients send it; as there, it changes nothing of a semantic "
+        "segmentation, in which each pixel has its likeliest class.",
+    )
+    overlap_mask_area_threshold: Share = Field(
+        default=0.8, description="As `mask_threshold`: segments of a semantic segmentation never overlap."
+    )
 
 
 class AnyMediumParameters(PhotoParameters, ClipParameters):
@@ -140,9 +190,16 @@ class FeaturesParameters(AnyMediumParameters):
     """Parameters of /v1/features."""
 
     levels: Levels = ("pooled",)
-    dtype: Literal["f32", "f16"] = "f32"
-    # Principal components of each map in place of its channels, with their shares of the variance.
-    components: Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=MAX_COMPONENTS)] | None = None
+    dtype: Literal["f32", "f16"] = Field(default="f32", description="Little-endian float type of the answer.")
+    components: Annotated[int, Field(ge=1, le=MAX_COMPONENTS), Number] | None = Field(
+        default=None,
+        description="The leading principal components over the cells of each map in place of its channels, the same "
+        "map always with the same signs; `e1.shares` and so on hold their shares of the map's variance.",
+    )
+    normalize: bool = Field(default=False, description="Divide `pooled` by its length, for cosine similarity.")
+    format: Literal["safetensors", "npz", "octets", "json"] | None = Field(
+        default=None, description="In place of the Accept header, for clients that cannot set it."
+    )
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: the model has the levels, and several views have only pooled ones together."""
@@ -157,9 +214,11 @@ class FeaturesParameters(AnyMediumParameters):
 class EmbeddingsParameters(AnyMediumParameters):
     """Parameters of /v1/embeddings."""
 
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="Numbers, or little-endian float32 in base64."
+    )
     levels: ClassVar[tuple[str, ...]] = ("pooled",)
-    user: str | None = None  # accepted because OpenAI's clients may send it; not used
+    user: str | None = Field(default=None, description="Accepted because OpenAI's clients may send it; not used.")
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: the model has a pooled vector."""
@@ -197,20 +256,46 @@ def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
     Args:
         kind: the route's parameters.
         query: the query string.
-        others: parameters from the body; None counts as not given. They may not repeat those of the query.
+        others: parameters from the body; None counts as not given. One that the query has too must be the same there,
+            or the route's default there, which clients made by generators send unasked.
 
     Raises:
         ApiError: 422, unknown, repeated or not allowed.
     """
     values: dict[str, Any] = {}
-    for name, value in [*_pairs(query), *((name, value) for name, value in others.items() if value is not None)]:
+    for name, value in _pairs(query):
         if name in values:
-            raise ApiError(422, "invalid_parameter", f"{name!r} is given twice; give it once", field=name)
+            raise given_twice(name)
+        values[name] = value
+    for name, value in others.items():
+        if value is None:
+            continue
+        if name in values and not _gives_way(kind, name, values[name], value):
+            raise given_twice(name)
         values[name] = value
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise _explain(kind, error) from None
+
+
+def given_twice(name: str) -> ApiError:
+    """The refusal of a parameter with two values."""
+    return ApiError(422, "invalid_parameter", f"{name!r} is given twice; give it once", field=name)
+
+
+def _gives_way(kind: type[Parameters], name: str, in_query: str, in_body: object) -> bool:
+    """Whether a parameter of the query may stand beside one of the body: it says the same, or only the default."""
+    field = kind.model_fields.get(name)
+    default = None if field is None else field.default
+    said = {_spelled(in_body), "" if default is None else _spelled(default)}
+    return _spelled(in_query) in said
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower()
 
 
 def _pairs(query: bytes) -> list[tuple[str, str]]:

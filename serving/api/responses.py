@@ -3,14 +3,17 @@
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convmae_deploy.backends.runtimes import RuntimeOptions
+from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
 from convmae_deploy.extraction.origin import Origin, origin_of
 from convmae_deploy.tasks.base import PredictOptions, Predictor
@@ -31,7 +34,9 @@ OCTETS: Final = "application/octet-stream"
 JSON: Final = "application/json"
 PNG: Final = "image/png"
 FEATURE_TYPES: Final = (SAFETENSORS, NPZ, OCTETS, JSON)  # in order of preference
+FORMATS: Final = {"safetensors": SAFETENSORS, "npz": NPZ, "octets": OCTETS, "json": JSON}  # the words of `format`
 SEGMENT_TYPES: Final = (JSON, PNG)
+TINY: Final = 1e-12  # a vector of zeros stays one
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 FLOAT16_MAX: Final = float(np.finfo(np.float16).max)
 
@@ -64,13 +69,21 @@ class Writer:
 
     def body(self, entries: Sequence[Any]) -> bytes:
         """The whole body."""
-        return to_json(entries if self.job.parsed.batched else entries[0])
+        content = entries if self.job.parsed.batched else entries[0]
+        return to_json(content if self.job.envelope is None else {self.job.envelope: content})
+
+    @property
+    def accept(self) -> str:
+        """The Accept header as far as it has a say: what goes into an envelope is JSON."""
+        return self.job.received.accept if self.job.envelope is None else JSON
 
 
 class ClassWriter(Writer):
     """`[{"label", "score"}]` for each photo or video."""
 
     def entry(self, result: Sequence[Prediction]) -> list[dict[str, Any]]:
+        if self.parameters.indices:
+            return [{"label": each.label, "score": float(each.score), "index": each.index} for each in result]
         return [{"label": found.label, "score": float(found.score)} for found in result]
 
 
@@ -109,7 +122,7 @@ class SegmentWriter(Writer):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.media_type = choose_segment_type(job.received.accept, len(job.parsed.uploads))
+        self.media_type = choose_segment_type(self.accept, len(job.parsed.uploads))
 
     def entry(self, result: Segmentation) -> bytes | list[dict[str, Any]]:
         if self.media_type == PNG:
@@ -132,32 +145,59 @@ class FeatureWriter(Writer):
 
     Where components are asked for, a map has these in place of its channels, (files, components, ...), and beside it
     comes `NAME.shares`, (files, components): their shares of the map's variance.
+
+    In an envelope, and for JSON with `inputs` that asks for one level and for no format, which is how Hugging Face's
+    `feature_extraction` asks, the answer is the arrays alone.
     """
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         size = 4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.levels)
-        self.media_type = choose_feature_type(job.received.accept, size, job.max_json_bytes)
+        self._alone = job.envelope is not None or self._asks_as_hugging_face(size)
+        accept = JSON if self._alone else FORMATS.get(self.parameters.format, self.accept)
+        self.media_type = choose_feature_type(accept, size, job.max_json_bytes)
+
+    def _asks_as_hugging_face(self, size: int) -> bool:
+        silent = self.accept in ("", "*/*") and self.parameters.format is None
+        small = len(self.parameters.levels) == 1 and self.parameters.components is None
+        return silent and small and self.job.parsed.in_json and size <= self.job.max_json_bytes
 
     def entry(self, result: Features) -> Features:
         entry: dict[str, NDArray[Any]] = {}
         for name, values in result.items():
             entry[name] = values
+            if self._is_normalized(name):
+                entry[name] = values / max(float(np.linalg.norm(values)), TINY)
             if self._is_reduced(name):
                 self.job.received.ticket.check()
                 entry[name], entry[f"{name}.shares"] = principal_components(values, self.parameters.components)
         return entry
 
     def body(self, entries: Sequence[Features]) -> bytes:
-        # Components are of each photo for itself, so their numbers compare with no others.
-        levels = tuple(level for level in self.parameters.levels if not self._is_reduced(level))
+        # Components are of each photo for itself, so their numbers compare with no others; normalized ones only with
+        # such.
+        changed = (self._is_reduced, self._is_normalized)
+        levels = tuple(level for level in self.parameters.levels if not any(check(level) for check in changed))
         if levels:
             self.job.headers["Feature-Fingerprint"] = origin_of_job(self.job, levels).fingerprints()
         arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+        if self._alone:
+            return self._arrays_alone(arrays)
         name = self.job.predictor.manifest.name
         content, headers = encode_features(arrays, self.media_type, self.parameters.dtype, name)
         self.job.headers |= headers
         return content
+
+    def _arrays_alone(self, arrays: Features) -> bytes:
+        files = [{name: values[index].tolist() for name, values in arrays.items()} for index in range(self._files())]
+        content = [next(iter(file.values())) if len(file) == 1 else file for file in files]
+        return to_json(content if self.job.envelope is None else {self.job.envelope: content})
+
+    def _files(self) -> int:
+        return len(self.job.parsed.uploads)
+
+    def _is_normalized(self, name: str) -> bool:
+        return bool(self.parameters.normalize) and self.job.predictor.manifest.outputs[name].stride is None
 
     def _is_reduced(self, name: str) -> bool:
         return self.parameters.components is not None and self.job.predictor.manifest.outputs[name].stride is not None
@@ -188,12 +228,26 @@ class EmbeddingWriter(Writer):
 
 def origin_of_job(job: Job, levels: tuple[str, ...]) -> Origin:
     """Where the vectors of a response are from."""
-    return _origin(job.predictor, levels, replace(job.options, levels=None), job.parameters.orientation == "apply")
+    origin = _ORIGINS.get(job.predictor)
+    if origin is None:
+        origin = _ORIGINS[job.predictor] = _origin_function(job.predictor.bundle, job.predictor.runtime)
+    return origin(levels, replace(job.options, levels=None), job.parameters.orientation == "apply")
 
 
-@lru_cache(maxsize=256)
-def _origin(predictor: Predictor, levels: tuple[str, ...], options: PredictOptions, upright: bool) -> Origin:
-    return origin_of(predictor.bundle, levels, runtime=predictor.runtime, options=options, upright=upright)
+OriginFunction = Callable[[tuple[str, ...], PredictOptions, bool], Origin]
+
+
+def _origin_function(bundle: Bundle, runtime: RuntimeOptions) -> OriginFunction:
+    """What remembers the origins of one model's vectors, and does not hold the model."""
+
+    @lru_cache(maxsize=256)
+    def origin(levels: tuple[str, ...], options: PredictOptions, upright: bool) -> Origin:
+        return origin_of(bundle, levels, runtime=runtime, options=options, upright=upright)
+
+    return origin
+
+
+_ORIGINS: WeakKeyDictionary[Predictor, OriginFunction] = WeakKeyDictionary()  # for as long as there is the model
 
 
 def choose_segment_type(accept: str, photos: int) -> str:

@@ -1,7 +1,12 @@
-"""The routes that run models: for each its path, the models behind it, what it understands, and what it writes."""
+"""The routes: for each its path, what it does in words, and for those that run models what they read and write.
+
+The application, the description of the interface, BentoML's description and the limits on bodies all read these tables.
+"""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
 
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.tasks.base import MediumName, Predictor
@@ -9,7 +14,8 @@ from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
-from serving.api.models import Predictors, find_features, find_model
+from serving.api import answers
+from serving.api.models import Predictors, find_any, find_features, find_model
 from serving.api.parameters import (
     ClassifyParameters,
     DetectParameters,
@@ -19,21 +25,43 @@ from serving.api.parameters import (
     SegmentParameters,
     VideoParameters,
 )
-from serving.api.responses import ClassWriter, EmbeddingWriter, FeatureWriter, ObjectWriter, SegmentWriter, Writer
-from serving.api.uploads import Parse, parse_embeddings, parse_files
+from serving.api.responses import (
+    FEATURE_TYPES,
+    JSON,
+    SEGMENT_TYPES,
+    ClassWriter,
+    EmbeddingWriter,
+    FeatureWriter,
+    ObjectWriter,
+    SegmentWriter,
+    Writer,
+)
+from serving.api.uploads import Parse, parse_embeddings, parse_files, parse_flat, parse_instances
 from serving.errors import ApiError
+
+NAME: Final = "{name}"  # of a model, in a path
+INFERENCE: Final = "Inference"
+PROTOCOLS: Final = "Other protocols"
+INFORMATION: Final = "Information"
+REPOSITORY: Final = "Repository"
+
+Body = Literal["files", "embeddings", "instances", "tensors"]  # what a request holds; see `openapi.BODIES`
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceRoute:
-    """One of them."""
+class Route:
+    """A route that runs models, whichever it is."""
 
     path: str
-    task: str | None  # what its models are for; None: whatever gives features
-    parameters: type[Parameters]
-    writer: type[Writer]
-    parse: Parse = parse_files
-    stills: str | None = None  # for a route for videos: where a picture could go instead
+    name: str
+    summary: str
+    description: str
+    body: Body = "files"
+    answer: type[BaseModel] | None = None  # in JSON; None: it depends on the model
+    lists: bool = False  # whether that is an entry of a list, of lists for a list of files
+    media_types: tuple[str, ...] = (JSON,)  # of answers
+    tag: str = PROTOCOLS
+    parameters: type[Parameters] = Parameters  # that are described; those of the model's own route are understood
 
     def find(self, predictors: Predictors, name: str | None) -> Predictor:
         """The model of that name, or the route's default.
@@ -41,35 +69,273 @@ class InferenceRoute:
         Raises:
             ApiError: 404, no such model, or none for this route.
         """
-        return find_features(predictors, name) if self.task is None else find_model(predictors, name, self.task)
+        return find_any(predictors, name)
 
     def medium(self, predictors: Predictors, name: object) -> MediumName:
         """What a request carries that names this model, or none; photos where there is no such model."""
-        if self.task is not None:
-            return TASKS[self.task].MEDIUM
         try:
             return self.find(predictors, name if isinstance(name, str) else None).MEDIUM
         except ApiError:
             return "photo"
 
+    @property
+    def medium_name(self) -> MediumName:
+        """What its requests carry; photos where the model decides."""
+        return "photo"
 
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceRoute(Route):
+    """A route of ours: for models of one task, or for whatever gives features."""
+
+    task: str | None  # what its models are for; None: whatever gives features
+    parameters: type[Parameters]
+    writer: type[Writer]
+    parse: Parse = parse_files
+    stills: str | None = None  # for a route for videos: where a picture could go instead
+    tag: str = INFERENCE
+
+    def find(self, predictors: Predictors, name: str | None) -> Predictor:
+        return find_features(predictors, name) if self.task is None else find_model(predictors, name, self.task)
+
+    def medium(self, predictors: Predictors, name: object) -> MediumName:
+        return super().medium(predictors, name) if self.task is None else self.medium_name
+
+    @property
+    def medium_name(self) -> MediumName:
+        """What its requests carry; photos where the model decides."""
+        return "photo" if self.task is None else TASKS[self.task].MEDIUM
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyModelRoute(Route):
+    """A route for every model: what the route of the model's task understands and gives, read and wrapped otherwise."""
+
+    parse: Parse = parse_files
+    envelope: str | None = None  # the field that holds the answer
+
+
+_CHOICE = (
+    "A model of photos takes images, a model of videos one video, with the parameters and limits of each; without "
+    "`model` the first model of photos, where there is none the first of videos."
+)
 ROUTES: Final = (
-    InferenceRoute(path="/v1/classify", task=Classifier.TASK, parameters=ClassifyParameters, writer=ClassWriter),
-    InferenceRoute(path="/v1/detect", task=Detector.TASK, parameters=DetectParameters, writer=ObjectWriter),
-    InferenceRoute(path="/v1/segment", task=Segmenter.TASK, parameters=SegmentParameters, writer=SegmentWriter),
+    InferenceRoute(
+        path="/v1/classify",
+        name="classify",
+        summary="Classify images",
+        description="The answer has Hugging Face's shape: a list of labels and scores for one image, a list of such "
+        "lists for a list of images or several files.",
+        task=Classifier.TASK,
+        parameters=ClassifyParameters,
+        writer=ClassWriter,
+        answer=answers.Prediction,
+        lists=True,
+    ),
+    InferenceRoute(
+        path="/v1/detect",
+        name="detect",
+        summary="Find objects",
+        description="The answer has Hugging Face's shape: a list of labels, scores and boxes for one image, a list of "
+        "such lists for several. Boxes are in pixels of the upright photo. The header `X-Converged` comes only where "
+        "boxes that overlap may have been left: a 0 for each such image.",
+        task=Detector.TASK,
+        parameters=DetectParameters,
+        writer=ObjectWriter,
+        answer=answers.Detection,
+        lists=True,
+    ),
+    InferenceRoute(
+        path="/v1/segment",
+        name="segment",
+        summary="Say what each pixel is",
+        description="The answer has Hugging Face's shape: a list of labels, scores and masks for one image, the "
+        "largest segment first; a list of such lists for several. With `Accept: image/png` it is the labels of one "
+        "image instead: a grey picture whose levels count the model's labels from 0.",
+        task=Segmenter.TASK,
+        parameters=SegmentParameters,
+        writer=SegmentWriter,
+        answer=answers.Segment,
+        lists=True,
+        media_types=SEGMENT_TYPES,
+    ),
     InferenceRoute(
         path="/v1/classify-video",
+        name="classify_video",
+        summary="Classify a video",
+        description="MP4, QuickTime, WebM, Matroska, AVI, GIF, MPEG, FLV, Ogg or WMV. The answer has Hugging Face's "
+        "shape: a list of labels and scores. The headers `X-Video-Frames` and `X-Video-Seconds` say what the file "
+        "holds. A file that ends too early is refused, also where its beginning could be decoded.",
         task=VideoClassifier.TASK,
         parameters=VideoParameters,
         writer=ClassWriter,
+        answer=answers.Prediction,
+        lists=True,
         stills="/v1/classify",
     ),
-    InferenceRoute(path="/v1/features", task=None, parameters=FeaturesParameters, writer=FeatureWriter),
+    InferenceRoute(
+        path="/v1/features",
+        name="features",
+        summary="Multi-scale features of images or a video",
+        description=f"{_CHOICE} The Accept header, or `format`, chooses among "
+        f"{', '.join(f'`{kind}`' for kind in FEATURE_TYPES)}. Every array begins with an axis of files, also for one. "
+        "`application/octet-stream` is the arrays one after the other, described by the header `X-Features`. JSON only "
+        "while it is small; else 406. The header `Feature-Fingerprint` says for each level which vectors it may be "
+        "compared with. Where JSON with `inputs` asks for one level and for no format, the answer is that array alone, "
+        "as Hugging Face's `feature_extraction` reads it.",
+        task=None,
+        parameters=FeaturesParameters,
+        writer=FeatureWriter,
+        parse=parse_flat,
+        answer=answers.Features,
+        media_types=FEATURE_TYPES,
+    ),
     InferenceRoute(
         path="/v1/embeddings",
+        name="embeddings",
+        summary="Pooled feature vectors of images or a video",
+        description=f"{_CHOICE} Request and answer have the shape of OpenAI's embeddings, with files where that has "
+        "text.",
         task=None,
         parameters=EmbeddingsParameters,
         writer=EmbeddingWriter,
         parse=parse_embeddings,
+        body="embeddings",
+        answer=answers.Embeddings,
+    ),
+)
+ANY_MODEL_ROUTES: Final = (
+    AnyModelRoute(
+        path="/invocations",
+        name="invocations",
+        summary="The first model, as Amazon SageMaker asks",
+        description="As the route of the model's task: /v1/classify for a classifier, and so on; the first model that "
+        "the server was started with, or `model`.",
+    ),
+    AnyModelRoute(
+        path=f"/v1/models/{NAME}:predict",
+        name="predict",
+        summary="A model, as KServe's first protocol and Vertex AI ask",
+        description="Each instance is a file in base64, as a string or as the only text in an object. For each comes "
+        "what the route of the model's task gives.",
+        parse=parse_instances,
+        body="instances",
+        envelope="predictions",
+        answer=answers.Predictions,
+    ),
+)
+_INFER = "The Open Inference Protocol: tensors, or files in the input `encoded`, in JSON or as bytes after it."
+TENSOR_ROUTES: Final = tuple(
+    Route(
+        path=f"/v2/models/{NAME}{version}/infer",
+        name=name,
+        summary="Run a model on tensors or files",
+        description=f"{_INFER} Without `outputs` come all but the maps, which are large.",
+        body="tensors",
+        answer=answers.Inferred,
+        media_types=(JSON, "application/octet-stream"),
+    )
+    for version, name in (("", "infer"), ("/versions/{version}", "infer_version"))
+)
+MODEL_ROUTES: Final[tuple[Route, ...]] = (*ROUTES, *ANY_MODEL_ROUTES, *TENSOR_ROUTES)
+
+
+def route_of(predictor: Predictor) -> InferenceRoute:
+    """The route of a model's task."""
+    found = (route for route in ROUTES if route.task == predictor.TASK)
+    return next(found, next(route for route in ROUTES if route.task is None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A route that runs no model; `Api` has a method of its name."""
+
+    path: str
+    name: str
+    summary: str
+    method: str = "GET"
+    answer: Any = None  # in JSON; None: any object
+    lists: bool = False  # whether that is an entry of a list
+    statuses: tuple[int, ...] = ()  # that it may answer with, beside 200 and those of every route
+    tag: str = INFORMATION
+
+
+def _metadata(version: str) -> tuple[Endpoint, Endpoint]:
+    path, suffix = f"/v2/models/{NAME}{version and '/versions/{version}'}", version and "_version"
+    return (
+        Endpoint(
+            path=path,
+            name=f"model_metadata{suffix}",
+            summary="Inputs and outputs of a model",
+            answer=answers.ModelMetadata,
+            statuses=(404,),
+            tag=PROTOCOLS,
+        ),
+        Endpoint(
+            path=f"{path}/ready",
+            name=f"model_ready{suffix}",
+            summary="Whether a model runs",
+            answer=answers.ModelReady,
+            statuses=(404,),
+            tag=PROTOCOLS,
+        ),
+    )
+
+
+ENDPOINTS: Final = (
+    Endpoint(path="/v1/models", name="list_models", summary="The loaded models", answer=answers.ModelList),
+    Endpoint(
+        path=f"/v1/models/{NAME}",
+        name="describe_model",
+        summary="Everything about one model",
+        answer=answers.Model,
+        statuses=(404,),
+    ),
+    Endpoint(path="/livez", name="live", summary="Whether the process answers", answer=answers.Alive),
+    *(
+        Endpoint(path=path, name=name, summary=summary, answer=answers.Ready, tag=tag)
+        for path, name, summary, tag in (
+            ("/readyz", "ready", "Whether requests should be sent here", INFORMATION),
+            ("/healthz", "healthz", "As /readyz, for BentoML and others", PROTOCOLS),
+            ("/health", "health", "As /readyz, for Hugging Face's endpoints and others", PROTOCOLS),
+            ("/ping", "ping", "As /readyz, for Amazon SageMaker", PROTOCOLS),
+            ("/v2/health/ready", "server_ready", "As /readyz, for the Open Inference Protocol", PROTOCOLS),
+        )
+    ),
+    Endpoint(
+        path="/v2/health/live",
+        name="server_live",
+        summary="As /livez, for the Open Inference Protocol",
+        answer=answers.ServerLive,
+        tag=PROTOCOLS,
+    ),
+    Endpoint(path="/v2", name="server_metadata", summary="The server", answer=answers.ServerMetadata, tag=PROTOCOLS),
+    *_metadata(""),
+    *_metadata("version"),
+    Endpoint(path="/schema.json", name="bentoml_schema", summary="What BentoML's clients ask for", tag=PROTOCOLS),
+    Endpoint(
+        path="/v2/repository/index",
+        name="repository_index",
+        summary="Models that are loaded or could be",
+        method="POST",
+        answer=answers.RepositoryModel,
+        lists=True,
+        tag=REPOSITORY,
+    ),
+    Endpoint(
+        path=f"/v2/repository/models/{NAME}/load",
+        name="load_model",
+        summary="Load a model, or load it anew: it is opened, checked and run before the old one leaves",
+        method="POST",
+        statuses=(404, 422),
+        tag=REPOSITORY,
+    ),
+    Endpoint(
+        path=f"/v2/repository/models/{NAME}/unload",
+        name="unload_model",
+        summary="Let a model go once its last request has ended",
+        method="POST",
+        statuses=(404,),
+        tag=REPOSITORY,
     ),
 )

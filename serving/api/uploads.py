@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from python_multipart import MultipartParser
@@ -16,6 +17,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from serving.api.media import Medium
+from serving.api.parameters import given_twice
 from serving.errors import ApiError
 
 MAX_PARTS: Final = 64
@@ -43,15 +45,25 @@ class Parsed:
     uploads: list[Upload]
     batched: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
+    in_json: bool = False  # whether the body was JSON
 
 
 Parse = Callable[[bytes, str, MediumOf], Parsed]
+FORM: Final = "application/x-www-form-urlencoded"
+FIELD: Final = re.compile(rb"[\w.%+\-]{1,100}=")  # how such a form begins
+MAX_NESTING: Final = 3  # objects around a file in base64
 
 
-def parse_files(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
+def parse_files(body: bytes, content_type: str, medium_of: MediumOf, *, flat: bool = False) -> Parsed:
     """Reads a body: bytes of a photo or a video, a multipart form, or JSON with base64 in `inputs`.
 
     The bytes decide, not the label: an image is an image whatever its Content-Type says.
+
+    Args:
+        body: of the request.
+        content_type: what the client calls it.
+        medium_of: what its files are.
+        flat: whether JSON may hold parameters beside `inputs` too.
 
     Raises:
         ApiError: the body cannot be read, or holds too many files.
@@ -62,11 +74,36 @@ def parse_files(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
     if kind == "multipart/form-data":
         parsed = _parse_multipart(body, content_type, medium_of)
     elif kind == "application/json" or kind.endswith("+json"):
-        parsed = _parse_inputs(load_json(body, medium), medium_of)
+        parsed = _parse_inputs(load_json(body, medium), medium_of, flat)
+    elif kind == FORM and (refusal := _refusal_of_form(body, medium)) is not None:
+        raise refusal
     else:
         parsed = Parsed(medium, [Upload(body, "body")])
     check_count(len(parsed.uploads), parsed.medium)
     return parsed
+
+
+parse_flat = partial(parse_files, flat=True)  # as Hugging Face's feature_extraction writes its parameters
+
+
+def parse_instances(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
+    """Reads a body of KServe's first protocol and Vertex AI: `{"instances": [...], "parameters": {...}}`.
+
+    An instance is a file in base64, as a string or as the only text in an object, at any name: `{"b64": "..."}`,
+    `{"image_bytes": {"b64": "..."}}`.
+
+    Raises:
+        ApiError: the body cannot be read, or holds too many files.
+    """
+    content = load_json(body, medium_of({}))
+    instances = content.get("instances")
+    if not isinstance(instances, list):
+        message = 'expected a list in \'instances\', each an object such as {"b64": "..."}; send one'
+        raise ApiError(400, "missing_field", message, field="instances")
+    parameters = _parameters_in(content)
+    medium = medium_of(parameters)
+    uploads, _ = _decode_references(instances, "instances", medium, _decode_instance)
+    return Parsed(medium, uploads, True, parameters)
 
 
 def parse_embeddings(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
@@ -140,6 +177,22 @@ def check_count(count: int, medium: Medium) -> None:
         raise ApiError(413, f"too_many_{medium.name}s", message)
 
 
+def _refusal_of_form(body: bytes, medium: Medium) -> ApiError | None:
+    """What is wrong with a body that calls itself a form of text fields; None where it is bytes under a wrong name."""
+    if body.lstrip()[:1] in (b"{", b"["):
+        message = (
+            f"expected the Content-Type application/json for JSON, got {FORM}, which curl -d sends by itself; "
+            "add -H 'Content-Type: application/json'"
+        )
+        return ApiError(415, "unsupported_media_type", message)
+    if FIELD.match(body):
+        message = (
+            f"expected {_a(medium)} file, got a form of text fields; attach the file itself, as curl -F file=@FILE does"
+        )
+        return ApiError(400, "file_expected", message)
+    return None
+
+
 def _decode_references(
     value: object, where: str, medium: Medium, decode: Callable[[object, str, Medium], Upload]
 ) -> tuple[list[Upload], bool]:
@@ -165,9 +218,23 @@ def _decode_part(part: object, where: str, medium: Medium) -> Upload:
     return decode_reference(part, where, medium)
 
 
+def _decode_instance(instance: object, where: str, medium: Medium) -> Upload:
+    """A file as a string, or as the one value of an object, which may be such an object again."""
+    for _ in range(MAX_NESTING):
+        if not isinstance(instance, dict):
+            break
+        if len(instance) != 1:
+            message = f'expected an object with the {medium.name} alone, such as {{"b64": "..."}}; send one'
+            raise ApiError(400, "invalid_input", message, field=where)
+        (name, instance), *_ = instance.items()
+        where = f"{where}.{name}"
+    return decode_reference(instance, where, medium)
+
+
 def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
     match = DATA_URI.match(uri[:256])
-    if match is None or not match["type"].lower().startswith(medium.types):
+    # Browsers write the second where they do not know a file's type; its bytes decide, as everywhere.
+    if match is None or not match["type"].lower().startswith((*medium.types, "application/octet-stream")):
         start = f"data:{medium.name}/...;base64,"
         message = f"expected a data URI that starts with '{start}'; send one, or the base64 alone"
         raise ApiError(400, "invalid_data_uri", message, field=where)
@@ -177,38 +244,47 @@ def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
 
 
 def _decode_base64(encoded: str, where: str, medium: Medium) -> bytes:
+    """Base64 as programs write it: the usual or the URL-safe letters, padded or not, in lines or in one."""
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         pass
-    try:  # wrapped lines, as the base64 command writes them, are fine; anything else is not
-        return base64.b64decode("".join(encoded.split()), validate=True)
+    letters = "".join(encoded.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         message = f"expected base64 of {_a(medium)}, got something else ({error}); encode the whole file"
         raise ApiError(400, "invalid_base64", message, field=where) from None
 
 
-def _parse_inputs(content: dict[str, Any], medium_of: MediumOf) -> Parsed:
-    unknown = sorted(set(content) - {"inputs", "parameters"})
-    if unknown:
-        message = f"expected only 'inputs' and 'parameters', got {unknown[0]!r} as well; remove it"
-        raise ApiError(422, "unknown_parameter", message, field=unknown[0])
+def _parse_inputs(content: dict[str, Any], medium_of: MediumOf, flat: bool) -> Parsed:
+    others = {name: value for name, value in content.items() if name not in ("inputs", "parameters")}
+    if others and not flat:
+        unknown = min(others)
+        message = f"expected only 'inputs' and 'parameters', got {unknown!r} as well; remove it"
+        raise ApiError(422, "unknown_parameter", message, field=unknown)
     if "inputs" not in content:
         message = f"expected the {medium_of({}).name} in 'inputs'; send base64 there"
         raise ApiError(400, "missing_field", message, field="inputs")
+    parameters = others | _parameters_in(content)
+    medium = medium_of(parameters)
+    uploads, batched = _decode_references(content["inputs"], "inputs", medium, decode_reference)
+    return Parsed(medium, uploads, batched, parameters, in_json=True)
+
+
+def _parameters_in(content: Mapping[str, Any]) -> dict[str, Any]:
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
-    medium = medium_of(parameters)
-    uploads, batched = _decode_references(content["inputs"], "inputs", medium, decode_reference)
-    return Parsed(medium, uploads, batched, parameters)
+    return parameters
 
 
 def _parse_multipart(body: bytes, content_type: str, medium_of: MediumOf) -> Parsed:
     files: list[tuple[str, bytes]] = []
     parameters: dict[str, Any] = {}
     parts = [(part.name.removesuffix("[]"), part) for part in _read_parts(body, content_type)]
-    medium = medium_of({name: _text(part) for name, part in parts if name == "model" and not part.is_file})
+    models = {name: _form_value(_text(part)) for name, part in parts if name == "model" and not part.is_file}
+    medium = medium_of(models)
     for name, part in parts:
         if part.is_file:
             if name not in medium.fields:
@@ -219,9 +295,9 @@ def _parse_multipart(body: bytes, content_type: str, medium_of: MediumOf) -> Par
             message = f"expected a file in the field {name!r}, got text; attach the {medium.name} file itself"
             raise ApiError(400, "file_expected", message, field=name)
         elif name in parameters:
-            raise ApiError(422, "invalid_parameter", f"{name!r} is given twice; give it once", field=name)
+            raise given_twice(name)
         else:
-            parameters[name] = _text(part)
+            parameters[name] = _form_value(_text(part))
     if not files:
         message = f"expected {_a(medium)} file in the field 'file'; attach one"
         raise ApiError(400, "missing_field", message, field="file")
@@ -310,13 +386,21 @@ def _read_parts(body: bytes, content_type: str) -> list[_Part]:
                 "on_end": reader.on_end,
             },
         )
-        parser.write(body)
+        parser.write(_without_preamble(body, boundary))
         parser.finalize()
     except FormParserError as error:
         raise ApiError(400, "invalid_multipart", f"expected a multipart form ({error}); send a whole one") from None
     if not reader.complete:
         raise ApiError(400, "invalid_multipart", "the multipart form ends before its last boundary; send all of it")
     return reader.parts
+
+
+def _without_preamble(body: bytes, boundary: bytes) -> bytes:
+    """A form from its first boundary on; what may stand before that is for people (RFC 2046, 5.1.1)."""
+    if body.startswith(b"--" + boundary):
+        return body
+    start = body.find(b"\r\n--" + boundary)
+    return body[start + 2 :] if start >= 0 else body
 
 
 def _a(medium: Medium) -> str:
@@ -329,3 +413,13 @@ def _text(part: _Part) -> str:
     except UnicodeDecodeError:
         message = f"expected UTF-8 text in the field {part.name!r}; send text"
         raise ApiError(400, "invalid_multipart", message, field=part.name) from None
+
+
+def _form_value(text: str) -> Any:
+    """The value of a field; BentoML's client writes its text in JSON's quotes, lists too, and null for none."""
+    if text == "null" or (text[:1], text[-1:]) in (('"', '"'), ("[", "]")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return text

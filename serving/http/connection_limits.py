@@ -1,12 +1,17 @@
-"""How many connections there may be, and which one has to go when there is no room for another.
+"""How many connections there may be, what answers to them may wait, and which one has to go when there is no room.
 
 A connection costs a file descriptor, and a process that has none left answers nobody. So silent clients may not take
 them all: a connection that holds a request is never closed for another one, and of the rest the oldest goes first.
+
+An answer that its client has not read yet is in memory. Many clients that read slowly may hold much together, and the
+slowest of them goes first.
 """
 
 import logging
+import math
 import resource
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 logger = logging.getLogger("convmae_serving")
@@ -22,6 +27,14 @@ class Held(Protocol):
         """Closes it; False where it still has an answer to send, and stays."""
         ...
 
+    def unread_bytes(self) -> int:
+        """Bytes of answers that it holds because its client has not read them."""
+        ...
+
+    def abort(self) -> None:
+        """Closes it at once, and throws away what its client has not read."""
+        ...
+
 
 class Connections:
     """The connections of one server.
@@ -29,11 +42,25 @@ class Connections:
     Args:
         most: how many there may be at once.
         keep_alive_seconds: how long one may stay without a request.
+        most_unread_bytes: bytes of answers that clients have not read, those of all connections together.
+        least_bytes_per_second: at which a client must read its answer.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, most: int = 2000, keep_alive_seconds: float = 75.0) -> None:
+    def __init__(
+        self,
+        most: int = 2000,
+        keep_alive_seconds: float = 75.0,
+        most_unread_bytes: int = 128_000_000,
+        least_bytes_per_second: float = 5_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.most = most
         self.keep_alive_seconds = keep_alive_seconds
+        self.most_unread_bytes = most_unread_bytes
+        self.least_bytes_per_second = least_bytes_per_second
+        self._clock = clock
+        self._unread: dict[Held, tuple[int, float]] = {}  # how many bytes waited for their client, and since when
         # In the order in which they began to wait, so that the first has waited longest.
         self._silent: dict[Held, None] = {}  # no whole request has come yet
         self._between: dict[Held, None] = {}  # the last request is answered, the next has not come
@@ -71,6 +98,26 @@ class Connections:
         self._silent.pop(connection, None)
         self._between.pop(connection, None)
         self._busy.discard(connection)
+
+    def begin_unread(self, connection: Held) -> None:
+        """Its client reads more slowly than the answer was written; where all hold too much, the slowest one goes."""
+        self._unread[connection] = (connection.unread_bytes(), self._clock())
+        while len(self._unread) > 1 and sum(one.unread_bytes() for one in self._unread) > self.most_unread_bytes:
+            slowest = min(self._unread, key=self._bytes_per_second)
+            self.end_unread(slowest)
+            slowest.abort()
+            message = "answers of more than %d bytes are not read yet; the slowest client was disconnected"
+            logger.warning(message, self.most_unread_bytes)
+
+    def end_unread(self, connection: Held) -> None:
+        """Its client has read nearly all, or is gone."""
+        self._unread.pop(connection, None)
+
+    def _bytes_per_second(self, connection: Held) -> float:
+        """What a client has read of its answer, in the time since; those that have only begun come last."""
+        size, since = self._unread[connection]
+        seconds = self._clock() - since
+        return (size - connection.unread_bytes()) / seconds if seconds > 0 else math.inf
 
     def _make_room(self) -> bool:
         """Drops the connection that has waited longest, of those that never asked for anything if there are any."""

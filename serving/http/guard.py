@@ -27,7 +27,11 @@ logger = logging.getLogger("convmae_serving")
 LENGTH_DIGITS: Final = 20  # digits of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
-OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+OPEN_PATHS: Final = frozenset(
+    {"/", "/docs", "/openapi.json", "/livez", "/readyz", "/healthz", "/health", "/ping"}
+    | {"/v2/health/live", "/v2/health/ready"}
+)
+ADMIN_PREFIX: Final = "/v2/repository/"
 OPEN_PREFIX: Final = "/page/"
 ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
@@ -39,7 +43,7 @@ class BodyLimits(NamedTuple):
     """What the body of a request may take."""
 
     bytes: int  # where it is no JSON, for which there is a setting
-    seconds: float  # to be received
+    seconds: float  # in which it, or the next part of it at the least rate, must be received
 
 
 class Exchange:
@@ -58,7 +62,7 @@ class Exchange:
         self.intervals: Sequence[tuple[str, float, float]] = ()  # its parts: phase, start by perf_counter(), seconds
         self.body_bytes = 0
         self.body_limit = 0
-        self.body_seconds = 0.0  # that receiving the body may take
+        self.body_seconds = 0.0  # that receiving the body, or the next part of it, may take
         self.held_bytes = 0  # for the body, until the response is sent
         self.more_body = True
         self.close = False
@@ -112,7 +116,7 @@ class Exchange:
         # A client that waits to be asked for its body may never send it, so what follows may be its next request.
         stays = self._body_is_small() and b"expect" not in self.headers
         self.close = self.close or error.close or (self._body_is_arriving() and not stays)
-        response = error_response(error, self.request_id)
+        response = error_response(error, self.request_id, self.scope["path"])
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
         await self.send(start)
         if self.close and self._body_is_arriving():
@@ -189,11 +193,13 @@ class Guard:
         self.metrics = metrics
         self.body_limits = body_limits
         self.observers = observers
-        self.draining = False
+        self.draining = False  # requests are still answered, but the next ones should go elsewhere
+        self.refusing = False  # they are refused
         self.in_flight = 0
         self.buffered_bytes = 0
         self._visitors = Visitors(settings)
         self._keys = Keys(settings.api_key, metrics, clock)
+        self._admin_keys = Keys(settings.admin_key, metrics, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -237,13 +243,17 @@ class Guard:
     def _check(self, exchange: Exchange) -> None:
         """All that can be refused before the body is read."""
         path = exchange.scope["path"]
-        if self.draining:
-            exchange.close = True
-            if path not in ALIVE_PATHS:
-                message = "the server is shutting down; send this request to another one"
-                raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
+        exchange.close = self.draining
+        if self.refusing and path not in ALIVE_PATHS:
+            message = "the server is shutting down; send this request to another one"
+            raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
         self._visitors.check(exchange.scope, exchange.headers)
-        if not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
+        if path.startswith(ADMIN_PREFIX):
+            if self.settings.admin_key is None:
+                message = "expected a server that was started with CONVMAE_ADMIN_KEY; ask its owner to set one"
+                raise ApiError(403, "repository_off", message)
+            self._admin_keys.check(exchange.headers, exchange.scope.get("client"))
+        elif not (path in OPEN_PATHS or path.startswith(OPEN_PREFIX)):
             self._keys.check(exchange.headers, exchange.scope.get("client"))
         self._check_body(exchange)
 
@@ -287,8 +297,12 @@ class Guard:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _receive_body(self, exchange: Exchange, chunks: list[bytes]) -> None:
+        """Receives a body whose client has so much time for each part that the least rate gives, and for the last."""
+        clock = asyncio.get_running_loop().time
+        part = exchange.body_seconds * self.settings.min_bytes_per_second
+        due = part
         try:
-            async with asyncio.timeout(exchange.body_seconds):
+            async with asyncio.timeout(exchange.body_seconds) as limit:
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -299,8 +313,14 @@ class Guard:
                     self.buffered_bytes += len(chunk)
                     if self.buffered_bytes > self.settings.max_buffered_bytes:
                         raise busy("the server holds as many request bodies as it may", 1)
+                    if exchange.body_bytes >= due:
+                        due = exchange.body_bytes + part
+                        limit.reschedule(clock() + exchange.body_seconds)
         except TimeoutError:
-            message_text = f"expected the whole body within {exchange.body_seconds:g} s; send it faster or send less"
+            message_text = (
+                f"expected the whole body, or {part:.0f} bytes more of it, within {exchange.body_seconds:g} s; "
+                "send it faster or send less"
+            )
             raise ApiError(408, "body_timeout", message_text, close=True) from None
 
     def _let_go(self, exchange: Exchange) -> None:

@@ -24,7 +24,7 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 HEADER_SECONDS: Final = 10.0
 HTTP_VERSIONS: Final = frozenset({"1.0", "1.1"})  # the parser also takes a line without one, and 2.0
 INTERIM: Final = b"HTTP/1.1 100 "  # comes before the answer
-WRITE_SECONDS: Final = 10.0  # that an answer may wait for its client to read on
+WRITE_SECONDS: Final = 10.0  # over which a client must read its answer at the least rate
 NO_TARGET: Final = (
     "expected a path of this server, such as /v1/classify, got something else after the method; see /docs"
 )
@@ -92,6 +92,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_headers = True  # in those of a message that has begun, or is yet to come
         self._has_begun = False  # whether it has begun
         self._header_timer: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._is_unread = False  # whether an answer is complete that the client has to read before anything else
         self._unsent = 0  # bytes that waited to be sent when the timer was started
         self._write_timer: asyncio.TimerHandle | None = None
         if not self._connections.add(self):
@@ -100,6 +101,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
+        self._connections.end_unread(self)
         self._stop_header_timer()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -126,6 +128,14 @@ class LimitedProtocol(HttpToolsProtocol):
             return False
         self.transport.close()
         return True
+
+    def unread_bytes(self) -> int:
+        """Bytes of its answer that are in memory because the client has not read them."""
+        return self.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Closes the connection at once, and throws away what the client has not read."""
+        self.transport.abort()
 
     def on_message_begin(self) -> None:
         self._unset_keepalive_if_required()  # it may have been set since this read began
@@ -158,6 +168,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._response.end()
+        if self.flow.write_paused and not self.transport.is_closing():
+            self._is_unread = True  # the next request waits until this one's answer is read
+            self.flow.pause_reading()
+            return
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Does what follows an answer: the next request, or waiting for it."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_writes()
@@ -167,7 +185,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._connections.begin_unread(self)
         self._watch_writes()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._connections.end_unread(self)
+        if self._is_unread:
+            self._is_unread = False
+            self._go_on()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -240,14 +266,14 @@ class LimitedProtocol(HttpToolsProtocol):
         To be called only where nothing more is written before the client reads on: when the buffer is full, and when
         the connection closes, which waits for the buffer to empty. So an answer that is read at once costs no timer.
         """
-        if self._write_timer is None:
+        if self._write_timer is None and self.transport.get_write_buffer_size():  # else it may be closed by now
             self._unsent = self._bytes_to_send()
-            if self.transport.get_write_buffer_size():
-                self._write_timer = self.loop.call_later(WRITE_SECONDS, self._check_writes)
+            self._write_timer = self.loop.call_later(WRITE_SECONDS, self._check_writes)
 
     def _check_writes(self) -> None:
         self._write_timer = None
-        if self.transport.get_write_buffer_size() and self._bytes_to_send() >= self._unsent:
+        least = WRITE_SECONDS * self._connections.least_bytes_per_second
+        if self.transport.get_write_buffer_size() and self._unsent - self._bytes_to_send() < least:
             self.transport.abort()
         else:
             self._watch_writes()

@@ -18,6 +18,7 @@ from serving.errors import ApiError
 from serving.settings import Settings
 
 ANY_HOST: Final = "*"
+ALLOWED_PAGE: Final = "convmae.allowed_page"  # in a request's scope: it is from a page that a setting allows
 HOST: Final = re.compile(r"(?P<name>\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 HARMLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # they do no work, and another origin cannot read them
 OWN_SITES: Final = frozenset({b"same-origin", b"none"})  # "none": the user's own doing, such as the address bar
@@ -49,6 +50,9 @@ class Visitors:
             ApiError: 400 two Host headers, 421 a name that is not this server's, 403 a page of another origin.
         """
         server = scope.get("server")
+        if scope.get(ALLOWED_PAGE):
+            # The setting for that decides whether a page may send work; the name is looked at all the same.
+            scope = {**scope, "method": "GET"}
         # BentoML's command line may listen elsewhere than the settings say, so the connection's own address counts too.
         if not (self._always or (self._on_loopback and server is not None and _is_loopback(server[0]))):
             return

@@ -1,6 +1,7 @@
 /** Classification: the best classes, and the feature levels behind them as pictures. */
 
 import { classifyPath, postPhoto, serverTimings } from "./client.js";
+import { readLabel } from "./labels.js";
 import { levelsCommand, showLevels, showPendingLevels } from "./levels.js";
 import { featureLevels } from "./model.js";
 import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
@@ -23,11 +24,13 @@ export const classification = {
   async ask(context) {
     const { details, model } = context;
     const [predictions] = await Promise.all([classify(context), showLevels(context)]);
-    const commands = [{ title: "Classes", path: classifyPath(topK(details), model) }];
+    const huggingFace = { method: "image_classification", options: { top_k: topK(details) } };
+    const commands = [{ title: "Classes", path: classifyPath(topK(details), model), huggingFace }];
     const levels = featureLevels(details);
     if (levels.length > 0) commands.push(levelsCommand(details, model));
     const [best] = predictions;
-    return { sentence: `${best.label}, ${percent(best.score)}. ${levels.length} feature levels shown.`, commands };
+    const { name } = readLabel(best.label);
+    return { sentence: `${name}, ${percent(best.score)}. ${levels.length} feature levels shown.`, commands };
   },
 };
 

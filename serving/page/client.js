@@ -2,15 +2,22 @@
 
 /** A request that was refused (status 4xx, 5xx) or never arrived (status 0); the message is a sentence to show. */
 export class ServerError extends Error {
-  constructor(message, status, code) {
+  constructor(message, status, code, requestId = null, retryAfter = null) {
     super(message);
     this.name = "ServerError";
     this.status = status;
     this.code = code;
+    this.requestId = requestId;
+    this.retryAfter = retryAfter; // seconds
   }
 }
 
 let apiKey = "";
+
+/** Where the server answers, as the address bar has it: behind a proxy with a path of its own too. Ends in a slash. */
+export function baseUrl() {
+  return new URL(".", document.baseURI).href;
+}
 
 /** Sends `key` with every later request; an empty key sends none. */
 export function useApiKey(key) {
@@ -44,9 +51,9 @@ export function classifyVideoPath(topK, views, model) {
 }
 
 /** The path and query of the features named by `levels`; of maps so many principal components, where given. */
-export function featuresPath(levels, model, components = null) {
+export function featuresPath(levels, model, components = null, dtype = "f32") {
   const reduced = components ? `&components=${components}` : "";
-  return `v1/features?levels=${levels.join(",")}&dtype=f32${reduced}${modelParameter(model)}`;
+  return `v1/features?levels=${levels.join(",")}&dtype=${dtype}${reduced}${modelParameter(model)}`;
 }
 
 /** The path and query of a detection; `masks` is how masks are to come, or null for none. */
@@ -85,12 +92,17 @@ function modelParameter(model) {
   return model ? `&model=${encodeURIComponent(model)}` : "";
 }
 
-async function send(path, options = {}) {
+/** The response to a request with the key, whatever its status; rejects where none came. */
+export function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  return fetch(path, { cache: "no-store", ...options, headers });
+}
+
+async function send(path, options = {}) {
   let response;
   try {
-    response = await fetch(`/${path}`, { cache: "no-store", ...options, headers });
+    response = await request(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(connectionSentence(options.body), 0, "unreachable");
@@ -102,8 +114,8 @@ async function send(path, options = {}) {
 /** A server that refuses a large body closes the connection early, which a browser reports like an absent server. */
 function connectionSentence(file) {
   const large = file && file.size > 10e6;
-  const size = large ? `, or the file of ${(file.size / 1e6).toFixed(0)} MB is larger than it accepts` : "";
-  return `The connection to the server broke off: it may have stopped${size}.`;
+  const size = large ? `; perhaps the file of ${(file.size / 1e6).toFixed(0)} MB is larger than the server takes` : "";
+  return `the connection broke off${size}`;
 }
 
 async function refusal(response) {
@@ -113,6 +125,8 @@ async function refusal(response) {
   } catch {
     // Not this server's JSON (a proxy's page, say): the status alone is shown, never the text.
   }
-  const message = error.message ?? `The server answered with status ${response.status} and no explanation.`;
-  return new ServerError(message, response.status, error.code);
+  const message = error.message ?? `the answer has the status ${response.status} and no explanation`;
+  const requestId = error.request_id ?? response.headers.get("X-Request-Id");
+  const wait = Number(response.headers.get("Retry-After") ?? NaN); // or a date, which is left out
+  return new ServerError(message, response.status, error.code, requestId, wait > 0 ? Math.ceil(wait) : null);
 }

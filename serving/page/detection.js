@@ -3,6 +3,7 @@
 import { detectPath, postPhoto, serverTimings } from "./client.js";
 import { classColour, textColour } from "./colours.js";
 import { element } from "./dom.js";
+import { readLabel } from "./labels.js";
 import { paintMasks, showOverlay } from "./overlay.js";
 import { css, percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
 import { decodeRunLengths } from "./run_lengths.js";
@@ -32,7 +33,11 @@ export const detection = {
       showTimings(serverTimings(response), performance.now() - started);
     }
     const commands = [
-      { title: "Objects", path: detectPath(threshold, null, model) },
+      {
+        title: "Objects",
+        path: detectPath(threshold, null, model),
+        huggingFace: { method: "object_detection", options: { threshold } },
+      },
       { title: "Objects with masks", path, output: "objects.json" },
     ];
     return { sentence: inWords(objects), commands };
@@ -42,7 +47,7 @@ export const detection = {
 function inWords(objects) {
   if (objects.length === 0) return "Nothing found.";
   const count = objects.length === 1 ? "1 object" : `${objects.length} objects`;
-  return `${count}; the surest is ${objects[0].label}, ${percent(objects[0].score)}.`;
+  return `${count}; the surest is ${readLabel(objects[0].label).name}, ${percent(objects[0].score)}.`;
 }
 
 function showObjects(objects, labels, threshold) {
@@ -72,7 +77,7 @@ function showObjects(objects, labels, threshold) {
 
 /** A box in percent of the photo, with the object's name and score at its top. */
 function boxElement({ label, score, box }, height, width, colour) {
-  const tag = element("span", { class: "tag" }, `${label} ${(100 * score).toFixed(0)} %`);
+  const tag = element("span", { class: "tag" }, `${readLabel(label).name} ${(100 * score).toFixed(0)} %`);
   tag.style.background = css(colour);
   tag.style.color = textColour(colour);
   const node = element("div", { class: "box", "data-label": label }, tag);

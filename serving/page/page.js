@@ -10,15 +10,18 @@
 
 import { classification } from "./classification.js";
 import { ServerError, fetchModel, fetchModels, hasApiKey, useApiKey } from "./client.js";
-import { curlCommands } from "./commands.js";
+import { commandTabs } from "./commands.js";
 import { detection } from "./detection.js";
-import { commandBlock, element } from "./dom.js";
+import { element } from "./dom.js";
 import { features, videoFeatures } from "./features.js";
+import { knownClasses, readLabel } from "./labels.js";
 import { featureLevels, modelFacts, visibleRegion } from "./model.js";
 import { clearOverlay } from "./overlay.js";
 import { percent } from "./results.js";
+import { sampleButtons } from "./samples.js";
 import { segmentation } from "./segmentation.js";
 import { video } from "./video.js";
+import { errorInWords } from "./words.js";
 
 // What is done for each task.
 const VIEWS = {
@@ -31,6 +34,7 @@ const VIEWS = {
 };
 const PHOTO_TYPES = "image/jpeg,image/png,image/webp,image/bmp,image/gif,image/tiff";
 const PHOTO_HEIGHT_REM = 22;
+const KNOWN_NAMES = 12; // of classes, named beside a result
 
 const session = {
   models: [], // those being served whose task this page knows
@@ -74,7 +78,14 @@ function fail(error) {
   if (error.status === 401 && !hasApiKey()) return enter("idle");
   enter("error");
   announce("");
-  byId("alert").textContent = error.message;
+  const { what, advice, again, details } = errorInWords(error, medium());
+  const retry = element("button", { type: "button", class: "copy" }, "Try again");
+  retry.addEventListener("click", () => (session.photo ? run() : loadModels().then(() => enter("idle"), fail)));
+  byId("alert").replaceChildren(
+    element("p", {}, element("strong", {}, what), advice ? ` ${advice}` : null),
+    again ? retry : "",
+    details ? element("p", { class: "small-print" }, details) : "",
+  );
 }
 
 function askForKey() {
@@ -119,6 +130,7 @@ async function chooseModel(id) {
   byId("predictions-title").textContent = heading;
   byId("predictions").dataset.task = session.details.task;
   byId("threshold-choice").hidden = !hasThreshold;
+  byId("maps-hint").hidden = medium() === "video";
   clearOverlay();
   byId("facts").replaceChildren(
     ...modelFacts(session.details).map(([term, text]) =>
@@ -127,13 +139,23 @@ async function chooseModel(id) {
   );
   byId("classes-summary").textContent =
     labels.length === 1 ? "The one class it knows" : `The ${labels.length} classes it knows`;
-  byId("classes").replaceChildren(...labels.map((label) => element("li", {}, label)));
+  byId("classes").replaceChildren(
+    ...labels.map((label) => element("li", { title: label }, Object.values(readLabel(label)).filter(Boolean).join(", "))),
+  );
+  byId("knows").textContent = knowsSentence(labels);
+  byId("samples").replaceChildren(...(medium() === "photo" ? sampleButtons(session.details.task, take, fail) : []));
   byId("classes-details").hidden = labels.length === 0;
   byId("about").hidden = false;
   byId("colophon").textContent =
     `ConvMAE ${variant}, model ${id}. Licence of its weights: ${licence?.name ?? "not stated"}.`;
   showRegion();
   updatePicker();
+}
+
+/** What a classifier's answer must be read against: it has no word for anything else. */
+function knowsSentence(labels) {
+  if (!session.details.task.endsWith("classification") || labels.length === 0) return "";
+  return `The model knows ${knownClasses(labels, KNOWN_NAMES)}. Whatever the ${medium()} shows, it chooses among these.`;
 }
 
 /** What the page does for the task of the chosen model. */
@@ -258,6 +280,8 @@ async function run() {
       model: modelParameter(),
       threshold: Number(byId("threshold").value) / 100,
       signal: requests.signal,
+      announce,
+      fail,
     });
     if (requests.signal.aborted) return;
     showCommands(photo, commands);
@@ -280,8 +304,7 @@ async function checkReadable(photo) {
 }
 
 function showCommands(photo, requests) {
-  const commands = curlCommands(location.origin, photo.name, requests, hasApiKey());
-  byId("commands").replaceChildren(...commands.map(([title, command]) => commandBlock(title, command)));
+  byId("commands").replaceChildren(commandTabs(photo.name, requests, hasApiKey()));
 }
 
 // ---------------------------------------------------------------------------------------------------------- events

@@ -1,11 +1,12 @@
 /** What the results of all tasks look like: rows with a bar, and how long it took. */
 
 import { element } from "./dom.js";
+import { labelElement } from "./labels.js";
 
 const byId = (id) => document.getElementById(id);
 
 /**
- * One row: a name, a figure and a bar as long as `share` of the whole. `colour` ([r, g, b]) puts a swatch before the
+ * One row: a class by its name, a figure and a bar as long as `share` of the whole. `colour` ([r, g, b]) puts a swatch before the
  * name and colours the bar; `state` "pending" makes it a grey bar in the place of what is to come.
  */
 export function resultRow(label, share, { figure = percent(share), colour = null, state = null } = {}) {
@@ -17,7 +18,7 @@ export function resultRow(label, share, { figure = percent(share), colour = null
   return element(
     "li",
     { class: state, "aria-hidden": state ? "true" : null },
-    element("span", { class: "label" }, swatch, label),
+    labelElement(label, swatch),
     element("span", { class: "score" }, state ? "" : figure),
     element("div", { class: "track", "aria-hidden": "true" }, fill),
   );

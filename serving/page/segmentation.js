@@ -2,6 +2,7 @@
 
 import { postPhoto, segmentPath, serverTimings } from "./client.js";
 import { classColour } from "./colours.js";
+import { readLabel } from "./labels.js";
 import { paintMasks, showOverlay } from "./overlay.js";
 import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
 import { areaOf, decodeRunLengths } from "./run_lengths.js";
@@ -32,13 +33,22 @@ export const segmentation = {
       showRows(shown.map(({ label, share, colour }) => resultRow(label, share, { colour })));
       showTimings(serverTimings(response), performance.now() - started);
       const [height, width] = segments[0].mask.size;
-      showOverlay(paintMasks(height, width, shown), [], `Colours of ${shown.map(({ label }) => label).join(", ")}`);
+      showOverlay(paintMasks(height, width, shown), [], `Colours of ${shown.map(nameOf).join(", ")}`);
     }
     const commands = [
-      { title: "Segments with masks", path: segmentPath(null, model), output: "segments.json" },
+      {
+        title: "Segments with masks",
+        path: segmentPath(null, model),
+        output: "segments.json",
+        huggingFace: { method: "image_segmentation" },
+      },
       { title: "Labels as a picture", path: segmentPath(null, model), accept: "image/png", output: "labels.png" },
     ];
-    const names = shown.slice(0, 3).map(({ label, share }) => `${label} ${percent(share)}`);
+    const names = shown.slice(0, 3).map((segment) => `${nameOf(segment)} ${percent(segment.share)}`);
     return { sentence: `${names.join(", ")}.`, commands };
   },
 };
+
+function nameOf({ label }) {
+  return readLabel(label).name;
+}

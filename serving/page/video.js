@@ -1,6 +1,7 @@
 /** Classification of videos: the best classes. */
 
 import { classifyVideoPath, postPhoto, serverTimings } from "./client.js";
+import { readLabel } from "./labels.js";
 import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
 
 export const VIDEO_TYPES = "video/*,image/gif,.mkv,.avi,.ts,.flv,.wmv,.ogv";
@@ -29,14 +30,14 @@ export const video = {
       showTimings(serverTimings(response), performance.now() - started);
     }
     const commands = [
-      { title: "Classes", path },
+      { title: "Classes", path, huggingFace: { method: "image_classification", options: { top_k: topK(details) } } },
       {
         title: `Classes, averaged over ${VIEWS.temporal} × ${VIEWS.spatial} views`,
         path: classifyVideoPath(topK(details), VIEWS, model),
       },
     ];
     const [best] = predictions;
-    return { sentence: `${best.label}, ${percent(best.score)}.`, commands };
+    return { sentence: `${readLabel(best.label).name}, ${percent(best.score)}.`, commands };
   },
 };
 

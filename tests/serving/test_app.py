@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.classification import Classifier
+from serving.api.models import Models
 from serving.app import create_app
 from serving.settings import Settings
 from tests.bundle_factory import features_of
@@ -353,11 +354,11 @@ def test_a_client_has_no_settings_but_those_of_its_test(
 
 
 def test_before_its_models_are_there_the_server_is_not_ready(predictors: dict[str, Classifier]) -> None:
-    models: dict[str, Classifier] = {}
+    models = Models()
     application = create_app(Settings(device="cpu", threads=1), models)
     with TestClient(application) as client:
         assert client.get("/readyz").status_code == 503
-        models.update(predictors)
+        models.put(predictors)
         assert client.get("/readyz").status_code == 200
     application.state.api.pool.shutdown()
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from serving.build import build, copy_sources
+from convmae_deploy.bundle.loading import read_bundle
+from serving.build import build, choose_requirements, copy_sources, readme
+from serving.settings import SHIPPED_BUNDLE
 from tests.bundle_factory import make_bundle
+from tests.serving.clients.bentoml_client import connect
 from tests.serving.running_server import ROOT, caller_environment, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 
@@ -59,15 +63,50 @@ def test_a_bento_installs_what_is_pinned_and_hashed(store: tuple[Path, str]) -> 
 
 
 @pytest.mark.slow
+def test_a_bento_shows_its_routes_its_model_and_a_readme(store: tuple[Path, str]) -> None:
+    home, tag = store
+    command = [sys.executable, "-m", "bentoml", "get", tag, "--output", "json"]
+    environment = caller_environment() | {"BENTOML_HOME": str(home)}
+    shown = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert {route["name"] for route in shown["schema"]["routes"]} >= {"classify", "detect", "segment", "features"}
+    assert shown["labels"] == {"models": "boxed", "tasks": "classification", "runtime": "cpu"}
+    folder = home / "bentos" / tag.replace(":", "/")
+    assert "| boxed | classification |" in (folder / "README.md").read_text()
+    assert "/v1/classify" in (folder / "apis/openapi.yaml").read_text()
+
+
+@pytest.mark.parametrize("extra", ["cpu", "openvino", "gpu"])
+def test_a_bento_pins_what_its_runtime_needs(tmp_path: Path, extra: Any) -> None:
+    copy_sources(tmp_path, [])
+    choose_requirements(tmp_path, extra)
+    files = {path.name for path in (tmp_path / "serving").glob("requirements*.txt")}
+    packages = re.findall(r"^[a-z0-9-]+(?===)", (tmp_path / "serving/requirements.txt").read_text(), re.MULTILINE)
+    assert files == {"requirements.txt"}
+    runtimes = {"cpu": {"onnxruntime"}, "openvino": {"onnxruntime", "openvino"}, "gpu": {"onnxruntime-gpu"}}
+    assert {"onnxruntime", "onnxruntime-gpu", "openvino"} & set(packages) == runtimes[extra]
+
+
+def test_a_bundles_words_cannot_write_into_the_readme() -> None:
+    manifest = read_bundle(SHIPPED_BUNDLE).manifest
+    licence = manifest.licence.model_copy(update={"name": "<b>|MIT|\n# [x](http://y)"})
+    text = readme([manifest.model_copy(update={"licence": licence})])
+    assert "<b>" not in text and "\n# [" not in text and text.count("\n#") == 0
+
+
+@pytest.mark.slow
 def test_the_server_starts_from_a_bento(store: tuple[Path, str], tmp_path: Path) -> None:
     home, tag = store
     with run_server(tmp_path, {"BENTOML_HOME": str(home)}, ("-m", "bentoml", "serve", tag), cwd=tmp_path) as running:
         assert [model["id"] for model in running.request("/v1/models").json()["data"]] == ["boxed"]
         assert len(running.request("/v1/classify", jpeg()).json()) == 3
+        photo = tmp_path / "a.jpg"
+        photo.write_bytes(jpeg())
+        with connect(running.url) as client:
+            assert len(client.classify(image=photo, top_k=2)) == 2
         with running.connect() as connection:  # our protocol's limits hold in BentoML's worker too
             connection.sendall(post_head("/v1/classify", f"X-Filler: {'a' * 200_000}")[:-4])
             assert read_response(connection).code == "headers_too_large"
-        assert running.request("/schema.json").code == "not_found"  # BentoML's own pages are out of reach
+        assert running.request("/docs.json").code == "not_found"  # BentoML's own pages are out of reach
         assert running.stop() == 0
 
 
@@ -99,7 +138,7 @@ def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "serving.build", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
     )
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1
 
@@ -115,7 +154,9 @@ def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
 def test_whatever_the_server_imports_is_declared() -> None:
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
     # Other extras are only for who serves a video model, or with OpenVINO or TensorRT.
-    chosen = [name for extra in ("serve", "parquet", "video", "openvino", "tensorrt-rtx") for name in extras(extra)]
+    chosen = [
+        name for extra in ("serve", "tracing", "parquet", "video", "openvino", "tensorrt-rtx") for name in extras(extra)
+    ]
     requirements = [*project()["dependencies"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
@@ -125,7 +166,9 @@ def test_whatever_the_server_imports_is_declared() -> None:
 
     outside = imported - sys.stdlib_module_names - {"serving", "convmae_deploy"}
     assert {"starlette", "uvicorn", "numpy"} <= outside
-    undeclared = {name for name in outside if not declared & {owner.lower() for owner in owners.get(name, ())}}
+    undeclared = {
+        name for name in outside if not declared & {owner.lower().replace("_", "-") for owner in owners.get(name, ())}
+    }
     assert not undeclared
 
 

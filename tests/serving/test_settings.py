@@ -49,6 +49,29 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
         ("ALLOWED_HOSTS", "a b"),
         ("MAX_CONNECTIONS", "0"),
         ("KEEP_ALIVE_SECONDS", "0"),
+        ("CORS_ORIGINS", ""),
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", "https://a.example\r\nX: y"),
+        ("FRAME_ANCESTORS", ""),
+        ("FRAME_ANCESTORS", "none,self"),
+        ("FRAME_ANCESTORS", "self; script-src *"),
+        ("FRAME_ANCESTORS", "https://a.example https://b.example"),
+        ("TRUSTED_PROXIES", "nginx"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("ROOT_PATH", "convmae"),
+        ("ROOT_PATH", "https://example.org/convmae"),
+        ("ROOT_PATH", "/a/../b"),
+        ("ROOT_PATH", "/a?b"),
+        ("ROOT_PATH", "//evil.example"),
+        ("ROOT_PATH", "/v1"),
+        ("ROOT_PATH", '/"><script>'),
+        ("DRAIN_SECONDS", "-1"),
+        ("MIN_BYTES_PER_SECOND", "0"),
+        ("API_KEY_FILE", "/no/such/file"),
+        ("API_KEY_FILE", "/"),
+        ("PORT", "http://10.96.12.7:3000"),
         ("BUNDLE", ":"),
         ("MAX_IMAGES", "many"),
     ],
@@ -103,6 +126,77 @@ def test_a_bad_key_is_not_repeated_in_the_error(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConvMAEError) as caught:
         load_settings()
     assert "hidden" not in str(caught.value)
+
+
+SERVICE_LINKS = {  # what Kubernetes sets in every pod beside a Service called `convmae`
+    "SERVICE_HOST": "10.96.12.7",
+    "SERVICE_PORT": "3000",
+    "SERVICE_PORT_HTTP": "3000",
+    "PORT_3000_TCP": "tcp://10.96.12.7:3000",
+    "PORT_3000_TCP_PROTO": "tcp",
+    "PORT_3000_TCP_PORT": "3000",
+    "PORT_3000_TCP_ADDR": "10.96.12.7",
+}
+
+
+@pytest.mark.parametrize("address", ["tcp://10.96.12.7:3000", "udp://10.96.12.7:53", "tcp://[fd00::7]:3000"])
+def test_the_address_of_a_service_called_convmae_is_no_port_and_is_said_to_be_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    for name, value in (SERVICE_LINKS | {"PORT": address}).items():
+        monkeypatch.setenv(f"CONVMAE_{name}", value)
+    with caplog.at_level("WARNING", "convmae_serving"):
+        assert load_settings().port == 3000
+    (record,) = caplog.records
+    assert all(word in record.getMessage() for word in ("Kubernetes", "enableServiceLinks: false", "CONVMAE_PORT"))
+
+
+def test_a_port_that_the_pod_sets_itself_is_that_port(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in (SERVICE_LINKS | {"PORT": "8080"}).items():
+        monkeypatch.setenv(f"CONVMAE_{name}", value)
+    assert load_settings().port == 8080
+    assert not caplog.records
+
+
+def test_the_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0123456789 abcdef\r\n")
+    monkeypatch.setenv("CONVMAE_API_KEY_FILE", f"{tmp_path / 'key'}\n")
+    key = load_settings().api_key
+    assert key is not None and key.get_secret_value() == "0123456789 abcdef"
+    monkeypatch.setenv("CONVMAE_API_KEY", "another key of a server")
+    with pytest.raises(ConvMAEError, match="CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set"):
+        load_settings()
+
+
+@pytest.mark.parametrize("content", ["", "\n", "short", "a" * 20 + "\n" + "b" * 20, "\x00" * 20])
+def test_a_file_without_a_usable_key_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "key").write_text(content)
+    monkeypatch.setenv("CONVMAE_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(ConvMAEError, match="CONVMAE_API_KEY: "):
+        load_settings()
+
+
+def test_lists_are_separated_by_commas_with_or_without_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMAE_CORS_ORIGINS", "https://App.example.org, http://localhost:5173")
+    monkeypatch.setenv("CONVMAE_FRAME_ANCESTORS", "'self',https://*.example.org")
+    monkeypatch.setenv("CONVMAE_TRUSTED_PROXIES", "10.0.0.0/8, ::1")
+    monkeypatch.setenv("CONVMAE_ROOT_PATH", "/models/convmae/")
+    settings = load_settings()
+    assert settings.cors_origins == ("https://app.example.org", "http://localhost:5173")
+    assert settings.frame_ancestors == ("self", "https://*.example.org")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert settings.root_path == "/models/convmae"
+
+
+def test_a_photo_that_may_be_larger_makes_room_for_itself_in_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVMAE_MAX_IMAGE_PIXELS", "200000000")  # a phone's
+    assert load_settings().max_request_pixels == 400_000_000
+    monkeypatch.setenv("CONVMAE_MAX_REQUEST_PIXELS", "200000000")
+    assert load_settings().max_request_pixels == 200_000_000
 
 
 def test_every_setting_is_described_in_the_table() -> None:

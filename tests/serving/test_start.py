@@ -1,12 +1,17 @@
 """Starting the server: what it says, and how it fails."""
 
+import errno
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from convmae_deploy.errors import ConvMAEError
+from serving.__main__ import bind
+from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.running_server import ROOT, RunningServer, caller_environment, run_server
 from tests.serving.sample_images import jpeg
@@ -115,6 +120,75 @@ def test_a_port_in_use_is_one_sentence(bundle: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert_one_sentence(start(CONVMAE_BUNDLE=str(bundle), CONVMAE_PORT=port), port)
+
+
+def test_the_address_of_a_service_of_kubernetes_keeps_no_pod_from_starting(bundle: Path, tmp_path: Path) -> None:
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_PORT": "tcp://127.0.0.1:9"}) as server:
+        assert "enableServiceLinks: false" in server.log.read_text()
+
+
+def addresses(host: str) -> list[tuple[str, int]]:
+    """Where a server listens that is told to listen on a host."""
+    listeners = bind(Settings(bundle=(Path("none"),), threads=1, host=host, port=0))
+    names = [listener.getsockname()[:2] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return names
+
+
+def given_addresses(monkeypatch: pytest.MonkeyPatch, *hosts: str, missing: str | None = None) -> list[Any]:
+    """Gives every name these addresses, one of which this machine does not have; returns where sockets are bound."""
+    families = [socket.AF_INET6 if ":" in host else socket.AF_INET for host in hosts]
+    found = [(family, socket.SOCK_STREAM, 6, "", (host, 0)) for family, host in zip(families, hosts, strict=True)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    bound: list[Any] = []
+
+    class Listener:
+        def __init__(self, family: int, kind: int) -> None:
+            self.name = ("", 0)
+
+        def setsockopt(self, *options: int) -> None:
+            bound.append(options) if options[0] == socket.IPPROTO_IPV6 else None
+
+        def bind(self, address: tuple[str, int]) -> None:
+            if address[0] == missing:
+                raise OSError(errno.EADDRNOTAVAIL, "no such address")
+            self.name = (address[0], address[1] or 4000)
+            bound.append(self.name)
+
+        def getsockname(self) -> tuple[str, int]:
+            return self.name
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(socket, "socket", Listener)
+    return bound
+
+
+def test_it_listens_on_every_address_of_a_name_on_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_addresses(monkeypatch, "::1", "127.0.0.1", "127.0.0.1")
+    assert addresses("localhost") == [("127.0.0.1", 4000), ("::1", 4000)]
+
+
+def test_a_name_with_an_address_that_this_machine_has_not_is_served_on_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_addresses(monkeypatch, "::1", "127.0.0.1", missing="::1")
+    assert addresses("localhost") == [("127.0.0.1", 4000)]
+
+
+def test_a_host_without_an_address_of_this_machine_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_addresses(monkeypatch, "192.0.2.1", missing="192.0.2.1")
+    with pytest.raises(ConvMAEError, match="no such address.*CONVMAE_HOST"):
+        addresses("192.0.2.1")
+
+
+@pytest.mark.parametrize(("host", "alone"), [("::", 0), ("::1", 1)])
+def test_all_of_ipv6_is_all_of_ipv4_too(monkeypatch: pytest.MonkeyPatch, host: str, alone: int) -> None:
+    bound = given_addresses(monkeypatch, host)
+    addresses(host)
+    assert (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone) in bound
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_extreme_logits_overflow_nowhere(function: str) -> None:
 def test_the_best_come_first_and_equal_scores_keep_the_order_of_the_classes() -> None:
     found = top_k(np.array([0.1, 0.4, 0.1, 0.4], dtype=np.float32), ["a", "b", "c", "d"], 3)
     assert [prediction.label for prediction in found] == ["b", "d", "a"]
-    assert found[0] == Prediction(label="b", score=float(np.float32(0.4)))
+    assert found[0] == Prediction(label="b", score=float(np.float32(0.4)), index=1)
     assert type(found[0].score) is float
 
 

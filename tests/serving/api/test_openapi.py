@@ -32,11 +32,11 @@ PARAMETERS: dict[str, type[Parameters]] = {
 def test_every_route_is_described_and_nothing_else() -> None:
     application = create_app(Settings(bundle=(Path("none"),), threads=1), {})
     routes = {route.path for route in application.routes}  # type: ignore[attr-defined]
-    assert routes - PAGES == set(document(Settings())["paths"])
+    assert routes - PAGES == set(document(Settings(), {})["paths"])
 
 
 def test_the_query_parameters_are_those_that_are_accepted() -> None:
-    paths = document(Settings())["paths"]
+    paths = document(Settings(), {})["paths"]
     for path, kind in PARAMETERS.items():
         described = {parameter["name"]: parameter["schema"] for parameter in paths[path]["post"]["parameters"]}
         assert set(described) == set(kind.model_fields)
@@ -47,14 +47,14 @@ def test_the_query_parameters_are_those_that_are_accepted() -> None:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    content = document(Settings())
+    content = document(Settings(), {})
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(content)):
         assert name in content["components"]["schemas"]
 
 
 def test_a_key_is_described_only_where_one_is_needed() -> None:
     def schemes(settings: Settings) -> Any:
-        return document(settings)["components"].get("securitySchemes")
+        return document(settings, {})["components"].get("securitySchemes")
 
     assert schemes(Settings(api_key=None)) is None
     assert set(schemes(Settings(api_key=SecretStr("k" * 16)))) == {"bearer", "key"}

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 from convmae_deploy.tasks import TASKS
+from serving.api.open_inference import CLASSIFICATION
 from serving.api.routes import ROUTES
 
 SERVING = Path(__file__).parents[3] / "serving"
@@ -18,4 +19,6 @@ def test_no_task_is_named_outside_the_table() -> None:
     names = set(TASKS) - {"features"}  # which is also what a body calls its arrays
     for file in SERVING.rglob("*.py"):
         constants = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
+        if file.name == "open_inference.py":
+            constants.discard(CLASSIFICATION)  # Triton's word
         assert file.name == "routes.py" or not constants & names, file.name

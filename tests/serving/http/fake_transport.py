@@ -61,6 +61,9 @@ class FakeLoop:
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> object:
         return self._loop.call_soon(callback, *arguments)
 
+    def time(self) -> float:
+        return self._now
+
     async def advance(self, seconds: float) -> None:
         """Lets time pass, from one timer that is due to the next."""
         end = self._now + seconds
@@ -94,14 +97,18 @@ class FakeTransport(asyncio.Transport):
         self.closed = False
         self.aborted = False
         self.unsent = 0  # bytes that the client has not read
+        self.high_water = 10**9  # of those, from which on the protocol is told
+        self.protocol: Any = None
         self.socket: Any = FakeSocket()
         self._on_close = on_close
 
     def write(self, data: Any) -> None:
         self.packets.append(bytes(data))
+        if self.unsent > self.high_water:
+            self.protocol.pause_writing()
 
     def writelines(self, list_of_data: Any) -> None:
-        self.packets.append(b"".join(list_of_data))
+        self.write(b"".join(list_of_data))
 
     def close(self) -> None:
         if not self.closed and not self.unsent:  # else it is closed once that is sent
@@ -147,6 +154,7 @@ class FakeConnection:
         protocol: Any = LimitedProtocol(config, ServerState(), state, self.loop)
         self.protocol = protocol
         self.transport = FakeTransport(lambda: self.loop.call_soon(protocol.connection_lost, None))
+        self.transport.protocol = protocol
         self.protocol.connection_made(self.transport)
 
     async def send(self, *pieces: bytes) -> None:

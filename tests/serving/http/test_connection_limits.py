@@ -5,6 +5,7 @@ import resource
 import pytest
 
 from serving.http.connection_limits import Connections, wanted_descriptors
+from tests.waiting import GivenClock
 
 NO_LIMIT = resource.RLIM_INFINITY
 
@@ -12,13 +13,20 @@ NO_LIMIT = resource.RLIM_INFINITY
 class Held:
     """A connection that notes whether it was dropped."""
 
-    def __init__(self, unsent: bool = False) -> None:
+    def __init__(self, unsent: bool = False, unread: int = 0) -> None:
         self.unsent = unsent
+        self.unread = unread
         self.dropped = False
 
     def drop(self) -> bool:
         self.dropped = not self.unsent
         return self.dropped
+
+    def unread_bytes(self) -> int:
+        return self.unread
+
+    def abort(self) -> None:
+        self.dropped = True
 
 
 def crowd(connections: Connections, count: int) -> list[Held]:
@@ -88,6 +96,30 @@ def test_removing_one_that_is_not_there_does_nothing() -> None:
     connections = Connections(2)
     connections.remove(Held())
     assert connections.count == 0
+
+
+def test_where_too_much_is_unread_the_clients_that_have_read_least_a_second_go_until_it_fits() -> None:
+    clock = GivenClock()
+    connections = Connections(10, most_unread_bytes=1000, clock=clock)
+    early, fast, slow, slower = (Held(unread=300) for _ in range(4))
+    connections.begin_unread(early)
+    clock.advance(10.0)
+    for held in (fast, slow, slower):
+        connections.begin_unread(held)
+    clock.advance(1.0)
+    early.unread, fast.unread, slow.unread, slower.unread = 200, 100, 250, 290  # 9, 200, 50 and 10 a second
+    new = Held(unread=500)
+    connections.begin_unread(new)
+    assert dropped([early, fast, slow, slower, new]) == [0, 3]
+
+
+def test_an_answer_that_is_too_large_by_itself_stays_and_one_that_was_read_no_longer_counts() -> None:
+    connections = Connections(10, most_unread_bytes=1000, clock=GivenClock())
+    large, next_one = Held(unread=5000), Held(unread=900)
+    connections.begin_unread(large)
+    connections.end_unread(large)
+    connections.begin_unread(next_one)
+    assert dropped([large, next_one]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,24 @@
 """SIGTERM under load, on a real server (row 42)."""
 
+import asyncio
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from serving.http.draining import REFUSING_SECONDS, SIGNALS, Drain
+from serving.http.guard import BodyLimits, Guard
+from serving.metrics import Metrics
+from serving.settings import Settings
+from tests.serving.http.fake_transport import settle
 from tests.serving.running_server import RunningServer, post, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
-from tests.waiting import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, GivenClock, wait_until
 
 REFUSALS = ("ConnectionRefusedError", "ConnectionResetError", "ConnectionError")
 REFUSED = "no connection: ConnectionRefusedError"
@@ -109,6 +117,72 @@ def test_while_a_request_is_in_flight_new_ones_are_refused_and_it_is_answered(ow
     assert refused.headers["retry-after"] == "1"
     assert alive.status == 200
     assert answer.status == 200
+
+
+def test_until_the_balancer_has_heard_of_it_requests_are_answered_and_then_refused(monkeypatch: Any) -> None:
+    handlers: dict[int, Any] = {number: lambda *_: passed_on.append(True) for number in SIGNALS}
+    monkeypatch.setattr(signal, "getsignal", handlers.get)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    passed_on: list[bool] = []
+    slept: list[float] = []
+    seen: list[tuple[int, int]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> tuple[int, dict[bytes, bytes]]:
+        answer: list[Message] = []
+
+        async def note(message: Message) -> None:
+            answer.append(message)
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        scope: Scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
+        await guard(scope, receive, note)
+        return answer[0]["status"], dict(answer[0]["headers"])
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        status, headers = await ask()
+        assert headers[b"connection"] == b"close"
+        seen.append((status, len(passed_on)))
+
+    async def end() -> None:
+        drain = Drain(guard, 30.0, 5.0, GivenClock(), sleep)
+        assert (await ask())[1].get(b"connection") is None
+        assert drain.remaining() == 30.0
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        assert (guard.draining, drain.remaining()) == (True, 35.0)
+        await settle()
+
+    settings = Settings(bundle=(Path("none"),), threads=1)
+    guard = Guard(application, settings, Metrics(), lambda _: BodyLimits(1, 1.0))
+    asyncio.run(end())
+    assert slept == [5.0, REFUSING_SECONDS]
+    assert seen == [(200, 0), (503, 0)]
+    assert passed_on == [True]
+
+
+@pytest.mark.slow
+def test_of_clients_that_leave_while_the_server_still_answers_no_request_fails(bundle: Path, tmp_path: Path) -> None:
+    settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_DRAIN_SECONDS": NEVER}
+    photo = jpeg()
+    with run_server(tmp_path, settings) as server, server.connect() as kept:
+        kept.sendall(post("/v1/classify", photo))
+        assert "connection" not in read_response(kept).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.request("/readyz").status == 503)
+        kept.sendall(post("/v1/classify", photo))
+        answer = read_response(kept)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert kept.recv(1) == b""
+        assert [server.request("/v1/classify", photo).status for _ in range(5)] == [200] * 5
+        assert server.request("/livez").status == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=PATIENCE_SECONDS) == 0
 
 
 @pytest.mark.slow

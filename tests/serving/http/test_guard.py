@@ -13,6 +13,7 @@ from serving.http.guard import BodyLimits, Guard
 from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
 from serving.metrics import Metrics
 from serving.settings import Settings
+from tests.serving.http.fake_transport import settle
 from tests.waiting import GivenClock
 
 LIMITS = BodyLimits(20_000_000, 10.0)
@@ -35,8 +36,7 @@ class Conversation:
     async def send(self, size: int, more: bool = True) -> None:
         """Sends a part of the body, and lets the server work on it."""
         self.incoming.put_nowait({"type": "http.request", "body": bytes(size), "more_body": more})
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await settle()
 
 
 def test_a_refused_body_makes_room_for_others_at_once() -> None:
@@ -60,6 +60,88 @@ def test_a_refused_body_makes_room_for_others_at_once() -> None:
     settings = Settings(bundle=(Path("none"),), threads=1, max_buffered_bytes=1_600_000)
     guard = Guard(application, settings, Metrics(), lambda _: LIMITS)
     asyncio.run(talk())
+
+
+class GivenLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock a test moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+
+def slow_body(pieces: int, size: int, seconds: float, **settings: Any) -> int:
+    """The status of the answer to a body that comes in pieces of a size, one after so many seconds; 0: none yet."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await guard.read_body(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%d" % len(body)})
+
+    async def talk() -> int:
+        one = Conversation(guard, pieces * size)
+        for index in range(pieces):
+            loop.now += seconds
+            await settle()
+            await one.send(size, more=index < pieces - 1)
+            if one.status:
+                break
+        status = one.status
+        one.incoming.put_nowait({"type": "http.disconnect"})
+        one.task.cancel()
+        await asyncio.gather(one.task, return_exceptions=True)
+        return status
+
+    given = Settings(bundle=(Path("none"),), threads=1, **settings)
+    guard = Guard(application, given, Metrics(), lambda _: LIMITS)
+    loop = GivenLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(talk())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "size", "seconds", "status"),
+    [
+        (115, 20_000, 0.1, 200),  # 2.3 MB of a phone at 200 kB/s: 11.5 s
+        (1000, 2_000, 0.1, 200),  # 20 kB/s: 100 s
+        (300, 6_000, 1.0, 200),  # a little more than the least
+        (30, 4_000, 1.0, 408),  # a little less
+        (1000, 1, 1.0, 408),
+        (3, 100, 3.0, 200),  # in time, whatever its rate
+        (3, 100, 6.0, 408),
+    ],
+)
+def test_a_body_may_take_as_long_as_it_comes_at_the_least_rate(
+    pieces: int, size: int, seconds: float, status: int
+) -> None:
+    assert slow_body(pieces, size, seconds) == status
+
+
+def test_the_least_rate_is_a_setting() -> None:
+    assert slow_body(30, 4_000, 1.0, min_bytes_per_second=3_000) == 200
+    assert slow_body(300, 6_000, 1.0, min_bytes_per_second=10_000) == 408
+
+
+def test_a_body_that_came_fast_and_then_stops_gets_no_more_time_than_any_other() -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await guard.read_body(scope)
+
+    async def talk() -> int:
+        one = Conversation(guard, 10_000_000)
+        await one.send(5_000_000)
+        loop.now += LIMITS.seconds
+        await settle()
+        one.incoming.put_nowait({"type": "http.disconnect"})
+        await one.task
+        return one.status
+
+    guard = Guard(application, Settings(bundle=(Path("none"),), threads=1), Metrics(), lambda _: LIMITS)
+    loop = GivenLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        assert runner.run(talk()) == 408
 
 
 class Locked:

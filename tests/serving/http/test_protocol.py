@@ -329,13 +329,68 @@ def unread(*unsent: int, keep: bool) -> FakeTransport:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_answer_that_nobody_reads_is_thrown_away(keep: bool) -> None:
-    assert unread(100, 100, keep=keep).aborted
-    assert unread(100, 50, 50, keep=keep).aborted
+    assert unread(500_000, 500_000, keep=keep).aborted
+    assert unread(500_000, 400_000, 400_000, keep=keep).aborted
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_answer_that_is_read_slowly_is_sent_to_its_end(keep: bool) -> None:
-    assert not unread(100, 99, 98, 97, 0, keep=keep).aborted
+def test_an_answer_that_is_read_slowly_is_sent_to_its_end_and_one_more_slowly_is_not(keep: bool) -> None:
+    assert not unread(260_000, 200_000, 140_000, 80_000, 0, keep=keep).aborted  # 6 kB/s, over 10 s each
+    assert unread(260_000, 220_000, keep=keep).aborted  # 4 kB/s
+
+
+def read_late(requests: int) -> tuple[list[int], bytes]:
+    """How many answers there are: as their client reads nothing, and after it has read each."""
+
+    async def conversation() -> tuple[list[int], bytes]:
+        connection = FakeConnection()
+        connection.transport.high_water = 100
+        counts = []
+        connection.transport.unsent = 1000  # of the first answer
+        await connection.send(requests * GET)
+        for _ in range(requests):
+            counts.append(connection.received.count(b"HTTP/1.1 200 "))
+            connection.protocol.resume_writing()
+            await settle()
+        connection.transport.unsent = 0
+        return counts, connection.received
+
+    return asyncio.run(conversation())
+
+
+def test_the_next_request_waits_until_the_answer_before_it_is_read() -> None:
+    counts, received = read_late(3)
+    assert counts == [1, 2, 3]
+    assert received.count(b"HTTP/1.1 200 ") == 3
+
+
+def test_of_many_answers_that_are_not_read_the_slowest_goes_and_the_others_stay() -> None:
+    async def crowd() -> list[bool]:
+        loop = FakeLoop()
+        connections = Connections(10, most_unread_bytes=2500, least_bytes_per_second=1, clock=loop.time)
+        clients = []
+        for size in (1000, 1000, 1000):
+            clients.append(FakeConnection(hello, connections, loop))
+            clients[-1].transport.high_water = 100
+            clients[-1].transport.unsent = size
+            await clients[-1].send(GET)
+            await loop.advance(1.0)
+            clients[0].transport.unsent = 900  # the second has read nothing
+        return [client.transport.aborted for client in clients]
+
+    assert asyncio.run(crowd()) == [False, True, False]
+
+
+def test_a_kept_connection_that_breaks_leaves_nothing_that_fails_later() -> None:
+    async def conversation() -> None:
+        connection = FakeConnection()
+        await connection.send(GET)
+        with socket.socket() as closed:
+            connection.transport.socket = closed
+        connection.protocol.connection_lost(ConnectionResetError())
+        await connection.loop.advance(1000.0)
+
+    asyncio.run(conversation())
 
 
 def test_bytes_that_the_kernel_has_not_got_rid_of_are_not_sent_yet() -> None:

@@ -29,7 +29,7 @@ class Traced:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.application = create_app(Settings(device="cpu", threads=1), predictors, [Tracing(provider)])
+        self.application = create_app(Settings(device="cpu", threads=1), predictors, observers=[Tracing(provider)])
         self.client = TestClient(self.application, raise_server_exceptions=False)
 
     def spans(self) -> tuple[ReadableSpan, list[ReadableSpan]]:

@@ -1,27 +1,37 @@
 """The page's files: what is served, and what is not."""
 
 import pathlib
+import re
 
 import pytest
 from starlette.testclient import TestClient
 
-from serving.page.files import PageFiles
+from serving.page.files import PAGE, PageFiles
 
 
 def test_the_files_of_a_folder_are_read_once_and_only_those_of_known_types(tmp_path: pathlib.Path) -> None:
     for name in ("a.js", "b.py", "c.css.bak"):
         (tmp_path / name).write_text("content")
     (tmp_path / "folder").mkdir()
-    files = PageFiles(tmp_path)
+    (tmp_path / "folder" / "d.js").write_text("not looked into")
+    (tmp_path.parent / "alone.jpg").write_text("content")
+    files = PageFiles(tmp_path, tmp_path.parent / "alone.jpg")
     (tmp_path / "a.js").write_text("changed")
     answer = files.response("a.js")
     assert (answer.media_type, answer.body) == ("text/javascript", b"content")
-    assert set(files._files) == {"a.js"}
+    assert set(files._files) == {"a.js", "alone.jpg"}
 
 
 @pytest.mark.parametrize(
     ("path", "media_type"),
-    [("/", "text/html"), ("/docs", "text/html"), ("/page/style.css", "text/css"), ("/page/page.js", "text/javascript")],
+    [
+        ("/", "text/html"),
+        ("/docs", "text/html"),
+        ("/page/style.css", "text/css"),
+        ("/page/page.js", "text/javascript"),
+        ("/page/cat.jpg", "image/jpeg"),
+        ("/page/golf-ball.jpg", "image/jpeg"),
+    ],
 )
 def test_the_page_comes_with_its_type_and_a_strict_policy(client: TestClient, path: str, media_type: str) -> None:
     answer = client.get(path)
@@ -58,3 +68,20 @@ def test_a_range_is_ignored_as_the_pages_files_are_small(client: TestClient, wan
 )
 def test_nothing_but_the_pages_files_is_served(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code == 404
+
+
+def test_the_samples_are_small_and_each_is_named_with_its_terms() -> None:
+    terms = (PAGE / "samples" / "LICENSES.md").read_text(encoding="utf-8")
+    script = (PAGE / "samples.js").read_text(encoding="utf-8")
+    photos = [*(PAGE / "samples").glob("*.jpg"), PAGE.parent / "golf-ball.jpg"]
+    assert len(photos) == 4
+    for path in photos:
+        assert path.stat().st_size <= 60_000
+        assert f"{path.name}`" in terms and f'file: "{path.name}"' in script
+
+
+def test_no_address_in_the_page_begins_at_the_root_so_that_a_proxy_may_give_it_a_path() -> None:
+    rooted = re.compile(r"""(?:href|src)="/|(?:fetch|import|from|send)\(? ?["'`]/""")
+    for path in PAGE.iterdir():
+        if path.suffix in (".html", ".js", ".css"):
+            assert not rooted.search(path.read_text(encoding="utf-8")), path.name

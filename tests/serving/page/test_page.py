@@ -2,6 +2,9 @@
 
 import base64
 import json
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,8 +147,12 @@ def test_a_text_file_shows_the_servers_sentence_and_a_photo_recovers(
     assert page.one("[role=alert]").text == ""
     page.pick(text_file, "error")
 
-    refusal = page_server.request("/v1/classify", text_file.read_bytes())
-    assert page.content("[role=alert]") == refusal.json()["error"]["message"]
+    refusal = page_server.request("/v1/classify", text_file.read_bytes(), {"Content-Type": "text/plain"})
+    error = refusal.json()["error"]
+    assert page.one("[role=alert] strong").text == "This file is not a photo."
+    small_print = page.one("[role=alert] .small-print").text
+    assert f"400 {error['code']}" in small_print and error["message"] in small_print
+    assert re.search(r"request [0-9a-f]{32} ", small_print)
     assert not page.one("#predictions").is_displayed() and not page.one("#photo-frame").is_displayed()
 
     page.pick(photo)
@@ -228,7 +235,7 @@ def test_a_server_with_a_key_is_asked_with_the_key_and_forgets_it_on_reload(page
         const real = window.fetch;
         window.fetch = (url, options = {}) => {
           if (options.headers?.Authorization === "Bearer secret") return real(url, options);
-          const error = {code: "unauthorised", message: "expected the API key, got another one"};
+          const error = {code: "unauthorized", message: "expected the API key, got another one"};
           return Promise.resolve(new Response(JSON.stringify({error}), {status: 401}));
         };"""
     page.open(script=guarded)
@@ -236,7 +243,8 @@ def test_a_server_with_a_key_is_asked_with_the_key_and_forgets_it_on_reload(page
     assert page.one("[role=alert]").text == ""
     page.press("wrong", Keys.ENTER)
     page.wait_for_state("error")
-    assert page.content("[role=alert]") == "expected the API key, got another one"
+    assert page.one("[role=alert] strong").text == "This key was not accepted."
+    assert "expected the API key, got another one" in page.one("[role=alert] .small-print").text
 
     page.press("secret", Keys.ENTER)
     page.wait_for_model()
@@ -267,11 +275,138 @@ def test_the_keyboard_alone_reaches_everything_and_the_focus_is_visible(page: Pa
     page.press(Keys.SPACE)
     assert page.script("return window.dialogues") == 2
     page.chrome.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": False})
+    assert [page.press(Keys.TAB).get_attribute("class") for _ in range(4)] == ["sample"] * 4
+    page.press(Keys.ENTER)
+    page.wait_for_state("done")
+    assert "aeroplane.jpg, 480 × 363" in page.one("#crop-note").text
+
+
+def test_the_same_call_is_there_in_four_ways_as_tabs_that_the_arrow_keys_move_between(
+    page: PageDriver, photo: Path
+) -> None:
+    page.open()
     page.pick(photo)
-    copy = page.press(Keys.TAB)
+    page.script("document.querySelector('[role=tab]').focus()")
+
+    def selected() -> list[str]:
+        return page.texts("[role=tab][aria-selected=true]")
+
+    assert selected() == ["curl"] and page.texts("[role=tab]") == ["curl", "Python", "Hugging Face", "JavaScript"]
+    for key, title, word in (
+        (Keys.ARROW_RIGHT, "Python", "urlopen"),
+        (Keys.END, "JavaScript", "await fetch"),
+        (Keys.ARROW_RIGHT, "curl", "curl -s"),
+        (Keys.ARROW_LEFT, "JavaScript", "await fetch"),
+        (Keys.HOME, "curl", "curl -s"),
+        (Keys.ARROW_RIGHT, "Python", "urlopen"),
+    ):
+        assert page.press(key).text == title and selected() == [title]
+        assert all(word in command for command in page.texts("[role=tabpanel] .command code"))
+        panel = page.one("[role=tabpanel]")
+        assert page.one(f"[id='{panel.get_attribute('aria-labelledby')}']").text == title
+    copy = page.press(Keys.TAB)  # past the other tabs, into the panel
     assert copy.get_attribute("aria-label") == "Copy: Classes"
     page.press(Keys.ENTER)
     page.wait(lambda: copy.text == "Copied", "the button to say that it copied")
+
+    page.pick(photo)  # whoever has chosen a way keeps it
+    assert selected() == ["Python"]
+
+
+def test_the_programs_on_the_page_give_what_the_page_shows(page: PageDriver, photo: Path) -> None:
+    page.open()
+    page.pick(photo)
+    labels = page.texts("#ranking .label")
+    _, python, hugging_face, javascript = page.chrome.find_elements("css selector", "[role=tab]")
+
+    python.click()
+    classes, features = (
+        run(shlex.join([sys.executable, "-c", program]), photo.parent) for program in page.texts(".command code")
+    )
+    assert [prediction["label"] for prediction in json.loads(classes.decode().replace("'", '"'))] == labels
+    assert features == b"" and safetensors.numpy.load_file(photo.parent / "features.safetensors").keys() == {
+        "e1",
+        "e2",
+        "e3",
+        "e4",
+    }
+    hugging_face.click()
+    (program,) = page.texts(".command code")
+    printed = run(shlex.join([sys.executable, "-c", program]), photo.parent).decode()
+    assert re.findall("label='([^']+)'", printed) == labels
+    assert "no method for this: feature levels." in page.one("[role=tabpanel]").text
+    javascript.click()
+    give = """const given = new DataTransfer(), done = arguments[2];
+        const bytes = Uint8Array.from(atob(arguments[1]), (character) => character.charCodeAt(0));
+        given.items.add(new File([bytes], "a.png"));
+        document.querySelector("#photo").files = given.files;
+        const run = new Function(`return (async () => {${arguments[0].replace("console.log(", "return (")}})()`);
+        run().then(done, (error) => done(`failed: ${error}`));"""
+    program = page.texts(".command code")[0]
+    found = page.chrome.execute_async_script(give, program, base64.b64encode(photo.read_bytes()).decode())
+    assert [prediction["label"] for prediction in found] == labels
+
+
+def test_a_sample_shows_something_at_once_and_its_terms_stand_beside_it(page: PageDriver) -> None:
+    page.open()
+    page.wait_for_model()
+    pictures = page.script(
+        "return [...document.querySelectorAll('.sample img')].map((p) => [p.alt, p.complete && p.naturalWidth > 300])"
+    )
+    assert len(pictures) == 4 and all(alt and loaded for alt, loaded in pictures)
+    terms = page.one(".credits").text
+    for words in ("project, MIT", "Stefan van der Walt, CC0", "Rachel Michetti, CC0", "no known copyright"):
+        assert words in terms
+    page.one(".sample").click()
+    page.wait_for_state("done")
+    assert "golf-ball.jpg, 384 × 384" in page.one("#crop-note").text and len(shown_predictions(page)) == 5
+    assert all("@golf-ball.jpg" in command for command in page.texts(".command code"))
+
+
+def test_what_the_model_knows_stands_beside_what_it_says(page: PageDriver, photo: Path) -> None:
+    page.open()
+    page.pick(photo)
+    assert page.one("#knows").text == (
+        "The model knows 7 classes: tench, church, <b>chain</b> saw, golf ball, parachute, gas pump, French horn. "
+        "Whatever the photo shows, it chooses among these."
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "headers", "what", "advice", "again"),
+    [
+        (413, "body_too_large", {}, "This photo is too large for the server.", "Choose a smaller file.", False),
+        (413, None, {}, "This photo is too large for the server.", "Choose a smaller file.", False),  # of a proxy
+        (415, "unsupported_format", {}, "The server cannot read this kind of photo.", "Save it as JPEG, PNG", False),
+        (429, None, {"Retry-After": "7"}, "Too many requests", "Try again in 7 seconds.", True),
+        (503, "overloaded", {"Retry-After": "1"}, "The server is busy.", "Try again in 1 second.", True),
+        (502, None, {}, "The server behind this address does not answer.", "It may be restarting.", True),
+        (0, None, {}, "The server did not answer.", "the connection is down", True),
+        (422, "odd_code", {}, "the server's own sentence", "", False),
+    ],
+)
+def test_an_error_says_what_happened_and_what_to_do_and_keeps_its_number(
+    page: PageDriver, photo: Path, status: int, code: str | None, headers: dict[str, str], what: str, advice: str,
+    again: bool,
+) -> None:  # fmt: skip
+    body = json.dumps({"error": {"code": code, "message": "the server's own sentence"}}) if code else "<h1>no</h1>"
+    answer = {"status": status, "headers": headers | {"X-Request-Id": "abc123"}}
+    failing = f"""const real = window.fetch;
+        window.failing = true;
+        window.fetch = (url, options = {{}}) => !options.body || !window.failing ? real(url, options)
+            : {status} ? Promise.resolve(new Response({json.dumps(body)}, {json.dumps(answer)}))
+            : Promise.reject(new TypeError("no network"));"""
+    page.open(script=failing)
+    page.wait_for_model()
+    page.pick(photo, "error")
+    assert page.one("[role=alert] strong").text.startswith(what) and advice in page.one("[role=alert]").text
+    if status:
+        assert "request abc123" in page.one(".small-print").text and str(status) in page.one(".small-print").text
+    assert len(page.texts("[role=alert] button")) == again
+    if again:
+        page.script("window.failing = false")
+        page.one("[role=alert] button").click()
+        page.wait_for_state("done")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -350,4 +485,4 @@ def test_the_reference_shows_every_operation_of_the_openapi_document(
     classify = "[data-path='/v1/classify']"
     assert "top_k" in page.one(f"{classify} table").text
     assert f"curl -s --data-binary @photo.jpg {page.origin}/v1/classify" in page.texts(f"{classify} .command code")
-    assert '"label"' in page.one(f"{classify} .answer").text
+    assert '"label"' in page.one(f"{classify} .answer[open]").text

@@ -129,3 +129,51 @@ def test_run_lengths_are_read_as_the_server_writes_them(page: PageDriver, share:
     area, columns = page.module("run_lengths.js", body, encode_mask(mask)["counts"], *mask.shape)
     assert area == mask.sum()
     assert np.array_equal(np.array(columns, dtype=bool).reshape(90, 70).T, mask)
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "synonyms"),
+    [
+        ("golf_ball", "golf ball", ""),
+        ("great_white_shark, white shark, man-eater", "great white shark", "white shark, man-eater"),
+        ("French horn", "French horn", ""),
+        ("1,000 metres", "1,000 metres", ""),
+        ("_", "_", ""),
+        (", b", ", b", ""),
+    ],
+)
+def test_labels_are_read_as_people_write_them(page: PageDriver, label: str, name: str, synonyms: str) -> None:
+    assert page.module("labels.js", "return module.readLabel(given[0])", label) == {"name": name, "synonyms": synonyms}
+    body = "const node = module.labelElement(given[0]); return [node.getAttribute('title'), node.textContent]"
+    assert page.module("labels.js", body, label) == [label, f"{name} {synonyms}".strip()]
+
+
+def test_of_many_classes_a_few_are_named(page: PageDriver) -> None:
+    body = "return given[0].map((count) => module.knownClasses(given[1].slice(0, count), 3))"
+    assert page.module("labels.js", body, [1, 3, 5], ["a_b, c", "d", "e", "f", "g"]) == [
+        "1 class: a b",
+        "3 classes: a b, d, e",
+        "5 classes: a b, d, e and 2 more",
+    ]
+
+
+def test_numbers_of_16_bits_are_read_as_numpy_reads_them(page: PageDriver) -> None:
+    bits = np.arange(0, 65536, 7, dtype=np.uint16)
+    body = """const bytes = Uint8Array.from(atob(given[0]), (character) => character.charCodeAt(0));
+        return [...module.halfFloats(bytes.buffer)].map((value) => Number.isFinite(value) ? value : String(value))"""
+    found = page.module("similarity.js", body, base64.b64encode(bits.tobytes()).decode())
+    np.testing.assert_array_equal(np.array(found, dtype=np.float32), bits.view(np.float16).astype(np.float32))
+
+
+def test_likeness_is_the_cosine_of_the_vectors_of_two_cells(page: PageDriver) -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)  # (channels, cells)
+    vectors[:, 3] = 0
+    body = "return [...module.similarities(Float32Array.from(given[0]), 12, given[1])]"
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-9)
+    for cell in (0, 7):
+        found = page.module("similarity.js", body, vectors.ravel().tolist(), cell)
+        np.testing.assert_allclose(found, unit[:, cell] @ unit, atol=1e-6)
+    assert page.module("similarity.js", body, vectors.ravel().tolist(), 3) == [0.0] * 12
+    colours = page.module("similarity.js", "return [-1, 0, 0.25, 1, 2].map(module.heat)")
+    assert colours[0] == colours[1] == [12, 8, 38] and colours[3] == colours[4] == [252, 255, 164]
+    assert colours[2] == [87, 16, 110]

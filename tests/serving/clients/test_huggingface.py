@@ -1,5 +1,6 @@
 """Hugging Face's own client, unchanged, against the running server."""
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,19 @@ def test_a_video_is_classified(video_server: RunningServer, tmp_path: Path) -> N
     answer = video_server.request("/v1/classify-video", path.read_bytes()).body
     entries = VideoClassificationOutputElement.parse_obj_as_list(answer)
     assert [(entry.label, entry.score) for entry in entries] == [(entry.label, entry.score) for entry in found]
+
+
+def test_features_are_extracted(server: RunningServer) -> None:
+    client = InferenceClient(model=f"{server.url}/v1/features")
+    uri = f"data:image/jpeg;base64,{base64.b64encode(jpeg()).decode()}"
+    found, normalized = client.feature_extraction(uri), client.feature_extraction(uri, normalize=True)
+    assert found.shape == (1, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(normalized, found / np.linalg.norm(found), rtol=1e-5)
+
+
+def test_the_parameters_of_segmentation_are_understood(three_tasks: RunningServer, photo: str) -> None:
+    client = InferenceClient(model=f"{three_tasks.url}/v1/segment")
+    found = client.image_segmentation(
+        photo, mask_threshold=0.5, overlap_mask_area_threshold=0.8, subtask="semantic", threshold=0.0
+    )
+    assert [entry.label for entry in found] == [entry.label for entry in client.image_segmentation(photo)]

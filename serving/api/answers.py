@@ -1,0 +1,246 @@
+"""The shapes of answers in JSON, for the description of the interface and for tests; what is sent is made elsewhere.
+
+An answer is written from plain lists and dictionaries, as making and checking objects costs more than the rest of it.
+`tests/serving/api/test_answers.py` holds real answers against these.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Document = dict[str, Any]
+
+
+class Answer(BaseModel):
+    """Holds these fields and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenAnswer(BaseModel):
+    """Holds these fields and may hold more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Problem(Answer):
+    """What went wrong."""
+
+    code: str = Field(description="What programs compare.", examples=["image_truncated"])
+    message: str = Field(description="One sentence for people.")
+    field: str | None = Field(description="The part of the request that is at fault.", examples=["inputs[2]"])
+    request_id: str
+
+
+class Error(Answer):
+    """Every error of a route that does not belong to another protocol."""
+
+    error: Problem
+
+
+class Prediction(Answer):
+    """One class."""
+
+    label: str
+    score: float
+    index: int | None = Field(default=None, description="Only with `indices`.")
+
+
+class RunLengths(Answer):
+    """A mask in COCO's compressed run lengths."""
+
+    size: list[int] = Field(min_length=2, max_length=2, description="(height, width) in pixels.")
+    counts: str
+
+
+class Box(Answer):
+    """Edges in pixels of the upright photo."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class Detection(Answer):
+    """One object."""
+
+    label: str
+    score: float
+    box: Box
+    mask: RunLengths | str | None = Field(
+        default=None, description="Run lengths, or a PNG (0 and 255) in base64, as `masks` says."
+    )
+
+
+class Segment(Answer):
+    """The pixels of one class."""
+
+    label: str
+    score: float
+    mask: RunLengths | str = Field(description="A PNG (0 and 255) in base64, or run lengths, as `masks` says.")
+
+
+class Features(Answer):
+    """Arrays as lists of lists, each with an axis of files first."""
+
+    model: str
+    dtype: Literal["f32", "f16"]
+    features: dict[str, list[Any]]
+
+
+class Embedding(Answer):
+    """The pooled vector of one file."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or little-endian float32 in base64.")
+
+
+class Usage(OpenAnswer):
+    """Nothing is counted; OpenAI's clients want the fields."""
+
+
+class Embeddings(OpenAnswer):
+    """OpenAI's shape."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    fingerprint: str = Field(description="Which vectors these may be compared with.")
+
+
+class Licence(OpenAnswer):
+    """Of a model's weights."""
+
+    name: str
+
+
+class ModelSummary(Answer):
+    """One model in the list of them."""
+
+    id: str
+    name: str
+    ready: bool
+    object: Literal["model"]
+    task: str
+    variant: str
+    default: bool = Field(description="Whether the routes of its task take it where a request names none.")
+    licence: Licence
+
+
+class Model(ModelSummary):
+    """All that a client needs to use a model, and what was proven about it."""
+
+    labels: list[str]
+    input: Document
+    preprocessing: Document
+    outputs: dict[str, Document]
+    file: Document
+    numerics: Document | None
+    backend: Document
+    tools: dict[str, str]
+    provenance: dict[str, Any]
+
+
+class ModelList(Answer):
+    """The models that are loaded."""
+
+    object: Literal["list"]
+    data: list[ModelSummary]
+    models: list[str]
+
+
+class Predictions(Answer):
+    """KServe's first protocol and Vertex AI's: what the route of the model's task gives for each instance."""
+
+    predictions: list[Any]
+
+
+class Alive(Answer):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(Answer):
+    """The models run."""
+
+    status: Literal["ready"]
+    ready: Literal[True]  # as the Open Inference Protocol says it
+    models: list[str]
+
+
+class ServerLive(Answer):
+    """The process answers, in the Open Inference Protocol."""
+
+    live: Literal[True]
+
+
+class ModelReady(OpenAnswer):
+    """A model runs, in the Open Inference Protocol."""
+
+    name: str
+    ready: Literal[True]
+
+
+class ProtocolError(OpenAnswer):
+    """An error in the Open Inference Protocol; beside it what our own errors hold."""
+
+    error: str
+    code: str
+    request_id: str
+
+
+class ServerMetadata(Answer):
+    """The server in the Open Inference Protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(OpenAnswer):
+    """An input or an output; -1 stands for any number of files."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(OpenAnswer):
+    """A model in the Open Inference Protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class InferredTensor(Answer):
+    """An output of a model: its numbers in `data`, or bytes after the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class Inferred(Answer):
+    """An inference in the Open Inference Protocol."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[InferredTensor]
+
+
+class RepositoryModel(Answer):
+    """A model that is loaded or could be."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
