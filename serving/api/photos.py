@@ -39,8 +39,8 @@ class Photos:
         """Decodes and prepares the photos one after the other, so that only one of full size is in memory.
 
         What decoding takes is counted until the next photo is asked for. At the end the job's headers say which files
-        have several frames (X-Image-Frames), which were turned (X-Image-Orientation) and which were decoded at half their
-        width and height (X-Image-Scale), where there are such.
+        have several frames (X-Image-Frames), were turned (X-Image-Orientation) or were decoded at half their
+        width and height (X-Image-Scale).
 
         Raises:
             ApiError: a photo cannot be used; the field says which.
