@@ -66,6 +66,7 @@ class Prepared:
 
     rows: NDArray[Any]  # (V, 3, ...) of the graph's input, V = 1 for photos; a segmenter's: (h, w, 3), see there
     size: Size  # (height, width) in pixels of the upright photo, or of a clip's frames
+    photo: Image.Image | None = None  # a small copy of the upright photo, where a picture may be drawn on it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
 from convmae_deploy.files import atomic_file
@@ -19,10 +22,11 @@ from convmae_deploy.tasks.base import (
     Report,
     Row,
     Run,
+    Source,
 )
 from convmae_deploy.tasks.clips import average_views
 from convmae_deploy.tasks.explanation import CELLS, MEANING, Explainer, Explanation, find_class
-from convmae_deploy.tasks.explanation_drawing import draw_explanation
+from convmae_deploy.tasks.explanation_drawing import draw_explanation, small_copy
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS, FeaturePredictor, PhotoFeatures
 from convmae_deploy.tasks.postprocess import Prediction, top_k
 
@@ -82,6 +86,13 @@ class Classifier(ClassPredictor, PhotoFeatures):
             self._explained(options)
             self.explainer  # noqa: B018  # raises before the first run
 
+    def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
+        """See `Predictor.prepare`; for an explanation also a small copy of the photo, to draw on."""
+        if options.explain is None:
+            return super().prepare(source, options)
+        photo = self.open_photo(source, options)
+        return replace(super().prepare(photo, options), photo=small_copy(photo))
+
     def interpret(
         self, prepared: Sequence[Prepared], options: PredictOptions = NO_OPTIONS, run: Run | None = None
     ) -> list[Any]:
@@ -90,7 +101,16 @@ class Classifier(ClassPredictor, PhotoFeatures):
             return super().interpret(prepared, options, run)
         outputs = self._run_together(prepared, (LOGITS, CELLS), run)
         classes = self._explained(options)
-        return [self.explainer.explain({name: values[0] for name, values in each.items()}, classes) for each in outputs]
+        return [
+            self.explainer.explain({name: values[0] for name, values in found.items()}, classes, each.photo)
+            for each, found in zip(prepared, outputs, strict=True)
+        ]
+
+    def draw(self, explanation: Explanation) -> Image.Image:
+        """The picture of an explanation that this model gave, over its photo."""
+        spec = self.manifest.preprocessing
+        assert isinstance(spec, Preprocessing) and explanation.photo is not None  # `check_manifest`, and `prepare`
+        return draw_explanation(explanation.photo, explanation, spec)
 
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """The best classes in a table; or explanations, with pictures and numbers where a path is given."""
@@ -143,14 +163,11 @@ class ExplanationReport:
 
     def describe(self, file: Path) -> Row:
         """Runs a photo and draws its explanations."""
-        photo = self.classifier.open_photo(file, self.options)
-        found: list[Explanation] = self.classifier.predict(photo, self.options)
-        spec = self.classifier.manifest.preprocessing
-        assert isinstance(spec, Preprocessing)  # `check_manifest` says so
+        found: list[Explanation] = self.classifier.predict(file, self.options)
         for explanation in found if self.out is not None else ():
             picture = self._path(file, explanation, len(found))
             with atomic_file(picture) as temporary:
-                draw_explanation(photo, explanation, spec).save(temporary, format="PNG")
+                self.classifier.draw(explanation).save(temporary, format="PNG")
             with atomic_file(picture.with_suffix(".json")) as temporary:
                 temporary.write_text(json.dumps({"file": str(file), **explanation.fields()}), encoding="utf-8")
             self.pictures.append(picture)
@@ -170,8 +187,8 @@ class ExplanationReport:
         """Says what the numbers are, and where the pictures."""
         said = [f"This is {MEANING}."]
         if self.pictures:
-            more = f" and {len(self.pictures) - 1} more pictures" if len(self.pictures) > 1 else ""
-            said.append(f"{readable(self.pictures[0])}{more}; the numbers beside it as JSON")
+            others = f", the first of {len(self.pictures)} pictures" if len(self.pictures) > 1 else ""
+            said.append(f"{readable(self.pictures[0])}{others}; the numbers of each beside it as JSON")
         return said
 
     def _path(self, file: Path, explanation: Explanation, classes: int) -> Path:

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from convmae_deploy.bundle.graphs.head import OtherHead, PooledHead, read_pooled_head
 from convmae_deploy.bundle.loading import Bundle
@@ -46,6 +47,7 @@ class Explanation:
     logit: float  # as the runtime gave it
     difference: float  # of the logit from what the weights make of the cells: how the runtime rounds
     note: str | None = None  # a sentence where the difference is more than float32 leaves
+    photo: Image.Image | None = None  # a small copy of the upright photo, to draw on
 
     @property
     def of_cells(self) -> float:
@@ -86,12 +88,18 @@ class Explainer:
                 f"of {self._name}, {other}"
             ) from None
 
-    def explain(self, outputs: Mapping[str, NDArray[Any]], classes: Sequence[int] | None = None) -> list[Explanation]:
+    def explain(
+        self,
+        outputs: Mapping[str, NDArray[Any]],
+        classes: Sequence[int] | None = None,
+        photo: Image.Image | None = None,
+    ) -> list[Explanation]:
         """What the cells of one photo add to some logits.
 
         Args:
             outputs: `CELLS` (D, h, w) and `LOGITS` (K,) of one photo, from one run.
             classes: which logits; None: the largest one.
+            photo: kept with them.
 
         Raises:
             ConvMAEError: the runtime's logits are not those of the graph whose weights were read.
@@ -113,6 +121,7 @@ class Explainer:
                     logit=logit,
                     difference=difference,
                     note=self._note(logit, difference, largest),
+                    photo=photo,
                 )
             )
         return found

@@ -17,6 +17,13 @@ UNSEEN: Final = 0.35  # brightness that is left where the model does not look
 MARGIN: Final = 8
 
 
+def small_copy(photo: Image.Image) -> Image.Image:
+    """The photo, not larger than pictures are."""
+    scale = min(1.0, MOST_SIDE / max(photo.size))
+    width, height = (max(1, round(side * scale)) for side in photo.size)
+    return photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
 def draw_explanation(photo: Image.Image, explanation: Explanation, spec: Preprocessing) -> Image.Image:
     """An RGB photo with its cells in orange where they speak for the class and in blue where they speak against it.
 
