@@ -15,9 +15,11 @@ from convmae_deploy.backends.base import describe_backend
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
+from serving import bentoml_settings
 from serving.api.models import Predictors, batching_backends, open_predictors
-from serving.settings import Settings, load_settings
+from serving.settings import Settings
 
+LOCALHOST = ("127.0.0.1", "::1")  # clients try both, whatever the system's list of names says
 NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -27,7 +29,7 @@ def main() -> int:
     for name in ("python_multipart", "uvicorn.error"):  # what clients do wrong is told to them, not to the log
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        settings = load_settings()
+        settings, _ = bentoml_settings.load()
         predictors = open_predictors(settings)
         listeners = bind(settings)
     except ConvMAEError as error:
@@ -40,6 +42,7 @@ def main() -> int:
         return 1
     # Imported only now: BentoML takes a second to import, and a mistake in the settings should not wait for it.
     import uvicorn
+    from bentoml._internal.configuration.containers import BentoMLContainer
 
     from serving import service
     from serving.http.protocol import LimitedProtocol
@@ -50,7 +53,8 @@ def main() -> int:
         http=LimitedProtocol,
         ws="none",
         access_log=False,
-        proxy_headers=False,  # nothing here asks who the client is
+        proxy_headers=False,  # the application has a setting for them
+        backlog=BentoMLContainer.api_server_config.backlog.get(),
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
@@ -84,7 +88,11 @@ def bind(settings: Settings) -> list[socket.socket]:
     """
     host, port = settings.host, settings.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = [
+            one
+            for name in (LOCALHOST if host.lower() == "localhost" else (host,))
+            for one in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        ]
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "that is no name of a host"
         raise ConvMAEError(f"cannot listen on {host}:{port} ({reason}); check CONVMAE_HOST") from None

@@ -5,6 +5,7 @@ This is what `bentoml serve` and `bentoml build` load; `python -m serving` runs 
 
 import logging
 import os
+import socket
 import sys
 import threading
 from typing import Any
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import give_back_freed_memory
 from convmae_deploy.printing import printable
+from serving import bentoml_settings
 from serving.api.bentoml_schema import SERVICE_NAME, bentoml_schema
 from serving.api.models import Models, close_predictors, open_predictors
 from serving.api.openapi import document
@@ -28,7 +30,7 @@ from serving.http.guard import Observer
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
 from serving.http.tracing import open_tracing
-from serving.settings import DEFAULT_PORT, Settings, load_settings
+from serving.settings import DEFAULT_PORT, Settings
 
 CLOSING_SECONDS = 5.0  # that the last lines and spans may take
 
@@ -37,14 +39,25 @@ CLOSING_SECONDS = 5.0  # that the last lines and spans may take
 usage_stats.do_not_track.cache_clear()
 
 # BentoML's worker loads this file and then starts uvicorn with the protocol `auto`, and has no setting for another one.
+# It also lets uvicorn believe what proxies say on a loopback address; here a setting alone says whom to believe.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
 
 
-def _settings() -> Settings:
+def _settings() -> bentoml_settings.Loaded:
     try:
-        return load_settings()
+        return bentoml_settings.load()
     except ConvMAEError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {printable(error)}") from None
+
+
+def _address(host: str) -> str:
+    """An address of a host, which BentoML needs in place of its name."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise SystemExit(f"error: cannot listen on {printable(host)} (it has no address); check CONVMAE_HOST") from None
+    return str(min(found)[4][0])  # IPv4 before IPv6
 
 
 def _observers(settings: Settings) -> list[Observer]:
@@ -54,10 +67,10 @@ def _observers(settings: Settings) -> list[Observer]:
     return [observer for observer in (tracing, access_log) if observer is not None]
 
 
-settings = _settings()
+settings, cors = _settings()
 predictors = Models()
 observers = _observers(settings)
-application = create_app(settings, predictors, observers=observers)
+application = create_app(settings, predictors, observers=observers, cors=cors)
 api: Api = application.state.api
 
 
@@ -134,6 +147,7 @@ SERVICE: Any = bentoml.service(
     name=SERVICE_NAME,
     service_class=DirectService,
     workers=1,  # one process: its threads use every core, and a second one would load every model again
-    http={"host": settings.host, "port": settings.port or DEFAULT_PORT},  # BentoML takes no 0; used by `bentoml serve`
+    # For `bentoml serve`, which takes addresses alone and no port 0.
+    http={"host": _address(settings.host), "port": settings.port or DEFAULT_PORT},
     metrics={"enabled": False},  # ours have bounded labels
 )(ConvMAEService)

@@ -6,6 +6,7 @@
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,7 +220,11 @@ class Settings(BaseSettings):
         default=50_000_000,
         ge=1,
         le=MOST_PIXELS,
-        description="Largest photo in pixels, read from its header; it must fit into `CONVMAE_MAX_DECODING_BYTES` too.",
+        description=(
+            "Largest photo in pixels, read from its header; it must fit into `CONVMAE_MAX_DECODING_BYTES` too. To "
+            "classify a JPEG or to take its features, up to four times as many are accepted and decoded at half the "
+            "width and height."
+        ),
     )
     max_image_side: int = Field(default=16_384, ge=1, description="Longest side of a photo in pixels.")
     max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")
@@ -373,14 +378,17 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings() -> Settings:
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     """Settings from the environment.
+
+    Args:
+        given: settings by name that win over the environment.
 
     Raises:
         ConvMAEError: a variable has a value that is not allowed; the sentence names it.
     """
     try:
-        settings = Settings()
+        settings = Settings(**(given or {}))
     except ValidationError as error:
         reasons = "; ".join(
             ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])

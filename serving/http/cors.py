@@ -13,14 +13,18 @@ from serving.http.guard import new_request_id
 from serving.http.visitors import ALLOWED_PAGE
 from serving.settings import Settings
 
-METHODS: Final = ("GET", "HEAD", "POST")
+DEFAULTS: Final = {  # what an origin that is allowed may do, unless it is said
+    "allow_methods": ("GET", "HEAD", "POST"),
+    "allow_headers": ("*",),
+    "allow_private_network": True,  # the page may be on a public address, and this server on a private one
+}
 
 
 def cors_options(settings: Settings) -> dict[str, Any] | None:
     """What Starlette's middleware is given; None where no other origin is allowed."""
     if not settings.cors_origins:
         return None
-    return {"allow_origins": settings.cors_origins, "allow_methods": METHODS, "allow_headers": ("*",)}
+    return {"allow_origins": settings.cors_origins}
 
 
 class Cors(CORSMiddleware):
@@ -32,8 +36,7 @@ class Cors(CORSMiddleware):
     """
 
     def __init__(self, app: ASGIApp, options: Mapping[str, Any]) -> None:
-        # A page that is allowed may be on a public address, and this server on a private one.
-        super().__init__(app, **{"allow_private_network": True, **options})
+        super().__init__(app, **{**DEFAULTS, **options})
         self._exposes_all = not options.get("expose_headers")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

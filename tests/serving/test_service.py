@@ -9,6 +9,7 @@ from tests.serving.running_server import ROOT, caller_environment
 
 PROGRAM = """
 import json
+import uvicorn
 from starlette.testclient import TestClient
 from serving.service import SERVICE, api
 from tests.serving.sample_images import jpeg
@@ -20,6 +21,7 @@ with TestClient(SERVICE.to_asgi()) as client:
     answers["classify"] = [client.post("/v1/classify", content=jpeg()).status_code, ""]
     api.guard.draining = True
     answers["draining"] = [client.get("/readyz").status_code, client.get("/readyz").json()["error"]["code"]]
+answers["believed"] = [uvicorn.Config(None).forwarded_allow_ips, ""]
 print(json.dumps(answers))
 """
 
@@ -44,6 +46,7 @@ def test_our_application_answers_every_path_inside_bentoml(bundle: Path) -> None
         "/nothing": 404,
         "classify": 200,
         "draining": 503,
+        "believed": "",  # no proxy is, under BentoML's worker, but by our setting
     }
     assert answers["/nothing"][1] == "application/json"
     assert answers["draining"][1] == "not_ready"

@@ -485,4 +485,4 @@ def test_the_reference_shows_every_operation_of_the_openapi_document(
     classify = "[data-path='/v1/classify']"
     assert "top_k" in page.one(f"{classify} table").text
     assert f"curl -s --data-binary @photo.jpg {page.origin}/v1/classify" in page.texts(f"{classify} .command code")
-    assert '"label"' in page.one(f"{classify} .answer").text
+    assert '"label"' in page.one(f"{classify} .answer[open]").text
