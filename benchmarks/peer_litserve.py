@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from benchmarks.peer_servers import PATH, open_work
+from benchmarks.peer_work import PATH, open_work
 
 litserve: Any = importlib.import_module("litserve")
 fastapi: Any = importlib.import_module("fastapi")

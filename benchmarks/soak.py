@@ -45,6 +45,7 @@ WARM_UP_SHARE: Final = 0.2  # of the time, which is not judged
 WINDOW_SHARE: Final = 0.2  # of the time, whose samples are compared at its beginning and its end
 SWAPS: Final = (0.4, 0.7)  # shares of the time at which the model is replaced
 FLAT_SHARE: Final = 0.05  # that memory may grow
+SERVED_SHARE: Final = 0.95  # of good requests, so that a server which refuses most of them does not pass
 MORE_DESCRIPTORS: Final = 3  # that may be open after the last client has left
 SETTLE_SECONDS: Final = 3.0
 SWAP: Final = "model replaced"
@@ -117,6 +118,12 @@ class Soak:
             sentences.append(f"memory grew by {100 * self.growth():.1f} %, at most {100 * FLAT_SHARE:g} % is flat")
         if self.idle[1] > self.idle[0] + MORE_DESCRIPTORS:
             sentences.append(f"{self.idle[1]} descriptors stay open, {self.idle[0]} were open before")
+        good = self.outcomes.counts.get(GOOD, Counter())
+        served = good["200"] / max(1, good.total())
+        if served < SERVED_SHARE:
+            sentences.append(
+                f"{100 * served:.0f} % of good requests were served, at least {100 * SERVED_SHARE:g} % must be"
+            )
         for name, counts in self.outcomes.counts.items():
             others = {outcome: count for outcome, count in counts.items() if outcome not in (EXPECTED[name], PLANNED)}
             if others:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.cli_files import files_of
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
@@ -38,12 +39,24 @@ class ViewOptions:
     spatial_views: int | None = None  # videos: crops along the longer side of the frames (default: 1; there 3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotoOptions:
+    """How large the file of a photo may be."""
+
+    # photos: pixels of a file, at most; of a JPEG beyond it, up to four times as many are decoded at half the width and
+    # height, for models that give classes or features (default: 50000000)
+    max_pixels: int | None = None
+    max_side: int | None = None  # photos: pixels of the longer side, at most (default: 16384)
+
+
 BundlePath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
 Sources = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
 FilePaths = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
 Views = Annotated[ViewOptions, tyro.conf.arg(name="")]
+Photos = Annotated[PhotoOptions, tyro.conf.arg(name="")]
 Runtime = Annotated[RuntimeOptions, tyro.conf.arg(name="")]
 NO_VIEWS = ViewOptions()
+NO_LIMITS = PhotoOptions()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -84,6 +97,7 @@ def predict(
     top_k: int | None = None,
     threshold: float | None = None,
     views: Views = NO_VIEWS,
+    photos: Photos = NO_LIMITS,
     json: bool = False,
     device: Device = "auto",
     threads: int | None = None,
@@ -93,7 +107,7 @@ def predict(
 
     Args:
         bundle: folder of the exported model; what it was trained for decides.
-        files: photos, or videos where the model is for them.
+        files: photos, or videos where the model is for them; folders that are searched for them.
         out: folder to write to. Detection: pictures with boxes and masks, and results.json in COCO's format, where
             image_id is the photo's name (a number where it is one) and category_id the one of the annotations that the
             model learnt from.
@@ -101,6 +115,7 @@ def predict(
         top_k: classification: classes a photo or video (default: 5).
         threshold: detection: the smallest score of an object (default: 0.5).
         views: how often a video is looked at.
+        photos: how large the file of a photo may be.
         json: print one JSON object a file and line, in order, instead of a table.
         device: where the model runs; auto takes a GPU that works.
         threads: CPU threads of the model (default: one a core).
@@ -109,7 +124,8 @@ def predict(
     if not files:
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
-    options = PredictOptions(top_k=top_k, threshold=threshold, **vars(views))
+    files = tuple(files_of(files, predictor.MEDIUM))
+    options = PredictOptions(top_k=top_k, threshold=threshold, **vars(views), **vars(photos))
     report = _report_of(predictor, files, options, out)
     table = Table("file", *report.columns)
     failures = 0
@@ -144,6 +160,7 @@ def features(
     column: str | None = None,
     batch_size: int | None = None,
     views: Views = NO_VIEWS,
+    photos: Photos = NO_LIMITS,
     strict: bool = False,
     retry_failures: bool = False,
     device: Device = "auto",
@@ -167,6 +184,7 @@ def features(
         column: of Parquet files, with the photos or videos, or with where they are (default: found by its name).
         batch_size: photos or videos a run (default: what the bundle allows, at most 32).
         views: how often a video is looked at.
+        photos: how large the file of a photo may be.
         strict: end with the first file that cannot be read; what it would have been a part of is not written.
         retry_failures: make those shards again beside which there are failures.
         device: where the model runs; auto takes a GPU that works.
@@ -179,7 +197,7 @@ def features(
         levels=tuple(dict.fromkeys(name for level in levels for name in level.split(",") if name)),
         dtype=dtype,
         batch_size=batch_size,
-        options=PredictOptions(**vars(views)),
+        options=PredictOptions(**vars(views), **vars(photos)),
         device=device,
         threads=threads,
         runtime=runtime,

@@ -22,12 +22,14 @@ from convmae_deploy.errors import ConvMAEError
 
 MAX_JSON_BYTES = 64 * 1024 * 1024  # for descriptions; annotations of a data set have a bound of their own
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a scheme, longer than the letter of a drive, as `Path` leaves it
 _PREVIOUS = "previous"  # in a working folder of `atomic_directory`: the folder that is being replaced
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it becomes `path`, on an exception it is removed."""
+    _check_is_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -52,6 +54,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         ConvMAEError: `path` exists and `replace` is False.
     """
+    _check_is_local(path)
     if os.path.lexists(path) and not replace:
         raise ConvMAEError(f"{path} exists already; remove it or choose another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +111,18 @@ def check_is_new(path: Path, flags: str = "--out") -> None:
     check_can_create(path)
 
 
+def _check_is_local(path: Path) -> None:
+    """Raises ConvMAEError where `path` was made of an address such as s3://bucket/folder."""
+    if _ADDRESS.match(str(path)):
+        address = str(path).replace(":/", "://", 1)
+        raise ConvMAEError(
+            f"expected a path on this machine to write to, got {address}; write it here and copy it there"
+        )
+
+
 def check_can_create(path: Path) -> None:
     """Raises ConvMAEError unless something can be made at `path`: before long work, not after it."""
+    _check_is_local(path)
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConvMAEError(f"{path} cannot be made: {parent} is not a folder that can be written to; choose another")

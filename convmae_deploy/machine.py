@@ -1,6 +1,7 @@
 """What this process may use of the machine that it runs on, and what it has used."""
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -120,6 +121,16 @@ def give_back_freed_memory() -> bool:
     after a few large photos a server would hold gigabytes that nobody uses. Small blocks stay as fast as they are.
     """
     return _mallopt({M_MMAP_THRESHOLD: LARGE_BLOCK_BYTES, M_TRIM_THRESHOLD: LARGE_BLOCK_BYTES})
+
+
+def release_free_memory() -> bool:
+    """Gives back what malloc holds and nobody uses, after something large has gone; returns whether it can (glibc)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is None:
+        return False
+    trim(0)
+    return True
 
 
 def _mallopt(options: dict[int, int]) -> bool:

@@ -219,7 +219,7 @@ class Api:
             raise
         done = outcome.value
         self.metrics.count(f"convmae_{done.medium.name}s_total", done.files)
-        exchange.model = done.response.headers["x-model"]
+        exchange.model = done.model
         timings.add("queue", submitted, outcome.queue_seconds)
         self.metrics.observe_phases(timings.seconds)
         done.response.raw_headers.append((b"server-timing", timings.header().encode()))

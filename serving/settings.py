@@ -220,7 +220,11 @@ class Settings(BaseSettings):
         default=50_000_000,
         ge=1,
         le=MOST_PIXELS,
-        description="Largest photo in pixels, read from its header; it must fit into `CONVMAE_MAX_DECODING_BYTES` too.",
+        description=(
+            "Largest photo in pixels, read from its header; it must fit into `CONVMAE_MAX_DECODING_BYTES` too. To "
+            "classify a JPEG or to take its features, up to four times as many are accepted and decoded at half the "
+            "width and height."
+        ),
     )
     max_image_side: int = Field(default=16_384, ge=1, description="Longest side of a photo in pixels.")
     max_image_aspect: float = Field(default=100.0, ge=1, description="Largest ratio of a photo's sides.")

@@ -15,6 +15,7 @@ from tests.media.photo_files import photo
 
 CLASSES = ("[x]", "[/bold]", "église")
 VIEWS = {"--temporal-views", "--spatial-views"}
+PHOTOS = {"--max-pixels", "--max-side"}
 RUNTIME = {"--runtime", "--file", "--precision", "--hint", "--trust-engine-code"}
 
 
@@ -52,6 +53,39 @@ def test_predictions_are_one_json_object_a_photo_in_order(bundle: Path, photos: 
         scores = [prediction["score"] for prediction in line["predictions"]]
         assert len(scores) == 2 and scores == sorted(scores, reverse=True)
         assert {prediction["label"] for prediction in line["predictions"]} < set(CLASSES)
+
+
+def test_a_folder_is_searched_for_photos_and_what_is_passed_over_is_said(
+    bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.HEIC", "b.heic", "notes.txt", ".hidden.jpg"):
+        (photos / name).write_bytes(b"none")
+    assert convmae("predict", bundle, photos, "--json", "--device", "cpu") == 0
+    captured = capsys.readouterr()
+    names = [Path(json.loads(line)["file"]).name for line in captured.out.splitlines()]
+    assert names == ["a.jpg", "b.png", "c.webp"]
+    said = f"passed over: 1 hidden (first: {photos}/.hidden.jpg), 2 .heic (first: {photos}/a.HEIC), 1 .txt"
+    assert captured.err.startswith(said)
+
+
+def test_a_folder_without_photos_is_one_sentence(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.heic").write_bytes(b"none")
+    assert convmae("predict", bundle, tmp_path / "empty") == 2
+    assert "found none; passed over 1 .heic" in capsys.readouterr().err
+
+
+def test_a_large_photo_is_halved_or_refused_or_whole(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(192, 128).save(tmp_path / "a.jpg")
+    asked = ("predict", bundle, tmp_path / "a.jpg", "--json", "--device", "cpu", "--max-pixels")
+    assert [convmae(*asked, pixels) for pixels in ("6143", "6144", "24576")] == [1, 0, 0]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "at most 24572 are accepted" in lines[0]["error"]
+    assert "predictions" in lines[1] and "predictions" in lines[2]
 
 
 def test_the_table_shows_labels_as_they_are(
@@ -92,7 +126,7 @@ def test_a_bad_photo_is_answered_in_its_place_and_ends_with_status_1(
         (["predict", "DETECTOR", "PHOTO", "--top-k", "5"], "--top-k says nothing to a detection model"),
         (["predict", "DETECTOR", "PHOTO", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
         (["predict", "DETECTOR", "PHOTO", "PHOTO", "--out", "x.d"], "needs a name of its own"),
-        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes no options; leave it out"),
+        (["predict", "SEGMENTER", "PHOTO", "--threshold", "0.5"], "which takes --max-pixels, --max-side; leave it out"),
         (["predict", "nowhere", "PHOTO"], "a bundle is a folder"),
         (
             ["features", "DETECTOR", "PHOTO", "--out", "x.npz"],
@@ -324,12 +358,13 @@ def test_to_hub_writes_a_folder_or_one_sentence(tmp_path: Path, capsys: pytest.C
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | RUNTIME,
+        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | PHOTOS | RUNTIME,
         "features": (
             {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
             | {"--retry-failures"}
             | {"--device", "--threads", "--ray", "--ray-actors", "--ray-cpus", "--ray-gpus"}
             | VIEWS
+            | PHOTOS
             | RUNTIME
         ),
         "compatible": set(),

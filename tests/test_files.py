@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import (
     atomic_directory,
     atomic_file,
+    check_can_create,
+    check_is_new,
     existing_directory,
     find_files,
     path_inside,
@@ -264,3 +267,15 @@ def test_json_that_is_none_is_one_sentence(tmp_path: Path, content: bytes, words
 def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text('\ufeff{"a": 1}', encoding="utf-8")
     assert read_json(tmp_path / "file.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/folder", "gs://bucket/a.npz", "hf+x://models/a/b"])
+def test_an_address_is_not_taken_for_a_path(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check in (check_can_create, check_is_new):
+        with pytest.raises(ConvMAEError, match=f"path on this machine to write to, got {re.escape(address)}"):
+            check(Path(address))
+    for write in (atomic_file, atomic_directory):
+        with pytest.raises(ConvMAEError, match="path on this machine"), write(Path(address)):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -115,3 +115,27 @@ def test_the_memory_of_a_container_is_that_of_its_control_groups(
     memberships: str, files: dict[str, str], tmp_path: Path
 ) -> None:
     assert available_memory_bytes(control_groups(tmp_path, memberships, **files)) == 2**20
+
+
+RELEASE = """
+import os, sys
+from convmae_deploy.machine import release_free_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+blocks = [bytes(10_000) for _ in range(20_000)]
+full = resident()
+blocks = blocks[-1:]  # the last one keeps all before it in the process
+if not release_free_memory():
+    sys.exit("not glibc")
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_what_nobody_uses_is_given_back() -> None:
+    finished = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True)
+    if finished.stderr.strip() == "not glibc":
+        pytest.skip("another malloc")
+    assert int(finished.stdout) > 100e6

@@ -33,7 +33,7 @@ from convmae_deploy.tasks.base import MediumName
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.terminal import Terminal
 
-_SUFFIXES: dict[MediumName, frozenset[str]] = {"photo": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
+MEDIA_SUFFIXES: dict[MediumName, frozenset[str]] = {"photo": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES}
 _SHOWN_FAILURES = 20  # the others are in the files beside the shards alone
 _ONE_SHARD = 2**62  # rows
 
@@ -102,7 +102,7 @@ def write_features_of(request: FeatureRequest, spell: Callable[[str], str | None
     with model.stream(predictor, remote=False):  # refuses levels and batch sizes before the sources are searched
         origin = model.origin()
     rows = _ONE_SHARD if file is not None else request.shard_rows or shard_rows_of(origin)
-    suffixes, kind = sorted(_SUFFIXES[predictor.MEDIUM]), f"{predictor.MEDIUM}s"
+    suffixes, kind = sorted(MEDIA_SUFFIXES[predictor.MEDIUM]), f"{predictor.MEDIUM}s"
     plan = make_plan(request.sources, suffixes, kind, shard_rows=rows, column=request.column)
     try:
         if file is not None:

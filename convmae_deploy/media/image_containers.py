@@ -38,6 +38,8 @@ class Container:
     pixels: int  # that a decoder makes room for: those of the picture at least
     frames: int = 1
     orientation: int = UPRIGHT  # as EXIF numbers them
+    # whether a decoder can give the picture at half its size without holding all of it
+    halves: bool = False
     unusual: str = ""  # what it is, where decoders may well not know its kind
 
 

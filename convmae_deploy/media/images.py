@@ -7,6 +7,7 @@ ever run, and nothing global is changed: neither Pillow's limits nor Python's wa
 import contextlib
 import ctypes
 import io
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,15 @@ from convmae_deploy.media.image_formats import DECODABLE, identify
 from convmae_deploy.media.jpeg import read_jpeg
 from convmae_deploy.media.tiff import read_tiff
 
-__all__ = ["DecodedImage", "ImageError", "ImageErrorCode", "ImageLimits", "decode_image", "decoding_bytes"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "DecodedImage",
+    "ImageError",
+    "ImageErrorCode",
+    "ImageLimits",
+    "decode_image",
+    "decoding_bytes",
+]
 
 # Most memory that decoding takes for each pixel, beside the file: the canvas that a decoder works on, its coefficients
 # or its strip, Pillow's picture (four bytes a pixel in any colour) and the RGB picture made of it, turned upright.
@@ -54,9 +63,13 @@ _TRANSPOSITIONS = {
 class ImageLimits:
     """What may be decoded; everything here is judged from the header."""
 
-    max_pixels: int = 50_000_000  # width x height; at most Pillow's own limit
+    max_pixels: int = 50_000_000  # width x height
     max_side: int = 16_384  # pixels
     max_aspect: float = 100.0  # longer side / shorter side
+    max_bytes: int | None = None  # memory that decoding a photo should take, see `decoding_bytes`; None: any
+    # Whether a JPEG beyond these is decoded at half its width and height, where that is within them, and not refused.
+    # It has to be in one scan, as cameras write it; others would take the memory of the whole picture.
+    halve: bool = False
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # also possible: "AVIF"
 
     def __post_init__(self) -> None:
@@ -65,10 +78,6 @@ class ImageLimits:
             raise ConvMAEError(f"image formats must be some of {', '.join(DECODABLE)}; got {unknown or 'none'}")
         if min(self.max_pixels, self.max_side) < 1 or self.max_aspect < 1:
             raise ConvMAEError(f"image limits must be at least 1; got {self}")
-        if Image.MAX_IMAGE_PIXELS is not None and self.max_pixels > Image.MAX_IMAGE_PIXELS:
-            raise ConvMAEError(
-                f"max_pixels must be at most {Image.MAX_IMAGE_PIXELS}, Pillow's own limit; got {self.max_pixels}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,7 @@ class DecodedImage:
     orientation: int  # the EXIF orientation that was applied, 1 to 8; 1 when there was none or it was ignored
     format: str  # Pillow's name, for instance "JPEG"
     original_size: tuple[int, int]  # (width, height) in pixels as stored, before the orientation was applied
+    halved: bool = False  # whether `image` has half the width and height of the file, as `ImageLimits.halve` allows
 
 
 class _JpegFile(JpegImageFile):
@@ -100,13 +110,13 @@ _PILLOW_FILES: dict[str, Callable[[io.BytesIO], ImageFile]] = {
 }
 _UNKNOWN_PIXELS = ("unknown pixel mode", "unknown data organization")  # as Pillow says of a TIFF that may be in order
 _HOLDING = ("WEBP", "AVIF")  # whose objects keep their decoder and its canvas
-_DEFAULT_LIMITS = ImageLimits()
+DEFAULT_LIMITS = ImageLimits()
 
 
 def decode_image(
     data: bytes,
     *,
-    limits: ImageLimits = _DEFAULT_LIMITS,
+    limits: ImageLimits = DEFAULT_LIMITS,
     apply_orientation: bool = True,
     reserve: Callable[[int], None] = lambda size: None,
 ) -> DecodedImage:
@@ -132,19 +142,20 @@ def decode_image(
         remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
         raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
 
-    def check_size(width: int, height: int) -> None:
-        _check_size(width, height, limits)
-
-    container = _READERS[name](data, check_size)
-    reserve(decoding_bytes(name, container.pixels, len(data)))
+    container, halved = _read_container(name, data, limits)
+    pixels = -(-container.pixels // 4) if halved else container.pixels
+    reserve(decoding_bytes(name, pixels, len(data)))
     try:
         file = _open(name, container.data)
         if file.width * file.height > container.pixels:
             raise corrupt(f"its header says two sizes, one of them {file.width} x {file.height} pixels")
+        size = file.size
+        if halved:
+            file.draft(None, (max(1, size[0] // 2), max(1, size[1] // 2)))
         _load(name, file)
     except ImageError as error:
         raise (unsupported(container.unusual) if container.unusual else error) from error
-    frames, size = max(container.frames, int(getattr(file, "n_frames", 1)) if name in _HOLDING else 1), file.size
+    frames = max(container.frames, int(getattr(file, "n_frames", 1)) if name in _HOLDING else 1)
     orientation = container.orientation if apply_orientation else UPRIGHT
     if apply_orientation and name in _HOLDING:
         orientation = read_orientation(file.info.get("exif") or b"", file.info.get("xmp") or b"")
@@ -154,7 +165,30 @@ def decode_image(
     del file  # before there is one more picture
     if orientation != UPRIGHT:
         image = image.transpose(_TRANSPOSITIONS[orientation])
-    return DecodedImage(image=image, frames=frames, orientation=orientation, format=name, original_size=size)
+    return DecodedImage(
+        image=image, frames=frames, orientation=orientation, format=name, original_size=size, halved=halved
+    )
+
+
+def _read_container(name: str, data: bytes, limits: ImageLimits) -> tuple[Container, bool]:
+    """What the outside of a file says, and whether it is decoded at half its size to be within the limits."""
+    refused: ImageError | None = None
+
+    def check_size(width: int, height: int) -> None:
+        nonlocal refused
+        try:
+            _check_size(width, height, limits)
+        except ImageError as error:
+            if error.code != "image_too_large" or name != "JPEG" or not limits.halve:
+                raise
+            _check_size(-(-width // 2), -(-height // 2), limits, found=(width, height))
+            refused = error
+
+    container = _READERS[name](data, check_size)
+    if refused is not None and not container.halves:
+        raise refused
+    too_costly = limits.max_bytes is not None and decoding_bytes(name, container.pixels, len(data)) > limits.max_bytes
+    return container, refused is not None or (limits.halve and container.halves and too_costly)
 
 
 def decoding_bytes(name: str, pixels: int, file_bytes: int) -> int:
@@ -168,25 +202,27 @@ def decoding_bytes(name: str, pixels: int, file_bytes: int) -> int:
     return _BYTES_PER_PIXEL[name] * pixels + _BYTES_PER_FILE_BYTE * file_bytes + _FIXED_BYTES
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+def _check_size(width: int, height: int, limits: ImageLimits, found: tuple[int, int] | None = None) -> None:
+    """Refuses a picture of a size that is not accepted; `found` is what the file says, where that is another."""
+    said = " x ".join(map(str, found or (width, height)))
     if width < 1 or height < 1:
-        raise corrupt(f"its header says {width} x {height} pixels")
+        raise corrupt(f"its header says {said} pixels")
+    factor = 1 if found is None else 2
     if max(width, height) > limits.max_side:
         raise ImageError(
             "image_too_large",
-            f"the image is {width} x {height} pixels, at most {limits.max_side} a side are accepted; "
-            "send a smaller one",
+            f"the image is {said} pixels, at most {factor * limits.max_side} a side are accepted; send a smaller one",
         )
     if width * height > limits.max_pixels:
         raise ImageError(
             "image_too_large",
-            f"the image has {width} x {height} = {width * height} pixels, at most {limits.max_pixels} are accepted; "
-            "send a smaller one",
+            f"the image has {said} = {math.prod(found or (width, height))} pixels, "
+            f"at most {factor**2 * limits.max_pixels} are accepted; send a smaller one",
         )
     if max(width, height) > limits.max_aspect * min(width, height):
         raise ImageError(
             "aspect_ratio",
-            f"the image is {width} x {height} pixels, at most {limits.max_aspect:g}:1 is accepted; crop it",
+            f"the image is {said} pixels, at most {limits.max_aspect:g}:1 is accepted; crop it",
         )
 
 

@@ -27,6 +27,7 @@ _COLOUR_SEGMENTS = {0xE0: b"JFIF", 0xEE: b"Adobe"}  # which say what the compone
 _EXIF = 0xE1
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _JPEG_LS = 0xF7
+_SEQUENTIAL = (0xC0, 0xC1)
 # Kinds of pictures that a decoder may not know.
 _ODD_FRAMES = {0xC3: "lossless"} | dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical")
 _ODD_FRAMES |= {0xCB: "lossless", 0xC9: "arithmetic-coded", 0xCA: "arithmetic-coded"}
@@ -57,6 +58,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
     """
     view = memoryview(data)
     kept, pixels, unusual = [view[:2]], 0, ""
+    frame, components = 0, b""
     exif, xmp = b"", b""
     position, segments = 2, 0
     while (marker := _MARKER.search(data, position)) is not None:
@@ -75,6 +77,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
             check_size(width, height)
             pixels, unusual = max(pixels, width * height), _unusual(kind, data[start + 4], data[start + 9])
+            frame, components = kind, data[start + 9 : start + 10]
         if kind == _EXIF and not exif and data.startswith(b"Exif\0\0", start + 4):
             exif = data[start + 4 : end]
         elif kind == _EXIF and data.startswith(_XMP, start + 4):
@@ -92,6 +95,8 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Container:
         data=b"".join((*kept, view[marker.start() :])),
         pixels=pixels,
         orientation=read_orientation(exif, xmp),
+        # libjpeg keeps coefficients of the whole picture unless its first scan has all components of a sequential one
+        halves=frame in _SEQUENTIAL and data[marker.end() + 2 : marker.end() + 3] == components,
         unusual=unusual,
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import find_files, read_regular
-from convmae_deploy.media.images import DecodedImage, decode_image
+from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
@@ -24,11 +24,12 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     return find_files(paths, IMAGE_SUFFIXES, "photos")
 
 
-def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
+def read_photo(path: Path, *, apply_orientation: bool = True, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
     """Reads and decodes one file.
 
     Args:
         path: the file.
+        limits: what may be decoded.
         apply_orientation: whether to turn the photo as its EXIF data says; otherwise it stays as stored.
 
     Raises:
@@ -38,4 +39,4 @@ def read_photo(path: Path, *, apply_orientation: bool = True) -> DecodedImage:
         data = read_regular(path, MAX_PHOTO_BYTES)
     except OSError as error:
         raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
-    return decode_image(data, apply_orientation=apply_orientation)
+    return decode_image(data, limits=limits, apply_orientation=apply_orientation)

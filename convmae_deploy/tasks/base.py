@@ -1,5 +1,6 @@
 """What all tasks share: a graph that takes batches of any size and is believed only after checks."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,12 +17,15 @@ from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
-from convmae_deploy.media.images import decode_image
+from convmae_deploy.media.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from convmae_deploy.media.photo_files import read_photo
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.postprocess import ScoreFunction
 
 LOGITS = "logits"
+PHOTO_LIMITS = ("max_pixels", "max_side")  # options of all tasks for photos
+
+logger = logging.getLogger("convmae_deploy")
 
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
 MediumName = Literal["photo", "video"]
@@ -43,6 +47,8 @@ class PredictOptions:
     spatial_views: int | None = None  # crops along the longer side of a video's frames, at least 1 (1)
     frame_sampling_rate: int | None = None  # from one frame of a clip to the next, at least 1 (as in training)
     levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
+    max_pixels: int | None = None  # of a photo file, at least 1 (50 million)
+    max_side: int | None = None  # of a photo file, in pixels, at least 1 (16384)
 
     def given(self) -> dict[str, object]:
         """What is not None, by name."""
@@ -102,6 +108,8 @@ class Predictor(ABC):
     # Whether its outputs are lists of what was found, best first: near ties may change places, so that lists compare as
     # sets, and a network whose lengths depend on the image is neither compiled nor cast as a whole.
     GIVES_LISTS: ClassVar[bool] = False
+    # Whether a large photo may be decoded at half its size, as nothing in the results is in its pixels.
+    HALVES: ClassVar[bool] = False
     # Whether one photo or video makes many rows (windows, views), so that a server runs each for itself, in parts.
     ONE_BY_ONE: ClassVar[bool] = False
     # where this package does for one photo or video what clients of the bare graph must do first
@@ -122,6 +130,7 @@ class Predictor(ABC):
         self.check_task(bundle)
         self.bundle, self.manifest = bundle, bundle.manifest
         self.backend, self.runtime = backend, runtime
+        self._has_halved = False
 
     @classmethod
     def check_task(cls, bundle: Bundle) -> None:
@@ -191,8 +200,46 @@ class Predictor(ABC):
         Raises:
             ConvMAEError: it cannot be read.
         """
-        photo = open_photo(source)
+        photo = self.open_photo(source, options)
         return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
+
+    def open_photo(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Image.Image:
+        """An upright RGB photo.
+
+        A large JPEG may come at half its size where results do not depend on that (`HALVES`); the first time that
+        happens a warning through the logger "convmae_deploy" says so.
+
+        Args:
+            source: a file, the content of one, or an image of Pillow's, which is taken as it is.
+            options: say how large a file may be.
+
+        Raises:
+            ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
+        """
+        if isinstance(source, Image.Image):
+            return source if source.mode == "RGB" else source.convert("RGB")
+        limits = ImageLimits(
+            max_pixels=options.max_pixels or DEFAULT_LIMITS.max_pixels,
+            max_side=options.max_side or DEFAULT_LIMITS.max_side,
+            halve=self.HALVES,
+        )
+        decoded = (
+            decode_image(source, limits=limits)
+            if isinstance(source, bytes)
+            else read_photo(Path(source), limits=limits)
+        )
+        if decoded.halved and not self._has_halved:
+            self._has_halved = True
+            width, height = decoded.original_size
+            logger.warning(
+                "photos of more than %d pixels, or %d a side, are decoded at half their width and height, the first is "
+                "one of %d x %d; raise max_pixels or max_side to decode them whole",
+                limits.max_pixels,
+                limits.max_side,
+                width,
+                height,
+            )
+        return decoded.image
 
     @abstractmethod
     def interpret(
@@ -280,7 +327,8 @@ class Predictor(ABC):
                 raise ConvMAEError(
                     f"{spell(name)} says nothing to a {self.TASK} model, which takes {known}; leave it out"
                 )
-        for name, count in (("top_k", options.top_k), ("frame_sampling_rate", options.frame_sampling_rate)):
+        for name in ("top_k", "frame_sampling_rate", "max_pixels", "max_side"):
+            count = getattr(options, name)
             if count is not None and count < 1:
                 raise ConvMAEError(f"{spell(name)} must be at least 1; got {count}")
         if options.threshold is not None and not 0 <= options.threshold <= 1:
@@ -373,19 +421,3 @@ def check_distinct_ids(files: Sequence[Path]) -> None:
         if other is not file:
             both = f"{readable(other)} and {readable(file)}"
             raise ConvMAEError(f"with --out every photo needs a name of its own, but {both} would both be {file.stem}")
-
-
-def open_photo(source: Source) -> Image.Image:
-    """An upright RGB photo.
-
-    Args:
-        source: a file, the content of one, or an image of Pillow's, which is taken as it is.
-
-    Raises:
-        ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
-    """
-    if isinstance(source, Image.Image):
-        return source if source.mode == "RGB" else source.convert("RGB")
-    if isinstance(source, bytes):
-        return decode_image(source).image
-    return read_photo(Path(source)).image

@@ -8,6 +8,7 @@ from convmae_deploy.bundle.manifest import OutputSpec
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
+    PHOTO_LIMITS,
     PredictOptions,
     Predictor,
     Prepared,
@@ -53,7 +54,7 @@ class Classifier(ClassPredictor, PhotoFeatures):
     """Names of what a photo shows, and multi-scale features of it."""
 
     TASK = "classification"
-    OPTIONS = ("top_k", "function_to_apply", "levels")
+    OPTIONS = ("top_k", "function_to_apply", "levels", *PHOTO_LIMITS)
 
     @classmethod
     def expected_outputs(cls, classes: int, axes: tuple[int, ...]) -> Mapping[str, OutputSpec | None]:

@@ -19,6 +19,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (
     NO_OPTIONS,
+    PHOTO_LIMITS,
     ModelOutputError,
     PredictOptions,
     Predictor,
@@ -28,7 +29,6 @@ from convmae_deploy.tasks.base import (
     Run,
     all_rows,
     file_id,
-    open_photo,
 )
 from convmae_deploy.tasks.drawing import draw_detections, save_picture
 from convmae_deploy.tasks.letterbox import boxes_to_photo, letterbox
@@ -71,7 +71,7 @@ class Detector(Predictor):
     MEDIUM = "photo"
     PREPROCESSING = Letterbox
     PREPROCESSED_BY = "letterbox.letterbox(photo, spec)` does it for one RGB photo."
-    OPTIONS = ("threshold",)
+    OPTIONS = ("threshold", *PHOTO_LIMITS)
     WRITES = True
     KEY_OUTPUT = "scores"
     KEY_WORDS = "Scores of detections, best first,"
@@ -215,7 +215,7 @@ class ObjectReport:
 
     def describe(self, file: Path) -> Row:
         """Runs a photo and draws what was found."""
-        image = open_photo(file)
+        image = self.detector.open_photo(file, self.options)
         found = self.detector.predict(image, self.options)
         if self.out is not None:
             picture = draw_detections(image, found, len(self.detector.manifest.classes))

@@ -18,6 +18,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
+    PHOTO_LIMITS,
     PredictOptions,
     Predictor,
     Prepared,
@@ -106,7 +107,9 @@ class FeaturePredictor(Predictor):
 class PhotoFeatures(FeaturePredictor):
     """Features of photos."""
 
+    OPTIONS: ClassVar[tuple[str, ...]] = ("levels", *PHOTO_LIMITS)
     MEDIUM = "photo"
+    HALVES = True
     PREPROCESSING = Preprocessing
 
 

@@ -14,6 +14,7 @@ from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (
     LOGITS,
     NO_OPTIONS,
+    PHOTO_LIMITS,
     PredictOptions,
     Predictor,
     Prepared,
@@ -21,7 +22,6 @@ from convmae_deploy.tasks.base import (
     Row,
     Run,
     Source,
-    open_photo,
 )
 from convmae_deploy.tasks.drawing import drawing_scale, save_picture
 from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
@@ -42,6 +42,7 @@ class Segmenter(Predictor):
         "sliding_window.segment_photo(photo, spec, run)` does all of it and what follows for one RGB photo; `run` is "
         "to send windows and return their logits."
     )
+    OPTIONS = PHOTO_LIMITS
     WRITES = True
     ONE_BY_ONE = True
     OUTPUT_WORDS = {LOGITS: "one for each class and cell of 4 x 4 pixels of the window"}
@@ -64,7 +65,7 @@ class Segmenter(Predictor):
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """See `Predictor.prepare`; `rows` is the photo in the size at which it is looked at, (h, w, 3) in uint8."""
-        photo = open_photo(source)
+        photo = self.open_photo(source, options)
         return Prepared(rows=np.asarray(resize(photo, self.windows)), size=(photo.height, photo.width))
 
     def interpret(
@@ -80,7 +81,7 @@ class Segmenter(Predictor):
     def report(self, options: PredictOptions, out: Path | None) -> Report:
         """Shares of the classes in a table; labels and pictures where a folder is given."""
         self.check_options(options)
-        return AreaReport(self, out)
+        return AreaReport(self, options, out)
 
     @property
     def windows(self) -> SlidingWindow:
@@ -94,13 +95,13 @@ class AreaReport:
 
     columns = ("label", "share of the pixels", "score")
 
-    def __init__(self, segmenter: Segmenter, out: Path | None) -> None:
-        self.segmenter, self.out = segmenter, out
+    def __init__(self, segmenter: Segmenter, options: PredictOptions, out: Path | None) -> None:
+        self.segmenter, self.options, self.out = segmenter, options, out
         self.photos = 0
 
     def describe(self, file: Path) -> Row:
         """Runs a photo and draws its labels."""
-        image = open_photo(file)
+        image = self.segmenter.open_photo(file, self.options)
         classes = self.segmenter.manifest.classes
         found = self.segmenter.predict(image)
         if self.out is not None:

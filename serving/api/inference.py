@@ -29,6 +29,7 @@ class Done(NamedTuple):
     """A response, and what it was for."""
 
     response: Response
+    model: str
     medium: Medium
     files: int
 
@@ -115,7 +116,8 @@ class Inference:
         with timings.phase("encode"):
             body = writer.body(entries)
         headers = {"X-Model": predictor.manifest.name} | job.headers
-        return Done(Response(body, media_type=writer.media_type, headers=headers), parsed.medium, len(parsed.uploads))
+        response = Response(body, media_type=writer.media_type, headers=headers)
+        return Done(response, predictor.manifest.name, parsed.medium, len(parsed.uploads))
 
     def job(
         self,

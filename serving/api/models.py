@@ -42,6 +42,7 @@ class Models(Predictors):
     def __init__(self, predictors: Predictors | None = None) -> None:
         self._current = dict(predictors or {})  # never changed, only replaced
         self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)  # told whenever a model has been closed
         self._users: Counter[int] = Counter()  # requests of each model, by its id()
         self._retired: dict[int, Predictor] = {}  # replaced, and not yet closed
 
@@ -89,6 +90,11 @@ class Models(Predictors):
                     del self._users[id(predictor)]
                     self._close(id(predictor))
 
+    def wait_for_closing(self, seconds: float) -> bool:
+        """Waits until all that have left are closed, in so many seconds at most; returns whether they are."""
+        with self._closed:
+            return self._closed.wait_for(lambda: not self._retired, seconds)
+
     def close(self, seconds: float) -> bool:
         """See `close_predictors`; also of those that have been replaced."""
         return close_predictors(self._current | {str(key): model for key, model in self._retired.items()}, seconds)
@@ -106,6 +112,7 @@ class Models(Predictors):
         model = self._retired.pop(key, None)
         if model is not None:
             close_predictors({model.manifest.name: model}, 0.0)  # nothing of it is queued any more
+            self._closed.notify_all()
 
 
 def load_bundles(settings: Settings) -> list[Bundle]:

@@ -121,7 +121,7 @@ class OpenInference:
                 answer, count = self._of_numbers(received, predictor, batch, wanted), len(batch)
         with received.timings.phase("encode"):
             response = _response(head, predictor, answer, wanted, self.inference.settings.max_json_features_bytes)
-        return Done(response, medium, count)
+        return Done(response, predictor.manifest.name, medium, count)
 
     def _of_numbers(
         self, received: Received, predictor: Predictor, batch: FloatArray, wanted: Sequence[_Wanted]
@@ -351,6 +351,8 @@ def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatAr
         message = f"expected at most {most} of them at once, got {tensor.shape[0]}; send several requests"
         raise _refuse(message, "inputs[0].shape")
     data = _binary(tensor, rest)
+    if data is None and tensor.data is None:
+        raise _refuse("expected numbers in 'data', or as binary data, got neither; send them", "inputs[0].data")
     try:
         values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
     except (ValueError, TypeError, OverflowError):

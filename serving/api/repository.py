@@ -8,13 +8,16 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.machine import release_free_memory
 from serving.api.models import Models, load_named, start_predictor
 from serving.errors import ApiError
 from serving.settings import Settings
+
+CLOSING_SECONDS: Final = 10.0  # that the last requests of a model may take before its memory is given back later
 
 
 class Repository:
@@ -60,7 +63,7 @@ class Repository:
             except ConvMAEError as error:
                 raise ApiError(422, "model_not_loaded", str(error), field="name") from None
             self._models.put({name: predictor})
-            self._changed(name)
+            self._leave(name)
 
     def unload(self, name: str) -> None:
         """Lets go of a model; requests that have begun with it still end.
@@ -75,7 +78,13 @@ class Repository:
                 message = f"expected a loaded model ({loaded}), got {name[:80]!r}; see /v2/repository/index"
                 raise ApiError(404, "unknown_model", message, field="name")
             self._models.remove(name)
-            self._changed(name)
+            self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        """Waits for the last request of a model that has left, and gives its memory back."""
+        self._changed(name)
+        self._models.wait_for_closing(CLOSING_SECONDS)
+        release_free_memory()
 
     def _known(self) -> dict[str, Path]:
         """Folders that have been loaded by name; those of CONVMAE_REPOSITORY are looked up again each time."""

@@ -51,9 +51,9 @@ export function classifyVideoPath(topK, views, model) {
 }
 
 /** The path and query of the features named by `levels`; of maps so many principal components, where given. */
-export function featuresPath(levels, model, components = null) {
+export function featuresPath(levels, model, components = null, dtype = "f32") {
   const reduced = components ? `&components=${components}` : "";
-  return `v1/features?levels=${levels.join(",")}&dtype=f32${reduced}${modelParameter(model)}`;
+  return `v1/features?levels=${levels.join(",")}&dtype=${dtype}${reduced}${modelParameter(model)}`;
 }
 
 /** The path and query of a detection; `masks` is how masks are to come, or null for none. */
@@ -92,12 +92,17 @@ function modelParameter(model) {
   return model ? `&model=${encodeURIComponent(model)}` : "";
 }
 
-async function send(path, options = {}) {
+/** The response to a request with the key, whatever its status; rejects where none came. */
+export function request(path, options = {}) {
   const headers = { ...options.headers };
   if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  return fetch(path, { cache: "no-store", ...options, headers });
+}
+
+async function send(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { cache: "no-store", ...options, headers });
+    response = await request(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(connectionSentence(options.body), 0, "unreachable");

@@ -8,11 +8,12 @@ import { tabs } from "./tabs.js";
 export const KEY_HEADER = '-H "Authorization: Bearer $CONVMAE_API_KEY"';
 
 const OCTETS = "application/octet-stream";
+const ORIGIN_NOTE = "In a web page of another origin this works once CONVMAE_CORS_ORIGINS of the server names that origin.";
 const WAYS = [
   { id: "curl", title: "curl", write: asCurl },
   { id: "python", title: "Python", write: asPython },
   { id: "huggingface", title: "Hugging Face", write: asHuggingFace },
-  { id: "fetch", title: "JavaScript", write: asFetch },
+  { id: "fetch", title: "JavaScript", write: asFetch, note: ORIGIN_NOTE },
 ];
 
 let chosen = WAYS[0].id;
@@ -20,19 +21,23 @@ let chosen = WAYS[0].id;
 /**
  * Tabs with the ways to send the photo `fileName` as each of `requests` does: {title, path with query, accept, output,
  * huggingFace}, where accept is the media type to ask for, output the file that the answer goes to, and huggingFace
- * {method, options} of that client, each of these or nothing.
+ * {method, options, encoded} of that client, each of these or nothing; encoded: the method wants base64.
  */
 export function commandTabs(fileName, requests, withKey) {
-  const entries = WAYS.map(({ id, title, write }) => ({ id, title, content: () => panel(write) }));
+  const entries = WAYS.map(({ id, title, write, note }) => ({ id, title, content: () => panel(write, note) }));
   return tabs("Ways to send it", entries, chosen, (id) => (chosen = id));
 
-  function panel(write) {
+  function panel(write, note) {
     const written = requests.map((request) => [request.title, write(fileName, request, withKey)]);
-    const blocks = written.filter(([, text]) => text).map(([title, text]) => commandBlock(title, text));
-    if (blocks.length === written.length) return blocks;
     const missing = written.filter(([, text]) => !text).map(([title]) => title.toLowerCase());
-    const sentence = `Hugging Face's client has no method for this: ${missing.join(", ")}.`;
-    return [...blocks, element("p", { class: "muted note-left" }, sentence)];
+    const sentences = [
+      missing.length > 0 ? `Hugging Face's client has no method for this: ${missing.join(", ")}.` : null,
+      note,
+    ];
+    return [
+      ...written.filter(([, text]) => text).map(([title, text]) => commandBlock(title, text)),
+      ...sentences.filter(Boolean).map((text) => element("p", { class: "muted note-left" }, text)),
+    ];
   }
 }
 
@@ -71,13 +76,16 @@ function asHuggingFace(fileName, { path, huggingFace }, withKey) {
   const model = new URLSearchParams(query).get("model");
   const url = baseUrl() + route + (model ? `?model=${encodeURIComponent(model)}` : "");
   const options = Object.entries(huggingFace.options ?? {}).map(([name, value]) => `, ${name}=${value}`);
+  const { method, encoded } = huggingFace;
+  const file = encoded ? `b64encode(Path(${quoted(fileName)}).read_bytes()).decode()` : quoted(fileName);
   return lines(
     withKey ? "import os" : null,
-    withKey ? "" : null,
+    encoded ? "from base64 import b64encode\nfrom pathlib import Path" : null,
+    withKey || encoded ? "" : null,
     "from huggingface_hub import InferenceClient",
     "",
     `client = InferenceClient(model=${quoted(url)}${withKey ? ', token=os.environ["CONVMAE_API_KEY"]' : ""})`,
-    `print(client.${huggingFace.method}(${quoted(fileName)}${options.join("")}))`,
+    `print(client.${method}(${file}${options.join("")}))`,
   );
 }
 

@@ -1,22 +1,16 @@
-/** The page at `/docs`: the server's own /openapi.json, readable and offline, with commands to copy. */
+/** The page at `/docs`: the server's own /openapi.json, readable and offline, with commands to copy and forms to try. */
 
-import { baseUrl } from "./client.js";
-import { KEY_HEADER } from "./commands.js";
-import { commandBlock, element, shellQuote } from "./dom.js";
-import { exampleOf, resolve, typeInWords } from "./schema.js";
+import { useApiKey } from "./client.js";
+import { curlCommands } from "./docs_commands.js";
+import { commandBlock, element } from "./dom.js";
+import { mediaExample, resolve, typeInWords } from "./schema.js";
+import { tryIt } from "./try_it.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
-const DATA_URI = /(data:(?:image|video)\/[a-z0-9]+;base64,)[^"]*/;
-const RAW_BODY = /^(image\/|video\/|application\/octet-stream|\*\/\*)/;
-const BINARY_ANSWERS = [
-  [/safetensors/, "answer.safetensors"],
-  [/npz/, "answer.npz"],
-  [/octet-stream/, "answer.bin"],
-];
 
-/** Every operation of `document`: [{method, path, id, tag, operation}] in the document's order. */
+/** Every operation of `document`: [{method, path, id, tag, operation}], those of a tag together. */
 function operationsOf(document) {
-  return Object.entries(document.paths ?? {}).flatMap(([path, item]) =>
+  const operations = Object.entries(document.paths ?? {}).flatMap(([path, item]) =>
     METHODS.filter((method) => item[method]).map((method) => ({
       method,
       path,
@@ -25,6 +19,8 @@ function operationsOf(document) {
       operation: { ...item[method], parameters: [...(item.parameters ?? []), ...(item[method].parameters ?? [])] },
     })),
   );
+  const tags = [...new Set([...(document.tags ?? []).map(({ name }) => name), ...operations.map(({ tag }) => tag)])];
+  return operations.sort((first, second) => tags.indexOf(first.tag) - tags.indexOf(second.tag));
 }
 
 /** Paragraphs of plain text; `code` between backticks is set as code, and nothing else is markup. */
@@ -41,6 +37,12 @@ function methodTag(method) {
   return element("span", { class: method === "get" || method === "head" ? "method" : "method writes" }, method);
 }
 
+/** A path that may be broken after its slashes, as one word. */
+function breakable(path) {
+  const steps = path.split("/").slice(1);
+  return element("span", {}, steps.map((step) => ["/", element("wbr"), step]));
+}
+
 // -------------------------------------------------------------------------------------------------------- sections
 
 function contents(operations) {
@@ -52,7 +54,10 @@ function contents(operations) {
       {},
       operations
         .filter((entry) => entry.tag === tag)
-        .map(({ method, path, id }) => element("li", {}, element("a", { href: `#${id}` }, methodTag(method), path))),
+        .map(({ method, path, id, operation }) => {
+          const off = operation["x-unavailable"];
+          return element("li", {}, element("a", { href: `#${id}`, class: off ? "off" : null }, methodTag(method), breakable(path)));
+        }),
     ),
   ]);
 }
@@ -71,12 +76,19 @@ function operationCard(document, { method, path, id, operation }) {
     attributes,
     element("h2", { id: titleId }, methodTag(method), element("code", {}, path)),
     operation.summary ? element("p", { class: "summary" }, operation.summary) : null,
+    unavailable(operation["x-unavailable"]),
     element("div", { class: "prose" }, prose(operation.description)),
     curlCommands(document, method, path, operation).map(([title, command]) => commandBlock(title, command)),
+    operation["x-unavailable"] ? null : tryIt(document, method, path, operation),
     parametersTable(document, operation.parameters),
     requestBody(document, operation.requestBody),
     responses(document, operation.responses ?? {}),
   );
+}
+
+/** Why this server cannot answer an operation, where it says so. */
+function unavailable(reason) {
+  return reason ? element("p", { class: "unavailable" }, element("strong", {}, "Not on this server: "), reason) : null;
 }
 
 function parametersTable(document, references) {
@@ -193,80 +205,6 @@ function mediaBlock(document, type, media) {
   return block;
 }
 
-function mediaExample(document, media, brief = false) {
-  if (media.example !== undefined) return media.example;
-  const [named] = Object.values(media.examples ?? {});
-  return named ? resolve(document, named).value : exampleOf(document, media.schema ?? {}, brief);
-}
-
-// -------------------------------------------------------------------------------------------------------- commands
-
-/** [title, command] pairs: one for each way of sending a body, or one where there is none. */
-function curlCommands(document, method, path, operation) {
-  const body = operation.requestBody ? resolve(document, operation.requestBody) : null;
-  const types = Object.keys(body?.content ?? {});
-  const kinds = [types.find((type) => RAW_BODY.test(type)), ...types.filter((type) => !RAW_BODY.test(type))];
-  const sent = body ? kinds.filter(Boolean) : [null];
-  const file = types.includes("video/*") && !types.includes("image/*") ? "clip.mp4" : "photo.jpg";
-  const start = ["curl -s", ...methodOption(method, body), ...keyOption(document, operation)].join(" ");
-  const [accept, output] = responseOptions(document, operation);
-  const url = shellQuote(`${baseUrl()}${filledPath(document, path, operation).slice(1)}`);
-  return sent.map((type) => {
-    const [source, option] = type ? bodyOption(document, type, body.content[type], file) : [];
-    const command = [start, option, accept, url, output].filter(Boolean).join(" ");
-    return [type ? `curl, ${type}` : "curl", source ? `${source} |\n  ${command}` : command];
-  });
-}
-
-function methodOption(method, body) {
-  if (method === "head") return ["-I"];
-  return method === (body ? "post" : "get") ? [] : [`-X ${method.toUpperCase()}`];
-}
-
-function keyOption(document, operation) {
-  const schemes = operation.security ?? document.security ?? [];
-  const required = schemes.length > 0 && schemes.every((scheme) => Object.keys(scheme).length > 0);
-  return required ? [KEY_HEADER] : [];
-}
-
-/** The path with its parameters in capitals, and the query parameters that are required. */
-function filledPath(document, path, operation) {
-  const query = operation.parameters
-    .map((reference) => resolve(document, reference))
-    .filter((parameter) => parameter.in === "query" && parameter.required)
-    .map((parameter) => {
-      const value = parameter.example ?? exampleOf(document, parameter.schema ?? {});
-      return `${encodeURIComponent(parameter.name)}=${encodeURIComponent(value)}`;
-    });
-  const filled = path.replace(/\{([^}]+)\}/g, (_, name) => name.toUpperCase());
-  return query.length > 0 ? `${filled}?${query.join("&")}` : filled;
-}
-
-/** [command that writes the body or null, curl's option for the body] that sends `file`. */
-function bodyOption(document, type, media, file) {
-  if (type.startsWith("multipart/")) {
-    const properties = Object.keys(resolve(document, media.schema ?? {}).properties ?? { file: {} });
-    return [null, `-F ${properties[0]}=@${file}`];
-  }
-  if (!type.includes("json")) return [null, `--data-binary @${file}`];
-  const header = `-H ${shellQuote(`Content-Type: ${type}`)}`;
-  const body = JSON.stringify(mediaExample(document, media, true));
-  if (!DATA_URI.test(body)) return [null, `${header} -d ${shellQuote(body)}`];
-  // The example's file is cut short; the command puts a whole one in its place.
-  const template = body.replaceAll("%", "%%").replace(DATA_URI, "$1%s");
-  return [`printf ${shellQuote(template)} "$(base64 < ${file} | tr -d '\\n')"`, `${header} --data-binary @-`];
-}
-
-/** Where the answer is bytes: the Accept header that asks for them, and the file they go to. */
-function responseOptions(document, operation) {
-  const types = Object.keys(resolve(document, operation.responses?.["200"] ?? {}).content ?? {});
-  for (const [pattern, file] of BINARY_ANSWERS) {
-    const type = types.find((one) => pattern.test(one));
-    if (type) return [`-H ${shellQuote(`Accept: ${type}`)}`, `-o ${file}`];
-  }
-  return [null, null];
-}
-
 // ------------------------------------------------------------------------------------------------------------ page
 
 async function show() {
@@ -277,6 +215,7 @@ async function show() {
   const byId = (id) => window.document.getElementById(id);
   byId("description").replaceChildren(...prose(document.info?.description));
   byId("version").textContent = document.info?.version ? `, version ${document.info.version}` : "";
+  byId("key").addEventListener("change", (event) => useApiKey(event.target.value.trim()));
   byId("contents").replaceChildren(...contents(operations).filter(Boolean));
   byId("operations").replaceChildren(...operations.map((entry) => operationCard(document, entry)));
   // The browser looked for the fragment before the operations existed.

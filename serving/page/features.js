@@ -35,6 +35,7 @@ export const features = {
         path: featuresPath([POOLED], model),
         accept: SAFETENSORS,
         output: "pooled.safetensors",
+        huggingFace: { method: "feature_extraction", encoded: true },
       },
       levelsCommand(details, model),
     ];

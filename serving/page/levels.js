@@ -6,6 +6,7 @@
 import { featuresPath, postPhoto } from "./client.js";
 import { element } from "./dom.js";
 import { featureLevels } from "./model.js";
+import { similarityButton } from "./similarity.js";
 import { parseSafetensors } from "./tensors.js";
 
 export const SAFETENSORS = "application/x-safetensors";
@@ -26,14 +27,15 @@ export function showPendingLevels(details) {
  * Asks for the levels, and for the vectors `others` with them, and shows a picture of each level; resolves to
  * {tensors, response}, where tensors is a Map from a name to {shape, data}.
  */
-export async function showLevels({ photo, details, model, signal }, others = []) {
+export async function showLevels(context, others = []) {
+  const { photo, details, model, signal } = context;
   const levels = featureLevels(details);
   const names = [...levels.map(({ name }) => name), ...others];
   if (names.length === 0) return { tensors: new Map(), response: null };
   const response = await postPhoto(featuresPath(names, model, COMPONENTS), photo, SAFETENSORS, signal);
   const tensors = parseSafetensors(await response.arrayBuffer());
   for (const name of names) if (!tensors.has(name)) throw new Error(`The server's answer lacks the feature ${name}.`);
-  if (!signal.aborted) byId("maps").replaceChildren(...levels.map((level) => levelFigure(level, tensors)));
+  if (!signal.aborted) byId("maps").replaceChildren(...levels.map((level) => levelFigure(level, tensors, context)));
   return { tensors, response };
 }
 
@@ -44,7 +46,7 @@ export function levelsCommand(details, model) {
 }
 
 /** One level as a picture with its caption; of a video's slots of time the one in the middle. */
-function levelFigure({ name, stride, shape }, tensors) {
+function levelFigure({ name, stride, shape }, tensors, context) {
   const [height, width] = shape.slice(-2);
   const slots = shape.length > 3 ? shape[1] : 1;
   const slot = Math.floor(slots / 2);
@@ -57,7 +59,7 @@ function levelFigure({ name, stride, shape }, tensors) {
   return element(
     "figure",
     {},
-    canvas,
+    slots === 1 ? similarityButton(canvas, { name, shape }, context) : canvas,
     element(
       "figcaption",
       {},

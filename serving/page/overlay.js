@@ -49,6 +49,7 @@ export function showOverlay(canvas, boxes, description) {
 export function clearOverlay() {
   byId("overlay").replaceChildren();
   byId("overlay-choice").hidden = true;
+  byId("likeness").hidden = true;
 }
 
 function bounds(low, high, scale, side) {

@@ -130,6 +130,7 @@ async function chooseModel(id) {
   byId("predictions-title").textContent = heading;
   byId("predictions").dataset.task = session.details.task;
   byId("threshold-choice").hidden = !hasThreshold;
+  byId("maps-hint").hidden = medium() === "video";
   clearOverlay();
   byId("facts").replaceChildren(
     ...modelFacts(session.details).map(([term, text]) =>
@@ -279,6 +280,8 @@ async function run() {
       model: modelParameter(),
       threshold: Number(byId("threshold").value) / 100,
       signal: requests.signal,
+      announce,
+      fail,
     });
     if (requests.signal.aborted) return;
     showCommands(photo, commands);

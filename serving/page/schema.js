@@ -53,6 +53,20 @@ function exampleOfType(document, schema, brief, depth) {
   return null;
 }
 
+/** An example of a media type's content: its own, or one made of its schema. */
+export function mediaExample(document, media, brief = false) {
+  if (media.example !== undefined) return media.example;
+  const [named] = Object.values(media.examples ?? {});
+  return named ? resolve(document, named).value : exampleOf(document, media.schema ?? {}, brief);
+}
+
+/** Whether a schema is a file's bytes, or a list of such files. */
+export function isFile(document, schema) {
+  const found = resolve(document, schema ?? {});
+  if (typesOf(found)[0] === "array") return isFile(document, found.items);
+  return found.format === "binary" || found.contentMediaType !== undefined;
+}
+
 /** A short description of a schema's type: "integer, 1 to 1000", "e1 | e2", "list of string". */
 export function typeInWords(document, schema) {
   const found = resolve(document, schema);

@@ -78,6 +78,12 @@ def test_descriptors_that_stay_open_are_a_fault() -> None:
     assert counted({"400": 1, "200": 3}) == "200: 3, 400: 1"
 
 
+def test_a_server_that_refuses_much_does_not_pass_though_each_refusal_is_planned() -> None:
+    found = soak()
+    found.outcomes.counts[GOOD] = Counter({"200": 94, PLANNED: 6})
+    assert found.failed_gates() == ["94 % of good requests were served, at least 95 % must be"]
+
+
 def test_the_picture_is_small_and_shows_both(tmp_path: Path) -> None:
     draw(soak(), tmp_path / "soak.png")
     with Image.open(tmp_path / "soak.png") as picture:

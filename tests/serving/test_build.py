@@ -154,7 +154,9 @@ def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
 def test_whatever_the_server_imports_is_declared() -> None:
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
     # Other extras are only for who serves a video model, or with OpenVINO or TensorRT.
-    chosen = [name for extra in ("serve", "parquet", "video", "openvino", "tensorrt-rtx") for name in extras(extra)]
+    chosen = [
+        name for extra in ("serve", "tracing", "parquet", "video", "openvino", "tensorrt-rtx") for name in extras(extra)
+    ]
     requirements = [*project()["dependencies"], *chosen]
     declared = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     owners = importlib.metadata.packages_distributions()
@@ -164,7 +166,9 @@ def test_whatever_the_server_imports_is_declared() -> None:
 
     outside = imported - sys.stdlib_module_names - {"serving", "convmae_deploy"}
     assert {"starlette", "uvicorn", "numpy"} <= outside
-    undeclared = {name for name in outside if not declared & {owner.lower() for owner in owners.get(name, ())}}
+    undeclared = {
+        name for name in outside if not declared & {owner.lower().replace("_", "-") for owner in owners.get(name, ())}
+    }
     assert not undeclared
 
 

@@ -4,6 +4,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
+from serving.api.models import Models
 from tests.serving.conftest import ClientFactory
 from tests.serving.sample_images import jpeg
 
@@ -17,14 +18,14 @@ def labels_of(client: TestClient, name: str) -> list[dict[str, str]]:
 def test_each_model_says_what_it_is_and_is_forgotten_with_it(
     make_client: ClientFactory, predictors: dict[str, Predictor]
 ) -> None:
-    held = dict(predictors)
+    held = Models(predictors)
     client = make_client(held)
     tiny = {"task": "classification", "file": "model.onnx", "precision": "fp32", "runtime": "onnxruntime"}
     variant = predictors["tiny"].manifest.variant
     assert labels_of(client, "convmae_model_info") == [
         {"model": name, "variant": variant} | tiny for name in ("tiny", "other")
     ]
-    del held["tiny"]
+    held.remove("tiny")
     assert [labels["model"] for labels in labels_of(client, "convmae_model_info")] == ["other"]
 
 

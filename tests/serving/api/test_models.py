@@ -118,3 +118,15 @@ def test_the_graph_that_was_chosen_is_the_one_that_is_described(predictors: dict
     ):
         described = describe_model({"tiny": other}, other, chosen)["file"]
         assert (described["name"], described["precision"]) == (name, precision)
+
+
+def test_a_bundle_gets_another_name(bundle: Path, second_bundle: Path) -> None:
+    settings = Settings.model_validate({"bundle": f"first={bundle}:second={bundle}:{second_bundle}", "device": "cpu"})
+    assert [found.manifest.name for found in load_bundles(settings)] == ["first", "second", "other"]
+    predictors = open_predictors(settings)
+    assert predictors["second"].manifest.name == "second" and list(predictors) == ["first", "second", "other"]
+
+
+def test_two_of_one_name_are_refused_with_what_to_do(bundle: Path) -> None:
+    with pytest.raises(ConvMAEError, match="both called tiny; .*CONVMAE_BUNDLE=other="):
+        load_bundles(Settings.model_validate({"bundle": f"{bundle}:{bundle}"}))

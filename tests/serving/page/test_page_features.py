@@ -1,6 +1,8 @@
 """The web page for models without a head, in a headless Chromium, of photos and of videos."""
 
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from tests.video_files import make_video
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install '.[dev]'")
 
+
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from tests.serving.page.page_driver import PageDriver, missing_program, needs_curl, run  # noqa: E402
 from tests.serving.running_server import RunningServer, run_server  # noqa: E402
@@ -86,6 +91,72 @@ def test_the_page_shows_the_levels_and_the_length_of_the_pooled_vector(
     assert page.console() == []
 
 
+LIKENESS = """const canvas = document.querySelector("#overlay .likeness"), {width, height} = canvas;
+    return [width, height, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]]"""
+
+
+def test_a_click_on_a_cell_shows_on_the_photo_what_is_like_it_and_so_do_the_keys(
+    page_server: RunningServer, page: PageDriver, files: dict[str, Path]
+) -> None:
+    page.choose_model("maps")
+    page.pick(files["maps"])
+    answer = page_server.request(
+        "/v1/features?model=maps&levels=e2", files["maps"].read_bytes(), {"Accept": "application/x-safetensors"}
+    )
+    vectors = safetensors.numpy.load(answer.body)["e2"][0].reshape(6, 64)
+    unit = vectors / np.linalg.norm(vectors, axis=0)
+
+    button = page.chrome.find_elements("css selector", ".map-button")[1]
+    side = button.size["width"]
+    ActionChains(page.chrome).move_to_element_with_offset(
+        button, -side / 2 + side * 1.5 / 8, side / 16
+    ).click().perform()
+    page.wait(lambda: page.texts("#overlay .likeness"), "the likeness")
+    note = page.one("#likeness-note").text
+    lowest = (unit[:, 33] @ unit).min()
+    assert note.startswith("Level e2, row 5, column 2: the brighter, the more alike.")
+    assert f"Cosine from {lowest:.2f} to 1; 1 kB fetched".replace("-", "\u2212") in note
+    width, height, data = page.script(LIKENESS)
+    pixels = np.reshape(data, (64, 4))
+    assert (width, height) == (8, 8) and pixels[:, :3].sum(axis=1).argmax() == 33
+    likeness = unit[:, 33] @ unit
+    assert np.corrcoef(pixels[:, :3].sum(axis=1), likeness)[0, 1] > 0.9
+    box = """const [outer, inner] = ["#crop", "#overlay .likeness"].map((s) => document.querySelector(s)
+        .getBoundingClientRect()); return [outer.left - inner.left, outer.top - inner.top,
+        outer.width - inner.width, outer.height - inner.height]"""
+    assert page.script(box) == pytest.approx([0, 0, 0, 0], abs=0.6)  # the part that the model sees
+
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    page.wait(lambda: "row 6, column 3" in page.one("#likeness-note").text, "the next cell")
+    third = page.chrome.find_elements("css selector", ".map-button")[2]
+    page.script("arguments[0].focus()", third)
+    page.press(Keys.ARROW_LEFT, Keys.ENTER)
+    page.wait(lambda: "Level e3, row 3, column 2" in page.one("#likeness-note").text, "the other level")
+    assert "Level e3, row 3, column 2" in page.content("[role=status]")
+    assert len(page.texts("#maps .cell")) == 4
+    assert page.script("return [...document.querySelectorAll('#maps .cell')].map((mark) => mark.hidden)") == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    page.pick(files["maps"])
+    assert page.texts("#overlay .likeness") == [] and not page.one("#likeness").is_displayed()
+    assert page.console() == []
+
+
+def test_a_level_that_does_not_come_is_said(page: PageDriver, files: dict[str, Path]) -> None:
+    failing = """const real = window.fetch;
+        window.fetch = (url, options = {}) => url.includes("f16") ? Promise.reject(new TypeError("x"))
+            : real(url, options);"""
+    page.open(script=failing)
+    page.wait_for_model()
+    page.pick(files["maps"])
+    page.one(".map-button").click()
+    page.wait(lambda: page.texts("[role=alert] strong"), "the sentence")
+    assert page.texts("[role=alert] strong") == ["The server did not answer."]
+
+
 @needs_curl
 @pytest.mark.parametrize("name", ["maps", "clips"])
 def test_the_commands_on_the_page_write_what_they_say(
@@ -97,6 +168,11 @@ def test_the_commands_on_the_page_write_what_they_say(
     assert [run(command, tmp_path) for command in page.texts(".command code")] == [b"", b""]
     assert set(safetensors.numpy.load_file(tmp_path / "pooled.safetensors")) == {"pooled"}
     assert set(safetensors.numpy.load_file(tmp_path / "features.safetensors")) == {"e1", "e2", "e3", "e4"}
+    page.chrome.find_elements("css selector", "[role=tab]")[2].click()
+    (program,) = page.texts(".command code")
+    printed = run(shlex.join([sys.executable, "-c", program]), tmp_path).decode()
+    pooled = safetensors.numpy.load_file(tmp_path / "pooled.safetensors")["pooled"]
+    np.testing.assert_allclose(np.array(printed.strip(" [\n]").split(), np.float32), pooled[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["maps", "clips"])

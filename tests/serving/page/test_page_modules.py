@@ -155,3 +155,25 @@ def test_of_many_classes_a_few_are_named(page: PageDriver) -> None:
         "3 classes: a b, d, e",
         "5 classes: a b, d, e and 2 more",
     ]
+
+
+def test_numbers_of_16_bits_are_read_as_numpy_reads_them(page: PageDriver) -> None:
+    bits = np.arange(0, 65536, 7, dtype=np.uint16)
+    body = """const bytes = Uint8Array.from(atob(given[0]), (character) => character.charCodeAt(0));
+        return [...module.halfFloats(bytes.buffer)].map((value) => Number.isFinite(value) ? value : String(value))"""
+    found = page.module("similarity.js", body, base64.b64encode(bits.tobytes()).decode())
+    np.testing.assert_array_equal(np.array(found, dtype=np.float32), bits.view(np.float16).astype(np.float32))
+
+
+def test_likeness_is_the_cosine_of_the_vectors_of_two_cells(page: PageDriver) -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)  # (channels, cells)
+    vectors[:, 3] = 0
+    body = "return [...module.similarities(Float32Array.from(given[0]), 12, given[1])]"
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-9)
+    for cell in (0, 7):
+        found = page.module("similarity.js", body, vectors.ravel().tolist(), cell)
+        np.testing.assert_allclose(found, unit[:, cell] @ unit, atol=1e-6)
+    assert page.module("similarity.js", body, vectors.ravel().tolist(), 3) == [0.0] * 12
+    colours = page.module("similarity.js", "return [-1, 0, 0.25, 1, 2].map(module.heat)")
+    assert colours[0] == colours[1] == [12, 8, 38] and colours[3] == colours[4] == [252, 255, 164]
+    assert colours[2] == [87, 16, 110]

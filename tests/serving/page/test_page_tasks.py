@@ -218,12 +218,62 @@ def test_every_command_of_the_reference_that_sends_a_photo_works(page: PageDrive
     page.open("/docs")
     page.wait(lambda: page.texts("[data-path]"), "the operations")
 
-    commands = page.texts("[data-method='post']:not([data-path='/v1/classify-video']) .command code")
-    assert len(commands) >= 12
-    for command in commands:
+    commands = page.texts("[data-method='post']:not(:has(.unavailable)) .command code")
+    assert len(commands) >= 12 and not any("clip.mp4" in command for command in commands)
+    for command in (command.replace("NAME", "tiny").replace("VERSION", "1") for command in commands):
         printed = run(command, tmp_path)
         if "-o answer.safetensors" in command:
             assert printed == b""
             assert safetensors.numpy.load_file(tmp_path / "answer.safetensors")
         else:
             assert "error" not in json.loads(printed), command
+
+
+def test_what_this_server_cannot_answer_is_marked_and_cannot_be_tried(page: PageDriver) -> None:
+    page.open("/docs")
+    page.wait(lambda: page.texts("[data-path]"), "the operations")
+    marked = page.script("return [...document.querySelectorAll('.unavailable')].map((p) => p.parentNode.dataset.path)")
+    assert "/v1/classify-video" in marked and not {"/v1/classify", "/v1/detect", "/v1/segment"} & set(marked)
+    card = page.one("[data-path='/v1/classify-video']")
+    assert "Not on this server: " in card.text and "Try it" not in card.text
+    assert page.script("return document.querySelectorAll('.contents .off').length") == len(marked)
+
+
+def test_every_other_operation_can_be_tried(page: PageDriver, bright: Path) -> None:
+    page.open("/docs")
+    page.wait(lambda: page.texts("[data-path]"), "the operations")
+
+    def sent(path: str, file: Path | None = None, **given: str) -> tuple[str, str]:
+        """The status and the text of the answer to a form that is filled in."""
+        card = f"[data-path='{path}']"
+        page.script("document.querySelector(arguments[0]).open = true", f"{card} details.answer")
+        for title, value in given.items():
+            fill = """const [form, title, value] = arguments;
+                const labels = [...document.querySelectorAll(`${form} label`)];
+                const label = labels.find((l) => l.innerText.startsWith(title));
+                const control = document.getElementById(label.htmlFor);
+                control.value = value;
+                control.dispatchEvent(new Event("change"));"""
+            page.script(fill, f"{card} .try", title.replace("_as", " as"), value)
+        if file is not None:
+            page.one(f"{card} .try input[type=file]").send_keys(str(file))
+        page.script("document.querySelector(arguments[0]).replaceChildren()", f"{card} .result")
+        page.one(f"{card} .try [type=submit]").click()
+        page.wait(lambda: page.texts(f"{card} .result .status"), "the status")
+        text = page.script("return document.querySelector(arguments[0]).innerText", f"{card} .result")
+        return page.texts(f"{card} .result .status")[0], text
+
+    status, answer = sent("/v1/classify", bright, top_k="2")
+    assert status == "200 OK" and answer.count('"label"') == 2
+    status, answer = sent("/v1/classify", bright, Send_as="1", top_k="1")
+    assert status == "200 OK" and answer.count('"label"') == 1
+    assert sent("/v1/classify", Send_as="2")[0] == "200 OK"
+    status, answer = sent("/v1/classify", top_k="1", model="none")
+    assert status.startswith("404") and "unknown_model" in answer
+    assert sent("/v1/segment", bright, Answer_as="image/png")[0] == "200 OK"
+    page.wait(lambda: page.script("return document.querySelector('.picture').naturalWidth") == 192, "the picture")
+    assert "Save the application/x-safetensors" in sent("/v1/features", bright)[1]
+    status, answer = sent("/v1/models/{name}", name="boxes")
+    assert status == "200 OK" and '"detection"' in answer
+    assert sent("/metrics")[0] == "200 OK"
+    assert [line for line in page.console() if " 404 " not in line] == []
