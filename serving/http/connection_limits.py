@@ -3,8 +3,8 @@
 A connection costs a file descriptor, and a process that has none left answers nobody. So silent clients may not take
 them all: a connection that holds a request is never closed for another one, and of the rest the oldest goes first.
 
-An answer that its client has not read yet is in memory. Where that is too much together, clients that read slowly go, the
-slowest first; and while the others read as fast as their line can, new requests are refused until there is room.
+An answer that its client has not read yet is in memory. Where that is too much together, clients that read slowly go,
+the slowest first; and while the others read as fast as their line can, new requests are refused until there is room.
 """
 
 import logging
