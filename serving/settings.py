@@ -201,11 +201,11 @@ class Settings(BaseSettings):
         default=512_000_000, ge=1, description="Bytes of request bodies held at once by all requests; beyond it, 503."
     )
     max_unread_bytes: int = Field(
-        default=128_000_000,
+        default=256_000_000,
         ge=1,
         description=(
-            "Bytes of answers held at once that clients have not read yet; beyond it, the slowest of them is "
-            "disconnected."
+            "Bytes of answers held at once that clients have not read yet; beyond it, those that read slowly are "
+            "disconnected, and new requests get 503."
         ),
     )
     min_bytes_per_second: int = Field(
