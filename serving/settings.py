@@ -3,8 +3,8 @@
 `python -m serving.settings` prints them as the table of serving/README.md.
 """
 
+import difflib
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes
+from convmae_deploy.printing import printable
 from serving.setting_types import FrameSources, HostNames, Networks, Origins, RootPath
 
 logger = logging.getLogger("convmae_serving")
@@ -30,6 +31,7 @@ KEY_CHARACTERS = 16  # fewer can be guessed
 MOST_SECRET_BYTES = 64 * 1024  # read of a file that should hold a key
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")  # what Kubernetes puts into NAME_PORT for a Service NAME
 MOST_PIXELS = 2**31  # of no photo that memory has room for
+LIKENESS = 0.9  # of a variable that is no setting to the one that was meant
 DEFAULTS_IN_WORDS = {
     "bundle": "the model that ships",
     "threads": "all cores",
@@ -388,7 +390,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         ConvMAEError: a variable has a value that is not allowed; the sentence names it.
     """
     try:
-        settings = Settings(**(given or {}))
+        return Settings(**(given or {}))
     except ValidationError as error:
         reasons = "; ".join(
             ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
@@ -397,13 +399,20 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         raise ConvMAEError(
             f"a setting has a value that is not allowed ({reasons}); correct it and start again"
         ) from None
-    if _is_service_address(os.environ.get(f"{PREFIX}PORT")):
+
+
+def warn_of_variables(environment: Mapping[str, str]) -> None:
+    """Says in the log which variables look like settings and are none."""
+    if _is_service_address(environment.get(f"{PREFIX}PORT")):
         logger.warning(
-            "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port; listening on %d. "
-            "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want",
-            settings.port,
+            "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port, and is not used. "
+            "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want"
         )
-    return settings
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(set(environment) - set(known)):
+        meant = difflib.get_close_matches(name, known, 1, LIKENESS) if name.startswith(PREFIX) else ()
+        if meant:
+            logger.warning("%s is no setting and changes nothing; did you mean %s?", printable(name), meant[0])
 
 
 def _is_service_address(value: object) -> bool:

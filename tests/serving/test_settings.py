@@ -1,12 +1,13 @@
 """Settings from the environment."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores
-from serving.settings import Settings, load_settings, markdown_table
+from serving.settings import Settings, load_settings, markdown_table, warn_of_variables
 from tests.serving.running_server import ROOT
 
 
@@ -147,6 +148,7 @@ def test_the_address_of_a_service_called_convmae_is_no_port_and_is_said_to_be_no
         monkeypatch.setenv(f"CONVMAE_{name}", value)
     with caplog.at_level("WARNING", "convmae_serving"):
         assert load_settings().port == 3000
+        warn_of_variables(os.environ)
     (record,) = caplog.records
     assert all(word in record.getMessage() for word in ("Kubernetes", "enableServiceLinks: false", "CONVMAE_PORT"))
 
@@ -157,7 +159,18 @@ def test_a_port_that_the_pod_sets_itself_is_that_port(
     for name, value in (SERVICE_LINKS | {"PORT": "8080"}).items():
         monkeypatch.setenv(f"CONVMAE_{name}", value)
     assert load_settings().port == 8080
+    warn_of_variables(os.environ)
     assert not caplog.records
+
+
+def test_a_variable_that_is_nearly_a_setting_is_said_to_be_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", "convmae_serving"):
+        warn_of_variables({"CONVMAE_CORS_ORIGIN": "*", "CONVMAE_DATA": "another program's", "CONVMAE_PORT": "80"})
+    (record,) = caplog.records
+    assert "CONVMAE_CORS_ORIGIN is no setting" in record.getMessage()
+    assert "did you mean CONVMAE_CORS_ORIGINS?" in record.getMessage()
 
 
 def test_the_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
