@@ -90,6 +90,9 @@ class Settings(BaseSettings):
             "`/v2/repository`; without it nobody may."
         ),
     )
+    admin_key_file: Path | None = Field(
+        default=None, description="File with that key, in place of `CONVMAE_ADMIN_KEY`; read at the start."
+    )
     host: str = Field(
         default="127.0.0.1",
         description="Address or name to listen on; `0.0.0.0` for every interface, `::` for those of IPv6 too.",
@@ -314,19 +317,23 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_key(cls, values: Any) -> Any:
-        """Puts the text of the key's file where the key belongs."""
-        path = values.get("api_key_file") if isinstance(values, dict) else None
-        if path is None:
+    def _read_keys(cls, values: Any) -> Any:
+        """Puts the text of a key's file where the key belongs."""
+        if not isinstance(values, dict):
             return values
-        if values.get("api_key") is not None:
-            raise ValueError("CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set; unset one")
-        try:
-            with Path(str(path).strip()).open("rb") as file:
-                return values | {"api_key": file.read(MOST_SECRET_BYTES).decode("utf-8", "replace")}
-        except OSError as error:
-            reason = f"expected a file with the key, got {str(path)[:200]!r} ({error.strerror})"
-            raise ValueError(f"CONVMAE_API_KEY_FILE: {reason}; mount it, or unset the variable") from None
+        for key in ("api_key", "admin_key"):
+            path, name = values.get(f"{key}_file"), f"{PREFIX}{key.upper()}"
+            if path is None:
+                continue
+            if values.get(key) is not None:
+                raise ValueError(f"{name} and {name}_FILE are both set; unset one")
+            try:
+                with Path(str(path).strip()).open("rb") as file:
+                    values = values | {key: file.read(MOST_SECRET_BYTES).decode("utf-8", "replace")}
+            except OSError as error:
+                reason = f"expected a file with the key, got {str(path)[:200]!r} ({error.strerror})"
+                raise ValueError(f"{name}_FILE: {reason}; mount it, or unset the variable") from None
+        return values
 
     @field_validator("port", mode="before")
     @classmethod

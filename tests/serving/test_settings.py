@@ -173,13 +173,15 @@ def test_a_variable_that_is_nearly_a_setting_is_said_to_be_none(
     assert "did you mean CONVMAE_CORS_ORIGINS?" in record.getMessage()
 
 
-def test_the_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["api_key", "admin_key"])
+def test_a_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: str) -> None:
+    name = f"CONVMAE_{which.upper()}"
     (tmp_path / "key").write_text("0123456789 abcdef\r\n")
-    monkeypatch.setenv("CONVMAE_API_KEY_FILE", f"{tmp_path / 'key'}\n")
-    key = load_settings().api_key
+    monkeypatch.setenv(f"{name}_FILE", f"{tmp_path / 'key'}\n")
+    key = getattr(load_settings(), which)
     assert key is not None and key.get_secret_value() == "0123456789 abcdef"
-    monkeypatch.setenv("CONVMAE_API_KEY", "another key of a server")
-    with pytest.raises(ConvMAEError, match="CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set"):
+    monkeypatch.setenv(name, "another key of a server")
+    with pytest.raises(ConvMAEError, match=f"{name} and {name}_FILE are both set"):
         load_settings()
 
 
