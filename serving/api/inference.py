@@ -132,7 +132,7 @@ class Inference:
         Raises:
             ApiError: 422, a parameter is unknown, out of range, or not for this model.
         """
-        parameters = read_parameters(route.parameters, received.query, parsed.parameters)
+        parameters = read_parameters(route.parameters, received.query, parsed.parameters, received.model)
         parameters.check(predictor, self.settings.max_video_views)
         return Job(
             received=received,

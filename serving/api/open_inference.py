@@ -10,10 +10,11 @@ https://github.com/kserve/open-inference-protocol, and Triton's extensions of it
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 from convmae_deploy.backends.base import FloatArray, Outputs
-from convmae_deploy.tasks.base import LOGITS, Predictor, Run
+from convmae_deploy.tasks.base import LOGITS, ModelOutputError, Predictor, Run
 from convmae_deploy.tasks.postprocess import top_k
 from serving.api.inference import Done, Inference
 from serving.api.job import Job, Received
 from serving.api.media import Medium
+from serving.api.parameters import Parameters, read_parameters
 from serving.api.responses import JSON, OCTETS, to_json
 from serving.api.routes import Route, route_of
 from serving.api.uploads import Parsed, Upload, check_count, decode_reference
@@ -39,6 +41,8 @@ EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_repository",
 DATATYPES: Final[Mapping[str, str]] = {"float32": "FP32", "int64": "INT64"}
 BYTES_A_NUMBER: Final = 64  # that a number of a JSON list takes in memory
 CLASSIFICATION: Final = "classification"
+LENGTH: Final = re.compile(r"[0-9]{1,20}")  # of the JSON, in a header
+MOST_AXES: Final = 2  # of an output that comes unasked, beside that of files: not maps and masks, which are large
 # Parameters that clients of the protocol send of their own; the rest are those of the route of the model's task.
 OF_THE_PROTOCOL: Final = frozenset(
     {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
@@ -52,7 +56,7 @@ class _Tensor(BaseModel):
 
     name: str
     datatype: str
-    shape: list[int] = Field(max_length=8)
+    shape: list[Annotated[int, Field(ge=0, strict=True)]] = Field(min_length=1, max_length=8)
     parameters: dict[str, Any] = Field(default_factory=dict)
     data: list[Any] | None = None
 
@@ -102,33 +106,49 @@ class OpenInference:
         Raises:
             ApiError: what is wrong with it.
         """
-        with self.inference.memory.share(received.ticket) as take, received.timings.phase("decode"):
+        with self.inference.models.use(lambda models: route.find(models, received.model)) as predictor:
+            with received.timings.phase("decode"):
+                head, wanted, given = self._read(received, predictor)
+            if isinstance(given, list):
+                answer = self._of_files(received, predictor, given, head, wanted)
+            else:
+                answer = self._of_numbers(received, predictor, given, head, wanted)
+        with received.timings.phase("encode"):
+            response = _response(head, predictor, answer, wanted, self.inference.settings.max_json_features_bytes)
+        return Done(response, predictor.manifest.name, self.inference.media[predictor.MEDIUM], len(given))
+
+    def _read(self, received: Received, predictor: Predictor) -> tuple[_Head, list[_Wanted], list[Upload] | FloatArray]:
+        """What a request says, the outputs that it asks for, and its files or its numbers.
+
+        The numbers of its JSON take far more memory than their text, and are let go before anything is run.
+        """
+        with self.inference.memory.share(received.ticket) as take:
             size = _json_bytes(received)
             if size > self.inference.memory.most:
                 raise ApiError(413, "body_too_large", "expected fewer numbers in JSON; send them as binary data")
             take(size)
-            head, rest = _read(received)
-        with self.inference.models.use(lambda models: route.find(models, received.model)) as predictor:
-            medium = self.inference.media[predictor.MEDIUM]
+            head, rest = _read_head(received)
             tensor = _one_input(head, predictor)
-            wanted = _wanted(head, predictor, encoded=tensor.datatype == "BYTES")
-            if tensor.datatype == "BYTES":
-                uploads = _files(tensor, rest, medium)
-                answer = self._of_files(received, predictor, uploads, head, wanted)
-                count = len(uploads)
-            else:
-                batch = _numbers(tensor, rest, predictor)
-                answer, count = self._of_numbers(received, predictor, batch, wanted), len(batch)
-        with received.timings.phase("encode"):
-            response = _response(head, predictor, answer, wanted, self.inference.settings.max_json_features_bytes)
-        return Done(response, predictor.manifest.name, medium, count)
+            encoded = tensor.datatype == "BYTES"
+            wanted = _wanted(head, predictor, encoded=encoded)
+            medium = self.inference.media[predictor.MEDIUM]
+            given = _files(tensor, rest, medium) if encoded else _numbers(tensor, rest, predictor)
+            head.inputs.clear()
+            del tensor
+        return head, wanted, given
 
     def _of_numbers(
-        self, received: Received, predictor: Predictor, batch: FloatArray, wanted: Sequence[_Wanted]
+        self, received: Received, predictor: Predictor, batch: FloatArray, head: _Head, wanted: Sequence[_Wanted]
     ) -> _Answer:
+        """Runs the graph on what the client has prepared; that the model cannot bear its numbers is no fault of it."""
+        read_parameters(Parameters, received.query, _of_the_task(head), received.model)
         health, run = self.inference.health(predictor.manifest.name), run_for(predictor, received.ticket)
-        with received.timings.phase("inference"), counted(predictor, health):
-            arrays = run(batch, list(dict.fromkeys(one.name for one in wanted)))
+        names, arrays = list(dict.fromkeys(one.name for one in wanted)), None
+        with received.timings.phase("inference"), counted(predictor, health), suppress(ModelOutputError):
+            arrays = run(batch, names)
+        if arrays is None:
+            message = "expected numbers prepared for this model, got some for which it gives no finite ones"
+            raise ApiError(422, "out_of_range", f"{message}; see /v1/models/NAME", field="inputs[0].data")
         return _Answer(arrays=dict(arrays))
 
     def _of_files(
@@ -141,8 +161,7 @@ class OpenInference:
     ) -> _Answer:
         """Runs the task once; what the graph gave on the way is kept where it is asked for."""
         own = route_of(predictor)
-        parameters = {name: value for name, value in head.parameters.items() if name not in OF_THE_PROTOCOL}
-        parsed = Parsed(self.inference.media[predictor.MEDIUM], uploads, True, parameters, in_json=True)
+        parsed = Parsed(self.inference.media[predictor.MEDIUM], uploads, True, _of_the_task(head), in_json=True)
         job = self.inference.job(own, received, parsed, predictor, RESULT)
         names = [one.name for one in wanted if one.name != RESULT]
         kept: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
@@ -225,15 +244,16 @@ def _json_bytes(received: Received) -> int:
 def _head_length(received: Received) -> int:
     if received.head_length is None:
         return len(received.body)
-    if not received.head_length.isdigit() or int(received.head_length[:20]) > len(received.body):
+    text = received.head_length.strip()
+    if not LENGTH.fullmatch(text) or int(text) > len(received.body):
         raise _refuse(
             "expected in Inference-Header-Content-Length the bytes of JSON that the body begins with, got "
-            f"{received.head_length[:20]!r} for a body of {len(received.body)} bytes; correct it"
+            f"{text[:20]!r} for a body of {len(received.body)} bytes; correct it"
         )
-    return int(received.head_length)
+    return int(text)
 
 
-def _read(received: Received) -> tuple[_Head, memoryview]:
+def _read_head(received: Received) -> tuple[_Head, memoryview]:
     """The JSON of a request, and the bytes after it."""
     length = _head_length(received)
     if not length:
@@ -270,12 +290,12 @@ def _one_input(head: _Head, predictor: Predictor) -> _Tensor:
 
 
 def _wanted(head: _Head, predictor: Predictor, *, encoded: bool) -> list[_Wanted]:
-    """The outputs of a request; where it names none, all but the maps."""
+    """The outputs of a request; where it names none, all that are small."""
     specs = predictor.manifest.outputs
     raw = [] if encoded and predictor.ONE_BY_ONE else list(specs)
     on_offer = [*raw, *([RESULT] if encoded else [])]
     if not head.outputs:
-        small = [name for name in on_offer if name == RESULT or specs[name].stride is None] or on_offer
+        small = [name for name in on_offer if name == RESULT or len(specs[name].shape) <= MOST_AXES] or on_offer
         return [_Wanted(name=name, parameters=_all_parameters(head)) for name in small]
     for one in head.outputs:
         if one.name not in on_offer:
@@ -283,10 +303,18 @@ def _wanted(head: _Head, predictor: Predictor, *, encoded: bool) -> list[_Wanted
             message = f"expected outputs among {', '.join(on_offer)} for {kind}, got {one.name[:40]!r}; correct it"
             raise _refuse(message, "outputs")
         count = one.parameters.get(CLASSIFICATION, 0)
-        if not isinstance(count, int) or count < 0 or (count and one.name != LOGITS):
-            message = f"expected a number of classes of {LOGITS} in 'classification', got it for {one.name[:40]}"
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            message = f"expected a number of classes in 'classification', got {str(count)[:40]}"
             raise _refuse(f"{message}; correct it", "outputs")
+        if count and (one.name != LOGITS or len(specs[one.name].shape) != 1):
+            message = f"expected 'classification' for {LOGITS} of whole files, got it for {one.name[:40]}"
+            raise _refuse(f"{message}; leave it out", "outputs")
     return [one.model_copy(update={"parameters": _all_parameters(head) | one.parameters}) for one in head.outputs]
+
+
+def _of_the_task(head: _Head) -> dict[str, Any]:
+    """Parameters that are for the model's task."""
+    return {name: value for name, value in head.parameters.items() if name not in OF_THE_PROTOCOL}
 
 
 def _all_parameters(head: _Head) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def model_in_query(query: bytes) -> str | None:
         return None
 
 
-def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
+def read_parameters(kind: type[P], query: bytes, others: dict[str, Any], model: str | None = None) -> P:
     """Validates the parameters of a request.
 
     Args:
@@ -258,6 +258,7 @@ def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
         query: the query string.
         others: parameters from the body; None counts as not given. One that the query has too must be the same there,
             or the route's default there, which clients made by generators send unasked.
+        model: that the path names; parameters must not name another one.
 
     Raises:
         ApiError: 422, unknown, repeated or not allowed.
@@ -274,9 +275,12 @@ def read_parameters(kind: type[P], query: bytes, others: dict[str, Any]) -> P:
             raise given_twice(name)
         values[name] = value
     try:
-        return kind.model_validate(values)
+        found = kind.model_validate(values)
     except ValidationError as error:
         raise _explain(kind, error) from None
+    if model is not None and found.model not in (None, model):
+        raise given_twice("model")
+    return found
 
 
 def given_twice(name: str) -> ApiError:
@@ -307,7 +311,7 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
 
 def _explain(kind: type[Parameters], error: ValidationError) -> ApiError:
     problem = error.errors(include_url=False)[0]
-    name = str(problem["loc"][0])
+    name = str(next(iter(problem["loc"]), ""))  # none where a name is no text that could be written
     if problem["type"] == "extra_forbidden":
         known = ", ".join(kind.model_fields)
         return ApiError(422, "unknown_parameter", f"expected one of {known}, got {name!r}; remove it", field=name)

@@ -45,7 +45,8 @@ Features = Mapping[str, NDArray[Any]]  # level -> (B, ...)
 
 def to_json(content: object) -> bytes:
     """Compact JSON in UTF-8; a number that JSON cannot write is an error, not `NaN`."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")  # half of a surrogate pair, which a client may send, is escaped
 
 
 class Writer:

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
-from tests.serving.conftest import ClientFactory
+from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.sample_images import jpeg
 
 PATH = "/v2/models/tiny/infer"
@@ -47,6 +48,13 @@ def files(**changes: Any) -> dict[str, Any]:
         ({"inputs": [numbers(data=[math.inf] * 12288)]}, "finite"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": 5})]}, "binary_data_size"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": True})]}, "binary_data_size"),
+        ({"inputs": [numbers(data=[3e38] * 12288)]}, "no finite ones|gives no finite"),
+        ({"inputs": [numbers()], "parameters": {"colour": 1}}, "colour"),
+        ({"inputs": [numbers()], "parameters": {"model": "other"}}, "given twice"),
+        ({"inputs": [files()], "parameters": {"model": "other"}}, "given twice"),
+        ({"inputs": [files(shape=[-1, -1])]}, "greater than or equal to 0"),
+        ({"inputs": [files(shape=[])]}, "at least 1 item"),
+        ({"inputs": [files(shape=[True])]}, "valid integer"),
         ({"inputs": [files(shape=[2])]}, "as many images as the shape"),
         ({"inputs": [files(shape=[0], data=[])]}, "at least one"),
         ({"inputs": [files(data=[5])]}, "a string of base64"),
@@ -54,6 +62,7 @@ def files(**changes: Any) -> dict[str, Any]:
         ({"inputs": [files()], "outputs": [{"name": "e9"}]}, "outputs among logits"),
         ({"inputs": [numbers()], "outputs": [{"name": "result"}]}, "outputs among logits"),
         ({"inputs": [files()], "outputs": [{"name": "e1", "parameters": {"classification": 2}}]}, "classification"),
+        ({"inputs": [files()], "outputs": [{"name": "logits", "parameters": {"classification": True}}]}, "got True"),
         ({"inputs": [files()], "parameters": {"colour": 1}}, "colour"),
         ([1], "inputs|valid dictionary"),
     ],
@@ -66,9 +75,9 @@ def test_what_is_wrong_is_said_in_the_protocols_shape(client: TestClient, body: 
     assert any(part in content["error"] for part in said.split("|")), content
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "1" * 30, "99999"])
-def test_a_wrong_length_of_the_json_is_said(client: TestClient, length: str) -> None:
-    headers = {"Inference-Header-Content-Length": length}
+@pytest.mark.parametrize("length", [b"x", b"-1", b"1" * 30, b"99999", b"\xb2", b"0" * 5000])
+def test_a_wrong_length_of_the_json_is_said(client: TestClient, length: bytes) -> None:
+    headers = {b"Inference-Header-Content-Length": length}
     answer = client.post(PATH, content=b"{}", headers=headers)
     assert answer.status_code == 400 and "Inference-Header-Content-Length" in answer.json()["error"]
 
@@ -93,6 +102,38 @@ def test_numbers_that_would_take_too_much_memory_are_refused_unread(make_client:
     client = make_client(max_decoding_bytes=1_000_000)
     answer = client.post(PATH, content=json.dumps({"inputs": [numbers(data=[0] * 100_000)]}))
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_numbers_that_the_model_cannot_bear_are_no_fault_of_the_model(client: TestClient) -> None:
+    for _ in range(4):
+        answer = client.post(PATH, json={"inputs": [numbers(data=[3e38] * 12288)]})
+        assert (answer.status_code, answer.json()["code"]) == (422, "out_of_range")
+    assert client.get("/readyz").status_code == 200
+
+
+def test_the_best_classes_are_of_whole_files_alone(
+    make_client: ClientFactory, segmentation_bundle: Path, detection_bundle: Path
+) -> None:
+    client = make_client(open_on_cpu(segmentation_bundle, detection_bundle))
+    wanted = [{"name": "logits", "parameters": {"classification": 2}}]
+    answer = client.post("/v2/models/areas/infer", json={"inputs": [numbers()], "outputs": wanted})
+    assert answer.status_code == 400 and "whole files" in answer.json()["error"]
+
+
+def test_masks_of_objects_come_only_where_they_are_asked_for(
+    make_client: ClientFactory, detection_bundle: Path
+) -> None:
+    client = make_client(open_on_cpu(detection_bundle), max_json_features_bytes=10_000)
+    answer = client.post("/v2/models/boxes/infer", json={"inputs": [files()]})
+    names = {output["name"] for output in answer.json()["outputs"]}
+    assert {"boxes", "scores", "result"} <= names and "masks" not in names
+
+
+def test_a_request_is_known_by_any_name(client: TestClient) -> None:
+    body = b'{"id": "\\ud800\\u00e9", ' + json.dumps({"inputs": [files()]}).encode()[1:]
+    answer = client.post(PATH, content=body)
+    assert answer.status_code == 200 and answer.content.startswith(b'{"model_name"')
+    assert answer.json()["id"] == "\ud800\u00e9"
 
 
 def test_large_outputs_are_not_written_as_json(make_client: ClientFactory) -> None:
