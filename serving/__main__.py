@@ -19,12 +19,15 @@ from serving import bentoml_settings
 from serving.api.models import Predictors, batching_backends, open_predictors
 from serving.settings import Settings, warn_of_variables
 
+logger = logging.getLogger("convmae_serving")
+
 LOCALHOST = ("127.0.0.1", "::1")  # clients try both, whatever the system's list of names says
 NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def main() -> int:
     """Runs until a signal; 0 after a clean end, 1 with one sentence when the server cannot start."""
+    fill_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for name in ("python_multipart", "uvicorn.error"):  # what clients do wrong is told to them, not to the log
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -68,10 +71,12 @@ def main() -> int:
             await super().startup(sockets)
             announce(predictors, listeners, settings.root_path)
 
+    server = Announcing(config)
     # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.
+    # A signal that comes before uvicorn's own handlers are in place ends the server as one after that does.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    Announcing(config).run(sockets=listeners)
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=listeners)
     # A job or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
     if service.api.pool.running or not service.predictors.close(0.0):
         logging.shutdown()
@@ -128,22 +133,40 @@ def _listener(family: int, address: str, port: int) -> socket.socket:
     return listener
 
 
+def fill_standard_streams() -> None:
+    """Puts the null device where a standard stream is closed.
+
+    The next file or connection would else get its number, and with it what libraries print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # Python has found them closed
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
 def announce(predictors: Predictors, listeners: list[socket.socket], root_path: str) -> None:
     """Prints the addresses, each model's name, and the licence of its weights."""
     names = [listener.getsockname()[:2] for listener in listeners]
     shown = [f"http://{f'[{host}]' if ':' in host else host}:{port}" for host, port in names]
     behind = f", behind a proxy under {root_path}" if root_path else ""
-    print(f"ConvMAE server on {' and '.join(shown)}  (page at /, interface at /docs{behind}, Ctrl+C to stop)")
+    lines = [f"ConvMAE server on {' and '.join(shown)}  (page at /, interface at /docs{behind}, Ctrl+C to stop)"]
     batching = batching_backends(predictors)
     for name, predictor in predictors.items():
         manifest = predictor.manifest
         batches = f" in batches of up to {batching[name].sizes[-1]}" if name in batching else ""
-        print(
+        lines.append(
             f"  {name}: {manifest.task}, {len(manifest.classes)} classes; "
             f"runs in {describe_backend(predictor.backend)}{batches}"
         )
-        print(f"  licence of its weights: {printable(manifest.licence.name)}")
-    sys.stdout.flush()
+        lines.append(f"  licence of its weights: {printable(manifest.licence.name)}")
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:  # a pipe that nobody reads any more, or a full disk, is no reason not to answer
+        logger.warning("standard output cannot be written (%s), and is left alone", error.strerror)
+        sys.stdout = open(os.devnull, "w")  # else what is left in the buffer fails again at the end
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from convmae_deploy.errors import ConvMAEError
 from serving.api.bentoml_schema import SERVICE_NAME
-from serving.settings import Settings, load_settings
+from serving.settings import Settings, is_service_address, load_settings
 
 VARIABLES: Final = {  # of `bentoml serve`; `python -m serving` is told by them too
     "BENTOML_HOST": "http.host",
@@ -134,7 +134,9 @@ def _given() -> dict[str, Any]:
             reason = " ".join(str(error).split())
             advice = f"correct {', '.join(name for name in CONFIGURATION if os.environ.get(name))}"
             raise ConvMAEError(f"BentoML's settings cannot be read ({reason}); {advice}") from None
-    set_here = {name: os.environ[variable] for variable, name in VARIABLES.items() if variable in os.environ}
+    set_here = {name: os.environ.get(variable, "").strip() for variable, name in VARIABLES.items()}
+    # Kubernetes sets BENTOML_PORT for a Service called bentoml.
+    set_here = {name: value for name, value in set_here.items() if value and not is_service_address(value)}
     return given | {name: yaml.safe_load(value) for name, value in set_here.items()}
 
 

@@ -27,10 +27,13 @@ PREFIX = "CONVMAE_"
 BUNDLE_SEPARATOR = ":"
 NAMED_BUNDLE = re.compile(rf"(?P<name>{NAME_PATTERN.strip('^$')})=(?P<path>.+)")
 DEFAULT_PORT = 3000
+KEYS = ("api_key", "admin_key")
+PROTECTING = (*KEYS, "allowed_hosts")  # what the settings begin with that an empty variable does not unset
 KEY_CHARACTERS = 16  # fewer can be guessed
 MOST_SECRET_BYTES = 64 * 1024  # read of a file that should hold a key
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")  # what Kubernetes puts into NAME_PORT for a Service NAME
 MOST_PIXELS = 2**31  # of no photo that memory has room for
+UNKNOWN_DEFAULT = "default_factory_not_called"  # of a setting whose default needs another, which has a bad value
 LIKENESS = 0.9  # of a variable that is no setting to the one that was meant
 DEFAULTS_IN_WORDS = {
     "bundle": "the model that ships",
@@ -317,11 +320,19 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _without_blanks(cls, values: Any) -> Any:
+        """Empty is unset, as templates write what nobody gave; but nothing that protects is unset by mistake."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if name.startswith(PROTECTING) or not _is_blank(value)}
+
+    @model_validator(mode="before")
+    @classmethod
     def _read_keys(cls, values: Any) -> Any:
         """Puts the text of a key's file where the key belongs."""
         if not isinstance(values, dict):
             return values
-        for key in ("api_key", "admin_key"):
+        for key in KEYS:
             path, name = values.get(f"{key}_file"), f"{PREFIX}{key.upper()}"
             if path is None:
                 continue
@@ -339,7 +350,7 @@ class Settings(BaseSettings):
     @classmethod
     def _not_of_kubernetes(cls, value: object) -> object:
         """For a Service called `convmae`, Kubernetes puts its address where our port would be."""
-        return DEFAULT_PORT if _is_service_address(value) else value
+        return DEFAULT_PORT if is_service_address(value) else value
 
     def bundle_names(self) -> list[tuple[str | None, Path]]:
         """Each bundle's name, None where its manifest decides, and its folder."""
@@ -371,7 +382,7 @@ class Settings(BaseSettings):
         """A variable read from a file, such as a mounted secret, often ends in a newline."""
         return value.strip() if isinstance(value, str) else value
 
-    @field_validator("api_key", "admin_key")
+    @field_validator(*KEYS)
     @classmethod
     def _key_protects(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
@@ -402,7 +413,8 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         reasons = "; ".join(
             ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
             for problem in error.errors(include_input=False, include_url=False)
-        )
+            if problem["type"] != UNKNOWN_DEFAULT
+        ).replace("Value error, ", "")
         raise ConvMAEError(
             f"a setting has a value that is not allowed ({reasons}); correct it and start again"
         ) from None
@@ -410,7 +422,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
 
 def warn_of_variables(environment: Mapping[str, str]) -> None:
     """Says in the log which variables look like settings and are none."""
-    if _is_service_address(environment.get(f"{PREFIX}PORT")):
+    if is_service_address(environment.get(f"{PREFIX}PORT")):
         logger.warning(
             "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port, and is not used. "
             "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want"
@@ -422,8 +434,13 @@ def warn_of_variables(environment: Mapping[str, str]) -> None:
             logger.warning("%s is no setting and changes nothing; did you mean %s?", printable(name), meant[0])
 
 
-def _is_service_address(value: object) -> bool:
+def is_service_address(value: object) -> bool:
+    """Whether a variable's value is one that Kubernetes sets for a Service, whatever a user means by that name."""
     return isinstance(value, str) and SERVICE_ADDRESS.fullmatch(value.strip()) is not None
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def markdown_table() -> str:

@@ -158,6 +158,15 @@ def test_the_variables_of_bentoml_serve_hold_for_our_own_command_too(monkeypatch
         load()
 
 
+def test_an_empty_variable_and_the_address_of_a_service_called_bentoml_say_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONVMAE_PORT", "4002")
+    monkeypatch.setenv("BENTOML_PORT", "tcp://10.96.12.7:3000")
+    monkeypatch.setenv("BENTOML_TIMEOUT", "")
+    assert load().settings.port == 4002
+
+
 def called_with(*arguments: str) -> Loaded:
     """What is loaded inside a command that has the options of `bentoml serve`."""
     found: list[Loaded] = []

@@ -7,7 +7,7 @@ import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores
-from serving.settings import Settings, load_settings, markdown_table, warn_of_variables
+from serving.settings import PROTECTING, Settings, load_settings, markdown_table, warn_of_variables
 from tests.serving.running_server import ROOT
 
 
@@ -50,12 +50,10 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
         ("ALLOWED_HOSTS", "a b"),
         ("MAX_CONNECTIONS", "0"),
         ("KEEP_ALIVE_SECONDS", "0"),
-        ("CORS_ORIGINS", ""),
         ("CORS_ORIGINS", "app.example.org"),
         ("CORS_ORIGINS", "https://app.example.org/"),
         ("CORS_ORIGINS", "https://*.example.org"),
         ("CORS_ORIGINS", "https://a.example\r\nX: y"),
-        ("FRAME_ANCESTORS", ""),
         ("FRAME_ANCESTORS", "none,self"),
         ("FRAME_ANCESTORS", "self; script-src *"),
         ("FRAME_ANCESTORS", "https://a.example https://b.example"),
@@ -84,6 +82,24 @@ def test_a_bad_value_is_one_sentence_that_names_the_variable(
     with pytest.raises(ConvMAEError, match=f"CONVMAE_{name}") as caught:
         load_settings()
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("CONVMAE_") == str(caught.value).count(f"CONVMAE_{name}")  # no other is blamed
+    assert "Value error" not in str(caught.value)
+
+
+def test_what_is_empty_is_unset_as_templates_write_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVMAE_DEVICE", raising=False)
+    defaults = load_settings()
+    for name in Settings.model_fields:
+        if not name.startswith(PROTECTING):
+            monkeypatch.setenv(f"CONVMAE_{name.upper()}", " ")
+    assert load_settings() == defaults
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "API_KEY_FILE", "ADMIN_KEY", "ADMIN_KEY_FILE"])
+def test_an_empty_key_is_never_no_key(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"CONVMAE_{name}", "")
+    with pytest.raises(ConvMAEError, match=f"CONVMAE_{name}: "):
+        load_settings()
 
 
 def test_the_key_does_not_show_when_the_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Starting the server: what it says, and how it fails."""
 
+import contextlib
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
-from serving.__main__ import bind
+from serving.__main__ import announce, bind
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.running_server import ROOT, RunningServer, caller_environment, run_server
@@ -198,3 +200,33 @@ def test_bentoml_serve_does_not_start_with_a_bad_bundle(tmp_path: Path) -> None:
     finished = start(command, CONVMAE_BUNDLE=str(tmp_path / "none"), CONVMAE_PORT="39999")
     assert finished.returncode != 0
     assert f"error: a bundle is a folder with a manifest.json; found nothing at {tmp_path}/none" in finished.stderr
+
+
+def test_nobody_has_to_read_what_the_start_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w", closefd=False) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        announce({}, [], "")
+        print("more", flush=True)  # nor does anything later
+        sys.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            nobody.close()
+    os.close(write_end)
+    assert "standard output cannot be written" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_standard_stream_that_is_closed_leaves_its_number_to_no_connection() -> None:
+    program = """
+import os, sys
+from serving.__main__ import fill_standard_streams
+os.close(1), os.close(2)
+sys.stdout = sys.stderr = None
+fill_standard_streams()
+print("x", flush=True)
+assert all(os.path.sameopenfile(number, os.open(os.devnull, os.O_RDWR)) for number in (1, 2))
+"""
+    assert start(("-c", program)).returncode == 0
