@@ -320,11 +320,16 @@ def create_app(
     application.router.redirect_slashes = False  # a redirect would lose the request's body
     application.state.api = api
     # In place of Starlette's own two layers for exceptions: the guard does what they do.
-    outermost: ASGIApp
-    outermost = api.guard = Guard(application.router, settings, api.metrics, api.body_limits, observers=observers)
-    cors = cors or cors_options(settings)
-    if cors is not None:
-        outermost = Cors(outermost, cors)
+    options = cors or cors_options(settings)
+    api.guard = Guard(
+        application.router,
+        settings,
+        api.metrics,
+        api.body_limits,
+        observers=observers,
+        cors=None if options is None else Cors(options),
+    )
+    outermost: ASGIApp = api.guard
     if settings.root_path or settings.trusted_proxies:
         outermost = RootPath(outermost, settings.root_path)
     if settings.trusted_proxies:

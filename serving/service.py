@@ -28,7 +28,7 @@ from serving.http.connection_limits import raise_descriptor_limit
 from serving.http.draining import Drain
 from serving.http.guard import Observer
 from serving.http.log_limit import limit_log
-from serving.http.protocol import CONNECTIONS, LimitedProtocol
+from serving.http.protocol import CONNECTIONS, NOTE_REFUSAL, LimitedProtocol
 from serving.http.tracing import open_tracing
 from serving.settings import DEFAULT_PORT, Settings, warn_of_variables
 
@@ -97,7 +97,9 @@ class DirectService(bentoml.Service[Any]):  # type: ignore[misc]  # BentoML load
         async def direct(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
                 api.connections.fit(raise_descriptor_limit())
-                scope["state"][CONNECTIONS] = api.connections  # for the protocol of each connection
+                assert api.guard is not None
+                # For the protocol of each connection.
+                scope["state"].update({CONNECTIONS: api.connections, NOTE_REFUSAL: api.guard.note_refusal})
                 limit_log(logging.getLogger())
                 await life(scope, receive, send)
             else:

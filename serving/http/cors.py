@@ -1,16 +1,15 @@
-"""Requests of web pages of other origins, where a setting allows them: Starlette's answers, in this server's shape."""
+"""Requests of web pages of other origins, where a setting allows them: Starlette's rules, in this server's shape."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import ApiError, error_response
-from serving.http.guard import new_request_id
-from serving.http.visitors import ALLOWED_PAGE
+from serving.errors import ApiError
 from serving.settings import Settings
 
 DEFAULTS: Final = {  # what an origin that is allowed may do, unless it is said
@@ -27,35 +26,54 @@ def cors_options(settings: Settings) -> dict[str, Any] | None:
     return {"allow_origins": settings.cors_origins}
 
 
-class Cors(CORSMiddleware):
+class Cors:
     """Answers browsers that ask whether a page may send a request, and lets pages that may read the whole answer.
 
     Args:
-        app: what answers the requests themselves, errors too.
         options: as Starlette's middleware takes them.
     """
 
-    def __init__(self, app: ASGIApp, options: Mapping[str, Any]) -> None:
-        super().__init__(app, **{**DEFAULTS, **options})
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._rules = CORSMiddleware(_nothing, **{**DEFAULTS, **options})
         self._exposes_all = not options.get("expose_headers")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            origin = Headers(scope=scope).get("origin")
-            scope[ALLOWED_PAGE] = origin is not None and self.is_allowed_origin(origin)
-        await super().__call__(scope, receive, send)
+    def allows(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request is from a page of another origin that may send it."""
+        origin = headers.get(b"origin")
+        return origin is not None and self._rules.is_allowed_origin(origin.decode("latin-1"))
 
-    def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a browser's question."""
-        response = super().preflight_response(request_headers)
+    def preflight(self, scope: Scope) -> Response | None:
+        """The answer to a browser's question; None where a request is none.
+
+        Raises:
+            ApiError: 400 the page may not send such a request.
+        """
+        if not _is_preflight(scope):
+            return None
+        response = self._rules.preflight_response(Headers(scope=scope))
         if response.status_code == 200:
             return response
-        message = f"{bytes(response.body).decode()}; start the server with the page's origin in CONVMAE_CORS_ORIGINS"
-        return error_response(ApiError(400, "cross_origin", message), new_request_id())
+        advice = "start the server with the page's origin in CONVMAE_CORS_ORIGINS, and see the methods in /docs"
+        raise ApiError(400, "cross_origin", f"{bytes(response.body).decode()}; {advice}")
 
-    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+    def sender(self, scope: Scope, send: Send) -> Send:
+        """What sends the answer to a request, with what its browser has to know of it."""
+        return send if _is_preflight(scope) else partial(self._send, send=send, headers=Headers(scope=scope))
+
+    async def _send(self, message: Message, send: Send, headers: Headers) -> None:
         """Sends a part of an answer; its head names all of its headers, which a page may read only then."""
-        if message["type"] == "http.response.start" and self._exposes_all and "origin" in request_headers:
+        if message["type"] == "http.response.start" and self._exposes_all and "origin" in headers:
             names = sorted({name.lower() for name, _ in message["headers"]})
             message["headers"] = [*message["headers"], (b"access-control-expose-headers", b", ".join(names))]
-        await super().send(message, send, request_headers)
+        await self._rules.send(message, send, headers)
+
+
+def _is_preflight(scope: Scope) -> bool:
+    if scope["method"] != "OPTIONS":
+        return False
+    headers = Headers(scope=scope)
+    return "origin" in headers and "access-control-request-method" in headers
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application in whose place Starlette's middleware is asked for its rules alone."""

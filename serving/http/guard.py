@@ -1,7 +1,7 @@
 """The outermost layer: everything that holds for every request, as plain ASGI.
 
-In this order: request id, draining, Host and Origin, key, body limits; then the application; then the metrics. Whatever
-is raised inside becomes one JSON error.
+In this order: request id, questions of browsers, draining, Host and Origin, key, body limits; then the application;
+then the metrics. Whatever is raised inside becomes one JSON error.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, ClientGone, busy, error_response, routing_error
+from serving.http.cors import Cors
 from serving.http.keys import Keys
 from serving.http.trace_context import trace_id_of
 from serving.http.visitors import Visitors
@@ -33,8 +34,11 @@ OPEN_PATHS: Final = frozenset(
 )
 ADMIN_PREFIX: Final = "/v2/repository/"
 OPEN_PREFIX: Final = "/page/"
-ALIVE_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})  # still answered by the application while draining
+ALIVE_PATHS: Final = frozenset(
+    {"/livez", "/v2/health/live", "/readyz", "/metrics"}
+)  # still answered by the application while draining
 UNMATCHED: Final = "unmatched"
+UNKNOWN_METHOD: Final = "_OTHER"  # as OpenTelemetry writes it
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 PICKLE_TYPES: Final = re.compile(rb"pickle|x-python|x-joblib|x-dill")
 
@@ -177,6 +181,7 @@ class Guard:
         body_limits: what the body of a request may take, as far as its head says.
         clock: seconds that only grow, for what is counted by time.
         observers: what else keeps a record of requests.
+        cors: pages of other origins that may ask; None: no other's.
     """
 
     def __init__(
@@ -187,12 +192,14 @@ class Guard:
         body_limits: Callable[[Scope], BodyLimits],
         clock: Callable[[], float] = time.monotonic,
         observers: Sequence[Observer] = (),
+        cors: Cors | None = None,
     ) -> None:
         self.app = app
         self.settings = settings
         self.metrics = metrics
         self.body_limits = body_limits
         self.observers = observers
+        self.cors = cors
         self.draining = False  # requests are still answered, but the next ones should go elsewhere
         self.refusing = False  # they are refused
         self.in_flight = 0
@@ -206,7 +213,8 @@ class Guard:
             await self._other(scope, receive, send)
             return
         started = time.perf_counter()
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send if self.cors is None else self.cors.sender(scope, send))
+        exchange.close = self.draining
         scope["convmae.exchange"] = exchange
         self.in_flight += 1
         try:
@@ -218,16 +226,38 @@ class Guard:
         finally:
             self.in_flight -= 1
             self._let_go(exchange)
-            route = getattr(scope.get("endpoint"), "path", UNMATCHED)  # its template, never the path itself
-            seconds = time.perf_counter() - started
-            self.metrics.observe(route, scope["method"], exchange.status, seconds, exchange.error_code)
-            for observer in self.observers:
-                observer.end(exchange, route, seconds)
+            self._note(exchange, time.perf_counter() - started)
+
+    def note_refusal(self, error: ApiError, request_id: str, client: tuple[str, int] | None, sent_bytes: int) -> None:
+        """Keeps a record of what the protocol refused before it was a whole request."""
+        scope: Scope = {
+            "type": "http",
+            "method": UNKNOWN_METHOD,
+            "path": "",
+            "scheme": "http",
+            "headers": [],
+            "client": client,
+        }
+        exchange = Exchange(scope, _never, _never)
+        exchange.request_id, exchange.sent_bytes = request_id, sent_bytes
+        exchange.status, exchange.error_code = error.status, error.code
+        for observer in self.observers:
+            observer.begin(exchange)
+        self._note(exchange, 0.0)
+
+    def _note(self, exchange: Exchange, seconds: float) -> None:
+        route = getattr(exchange.scope.get("endpoint"), "path", UNMATCHED)  # its template, never the path itself
+        self.metrics.observe(route, exchange.scope["method"], exchange.status, seconds, exchange.error_code)
+        for observer in self.observers:
+            observer.end(exchange, route, seconds)
 
     async def _handle(self, exchange: Exchange) -> None:
         try:
-            self._check(exchange)
-            await self.app(exchange.scope, exchange.receive, exchange.send)
+            answer: ASGIApp | None = None if self.cors is None else self.cors.preflight(exchange.scope)
+            if answer is None:
+                self._check(exchange)
+                answer = self.app
+            await answer(exchange.scope, exchange.receive, exchange.send)
         except ApiError as error:
             await exchange.refuse(error)
         except HTTPException as error:
@@ -243,11 +273,11 @@ class Guard:
     def _check(self, exchange: Exchange) -> None:
         """All that can be refused before the body is read."""
         path = exchange.scope["path"]
-        exchange.close = self.draining
         if self.refusing and path not in ALIVE_PATHS:
             message = "the server is shutting down; send this request to another one"
             raise ApiError(503, "draining", message, headers={"Retry-After": "1"})
-        self._visitors.check(exchange.scope, exchange.headers)
+        from_allowed_page = self.cors is not None and self.cors.allows(exchange.headers)
+        self._visitors.check(exchange.scope, exchange.headers, from_allowed_page)
         if path.startswith(ADMIN_PREFIX):
             if self.settings.admin_key is None:
                 message = "expected a server that was started with CONVMAE_ADMIN_KEY; ask its owner to set one"
@@ -326,6 +356,10 @@ class Guard:
     def _let_go(self, exchange: Exchange) -> None:
         self.buffered_bytes -= exchange.held_bytes
         exchange.held_bytes = 0
+
+
+async def _never(*_: object) -> Any:
+    raise AssertionError("nothing comes or goes any more")
 
 
 def too_large(limit: int) -> ApiError:

@@ -13,6 +13,7 @@ import fcntl
 import re
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -23,6 +24,7 @@ from serving.http.guard import new_request_id
 from serving.http.parser import RequestParser
 
 CONNECTIONS: Final = "convmae.connections"  # where the application's state has them, which uvicorn hands over
+NOTE_REFUSAL: Final = "convmae.note_refusal"  # and `Guard.note_refusal`
 MAX_HEADER_BYTES: Final = 64 * 1024
 HEADER_SECONDS: Final = 10.0
 HTTP_VERSIONS: Final = frozenset({"1.0", "1.1"})  # the parser also takes a line without one, and 2.0
@@ -73,6 +75,9 @@ class ResponseTransport(asyncio.Transport):
         return self._transport.is_closing()
 
 
+NoteRefusal = Callable[[ApiError, str, tuple[str, int] | None, int], object]
+
+
 class UnfitHead(Exception):
     """A request that is refused as soon as its headers are there."""
 
@@ -85,6 +90,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.parser = RequestParser(self)
         self._connections: Connections = self.app_state.get(CONNECTIONS, Connections())
         self.timeout_keep_alive = self._connections.keep_alive_seconds
+        self._note_refusal: NoteRefusal | None = self.app_state.get(NOTE_REFUSAL)
         self._refusal: ApiError | None = None  # of the request being parsed, where its head is unfit
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -319,6 +325,8 @@ class LimitedProtocol(HttpToolsProtocol):
             (b"connection", b"close"),
             (b"x-request-id", request_id.encode()),
         )
+        if self._in_headers and self._note_refusal is not None:  # else its application keeps the record
+            self._note_refusal(error, request_id, self.client, len(response.body))
         head = b"".join(name + b": " + value + b"\r\n" for name, value in (*response.raw_headers, *further))
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + bytes(response.body))
         self.transport.close()

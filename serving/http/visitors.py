@@ -18,7 +18,6 @@ from serving.errors import ApiError
 from serving.settings import Settings
 
 ANY_HOST: Final = "*"
-ALLOWED_PAGE: Final = "convmae.allowed_page"  # in a request's scope: it is from a page that a setting allows
 HOST: Final = re.compile(r"(?P<name>\[[^\[\]]*\]|[^\[\]:]*)(:[0-9]*)?")
 HARMLESS_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})  # they do no work, and another origin cannot read them
 OWN_SITES: Final = frozenset({b"same-origin", b"none"})  # "none": the user's own doing, such as the address bar
@@ -43,16 +42,18 @@ class Visitors:
             settings.allowed_hosts is None and settings.api_key is None and _is_loopback(settings.host.lower())
         )
 
-    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes], from_allowed_page: bool = False) -> None:
         """Refuses a request that a stranger's page may have made.
+
+        Args:
+            scope: of the request.
+            headers: of the request.
+            from_allowed_page: whether a setting allows its page to send it; its Host is looked at all the same.
 
         Raises:
             ApiError: 400 two Host headers, 421 a name that is not this server's, 403 a page of another origin.
         """
         server = scope.get("server")
-        if scope.get(ALLOWED_PAGE):
-            # The setting for that decides whether a page may send work; the name is looked at all the same.
-            scope = {**scope, "method": "GET"}
         # BentoML's command line may listen elsewhere than the settings say, so the connection's own address counts too.
         if not (self._always or (self._on_loopback and server is not None and _is_loopback(server[0]))):
             return
@@ -66,7 +67,8 @@ class Visitors:
                 f"expected a Host header that names this server, such as localhost, got {host[:QUOTED]!r}; "
                 "ask for localhost, or start the server with this name in CONVMAE_ALLOWED_HOSTS",
             )
-        if scope["method"] not in HARMLESS_METHODS and self._is_from_elsewhere(headers, host):
+        is_harmless = from_allowed_page or scope["method"] in HARMLESS_METHODS
+        if not is_harmless and self._is_from_elsewhere(headers, host):
             raise ApiError(
                 403,
                 "cross_origin",

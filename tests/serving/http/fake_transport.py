@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from serving.http.connection_limits import Connections
-from serving.http.protocol import CONNECTIONS, LimitedProtocol
+from serving.http.protocol import CONNECTIONS, NOTE_REFUSAL, LimitedProtocol
 
 TURNS = 30  # of the event loop, in which all is done that a test set going
 
@@ -147,10 +147,14 @@ class FakeConnection:
     def __init__(
         self, app: ASGIApp = hello, connections: Connections | None = None, loop: FakeLoop | None = None
     ) -> None:
+        self.refusals: list[tuple[str, str, tuple[str, int] | None, int]] = []  # code, request id, client, bytes
         self.loop = FakeLoop() if loop is None else loop
         config = uvicorn.Config(app, http=LimitedProtocol, log_config=None, lifespan="off", ws="none")
         config.load()
-        state = {CONNECTIONS: Connections() if connections is None else connections}
+        state = {
+            CONNECTIONS: Connections() if connections is None else connections,
+            NOTE_REFUSAL: lambda error, *rest: self.refusals.append((error.code, *rest)),
+        }
         protocol: Any = LimitedProtocol(config, ServerState(), state, self.loop)
         self.protocol = protocol
         self.transport = FakeTransport(lambda: self.loop.call_soon(protocol.connection_lost, None))

@@ -63,6 +63,24 @@ def test_other_pages_get_an_error_in_the_usual_shape_and_may_read_nothing(
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_a_question_of_a_browser_is_a_request_like_any_other(make_client: ClientFactory) -> None:
+    client = make_client(cors_origins=APP)
+    for origin, status in ((APP, 200), ("https://evil.example", 400)):
+        headers = {"Origin": origin, "X-Request-Id": f"id{status}", **ASKING}
+        asked = client.options("/v1/classify", headers=headers)
+        assert (asked.status_code, asked.headers["x-request-id"]) == (status, f"id{status}")
+        counted = f'convmae_requests_total{{method="OPTIONS",route="unmatched",status="{status}"}} 1.0'
+        assert counted in client.get("/metrics").text
+    assert asked.json()["error"]["request_id"] == "id400"
+    asked = client.options("/v1/classify", headers={"Origin": APP, "Access-Control-Request-Method": "DELETE"})
+    assert (asked.status_code, asked.json()["error"]["code"]) == (400, "cross_origin")
+    assert "method" in asked.json()["error"]["message"]
+
+
+def test_answers_differ_by_origin_for_caches_too(make_client: ClientFactory) -> None:
+    assert make_client(cors_origins=APP).get("/v1/models").headers["vary"] == "Origin"
+
+
 def test_an_asterisk_allows_every_page(make_client: ClientFactory) -> None:
     client = make_client(cors_origins="*")
     answer = client.post("/v1/classify", content=jpeg(), headers={"Origin": "https://any.example"})

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.http.guard import BodyLimits, Guard
+from serving.errors import ApiError
+from serving.http.guard import BodyLimits, Exchange, Guard
 from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -253,3 +254,27 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_let_go_when_it_is_refus
     assert (status, headers[b"connection"]) == (415, b"close")
     status, headers, _ = Locked(api_key=None).ask(*waiting[:2])
     assert (status, headers.get(b"connection")) == (415, None)
+
+
+def test_what_the_protocol_refused_is_counted_and_observed_like_a_request() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[tuple[Any, ...]] = []
+
+        def begin(self, exchange: Exchange) -> None:
+            self.seen.append((exchange.request_id,))
+
+        def end(self, exchange: Exchange, route: str, seconds: float) -> None:
+            client, path = exchange.scope["client"], exchange.scope["path"]
+            self.seen.append((client, route, path, exchange.status, exchange.error_code, exchange.sent_bytes, seconds))
+
+        def close(self, seconds: float) -> None:
+            pass
+
+    locked, recorder = Locked(), Recorder()
+    locked.guard.observers = [recorder]
+    locked.guard.note_refusal(ApiError(431, "headers_too_large", "too many"), "id1", ("192.0.2.1", 9), 7)
+    assert recorder.seen == [("id1",), (("192.0.2.1", 9), "unmatched", "", 431, "headers_too_large", 7, 0.0)]
+    page = locked.metrics.page()[0].decode()
+    assert 'convmae_requests_total{method="OTHER",route="unmatched",status="431"} 1.0' in page
+    assert 'convmae_errors_total{code="headers_too_large"} 1.0' in page

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.serving.running_server import run_server
+from tests.serving.running_server import read_response, run_server
 from tests.serving.sample_images import jpeg
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -60,8 +60,13 @@ def test_a_request_is_in_the_log_and_at_the_collector_once_the_server_has_ended(
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"}
         answer = server.request("/v1/classify?top_k=1", jpeg(), headers)
         assert answer.status == 200 and answer.headers["x-request-id"] == "mine"
+        with server.connect() as connection:
+            connection.sendall(b"hello\r\n\r\n")
+            assert read_response(connection).code == "invalid_http"
         assert server.stop() in (0, -15)
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    (line,) = [line for line in lines if line["error"] == "invalid_http"]
+    assert (line["status"], line["client"], line["route"]) == (400, "127.0.0.1", "unmatched")
     (line,) = [line for line in lines if line["request_id"] == "mine"]
     assert (line["trace_id"], line["route"], line["status"], line["model"]) == (TRACE, "/v1/classify", 200, "tiny")
     assert line["client"] == "127.0.0.1" and line["sent_bytes"] == len(answer.body)

@@ -448,3 +448,23 @@ def test_a_client_that_waits_for_consent_gets_it_before_it_sends_its_body() -> N
     answer = talk(head, b"ab", app=consent).received
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert answer.endswith(b"hi")
+
+
+@pytest.mark.parametrize(
+    "pieces", [(), (b"hello\r\n\r\n",), (GET.replace(b"x", b"a" * MAX_HEADER_BYTES),), (GET, b"?")]
+)
+def test_a_refusal_that_no_application_sees_is_noted_once(pieces: tuple[bytes, ...]) -> None:
+    connection = talk(*pieces, seconds=HEADER_SECONDS)
+    answer = connection.received[connection.received.rindex(b"HTTP/1.1 4") :]
+    status, code = error_of(answer)
+    body = answer.partition(b"\r\n\r\n")[2]
+    request_id = json.loads(body)["error"]["request_id"]
+    assert status in (400, 408, 431)
+    assert connection.refusals == [(code, request_id, ("192.0.2.1", 40_000), len(body))]
+
+
+def test_what_an_application_keeps_a_record_of_is_not_noted_again() -> None:
+    connection = talk(CHUNKED + b"?", app=listen)
+    assert error_of(connection.received) == (400, "invalid_http")
+    assert connection.refusals == []
+    assert talk(GET).refusals == []
