@@ -157,7 +157,7 @@ class Api:
         if self.guard is not None and self.guard.draining:
             return "the server is shutting down; send requests to another one"
         if not self.models:
-            return "the models are still being loaded; try again in a moment"
+            return "no model is loaded; wait for the end of the start, or load one under /v2/repository"
         return self.inference.fault()
 
     def medium_of(self, scope: Scope) -> Medium:

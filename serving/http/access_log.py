@@ -101,7 +101,7 @@ class AccessLog:
         lines = []
         while self._waiting:
             lines.append(_line(self._waiting.popleft()))
-        lost = self._lost - self._told
+        entries, lost = len(lines), self._lost - self._told
         if lost:
             lines.append(_line({"time": self._now(), "lost_lines": lost}))
             self._told += lost
@@ -110,7 +110,8 @@ class AccessLog:
             while content:
                 content = content[os.write(self._descriptor, content) :]
         except OSError as error:
-            logger.error("the access log cannot be written (%s); up to %d lines are lost", error.strerror, len(lines))
+            self._told -= entries + lost  # the next line that can be written tells of them
+            logger.error("the access log cannot be written (%s); up to %d lines are lost", error.strerror, entries)
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -111,3 +111,18 @@ def test_a_log_that_cannot_be_written_is_said_and_harms_no_request(caplog: pytes
         reader.log.close(PATIENCE_SECONDS)
     os.close(reader.write_end)
     assert "the access log cannot be written (Broken pipe)" in caplog.text
+
+
+def test_what_could_not_be_written_is_told_once_it_can(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    log = AccessLog(write_end)
+    log._waiting.append({"time": 0.0})  # as `end` leaves it, without the thread
+    log._write_waiting()
+    with (tmp_path / "log").open("wb") as file:
+        os.dup2(file.fileno(), write_end)  # there is room again
+    log.end(exchange(), "/v1/classify", 0.1)
+    log.close(PATIENCE_SECONDS)
+    os.close(write_end)
+    first, second = (json.loads(line) for line in (tmp_path / "log").read_bytes().splitlines())
+    assert (first["path"], second["lost_lines"]) == ("/v1/classify", 1)
