@@ -20,6 +20,7 @@ DASHBOARD = DEPLOY / "grafana/dashboards/convmae.json"
 YAML_FILES = sorted(DEPLOY.rglob("*.yaml"))
 NAME = re.compile(r"\b(?:convmae|process)_[a-z_]+")
 SERIES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+ROOM_FOR_THE_MODEL = 500_000_000  # bytes, and for the program
 ON_A_GPU = {"convmae_batch_rows", "convmae_batch_queue_seconds"}  # which a page without one does not show
 
 
@@ -111,12 +112,25 @@ def test_the_settings_are_allowed_and_a_pod_has_time_to_end(
         monkeypatch.setenv(name, str(tmp_path / "key") if name.endswith("_FILE") else value)
     settings = Settings()
     assert settings.drain_seconds == 10
+    grace = 30  # Kubernetes' default
     if file == "kubernetes.yaml":
         grace = of_kind("Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-        assert settings.drain_seconds + settings.shutdown_seconds < grace
         assert settings.api_key is not None
+    assert settings.drain_seconds + settings.shutdown_seconds < grace
     compose = documents(DEPLOY / "compose.yaml")[0]["services"]["convmae"]
     assert int(compose["stop_grace_period"].removesuffix("s")) > settings.shutdown_seconds
+
+
+def test_what_the_server_may_hold_fits_into_the_memory_that_it_is_given() -> None:
+    compose = documents(DEPLOY / "compose.yaml")[0]["services"]["convmae"]
+    assert compose["mem_limit"] == "2g"
+    given = {"compose.yaml": compose["environment"]}
+    for file, container in containers().items():
+        assert container["resources"]["limits"]["memory"] == "2Gi"
+        given[file] = settings_of(container["env"])
+    for file, settings in given.items():
+        held = sum(int(settings[f"CONVMAE_MAX_{name}_BYTES"]) for name in ("BUFFERED", "UNREAD"))
+        assert held + 2**31 // 2 + ROOM_FOR_THE_MODEL <= 2**31, file  # half of the memory is for decoding
 
 
 def test_the_key_to_be_set_is_none_that_the_server_would_take() -> None:
