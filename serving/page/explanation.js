@@ -6,6 +6,7 @@ import { element } from "./dom.js";
 import { readLabel } from "./labels.js";
 import { clearOverlay, takeOverlay } from "./overlay.js";
 import { css, resultRow } from "./results.js";
+import { asSentence } from "./words.js";
 
 const FOR = [230, 97, 1]; // orange; colours and opacity as in the pictures that `convmae predict` draws
 const AGAINST = [45, 90, 200]; // blue
@@ -71,12 +72,12 @@ export function picture({ label, logit, bias, contributions, meaning, note }) {
       `most in row ${Math.floor(most / width) + 1}, column ${(most % width) + 1}`,
     note: [
       `${sides(low, high, name)}: logit\u00a0${figure(logit)} = ${figure(logit - bias)} of the cells ` +
-        `${bias < 0 ? "−" : "+"} ${figure(Math.abs(bias))} bias`,
+        `${figure(bias).startsWith("−") ? "−" : "+"} ${figure(Math.abs(bias))} bias`,
       meaning,
       note,
     ]
       .filter(Boolean)
-      .map((text) => `${text[0].toUpperCase()}${text.slice(1)}.`)
+      .map(asSentence)
       .join(" "),
     scale: { background: gradient(low, high, colourOf), low: signed(low), high: signed(high) },
   };
