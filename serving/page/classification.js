@@ -11,7 +11,7 @@ const TOP_K = 5;
 
 export const classification = {
   title: "Classify a photo",
-  lead: "Its most likely classes, why each of them, and the four feature levels behind them.",
+  lead: "Its likeliest classes, why each, and the four feature levels behind them.",
   heading: "Prediction",
 
   hasLevels: true,

@@ -71,8 +71,8 @@ export function picture({ label, logit, bias, contributions, meaning, note }) {
       `What ${height} by ${width} cells add to ${name}, from ${signed(low)} to ${signed(high)}, ` +
       `most in row ${Math.floor(most / width) + 1}, column ${(most % width) + 1}`,
     note: [
-      `${sides(low, high, name)}: logit\u00a0${figure(logit)} = ${figure(logit - bias)} of the cells ` +
-        `${figure(bias).startsWith("−") ? "−" : "+"} ${figure(Math.abs(bias))} bias`,
+      `${sides(low, high, name)}: logit\u00a0${figure(logit)} =\u00a0${figure(logit - bias)} of the cells ` +
+        `${figure(bias).startsWith("−") ? "−" : "+"}\u00a0${figure(Math.abs(bias))}\u00a0bias`,
       meaning,
       note,
     ]
