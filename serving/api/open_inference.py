@@ -30,7 +30,7 @@ from serving.api.media import Medium
 from serving.api.parameters import Parameters, read_parameters
 from serving.api.responses import JSON, OCTETS, to_json
 from serving.api.routes import Route, route_of
-from serving.api.uploads import Parsed, Upload, check_count, decode_reference
+from serving.api.uploads import Parsed, Upload, check_count, decode_reference, parse_json
 from serving.errors import ApiError
 from serving.work.runs import counted, run_for
 
@@ -259,7 +259,7 @@ def _read_head(received: Received) -> tuple[_Head, memoryview]:
     if not length:
         raise _refuse("expected a JSON object with 'inputs', got an empty body; send one", code="empty_body")
     try:
-        content = json.loads(received.body[:length])
+        content = parse_json(received.body[:length])
     except (ValueError, RecursionError):
         raise _refuse("expected a JSON object with 'inputs', got other bytes; send JSON", code="invalid_json") from None
     try:

@@ -143,6 +143,11 @@ def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
     assert finished.stderr.count("\n") == 1
 
 
+def test_two_bundles_of_one_name_are_one_sentence(bundle: Path) -> None:
+    with pytest.raises(ConvMAEError, match="different names, got tiny, tiny"):
+        build([bundle, bundle])
+
+
 def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
     lines = (ROOT / "serving/requirements.in").read_text().splitlines()
     packed = {line for line in lines if not line.startswith("#")}
