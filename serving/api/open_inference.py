@@ -382,7 +382,8 @@ def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatAr
     if data is None and tensor.data is None:
         raise _refuse("expected numbers in 'data', or as binary data, got neither; send them", "inputs[0].data")
     try:
-        values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
     except (ValueError, TypeError, OverflowError):
         raise _refuse("expected numbers in 'data', got something else; send a list", "inputs[0].data") from None
     if values.size != math.prod(tensor.shape):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from convmae_deploy.bundle.loading import read_bundle
+from convmae_deploy.errors import ConvMAEError
 from serving.build import build, choose_requirements, copy_sources, readme
 from serving.settings import SHIPPED_BUNDLE
 from tests.bundle_factory import make_bundle

@@ -46,6 +46,7 @@ def files(**changes: Any) -> dict[str, Any]:
         ({"inputs": [numbers(data=[[1.0], [1.0, 2.0]])]}, "expected numbers"),
         ({"inputs": [numbers(data=None)]}, "expected numbers"),
         ({"inputs": [numbers(data=[math.inf] * 12288)]}, "finite"),
+        ({"inputs": [numbers(data=[1e39] * 12288)]}, "finite"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": 5})]}, "binary_data_size"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": True})]}, "binary_data_size"),
         ({"inputs": [numbers(data=[3e38] * 12288)]}, "no finite ones|gives no finite"),
