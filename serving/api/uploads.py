@@ -52,6 +52,8 @@ Parse = Callable[[bytes, str, MediumOf], Parsed]
 FORM: Final = "application/x-www-form-urlencoded"
 FIELD: Final = re.compile(rb"[\w.%+\-]{1,100}=")  # how such a form begins
 JSON_START: Final = re.compile(rb"\s*[{\[]\s*[\"{\[]")  # how JSON with files begins
+USUAL_LETTERS: Final = bytes.maketrans(b"-_", b"+/")  # of base64, for those that are safe in URLs
+BLANKS: Final = b" \t\r\n\v\f"
 MAX_NESTING: Final = 3  # objects around a file in base64
 OCTETS: Final = ("application/octet-stream", "binary/octet-stream")  # what programs call a file of an unknown type
 
@@ -269,12 +271,8 @@ def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
 def _decode_base64(encoded: str, where: str, medium: Medium) -> bytes:
     """Base64 as programs write it: the usual or the URL-safe letters, padded or not, in lines or in one."""
     try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        pass
-    letters = "".join(encoded.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+        letters = encoded.encode("ascii").translate(USUAL_LETTERS, BLANKS).rstrip(b"=")
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         message = f"expected base64 of {_a(medium)}, got something else ({error}); encode the whole file"
         raise ApiError(400, "invalid_base64", message, field=where) from None

@@ -31,6 +31,25 @@ def test_data_uris_are_read_also_where_their_type_is_not_known(client: TestClien
     assert answer.json() == client.post(CLASSIFY, content=PHOTO).json()
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        TEXT.rstrip("="),
+        TEXT + "==",
+        base64.urlsafe_b64encode(PHOTO).decode(),
+        base64.encodebytes(PHOTO).decode(),
+        "\r\n".join(TEXT),
+    ],
+)
+def test_base64_is_read_as_programs_write_it(client: TestClient, written: str) -> None:
+    assert client.post(CLASSIFY, json={"inputs": written}).json() == client.post(CLASSIFY, content=PHOTO).json()
+
+
+@pytest.mark.parametrize("written", ["*" * 100, "ä" * 100, "A", TEXT[:50] + "=" + TEXT[50:]])
+def test_what_is_no_base64_is_refused(client: TestClient, written: str) -> None:
+    assert client.post(CLASSIFY, json={"inputs": written}).json()["error"]["code"] == "invalid_base64"
+
+
 @pytest.mark.parametrize("kind", ["", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "image/jpeg"])
 def test_json_under_another_name_is_told_the_right_one(client: TestClient, kind: str) -> None:
     answer = client.post(CLASSIFY, content=json.dumps({"inputs": TEXT}), headers={"Content-Type": kind})
