@@ -28,6 +28,7 @@ from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.base import PredictOptions, Predictor, Report, check_distinct_ids
+from convmae_deploy.tasks.classification import is_picture
 from convmae_deploy.terminal import Terminal
 
 
@@ -96,6 +97,7 @@ def predict(
     out: Path | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
+    explain: tuple[str, ...] | None = None,
     views: Views = NO_VIEWS,
     photos: Photos = NO_LIMITS,
     json: bool = False,
@@ -112,8 +114,12 @@ def predict(
             image_id is the photo's name (a number where it is one) and category_id the one of the annotations that the
             model learnt from.
             Segmentation: the labels as PNG, and pictures with a legend.
+            With explain: pictures and their numbers; of one photo a name that ends in .png is the picture.
         top_k: classification: classes a photo or video (default: 5).
         threshold: detection: the smallest score of an object (default: 0.5).
+        explain: classification: how much each cell of a photo adds to the logits of these classes, by name or number
+            (none named: to the largest), in place of predictions: an additive decomposition of the average pooling,
+            not a cause.
         views: how often a video is looked at.
         photos: how large the file of a photo may be.
         json: print one JSON object a file and line, in order, instead of a table.
@@ -125,7 +131,7 @@ def predict(
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
     files = tuple(files_of(files, predictor.MEDIUM))
-    options = PredictOptions(top_k=top_k, threshold=threshold, **vars(views), **vars(photos))
+    options = PredictOptions(top_k=top_k, threshold=threshold, explain=explain, **vars(views), **vars(photos))
     report = _report_of(predictor, files, options, out)
     table = Table("file", *report.columns)
     failures = 0
@@ -315,11 +321,13 @@ def _report_of(predictor: Predictor, files: Sequence[Path], options: PredictOpti
         ConvMAEError: an option is not for this task or out of range, or two photos would get the same files.
     """
     predictor.check_options(options, spell=_flag)
-    if out is not None and not predictor.WRITES:
+    if out is not None and not (predictor.WRITES or options.explain is not None):
         raise ConvMAEError(f"--out says nothing to a {predictor.TASK} model, which writes no files; leave it out")
     if out is not None:
         check_distinct_ids(files)
-        check_can_create(out / files[0].name)
+        check_can_create(out / files[0].name if not is_picture(out) else out)
+        if is_picture(out) and len(files) > 1:
+            raise ConvMAEError(f"expected a folder for the pictures of {len(files)} photos after --out; got {out}")
     return predictor.report(options, out)
 
 

@@ -17,7 +17,7 @@ from convmae_deploy.printing import printable
 from convmae_deploy.program import unusable
 from serving import bentoml_settings
 from serving.api.models import Predictors, batching_backends, open_predictors
-from serving.settings import Settings
+from serving.settings import Settings, warn_of_variables
 
 LOCALHOST = ("127.0.0.1", "::1")  # clients try both, whatever the system's list of names says
 NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -30,6 +30,7 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         settings, _ = bentoml_settings.load()
+        warn_of_variables(os.environ)
         predictors = open_predictors(settings)
         listeners = bind(settings)
     except ConvMAEError as error:

@@ -32,7 +32,7 @@ from serving.api.routes import (
     InferenceRoute,
     Route,
 )
-from serving.errors import ApiError
+from serving.errors import ApiError, busy
 from serving.http.connection_limits import Connections
 from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
@@ -187,6 +187,8 @@ class Api:
             check_version(request.path_params["version"])
         if name is not None or medium is self.inference.media["video"]:
             route.find(self.models, name)  # before a large body is read for nothing
+        if not self.connections.has_room():
+            raise busy("clients have not read the answers yet that they asked for", 1)
         self.pool.admit()
         body = await self.guard.read_body(request.scope)
         timings = Timings()

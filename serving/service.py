@@ -30,7 +30,7 @@ from serving.http.guard import Observer
 from serving.http.log_limit import limit_log
 from serving.http.protocol import CONNECTIONS, LimitedProtocol
 from serving.http.tracing import open_tracing
-from serving.settings import DEFAULT_PORT, Settings
+from serving.settings import DEFAULT_PORT, Settings, warn_of_variables
 
 CLOSING_SECONDS = 5.0  # that the last lines and spans may take
 
@@ -118,6 +118,7 @@ class ConvMAEService:
     @staticmethod
     def check() -> None:
         """Opens every bundle before BentoML listens: a worker that fails later would be restarted for ever."""
+        warn_of_variables(os.environ)
         try:
             close_predictors(open_predictors(settings), settings.shutdown_seconds)
         except ConvMAEError as error:

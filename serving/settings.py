@@ -3,8 +3,8 @@
 `python -m serving.settings` prints them as the table of serving/README.md.
 """
 
+import difflib
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores, available_memory_bytes
+from convmae_deploy.printing import printable
 from serving.setting_types import FrameSources, HostNames, Networks, Origins, RootPath
 
 logger = logging.getLogger("convmae_serving")
@@ -30,6 +31,7 @@ KEY_CHARACTERS = 16  # fewer can be guessed
 MOST_SECRET_BYTES = 64 * 1024  # read of a file that should hold a key
 SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")  # what Kubernetes puts into NAME_PORT for a Service NAME
 MOST_PIXELS = 2**31  # of no photo that memory has room for
+LIKENESS = 0.9  # of a variable that is no setting to the one that was meant
 DEFAULTS_IN_WORDS = {
     "bundle": "the model that ships",
     "threads": "all cores",
@@ -87,6 +89,9 @@ class Settings(BaseSettings):
             "When set, requests with it, sent as `CONVMAE_API_KEY` is, may load and unload models under "
             "`/v2/repository`; without it nobody may."
         ),
+    )
+    admin_key_file: Path | None = Field(
+        default=None, description="File with that key, in place of `CONVMAE_ADMIN_KEY`; read at the start."
     )
     host: str = Field(
         default="127.0.0.1",
@@ -201,11 +206,11 @@ class Settings(BaseSettings):
         default=512_000_000, ge=1, description="Bytes of request bodies held at once by all requests; beyond it, 503."
     )
     max_unread_bytes: int = Field(
-        default=128_000_000,
+        default=256_000_000,
         ge=1,
         description=(
-            "Bytes of answers held at once that clients have not read yet; beyond it, the slowest of them is "
-            "disconnected."
+            "Bytes of answers held at once that clients have not read yet; beyond it, those that read slowly are "
+            "disconnected, and new requests get 503."
         ),
     )
     min_bytes_per_second: int = Field(
@@ -312,19 +317,23 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_key(cls, values: Any) -> Any:
-        """Puts the text of the key's file where the key belongs."""
-        path = values.get("api_key_file") if isinstance(values, dict) else None
-        if path is None:
+    def _read_keys(cls, values: Any) -> Any:
+        """Puts the text of a key's file where the key belongs."""
+        if not isinstance(values, dict):
             return values
-        if values.get("api_key") is not None:
-            raise ValueError("CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set; unset one")
-        try:
-            with Path(str(path).strip()).open("rb") as file:
-                return values | {"api_key": file.read(MOST_SECRET_BYTES).decode("utf-8", "replace")}
-        except OSError as error:
-            reason = f"expected a file with the key, got {str(path)[:200]!r} ({error.strerror})"
-            raise ValueError(f"CONVMAE_API_KEY_FILE: {reason}; mount it, or unset the variable") from None
+        for key in ("api_key", "admin_key"):
+            path, name = values.get(f"{key}_file"), f"{PREFIX}{key.upper()}"
+            if path is None:
+                continue
+            if values.get(key) is not None:
+                raise ValueError(f"{name} and {name}_FILE are both set; unset one")
+            try:
+                with Path(str(path).strip()).open("rb") as file:
+                    values = values | {key: file.read(MOST_SECRET_BYTES).decode("utf-8", "replace")}
+            except OSError as error:
+                reason = f"expected a file with the key, got {str(path)[:200]!r} ({error.strerror})"
+                raise ValueError(f"{name}_FILE: {reason}; mount it, or unset the variable") from None
+        return values
 
     @field_validator("port", mode="before")
     @classmethod
@@ -388,7 +397,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         ConvMAEError: a variable has a value that is not allowed; the sentence names it.
     """
     try:
-        settings = Settings(**(given or {}))
+        return Settings(**(given or {}))
     except ValidationError as error:
         reasons = "; ".join(
             ": ".join([*(f"{PREFIX}{str(part).upper()}" for part in problem["loc"][:1]), problem["msg"]])
@@ -397,13 +406,20 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         raise ConvMAEError(
             f"a setting has a value that is not allowed ({reasons}); correct it and start again"
         ) from None
-    if _is_service_address(os.environ.get(f"{PREFIX}PORT")):
+
+
+def warn_of_variables(environment: Mapping[str, str]) -> None:
+    """Says in the log which variables look like settings and are none."""
+    if _is_service_address(environment.get(f"{PREFIX}PORT")):
         logger.warning(
-            "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port; listening on %d. "
-            "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want",
-            settings.port,
+            "CONVMAE_PORT is the address of a Service of Kubernetes called convmae, not a port, and is not used. "
+            "Set enableServiceLinks: false in the pod, or CONVMAE_PORT to the port that you want"
         )
-    return settings
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(set(environment) - set(known)):
+        meant = difflib.get_close_matches(name, known, 1, LIKENESS) if name.startswith(PREFIX) else ()
+        if meant:
+            logger.warning("%s is no setting and changes nothing; did you mean %s?", printable(name), meant[0])
 
 
 def _is_service_address(value: object) -> bool:

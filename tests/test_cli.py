@@ -88,6 +88,36 @@ def test_a_large_photo_is_halved_or_refused_or_whole(
     assert "predictions" in lines[1] and "predictions" in lines[2]
 
 
+def test_an_explanation_is_a_picture_with_its_numbers_beside_it(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "maps" / "map.png"
+    asked = ("predict", bundle, photos / "a.jpg", "--device", "cpu", "--json", "--out", picture, "--explain")
+    assert convmae(*asked, CLASSES[2]) == 0
+    captured = capsys.readouterr()
+    (explained,) = json.loads(captured.out)["explanations"]
+    assert explained["label"] == CLASSES[2] and explained["index"] == 2
+    numbers = np.array(explained["contributions"])
+    assert numbers.shape == (4, 4) and numbers.sum() + explained["bias"] == pytest.approx(explained["logit"])
+    assert json.loads((tmp_path / "maps" / "map.json").read_text()) == {"file": str(photos / "a.jpg"), **explained}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "an additive decomposition of the average pooling, not a cause" in captured.err
+    assert convmae(*asked, "0", "1") == 0
+    assert {file.name for file in picture.parent.glob("*.png")} == {"map.png", "map.0.png", "map.1.png"}
+
+
+def test_several_photos_are_explained_in_a_folder_or_in_a_table(
+    bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert convmae("predict", bundle, photos, "--explain", "--device", "cpu", "--out", tmp_path / "maps") == 0
+    assert {file.name for file in (tmp_path / "maps").glob("*.png")} == {f"{name}.explained.png" for name in "abc"}
+    assert convmae("predict", bundle, photos, "--explain", "--device", "cpu") == 0
+    assert "strongest cells" in capsys.readouterr().out
+    assert convmae("predict", bundle, photos, "--explain", "--out", tmp_path / "one.png") == 2
+    assert "expected a folder for the pictures of 3 photos after --out" in capsys.readouterr().err
+
+
 def test_the_table_shows_labels_as_they_are(
     bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +388,10 @@ def test_to_hub_writes_a_folder_or_one_sentence(tmp_path: Path, capsys: pytest.C
 
 def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     options = {
-        "predict": {"--out", "--top-k", "--threshold", "--json", "--device", "--threads"} | VIEWS | PHOTOS | RUNTIME,
+        "predict": {"--out", "--top-k", "--threshold", "--explain", "--json", "--device", "--threads"}
+        | VIEWS
+        | PHOTOS
+        | RUNTIME,
         "features": (
             {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
             | {"--retry-failures"}

@@ -78,11 +78,12 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         write_photo(tmp_path / name)
     *lines, serve = lines_of(BLOCKS[1])
-    pretrained, drawn, finetuned, _, predicted, _, described = (run_line(line, tmp_path) for line in lines)
+    pretrained, drawn, finetuned, _, predicted, explained, _, described = (run_line(line, tmp_path) for line in lines)
     assert "pretrained encoder" in pretrained
     assert "mean loss" in drawn and (tmp_path / "picture.png").exists()
     assert "best validation top-1" in finetuned
     assert "a.jpg" in predicted and "b.png" in predicted
+    assert "not a cause" in explained and (tmp_path / "map.png").exists() and (tmp_path / "map.json").exists()
     assert load_file(tmp_path / "features.safetensors")["pooled"].shape == (16, 192)
     assert "classification" in described
     assert serve.split() == ["CONVMAE_BUNDLE=bundles/mine", "make", "serve"]

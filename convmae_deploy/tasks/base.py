@@ -47,6 +47,8 @@ class PredictOptions:
     spatial_views: int | None = None  # crops along the longer side of a video's frames, at least 1 (1)
     frame_sampling_rate: int | None = None  # from one frame of a clip to the next, at least 1 (as in training)
     levels: tuple[str, ...] | None = None  # features of these names, not predictions (without a head: all)
+    # classes, by name or number: what each cell adds to their logits, not predictions; none: to the largest logit
+    explain: tuple[str, ...] | None = None
     max_pixels: int | None = None  # of a photo file, at least 1 (50 million)
     max_side: int | None = None  # of a photo file, in pixels, at least 1 (16384)
 
@@ -64,6 +66,7 @@ class Prepared:
 
     rows: NDArray[Any]  # (V, 3, ...) of the graph's input, V = 1 for photos; a segmenter's: (h, w, 3), see there
     size: Size  # (height, width) in pixels of the upright photo, or of a clip's frames
+    photo: Image.Image | None = None  # a small copy of the upright photo, where a picture may be drawn on it
 
 
 @dataclass(frozen=True, kw_only=True)

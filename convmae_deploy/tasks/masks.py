@@ -60,15 +60,15 @@ class ObjectMask:
 
 def label_png(labels: NDArray[np.integer[Any]]) -> bytes:
     """A map of labels (H, W) as a grey PNG whose levels are the labels: 8 bits for uint8, 16 for uint16."""
-    return _png(Image.fromarray(labels))
+    return picture_png(Image.fromarray(labels))
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """A mask (H, W) as a grey PNG of 0 and 255."""
-    return _png(Image.fromarray(mask.astype(np.uint8) * 255))
+    return picture_png(Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def _png(picture: Image.Image) -> bytes:
+def picture_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()

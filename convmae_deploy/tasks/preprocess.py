@@ -36,7 +36,7 @@ def cropped_views(image: Image.Image, spec: Preprocessing | ClipPreprocessing, v
         RGB pixels (crop height, crop width, 3) of each view.
     """
     height, width = spec.crop
-    resized = image.resize(_covering_size(image.size, spec.resize), FILTERS[spec.interpolation])
+    resized = image.resize(covering_size(image.size, spec.resize), FILTERS[spec.interpolation])
     spare_x, spare_y = resized.width - width, resized.height - height
     cropped = []
     for view in range(views):
@@ -59,7 +59,7 @@ def normalise(
     return output
 
 
-def _covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+def covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of the photo resized so that it covers `target` (height, width).
 
     timm computes square targets with torchvision's Resize (the long side is cut to whole pixels) and others with its

@@ -6,7 +6,7 @@ An answer is written from plain lists and dictionaries, as making and checking o
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 Document = dict[str, Any]
 
@@ -44,6 +44,19 @@ class Prediction(Answer):
     label: str
     score: float
     index: int | None = Field(default=None, description="Only with `indices`.")
+
+
+class Explanation(Answer):
+    """How much each cell of a photo adds to the logit of one class."""
+
+    label: str
+    index: int
+    logit: float = Field(description="The sum of all contributions and the bias.")
+    bias: float
+    difference: float = Field(description="Of the logit from what the weights make of the cells; part of the bias.")
+    contributions: list[list[float]] = Field(description="(rows, columns) of the crop that the model sees.")
+    meaning: str
+    note: str | None = Field(default=None, description="Where the difference is more than float32 leaves.")
 
 
 class RunLengths(Answer):
@@ -87,6 +100,10 @@ class Features(Answer):
     model: str
     dtype: str = Field(description="f32 or f16, as asked for.")  # no list: generators would give it two types
     features: dict[str, list[Any]]
+
+
+class Arrays(RootModel[list[Any]]):
+    """One array alone, as lists of lists."""
 
 
 class Embedding(Answer):

@@ -12,12 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from pydantic.json_schema import models_json_schema
 
 from serving.api import answers
 from serving.api.models import Predictors
-from serving.api.parameters import EmbeddingsParameters, FeaturesParameters, Parameters
+from serving.api.parameters import EmbeddingsParameters, Parameters
 from serving.api.responses import JSON, OCTETS
 from serving.api.routes import (
     ENDPOINTS,
@@ -260,9 +260,11 @@ def _content(route: Route) -> Schema:
             found[kind] = {"schema": {}}
         else:
             one = _reference(route.answer)
-            found[kind] = {"schema": _one_or_many(one) if route.lists else one}
-            if route.parameters is FeaturesParameters:  # in Hugging Face's shape
-                found[kind] = {"schema": {"anyOf": [one, {"type": "array", "items": {}}]}}
+            shapes = _one_or_many(one) if route.lists else [one]
+            if route.other_answer is not None:
+                other = _reference(route.other_answer)
+                shapes += [other, {"type": "array", "items": other}] if route.lists else [other]
+            found[kind] = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     return found
 
 
@@ -314,7 +316,7 @@ def _errors(path: str, statuses: Iterable[int]) -> Schema:
 def _schemas() -> Schema:
     """Every shape in `answers.py`, by name."""
     kinds = [kind for kind in vars(answers).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    kinds.remove(BaseModel)
+    kinds = [kind for kind in kinds if kind not in (BaseModel, RootModel)]
     _, content = models_json_schema([(kind, "serialization") for kind in kinds], ref_template=REFERENCE)
     schemas: Schema = content["$defs"]
     for name in ("Answer", "OpenAnswer"):
@@ -326,10 +328,10 @@ def _reference(kind: type[BaseModel]) -> Schema:
     return {"$ref": REFERENCE.format(model=kind.__name__)}
 
 
-def _one_or_many(one: Schema) -> Schema:
+def _one_or_many(one: Schema) -> list[Schema]:
     """A list for one file, or a list of such lists."""
     single = {"type": "array", "items": one}
-    return {"anyOf": [single, {"type": "array", "items": single}]}
+    return [single, {"type": "array", "items": single}]
 
 
 def without_default(schema: Schema) -> Schema:

@@ -1,6 +1,7 @@
 """The parameters of each route, wherever they are written: query string, form fields, or JSON."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import PredictOptions, Predictor
+from convmae_deploy.tasks.explanation import MEANING
 from convmae_deploy.tasks.features import FeaturePredictor
 from convmae_deploy.tasks.postprocess import ScoreFunction
 from serving.errors import ApiError
@@ -127,6 +129,26 @@ class ClassifyParameters(PhotoParameters):
     top_k: TopK = 5
     function_to_apply: Function = "softmax"
     indices: Indices = False
+    explain: Literal["map"] | None = Field(
+        default=None,
+        description="In place of the classes, how much each cell of the photo adds to the logit of one: "
+        f"{MEANING}. With `Accept: image/png` it is a picture over the photo.",
+    )
+    explain_label: str | None = Field(
+        default=None, description="Of which class, by its name or its index; without it of the likeliest."
+    )
+
+    def options(self, predictor: Predictor) -> PredictOptions:
+        """See `Parameters.options`; an explanation has words of its own for the class."""
+        classes = None if self.explain_label is None else (self.explain_label,)
+        return replace(super().options(predictor), explain=None if self.explain is None else classes or ())
+
+    def check(self, predictor: Predictor, max_views: int) -> None:
+        """See `Parameters.check`: the model knows the class and can be explained."""
+        if self.explain_label is not None and self.explain is None:
+            message = "explain_label says of which class an explanation is; ask for one with explain=map"
+            raise ApiError(422, "invalid_parameter", message, field="explain_label")
+        check_options(self, predictor, "explain_label" if self.explain_label is not None else "explain")
 
 
 class VideoParameters(ClipParameters):
@@ -205,10 +227,7 @@ class FeaturesParameters(AnyMediumParameters):
         """See `Parameters.check`: the model has the levels, and several views have only pooled ones together."""
         super().check(predictor, max_views)
         check_levels(predictor, self.levels)
-        try:
-            predictor.check_options(self.options(predictor))
-        except ConvMAEError as error:
-            raise ApiError(422, "invalid_parameter", str(error), field="levels") from None
+        check_options(self, predictor, "levels")
 
 
 class EmbeddingsParameters(AnyMediumParameters):
@@ -224,6 +243,23 @@ class EmbeddingsParameters(AnyMediumParameters):
         """See `Parameters.check`: the model has a pooled vector."""
         super().check(predictor, max_views)
         check_levels(predictor, self.levels, field="model")
+
+
+def check_options(parameters: Parameters, predictor: Predictor, field: str) -> None:
+    """Refuses options that the model does not take.
+
+    Args:
+        parameters: what is asked of it.
+        predictor: the model.
+        field: the parameter that is at fault where it refuses.
+
+    Raises:
+        ApiError: 422.
+    """
+    try:
+        predictor.check_options(parameters.options(predictor))
+    except ConvMAEError as error:
+        raise ApiError(422, "invalid_parameter", str(error), field=field) from None
 
 
 def check_levels(predictor: Predictor, levels: Sequence[str], field: str = "levels") -> None:

@@ -39,23 +39,25 @@ class Photos:
         """Decodes and prepares the photos one after the other, so that only one of full size is in memory.
 
         What decoding takes is counted until the next photo is asked for. At the end the job's headers say which files
-        have several frames (X-Image-Frames) and which were turned (X-Image-Orientation), where there are such.
+        have several frames (X-Image-Frames), were turned (X-Image-Orientation) or were decoded at half their
+        width and height (X-Image-Scale).
 
         Raises:
             ApiError: a photo cannot be used; the field says which.
             ClientGone: nobody waits for the photos any more.
         """
-        frames, orientations = [], []
+        frames, orientations, scales = [], [], []
         pixels_left = self._request_pixels
         for upload in job.parsed.uploads:
             job.received.ticket.check()
             with self._memory.share(job.received.ticket) as take:
                 with job.received.timings.phase("decode"):
-                    image = self._decode(upload, job.parameters, pixels_left, take)
+                    image = self._decode(upload, job, pixels_left, take)
                     prepared = job.predictor.prepare(image.image, job.options)
-                pixels_left -= image.original_size[0] * image.original_size[1]
+                pixels_left -= image.image.width * image.image.height
                 frames.append(image.frames)
                 orientations.append(image.orientation)
+                scales.append(0.5 if image.halved else 1.0)
                 del image
                 yield prepared
                 del prepared
@@ -63,15 +65,15 @@ class Photos:
             job.headers["X-Image-Frames"] = ", ".join(map(str, frames))
         if any(value != 1 for value in orientations):
             job.headers["X-Image-Orientation"] = ", ".join(map(str, orientations))
+        if any(scale != 1 for scale in scales):
+            job.headers["X-Image-Scale"] = ", ".join(f"{scale:g}" for scale in scales)
 
-    def _decode(
-        self, upload: Upload, parameters: PhotoParameters, pixels_left: int, take: Callable[[int], None]
-    ) -> DecodedImage:
+    def _decode(self, upload: Upload, job: Job, pixels_left: int, take: Callable[[int], None]) -> DecodedImage:
         """Decodes one image.
 
         Args:
             upload: its file.
-            parameters: of the request.
+            job: the request.
             pixels_left: that the request may still have.
             take: waits for so many bytes of memory.
         """
@@ -85,11 +87,19 @@ class Photos:
                 )
             take(size)
 
+        parameters: PhotoParameters = job.parameters
         budget = min(self._limits.max_pixels, pixels_left)
+        limits = dataclasses.replace(
+            self._limits,
+            max_pixels=max(1, budget),
+            max_bytes=self._memory.most,
+            # Not because of the photos before it: what is said of a photo must not depend on others.
+            halve=job.predictor.HALVES and budget == self._limits.max_pixels,
+        )
         try:
             image = decode_image(
                 upload.data,
-                limits=dataclasses.replace(self._limits, max_pixels=max(1, budget)),
+                limits=limits,
                 apply_orientation=parameters.orientation == "apply",
                 reserve=reserve,
             )

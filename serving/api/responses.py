@@ -17,11 +17,12 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.extraction.feature_files import encode_npz, encode_safetensors
 from convmae_deploy.extraction.origin import Origin, origin_of
 from convmae_deploy.tasks.base import PredictOptions, Predictor
+from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.components import principal_components
 from convmae_deploy.tasks.detection import Detections
 from convmae_deploy.tasks.features import POOLED
 from convmae_deploy.tasks.label_colours import class_areas
-from convmae_deploy.tasks.masks import encode_mask, label_png, mask_png
+from convmae_deploy.tasks.masks import encode_mask, label_png, mask_png, picture_png
 from convmae_deploy.tasks.objects import Detection
 from convmae_deploy.tasks.postprocess import Prediction
 from convmae_deploy.tasks.sliding_window import Segmentation
@@ -35,7 +36,7 @@ JSON: Final = "application/json"
 PNG: Final = "image/png"
 FEATURE_TYPES: Final = (SAFETENSORS, NPZ, OCTETS, JSON)  # in order of preference
 FORMATS: Final = {"safetensors": SAFETENSORS, "npz": NPZ, "octets": OCTETS, "json": JSON}  # the words of `format`
-SEGMENT_TYPES: Final = (JSON, PNG)
+PICTURE_TYPES: Final = (JSON, PNG)
 TINY: Final = 1e-12  # a vector of zeros stays one
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 FLOAT16_MAX: Final = float(np.finfo(np.float16).max)
@@ -88,6 +89,28 @@ class ClassWriter(Writer):
         return [{"label": found.label, "score": float(found.score)} for found in result]
 
 
+class PhotoClassWriter(ClassWriter):
+    """The classes of photos, or of each the explanation of one, as numbers or as a picture."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        if self.parameters.explain is not None:
+            self.media_type = choose_picture_type(self.accept, len(job.parsed.uploads))
+
+    def entry(self, result: Any) -> Any:
+        if self.parameters.explain is None:
+            return super().entry(result)
+        (explanation,) = result  # of one class
+        if self.media_type == JSON:
+            return explanation.fields()
+        predictor = self.job.predictor
+        assert isinstance(predictor, Classifier)  # the route has chosen it
+        return picture_png(predictor.draw(explanation))
+
+    def body(self, entries: Sequence[Any]) -> bytes:
+        return entries[0] if self.media_type == PNG else super().body(entries)
+
+
 class ObjectWriter(Writer):
     """`[{"label", "score", "box"}]` for each photo; on request with `mask`, of the upright photo's size.
 
@@ -123,7 +146,7 @@ class SegmentWriter(Writer):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        self.media_type = choose_segment_type(self.accept, len(job.parsed.uploads))
+        self.media_type = choose_picture_type(self.accept, len(job.parsed.uploads))
 
     def entry(self, result: Segmentation) -> bytes | list[dict[str, Any]]:
         if self.media_type == PNG:
@@ -255,15 +278,15 @@ def _origin_function(bundle: Bundle, runtime: RuntimeOptions) -> OriginFunction:
 _ORIGINS: WeakKeyDictionary[Predictor, OriginFunction] = WeakKeyDictionary()  # for as long as there is the model
 
 
-def choose_segment_type(accept: str, photos: int) -> str:
-    """The format of labels of pixels: JSON, or for a single photo its labels as a PNG.
+def choose_picture_type(accept: str, photos: int) -> str:
+    """The format of what a picture can show: JSON, or for a single photo a PNG.
 
     Raises:
         ApiError: 406, nothing that the client accepts is on offer.
     """
-    chosen = _negotiate(accept, SEGMENT_TYPES if photos == 1 else (JSON,))
+    chosen = _negotiate(accept, PICTURE_TYPES if photos == 1 else (JSON,))
     if chosen is None:
-        offer = f"one of {', '.join(SEGMENT_TYPES)}" if photos == 1 else f"{JSON}, as there are {photos} photos"
+        offer = f"one of {', '.join(PICTURE_TYPES)}" if photos == 1 else f"{JSON}, as there are {photos} photos"
         raise ApiError(406, "not_acceptable", f"expected an Accept header that allows {offer}", field="Accept")
     return chosen
 

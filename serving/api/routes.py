@@ -28,11 +28,12 @@ from serving.api.parameters import (
 from serving.api.responses import (
     FEATURE_TYPES,
     JSON,
-    SEGMENT_TYPES,
+    PICTURE_TYPES,
     ClassWriter,
     EmbeddingWriter,
     FeatureWriter,
     ObjectWriter,
+    PhotoClassWriter,
     SegmentWriter,
     Writer,
 )
@@ -59,6 +60,7 @@ class Route:
     body: Body = "files"
     answer: type[BaseModel] | None = None  # in JSON; None: it depends on the model
     lists: bool = False  # whether that is an entry of a list, of lists for a list of files
+    other_answer: type[BaseModel] | None = None  # in JSON, in place of it where a request asks so
     media_types: tuple[str, ...] = (JSON,)  # of answers
     tag: str = PROTOCOLS
     parameters: type[Parameters] = Parameters  # that are described; those of the model's own route are understood
@@ -125,12 +127,15 @@ ROUTES: Final = (
         name="classify",
         summary="Classify images",
         description="The answer has Hugging Face's shape: a list of labels and scores for one image, a list of such "
-        "lists for a list of images or several files.",
+        "lists for a list of images or several files. With `explain=map` it says instead how much each cell of the "
+        "photo adds to one class, as numbers or as a picture.",
         task=Classifier.TASK,
         parameters=ClassifyParameters,
-        writer=ClassWriter,
+        writer=PhotoClassWriter,
         answer=answers.Prediction,
         lists=True,
+        other_answer=answers.Explanation,
+        media_types=PICTURE_TYPES,
     ),
     InferenceRoute(
         path="/v1/detect",
@@ -157,7 +162,7 @@ ROUTES: Final = (
         writer=SegmentWriter,
         answer=answers.Segment,
         lists=True,
-        media_types=SEGMENT_TYPES,
+        media_types=PICTURE_TYPES,
     ),
     InferenceRoute(
         path="/v1/classify-video",
@@ -188,6 +193,7 @@ ROUTES: Final = (
         writer=FeatureWriter,
         parse=parse_flat,
         answer=answers.Features,
+        other_answer=answers.Arrays,
         media_types=FEATURE_TYPES,
     ),
     InferenceRoute(

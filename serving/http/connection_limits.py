@@ -3,8 +3,8 @@
 A connection costs a file descriptor, and a process that has none left answers nobody. So silent clients may not take
 them all: a connection that holds a request is never closed for another one, and of the rest the oldest goes first.
 
-An answer that its client has not read yet is in memory. Many clients that read slowly may hold much together, and the
-slowest of them goes first.
+An answer that its client has not read yet is in memory. Where that is too much together, clients that read slowly go,
+the slowest first; and while the others read as fast as their line can, new requests are refused until there is room.
 """
 
 import logging
@@ -17,6 +17,7 @@ from typing import Final, Protocol
 logger = logging.getLogger("convmae_serving")
 
 MOST_DESCRIPTORS: Final = 65_536  # some systems allow a thousand million, which nothing here needs
+SLOW: Final = 10  # times the least rate; clients below that go first where there is too much unread
 RESERVED_DESCRIPTORS: Final = 64  # for models, libraries, the log, and connections that are being closed
 
 
@@ -51,7 +52,7 @@ class Connections:
         self,
         most: int = 2000,
         keep_alive_seconds: float = 75.0,
-        most_unread_bytes: int = 128_000_000,
+        most_unread_bytes: int = 256_000_000,
         least_bytes_per_second: float = 5_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,14 +101,20 @@ class Connections:
         self._busy.discard(connection)
 
     def begin_unread(self, connection: Held) -> None:
-        """Its client reads more slowly than the answer was written; where all hold too much, the slowest one goes."""
+        """Its client reads more slowly than the answer was written; where there is too much of that, slow ones go."""
         self._unread[connection] = (connection.unread_bytes(), self._clock())
-        while len(self._unread) > 1 and sum(one.unread_bytes() for one in self._unread) > self.most_unread_bytes:
+        while not self.has_room():
             slowest = min(self._unread, key=self._bytes_per_second)
+            if self._bytes_per_second(slowest) >= SLOW * self.least_bytes_per_second:
+                return
             self.end_unread(slowest)
             slowest.abort()
             message = "answers of more than %d bytes are not read yet; the slowest client was disconnected"
             logger.warning(message, self.most_unread_bytes)
+
+    def has_room(self) -> bool:
+        """Whether another request may be answered: clients have read so much of the answers before it."""
+        return not self._unread or sum(one.unread_bytes() for one in self._unread) <= self.most_unread_bytes
 
     def end_unread(self, connection: Held) -> None:
         """Its client has read nearly all, or is gone."""

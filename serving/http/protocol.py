@@ -1,8 +1,11 @@
-"""Limits on what no application sees: connections, headers and trailers, their time, and answers that nobody reads.
+"""What uvicorn's protocol for httptools lacks, and nothing else:
 
-uvicorn has none of them with httptools: a client could send headers for ever, connect and say nothing, or ask and never
-read the answer. Also an answer's head and body in one packet, which uvicorn sends as two, and refusals of what is no
-request in the shape of all our errors.
+- a limit to the bytes of headers and trailers, and to the time of these and of the rest of a body that nobody awaits;
+- a limit to the number of connections, which the oldest silent one makes room for;
+- an answer that is not read ends at a least rate, its bytes count, and the next request waits until it is read;
+- offers of another protocol (h2c, WebSocket) are ignored and the request's body stays (see parser.py);
+- what is no request, a tunnel, or a URL instead of a path, is refused in the shape of all our errors, or understood;
+- the head and the start of the body of an answer are one packet.
 """
 
 import asyncio

@@ -89,7 +89,7 @@ def photo_seeds() -> dict[str, bytes]:
 def _png_seeds(picture: Image.Image, exif: bytes, icc: bytes) -> dict[str, bytes]:
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Raw profile type exif", "\nexif\n      20\n" + exif[6:].hex(), zip=True)
-    texts.add_itxt("XML:com.adobe.xmp", "<x/>", zip=True)
+    texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>', zip=True)
     grey = encode(picture.convert("L"), "PNG")
     return {
         "colours.png": encode(picture, "PNG", exif=exif, icc_profile=icc, dpi=(72, 72)),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
+from PIL import Image
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
@@ -366,3 +367,43 @@ def test_before_its_models_are_there_the_server_is_not_ready(predictors: dict[st
 def test_json_never_holds_a_number_that_json_does_not_have(client: TestClient) -> None:
     for path in ("/v1/models", "/v1/models/tiny", "/openapi.json", "/readyz", "/livez"):
         json.loads(client.get(path).text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_what_each_cell_adds_is_said_in_numbers_that_sum_to_the_logit(client: TestClient) -> None:
+    found = client.post("/v1/classify?explain=map", content=PHOTO).json()
+    logits = client.post("/v1/classify?function_to_apply=none", content=PHOTO).json()
+    assert found["label"] == logits[0]["label"] and found["logit"] == pytest.approx(logits[0]["score"], rel=1e-6)
+    assert np.sum(found["contributions"]) + found["bias"] == pytest.approx(found["logit"], rel=1e-6)
+    assert np.shape(found["contributions"]) == (4, 4) and abs(found["difference"]) < 1e-4
+    assert "not a cause" in found["meaning"]
+
+
+def test_another_class_is_explained_by_its_name_or_its_index(client: TestClient) -> None:
+    by_name = client.post("/v1/classify?explain=map&explain_label=c", content=PHOTO).json()
+    by_index = client.post("/v1/classify?explain=map&explain_label=2", content=PHOTO).json()
+    assert by_name == by_index and (by_name["label"], by_name["index"]) == ("c", 2)
+    several = client.post("/v1/classify?explain=map&explain_label=c", files=[("file", PHOTO), ("file", PHOTO)]).json()
+    assert len(several) == 2 and several[0]["label"] == "c"
+
+
+def test_an_explanation_comes_as_a_picture_of_one_photo(client: TestClient) -> None:
+    headers = {"Accept": "image/png"}
+    answer = client.post("/v1/classify?explain=map", content=PHOTO, headers=headers)
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert picture.mode == "RGB"
+    files = [("file", PHOTO), ("file", PHOTO)]
+    assert client.post("/v1/classify?explain=map", files=files, headers=headers).status_code == 406
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("explain=map&explain_label=z", "explain_label"),
+        ("explain_label=a", "explain_label"),
+        ("explain=cause", "explain"),
+    ],
+)
+def test_what_cannot_be_explained_is_said(client: TestClient, query: str, field: str) -> None:
+    answer = client.post(f"/v1/classify?{query}", content=PHOTO)
+    assert answer.status_code == 422 and answer.json()["error"]["field"] == field

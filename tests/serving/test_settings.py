@@ -1,12 +1,13 @@
 """Settings from the environment."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import available_cores
-from serving.settings import Settings, load_settings, markdown_table
+from serving.settings import Settings, load_settings, markdown_table, warn_of_variables
 from tests.serving.running_server import ROOT
 
 
@@ -147,6 +148,7 @@ def test_the_address_of_a_service_called_convmae_is_no_port_and_is_said_to_be_no
         monkeypatch.setenv(f"CONVMAE_{name}", value)
     with caplog.at_level("WARNING", "convmae_serving"):
         assert load_settings().port == 3000
+        warn_of_variables(os.environ)
     (record,) = caplog.records
     assert all(word in record.getMessage() for word in ("Kubernetes", "enableServiceLinks: false", "CONVMAE_PORT"))
 
@@ -157,16 +159,29 @@ def test_a_port_that_the_pod_sets_itself_is_that_port(
     for name, value in (SERVICE_LINKS | {"PORT": "8080"}).items():
         monkeypatch.setenv(f"CONVMAE_{name}", value)
     assert load_settings().port == 8080
+    warn_of_variables(os.environ)
     assert not caplog.records
 
 
-def test_the_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_variable_that_is_nearly_a_setting_is_said_to_be_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", "convmae_serving"):
+        warn_of_variables({"CONVMAE_CORS_ORIGIN": "*", "CONVMAE_DATA": "another program's", "CONVMAE_PORT": "80"})
+    (record,) = caplog.records
+    assert "CONVMAE_CORS_ORIGIN is no setting" in record.getMessage()
+    assert "did you mean CONVMAE_CORS_ORIGINS?" in record.getMessage()
+
+
+@pytest.mark.parametrize("which", ["api_key", "admin_key"])
+def test_a_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, which: str) -> None:
+    name = f"CONVMAE_{which.upper()}"
     (tmp_path / "key").write_text("0123456789 abcdef\r\n")
-    monkeypatch.setenv("CONVMAE_API_KEY_FILE", f"{tmp_path / 'key'}\n")
-    key = load_settings().api_key
+    monkeypatch.setenv(f"{name}_FILE", f"{tmp_path / 'key'}\n")
+    key = getattr(load_settings(), which)
     assert key is not None and key.get_secret_value() == "0123456789 abcdef"
-    monkeypatch.setenv("CONVMAE_API_KEY", "another key of a server")
-    with pytest.raises(ConvMAEError, match="CONVMAE_API_KEY and CONVMAE_API_KEY_FILE are both set"):
+    monkeypatch.setenv(name, "another key of a server")
+    with pytest.raises(ConvMAEError, match=f"{name} and {name}_FILE are both set"):
         load_settings()
 
 

@@ -122,6 +122,7 @@ def test_a_port_in_use_is_one_sentence(bundle: Path) -> None:
         assert_one_sentence(start(CONVMAE_BUNDLE=str(bundle), CONVMAE_PORT=port), port)
 
 
+@pytest.mark.slow
 def test_the_address_of_a_service_of_kubernetes_keeps_no_pod_from_starting(bundle: Path, tmp_path: Path) -> None:
     with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_PORT": "tcp://127.0.0.1:9"}) as server:
         assert "enableServiceLinks: false" in server.log.read_text()

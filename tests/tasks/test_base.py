@@ -23,7 +23,7 @@ from tests.bundle_factory import (
     make_video_bundle,
     open_as,
 )
-from tests.media.photo_files import photo
+from tests.media.photo_files import encode, photo
 
 LEVELS = ("pooled", "e1", "e2", "e3", "e4")
 
@@ -216,3 +216,18 @@ def test_threads_share_one_predictor(predictor: Classifier) -> None:
     expected = [predictor([image]) for image in photos]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda image: predictor([image]), photos)) == expected
+
+
+def test_a_large_photo_is_halved_for_classes_and_features_and_refused_for_what_is_in_pixels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = PredictOptions(max_pixels=96 * 64)
+    large = encode(photo(192, 128), "JPEG")
+    classifier = open_predictor(make_bundle(tmp_path / "classes"), device="cpu")
+    for _ in range(2):
+        assert classifier.predict(large, limits)
+    assert len(caplog.records) == 1 and "the first is one of 192 x 128" in caplog.text
+    for make in (make_detection_bundle, make_segmentation_bundle):
+        predictor = open_predictor(make(tmp_path / make.__name__), device="cpu")
+        with pytest.raises(ConvMAEError, match="at most 6144 are accepted"):
+            predictor.predict(large, limits)

@@ -3,8 +3,10 @@
 import resource
 
 import pytest
+from starlette.testclient import TestClient
 
 from serving.http.connection_limits import Connections, wanted_descriptors
+from tests.serving.sample_images import jpeg
 from tests.waiting import GivenClock
 
 NO_LIMIT = resource.RLIM_INFINITY
@@ -98,9 +100,9 @@ def test_removing_one_that_is_not_there_does_nothing() -> None:
     assert connections.count == 0
 
 
-def test_where_too_much_is_unread_the_clients_that_have_read_least_a_second_go_until_it_fits() -> None:
+def test_where_too_much_is_unread_the_clients_that_read_most_slowly_go_until_it_fits() -> None:
     clock = GivenClock()
-    connections = Connections(10, most_unread_bytes=1000, clock=clock)
+    connections = Connections(10, most_unread_bytes=1000, least_bytes_per_second=10, clock=clock)
     early, fast, slow, slower = (Held(unread=300) for _ in range(4))
     connections.begin_unread(early)
     clock.advance(10.0)
@@ -111,15 +113,30 @@ def test_where_too_much_is_unread_the_clients_that_have_read_least_a_second_go_u
     new = Held(unread=500)
     connections.begin_unread(new)
     assert dropped([early, fast, slow, slower, new]) == [0, 3]
+    assert connections.has_room()
 
 
-def test_an_answer_that_is_too_large_by_itself_stays_and_one_that_was_read_no_longer_counts() -> None:
+def test_clients_that_read_fast_stay_and_the_next_requests_have_no_room_until_they_have_read() -> None:
+    clock = GivenClock()
+    connections = Connections(10, most_unread_bytes=1000, least_bytes_per_second=1, clock=clock)
+    first, second = Held(unread=900), Held(unread=900)
+    connections.begin_unread(first)
+    clock.advance(1.0)
+    first.unread = 800
+    connections.begin_unread(second)
+    assert dropped([first, second]) == []
+    assert not connections.has_room()
+    second.unread = 100
+    assert connections.has_room()
+
+
+def test_one_that_was_read_no_longer_counts() -> None:
     connections = Connections(10, most_unread_bytes=1000, clock=GivenClock())
     large, next_one = Held(unread=5000), Held(unread=900)
     connections.begin_unread(large)
     connections.end_unread(large)
     connections.begin_unread(next_one)
-    assert dropped([large, next_one]) == []
+    assert (dropped([large, next_one]), connections.has_room()) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +163,16 @@ def test_as_many_descriptors_are_asked_for_as_the_system_allows_and_are_of_use(
     soft: int, hard: int, expected: int
 ) -> None:
     assert wanted_descriptors(soft, hard) == expected
+
+
+def test_a_request_that_there_is_no_room_for_is_503(client: TestClient) -> None:
+    connections = client.app.state.api.connections  # type: ignore[attr-defined]
+    unread = Held()
+    connections.begin_unread(unread)
+    unread.unread = 300_000_000
+    answer = client.post("/v1/classify", content=jpeg())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"] == "1"
+    assert client.get("/livez").status_code == 200
+    connections.end_unread(unread)
+    assert client.post("/v1/classify", content=jpeg()).status_code == 200
