@@ -168,8 +168,8 @@ async def load(soak: Soak, target: Target, pid: int, model: str, sample_seconds:
     """All clients together for the time of the soak, the looks at the server, and the models replaced."""
     tasks = [asyncio.create_task(repeat(kind, target, soak.outcomes)) for kind in (*BAD, *SLOW)]
     tasks.append(asyncio.create_task(watch(soak, pid, sample_seconds)))
-    tasks.append(asyncio.create_task(replace_models(soak, target, model)))
-    await GoodClients(target, soak.outcomes).run(soak.rate, soak.seconds)
+    good = GoodClients(target, soak.outcomes).run(soak.rate, soak.seconds)
+    await asyncio.gather(good, replace_models(soak, target, model))
     for task in tasks:
         task.cancel()
     for ended in await asyncio.gather(*tasks, return_exceptions=True):

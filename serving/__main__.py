@@ -77,8 +77,9 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     server.run(sockets=listeners)
-    # A job or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
-    if service.api.pool.running or not service.predictors.close(0.0):
+    # A job, a loading model or a device that nothing can interrupt: Python would wait for its thread, or end under its
+    # feet.
+    if service.api.pool.running or service.api.repository.busy or not service.predictors.close(0.0):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from serving.api.job import Received
 from serving.api.media import Medium
 from serving.api.models import Models, Predictors, describe_model, find_any, list_models
 from serving.api.open_inference import OpenInference, check_version, model_metadata, server_metadata
-from serving.api.repository import Repository
+from serving.api.repository import Repository, check_request
 from serving.api.routes import (
     ENDPOINTS,
     MODEL_ROUTES,
@@ -113,8 +115,8 @@ class Api:
 
     async def model_ready(self, request: Request) -> Response:
         predictor = self._named(request)
-        if not self.inference.health(predictor.manifest.name).ready:
-            raise ApiError(503, "not_ready", "the model failed several times in a row; see the server's log")
+        if (fault := self.inference.fault_of(predictor)) is not None:
+            raise ApiError(503, "not_ready", fault)
         return JSONResponse({"name": predictor.manifest.name, "ready": True})
 
     model_metadata_version, model_ready_version = model_metadata, model_ready
@@ -123,11 +125,15 @@ class Api:
         return JSONResponse(self.repository.index())
 
     async def load_model(self, request: Request) -> Response:
-        await asyncio.to_thread(self.repository.load, request.path_params["name"])
-        return JSONResponse({})
+        return await self._change(self.repository.load, request)
 
     async def unload_model(self, request: Request) -> Response:
-        await asyncio.to_thread(self.repository.unload, request.path_params["name"])
+        return await self._change(self.repository.unload, request)
+
+    async def _change(self, change: Callable[[str], None], request: Request) -> Response:
+        assert self.guard is not None
+        check_request(await self.guard.read_body(request.scope))
+        await in_thread(partial(change, request.path_params["name"]))
         return JSONResponse({})
 
     async def metrics_page(self, request: Request) -> Response:
@@ -157,7 +163,7 @@ class Api:
         if self.guard is not None and self.guard.draining:
             return "the server is shutting down; send requests to another one"
         if not self.models:
-            return "no model is loaded; wait for the end of the start, or load one under /v2/repository"
+            return "no model is loaded, or none yet; try again in a moment"
         return self.inference.fault()
 
     def medium_of(self, scope: Scope) -> Medium:
@@ -284,6 +290,22 @@ class RoutePaths:
 
 
 ROUTE_PATHS: Final = RoutePaths(MODEL_ROUTES)
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """Does what may take long in a thread of its own, for which the end of the server does not wait."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            work()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="convmae-change", daemon=True).start()
+    await asyncio.wrap_future(future)
 
 
 def _text(header: bytes | None) -> str | None:

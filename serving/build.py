@@ -67,6 +67,9 @@ def build(bundles: Sequence[Path], extra: Extra = "cpu") -> str:
         ConvMAEError: a bundle is not in order, or BentoML fails.
     """
     manifests = [load_bundle(bundle).manifest for bundle in bundles]
+    names = [manifest.name for manifest in manifests]
+    if len(set(names)) != len(names):
+        raise ConvMAEError(f"expected bundles of different names, got {', '.join(names)}; leave one of a name out")
     has_videos = any(task_of(manifest).MEDIUM == "video" for manifest in manifests)
     with tempfile.TemporaryDirectory(prefix="convmae-bento-") as folder:
         context = Path(folder)

@@ -1,7 +1,7 @@
 """The shapes of answers in JSON, for the description of the interface and for tests; what is sent is made elsewhere.
 
 An answer is written from plain lists and dictionaries, as making and checking objects costs more than the rest of it.
-`tests/serving/api/test_answers.py` holds real answers against these.
+`tests/serving/clients/test_description.py` holds real answers against these.
 """
 
 from typing import Any, Literal
@@ -98,7 +98,7 @@ class Features(Answer):
     """Arrays as lists of lists, each with an axis of files first."""
 
     model: str
-    dtype: Literal["f32", "f16"]
+    dtype: str = Field(description="f32 or f16, as asked for.")  # no list: generators would give it two types
     features: dict[str, list[Any]]
 
 
@@ -114,17 +114,21 @@ class Embedding(Answer):
     embedding: list[float] | str = Field(description="Numbers, or little-endian float32 in base64.")
 
 
-class Usage(OpenAnswer):
+class Usage(Answer):
     """Nothing is counted; OpenAI's clients want the fields."""
 
+    prompt_tokens: int
+    total_tokens: int
 
-class Embeddings(OpenAnswer):
+
+class Embeddings(Answer):
     """OpenAI's shape."""
 
     object: Literal["list"]
     data: list[Embedding]
     model: str
     fingerprint: str = Field(description="Which vectors these may be compared with.")
+    usage: Usage
 
 
 class Licence(OpenAnswer):

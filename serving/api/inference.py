@@ -21,6 +21,7 @@ from serving.api.routes import AnyModelRoute, InferenceRoute, Route, route_of
 from serving.api.uploads import Parsed
 from serving.api.videos import Videos
 from serving.settings import Settings
+from serving.work.batching import BatchingBackend
 from serving.work.memory import DecodingMemory
 from serving.work.runs import Health, counted, run_for
 
@@ -63,12 +64,15 @@ class Inference:
 
     def fault(self) -> str | None:
         """Why a model or its device is of no use now, or None."""
-        for backend in batching_backends(self.models).values():
-            if (fault := backend.fault()) is not None:
-                return fault
-        for name in self.models:
-            if not self.health(name).ready:
-                return f"the model {name} failed several times in a row; see the server's log"
+        return next((fault for model in self.models.values() if (fault := self.fault_of(model)) is not None), None)
+
+    def fault_of(self, predictor: Predictor) -> str | None:
+        """Why a model or its device is of no use now, or None."""
+        name, backend = predictor.manifest.name, predictor.backend
+        if isinstance(backend, BatchingBackend) and (fault := backend.fault()) is not None:
+            return fault
+        if not self.health(name).ready:
+            return f"the model {name} failed several times in a row; see the server's log"
         return None
 
     def try_again(self) -> None:

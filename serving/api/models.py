@@ -97,7 +97,9 @@ class Models(Predictors):
 
     def close(self, seconds: float) -> bool:
         """See `close_predictors`; also of those that have been replaced."""
-        return close_predictors(self._current | {str(key): model for key, model in self._retired.items()}, seconds)
+        with self._lock:
+            models = self._current | {str(key): model for key, model in self._retired.items()}
+        return close_predictors(models, seconds)
 
     def _change(self, current: dict[str, Predictor]) -> None:
         kept = {id(model) for model in current.values()}

@@ -30,7 +30,7 @@ from serving.api.media import Medium
 from serving.api.parameters import Parameters, read_parameters
 from serving.api.responses import JSON, OCTETS, to_json
 from serving.api.routes import Route, route_of
-from serving.api.uploads import Parsed, Upload, check_count, decode_reference
+from serving.api.uploads import MAX_JSON_ITEMS, Parsed, Upload, check_count, decode_reference, parse_json
 from serving.errors import ApiError
 from serving.work.runs import counted, run_for
 
@@ -123,9 +123,9 @@ class OpenInference:
         The numbers of its JSON take far more memory than their text, and are let go before anything is run.
         """
         with self.inference.memory.share(received.ticket) as take:
-            size = _json_bytes(received)
+            size = _json_bytes(received, predictor)
             if size > self.inference.memory.most:
-                raise ApiError(413, "body_too_large", "expected fewer numbers in JSON; send them as binary data")
+                raise _too_many_numbers()
             take(size)
             head, rest = _read_head(received)
             tensor = _one_input(head, predictor)
@@ -235,10 +235,24 @@ def _refuse(message: str, where: str | None = None, code: str = "invalid_input")
     return ApiError(400, code, message, field=where)
 
 
-def _json_bytes(received: Received) -> int:
-    """What reading the JSON may take: numbers in lists take far more than their text."""
+def _too_many_numbers() -> ApiError:
+    message = "expected the numbers of one batch at most in JSON, got more; send fewer, or send them as binary data"
+    return ApiError(413, "body_too_large", message)
+
+
+def _json_bytes(received: Received, predictor: Predictor) -> int:
+    """What reading the JSON may take: numbers in lists take far more than their text, empty lists even more.
+
+    Raises:
+        ApiError: 413, it holds more numbers, or more lists of them, than the model's largest batch.
+    """
     head = received.body[: _head_length(received)]
-    return BYTES_A_NUMBER * sum(map(head.count, (b",", b"{", b"[")))
+    numbers, lists = head.count(b","), head.count(b"[") + head.count(b"{")
+    shape = (predictor.manifest.input.max_batch, *predictor.manifest.input.shape)
+    most_lists = sum(math.prod(shape[:axes]) for axes in range(len(shape)))
+    if numbers > math.prod(shape) + MAX_JSON_ITEMS or lists > most_lists + MAX_JSON_ITEMS:
+        raise _too_many_numbers()
+    return BYTES_A_NUMBER * (numbers + lists)
 
 
 def _head_length(received: Received) -> int:
@@ -259,7 +273,7 @@ def _read_head(received: Received) -> tuple[_Head, memoryview]:
     if not length:
         raise _refuse("expected a JSON object with 'inputs', got an empty body; send one", code="empty_body")
     try:
-        content = json.loads(received.body[:length])
+        content = parse_json(received.body[:length])
     except (ValueError, RecursionError):
         raise _refuse("expected a JSON object with 'inputs', got other bytes; send JSON", code="invalid_json") from None
     try:
@@ -382,7 +396,8 @@ def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatAr
     if data is None and tensor.data is None:
         raise _refuse("expected numbers in 'data', or as binary data, got neither; send them", "inputs[0].data")
     try:
-        values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+            values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
     except (ValueError, TypeError, OverflowError):
         raise _refuse("expected numbers in 'data', got something else; send a list", "inputs[0].data") from None
     if values.size != math.prod(tensor.shape):

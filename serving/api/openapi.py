@@ -37,6 +37,7 @@ Schema = dict[str, Any]
 REFERENCE: Final = "#/components/schemas/{model}"
 BINARY: Final[Schema] = {"type": "string", "format": "binary"}
 TEXT: Final[Schema] = {"type": "string"}
+KEYS: Final = [{"bearer": list[str]()}, {"key": list[str]()}]  # either of them
 TAGS: Final = {
     INFERENCE: "Photos and videos to answers.",
     PROTOCOLS: "The same models for clients of other servers.",
@@ -61,8 +62,11 @@ def document(settings: Settings, predictors: Predictors) -> Schema:
         paths.setdefault(route.path, {})["post"] = _inference(route, predictors)
     for endpoint in ENDPOINTS:
         operation = paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _information(endpoint)
-        if endpoint.tag == REPOSITORY and settings.admin_key is None:
-            operation["x-unavailable"] = "The server was started without CONVMAE_ADMIN_KEY."
+        if endpoint.tag == REPOSITORY:
+            if settings.admin_key is None:
+                operation["x-unavailable"] = "The server was started without CONVMAE_ADMIN_KEY."
+            else:
+                operation["security"] = KEYS
     paths["/metrics"] = {"get": _metrics()}
     content: Schema = {
         "openapi": "3.1.0",
@@ -72,12 +76,13 @@ def document(settings: Settings, predictors: Predictors) -> Schema:
         "components": {"schemas": _schemas()},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
     }
-    if settings.api_key is not None:
+    if settings.api_key is not None or settings.admin_key is not None:
         content["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         }
-        content["security"] = [{"bearer": []}, {"key": []}]
+    if settings.api_key is not None:
+        content["security"] = KEYS
     return content
 
 
@@ -148,13 +153,15 @@ def _files(route: Route) -> dict[str, tuple[Schema, object]]:
     video = route.medium_name == "video"
     file: Schema = BINARY if video else {"type": "array", "items": BINARY, "description": "One or several files."}
     text = _text(route.medium_name)
-    inputs = text if video else {"anyOf": [text, {"type": "array", "items": text}]}
+    inputs = text if video else {"anyOf": [text, {"type": "array", "items": text, "minItems": 1}]}
     # The defaults stand in the query; a client made by a generator would send them in both places.
     options = {name: without_default(schema) for name, schema in fields_of(route.parameters).items()}
+    parameters = {"type": "object", "properties": options, "additionalProperties": False}
     as_json = {
         "type": "object",
         "required": ["inputs"],
-        "properties": {"inputs": inputs, "parameters": {"type": "object", "properties": options}},
+        "properties": {"inputs": inputs, "parameters": parameters},
+        "additionalProperties": False,
     }
     return {
         OCTETS: ({**BINARY, "description": "The file itself; any Content-Type will do."}, None),
@@ -175,11 +182,11 @@ def _embeddings(route: Route) -> dict[str, tuple[Schema, object]]:
         },
     }
     options = {name: without_default(schema) for name, schema in fields_of(EmbeddingsParameters).items()}
-    several = {"type": "array", "items": {"anyOf": [text, part]}}
+    several = {"type": "array", "items": {"anyOf": [text, part]}, "minItems": 1}
     properties = {"input": {"anyOf": [text, part, several]}, **options}
     return {
         JSON: (
-            {"type": "object", "required": ["input"], "properties": properties},
+            {"type": "object", "required": ["input"], "properties": properties, "additionalProperties": False},
             {"input": example_of("photo")},
         )
     }
@@ -192,9 +199,10 @@ def _instances(route: Route) -> dict[str, tuple[Schema, object]]:
         "type": "object",
         "required": ["instances"],
         "properties": {
-            "instances": {"type": "array", "items": instance},
+            "instances": {"type": "array", "items": instance, "minItems": 1},
             "parameters": {"type": "object", "description": "Those of the route of the model's task."},
         },
+        "additionalProperties": False,
     }
     return {JSON: (schema, {"instances": [{"b64": example_of("photo").partition(",")[2]}]})}
 
@@ -206,7 +214,7 @@ def _tensors(route: Route) -> dict[str, tuple[Schema, object]]:
         "required": ["name", "shape", "datatype"],
         "properties": {
             "name": TEXT,
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
             "datatype": {"type": "string", "enum": ["FP32", "BYTES"]},
             "parameters": {"type": "object"},
             "data": {"type": "array", "items": {}},
@@ -223,7 +231,7 @@ def _tensors(route: Route) -> dict[str, tuple[Schema, object]]:
         "properties": {
             "id": TEXT,
             "parameters": {"type": "object"},
-            "inputs": {"type": "array", "items": tensor},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
             "outputs": {"type": "array", "items": output},
         },
     }
@@ -264,7 +272,8 @@ def _information(endpoint: Endpoint) -> Schema:
     answer = {"type": "object"} if endpoint.answer is None else _reference(endpoint.answer)
     if endpoint.lists:
         answer = {"type": "array", "items": answer}
-    return _operation(endpoint, {JSON: {"schema": answer}}, (*ANY, *endpoint.statuses)) | {
+    of_body = OF_BODIES if endpoint.method == "POST" else ()
+    return _operation(endpoint, {JSON: {"schema": answer}}, tuple({*ANY, *endpoint.statuses, *of_body})) | {
         "parameters": _path_parameters(endpoint.path)
     }
 

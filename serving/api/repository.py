@@ -14,6 +14,7 @@ from convmae_deploy.bundle.manifest import MANIFEST_NAME, NAME_PATTERN
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import release_free_memory
 from serving.api.models import Models, load_named, start_predictor
+from serving.api.uploads import parse_json
 from serving.errors import ApiError
 from serving.settings import Settings
 
@@ -35,6 +36,11 @@ class Repository:
         self._changed = changed
         self._one = threading.Lock()  # one change after the other
         self._given: dict[str, Path] = {}  # folders of CONVMAE_BUNDLE by their models' names
+
+    @property
+    def busy(self) -> bool:
+        """Whether a model is being loaded or let go."""
+        return self._one.locked()
 
     def index(self) -> list[dict[str, Any]]:
         """Every model, by name: that it is loaded, or that it could be."""
@@ -111,6 +117,28 @@ class Repository:
             )
             raise ApiError(404, "unknown_model", message, field="name")
         return path
+
+
+def check_request(body: bytes) -> None:
+    """Refuses what Triton's clients may send with a name: a configuration or files, of which a folder has its own.
+
+    Args:
+        body: of the request; most are empty.
+
+    Raises:
+        ApiError: 400, it is no JSON object; 422, it holds more than `unload_dependents`.
+    """
+    if not body:
+        return
+    try:
+        parameters = parse_json(body).get("parameters") or {}
+        unknown = set(parameters) - {"unload_dependents"}
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        message = "expected no body, or a JSON object with 'parameters', got other bytes; send none"
+        raise ApiError(400, "invalid_json", message) from None
+    if unknown:
+        message = f"expected no parameters, as the model's folder says all about it, got {min(unknown)!r}; remove it"
+        raise ApiError(422, "unknown_parameter", message, field="parameters")
 
 
 def _is_bundle(path: Path) -> bool:

@@ -177,6 +177,9 @@ class FeatureWriter(Writer):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         size = 4 * len(job.parsed.uploads) * sum(math.prod(self._shape(level)) for level in self.parameters.levels)
+        if job.envelope is not None and self.parameters.format not in (None, "json"):
+            message = f"format: this route answers in JSON, got {self.parameters.format!r}; leave it out"
+            raise ApiError(422, "invalid_parameter", message, field="format")
         self._alone = job.envelope is not None or self._asks_as_hugging_face(size)
         accept = JSON if self._alone else FORMATS.get(self.parameters.format, self.accept)
         self.media_type = choose_feature_type(accept, size, job.max_json_bytes)
@@ -204,7 +207,8 @@ class FeatureWriter(Writer):
         levels = tuple(level for level in self.parameters.levels if not any(check(level) for check in changed))
         if levels:
             self.job.headers["Feature-Fingerprint"] = origin_of_job(self.job, levels).fingerprints()
-        arrays = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+        found = {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+        arrays = of_dtype(found, self.parameters.dtype)
         if self._alone:
             return self._arrays_alone(arrays)
         name = self.job.predictor.manifest.name
@@ -310,21 +314,26 @@ def choose_feature_type(accept: str, json_bytes: int, max_json_bytes: int) -> st
     raise ApiError(406, "not_acceptable", message, field="Accept")
 
 
-def encode_features(features: Features, kind: str, dtype: str, model: str) -> tuple[bytes, dict[str, str]]:
-    """The body of a features answer and the headers that belong to it.
-
-    Args:
-        features: level -> float32 (B, ...), also for a single image.
-        kind: one of FEATURE_TYPES.
-        dtype: `f32` or `f16`, little-endian.
-        model: the model's name.
+def of_dtype(features: Features, dtype: str) -> Features:
+    """Features as `f32` or `f16`, little-endian.
 
     Raises:
         ApiError: 422, a value does not fit into float16.
     """
     if dtype == "f16" and any(np.abs(array).max() > FLOAT16_MAX for array in features.values()):
         raise ApiError(422, "out_of_range", "a feature does not fit into float16; ask for dtype=f32", field="dtype")
-    arrays = {level: np.ascontiguousarray(array, dtype=DTYPES[dtype]) for level, array in features.items()}
+    return {level: np.ascontiguousarray(array, dtype=DTYPES[dtype]) for level, array in features.items()}
+
+
+def encode_features(arrays: Features, kind: str, dtype: str, model: str) -> tuple[bytes, dict[str, str]]:
+    """The body of a features answer and the headers that belong to it.
+
+    Args:
+        arrays: level -> (B, ...), also for a single image, as `of_dtype` gives them.
+        kind: one of FEATURE_TYPES.
+        dtype: what they are, `f32` or `f16`.
+        model: the model's name.
+    """
     if kind == SAFETENSORS:
         return encode_safetensors(arrays), {}
     if kind == NPZ:

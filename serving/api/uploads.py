@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -51,7 +51,11 @@ class Parsed:
 Parse = Callable[[bytes, str, MediumOf], Parsed]
 FORM: Final = "application/x-www-form-urlencoded"
 FIELD: Final = re.compile(rb"[\w.%+\-]{1,100}=")  # how such a form begins
+JSON_START: Final = re.compile(rb"\s*[{\[]\s*[\"{\[]")  # how JSON with files begins
+USUAL_LETTERS: Final = bytes.maketrans(b"-_", b"+/")  # of base64, for those that are safe in URLs
+BLANKS: Final = b" \t\r\n\v\f"
 MAX_NESTING: Final = 3  # objects around a file in base64
+OCTETS: Final = ("application/octet-stream", "binary/octet-stream")  # what programs call a file of an unknown type
 
 
 def parse_files(body: bytes, content_type: str, medium_of: MediumOf, *, flat: bool = False) -> Parsed:
@@ -75,7 +79,7 @@ def parse_files(body: bytes, content_type: str, medium_of: MediumOf, *, flat: bo
         parsed = _parse_multipart(body, content_type, medium_of)
     elif kind == "application/json" or kind.endswith("+json"):
         parsed = _parse_inputs(load_json(body, medium), medium_of, flat)
-    elif kind == FORM and (refusal := _refusal_of_form(body, medium)) is not None:
+    elif (refusal := _refusal_of_text(body, kind, medium)) is not None:
         raise refusal
     else:
         parsed = Parsed(medium, [Upload(body, "body")])
@@ -96,6 +100,7 @@ def parse_instances(body: bytes, content_type: str, medium_of: MediumOf) -> Pars
         ApiError: the body cannot be read, or holds too many files.
     """
     content = load_json(body, medium_of({}))
+    _refuse_others(content, ("instances", "parameters"))
     instances = content.get("instances")
     if not isinstance(instances, list):
         message = 'expected a list in \'instances\', each an object such as {"b64": "..."}; send one'
@@ -134,13 +139,32 @@ def load_json(body: bytes, medium: Medium) -> dict[str, Any]:
         message = f"expected a JSON object of at most {MAX_JSON_ITEMS} items, got more; send {what}"
         raise ApiError(400, "invalid_json", message)
     try:
-        content = json.loads(body)
+        content = parse_json(body)
     except (ValueError, RecursionError):
         message = "expected a JSON object, for this route or this Content-Type, got other bytes; send JSON"
         raise ApiError(400, "invalid_json", message) from None
     if not isinstance(content, dict):
         raise ApiError(400, "invalid_json", f"expected a JSON object, got a {type(content).__name__}; send an object")
     return content
+
+
+def parse_json(text: bytes) -> Any:
+    """What JSON holds; of a name that is twice in an object Python would drop the first value in silence.
+
+    Raises:
+        ApiError: 422, a name is twice in an object.
+        ValueError, RecursionError: it is no JSON, or too deep.
+    """
+    return json.loads(text, object_pairs_hook=_object_of)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise given_twice(name)
+        found[name] = value
+    return found
 
 
 def decode_reference(reference: object, where: str, medium: Medium) -> Upload:
@@ -177,15 +201,16 @@ def check_count(count: int, medium: Medium) -> None:
         raise ApiError(413, f"too_many_{medium.name}s", message)
 
 
-def _refusal_of_form(body: bytes, medium: Medium) -> ApiError | None:
-    """What is wrong with a body that calls itself a form of text fields; None where it is bytes under a wrong name."""
-    if body.lstrip()[:1] in (b"{", b"["):
+def _refusal_of_text(body: bytes, kind: str, medium: Medium) -> ApiError | None:
+    """What is wrong with JSON under another name, or with a form of text fields; None for any other bytes."""
+    if JSON_START.match(body):
+        given = f"got {FORM}, which curl -d sends by itself" if kind == FORM else f"got {kind[:40] or 'none'}"
         message = (
-            f"expected the Content-Type application/json for JSON, got {FORM}, which curl -d sends by itself; "
-            "add -H 'Content-Type: application/json'"
+            f"expected the Content-Type application/json for JSON, {given}; add the header "
+            "'Content-Type: application/json' (curl -H)"
         )
         return ApiError(415, "unsupported_media_type", message)
-    if FIELD.match(body):
+    if kind == FORM and FIELD.match(body):
         message = (
             f"expected {_a(medium)} file, got a form of text fields; attach the file itself, as curl -F file=@FILE does"
         )
@@ -233,8 +258,8 @@ def _decode_instance(instance: object, where: str, medium: Medium) -> Upload:
 
 def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
     match = DATA_URI.match(uri[:256])
-    # Browsers write the second where they do not know a file's type; its bytes decide, as everywhere.
-    if match is None or not match["type"].lower().startswith((*medium.types, "application/octet-stream")):
+    # Without a type, or with one of those, comes what a program does not know; its bytes decide, as everywhere.
+    if match is None or (match["type"] and not match["type"].lower().startswith((*medium.types, *OCTETS))):
         start = f"data:{medium.name}/...;base64,"
         message = f"expected a data URI that starts with '{start}'; send one, or the base64 alone"
         raise ApiError(400, "invalid_data_uri", message, field=where)
@@ -246,34 +271,42 @@ def _data_of_uri(uri: str, where: str, medium: Medium) -> str:
 def _decode_base64(encoded: str, where: str, medium: Medium) -> bytes:
     """Base64 as programs write it: the usual or the URL-safe letters, padded or not, in lines or in one."""
     try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        pass
-    letters = "".join(encoded.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+        letters = encoded.encode("ascii").translate(USUAL_LETTERS, BLANKS).rstrip(b"=")
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         message = f"expected base64 of {_a(medium)}, got something else ({error}); encode the whole file"
         raise ApiError(400, "invalid_base64", message, field=where) from None
 
 
 def _parse_inputs(content: dict[str, Any], medium_of: MediumOf, flat: bool) -> Parsed:
-    others = {name: value for name, value in content.items() if name not in ("inputs", "parameters")}
-    if others and not flat:
-        unknown = min(others)
-        message = f"expected only 'inputs' and 'parameters', got {unknown!r} as well; remove it"
-        raise ApiError(422, "unknown_parameter", message, field=unknown)
+    known = ("inputs", "parameters")
+    if not flat:
+        _refuse_others(content, known)
     if "inputs" not in content:
         message = f"expected the {medium_of({}).name} in 'inputs'; send base64 there"
         raise ApiError(400, "missing_field", message, field="inputs")
-    parameters = others | _parameters_in(content)
+    parameters = _parameters_in(content)
+    for name in content.keys() - set(known):
+        if name in parameters:
+            raise given_twice(name)
+        parameters[name] = content[name]
     medium = medium_of(parameters)
     uploads, batched = _decode_references(content["inputs"], "inputs", medium, decode_reference)
     return Parsed(medium, uploads, batched, parameters, in_json=True)
 
 
+def _refuse_others(content: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuses fields of a JSON object that would be left out in silence."""
+    for name in content:
+        if name not in known:
+            message = f"expected only {' and '.join(map(repr, known))}, got {name!r} as well; remove it"
+            raise ApiError(422, "unknown_parameter", message, field=name)
+
+
 def _parameters_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = content.get("parameters") or {}
+    parameters = content.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise ApiError(422, "invalid_parameter", "expected an object in 'parameters'; send one", field="parameters")
     return parameters
@@ -317,13 +350,15 @@ class _Part:
         self.is_file = False
 
     def finish_headers(self) -> None:
-        _, options = parse_options_header(self.headers.get("content-disposition", b""))
+        disposition = self.headers.get("content-disposition", b"")
+        _, options = parse_options_header(disposition)
         if b"name" not in options:
             message = "expected a name in every part's Content-Disposition; send a form as browsers and curl do"
             raise ApiError(400, "invalid_multipart", message)
         self.name = options[b"name"].decode("utf-8", "replace")
         content_type = self.headers.get("content-type", b"text/plain").lower()
-        self.is_file = b"filename" in options or not content_type.startswith(b"text/plain")
+        named = b"filename" in options or b"filename*=" in disposition.lower()  # the second by old clients alone
+        self.is_file = named or not content_type.startswith((b"text/plain", b"application/json"))
 
     def add(self, data: bytes) -> None:
         self.data += data

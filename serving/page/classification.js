@@ -1,16 +1,17 @@
-/** Classification: the best classes, and the feature levels behind them as pictures. */
+/** Classification: the best classes, what speaks for each, and the feature levels behind them as pictures. */
 
-import { classifyPath, postPhoto, serverTimings } from "./client.js";
+import { classifyPath, explainPath, postPhoto, serverTimings } from "./client.js";
+import { explainedRows } from "./explanation.js";
 import { readLabel } from "./labels.js";
 import { levelsCommand, showLevels, showPendingLevels } from "./levels.js";
 import { featureLevels } from "./model.js";
-import { percent, resultRow, showPendingRows, showRows, showTimings } from "./results.js";
+import { percent, showPendingRows, showRows, showTimings } from "./results.js";
 
 const TOP_K = 5;
 
 export const classification = {
   title: "Classify a photo",
-  lead: "Its most likely classes, and the four feature levels behind them.",
+  lead: "Its likeliest classes, why each, and the four feature levels behind them.",
   heading: "Prediction",
 
   hasLevels: true,
@@ -25,7 +26,15 @@ export const classification = {
     const { details, model } = context;
     const [predictions] = await Promise.all([classify(context), showLevels(context)]);
     const huggingFace = { method: "image_classification", options: { top_k: topK(details) } };
-    const commands = [{ title: "Classes", path: classifyPath(topK(details), model), huggingFace }];
+    const commands = [
+      { title: "Classes", path: classifyPath(topK(details), model), huggingFace },
+      {
+        title: "Why the likeliest, as a picture",
+        path: explainPath(null, model),
+        accept: "image/png",
+        output: "why.png",
+      },
+    ];
     const levels = featureLevels(details);
     if (levels.length > 0) commands.push(levelsCommand(details, model));
     const [best] = predictions;
@@ -38,12 +47,14 @@ function topK(details) {
   return Math.min(TOP_K, details.labels?.length || TOP_K);
 }
 
-async function classify({ photo, details, model, signal }) {
+async function classify(context) {
+  const { photo, details, model, signal } = context;
   const started = performance.now();
-  const response = await postPhoto(classifyPath(topK(details), model), photo, "application/json", signal);
+  const path = `${classifyPath(topK(details), model)}&indices=true`;
+  const response = await postPhoto(path, photo, "application/json", signal);
   const predictions = await response.json();
   if (signal.aborted) return predictions;
-  showRows(predictions.map(({ label, score }) => resultRow(label, score)));
+  showRows(explainedRows(predictions, context));
   showTimings(serverTimings(response), performance.now() - started);
   return predictions;
 }

@@ -44,6 +44,12 @@ export function classifyPath(topK, model) {
   return `v1/classify?top_k=${topK}${modelParameter(model)}`;
 }
 
+/** The path and query of what each cell adds to a class, by its name or its index; null: to the likeliest. */
+export function explainPath(label, model) {
+  const wanted = label === null ? "" : `&explain_label=${encodeURIComponent(label)}`;
+  return `v1/classify?explain=map${wanted}${modelParameter(model)}`;
+}
+
 /** The path and query of a video's classification; `views` is {temporal, spatial}, or null for one. */
 export function classifyVideoPath(topK, views, model) {
   const several = views ? `&temporal_views=${views.temporal}&spatial_views=${views.spatial}` : "";

@@ -4,6 +4,8 @@ import { maskOf } from "./run_lengths.js";
 
 const MAX_SIDE = 1280; // pixels of the canvas: more than the photo takes on any screen
 
+let current = null; // {gone} of what has the photo, where it wants to know
+
 const byId = (id) => document.getElementById(id);
 
 /**
@@ -46,10 +48,25 @@ export function showOverlay(canvas, boxes, description) {
   byId("overlay-choice").hidden = false;
 }
 
+/**
+ * Empties the photo for what is to come, which then shows. `gone` is called when something else takes its place; the
+ * function that this gives says whether that has not happened yet.
+ */
+export function takeOverlay(gone) {
+  clearOverlay();
+  const turn = { gone };
+  current = turn;
+  byId("overlay-shown").checked = true;
+  byId("overlay").hidden = false;
+  return () => current === turn;
+}
+
 export function clearOverlay() {
+  current?.gone();
+  current = null;
   byId("overlay").replaceChildren();
   byId("overlay-choice").hidden = true;
-  byId("likeness").hidden = true;
+  byId("cells-key").hidden = true;
 }
 
 function bounds(low, high, scale, side) {

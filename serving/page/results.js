@@ -7,9 +7,9 @@ const byId = (id) => document.getElementById(id);
 
 /**
  * One row: a class by its name, a figure and a bar as long as `share` of the whole. `colour` ([r, g, b]) puts a swatch before the
- * name and colours the bar; `state` "pending" makes it a grey bar in the place of what is to come.
+ * name and colours the bar; `button` comes at the end of the row; `state` "pending" makes it a grey bar in the place of what is to come.
  */
-export function resultRow(label, share, { figure = percent(share), colour = null, state = null } = {}) {
+export function resultRow(label, share, { figure = percent(share), colour = null, button = null, state = null } = {}) {
   const fill = element("div", { class: "fill" });
   fill.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
   if (colour) fill.style.background = css(colour);
@@ -20,6 +20,7 @@ export function resultRow(label, share, { figure = percent(share), colour = null
     { class: state, "aria-hidden": state ? "true" : null },
     labelElement(label, swatch),
     element("span", { class: "score" }, state ? "" : figure),
+    button,
     element("div", { class: "track", "aria-hidden": "true" }, fill),
   );
 }

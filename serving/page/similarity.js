@@ -1,9 +1,9 @@
 /** Where a feature level is similar to one of its cells: the cosine of the cells' vectors, as colours over the photo. */
 
 import { featuresPath, postPhoto } from "./client.js";
+import { figure, place, showCells, showTrouble } from "./cells.js";
 import { element } from "./dom.js";
-import { visibleRegion } from "./model.js";
-import { showOverlay } from "./overlay.js";
+import { takeOverlay } from "./overlay.js";
 import { css } from "./results.js";
 
 const OPACITY = 0.72;
@@ -14,8 +14,6 @@ const STOPS = [
   [249, 142, 9],
   [252, 255, 164],
 ]; // from unlike to like, ever brighter
-
-const byId = (id) => document.getElementById(id);
 
 /**
  * A button around the picture of a level, whose cells can be chosen: by a click, or with the arrow keys and Enter. The
@@ -31,14 +29,15 @@ export function similarityButton(canvas, { name, shape }, context) {
   let vectors = null;
 
   const choose = async () => {
+    const isShown = takeOverlay(() => (mark.hidden = true));
     placeMark(mark, cell, height, width);
     try {
       loading ??= fetchVectors(name, shape, context);
       vectors = await loading;
-      if (!context.signal.aborted) show(vectors, { name, height, width, ...cell }, context);
+      if (isShown()) showCells(picture(vectors, { name, height, width, ...cell }), context);
     } catch (error) {
       loading = null;
-      if (!context.signal.aborted) context.fail(error);
+      if (isShown() && !context.signal.aborted) showTrouble(error, context);
     }
   };
   button.addEventListener("click", (event) => {
@@ -75,36 +74,24 @@ async function fetchVectors(name, [channels, height, width], { photo, model, sig
   return { values, bytes: buffer.byteLength };
 }
 
-function show({ values, bytes }, { name, height, width, row, column }, { details, announce }) {
+/** What `showCells` draws of the likeness to a cell. */
+function picture({ values, bytes }, { name, height, width, row, column }) {
   const likeness = similarities(values, height * width, row * width + column);
   const lowest = Math.min(...likeness);
-  const canvas = element("canvas", { class: "likeness", width, height });
-  const image = canvas.getContext("2d").createImageData(width, height);
-  likeness.forEach((value, cell) => {
-    const colour = heat(lowest < 1 ? (value - lowest) / (1 - lowest) : 1);
-    image.data.set([...colour, 255 * OPACITY], 4 * cell);
-  });
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  const photo = byId("preview");
-  const whole = { left: 0, top: 0, width: 1, height: 1 };
-  const region = visibleRegion(photo.naturalWidth, photo.naturalHeight, details.preprocessing) ?? whole;
-  place(canvas, region);
-  const mark = element("span", { class: "cell" });
-  place(mark, {
-    left: region.left + (region.width * column) / width,
-    top: region.top + (region.height * row) / height,
-    width: region.width / width,
-    height: region.height / height,
-  });
-  const sentence = `Level ${name}, row ${row + 1}, column ${column + 1}: the brighter, the more alike`;
-  showOverlay(canvas, [mark], sentence);
+  const colours = Array.from(likeness, (value) => [...heat(lowest < 1 ? (value - lowest) / (1 - lowest) : 1), OPACITY]);
+  const description = `Level ${name}, row ${row + 1}, column ${column + 1}: the brighter, the more alike`;
   const size = bytes < 1e6 ? `${(bytes / 1e3).toFixed(0)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
-  byId("likeness-note").textContent =
-    `${sentence}. Cosine from ${lowest.toFixed(2).replace("-", "−")} to 1; ${size} fetched for this level.`;
-  byId("likeness-scale").style.background = `linear-gradient(90deg, ${STOPS.map((stop) => css(stop)).join(", ")})`;
-  byId("likeness").hidden = false;
-  announce(sentence);
-  byId("photo-frame").scrollIntoView({ block: "nearest" });
+  const background = `linear-gradient(90deg, ${STOPS.map((stop) => css(stop)).join(", ")})`;
+  return {
+    kind: "likeness",
+    height,
+    width,
+    colours,
+    description,
+    note: `${description}. Cosine from ${figure(lowest)} to 1; ${size} fetched for this level.`,
+    scale: { background, low: figure(lowest), high: "1" },
+    chosen: { row, column },
+  };
 }
 
 /** Marks of other levels go, and this one shows. */
@@ -112,11 +99,6 @@ function placeMark(mark, { row, column }, height, width) {
   for (const other of document.querySelectorAll("#maps .cell")) other.hidden = true;
   place(mark, { left: column / width, top: row / height, width: 1 / width, height: 1 / height });
   mark.hidden = false;
-}
-
-/** `shares` of what a node lies over. */
-function place(node, shares) {
-  for (const [side, share] of Object.entries(shares)) node.style[side] = `${100 * share}%`;
 }
 
 /** The cosine of each cell's vector to that of `cell`; `values` is (channels, cells). A vector of zeros is like none. */

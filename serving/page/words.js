@@ -54,6 +54,11 @@ export function errorInWords(error, medium) {
   return { what, advice: advice + wait, again: Boolean(again), details: smallPrint(error, true) };
 }
 
+/** `text`, which may be the server's, with a capital before it and a full stop after it. */
+export function asSentence(text) {
+  return text && `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
+}
+
 /** Status, code and number of the request, and with `said` the server's own sentence. */
 function smallPrint({ status, code, requestId, message }, said) {
   const facts = [status ? `${status} ${code ?? ""}`.trim() : null, requestId ? `request ${requestId}` : null];

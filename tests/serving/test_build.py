@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from convmae_deploy.bundle.loading import read_bundle
+from convmae_deploy.errors import ConvMAEError
 from serving.build import build, choose_requirements, copy_sources, readme
 from serving.settings import SHIPPED_BUNDLE
 from tests.bundle_factory import make_bundle
@@ -141,6 +142,11 @@ def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: ")
     assert finished.stderr.count("\n") == 1
+
+
+def test_two_bundles_of_one_name_are_one_sentence(bundle: Path) -> None:
+    with pytest.raises(ConvMAEError, match="different names, got tiny, tiny"):
+        build([bundle, bundle])
 
 
 def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:

@@ -175,6 +175,7 @@ def test_a_lost_device_is_not_ready_until_it_runs_again(
     assert refused.status_code == 503
     assert "the device of the model tiny runs nothing any more" in refused.json()["error"]["message"]
     assert "convmae_ready 0.0\n" in client.get("/metrics").text
+    assert client.get("/v2/models/tiny/ready").status_code == 503
     device.lost = False
     wait_until(lambda: client.get("/readyz").status_code == 200)  # which has tried it
     assert client.post("/v1/classify", content=jpeg()).status_code == 200

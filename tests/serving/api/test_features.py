@@ -171,3 +171,14 @@ def test_bodies_of_clips_have_the_limits_of_videos(
     client = make_client(models | video_models, max_body_bytes=1000)
     assert client.post("/v1/features?model=clips", content=CLIP).status_code == 200
     assert client.post("/v1/features", content=jpeg(400, 400)).json()["error"]["code"] == "body_too_large"
+
+
+def test_arrays_alone_are_of_the_type_that_was_asked_for(client: TestClient) -> None:
+    full, half = (client.post(f"/v1/features?dtype={dtype}", json={"inputs": text(jpeg())}) for dtype in ("f32", "f16"))
+    assert half.json() == np.float16(full.json()).tolist() != full.json()
+
+
+def test_an_answer_in_an_envelope_has_no_other_format(client: TestClient) -> None:
+    body = {"instances": [text(jpeg())], "parameters": {"format": "npz"}}
+    answer = client.post("/v1/models/maps:predict", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "format")

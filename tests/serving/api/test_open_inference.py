@@ -46,6 +46,7 @@ def files(**changes: Any) -> dict[str, Any]:
         ({"inputs": [numbers(data=[[1.0], [1.0, 2.0]])]}, "expected numbers"),
         ({"inputs": [numbers(data=None)]}, "expected numbers"),
         ({"inputs": [numbers(data=[math.inf] * 12288)]}, "finite"),
+        ({"inputs": [numbers(data=[1e39] * 12288)]}, "finite"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": 5})]}, "binary_data_size"),
         ({"inputs": [numbers(data=None, parameters={"binary_data_size": True})]}, "binary_data_size"),
         ({"inputs": [numbers(data=[3e38] * 12288)]}, "no finite ones|gives no finite"),
@@ -100,8 +101,21 @@ def test_more_files_than_a_request_may_have_are_refused_before_they_are_copied(m
 
 def test_numbers_that_would_take_too_much_memory_are_refused_unread(make_client: ClientFactory) -> None:
     client = make_client(max_decoding_bytes=1_000_000)
-    answer = client.post(PATH, content=json.dumps({"inputs": [numbers(data=[0] * 100_000)]}))
+    answer = client.post(PATH, content=json.dumps({"inputs": [numbers(data=[0] * 90_000)]}))
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("item", [b"0", b"[]", b"{}", b"[[[0]]]"])
+def test_more_json_than_the_largest_batch_is_refused_unread(client: TestClient, item: bytes) -> None:
+    body = json.dumps({"inputs": [numbers(data=[])]}).encode().replace(b"[]", b"[%s]" % b",".join([item] * 100_000))
+    answer = client.post(PATH, content=body)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_the_largest_batch_fits_into_json(client: TestClient) -> None:
+    largest = np.zeros((8, *SHAPE[1:]), dtype=np.float32)
+    answer = client.post(PATH, json={"inputs": [numbers(shape=list(largest.shape), data=largest.tolist())]})
+    assert answer.json()["outputs"][0]["shape"] == [8, 3]
 
 
 def test_numbers_that_the_model_cannot_bear_are_no_fault_of_the_model(client: TestClient) -> None:

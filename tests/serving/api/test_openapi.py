@@ -58,3 +58,10 @@ def test_a_key_is_described_only_where_one_is_needed() -> None:
 
     assert schemes(Settings(api_key=None)) is None
     assert set(schemes(Settings(api_key=SecretStr("k" * 16)))) == {"bearer", "key"}
+
+
+def test_the_repository_needs_the_admin_key_alone() -> None:
+    content = document(Settings(admin_key=SecretStr("k" * 16)), {})
+    assert content["paths"]["/v2/repository/index"]["post"]["security"] == [{"bearer": []}, {"key": []}]
+    assert set(content["components"]["securitySchemes"]) == {"bearer", "key"}
+    assert "security" not in content and "security" not in content["paths"]["/v1/classify"]["post"]

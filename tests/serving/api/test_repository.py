@@ -1,5 +1,6 @@
 """Models that come and go while the server runs."""
 
+import asyncio
 import shutil
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
 from serving.api.models import Models, find_any
-from serving.app import create_app
+from serving.app import create_app, in_thread
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.conftest import open_on_cpu
@@ -78,6 +79,51 @@ def test_a_broken_bundle_leaves_the_model_where_it_is(client: TestClient, folder
 def test_what_is_no_bundle_of_the_repository_is_not_loaded(client: TestClient, name: str) -> None:
     assert client.post(f"/v2/repository/models/{name}/load", headers=ADMIN).status_code == 404
     assert client.post(f"/v2/repository/models/{name}/unload", headers=ADMIN).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 200),
+        (b'{"parameters": {"unload_dependents": true}}', 200),
+        (b'{"parameters": {"config": "{}"}}', 422),
+        (b'{"parameters": {"file:1/model.onnx": "AAAA", "config": "{}"}}', 422),
+        (b"[1]", 400),
+        (b'{"parameters": 5}', 400),
+        (b"no JSON", 400),
+    ],
+)
+def test_a_model_is_its_folder_and_nothing_that_a_request_brings(client: TestClient, body: bytes, status: int) -> None:
+    assert client.post("/v2/repository/models/other/load", headers=ADMIN, content=body).status_code == status
+
+
+def test_a_server_whose_last_model_has_gone_says_so_and_comes_back(client: TestClient) -> None:
+    client.post("/v2/repository/models/tiny/unload", headers=ADMIN)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503 and "no model is loaded" in answer.json()["error"]["message"]
+    assert client.post("/v1/classify", content=jpeg()).status_code == 404
+    client.post("/v2/repository/models/tiny/load", headers=ADMIN)
+    assert client.get("/readyz").status_code == 200
+
+
+def test_the_end_of_the_server_does_not_wait_for_a_model_that_is_being_loaded() -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def load() -> None:
+        begun.set()
+        wait_for(end)
+
+    async def end_early() -> None:
+        task = asyncio.ensure_future(in_thread(load))
+        await asyncio.sleep(0)
+        wait_for(begun)
+        task.cancel()
+
+    try:
+        asyncio.run(end_early())  # would wait for the threads of the loop's own
+        assert not end.is_set()
+    finally:
+        end.set()
 
 
 def test_only_the_admin_key_opens_the_repository(client: TestClient, bundle: Path) -> None:

@@ -1,9 +1,11 @@
 """Which format of features a client gets."""
 
+import json
+
 import numpy as np
 import pytest
 
-from serving.api.responses import JSON, NPZ, OCTETS, SAFETENSORS, choose_feature_type, encode_features, to_json
+from serving.api.responses import JSON, NPZ, OCTETS, SAFETENSORS, choose_feature_type, of_dtype, to_json
 from serving.errors import ApiError
 
 SMALL, LARGE, LIMIT = 10, 1000, 100
@@ -38,8 +40,12 @@ def test_what_is_not_on_offer_is_406(accept: str) -> None:
 
 def test_values_beyond_float16_are_refused_rather_than_made_infinite() -> None:
     with pytest.raises(ApiError) as refused:
-        encode_features({"pooled": np.full((1, 2), 1e5, np.float32)}, OCTETS, "f16", "m")
+        of_dtype({"pooled": np.full((1, 2), 1e5, np.float32)}, "f16")
     assert (refused.value.status, refused.value.code) == (422, "out_of_range")
+
+
+def test_half_of_a_surrogate_pair_is_escaped() -> None:
+    assert json.loads(to_json(["\ud800é"])) == ["\ud800é"]
 
 
 def test_json_has_no_nan() -> None:

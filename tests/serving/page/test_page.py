@@ -175,12 +175,14 @@ def test_names_of_files_and_classes_are_shown_as_text(page: PageDriver, photo: P
 def test_the_commands_on_the_page_give_what_the_page_shows(page: PageDriver, photo: Path) -> None:
     page.open()
     page.pick(photo)
-    classes, features = page.texts(".command code")
+    classes, why, features = page.texts(".command code")
 
     assert [prediction["label"] for prediction in json.loads(run(classes, photo.parent))] == page.texts(
         "#ranking .label"
     )
-    assert run(features, photo.parent) == b""
+    assert run(features, photo.parent) == b"" and run(why, photo.parent) == b""
+    with Image.open(photo.parent / "why.png") as picture:
+        assert picture.format == "PNG" and picture.width >= 200
     maps = safetensors.numpy.load_file(photo.parent / "features.safetensors")
     assert {name: values.shape for name, values in maps.items()} == {
         "e1": (1, 4, 16, 16),
@@ -320,11 +322,13 @@ def test_the_programs_on_the_page_give_what_the_page_shows(page: PageDriver, pho
     _, python, hugging_face, javascript = page.chrome.find_elements("css selector", "[role=tab]")
 
     python.click()
-    classes, features = (
+    classes, why, features = (
         run(shlex.join([sys.executable, "-c", program]), photo.parent) for program in page.texts(".command code")
     )
     assert [prediction["label"] for prediction in json.loads(classes.decode().replace("'", '"'))] == labels
-    assert features == b"" and safetensors.numpy.load_file(photo.parent / "features.safetensors").keys() == {
+    assert (why, features) == (b"", b"") and safetensors.numpy.load_file(
+        photo.parent / "features.safetensors"
+    ).keys() == {
         "e1",
         "e2",
         "e3",
@@ -334,7 +338,7 @@ def test_the_programs_on_the_page_give_what_the_page_shows(page: PageDriver, pho
     (program,) = page.texts(".command code")
     printed = run(shlex.join([sys.executable, "-c", program]), photo.parent).decode()
     assert re.findall("label='([^']+)'", printed) == labels
-    assert "no method for this: feature levels." in page.one("[role=tabpanel]").text
+    assert "no method for this: why the likeliest, as a picture, feature levels." in page.one("[role=tabpanel]").text
     javascript.click()
     give = """const given = new DataTransfer(), done = arguments[2];
         const bytes = Uint8Array.from(atob(arguments[1]), (character) => character.charCodeAt(0));
@@ -414,6 +418,8 @@ def test_nothing_scrolls_sideways_at_the_width_of_a_phone(page: PageDriver, phot
     page.open(path, width=360)
     if path == "/":
         page.pick(photo)
+        page.one(".why").click()
+        page.wait(lambda: page.texts("#overlay .contributions"), "the explanation")
     else:
         page.wait(lambda: page.texts("[data-path]"), "the operations")
 

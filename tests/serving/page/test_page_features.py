@@ -112,7 +112,7 @@ def test_a_click_on_a_cell_shows_on_the_photo_what_is_like_it_and_so_do_the_keys
         button, -side / 2 + side * 1.5 / 8, side / 16
     ).click().perform()
     page.wait(lambda: page.texts("#overlay .likeness"), "the likeness")
-    note = page.one("#likeness-note").text
+    note = page.one("#cells-note").text
     lowest = (unit[:, 33] @ unit).min()
     assert note.startswith("Level e2, row 5, column 2: the brighter, the more alike.")
     assert f"Cosine from {lowest:.2f} to 1; 1 kB fetched".replace("-", "\u2212") in note
@@ -127,11 +127,11 @@ def test_a_click_on_a_cell_shows_on_the_photo_what_is_like_it_and_so_do_the_keys
     assert page.script(box) == pytest.approx([0, 0, 0, 0], abs=0.6)  # the part that the model sees
 
     page.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
-    page.wait(lambda: "row 6, column 3" in page.one("#likeness-note").text, "the next cell")
+    page.wait(lambda: "row 6, column 3" in page.one("#cells-note").text, "the next cell")
     third = page.chrome.find_elements("css selector", ".map-button")[2]
     page.script("arguments[0].focus()", third)
     page.press(Keys.ARROW_LEFT, Keys.ENTER)
-    page.wait(lambda: "Level e3, row 3, column 2" in page.one("#likeness-note").text, "the other level")
+    page.wait(lambda: "Level e3, row 3, column 2" in page.one("#cells-note").text, "the other level")
     assert "Level e3, row 3, column 2" in page.content("[role=status]")
     assert len(page.texts("#maps .cell")) == 4
     assert page.script("return [...document.querySelectorAll('#maps .cell')].map((mark) => mark.hidden)") == [
@@ -141,11 +141,11 @@ def test_a_click_on_a_cell_shows_on_the_photo_what_is_like_it_and_so_do_the_keys
         True,
     ]
     page.pick(files["maps"])
-    assert page.texts("#overlay .likeness") == [] and not page.one("#likeness").is_displayed()
+    assert page.texts("#overlay .likeness") == [] and not page.one("#cells-key").is_displayed()
     assert page.console() == []
 
 
-def test_a_level_that_does_not_come_is_said(page: PageDriver, files: dict[str, Path]) -> None:
+def test_a_level_that_does_not_come_is_said_and_the_result_stays(page: PageDriver, files: dict[str, Path]) -> None:
     failing = """const real = window.fetch;
         window.fetch = (url, options = {}) => url.includes("f16") ? Promise.reject(new TypeError("x"))
             : real(url, options);"""
@@ -153,8 +153,11 @@ def test_a_level_that_does_not_come_is_said(page: PageDriver, files: dict[str, P
     page.wait_for_model()
     page.pick(files["maps"])
     page.one(".map-button").click()
-    page.wait(lambda: page.texts("[role=alert] strong"), "the sentence")
-    assert page.texts("[role=alert] strong") == ["The server did not answer."]
+    page.wait(lambda: page.one("#cells-note").text, "the sentence")
+    assert page.one("#cells-note").text.startswith("The server did not answer.")
+    assert page.content("[role=status]") == page.one("#cells-note").text
+    assert page.one("#ranking").is_displayed() and page.one("[role=alert]").text == ""  # what was found stays
+    assert not page.one("#cells-range").is_displayed() and not page.one("#maps .cell").is_displayed()
 
 
 @needs_curl

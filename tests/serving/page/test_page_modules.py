@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from convmae_deploy.tasks.explanation_drawing import AGAINST, FOR, OPACITY
 from convmae_deploy.tasks.label_colours import palette
 from convmae_deploy.tasks.masks import encode_mask
 
@@ -177,3 +178,34 @@ def test_likeness_is_the_cosine_of_the_vectors_of_two_cells(page: PageDriver) ->
     colours = page.module("similarity.js", "return [-1, 0, 0.25, 1, 2].map(module.heat)")
     assert colours[0] == colours[1] == [12, 8, 38] and colours[3] == colours[4] == [252, 255, 164]
     assert colours[2] == [87, 16, 110]
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence", "low", "high"),
+    [
+        ([[0.02, -0.5], [0.25, 123.4]], "Orange cells speak for golf ball, blue ones against", "\u22120.50", "+120"),
+        ([[0.02, 0.5]], "Orange cells speak for golf ball, none against", "+0.020", "+0.50"),
+        ([[-2e-9], [-0.0314]], "Blue cells speak against golf ball, none for it", "\u22120.031", "\u22122e-9"),
+        ([[0.0, 0.0]], "Orange cells speak for golf ball, none against", "0", "0"),
+    ],
+)
+def test_an_explanation_has_the_colours_of_the_commands_pictures_and_says_what_they_mean(
+    page: PageDriver, cells: list[list[float]], sentence: str, low: str, high: str
+) -> None:
+    values = np.array(cells)
+    answer = {"label": "golf_ball, ball", "contributions": cells, "bias": -0.25, "logit": values.sum() - 0.25}
+    found = page.module(
+        "explanation.js", "return module.picture(given[0])", answer | {"meaning": "a sum", "note": "so"}
+    )
+    assert (found["height"], found["width"]) == values.shape
+    colours = np.array(found["colours"])  # (cells, 4)
+    largest = np.abs(values).max() or 1
+    np.testing.assert_allclose(colours[:, 3], OPACITY * np.abs(values.ravel()) / largest)
+    assert [tuple(colour) for colour in colours[:, :3]] == [FOR if value > 0 else AGAINST for value in values.ravel()]
+    numbers = f"{values.sum() - 0.25:.2f} = {values.sum():.2f} of the cells \u2212 0.25 bias".replace("-", "\u2212")
+    numbers = numbers.replace("\u22120.00", "0.00")
+    assert found["note"].replace("\u00a0", " ") == f"{sentence}: logit {numbers}. A sum. So."
+    assert (found["scale"]["low"], found["scale"]["high"]) == (low, high)
+    assert page.script("return CSS.supports('background', arguments[0])", found["scale"]["background"])
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    assert f"golf ball, from {low} to {high}, most in row {row + 1}, column {column + 1}" in found["description"]
