@@ -16,6 +16,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.tasks.base import Predictor
 from serving.api import openapi
 from serving.api.bentoml_schema import bentoml_schema
@@ -76,6 +77,7 @@ class Api:
         self.guard: Guard | None = None  # set when the application is made
         self.drain: Drain | None = None  # set when the server runs in a process of its own
         self._probe_pending = False
+        self._described: tuple[list[tuple[str, Manifest]], dict[str, Any]] | None = None  # models, and the interface
         self._register_metrics()
 
     def _register_metrics(self) -> None:
@@ -143,8 +145,12 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
+        models = [(name, model.manifest) for name, model in self.models.items()]
+        if self._described is None or self._described[0] != models:
+            # Kept, as it takes long to make, and whoever asks for it needs no key.
+            self._described = models, openapi.document(self.settings, self.models)
         servers = {"servers": [{"url": root_path(request.scope) or "/"}]}
-        return JSONResponse(openapi.document(self.settings, self.models) | servers)
+        return JSONResponse(self._described[1] | servers)
 
     async def bentoml_schema(self, request: Request) -> Response:
         return JSONResponse(bentoml_schema())

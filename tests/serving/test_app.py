@@ -14,7 +14,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from convmae_deploy.media.images import decode_image
+from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
+from serving.api import openapi
 from serving.api.models import Models
 from serving.app import create_app
 from serving.settings import Settings
@@ -407,3 +409,24 @@ def test_an_explanation_comes_as_a_picture_of_one_photo(client: TestClient) -> N
 def test_what_cannot_be_explained_is_said(client: TestClient, query: str, field: str) -> None:
     answer = client.post(f"/v1/classify?{query}", content=PHOTO)
     assert answer.status_code == 422 and answer.json()["error"]["field"] == field
+
+
+def test_the_description_is_made_once_for_the_models_that_are_held(
+    make_client: ClientFactory, predictors: dict[str, Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    document = openapi.document
+
+    def count(settings: Settings, models: Models) -> dict[str, Any]:
+        made.append(len(models))
+        return document(settings, models)
+
+    monkeypatch.setattr(openapi, "document", count)
+    held = Models(predictors)
+    client = make_client(held)
+    first, again = (client.get("/openapi.json").json() for _ in range(2))
+    assert first == again and made == [2]
+    held.remove("tiny")
+    held.remove("other")
+    assert "x-unavailable" in client.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]
+    assert "x-unavailable" not in first["paths"]["/v1/classify"]["post"] and made == [2, 0]
