@@ -5,6 +5,7 @@ photo, and have no limits (see serving/README.md). A client cannot tell the diff
 alone: it sends files as a form, every other argument as JSON in a field of that form, and reads JSON.
 """
 
+from functools import cache
 from typing import Any, Final
 
 from serving.api.openapi import fields_of, without_default
@@ -16,6 +17,7 @@ TENSOR: Final = {"type": "tensor", "format": "numpy-array", "dtype": "float32"}
 LEVELS: Final = ("pooled", "e1", "e2", "e3", "e4")
 
 
+@cache
 def bentoml_schema() -> dict[str, Any]:
     """The document; `bentoml build` keeps it too, so that a bento shows its routes."""
     routes = [_method(route) for route in ROUTES if route.body == "files"]
