@@ -8,6 +8,9 @@ INSTALL_PROJECT := $(INSTALL) --no-deps --editable .
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links
 
+# Packages are installed without bytecode: a process that may not write it compiles all that it imports, torch for 8 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test quick check wheel-check constraints clean
 
 serve: .venv/.serve
