@@ -5,6 +5,8 @@ INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --constrai
 # All of the project's packages, none but files whose hashes stand in constraints.txt; our own has none.
 INSTALL_PINNED := $(INSTALL) --require-hashes --requirement pyproject.toml
 INSTALL_PROJECT := $(INSTALL) --no-deps --editable .
+# Two at a time with a thread each: more would need more memory than small machines have. tests/conftest.py orders them.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links
 
@@ -16,13 +18,12 @@ unexport PYTHONDONTWRITEBYTECODE
 serve: .venv/.serve
 	.venv/bin/python -m serving
 
-# Two at a time with a thread each: more would need more memory than small machines have.
 test: .venv/.dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL)
 
 # What a person runs while working: everything but the tests that take seconds (servers, browsers, exports, training).
 quick: .venv/.dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) -m 'not slow'
 
 check: .venv/.dev
 	.venv/bin/ruff check .

@@ -48,6 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [item for item in items if (item.get_closest_marker("gpu") is not None) != wanted]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+    # Files go to the processes in this order: those that take long come first, so that none is left alone with one.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
