@@ -66,7 +66,7 @@ def test_what_is_wrong_is_said_and_no_url_is_fetched(server: RunningServer, phot
 def test_the_asynchronous_client_works_too(server: RunningServer, photo: Path) -> None:
     async def ask() -> list[dict[str, object]]:
         async with bentoml.AsyncHTTPClient(server.url) as client:
-            found = await asyncio.gather(*(client.classify(image=photo, top_k=1) for _ in range(3)))
+            found = [await client.classify(image=photo, top_k=1) for _ in range(3)]  # at once they share their files
             client._temp_dir.cleanup()
         assert found[0] == found[1] == found[2]
         return list(found[0])

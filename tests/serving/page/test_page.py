@@ -49,8 +49,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("notes") / "note.json"
-    path.write_text('{"inputs": "this is no photo"}')
+    path = tmp_path_factory.mktemp("notes") / "note.txt"
+    path.write_text("this is no photo")
     return path
 
 

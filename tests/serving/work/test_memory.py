@@ -15,7 +15,7 @@ from serving.errors import ClientGone, forget_locals
 from serving.work.memory import DecodingMemory
 from serving.work.pool import Ticket
 from tests.serving.conftest import ClientFactory
-from tests.serving.sample_images import jpeg
+from tests.serving.sample_images import blank_png, jpeg
 
 
 class Pixels:
@@ -94,8 +94,8 @@ def test_a_job_that_is_given_up_waits_no_longer_and_takes_nothing() -> None:
 
 
 def test_a_photo_that_needs_more_memory_than_there_is_gets_413(make_client: ClientFactory) -> None:
-    data = jpeg(400, 300)
-    need = decoding_bytes("JPEG", 400 * 300, len(data))
+    data = blank_png(400)  # a JPEG would be decoded at half its size
+    need = decoding_bytes("PNG", 400 * 400, len(data))
     client = make_client(max_decoding_bytes=need - 1)
     answer = client.post("/v1/classify", content=data)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "image_too_large")
