@@ -1,6 +1,6 @@
 """One tiny classifier, exported once for all tests of this folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -55,22 +55,6 @@ def checkpoint(classifier: ConvMAEClassifier, tmp_path_factory: pytest.TempPathF
     )
     save_checkpoint(run / "best", classifier.state_dict(), record)
     return run
-
-
-@pytest.fixture(scope="module")
-def few_proposals() -> Iterator[None]:
-    """Detectors with a fifth of the regions, whose suppression settles in 12 rounds: quick to trace and to run."""
-    few = {
-        "convmae_deploy.models.proposals.BEFORE_SUPPRESSION": {"training": 400, "testing": 200},
-        "convmae_deploy.models.proposals.AFTER_SUPPRESSION": {"training": 200, "testing": 200},
-        "export.graphs.static_detector.CANDIDATES": 400,
-        "export.graphs.static_detector.PROPOSAL_ROUNDS": 16,
-        "export.graphs.static_detector.DETECTION_ROUNDS": 16,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in few.items():
-            patch.setattr(name, value)
-        yield
 
 
 @pytest.fixture

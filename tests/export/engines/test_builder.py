@@ -62,9 +62,11 @@ MODELS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def verified_in_openvino(few_proposals: None) -> Iterator[None]:
-    """OpenVINO computes half files in fp32 where the CPU has nothing else."""
+def quick_to_trace_and_verified_in_openvino() -> Iterator[None]:
+    """Tiny detectors settle in 12 rounds; OpenVINO computes half files in fp32 where the CPU has nothing else."""
     with pytest.MonkeyPatch.context() as patch:
+        for rounds in ("PROPOSAL_ROUNDS", "DETECTION_ROUNDS"):
+            patch.setattr(f"export.graphs.static_detector.{rounds}", 16)
         patch.setattr(openvino_backend, "openvino_capabilities", lambda: ("FP32", "FP16", "BF16"))
         yield
 

@@ -30,12 +30,11 @@ from export.verification.samples import Samples, made_photos
 from tests.export.conftest import copy_of
 from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
 
-pytestmark = pytest.mark.usefixtures("few_proposals")
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(few_proposals: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = CheckpointRecord(
         kind="detection",
         variant="custom",
