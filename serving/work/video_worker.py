@@ -32,6 +32,8 @@ from convmae_deploy.tasks.clips import ClipViews, video_clips
 LENGTH: Final = struct.Struct(">Q")
 READY: Final = "ready"  # what the first process says once it can be given videos
 TOO_LARGE: Final = "decoding_too_large"
+BROKEN: Final = ("video_corrupt", "video_truncated")
+ROOM_BYTES: Final = 64 << 20  # more than a picture of any size that is accepted takes
 
 
 def send(connection: socket.socket, content: bytes | memoryview) -> None:
@@ -105,7 +107,8 @@ def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.
             clips = video_clips(video, sampling, views)
             return {"frames": len(video), "seconds": video.seconds}, clips
     except VideoError as error:
-        if isinstance(error.__cause__, MemoryError):  # FFmpeg's, of a size that the file made up or really has
+        # FFmpeg's, of a size that the file made up or really has; some of its decoders call that broken data
+        if isinstance(error.__cause__, MemoryError) or (error.code in BROKEN and _is_full(request["memory"])):
             return _too_large(request["memory"]), None
         return {"code": error.code, "message": str(error)}, None
 
@@ -113,6 +116,13 @@ def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.
 def _too_large(memory: int) -> dict[str, Any]:
     message = f"decoding the video takes more than {memory} bytes of memory; send a smaller one"
     return {"code": TOO_LARGE, "message": message}
+
+
+def _is_full(memory: int) -> bool:
+    """Whether this process has taken nearly all that it may, so that the next picture had no room."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmPeak:"))
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return most - 1024 * int(line.split()[1]) <= min(memory, ROOM_BYTES)
 
 
 def _bound(memory: int) -> None:
