@@ -122,7 +122,7 @@ def _is_full(memory: int) -> bool:
     """Whether this process has taken nearly all that it may, so that the next picture had no room."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmPeak:"))
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return most - 1024 * int(line.split()[1]) <= min(memory, ROOM_BYTES)
+    return memory <= ROOM_BYTES or most - 1024 * int(line.split()[1]) <= ROOM_BYTES
 
 
 def _bound(memory: int) -> None:
