@@ -10,6 +10,9 @@ PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links
 
+# Packages are installed without bytecode: a process that may not write it compiles all that it imports, torch for 8 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test quick check wheel-check constraints clean
 
 serve: .venv/.serve

@@ -1,5 +1,6 @@
 """`convmae` with the bundle of a video model."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -46,7 +47,7 @@ def test_a_video_s_classes_are_those_of_the_predictor_with_as_many_views(
         assert [line["file"] for line in lines] == [str(file) for file in files]
         for line, file in zip(lines, files, strict=True):
             expected = predictor(file, **options_of(views), top_k=2)
-            assert line["predictions"] == [{"label": item.label, "score": item.score} for item in expected]
+            assert line["predictions"] == [dataclasses.asdict(item) for item in expected]
         answers.append(lines)
     assert answers[0] != answers[1]
 

@@ -11,6 +11,7 @@ A message is its length in eight bytes, then its content; a number of messages g
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import resource
 import signal
@@ -34,6 +35,7 @@ READY: Final = "ready"  # what the first process says once it can be given video
 TOO_LARGE: Final = "decoding_too_large"
 BROKEN: Final = ("video_corrupt", "video_truncated")
 ROOM_BYTES: Final = 64 << 20  # more than a picture of any size that is accepted takes
+ANSWER_BYTES: Final = 16 << 20  # what to say why there are no clips may take
 
 
 def send(connection: socket.socket, content: bytes | memoryview) -> None:
@@ -81,13 +83,15 @@ def receive_into(connection: socket.socket, content: memoryview) -> None:
 def decode(connection: socket.socket) -> None:
     """Receives one request, and answers it with clips or with the reason why there are none."""
     request = json.loads(receive(connection, 1 << 20))
+    kept = mmap.mmap(-1, ANSWER_BYTES)
     _bound(request["memory"])
     try:
         data = bytes(receive(connection, request["limits"]["max_bytes"]))
         _end_with(connection, request["seconds"])
         reply, clips = _decoded(request, data)
-    except MemoryError:
-        reply, clips = _too_large(request["memory"]), None
+    except (MemoryError, VideoError) as error:
+        kept.close()  # what the sentence needs
+        reply, clips = _refusal(error, request["memory"]), None
     except EOFError:
         raise
     except Exception:
@@ -99,21 +103,19 @@ def decode(connection: socket.socket) -> None:
         send(connection, clips.data.cast("B"))
 
 
-def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.ndarray[Any, Any] | None"]:
+def _decoded(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], "np.ndarray[Any, Any]"]:
     sampling = ClipPreprocessing.model_validate(request["sampling"])
     limits, views = VideoLimits(**request["limits"]), ClipViews(**request["views"])
-    try:
-        with open_video(data, limits=limits) as video:
-            clips = video_clips(video, sampling, views)
-            return {"frames": len(video), "seconds": video.seconds}, clips
-    except VideoError as error:
-        # FFmpeg's, of a size that the file made up or really has; some of its decoders call that broken data
-        if isinstance(error.__cause__, MemoryError) or (error.code in BROKEN and _is_full(request["memory"])):
-            return _too_large(request["memory"]), None
-        return {"code": error.code, "message": str(error)}, None
+    with open_video(data, limits=limits) as video:
+        clips = video_clips(video, sampling, views)
+        return {"frames": len(video), "seconds": video.seconds}, clips
 
 
-def _too_large(memory: int) -> dict[str, Any]:
+def _refusal(error: MemoryError | VideoError, memory: int) -> dict[str, Any]:
+    if isinstance(error, VideoError) and not isinstance(error.__cause__, MemoryError):
+        # Some of FFmpeg's decoders say that data is broken where they were given no memory.
+        if error.code not in BROKEN or not _is_full(memory):
+            return {"code": error.code, "message": str(error)}
     message = f"decoding the video takes more than {memory} bytes of memory; send a smaller one"
     return {"code": TOO_LARGE, "message": message}
 
