@@ -15,6 +15,7 @@ from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
+from tests.engine.updates import Updates
 
 
 def config(tmp_path: Path) -> TrainingConfig:
@@ -27,7 +28,7 @@ def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypat
     model = nn.Linear(2, 1)
     setup = Setup(config=config(tmp_path), accelerator=Accelerator(cpu=True), console=Console(quiet=True))
     record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
-    setup.begin(record, model, torch.optim.SGD(model.parameters()), 1, {})
+    setup.begin(record, model, torch.optim.SGD(model.parameters()), Updates(4), {"train_photos": 4})
     assert calls == ["kept"]
 
 
