@@ -8,15 +8,16 @@ from contextlib import contextmanager
 
 import torch
 
+from convmae_deploy.data.workers import NO_OPEN_FILES, NO_SHARED_MEMORY
 from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.errors import ConvMAEError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
 # What PyTorch says where a process that decodes cannot hand over what it decoded.
-_SHARED_MEMORY = re.compile(r"Bus error|shared memory|file </?torch_", re.IGNORECASE)
+_SHARED_MEMORY = re.compile(rf"Bus error|shared memory|file </?torch_|exit code {NO_SHARED_MEMORY}\b", re.IGNORECASE)
 _ENDED_PROCESS = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)", re.S)
-_OPEN_FILES = re.compile(r"Too many open files|received 0 items of ancdata")
+_OPEN_FILES = re.compile(rf"Too many open files|received 0 items of ancdata|exit code {NO_OPEN_FILES}\b")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 
@@ -47,7 +48,7 @@ def _tell_of_bugs_alone(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
-    run, text = config.run, str(error)
+    run, text = config.run, f"{error} {error.__cause__ or ''}"
     again = "and continue with --resume"
     if _SHARED_MEMORY.search(text):
         return (

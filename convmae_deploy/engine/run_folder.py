@@ -214,11 +214,26 @@ def _write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 def precision_so_far(run: Path) -> Precision | None:
     """The precision that a run has had; None where there is no run that says so."""
-    try:
-        precision = read_json(run / "run.json")["config"]["run"]["precision"]
-    except (ConvMAEError, KeyError, TypeError):
-        return None  # what is wrong with it is said where the run is resumed
+    precision = _settings_so_far(run, "run").get("precision")
     return precision if precision in get_args(Precision) else None
+
+
+def optimisation_so_far(run: Path) -> dict[str, Any]:
+    """What a run has had of the numbers that may change as it goes on; nothing where there is no run that says so."""
+    found = _settings_so_far(run, "optimisation")
+    whole = {name: found.get(name) for name in ("epochs", "micro_batch_size")}
+    numbers = {name: found.get(name) for name in ("base_lr", "clip_grad")}
+    kept = {name: value for name, value in whole.items() if type(value) is int}
+    return kept | {name: value for name, value in numbers.items() if type(value) in (int, float)}
+
+
+def _settings_so_far(run: Path, part: str) -> dict[str, Any]:
+    """A part of the config in run.json; what is wrong with that is said where the run is resumed."""
+    try:
+        found = read_json(run / "run.json")["config"][part]
+    except (ConvMAEError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _module_name() -> str:

@@ -15,13 +15,12 @@ MAY_CHANGE_ON_RESUME = {
     **dict.fromkeys(("data", "out", "init", "resume", "workers", "save_minutes", "licence"), ""),
     **dict.fromkeys(("picture_epochs", "validation_epochs"), ""),
     **dict.fromkeys(("compile", "grad_checkpointing"), "the same but for rounding"),
-    "micro_batch_size": "updates hold the same files; rounding, and what is drawn or averaged within a micro-batch "
-    "(mixing, dropped paths, BatchNorm), differ",
-    "processes": "updates hold as many files; what each process draws for its own (mixing, dropped paths), and the "
-    "order of shards, differ",
-    "epochs": "from here on the learning rate falls over this number of epochs",
-    # for a run that met numbers that are not finite
-    **dict.fromkeys(("precision", "base_lr", "clip_grad"), "from here on"),
+    **dict.fromkeys(("precision", "base_lr", "clip_grad"), ""),  # for a run that met numbers that are not finite
+    "micro_batch_size": "an update holds the same files; rounding, and what is drawn or averaged within a "
+    "micro-batch, as mixing, dropped paths and BatchNorm, may differ",
+    "processes": "an update holds as many files; what each process draws for its own, as mixing and dropped paths, and "
+    "the order of shards may differ",
+    "epochs": "the learning rate falls over that many",
 }
 
 
@@ -95,7 +94,7 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
         kind: photos or videos.
     """
     count, held, asked = steps.steps_per_epoch, steps.batch_size, optimisation.batch_size
-    words = f"{count} an epoch, {optimisation.epochs * count} in {optimisation.epochs} epochs, each of {held} {kind}"
+    words = f"{count} an epoch, each of {held} {kind}"
     if held < min(asked, steps.length):
         words += f" (as many for each of {steps.world_size} processes, where --batch-size says {asked})"
     elif held < asked:
@@ -105,7 +104,7 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
     unused = steps.length - count * held
     if unused:
         words += f"; {unused} {kind} are left over in every epoch, other ones each time"
-    return words
+    return f"{words}; epochs: {optimisation.epochs}"
 
 
 def changes_in_words(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
@@ -117,5 +116,5 @@ def changes_in_words(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
             continue
         effect = MAY_CHANGE_ON_RESUME.get(setting)
         flag = setting if setting == "processes" else f"--{setting.replace('_', '-')}"
-        lines.append(f"changed: {flag} was {before} and is {now}" + (f": {effect}" if effect else ""))
+        lines.append(f"changed from here on: {flag} {before} to {now}" + (f" ({effect})" if effect else ""))
     return lines

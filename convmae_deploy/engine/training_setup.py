@@ -1,6 +1,7 @@
 """How every training program is put together: its devices, then its data, its run and its loop."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.failures import failures_in_words
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.run_folder import RunFolder, optimisation_so_far
 from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines
 from convmae_deploy.engine.training_config import TrainingConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -180,8 +181,23 @@ def run_preset(
         ConvMAEError: bad data or settings, or the machine refuses what it takes.
     """
     config = chosen_preset(presets, program)
+    if config.run.resume:
+        config = with_run_so_far(config, sys.argv)
     with failures_in_words(config):
         return prepare(config).fit()
+
+
+def with_run_so_far(config: Program, arguments: Sequence[str]) -> Program:
+    """A resumed run's settings, in which those that may change as training goes on do so where a flag asks for it.
+
+    Args:
+        config: what the command line says.
+        arguments: the command line itself.
+    """
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    had = optimisation_so_far(config.run.out)
+    kept = {name: value for name, value in had.items() if f"--{name.replace('_', '-')}" not in given}
+    return replace(config, optimisation=replace(config.optimisation, **kept))
 
 
 def check_same_updates(steps: StepSampler, batch_size: int, *, processes: int) -> None:
