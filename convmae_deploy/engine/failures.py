@@ -11,12 +11,15 @@ import torch
 from convmae_deploy.data.workers import NO_OPEN_FILES, NO_SHARED_MEMORY
 from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.program import FULL
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
 # What PyTorch says where a process that decodes cannot hand over what it decoded.
-_SHARED_MEMORY = re.compile(rf"Bus error|shared memory|file </?torch_|exit code {NO_SHARED_MEMORY}\b", re.IGNORECASE)
-_ENDED_PROCESS = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)", re.S)
+_SHARED_MEMORY = re.compile(
+    rf"Bus error|shared memory\(shm\)|shared memory object|file </?torch_|exit code {NO_SHARED_MEMORY}\b"
+)
+_ENDED_PROCESS = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed|exited unexpectedly)")
+_SIGNAL = re.compile(r"killed by signal: (\w[\w ]*)")
 _OPEN_FILES = re.compile(rf"Too many open files|received 0 items of ancdata|exit code {NO_OPEN_FILES}\b")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
@@ -56,16 +59,16 @@ def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
             "container more (docker run --shm-size 8g), or take fewer --workers or a smaller --micro-batch-size, "
             f"{again}"
         )
-    if ended := _ENDED_PROCESS.search(text):
-        how = f" ({ended[1].strip()})" if ended[1] else ""
-        return (
-            f"one of the {run.workers} decoding processes was ended from outside{how}, most often for want of memory; "
-            f"take fewer --workers, 0 decodes in the training process itself, {again}"
-        )
     if _OPEN_FILES.search(text):
         return (
             "the decoding processes need more open files than are allowed; raise ulimit -n or take fewer --workers, "
             f"{again}"
+        )
+    if _ENDED_PROCESS.search(text):
+        how = f" ({signal[1]})" if (signal := _SIGNAL.search(text)) else ""
+        return (
+            f"one of the {run.workers} decoding processes was ended from outside{how}, most often for want of memory; "
+            f"take fewer --workers, 0 decodes in the training process itself, {again}"
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
         return (

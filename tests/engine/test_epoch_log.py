@@ -48,6 +48,12 @@ def test_a_validation_is_due_every_so_many_epochs_and_after_the_last(tmp_path: P
     assert not any(never.is_due(epoch) for epoch in range(5))
 
 
+def test_a_picture_is_due_every_so_many_epochs_and_after_the_last(tmp_path: Path) -> None:
+    often, never = begin(tmp_path / "often", picture_epochs=2), begin(tmp_path / "never")
+    assert [often.picture_is_due(epoch) for epoch in range(5)] == [False, True, False, True, True]
+    assert not any(never.picture_is_due(epoch) for epoch in range(5))
+
+
 def test_only_a_better_score_is_the_best(tmp_path: Path) -> None:
     log = begin(tmp_path / "run", validation_epochs=1)
     records = [log.finish(epoch, 1.0, scored(value)) for epoch, value in enumerate((40.0, 30.0, 40.0, 41.0))]
