@@ -93,7 +93,7 @@ def test_the_precision_is_what_the_cpu_is_fast_at_unless_one_is_asked_for(
     monkeypatch.setattr(training_config, "cpu_capabilities", lambda: capabilities)
     assert RunConfig(out=Path("run")).decided()[0].precision == precision
     for asked in ("fp32", "bf16"):
-        run = RunConfig(out=Path("run"), precision=asked)  # type: ignore[arg-type]
+        run = RunConfig(out=Path("run"), precision=asked)
         assert run.decided() == (run, "as --precision says")
 
 
