@@ -34,7 +34,7 @@ def main() -> int:
     try:
         settings, _ = bentoml_settings.load()
         warn_of_variables(os.environ)
-        predictors = open_predictors(settings)
+        opened = open_predictors(settings)
         listeners = bind(settings)
     except ConvMAEError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
@@ -51,7 +51,8 @@ def main() -> int:
     from serving import service
     from serving.http.protocol import LimitedProtocol
 
-    service.predictors.put(predictors)
+    service.predictors.put(opened)
+    del opened  # which would keep a model that is replaced in memory for as long as the server runs
     config = uvicorn.Config(
         service.SERVICE.to_asgi(),
         http=LimitedProtocol,
@@ -69,7 +70,7 @@ def main() -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            announce(predictors, listeners, settings.root_path)
+            announce(service.predictors, listeners, settings.root_path)
 
     server = Announcing(config)
     # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.

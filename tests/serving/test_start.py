@@ -230,3 +230,26 @@ print("x", flush=True)
 assert all(os.path.sameopenfile(number, os.open(os.devnull, os.O_RDWR)) for number in (1, 2))
 """
     assert start(("-c", program)).returncode == 0
+
+
+REPLACING = """
+import gc, sys, weakref
+import uvicorn
+import serving.__main__
+
+def run(self, sockets):
+    from serving import service
+    model = weakref.ref(service.predictors["tiny"])
+    service.predictors.remove("tiny")
+    gc.collect()
+    assert model() is None
+
+uvicorn.Server.run = run
+sys.exit(serving.__main__.main())
+"""
+
+
+@pytest.mark.slow
+def test_nothing_keeps_a_model_of_the_start_that_was_replaced_in_memory(bundle: Path) -> None:
+    finished = start(("-c", REPLACING), CONVMAE_BUNDLE=str(bundle))
+    assert finished.returncode == 0, finished.stderr
