@@ -112,6 +112,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._connections.remove(self)
         self._connections.end_unread(self)
         self._stop_header_timer()
+        self._unset_keepalive_if_required()  # uvicorn leaves it where the client reset the connection
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None

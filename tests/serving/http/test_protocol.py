@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.http import protocol
 from serving.http.connection_limits import Connections
 from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES, WRITE_SECONDS
-from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, hello, settle
+from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, Timer, hello, settle
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -381,16 +381,18 @@ def test_of_many_answers_that_are_not_read_the_slowest_goes_and_the_others_stay(
     assert asyncio.run(crowd()) == [False, True, False]
 
 
-def test_a_kept_connection_that_breaks_leaves_nothing_that_fails_later() -> None:
-    async def conversation() -> None:
+@pytest.mark.parametrize("sent", [b"", GET[:9], GET])
+def test_a_connection_that_breaks_leaves_no_timer_that_would_keep_it_in_memory(sent: bytes) -> None:
+    async def conversation() -> list[Timer]:
         connection = FakeConnection()
-        await connection.send(GET)
+        await connection.send(sent)
+        assert connection.loop.waiting()
         with socket.socket() as closed:
             connection.transport.socket = closed
         connection.protocol.connection_lost(ConnectionResetError())
-        await connection.loop.advance(1000.0)
+        return connection.loop.waiting()
 
-    asyncio.run(conversation())
+    assert asyncio.run(conversation()) == []
 
 
 def test_bytes_that_the_kernel_has_not_got_rid_of_are_not_sent_yet() -> None:
