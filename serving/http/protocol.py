@@ -178,6 +178,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._response.end()
+        if self.cycle.response_complete:
+            self.cycle.body = bytearray()  # what its application left: the connection holds it until the next request
         if self.flow.write_paused and not self.transport.is_closing():
             self._is_unread = True  # the next request waits until this one's answer is read
             self.flow.pause_reading()

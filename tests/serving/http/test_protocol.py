@@ -259,6 +259,13 @@ def test_an_answered_connection_that_does_not_go_on_is_closed(head: bytes, rest:
     assert connection.received.count(b"HTTP/1.1 ") == 1  # another answer would be taken for that of the next request
 
 
+def test_a_connection_that_is_kept_holds_no_body_that_its_application_left() -> None:
+    body = bytes(1000)
+    connection = talk(GET[:-2] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert connection.received.endswith(b"hi") and not connection.closed
+    assert len(connection.protocol.cycle.body) == 0
+
+
 def test_after_the_rest_of_a_body_that_nobody_waited_for_the_connection_is_kept_as_ever() -> None:
     async def conversation() -> FakeConnection:
         connection = FakeConnection()
