@@ -34,7 +34,7 @@ def main() -> int:
     try:
         settings, _ = bentoml_settings.load()
         warn_of_variables(os.environ)
-        opened = open_predictors(settings)
+        predictors = open_predictors(settings)
         listeners = bind(settings)
     except ConvMAEError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
@@ -51,8 +51,8 @@ def main() -> int:
     from serving import service
     from serving.http.protocol import LimitedProtocol
 
-    service.predictors.put(opened)
-    del opened  # which would keep a model that is replaced in memory for as long as the server runs
+    service.predictors.put(predictors)
+    del predictors  # only the service knows them now: a model that is replaced is not to stay in memory
     config = uvicorn.Config(
         service.SERVICE.to_asgi(),
         http=LimitedProtocol,
