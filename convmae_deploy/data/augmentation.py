@@ -117,7 +117,8 @@ def normalised(images: Tensor, preprocessing: AnyPreprocessing) -> Tensor:
         torch.tensor(values, device=images.device).reshape(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
     )
-    return images.float().div_(255).sub_(mean).div_(std)
+    levels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    return levels.div_(255).sub_(mean).div_(std)
 
 
 def training_stages(
