@@ -80,6 +80,7 @@ def nano() -> FinetuneConfig:
 PRESETS = {
     "nano": ("Ours: from scratch on a CPU.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "vit_nano": ("The baseline: a ViT as large as nano, the nano recipe.", replace(nano(), variant="vit_nano")),
     **paper_presets(base()),
 }
 
