@@ -18,6 +18,7 @@ from convmae_deploy.models.convmae import (
     ConvMAE,
     ConvMAEConfig,
     check_image_size,
+    initialise_scratch,
 )
 from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
@@ -259,6 +260,7 @@ def build_classifier(
 ) -> ConvMAEClassifier:
     """The classifier of a configuration, with fresh weights."""
     encoder = build_encoder(config, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    initialise_scratch(encoder)
     return ConvMAEClassifier(
         encoder, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, head_init_std=head_init_std
     )
@@ -274,4 +276,5 @@ def build_video_classifier(
 ) -> ConvMAEClassifier:
     """The same for clips: the mean over the tokens of all slots, as in VideoMAE, with fresh weights."""
     encoder = build_video_convmae(config, video, drop_path_rate=drop_path_rate)
+    initialise_scratch(encoder)
     return ConvMAEClassifier(encoder, num_classes=num_classes, head_init_std=head_init_std)

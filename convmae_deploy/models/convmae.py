@@ -495,6 +495,19 @@ def pointwise_layers(model: nn.Module) -> Iterator[nn.Linear]:
             yield from (layer for layer in block.modules() if isinstance(layer, nn.Linear))
 
 
+def initialise_scratch(encoder: nn.Module) -> None:
+    """The weights that training begins with where nothing is pretrained, as in the authors' classifier.
+
+    What they hold as 1x1 convolutions keeps PyTorch's default for those, which is that of a Linear, and a position
+    embedding that is trained begins as a truncated normal of 0.02. Pretraining begins otherwise.
+    """
+    for layer in pointwise_layers(encoder):
+        layer.reset_parameters()
+    positions = encoder.get_parameter("pos_embed")
+    if positions.requires_grad:  # that of videos is not
+        nn.init.trunc_normal_(positions, std=0.02)
+
+
 def initialise_linear(module: nn.Module) -> None:
     """Weights of Linear layers from a truncated normal of 0.02, biases 0; convolutions keep PyTorch's default."""
     if isinstance(module, nn.Linear):
