@@ -41,7 +41,7 @@ class PretrainingConfig:
 
     decoder_width: int = 512
     decoder_depth: int = 8  # blocks
-    decoder_heads: int = 16  # paper: 12
+    decoder_heads: int = 16  # paper: 12, which does not divide 512
     decoder_mlp_ratio: float = 4.0  # the authors' code takes the encoder's ratio of stage 1: 8 for B*, L and H
     masking: MaskingName = "block"
     mask_ratio: float = 0.75  # share of the cells that is hidden
