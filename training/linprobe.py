@@ -97,6 +97,7 @@ def nano() -> LinprobeConfig:
 PRESETS = {
     "nano": ("Ours: for a CPU, on cached features.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "vit_nano": ("The baseline: a ViT as large as nano, the nano recipe.", replace(nano(), variant="vit_nano")),
     **paper_presets(base()),
 }
 
