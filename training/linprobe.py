@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
-from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.augmentation import AugmentationConfig, normalised, training_transform
 from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
@@ -97,6 +97,7 @@ def nano() -> LinprobeConfig:
 PRESETS = {
     "nano": ("Ours: for a CPU, on cached features.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "vit_nano": ("The baseline: a ViT as large as nano, the nano recipe.", replace(nano(), variant="vit_nano")),
     **paper_presets(base()),
 }
 
@@ -122,7 +123,7 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource = setup.source(photos)
     run = setup.begin(record, probe, build_lars(probe, config.optimisation), source, facts)
-    features = FrozenFeatures(classifier, setup.accelerator)
+    features = FrozenFeatures(classifier, record.preprocessing, setup.accelerator)
     if config.cached_views:
         source, validation = open_cached(config, features, photos, validation, setup)
     recipe = LinearProbeRecipe(config=config, run=run, features=features, validation=validation)
@@ -234,13 +235,14 @@ class FrozenFeatures:
     """What the probe sees of images."""
 
     classifier: ConvMAEClassifier
+    preprocessing: Preprocessing
     accelerator: Accelerator
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) on the device to (B, D) float32."""
+        """(B, 3, H, W) on the device, normalised or in uint8, to (B, D) float32."""
         with self.accelerator.autocast():
-            e3 = self.classifier.forward_features(images)
+            e3 = self.classifier.forward_features(normalised(images, self.preprocessing))
             return self.classifier.forward_head(e3, pre_logits=True).float()
 
 

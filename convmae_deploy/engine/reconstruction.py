@@ -18,7 +18,7 @@ from convmae_deploy.engine.evaluation import evaluating
 from convmae_deploy.engine.pictures import draw_columns
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, check_at_least
-from convmae_deploy.models.convmae import PATCH_SIZE, Variant
+from convmae_deploy.models.convmae import PATCH_SIZE
 from convmae_deploy.models.pretraining import (
     PIXEL_VARIANCE_EPS,
     ConvMAEPretraining,
@@ -28,6 +28,7 @@ from convmae_deploy.models.pretraining import (
 )
 from convmae_deploy.models.video import TUBELET
 from convmae_deploy.models.video_pretraining import DEVIATION_EPS, VideoPretraining, cube_statistics, cubify, uncubify
+from convmae_deploy.models.vit import PhotoVariant
 
 GREY = 0.5  # hidden pixels are drawn so
 
@@ -46,7 +47,7 @@ Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # from model, inputs and
 class MaskedTrainingConfig(TrainingConfig):
     """The settings of a program that pretrains by masked reconstruction."""
 
-    variant: Variant  # the encoder's
+    variant: PhotoVariant  # the encoder's
     grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
     picture_epochs: int = 20  # a picture of reconstructions every so many epochs, and after the last; 0: never
     run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))

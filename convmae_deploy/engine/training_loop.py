@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from convmae_deploy.data.augmentation import normalised
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.interruption import Interruption, interruptible
@@ -158,6 +159,8 @@ class TrainingLoop:
             return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped)
         stand_in = photos_of_any_process(micro_batches, readable)
         loss_sum = torch.zeros((), device=accelerator.device)
+        preprocessing = self.run.record.preprocessing
+        assert preprocessing is not None
         for images, extra, _ in micro_batches:
             # Accelerate divides by the number of micro-batches and of processes; times 1.0 where all are equal
             weight = len(images) * accelerator.gradient_accumulation_steps * accelerator.num_processes / seen
@@ -166,7 +169,8 @@ class TrainingLoop:
                     continue
                 # the others wait for this process's gradients, so it takes part without photos too, with weight 0
                 inputs = (images, extra) if len(images) else stand_in
-                loss = self.recipe.loss(*send_to_device(inputs, accelerator.device, non_blocking=True))
+                images, extra = send_to_device(inputs, accelerator.device, non_blocking=True)
+                loss = self.recipe.loss(normalised(images, preprocessing), extra)
                 accelerator.backward(loss * weight)
             loss_sum += loss.detach().float() * len(images)
         limit = self.optimisation.clip_grad
