@@ -1,6 +1,7 @@
 """What a program has before its model, and how its run begins."""
 
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,5 +120,6 @@ def test_what_the_machine_refuses_a_program_is_one_sentence(tmp_path: Path, monk
         raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
 
     monkeypatch.setattr(sys, "argv", ["program", "nano", "--data", "photos", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     with pytest.raises(ConvMAEError, match=r"decoding processes was ended from outside \(Killed\)"):
         run_preset({"nano": ("", TrainingConfig()), "tiny": ("", TrainingConfig())}, "python -m x", prepare)
