@@ -109,10 +109,11 @@ def crop_transform(
     return apply
 
 
-def normalised(images: Tensor, preprocessing: AnyPreprocessing) -> Tensor:
+def normalised(images: Tensor, preprocessing: AnyPreprocessing | None) -> Tensor:
     """Levels 0 to 255 (B, 3, H, W) in uint8 as float32, scaled to [0, 1] and normalised; other tensors as they are."""
     if images.dtype != torch.uint8:
         return images
+    assert preprocessing is not None  # whoever trains on photos has decided
     mean, std = (
         torch.tensor(values, device=images.device).reshape(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)

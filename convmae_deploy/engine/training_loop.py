@@ -159,8 +159,6 @@ class TrainingLoop:
             return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped)
         stand_in = photos_of_any_process(micro_batches, readable)
         loss_sum = torch.zeros((), device=accelerator.device)
-        preprocessing = self.run.record.preprocessing
-        assert preprocessing is not None
         for images, extra, _ in micro_batches:
             # Accelerate divides by the number of micro-batches and of processes; times 1.0 where all are equal
             weight = len(images) * accelerator.gradient_accumulation_steps * accelerator.num_processes / seen
@@ -170,7 +168,7 @@ class TrainingLoop:
                 # the others wait for this process's gradients, so it takes part without photos too, with weight 0
                 inputs = (images, extra) if len(images) else stand_in
                 images, extra = send_to_device(inputs, accelerator.device, non_blocking=True)
-                loss = self.recipe.loss(normalised(images, preprocessing), extra)
+                loss = self.recipe.loss(normalised(images, self.run.record.preprocessing), extra)
                 accelerator.backward(loss * weight)
             loss_sum += loss.detach().float() * len(images)
         limit = self.optimisation.clip_grad
