@@ -34,7 +34,6 @@ from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup, synchronised
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
@@ -163,16 +162,13 @@ def read_splits(config: DetectConfig) -> tuple[CocoSplit, CocoSplit]:
     """The photos to train on and those to validate on.
 
     Raises:
-        ConvMAEError: the annotations are bad, or the two have not the same categories.
+        ConvMAEError: the annotations are bad, or `val` has objects of a category that `train` has not.
     """
     whole = read_coco_split(config.data, "train")
     train = whole.for_training(licences=config.licences, limit=config.train_images, empty_photos=config.empty_photos)
     if config.validate_on == "train":
         return train, train
-    val = read_coco_split(config.data, "val")
-    if (train.classes, train.category_ids) != (val.classes, val.category_ids):
-        raise ConvMAEError(f"{train.file} and {val.file} must have the same categories; theirs differ")
-    return train, val
+    return train, read_coco_split(config.data, "val", like=whole)
 
 
 def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from rich.console import Console
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
+from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.engine.classification import (
     FinetuneRecipe,
     FinetuningConfig,
     initial_record,
     paper_presets,
-    read_splits,
     split_facts,
 )
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
@@ -90,7 +90,7 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     Raises:
         ConvMAEError: bad data, checkpoint or settings.
     """
-    train, val = read_splits(config.data)
+    train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
     assert isinstance(record.preprocessing, Preprocessing)

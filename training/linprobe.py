@@ -33,13 +33,13 @@ from convmae_deploy.data.augmentation import AugmentationConfig, training_transf
 from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
+from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.engine.classification import (
     Accuracy,
     ClassifierConfig,
     ClassifierRecipe,
     initial_record,
     paper_presets,
-    read_splits,
     split_facts,
 )
 from convmae_deploy.engine.evaluation import Validation, evaluate
@@ -107,7 +107,7 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     Raises:
         ConvMAEError: bad data, checkpoint or settings.
     """
-    train, val = read_splits(config.data)
+    train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
     record = initial_record(
         config.variant, train.classes, config.image_size, licence=config.licence, global_pool=config.global_pool
@@ -206,7 +206,7 @@ def open_cached(
     ]
     val_features = read_features(cache.computed("val", validation, range(len(validation)), val))
     evaluated = EvaluationFeatures(validation.folder, validation.preprocessing, val_features)
-    return FeatureSource(files, photos.folder.labels, setup.sampler(len(photos))), evaluated
+    return FeatureSource(files, photos.folder, setup.sampler(len(photos))), evaluated
 
 
 class LinearProbe(nn.Module):

@@ -6,6 +6,8 @@ tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
 pictures/        reconstructions while pretraining, predictions of segmenters
 features/        what a linear probe computed once
+data_check.json  what was found in the data, what was left out and what looks wrong
+unreadable.txt   files that could not be decoded, with the reason
 last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
 """
 

@@ -12,6 +12,7 @@ from convmae_deploy.bundle.manifest import Letterbox, Manifest, Precision
 from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo, read_coco_split
+from convmae_deploy.data.coco_file import has_annotations
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
@@ -146,7 +147,7 @@ def _has_partner(detection: Result, others: Sequence[Result]) -> bool:
 
 def read_detected(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
     """ROOT/annotations/instances_<split>.json, COCO's own folders, or any folder of photos."""
-    if not (data / "annotations").is_dir():
+    if not has_annotations(data):
         return DetectedData(spread(find_photos([data]), limit), None, manifest)
     coco = read_coco_split(data, split)
     known_labels((), coco.classes, manifest, data)

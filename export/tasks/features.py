@@ -14,6 +14,7 @@ from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.data.class_folder import split_folder
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
@@ -101,7 +102,7 @@ def nearest_of(vectors: FloatArray) -> tuple[np.ndarray[Any, np.dtype[np.int64]]
 
 def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
     """ROOT/<split>/<class>/* with any classes, or any folder of photos without labels."""
-    if not (data / split).is_dir():
+    if not split_folder(data, split).is_dir():
         return FeatureData(spread(find_photos([data]), limit), None, "photos")
     folder = read_photo_folder(data, split)
     return FeatureData(spread(folder.photos, limit), spread(folder.labels, limit), "photos")
