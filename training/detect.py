@@ -11,6 +11,7 @@ ours for a CPU: training/README.md has their figures.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from convmae_deploy.bundle.manifest import Letterbox, Licence
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
+from convmae_deploy.data.data_check import check_coco
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
 from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
@@ -33,7 +35,7 @@ from convmae_deploy.engine.pictures import first_photos
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, synchronised
+from convmae_deploy.engine.training_setup import Setup, run_training, synchronised
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
@@ -192,6 +194,7 @@ def prepare(config: DetectConfig) -> TrainingLoop:
     """
     train, val = read_splits(config)
     setup = Setup.of(config)
+    setup.check_data(partial(check_coco, config.data, train, val))
     record, preprocessing = initial_record(config, train.classes, train.category_ids)
     augmentation = DetectionAugmentation(config.augmentation, preprocessing)
     source = setup.source(AugmentedDetections(train, augmentation, config.run.seed), collate_detections)
@@ -278,7 +281,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.detect")).fit()
+    return run_training(chosen_preset(PRESETS, "python -m training.detect"), prepare)
 
 
 if __name__ == "__main__":

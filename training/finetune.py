@@ -10,11 +10,13 @@ run by us). `nano` is ours for a CPU and made the model that ships: see its mode
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
+from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.engine.classification import (
@@ -27,7 +29,7 @@ from convmae_deploy.engine.classification import (
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
+from convmae_deploy.engine.training_setup import Setup, run_training, start_from
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
 from convmae_deploy.program import run_program
@@ -92,6 +94,7 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     """
     train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
+    setup.check_data(partial(check_photos, config.data, train, val))
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
     assert isinstance(record.preprocessing, Preprocessing)
     train_size = config.train_size or record.model.image_size
@@ -128,7 +131,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.finetune")).fit()
+    return run_training(chosen_preset(PRESETS, "python -m training.finetune"), prepare)
 
 
 if __name__ == "__main__":

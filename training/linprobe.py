@@ -16,6 +16,7 @@ is `--global-pool token` here, only to repeat such results; and their crop is on
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
@@ -47,7 +49,7 @@ from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, wei
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
 from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
+from convmae_deploy.engine.training_setup import Setup, run_training, start_from
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.program import run_program
@@ -109,6 +111,7 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     """
     train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
+    setup.check_data(partial(check_photos, config.data, train, val))
     record = initial_record(
         config.variant, train.classes, config.image_size, licence=config.licence, global_pool=config.global_pool
     )
@@ -291,7 +294,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.linprobe")).fit()
+    return run_training(chosen_preset(PRESETS, "python -m training.linprobe"), prepare)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ training/README.md has its figures.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.data_check import check_videos
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
@@ -25,7 +27,7 @@ from convmae_deploy.engine.classification import FinetuneRecipe, FinetuningConfi
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.training_config import RunConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.training_setup import Setup, run_training
 from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
@@ -109,6 +111,7 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     train, val = read_splits(config)
     facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
     setup = Setup.of(config)
+    setup.check_data(partial(check_videos, config.data, train, val))
     record = config.initial_record("video-classification", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)
@@ -146,7 +149,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.video_finetune")).fit()
+    return run_training(chosen_preset(PRESETS, "python -m training.video_finetune"), prepare)
 
 
 if __name__ == "__main__":

@@ -29,17 +29,8 @@ from convmae_deploy.data.video_augmentation import ClipTransform, Frames
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import open_video
-from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
 from convmae_deploy.tasks.clips import ClipViews, random_moments, read_clips
-
-# Of one's own files: only what would stop a training. A video is held in memory, so long ones are better cut.
-TRAINING_LIMITS = VideoLimits(
-    max_bytes=2_000_000_000,
-    max_seconds=4 * 3600,
-    max_frames=1_000_000,
-    max_pixels=8192 * 4608,
-    decoding_seconds=300,
-)
 
 
 def random_frames(video: Path, spec: ClipPreprocessing) -> Frames:
@@ -49,7 +40,7 @@ def random_frames(video: Path, spec: ClipPreprocessing) -> Frames:
         ConvMAEError: the video cannot be read or decoded.
     """
     numbers = [random.random() for _ in range(spec.frames)]
-    with open_video(video, limits=TRAINING_LIMITS) as opened:
+    with open_video(video, limits=DATASET_VIDEO_LIMITS) as opened:
         wanted = opened.on_screen(random_moments(spec, len(opened), numbers))
         decoded = dict(zip(np.unique(wanted).tolist(), opened.frames(wanted), strict=True))
     return [decoded[number] for number in wanted.tolist()]
@@ -143,7 +134,7 @@ class EvaluationVideos(Dataset[LabelledSample | Unreadable]):
 
     def __getitem__(self, index: int) -> LabelledSample | Unreadable:
         try:
-            clips = read_clips(self.folder.videos[index], self.spec, views=self.views, limits=TRAINING_LIMITS)
+            clips = read_clips(self.folder.videos[index], self.spec, views=self.views, limits=DATASET_VIDEO_LIMITS)
         except ConvMAEError as error:
             return Unreadable.because(self.folder.videos[index], error)
         return torch.from_numpy(clips), self.folder.labels[index]

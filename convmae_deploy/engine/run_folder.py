@@ -28,6 +28,7 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.checkpoints.pth_file import load_without_code
+from convmae_deploy.data.data_check import NAME as DATA_CHECK
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
 
@@ -68,8 +69,7 @@ class RunFolder:
             record.setdefault("resumed", []).append({"at": now, "command": command, "changed": changes})
             self._write_description(record)
             return
-        if self.path.exists() and any(self.path.iterdir()):
-            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
+        self.check_is_new()
         record |= {
             "seed": seed,
             "command": command,
@@ -79,6 +79,11 @@ class RunFolder:
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         }
         self._write_description(record)
+
+    def check_is_new(self) -> None:
+        """Raises ConvMAEError where the folder holds anything but a check of the data."""
+        if self.path.exists() and any(entry.name != DATA_CHECK for entry in self.path.iterdir()):
+            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
         with atomic_file(self.path / "run.json") as temporary:

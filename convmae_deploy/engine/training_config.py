@@ -26,6 +26,7 @@ class RunConfig:
 
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
+    check_data: bool = False  # say what was found in the data and stop; status 1 where training would refuse them
     seed: int = 0  # order, augmentation, dropped paths and fresh weights follow from it
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's; weights and updates are fp32
     compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU

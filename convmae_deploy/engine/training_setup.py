@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.data.data_check import NAME, DataCheck
 from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, LoadedSource
@@ -26,23 +27,31 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.printing import printable
+from convmae_deploy.program import SOME_INPUTS_BAD
+from convmae_deploy.terminal import Terminal
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
-    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
+    *("data", "out", "init", "resume", "check_data", "workers", "save_minutes", "compile", "picture_epochs"),
     *("precision", "base_lr", "clip_grad"),
 )
 
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
 
 
-@dataclass(frozen=True, kw_only=True)
+class DataChecked(Exception):
+    """Ends a program that was to check its data alone (`--check-data`)."""
+
+
+@dataclass(kw_only=True)
 class Setup:
     """A program before its data and its model: devices, a console, and generators that are seeded."""
 
     config: TrainingConfig
     accelerator: Accelerator
     console: Console
+    data_check: DataCheck | None = None  # on the main process of a run that begins
 
     @classmethod
     def of(cls, config: TrainingConfig, *, may_shard: bool = False) -> "Setup":
@@ -61,6 +70,29 @@ class Setup:
             raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
         seed_step(config.run.seed, 0)
         return cls(config=config, accelerator=accelerator, console=config.run.console(accelerator))
+
+    def check_data(self, check: Callable[[], DataCheck]) -> None:
+        """Says what was found in the data, where a run begins; with `--check-data` that is all.
+
+        Args:
+            check: looks at the data; called on the main process alone.
+
+        Raises:
+            ConvMAEError: the data are such that there is nothing to learn.
+            DataChecked: with `--check-data`.
+        """
+        run = self.config.run
+        if self.accelerator.is_main_process and (run.check_data or not run.resume):
+            self.data_check = check()
+            for line in self.data_check.lines(str(run.out / NAME)):
+                self.console.print(line, markup=False)
+        if run.check_data:
+            if self.data_check is not None and not run.resume:
+                check_can_create(run.out)
+                RunFolder(run.out).check_is_new()
+                self.data_check.write(run.out)
+            self.accelerator.end_training()
+            raise DataChecked
 
     def sampler(self, samples: int) -> StepSampler:
         """This process's share of so many samples in every update."""
@@ -111,6 +143,8 @@ class Setup:
         if accelerator.is_main_process:
             facts = {**facts, "processes": accelerator.num_processes}
             folder.begin(self.config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
+            if self.data_check is not None:
+                self.data_check.write(run.out)
         accelerator.wait_for_everyone()
         accelerator.gradient_accumulation_steps = micro_batches
         if accelerator.device.type == "cpu":
@@ -142,6 +176,30 @@ class Setup:
             picture_epochs=picture_epochs,
         )
         return TrainingLoop(run=recipe.run, source=source, recipe=recipe, console=self.console, log=log)
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def run_training(config: Config, prepare: Callable[[Config], TrainingLoop]) -> int:
+    """Runs a program, or with `--check-data` its check of the data alone.
+
+    Args:
+        config: of the program.
+        prepare: everything before the first update.
+
+    Returns:
+        The exit status: 0, 128 + signal when stopped, or 1 where training would refuse the data that it was to check.
+    """
+    try:
+        return prepare(config).fit()
+    except DataChecked:
+        return 0
+    except ConvMAEError as error:
+        if not config.run.check_data:
+            raise
+        Terminal(highlight=False, soft_wrap=True).print(f"training would refuse: {printable(error)}", markup=False)
+        return SOME_INPUTS_BAD
 
 
 def start_from(

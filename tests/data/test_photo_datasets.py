@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,8 @@ from convmae_deploy.data.photo_datasets import (
 from convmae_deploy.data.photo_folder import find_training_photos, read_photo_folder
 from convmae_deploy.data.shard_sampler import ShardPhoto
 from convmae_deploy.data.unreadable import Unreadable
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.media.photo_files import read_photo
 from convmae_deploy.tasks.preprocess import preprocess
 from tests.photo_folders import make_photo_folder
 
@@ -114,3 +117,25 @@ def test_a_photo_of_a_shard_depends_on_all_of_its_key(tmp_path: Path) -> None:
     assert not any(torch.equal(noise(key), noise(other)) for other in others)
     assert isinstance(dataset[key._replace(data=None)], Unreadable)
     assert isinstance(dataset[key._replace(data=data[:100])], Unreadable)
+
+
+@pytest.mark.parametrize("size", [(17_000, 300), (7_200, 7_000)])
+def test_photos_beyond_the_limits_of_a_server_are_trained_and_validated_on(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.new("L", size, 90).save(tmp_path / split / "a" / "0.jpg")
+    with pytest.raises(ConvMAEError):
+        read_photo(tmp_path / "train" / "a" / "0.jpg")
+    train, val = (read_photo_folder(tmp_path, split) for split in ("train", "val"))
+    spec = Preprocessing(resize=(36, 36), crop=(32, 32))
+    for sample in (AugmentedPhotos(train, random_crop, 0)[0, 0], EvaluationPhotos(val, spec)[0]):
+        assert not isinstance(sample, Unreadable) and sample[0].shape == (3, 32, 32)
+
+
+def test_an_unreadable_photo_says_which_and_why(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(b"not a photo")
+    found = MaskedPhotos([tmp_path / "0.jpg"], lambda image: torch.empty(0), 0, cells=4)[0, 0]
+    assert isinstance(found, Unreadable)
+    assert found == (str(tmp_path / "0.jpg"), "expected an image file, found text; send the bytes of a photo")

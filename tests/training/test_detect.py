@@ -215,7 +215,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--empty-photos", "--no-empty-photos", "--validate-on", "--validation-epochs", "--picture-epochs", "--licence",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--weight-decay", "--betas",
         "--clip-grad", "--schedule", "--milestones", "--warmup-steps", "--warmup-factor", "--scale", "--flip", "--out",
-        "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
+        "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip
 
 

@@ -182,7 +182,9 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--variant", "--data", "--init", "--image-size", "--train-size", "--drop-path", "--head-init-std", "--licence",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
         "--layer-decay", "--betas", "--clip-grad", "--crop-scale", "--flip", "--rand-augment", "--color-jitter",
-        "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume", "--seed",
+        "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume",
+        "--check-data", "--no-check-data",
+        "--seed",
         "--precision", "--workers", "--save-minutes", "--compile", "--no-compile", "--validation-epochs",
     }  # fmt: skip
 

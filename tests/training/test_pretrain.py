@@ -275,6 +275,7 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--decoder-heads", "--decoder-mlp-ratio", "--masking", "--mask-ratio", "--multi-scale", "--no-multi-scale",
         "--masked-convolution", "--no-masked-convolution", "--norm-pix-loss", "--no-norm-pix-loss",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
-        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile",
+        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile",
         "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip
