@@ -125,7 +125,7 @@ def note_unused(root: Path, findings: Findings, used: Sequence[str]) -> None:
         if entry.name in used or entry.name.startswith("."):
             continue
         if entry.is_dir():
-            findings.pass_over("folders that are neither train nor val", entry.name)
+            findings.pass_over("folders beside those that are read", entry.name)
         else:
             findings.leave_out_file(entry, root, frozenset())
 

@@ -146,7 +146,7 @@ def test_whatever_is_not_taken_is_counted_by_its_kind(tmp_path: Path) -> None:
         "files that end in .png": ["train/loose.png"],
         "archives, which are not looked into": ["ILSVRC2012_img_val.tar", "train.tar"],
         "files that end in .csv": ["labels.csv"],
-        "folders that are neither train nor val": ["test"],
+        "folders beside those that are read": ["test"],
     }
     assert told(val) == {}
 
@@ -206,5 +206,5 @@ def test_what_pretraining_leaves_out_is_counted(tmp_path: Path) -> None:
     assert left_out(findings) == {
         "files that end in .heic": ["train/blue/a.heic"],
         "files that end in .png": ["cover.png"],
-        "folders that are neither train nor val": ["val"],
+        "folders beside those that are read": ["val"],
     }
