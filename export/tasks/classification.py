@@ -31,6 +31,7 @@ from export.verification.task_data import (
     TaskData,
     TaskMetric,
     known_labels,
+    say_findings,
     spread,
 )
 
@@ -91,6 +92,7 @@ def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: in
     if not split_folder(data, split).is_dir():
         return ClassifiedData(spread(find_photos([data]), limit), None, "photos")
     folder = read_photo_folder(data, split)
+    say_findings(data, folder.findings)
     labels = known_labels(folder.labels, folder.classes, manifest, data)
     return ClassifiedData(spread(folder.photos, limit), spread(labels, limit), "photos")
 

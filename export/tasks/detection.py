@@ -25,7 +25,7 @@ from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.detection_sets import compare_detections
 from export.verification.elementwise import TracedFile, Verification
 from export.verification.inputs import Batch
-from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, spread
+from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, say_findings, spread
 from export.verification.verify_detector import own_inference, verify_detector
 
 EVERYTHING = PredictOptions(threshold=0.0)
@@ -150,6 +150,7 @@ def read_detected(data: Path, manifest: Manifest, split: str, limit: int | None)
     if not has_annotations(data):
         return DetectedData(spread(find_photos([data]), limit), None, manifest)
     coco = read_coco_split(data, split)
+    say_findings(data, coco.findings)
     known_labels((), coco.classes, manifest, data)
     chosen = coco.subset(spread(range(len(coco.photos)), limit))
     return DetectedData([photo.path for photo in chosen.photos], chosen, manifest)

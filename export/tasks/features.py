@@ -21,7 +21,7 @@ from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS
 from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport
-from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, spread
+from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, say_findings, spread
 
 
 class FeatureGraph(nn.Module):
@@ -105,6 +105,7 @@ def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int |
     if not split_folder(data, split).is_dir():
         return FeatureData(spread(find_photos([data]), limit), None, "photos")
     folder = read_photo_folder(data, split)
+    say_findings(data, folder.findings)
     return FeatureData(spread(folder.photos, limit), spread(folder.labels, limit), "photos")
 
 

@@ -19,7 +19,7 @@ from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.tasks.classification import ClassifiedData
 from export.tasks.features import FeatureData
-from export.verification.task_data import TaskData, known_labels, spread
+from export.verification.task_data import TaskData, known_labels, say_findings, spread
 
 MAX_BATCH = 8  # a clip is as much work as eight photos
 
@@ -98,6 +98,7 @@ def read_classified_videos(data: Path, manifest: Manifest, split: str, limit: in
     folder = labelled_videos(data, split)
     if folder is None:
         return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
+    say_findings(data, folder.findings)
     labels = known_labels(folder.labels, folder.classes, manifest, data)
     return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
 

@@ -17,6 +17,7 @@ from rich.progress import track
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.segmentation_folder import LabelError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.printing import printable
@@ -151,6 +152,12 @@ class OneRowData(TaskData[FloatArray]):
         """The key output of each, such as logits (K,)."""
         name = predictor.KEY_OUTPUT
         return list(predictor.run(np.stack(samples), (name,))[name])
+
+
+def say_findings(data: Path, findings: Findings) -> None:
+    """Logs what a reader of labelled data left out or found odd."""
+    for kind, finding in (findings.doubts | findings.passed_over).items():
+        logger.warning("%s: %s: %s", printable(data), kind, finding)
 
 
 def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:
