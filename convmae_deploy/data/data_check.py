@@ -6,7 +6,7 @@ told in at most ten lines and as JSON. Nothing here changes what is trained on. 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,6 @@ from convmae_deploy.media.video_file import open_video
 from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
 from convmae_deploy.printing import printable
 
-NAME = "data_check.json"  # in the run folder
 MAX_LINES = 10
 TRIED_PHOTOS, TRIED_VIDEOS = 16, 4  # of each split, spread over it
 DARK = 15  # of 255; what 12 bits in 16-bit files come to
@@ -74,9 +73,9 @@ class DataCheck:
         for name, kind, finding in sorted(found, key=lambda entry: -entry[2].count):
             yield f"{name}: {kind}: {finding}"
 
-    def write(self, folder: Path) -> None:
-        """Writes the whole into `folder`, with up to a hundred examples of each kind."""
-        with atomic_file(folder / NAME) as temporary:
+    def write(self, file: Path) -> None:
+        """Writes the whole as JSON, with up to a hundred examples of each kind."""
+        with atomic_file(file) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -111,6 +110,8 @@ def check_videos(data: Path, train: VideoFolder, val: VideoFolder) -> DataCheck:
         if name == "val" and val is train:
             continue
         words, facts = _classes(folder.labels, folder.classes, "videos")
+        if name == "val":
+            _note_shared(train.videos, folder.videos, folder.findings)
         check.splits.append(_tried(name, facts, words, folder.findings, folder.videos, _video_size(folder.videos)))
     return check
 
@@ -140,6 +141,8 @@ def check_coco(data: Path, train: CocoSplit, val: CocoSplit) -> DataCheck:
         }
         words = f"{len(split.photos)} photos, {counts.total()} objects in {_spread(by_class, split.classes)}"
         paths = [photo.path for photo in split.photos]
+        if name == "val":
+            _note_shared((photo.path for photo in train.photos), paths, split.findings)
         check.splits.append(_tried(name, facts, words, split.findings, paths, _annotated_size(split)))
     return check
 
@@ -173,6 +176,14 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
         size = _pair_size(folder)
         check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, size))
     return check
+
+
+def _note_shared(learnt: Iterable[Path], measured: Sequence[Path], findings: Findings) -> None:
+    """Counts files of validation that are trained on."""
+    known = set(learnt)
+    for file in measured:
+        if file in known:
+            findings.doubt("files to validate on that are trained on too", file)
 
 
 def count_pixels(folder: SegmentationFolder) -> NDArray[np.int64]:

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.checkpoints.pth_file import load_without_code
-from convmae_deploy.data.data_check import NAME as DATA_CHECK
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("convmae-deploy", "torch", "torchvision", "timm", "accelerate", "pillow", "numpy")
 STATE_NAME = "training_state.pt"
+DATA_CHECK = "data_check.json"
 
 
 class RunFolder:

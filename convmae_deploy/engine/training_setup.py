@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -13,13 +13,12 @@ from torch.utils.data import Dataset
 
 from convmae_deploy.checkpoints.initial import load_initial_encoder
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.data.data_check import NAME, DataCheck
 from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder
 from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
@@ -30,6 +29,9 @@ from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD
 from convmae_deploy.terminal import Terminal
+
+if TYPE_CHECKING:
+    from convmae_deploy.data.data_check import DataCheck
 
 # The last three change what is learnt: for a run that met numbers that are not finite.
 MAY_CHANGE_ON_RESUME = (
@@ -51,7 +53,7 @@ class Setup:
     config: TrainingConfig
     accelerator: Accelerator
     console: Console
-    data_check: DataCheck | None = None  # on the main process of a run that begins
+    data_check: "DataCheck | None" = None  # on the main process of a run that begins
 
     @classmethod
     def of(cls, config: TrainingConfig, *, may_shard: bool = False) -> "Setup":
@@ -71,7 +73,7 @@ class Setup:
         seed_step(config.run.seed, 0)
         return cls(config=config, accelerator=accelerator, console=config.run.console(accelerator))
 
-    def check_data(self, check: Callable[[], DataCheck]) -> None:
+    def check_data(self, check: Callable[[], "DataCheck"]) -> None:
         """Says what was found in the data, where a run begins; with `--check-data` that is all.
 
         Args:
@@ -84,13 +86,13 @@ class Setup:
         run = self.config.run
         if self.accelerator.is_main_process and (run.check_data or not run.resume):
             self.data_check = check()
-            for line in self.data_check.lines(str(run.out / NAME)):
+            for line in self.data_check.lines(str(run.out / DATA_CHECK)):
                 self.console.print(line, markup=False)
         if run.check_data:
             if self.data_check is not None and not run.resume:
                 check_can_create(run.out)
                 RunFolder(run.out).check_is_new()
-                self.data_check.write(run.out)
+                self.data_check.write(run.out / DATA_CHECK)
             self.accelerator.end_training()
             raise DataChecked
 
@@ -144,7 +146,7 @@ class Setup:
             facts = {**facts, "processes": accelerator.num_processes}
             folder.begin(self.config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
             if self.data_check is not None:
-                self.data_check.write(run.out)
+                self.data_check.write(run.out / DATA_CHECK)
         accelerator.wait_for_everyone()
         accelerator.gradient_accumulation_steps = micro_batches
         if accelerator.device.type == "cpu":

@@ -37,6 +37,5 @@ class UnreadableLog:
         files, self._epoch = self._epoch, []
         if not files:
             return None
-        first = files[0]
-        others = f", with {len(set(files)) - 1} others in {self.path}" if len(set(files)) > 1 else ""
-        return f"could not decode {first.file}: {first.reason}{others}"
+        count = "1 file" if len(files) == 1 else f"{len(files)} files"
+        return f"{count} could not be decoded, the first {files[0].file}: {files[0].reason} (listed in {self.path})"

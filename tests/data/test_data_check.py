@@ -11,7 +11,6 @@ from PIL import Image
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.data_check import (
     MAX_LINES,
-    NAME,
     DataCheck,
     SplitCheck,
     check_coco,
@@ -72,8 +71,8 @@ def test_a_bad_folder_is_told_in_ten_lines_and_written_whole(tmp_path: Path) -> 
         "  left out train: files that end in .0: 1, the first train/a.0",
     ]
     assert lines[-1] == "  and 5 more kinds, see run/data_check.json"
-    check.write(tmp_path / "run")
-    written = json.loads((tmp_path / "run" / NAME).read_text())
+    check.write(tmp_path / "run.json")
+    written = json.loads((tmp_path / "run.json").read_text())
     train, val = written["splits"]
     assert train["facts"]["classes"] == [["blue", 6], ["green", 6], ["red", 6]]
     assert val["findings"]["doubts"]["classes without photos to validate on"] == {"count": 1, "examples": ["green"]}
@@ -125,6 +124,10 @@ def test_objects_are_counted_by_class(tmp_path: Path) -> None:
     )
     assert lines[3].startswith("  look at val: boxes that contradict their masks: 1, the first annotation 100 has the")
     assert [split.name for split in check_coco(root, train, train).splits] == ["train"]
+    again = read_coco_split(root, "train")
+    assert (
+        check_coco(root, train, again).splits[1].findings.doubts["files to validate on that are trained on too"].count
+    )
 
 
 def test_pixels_are_counted_by_class_in_every_map(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
-from convmae_deploy.data.data_check import NAME, DataCheck, SplitCheck
+from convmae_deploy.data.data_check import DataCheck, SplitCheck
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.engine import training_setup
-from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import DataChecked, Setup, run_training
@@ -72,7 +72,7 @@ def test_the_check_of_the_data_is_said_and_written_where_a_run_begins(tmp_path: 
     model = nn.Linear(2, 1)
     record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
     setup.begin(record, model, torch.optim.SGD(model.parameters()), 1, {})
-    assert json.loads((tmp_path / "run" / NAME).read_text())["splits"][0]["words"] == "3 photos"
+    assert json.loads((tmp_path / "run" / DATA_CHECK).read_text())["splits"][0]["words"] == "3 photos"
     setup_of(tmp_path, console, resume=True).check_data(lambda: pytest.fail("a resumed run was checked before"))
 
 
@@ -81,7 +81,7 @@ def test_to_check_the_data_alone_ends_before_the_model_and_leaves_room_for_the_r
     for _ in range(2):  # nothing is in the way of a second look
         with pytest.raises(DataChecked):
             setup_of(tmp_path, console, check_data=True).check_data(checked)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [DATA_CHECK]
     RunFolder(tmp_path / "run").check_is_new()
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(ConvMAEError, match="holds a run already"):

@@ -12,9 +12,13 @@ def test_each_epoch_names_the_first_file_with_its_reason_and_the_list_has_each_o
     log = UnreadableLog(tmp_path)
     assert log.finish_epoch() is None and not (tmp_path / NAME).exists()
     log.add([A, B])
-    assert log.finish_epoch() == f"could not decode a.jpg: it is broken, with 1 others in {tmp_path / NAME}"
-    log.add([B, B])
-    assert log.finish_epoch() == "could not decode b.jpg: it is too large"
+    assert log.finish_epoch() == (
+        f"2 files could not be decoded, the first a.jpg: it is broken (listed in {tmp_path / NAME})"
+    )
+    log.add([B])
+    assert log.finish_epoch() == (
+        f"1 file could not be decoded, the first b.jpg: it is too large (listed in {tmp_path / NAME})"
+    )
     assert (tmp_path / NAME).read_text() == "a.jpg\tit is broken\nb.jpg\tit is too large\n"
 
 

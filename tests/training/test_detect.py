@@ -99,6 +99,8 @@ def test_photos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert program.prepare(config(photos, tmp_path / "run", epochs=1)).fit() == 0
     (line,) = lines_of(tmp_path / "run")
     assert (line["unreadable_train"], line["unreadable_val"]) == (1, 1)
+    listed = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert [Path(entry.partition("\t")[0]).parent.name for entry in listed] == ["train", "val"]
 
 
 def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp_path: Path) -> None:
