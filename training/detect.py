@@ -4,8 +4,8 @@
     python -m training.detect base-25 --data coco/ --init convmae_base.pth --out runs/coco
     torchrun --nproc-per-node 8 -m training.detect base-25 --data coco/ --init convmae_base.pth --out runs/coco
 
-Data: annotations/instances_{train,val}.json and images/{train,val}/, or COCO's own folders. The presets `base-25`,
-`base-50` and `base-100` are the paper's (53.2 box AP and 47.1 mask AP on COCO; 8 A100 for 29 hours), `vitdet-base`
+Data: annotations/instances_{train,val}.json and images/{train,val}/, or the folders of COCO and of labelling tools. The
+presets `base-25`, `base-50` and `base-100` are the paper's (53.2 box AP and 47.1 mask AP on COCO; 8 A100 for 29 hours), `vitdet-base`
 is that of the authors' second repository (53.9 and 47.6); none of them was run by us. `nano`, `tiny` and `overfit` are
 ours for a CPU: training/README.md has their figures.
 """

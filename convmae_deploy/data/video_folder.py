@@ -224,6 +224,8 @@ def _entries(file: Path, findings: Findings) -> list[tuple[Path, str]]:
             path = path_inside(file.parent, row[0])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}, line {number}: {error}; link what lies elsewhere into the folder") from None
+        if "\\" in row[0] and not os.path.isfile(path):  # as Windows writes it
+            path = file.parent / row[0].replace("\\", "/")
         if not entries and row is rows[0] and row[0].lower() in _HEADER and not os.path.isfile(path):
             findings.pass_over(f"lines of {file.name} that are titles", ",".join(row))
             continue

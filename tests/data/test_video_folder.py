@@ -214,6 +214,11 @@ def test_lines_that_nobody_writes_are_one_sentence(tmp_path: Path, text: str, wo
         read_video_list(make_list(tmp_path, text))
 
 
+def test_paths_as_windows_writes_them_are_found(tmp_path: Path) -> None:
+    found = read_video_list(make_list(tmp_path, "clips\\a.mp4,0\nclips\\d.avi,1\n"))
+    assert found.videos == (tmp_path / "clips" / "a.mp4", tmp_path / "clips" / "d.avi")
+
+
 def test_videos_of_a_list_that_are_not_there_are_named_and_left_out(tmp_path: Path) -> None:
     file = make_list(tmp_path, "clips/a.mp4 0\nclips/gone.mp4 1\nclips/d.avi 0\n", "train.txt")
     found = read_video_list(file)
