@@ -29,7 +29,7 @@ from benchmarks.small_data import copy_coco, copy_photos, copy_segmentation, cop
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
-from convmae_deploy.models.convmae import MODELS, Variant, build_convmae
+from convmae_deploy.models.vit import PhotoVariant, build_encoder, variant_config
 from convmae_deploy.program import run_program
 from training import detect, finetune, linprobe, pretrain, segment, video_finetune, video_pretrain
 
@@ -172,12 +172,12 @@ def training_command(program: str, preset: str, data: Path, folder: Path) -> lis
     return [sys.executable, "-m", f"training.{program}", preset, *flags]
 
 
-def save_fresh_encoder(variant: Variant, out: Path) -> None:
+def save_fresh_encoder(variant: PhotoVariant, out: Path) -> None:
     """Saves an encoder with fresh weights: a linear probe must start from some, whatever they are."""
     torch.manual_seed(0)
-    architecture = MODELS[variant]()
+    architecture = variant_config(variant, None)
     record = CheckpointRecord(kind="features", variant=variant, model=architecture)
-    save_checkpoint(out, build_convmae(architecture).state_dict(), record)
+    save_checkpoint(out, build_encoder(architecture).state_dict(), record)
 
 
 def losses_of(run: Path) -> list[float]:

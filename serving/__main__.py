@@ -52,6 +52,7 @@ def main() -> int:
     from serving.http.protocol import LimitedProtocol
 
     service.predictors.put(predictors)
+    del predictors  # only the service knows them now: a model that is replaced is not to stay in memory
     config = uvicorn.Config(
         service.SERVICE.to_asgi(),
         http=LimitedProtocol,
@@ -69,7 +70,7 @@ def main() -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            announce(predictors, listeners, settings.root_path)
+            announce(service.predictors, listeners, settings.root_path)
 
     server = Announcing(config)
     # uvicorn raises the signal again when it is done; by then this process has nothing left to clean up but its status.
@@ -77,8 +78,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     server.run(sockets=listeners)
-    # A job, a loading model or a device that nothing can interrupt: Python would wait for its thread, or end under its
-    # feet.
+    # A job, a load or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
     if service.api.pool.running or service.api.repository.busy or not service.predictors.close(0.0):
         logging.shutdown()
         sys.stdout.flush()

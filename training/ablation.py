@@ -1,83 +1,115 @@
-"""The paper's ablations in small: what pretraining, and each of its parts, is worth on a few photos and a CPU.
+"""The paper's orderings in small: what pretraining, and a part of it, is worth, on a few thousand photos and a CPU.
 
-    python -m training.ablation --data photos/ --out runs/ablation [--resume]
+    python -m training.ablation --data photos/ --out runs/ablation [--arms "no pretraining" ...] [--resume]
 
-Each arm pretrains the `nano` preset with one thing changed (Tables 5 and 6 of the paper), finetunes it and probes it,
-for every seed; the arm without pretraining starts from random weights. All see the same `train_photos` photos for the
-same number of epochs, and are measured on `photos/val` after the last epoch, so nothing is chosen on it. Writes
-`table.md`, `results.json` and `table.png`; training/README.md holds the table that we got and the time it took.
+Each arm pretrains the `nano` preset on all photos of `photos/train`, without their labels, with one thing changed
+(Tables 5, 6 and 8 of the paper). What it learnt is measured twice on the whole of `photos/val`: by a linear probe at
+its optimum, which knows all labels, and by finetuning with a tenth of the labels, after its last epoch: nothing is
+chosen on the validation photos. Every arm is run with the same seeds and compared with ConvMAE pair by pair: two runs
+of a seed begin with the same weights and see the same photos in the same order. The arm "no pretraining" is those
+weights after 0 updates; "no pretraining, no layer decay" finetunes them as one trains from scratch, where every layer
+learns at the full rate. An ordering shows where the interval of the differences does not hold 0 and the probability,
+adjusted for the number of comparisons (Holm), is below 5 %.
+
+Writes `table.md`, `results.json` and `table.png`; training/README.md has the table that we got and the time it took.
+A tenth of a point, as between block and token masks, would need some hundred seeds.
 """
 
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 
-from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
-from convmae_deploy.data.determinism import seed_step
-from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.data.features import read_features
+from convmae_deploy.data.photo_datasets import EvaluationPhotos
+from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits
+from convmae_deploy.engine.classification import initial_record
+from convmae_deploy.engine.comparison import CONFIDENCE, Difference, holm, paired_difference
+from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
+from convmae_deploy.engine.probe import probe_logits
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import TrainingConfig
-from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
-from convmae_deploy.models.convmae import MODELS, build_convmae
 from convmae_deploy.program import run_program
 from convmae_deploy.terminal import Terminal
 from training import finetune, linprobe, pretrain
 
-MAY_CHANGE = ("data", "out", "resume", "workers")  # on --resume
+MAY_CHANGE = ("data", "out", "resume", "workers", "arms", "seeds")  # on --resume
 BASELINE = "ConvMAE"
-SCRATCH = "no pretraining"
+MEASURES = {"probe_top1": "linear probe", "finetune_top1": "finetuned"}
+LEVEL = 0.05  # of the adjusted probability, below which an ordering shows
 
 Stage = TypeVar("Stage", bound=TrainingConfig)
 
 
-ARMS: dict[str, dict[str, Any] | None] = {  # name -> what it changes of the pretraining model; None: no pretraining
-    SCRATCH: None,
-    BASELINE: {},
-    "no masked convolution": {"masked_convolution": False},
-    "token masks": {"masking": "token"},
-    "no multi-scale decoder": {"multi_scale": False},
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What an arm changes of ConvMAE's run."""
+
+    pretrain: dict[str, Any] = field(default_factory=dict)  # of `PretrainConfig`
+    model: dict[str, Any] = field(default_factory=dict)  # of its `PretrainingConfig`
+    finetune: dict[str, Any] = field(default_factory=dict)  # of `FinetuneConfig`
+    updates: bool = True  # whether it is pretrained at all
+    probe: bool = True  # whether its encoder is another one than those of the arms before it
+
+
+ARMS = {
+    BASELINE: Arm(),
+    "no pretraining": Arm(updates=False),
+    "no pretraining, no layer decay": Arm(updates=False, probe=False, finetune={"layer_decay": 1.0}),
+    "no masked convolution": Arm(model={"masked_convolution": False}),
+    "no multi-scale decoder": Arm(model={"multi_scale": False}),
+    "token masks": Arm(model={"masking": "token"}),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig:
-    """All arms of the comparison."""
+    """ConvMAE and the arms that are compared with it."""
 
     data: Path = tyro.MISSING  # folder of {train,val}/<class>/*
     out: Path = tyro.MISSING  # folder for the runs, the table and the plot
-    resume: bool = False  # continue where an interrupted comparison stopped
-    seeds: tuple[int, ...] = (0, 1)  # each arm is run once for each
-    train_photos: int = 2000  # from the train split, the same for all; as many of each class as of any other
-    pretrain_epochs: int = 40
-    finetune_epochs: int = 20
-    probe_epochs: int = 50
+    resume: bool = False  # continue where an interrupted comparison stopped, or add arms and seeds to it
+    arms: tuple[str, ...] = ("no pretraining", "no pretraining, no layer decay", "no masked convolution")
+    seeds: tuple[int, ...] = (0, 1, 2)  # each arm is run once for each
+    pretrain_epochs: int = 60
+    finetune_epochs: int = 110
+    labelled: float = 0.1  # share of each class's training photos whose labels finetuning sees
+    layer_decay: float = 0.7  # of finetuning
     image_size: tuple[int, int] = (96, 96)  # (height, width) in pixels, of all stages and of validation
-    workers: int = 2  # decoding processes
+    workers: int = 1  # decoding processes
 
     def __post_init__(self) -> None:
-        if len(set(self.seeds)) < 2:
-            raise ConvMAEError(f"a spread needs at least two different seeds; got {self.seeds}")
+        if len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise ConvMAEError(f"an interval needs at least two seeds, all different; got {self.seeds}")
+        unknown = sorted(set(self.arms) - set(ARMS) | {BASELINE} & set(self.arms))
+        if unknown:
+            raise ConvMAEError(
+                f"arms must be among {', '.join(name for name in ARMS if name != BASELINE)}; got {unknown}"
+            )
+        if not 0 < self.labelled <= 1:
+            raise ConvMAEError(f"labelled must be above 0 and at most 1; got {self.labelled:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One arm with one seed; accuracies in percent after the last epoch, on the whole validation split."""
+    """One arm with one seed; accuracies in percent on the whole validation split."""
 
     arm: str
     seed: int
+    probe_top1: float | None  # None: that of another arm
     finetune_top1: float
-    probe_top1: float
     pretrain_loss: float | None  # in the last epoch
-    seconds: float  # the epochs of all three stages, evaluation included
+    seconds: float  # the epochs of both trainings, evaluation included
 
 
 def run_ablation(config: AblationConfig, console: Console) -> int:
@@ -87,16 +119,15 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
         ConvMAEError: bad data or settings, or a folder of other settings.
     """
     check_can_create(config.out)
-    facts = {"photos": config.train_photos}
-    RunFolder(config.out).begin(config, seed=config.seeds[0], data=facts, resume=config.resume, ignored=MAY_CHANGE)
-    photos = config.out / "photos"
-    if not photos.exists():
-        link_photos(config.data, photos, config.train_photos)
+    RunFolder(config.out).begin(config, seed=config.seeds[0], data={}, resume=config.resume, ignored=MAY_CHANGE)
+    labelled = config.out / "labelled"
+    if not labelled.exists():
+        link_photos(config.data, labelled, config.labelled)
     results: list[Result] = []
     for seed in config.seeds:
-        for arm in ARMS:
+        for arm in (BASELINE, *config.arms):
             console.print(f"{arm}, seed {seed}")
-            outcome = run_arm(config, arm, seed, photos)
+            outcome = run_arm(config, arm, seed, labelled, console)
             if isinstance(outcome, int):
                 console.print("stopped; continue with --resume")
                 return outcome
@@ -106,18 +137,13 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
     return 0
 
 
-def link_photos(data: Path, out: Path, train_photos: int) -> None:
-    """A folder of links to `train_photos` photos, the same at every call and as many of each class, and to val."""
+def link_photos(data: Path, out: Path, share: float) -> None:
+    """A folder of links to a share of each class's training photos, the same at every call, and to all of val."""
     train, val = (read_photo_folder(data, split) for split in ("train", "val"))
-    per_class = train_photos // len(train.classes)
     chosen: list[Path] = []
     for label in range(len(train.classes)):
         own = [photo for photo, other in zip(train.photos, train.labels, strict=True) if other == label]
-        if len(own) < per_class:
-            raise ConvMAEError(
-                f"{train_photos} photos need {per_class} of each class; {train.classes[label]} has {len(own)}"
-            )
-        chosen += random.Random(label).sample(own, per_class)
+        chosen += random.Random(label).sample(own, max(1, round(share * len(own))))
     with atomic_directory(out) as temporary:
         for photo in (*chosen, *val.photos):
             link = temporary / photo.relative_to(data)
@@ -125,55 +151,50 @@ def link_photos(data: Path, out: Path, train_photos: int) -> None:
             link.symlink_to(photo.resolve())
 
 
-def run_arm(config: AblationConfig, arm: str, seed: int, photos: Path) -> Result | int:
-    """Pretrains, finetunes and probes; the exit status instead of a result when stopped by a signal."""
-    folder = config.out / f"{arm.replace(' ', '-').lower()}-seed{seed}"
-    if ARMS[arm] is None:
-        random_encoder(config, seed, folder / "pretrain")
-    stages = stages_of(config, ARMS[arm], seed, folder, photos)
-    for prepare in stages.values():  # a stage that is finished ends at once
-        status = prepare().fit()
+def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, console: Console) -> Result | int:
+    """Pretrains, probes and finetunes; the exit status instead of a result when stopped by a signal."""
+    arm, folder = ARMS[name], config.out / f"{slug(name)}-seed{seed}"
+    begun = folder / "pretrain"
+    if arm.updates:
+        status = pretrain.prepare(pretraining(config, arm, seed, begun)).fit()
         if status:
             return status
-    lines = {name: RunFolder(folder / name).metrics() for name in stages}
+    elif not (begun / "last").exists():
+        pretrain.prepare(pretraining(config, arm, seed, begun)).run.save()
+    probe_top1 = probed(config, begun, folder / "probe", console) if arm.probe else None
+    tuned = replace(
+        finetune.nano(),
+        data=labelled,
+        init=begun,
+        train_size=config.image_size,
+        layer_decay=config.layer_decay,
+        validation_epochs=config.finetune_epochs,
+    )
+    tuned = staged(replace(tuned, **arm.finetune), config, config.finetune_epochs, seed, folder / "finetune")
+    status = finetune.prepare(tuned).fit()
+    if status:
+        return status
+    pretrained, finetuned = (RunFolder(folder / stage).metrics() for stage in ("pretrain", "finetune"))
     return Result(
-        arm=arm,
+        arm=name,
         seed=seed,
-        finetune_top1=lines["finetune"][-1]["val_top1"],
-        probe_top1=lines["probe"][-1]["val_top1"],
-        pretrain_loss=lines["pretrain"][-1]["train_loss"] if "pretrain" in lines else None,
-        seconds=sum(line["seconds"] for stage in lines.values() for line in stage),
+        probe_top1=probe_top1,
+        finetune_top1=finetuned[-1]["val_top1"],
+        pretrain_loss=pretrained[-1]["train_loss"] if arm.updates else None,
+        seconds=sum(line["seconds"] for line in (*pretrained, *finetuned)),
     )
 
 
-def stages_of(
-    config: AblationConfig, change: dict[str, Any] | None, seed: int, folder: Path, photos: Path
-) -> dict[str, Callable[[], TrainingLoop]]:
-    """The programs of an arm by the name of their run's folder, each to be prepared; without a change two of them."""
-    begun = folder / "pretrain"
-    stages: dict[str, Callable[[], TrainingLoop]] = {}
-    if change is not None:
-        plain = pretrain.nano()
-        plain = replace(plain, data=str(photos), model=replace(plain.model, **change))
-        plain = staged(plain, config, config.pretrain_epochs, seed, begun)
-        stages["pretrain"] = partial(pretrain.prepare, replace(plain, picture_epochs=config.pretrain_epochs))
-    tuned = replace(finetune.nano(), data=photos, init=begun, train_size=config.image_size)
-    tuned = staged(tuned, config, config.finetune_epochs, seed, folder / "finetune")
-    stages["finetune"] = partial(finetune.prepare, replace(tuned, validation_epochs=config.finetune_epochs))
-    probed = replace(linprobe.nano(), data=photos, init=begun)
-    probed = staged(probed, config, config.probe_epochs, seed, folder / "probe")
-    stages["probe"] = partial(linprobe.prepare, replace(probed, validation_epochs=config.probe_epochs))
-    return stages
+def slug(arm: str) -> str:
+    """The name of an arm's folders."""
+    return arm.replace(",", "").replace(" ", "-").lower()
 
 
-def random_encoder(config: AblationConfig, seed: int, out: Path) -> None:
-    """A checkpoint of an encoder with fresh weights, for the arm without pretraining to start from."""
-    if out.exists():
-        return
-    seed_step(seed, 0)
-    architecture = replace(MODELS["nano"](), image_size=config.image_size)
-    record = CheckpointRecord(kind="features", variant="nano", model=architecture)
-    save_checkpoint(out, build_convmae(architecture).state_dict(), record)
+def pretraining(config: AblationConfig, arm: Arm, seed: int, out: Path) -> pretrain.PretrainConfig:
+    """The pretraining of an arm."""
+    plain = pretrain.nano()
+    plain = replace(plain, data=str(config.data), picture_epochs=config.pretrain_epochs, **arm.pretrain)
+    return staged(replace(plain, model=replace(plain.model, **arm.model)), config, config.pretrain_epochs, seed, out)
 
 
 def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Path) -> Stage:
@@ -186,7 +207,42 @@ def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Pa
     )
 
 
-def write_results(config: AblationConfig, results: list[Result]) -> None:
+def probed(config: AblationConfig, init: Path, out: Path, console: Console) -> float:
+    """Top-1 accuracy in percent of a linear probe that knows all labels, on the frozen encoder of `init`."""
+    train, val = read_photo_splits(config.data)
+    settings = replace(linprobe.nano(), data=config.data, init=init, image_size=config.image_size)
+    settings = replace(settings, run=replace(settings.run, out=out, workers=config.workers))
+    setup = Setup.of(settings)
+    record = initial_record(settings.variant, train.classes, config.image_size, licence="")
+    preprocessing = record.preprocessing
+    assert isinstance(preprocessing, Preprocessing)
+    classifier = linprobe.frozen_classifier(settings, record, console).to(setup.accelerator.device)
+    cache = FeatureCache(
+        folder=out,
+        accelerator=setup.accelerator,
+        features=linprobe.FrozenFeatures(classifier, preprocessing, setup.accelerator),
+        width=classifier.num_features,
+        made_of={
+            "encoder": linprobe.frozen_digest(classifier),
+            "precision": settings.run.precision,
+            "preprocessing": preprocessing.model_dump(),
+        },
+        batch_size=settings.optimisation.micro_batch_size,
+        workers=config.workers,
+        console=console,
+    )
+
+    def features(name: str, folder: PhotoFolder) -> tuple[torch.Tensor, torch.Tensor]:
+        photos = EvaluationPhotos(folder, preprocessing)
+        file = cache.computed(name, photos, range(len(photos)), photos_digest(folder, config.data))
+        found = read_features(file)
+        return found.values[found.readable], torch.tensor(folder.labels)[found.readable]
+
+    (known, labels), (asked, expected) = features("train", train), features("val", val)
+    return 100 * (probe_logits(known, labels, asked).argmax(dim=1) == expected).double().mean().item()
+
+
+def write_results(config: AblationConfig, results: Sequence[Result]) -> None:
     """The table as Markdown, the results as JSON, and a plot of them."""
     with atomic_file(config.out / "results.json") as temporary:
         temporary.write_text(json.dumps([vars(result) for result in results], indent=2) + "\n", encoding="utf-8")
@@ -195,64 +251,104 @@ def write_results(config: AblationConfig, results: list[Result]) -> None:
     draw_results(config.out / "table.png", results)
 
 
-def table(results: list[Result]) -> str:
-    """Means over the seeds, the spread (largest less smallest) and the difference from ConvMAE for each arm.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An arm against ConvMAE by one measure."""
 
-    A difference that is no larger than the larger of the two arms' spreads is called none.
-    """
-    headings = ["arm", "finetuned top-1 %", "spread", f"against {BASELINE}"]
-    headings += ["linear probe top-1 %", "spread", f"against {BASELINE}", "seconds"]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for arm in dict.fromkeys(result.arm for result in results):
-        own = [result for result in results if result.arm == arm]
+    difference: Difference
+    adjusted: float  # its probability, for being one of several
+
+    @property
+    def shows(self) -> bool:
+        """Whether the arm is better or worse than ConvMAE."""
+        return self.adjusted < LEVEL and not self.difference.low <= 0 <= self.difference.high
+
+
+def values_of(results: Sequence[Result], arm: str, measure: str) -> dict[int, float]:
+    """Seed to accuracy, of the runs that have one."""
+    found = {result.seed: getattr(result, measure) for result in results if result.arm == arm}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def arms_of(results: Sequence[Result]) -> list[str]:
+    """Those that were run, ConvMAE first."""
+    return list(dict.fromkeys(result.arm for result in results))
+
+
+def comparisons(results: Sequence[Result]) -> dict[tuple[str, str], Comparison]:
+    """(arm, measure) to its comparison, of those that two seeds or more can say something of."""
+    pairs: dict[tuple[str, str], Difference] = {}
+    for measure in MEASURES:
+        base = values_of(results, BASELINE, measure)
+        for arm in arms_of(results):
+            own = values_of(results, arm, measure)
+            seeds = sorted(own.keys() & base.keys())
+            if arm != BASELINE and len(seeds) > 1:
+                pairs[arm, measure] = paired_difference(*([some[seed] for seed in seeds] for some in (own, base)))
+    adjusted = holm([difference.p for difference in pairs.values()])
+    return {
+        key: Comparison(difference=difference, adjusted=p)
+        for (key, difference), p in zip(pairs.items(), adjusted, strict=True)
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """For each arm the mean over the seeds, and its difference from ConvMAE with interval and probability."""
+    headings = ["arm"]
+    for title in MEASURES.values():
+        headings += [f"{title}, top-1 %", f"against {BASELINE} ({100 * CONFIDENCE:.0f} % interval)", "p, adjusted"]
+    lines = ["| " + " | ".join([*headings, "minutes"]) + " |", "|---" * (len(headings) + 1) + "|"]
+    compared = comparisons(results)
+    for arm in arms_of(results):
         cells = [arm]
-        for measure in ("finetune_top1", "probe_top1"):
-            mean, spread = mean_and_spread(results, arm, measure)
-            cells += [f"{mean:.2f}", f"{spread:.2f}", against_baseline(results, arm, measure)]
-        cells.append(f"{sum(result.seconds for result in own):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        for measure in MEASURES:
+            values = values_of(results, arm, measure).values()
+            cells.append(f"{sum(values) / len(values):.2f}" if values else "")
+            cells += cells_of(compared.get((arm, measure)))
+        minutes = sum(result.seconds for result in results if result.arm == arm) / 60
+        lines.append("| " + " | ".join([*cells, f"{minutes:.0f}"]) + " |")
     seeds = len({result.seed for result in results})
-    return "\n".join([*lines, "", f"{seeds} seeds; seconds of all of them together."]) + "\n"
+    return (
+        "\n".join([*lines, "", f"{seeds} seeds; minutes of all of them together. Bold: an ordering that shows."]) + "\n"
+    )
 
 
-def mean_and_spread(results: list[Result], arm: str, measure: str) -> tuple[float, float]:
-    """Of an arm over its seeds."""
-    values = [getattr(result, measure) for result in results if result.arm == arm]
-    return sum(values) / len(values), max(values) - min(values)
+def cells_of(comparison: Comparison | None) -> Iterator[str]:
+    """Difference and probability; two empty cells where there is none."""
+    if comparison is None:
+        yield from ("", "")
+        return
+    difference = comparison.difference
+    text = f"{difference.mean:+.2f} ({difference.low:+.2f} to {difference.high:+.2f})"
+    yield f"**{text}**" if comparison.shows else text
+    yield f"{comparison.adjusted:.2g}"
 
 
-def against_baseline(results: list[Result], arm: str, measure: str) -> str:
-    """The difference of means, or "none" where it does not exceed the spread.
-
-    Empty for ConvMAE itself, and where an arm has a single seed so far, which has no spread.
-    """
-    runs = [result.arm for result in results]
-    if arm == BASELINE or min(runs.count(arm), runs.count(BASELINE)) < 2:
-        return ""
-    (mean, spread), (base_mean, base_spread) = (mean_and_spread(results, name, measure) for name in (arm, BASELINE))
-    difference = mean - base_mean
-    return "none" if abs(difference) <= max(spread, base_spread) else f"{difference:+.2f}"
-
-
-def draw_results(path: Path, results: list[Result]) -> None:
-    """One dot a seed, a bar at the mean, for each arm and measure."""
+def draw_results(path: Path, results: Sequence[Result]) -> None:
+    """A dot a seed, and the difference from ConvMAE with its interval, for each arm and measure."""
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
-    arms = list(dict.fromkeys(result.arm for result in results))
-    figure = Figure(figsize=(9, 0.6 + 0.5 * len(arms)), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (measure, title) in zip(
-        panels, {"finetune_top1": "finetuned", "probe_top1": "linear probe"}.items(), strict=True
-    ):
+    arms, compared = arms_of(results), comparisons(results)
+    figure = Figure(figsize=(11, 1.2 + 0.45 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, 2 * len(MEASURES), sharey=True)
+    for (measure, title), runs, differences in zip(MEASURES.items(), panels[::2], panels[1::2], strict=True):
         for place, arm in enumerate(arms):
-            values = [getattr(result, measure) for result in results if result.arm == arm]
-            axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.7)
-            axes.plot(sum(values) / len(values), place, "|", color="black", markersize=16)
-        axes.set(xlabel="top-1 on val (%)", title=title)
+            values = list(values_of(results, arm, measure).values())
+            runs.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.7)
+            comparison = compared.get((arm, measure))
+            if comparison is not None:
+                found = comparison.difference
+                reach = [[found.mean - found.low], [found.high - found.mean]]
+                color = "tab:red" if comparison.shows else "tab:gray"
+                differences.errorbar(found.mean, place, xerr=reach, fmt="o", color=color, capsize=4)
+        differences.axvline(0, color="black", linewidth=0.8)
+        runs.set(xlabel="top-1 on val (%), a dot a seed", title=title)
+        differences.set(xlabel=f"points against {BASELINE}, {100 * CONFIDENCE:.0f} % interval", title=title)
+    for axes in panels:
         axes.set_yticks(range(len(arms)), arms)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3, axis="x")
-    panels[0].invert_yaxis()  # both share it
+    panels[0].invert_yaxis()  # all share it
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 8 -m training.detect base-25 --data coco/ --init convmae_base.pth --out runs/coco
 
 Data: annotations/instances_{train,val}.json and images/{train,val}/, or the folders of COCO and of labelling tools. The
-presets `base-25`, `base-50` and `base-100` are the paper's (53.2 box AP and 47.1 mask AP on COCO; 8 A100 for 29 hours), `vitdet-base`
-is that of the authors' second repository (53.9 and 47.6); none of them was run by us. `nano`, `tiny` and `overfit` are
-ours for a CPU: training/README.md has their figures.
+presets `base-25`, `base-50` and `base-100` are the paper's (53.2 box AP and 47.1 mask AP on COCO; 8 A100 for 29 hours),
+`vitdet-base` is that of the authors' second repository (53.9 and 47.6); none of them was run by us. `nano`, `tiny` and
+`overfit` are ours for a CPU: training/README.md has their figures.
 """
 
 from dataclasses import dataclass, field, replace
@@ -33,9 +33,9 @@ from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.pictures import first_photos
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, run_training, synchronised
+from convmae_deploy.engine.training_setup import Setup, run_preset, synchronised
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
 from convmae_deploy.program import run_program
@@ -200,7 +200,7 @@ def prepare(config: DetectConfig) -> TrainingLoop:
     source = setup.source(AugmentedDetections(train, augmentation, config.run.seed), collate_detections)
     model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
-    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, data_facts(train, val))
+    run = setup.begin(record, model, optimizer, source, data_facts(train, val))
     return setup.loop(
         source,
         DetectRecipe(config=config, run=run, validation=EvaluationDetections(val, preprocessing)),
@@ -281,7 +281,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return run_training(chosen_preset(PRESETS, "python -m training.detect"), prepare)
+    return run_preset(PRESETS, "python -m training.detect", prepare)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from convmae_deploy.engine.classification import (
     split_facts,
 )
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, run_training, start_from
+from convmae_deploy.engine.training_setup import Setup, run_preset, start_from
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
+from convmae_deploy.models.vit import PhotoVariant
 from convmae_deploy.program import run_program
 
 
@@ -51,6 +52,21 @@ class FinetuneConfig(FinetuningConfig):
 def base() -> FinetuneConfig:
     """The paper's recipe for ConvMAE-B (CONVMAE's FINETUNE.md; layer decay 0.65 is the command's, 0.75 its default)."""
     return FinetuneConfig(variant="base", run=RunConfig(workers=8))
+
+
+def as_mae(variant: PhotoVariant, drop_path: float) -> FinetuneConfig:
+    """MAE's recipe for a ViT of this size (its FINETUNE.md).
+
+    The paper names layer decays of 0.65, 0.75 and 0.85 and not for which sizes, and no epochs or drop path by size.
+    """
+    plain = base()
+    return replace(
+        plain,
+        variant=variant,
+        drop_path=drop_path,
+        layer_decay=0.75,
+        optimisation=replace(plain.optimisation, epochs=50, base_lr=1e-3),
+    )
 
 
 def nano() -> FinetuneConfig:
@@ -82,7 +98,10 @@ def nano() -> FinetuneConfig:
 PRESETS = {
     "nano": ("Ours: from scratch on a CPU.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "vit_nano": ("The baseline: a ViT as large as nano, the nano recipe.", replace(nano(), variant="vit_nano")),
     **paper_presets(base()),
+    "large": ("ConvMAE-L, MAE's recipe for ViT-L.", as_mae("large", drop_path=0.2)),
+    "huge": ("ConvMAE-H, MAE's recipe for ViT-H.", as_mae("huge", drop_path=0.3)),
 }
 
 
@@ -102,7 +121,7 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     source = setup.source(AugmentedPhotos(train, transform, config.run.seed))
     classifier = initial_model(config, record.model, len(train.classes), setup.console)
     optimizer = build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay)
-    run = setup.begin(record, classifier, optimizer, source.micro_batches_per_step, split_facts(train, val))
+    run = setup.begin(record, classifier, optimizer, source, split_facts(train, val))
     recipe = FinetuneRecipe(
         config=config,
         run=run,
@@ -131,7 +150,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return run_training(chosen_preset(PRESETS, "python -m training.finetune"), prepare)
+    return run_preset(PRESETS, "python -m training.finetune", prepare)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
-from convmae_deploy.data.augmentation import AugmentationConfig, training_transform
+from convmae_deploy.data.augmentation import AugmentationConfig, normalised, training_transform
 from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
@@ -47,9 +47,9 @@ from convmae_deploy.engine.classification import (
 from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
-from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, run_training, start_from
+from convmae_deploy.engine.training_setup import Setup, run_preset, start_from
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.program import run_program
@@ -99,6 +99,7 @@ def nano() -> LinprobeConfig:
 PRESETS = {
     "nano": ("Ours: for a CPU, on cached features.", nano()),
     "tiny": ("Ours: the nano recipe on a larger model.", replace(nano(), variant="tiny")),
+    "vit_nano": ("The baseline: a ViT as large as nano, the nano recipe.", replace(nano(), variant="vit_nano")),
     **paper_presets(base()),
 }
 
@@ -124,8 +125,8 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     photos = AugmentedPhotos(train, augmentation(config, record.preprocessing), config.run.seed)
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource = setup.source(photos)
-    run = setup.begin(record, probe, build_lars(probe, config.optimisation), source.micro_batches_per_step, facts)
-    features = FrozenFeatures(classifier, setup.accelerator)
+    run = setup.begin(record, probe, build_lars(probe, config.optimisation), source, facts)
+    features = FrozenFeatures(classifier, record.preprocessing, setup.accelerator)
     if config.cached_views:
         source, validation = open_cached(config, features, photos, validation, setup)
     recipe = LinearProbeRecipe(config=config, run=run, features=features, validation=validation)
@@ -188,7 +189,7 @@ def open_cached(
         made_of={
             "encoder": frozen_digest(features.classifier),
             "global_pool": config.global_pool,
-            "precision": config.run.precision,
+            "precision": setup.config.run.precision,
             "seed": config.run.seed,
             "crop_scale": config.crop_scale,
             "flip": config.flip,
@@ -237,13 +238,14 @@ class FrozenFeatures:
     """What the probe sees of images."""
 
     classifier: ConvMAEClassifier
+    preprocessing: Preprocessing
     accelerator: Accelerator
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) on the device to (B, D) float32."""
+        """(B, 3, H, W) on the device, normalised or in uint8, to (B, D) float32."""
         with self.accelerator.autocast():
-            e3 = self.classifier.forward_features(images)
+            e3 = self.classifier.forward_features(normalised(images, self.preprocessing))
             return self.classifier.forward_head(e3, pre_logits=True).float()
 
 
@@ -294,7 +296,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return run_training(chosen_preset(PRESETS, "python -m training.linprobe"), prepare)
+    return run_preset(PRESETS, "python -m training.linprobe", prepare)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, rea
 from convmae_deploy.checkpoints.original import import_original, read_original
 from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.pretraining import ConvMAEPretraining
+from convmae_deploy.models.vit import build_encoder
 
 # parameters that only encoders of detectors and segmenters have
 DENSE_PART = re.compile(r"(?:\.table|\.rel_pos_[hw]|\.ls[12]\.gamma)$")
@@ -53,7 +54,7 @@ def fit_dense_parts(state: dict[str, Tensor], architecture: ConvMAEConfig) -> tu
     Those that the tensors lack, or have for another grid, start without effect: tables at 0, LayerScale at 1.
     """
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in build_convmae(architecture).state_dict().items()}
+        shapes = {name: value.shape for name, value in build_encoder(architecture).state_dict().items()}
     wanted = [name for name in shapes if DENSE_PART.search(name)]
     fresh = [name for name in wanted if name not in state or state[name].shape != shapes[name]]
     dropped = [name for name in state if DENSE_PART.search(name) and (name not in wanted or name in fresh)]

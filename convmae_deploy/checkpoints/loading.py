@@ -20,11 +20,12 @@ from convmae_deploy.checkpoints.native import (
 from convmae_deploy.checkpoints.resizing import resize_positions, resize_video_positions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier, build_video_classifier
-from convmae_deploy.models.convmae import ConvMAEConfig, build_convmae
+from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import ConvMAEDetector, build_detector
 from convmae_deploy.models.pretraining import ConvMAEPretraining, build_pretraining
 from convmae_deploy.models.segmenter import ConvMAESegmenter, build_segmenter
 from convmae_deploy.models.video_pretraining import VideoPretraining, build_video_pretraining
+from convmae_deploy.models.vit import build_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ KINDS: dict[CheckpointKind, _Kind] = {
         name="encoder",
         remedy="import one first",
         parts=(),
-        build=lambda record: build_convmae(record.model),
+        build=lambda record: build_encoder(record.model),
     ),
     "video-pretraining": _Kind(
         name="video pretraining model with its decoder",

@@ -150,5 +150,8 @@ def collate_readable(samples: Sequence[LabelledSample | MaskedSample | Unreadabl
     unreadable = UnreadableCount.of(sample for sample in samples if isinstance(sample, Unreadable))
     if not readable:
         return torch.empty(0), torch.empty(0, dtype=torch.long), unreadable
+    if readable[0][0].dtype == torch.uint8:  # pixel after pixel, as photos come: copied as they are
+        pixels, extra = default_collate([(image.permute(1, 2, 0), other) for image, other in readable])
+        return pixels.permute(0, 3, 1, 2), extra, unreadable
     images, extra = default_collate(readable)
     return images, extra, unreadable

@@ -24,9 +24,9 @@ from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import ValidatedConfig
 from convmae_deploy.models.classifier import GlobalPool
-from convmae_deploy.models.convmae import Variant, variant_config
+from convmae_deploy.models.vit import PhotoVariant, variant_config
 
-PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
+PAPER_VARIANTS: dict[PhotoVariant, str] = {  # and what they are called
     "small": "ConvMAE-S",
     "base": "ConvMAE-B",
     "base_kernel7": "ConvMAE-B with 7x7 convolutions",
@@ -34,6 +34,7 @@ PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
     "base_plus": "ConvMAE-B*",
     "large": "ConvMAE-L",
     "huge": "ConvMAE-H",
+    "vit_base": "MAE's ViT-B",
 }
 
 
@@ -41,7 +42,7 @@ PAPER_VARIANTS: dict[Variant, str] = {  # and what they are called
 class ClassifierConfig(ValidatedConfig):
     """The settings of a program that trains a classifier."""
 
-    variant: Variant  # the model's
+    variant: PhotoVariant  # the model's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def initial_record(
     """What the checkpoints of a run say of themselves before any result.
 
     Args:
-        variant: name in MODELS.
+        variant: its name.
         classes: the name of each logit.
         image_size: (height, width) in pixels of validation and use; None: the variant's.
         licence: of the weights that come out.

@@ -13,9 +13,10 @@ from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_vid
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, check_at_least
 from convmae_deploy.engine.training_setup import start_from
 from convmae_deploy.models.classifier import ConvMAEClassifier
-from convmae_deploy.models.convmae import ConvMAEConfig, Variant, variant_config
+from convmae_deploy.models.convmae import ConvMAEConfig, Variant
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import VideoPretraining
+from convmae_deploy.models.vit import variant_config
 
 Model = TypeVar("Model", ConvMAEClassifier, VideoPretraining)
 

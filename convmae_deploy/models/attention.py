@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 RelativePosition = Literal["none", "shared", "per_block", "decomposed"]
+UNSEEN = -100.0  # Swin's bias against keys that a query must not see; finite, so that half precision can hold it
 BIAS_ENTRIES = 2**25  # how much bias is in memory at once for an image, 128 MiB in float32
 
 
@@ -53,7 +54,7 @@ class Attention(nn.Module):
             width: D.
             num_heads: h.
             window_size: side of the windows in tokens; None: every token attends to the whole grid.
-            shift: tokens by which the windows begin above and left of the grid.
+            shift: tokens by which the grid is rolled up and left before it is cut into windows, as in Swin.
             position: this block's own relative positions (`RelativePositionTable`, `DecomposedRelativePosition`).
         """
         super().__init__()
@@ -70,16 +71,23 @@ class Attention(nn.Module):
             return self._attend(tokens_bnd, None, (1, tokens_bnd.shape[1]))
         if self.window_size is None:
             return self._attend(tokens_bnd, positions.global_bias, positions.grid_size)
-        windows_mnd = split_windows(tokens_bnd, positions.grid_size, self.window_size, self.shift)
-        attended = self._attend(windows_mnd, positions.window_bias, (self.window_size, self.window_size))
-        return join_windows(attended, positions.grid_size, self.window_size, self.shift)
+        size, grid_size = self.window_size, positions.grid_size
+        shift = self.shift if min(grid_size) > size else 0  # as in Swin: no shift where a window spans the grid
+        apart = torn_apart(grid_size, size, shift, tokens_bnd.device) if shift else None
+        windows_mnd = split_windows(tokens_bnd, grid_size, size, shift)
+        attended = self._attend(windows_mnd, positions.window_bias, (size, size), apart)
+        return join_windows(attended, grid_size, size, shift)
 
-    def _attend(self, tokens_bnd: Tensor, bias: Bias | None, grid_size: tuple[int, int]) -> Tensor:
+    def _attend(
+        self, tokens_bnd: Tensor, bias: Bias | None, grid_size: tuple[int, int], apart: Tensor | None = None
+    ) -> Tensor:
         batch, length, width = tokens_bnd.shape
         qkv = self.qkv(tokens_bnd).reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, h, N, d)
         if isinstance(self.position, (RelativePositionTable, DecomposedRelativePosition)):
             bias = self.position(grid_size)
+        if apart is not None:
+            bias = ShiftedBias(bias, apart)
         attended = attend(query, key, value) if bias is None else attend_by_rows(query, key, value, bias, grid_size)
         return self.proj(attended.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
 
@@ -130,13 +138,15 @@ def row_parts(num_heads: int, grid_size: tuple[int, int]) -> Iterator[tuple[int,
 
 
 def split_windows(tokens_bnd: Tensor, grid_size: tuple[int, int], size: int, shift: int) -> Tensor:
-    """(B, H * W, D) to windows (B * windows, size * size, D).
+    """(B, H * W, D) to windows (B * windows, size * size, D) of the grid, rolled by `shift` up and left.
 
     Where windows reach over the grid there are zeros, which take part in the attention, as in the authors' code.
     """
     batch, _, width = tokens_bnd.shape
-    (top, bottom), (left, right) = (window_padding(side, size, shift) for side in grid_size)
-    map_bhwd = F.pad(tokens_bnd.reshape(batch, *grid_size, width), (0, 0, left, right, top, bottom))
+    bottom, right = (-side % size for side in grid_size)
+    map_bhwd = F.pad(tokens_bnd.reshape(batch, *grid_size, width), (0, 0, 0, right, 0, bottom))
+    if shift:
+        map_bhwd = map_bhwd.roll((-shift, -shift), (1, 2))
     rows, columns = map_bhwd.shape[1] // size, map_bhwd.shape[2] // size
     windows = map_bhwd.reshape(batch, rows, size, columns, size, width).transpose(2, 3)
     return windows.reshape(batch * rows * columns, size * size, width)
@@ -144,17 +154,38 @@ def split_windows(tokens_bnd: Tensor, grid_size: tuple[int, int], size: int, shi
 
 def join_windows(windows_mnd: Tensor, grid_size: tuple[int, int], size: int, shift: int) -> Tensor:
     """The inverse of `split_windows`: (B * windows, size * size, D) to (B, H * W, D)."""
-    (top, bottom), (left, right) = (window_padding(side, size, shift) for side in grid_size)
     (height, width), channels = grid_size, windows_mnd.shape[2]
-    rows, columns = (height + top + bottom) // size, (width + left + right) // size
+    rows, columns = (-(-side // size) for side in grid_size)
     map_bhwd = windows_mnd.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)
     map_bhwd = map_bhwd.reshape(-1, rows * size, columns * size, channels)
-    return map_bhwd[:, top : top + height, left : left + width].reshape(-1, height * width, channels)
+    if shift:
+        map_bhwd = map_bhwd.roll((shift, shift), (1, 2))
+    return map_bhwd[:, :height, :width].reshape(-1, height * width, channels)
 
 
-def window_padding(side: int, size: int, shift: int) -> tuple[int, int]:
-    """Zeros in front of and behind a side of the grid, so that it becomes a multiple of the window's."""
-    return shift, -(side + shift) % size
+def torn_apart(grid_size: tuple[int, int], size: int, shift: int, device: torch.device) -> Tensor:
+    """Which tokens of a window the roll brought together from opposite borders: (windows, size * size, size * size)."""
+    height, width = (side + -side % size for side in grid_size)
+    wrapped_rows, wrapped_columns = (torch.arange(side, device=device) >= side - shift for side in (height, width))
+    part = 2 * wrapped_rows[:, None] + wrapped_columns  # (H, W): 0 to 3, of which a window holds those side by side
+    parts = split_windows(part.reshape(1, -1, 1), (height, width), size, 0)  # (windows, size * size, 1)
+    return parts != parts.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class ShiftedBias:
+    """A bias for shifted windows (arXiv 2103.14030, section 3.2): tokens that were torn apart do not see each other."""
+
+    bias: Bias | None
+    apart: Tensor  # (windows, N, N) bool, see `torn_apart`
+
+    def rows(self, query_bhnd: Tensor, first: int, last: int) -> Tensor:
+        """See `Bias`; the queries are those of all windows of one image, then of the next."""
+        width = query_bhnd.shape[2] // (last - first)
+        apart = self.apart[:, first * width : last * width]
+        mask = torch.zeros_like(apart, dtype=query_bhnd.dtype).masked_fill(apart, UNSEEN)
+        mask = mask.repeat(query_bhnd.shape[0] // len(apart), 1, 1).unsqueeze(1)  # (B, 1, r * W, N)
+        return mask if self.bias is None else mask + self.bias.rows(query_bhnd, first, last)
 
 
 class RelativePositionTable(nn.Module):

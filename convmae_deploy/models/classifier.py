@@ -17,11 +17,12 @@ from convmae_deploy.models.convmae import (
     TRANSFORMER_NORM_EPS,
     ConvMAE,
     ConvMAEConfig,
-    build_convmae,
     check_image_size,
+    initialise_scratch,
 )
 from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
+from convmae_deploy.models.vit import build_encoder
 
 GlobalPool = Literal["avg", "token"]  # mean over all tokens, or the top-left token (the authors' linear-probe default)
 # what timm asks for besides: the largest value of each channel, its mean with the average, and none: maps stay maps
@@ -55,7 +56,7 @@ class ConvMAEClassifier(nn.Module):
         super().__init__()
         width = encoder.embed_dims[2]
         self.encoder = encoder
-        self.in_chans = encoder.patch_embed1.proj.in_channels
+        self.in_chans = encoder.in_chans
         self.fc_norm = nn.LayerNorm(width, eps=TRANSFORMER_NORM_EPS)
         self.head_drop = nn.Dropout(drop_rate)
         self.num_features = self.head_hidden_size = width
@@ -258,7 +259,8 @@ def build_classifier(
     head_init_std: float = 0.02,
 ) -> ConvMAEClassifier:
     """The classifier of a configuration, with fresh weights."""
-    encoder = build_convmae(config, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    encoder = build_encoder(config, in_chans=in_chans, drop_path_rate=drop_path_rate)
+    initialise_scratch(encoder)
     return ConvMAEClassifier(
         encoder, num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, head_init_std=head_init_std
     )
@@ -274,4 +276,5 @@ def build_video_classifier(
 ) -> ConvMAEClassifier:
     """The same for clips: the mean over the tokens of all slots, as in VideoMAE, with fresh weights."""
     encoder = build_video_convmae(config, video, drop_path_rate=drop_path_rate)
+    initialise_scratch(encoder)
     return ConvMAEClassifier(encoder, num_classes=num_classes, head_init_std=head_init_std)

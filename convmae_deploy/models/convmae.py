@@ -9,7 +9,7 @@ Inside the network maps are channels-last (B, H, W, C), so that every pointwise 
 it are (B, C, H, W). The stages take whole maps, or maps (M, s, s, C) of the visible cells alone (`models.visible`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -86,8 +86,11 @@ class ConvMAEConfig:
         check_image_size(self.image_size)
         sizes = {name: getattr(self, name) for name in ("embed_dims", "depths", "mlp_ratios")}
         for name, values in {**sizes, "num_heads": (self.num_heads,)}.items():
-            if not all(value > 0 for value in values):  # nor is NaN
+            stages = values if self.has_stages else values[-1:]
+            if not all(value > 0 for value in stages):  # nor is NaN
                 raise ConvMAEError(f"{name} must be above 0; got {', '.join(map(str, values))}")
+        if not self.has_stages and self.dense != DenseConfig():
+            raise ConvMAEError(f"a plain ViT has no windows, relative positions or LayerScale; got {self.dense}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ConvMAEError(f"kernel_size must be odd and positive; got {self.kernel_size}")
         width = self.embed_dims[2]
@@ -95,6 +98,14 @@ class ConvMAEConfig:
             raise ConvMAEError(
                 f"the width of stage 3 must be a multiple of num_heads ({self.num_heads}) and of 4; got {width}"
             )
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether there are convolution stages. Where all numbers of stages 1 and 2 are 0 it is a plain ViT.
+
+        That is a baseline, `models.vit`.
+        """
+        return any(value for sizes in (self.embed_dims, self.depths, self.mlp_ratios) for value in sizes[:2])
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -169,12 +180,6 @@ MODELS: dict[str, Callable[[], ConvMAEConfig]] = {
     "large": large,
     "huge": huge,
 }
-
-
-def variant_config(variant: str, image_size: tuple[int, int] | None) -> ConvMAEConfig:
-    """The architecture of a variant, for images of (height, width) pixels where a size is given."""
-    config = MODELS[variant]()
-    return config if image_size is None else replace(config, image_size=image_size)
 
 
 class PatchEmbed(nn.Module):
@@ -314,6 +319,7 @@ class ConvMAE(nn.Module):
             dense: what detection or segmentation change; None: nothing.
         """
         super().__init__()
+        self.in_chans = in_chans
         self.embed_dims = embed_dims
         self.grid_size = grid_size
         self.grad_checkpointing = False
@@ -416,7 +422,13 @@ class ConvMAE(nn.Module):
 
 
 def build_convmae(config: ConvMAEConfig, *, in_chans: int = 3, drop_path_rate: float = 0.0) -> ConvMAE:
-    """The backbone of a configuration, with fresh weights."""
+    """The backbone of a configuration, with fresh weights.
+
+    Raises:
+        ConvMAEError: it is that of a plain ViT.
+    """
+    if not config.has_stages:
+        raise ConvMAEError("the encoder must be a ConvMAE, which has convolution stages; got a plain ViT")
     return ConvMAE(
         embed_dims=config.embed_dims,
         depths=config.depths,
@@ -474,6 +486,26 @@ def check_image_size(image_size: Sequence[int]) -> None:
             f"image height and width must be positive multiples of 32, at most {MAX_IMAGE_SIDE}; "
             f"got {' x '.join(map(str, image_size))}"
         )
+
+
+def pointwise_layers(model: nn.Module) -> Iterator[nn.Linear]:
+    """The Linears of convolution blocks, which the authors hold as 1x1 convolutions."""
+    for block in model.modules():
+        if isinstance(block, ConvBlock):
+            yield from (layer for layer in block.modules() if isinstance(layer, nn.Linear))
+
+
+def initialise_scratch(encoder: nn.Module) -> None:
+    """The weights that training begins with where nothing is pretrained, as in the authors' classifier.
+
+    What they hold as 1x1 convolutions keeps PyTorch's default for those, which is that of a Linear, and a position
+    embedding that is trained begins as a truncated normal of 0.02. Pretraining begins otherwise.
+    """
+    for layer in pointwise_layers(encoder):
+        layer.reset_parameters()
+    positions = encoder.get_parameter("pos_embed")
+    if positions.requires_grad:  # that of videos is not
+        nn.init.trunc_normal_(positions, std=0.02)
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, base, build_convmae, nano, tiny
+from convmae_deploy.models.convmae import (
+    ConvMAE,
+    ConvMAEConfig,
+    DenseConfig,
+    base,
+    build_convmae,
+    nano,
+    pointwise_layers,
+    tiny,
+)
 from convmae_deploy.models.proposals import ProposalNetwork
 from convmae_deploy.models.pyramid import PYRAMIDS, NormKind, PyramidKind
 from convmae_deploy.models.roi_heads import DetectionHeads
@@ -54,7 +63,10 @@ def base_fpn() -> tuple[ConvMAEConfig, DetectorConfig]:
 
 
 def base_fpn_shifted() -> tuple[ConvMAEConfig, DetectorConfig]:
-    """As the paper describes it: windows of 7x7, every second one shifted. The code behind the weights has neither."""
+    """As the paper describes it: windows of 7x7, every second one shifted, by Swin's cyclic shift with its mask.
+
+    The code behind the weights has neither.
+    """
     encoder, detector = base_fpn()
     dense = replace(encoder.dense, window_size=7, shifted_windows=True)
     return replace(encoder, dense=dense), detector
@@ -167,8 +179,11 @@ def build_detector(
     """
     if num_classes < 1:
         raise ConvMAEError(f"a detector needs at least one class; got {num_classes}")
+    encoder = build_convmae(config, drop_path_rate=drop_path_rate)
+    for layer in pointwise_layers(encoder):  # but for the position embedding, which may be frozen, as in a classifier
+        layer.reset_parameters()
     return ConvMAEDetector(
-        build_convmae(config, drop_path_rate=drop_path_rate),
+        encoder,
         PYRAMIDS[detector.pyramid](config.embed_dims, detector.channels, detector.norm),
         ProposalNetwork(detector.channels, detector.rpn_convolutions),
         DetectionHeads(

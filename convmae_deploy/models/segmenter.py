@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae
+from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae, initialise_scratch
 
 HEAD_INIT_STD = 0.01  # for the layers that give the logits, as in mmsegmentation
 
@@ -59,7 +59,7 @@ class NormedConvolution(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.xavier_uniform_(self.conv.weight)  # as the paper says; the authors' mmseg starts from Kaiming's
 
     def forward(self, map_bchw: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(map_bchw)))
@@ -226,4 +226,6 @@ def build_segmenter(
     config: ConvMAEConfig, segmenter: SegmenterConfig, *, num_classes: int, drop_path_rate: float = 0.0
 ) -> ConvMAESegmenter:
     """The segmenter of a configuration, with fresh weights."""
-    return ConvMAESegmenter(build_convmae(config, drop_path_rate=drop_path_rate), segmenter, num_classes)
+    encoder = build_convmae(config, drop_path_rate=drop_path_rate)
+    initialise_scratch(encoder)
+    return ConvMAESegmenter(encoder, segmenter, num_classes)

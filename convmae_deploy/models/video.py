@@ -113,6 +113,7 @@ class VideoConvMAE(nn.Module):
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
         """
         super().__init__()
+        self.in_chans = 3
         self.embed_dims = embed_dims
         self.slots = slots
         self.grid_size = grid_size
@@ -198,8 +199,10 @@ def build_video_convmae(config: ConvMAEConfig, video: VideoConfig, *, drop_path_
     """The video backbone of a variant, with fresh weights.
 
     Raises:
-        ConvMAEError: the configuration holds what only detectors and segmenters have.
+        ConvMAEError: the configuration holds what only detectors and segmenters have, or is that of a plain ViT.
     """
+    if not config.has_stages:
+        raise ConvMAEError("a video model must be a ConvMAE, which has convolution stages; got a plain ViT")
     if config.dense != DenseConfig():
         raise ConvMAEError(f"a video model has plain attention; leave `dense` as it is, got {config.dense}")
     return VideoConvMAE(

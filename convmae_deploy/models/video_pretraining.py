@@ -104,7 +104,7 @@ class VideoPretraining(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=TRANSFORMER_NORM_EPS)
         self.decoder_pred = nn.Linear(decoder_width, TUBELET * PATCH_SIZE * PATCH_SIZE * 3)
-        initialise_pretraining(self, encoder, self.mask_token)
+        initialise_pretraining(self, encoder.patch_embed3.proj, self.mask_token)
 
     def forward(self, clips_bcfhw: Tensor, kept_bk: Tensor) -> Tensor:
         """The loss, a float32 scalar, of reconstructing what `kept_bk` hides.

@@ -49,6 +49,11 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None, task: str | 
     if chosen not in possible:
         held, known = KINDS[record.kind].name, " or ".join(possible)
         raise ConvMAEError(f"{checkpoint} holds: {held}, which can be exported for {known}, not for {task}")
+    if not record.model.has_stages:
+        raise ConvMAEError(
+            f"{checkpoint} holds a plain ViT, the baseline to compare with, whose graph would lack E1 and E2; export "
+            "a ConvMAE"
+        )
     export = EXPORTS[chosen]
     model, record = export.load(checkpoint, image_size=image_size)
     if not record.classes and not export.headless:

@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import auto_augment
+from timm.data import auto_augment, create_transform
 from timm.data.auto_augment import RandAugment
 
 from convmae_deploy.bundle.manifest import Preprocessing
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, posterize_any, training_transform
-from convmae_deploy.data.photo_datasets import seed_sample
+from convmae_deploy.data.augmentation import (
+    AugmentationConfig,
+    batch_mixing,
+    crop_transform,
+    normalised,
+    posterize_any,
+    training_transform,
+)
+from convmae_deploy.data.photo_datasets import Transform, seed_sample
 from convmae_deploy.errors import ConvMAEError
 
 SPEC = Preprocessing(resize=(36, 36), crop=(32, 32))
@@ -25,10 +32,50 @@ def photo() -> Image.Image:
 
 def test_with_everything_off_a_photo_of_the_right_size_is_only_normalised() -> None:
     image = photo()
-    tensor = training_transform(OFF, (32, 32), SPEC)(image)
+    tensor = normalised(training_transform(OFF, (32, 32), SPEC)(image), SPEC)
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (SPEC.mean, SPEC.std))
     expected = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 - mean) / std
     assert torch.allclose(tensor, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [OFF, replace(OFF, crop_scale=(0.2, 1.0), flip=0.5, rand_augment="rand-m9-inc1")])
+def test_levels_that_are_normalised_afterwards_are_timms_transform_bit_for_bit(config: AugmentationConfig) -> None:
+    timms = create_transform(
+        input_size=(32, 64),
+        is_training=True,
+        scale=config.crop_scale,
+        hflip=config.flip,
+        auto_augment=config.rand_augment,
+        color_jitter=0.0,
+        interpolation=SPEC.interpolation,
+        mean=SPEC.mean,
+        std=SPEC.std,
+        re_prob=0.0,
+    )
+    transform = training_transform(config, (32, 64), SPEC)
+    for seed in range(8):
+        seed_sample(seed)
+        levels = transform(photo())
+        seed_sample(seed)
+        assert levels.dtype == torch.uint8 and torch.equal(normalised(levels[None], SPEC)[0], timms(photo()))
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_crop_by_aten_is_that_of_pillow_but_for_rounding(flip: float) -> None:
+    smooth, config = photo().resize((200, 150)), replace(OFF, crop_scale=(0.2, 1.0), flip=flip)
+    for seed in range(8):
+        found, expected = (
+            seeded(seed, make(config, (64, 32), SPEC), smooth) for make in (crop_transform, training_transform)
+        )
+        assert found.dtype == torch.uint8 and found.shape == (3, 64, 32)
+        difference = (found.int() - expected.int()).abs()
+        assert difference.float().mean() < 0.1 and difference.max() <= 7
+
+
+def seeded(seed: int, transform: Transform, image: Image.Image) -> torch.Tensor:
+    """What a transform makes of a photo from a seed."""
+    seed_sample(seed)
+    return transform(image)
 
 
 def test_the_papers_recipe_changes_photos_and_gives_the_size_asked_for() -> None:
@@ -84,11 +131,10 @@ def test_only_the_operations_of_this_transform_are_changed_and_none_of_timms_own
 def test_a_photo_of_which_no_bit_is_kept_is_black(name: str, some: int) -> None:
     """Pillow 13 raised here, Pillow 12 did not."""
     transform = training_transform(replace(OFF, rand_augment=name), (32, 32), SPEC)
-    black = torch.tensor([-mean / std for mean, std in zip(SPEC.mean, SPEC.std, strict=True)]).reshape(3, 1, 1)
     found = 0
     for seed in range(100):
         seed_sample(seed)
-        found += torch.allclose(transform(photo()), black.expand(3, 32, 32), atol=1e-6)
+        found += not transform(photo()).any()
     assert some <= found < 20
 
 
@@ -96,7 +142,7 @@ def test_mixed_with_others_a_black_picture_is_one_of_several() -> None:
     transform = training_transform(replace(OFF, rand_augment="augmix-m10-mstd0"), (32, 32), SPEC)
     for seed in range(40):
         seed_sample(seed)
-        assert torch.isfinite(transform(photo())).all()
+        assert transform(photo()).float().std() > 1
 
 
 UNKNOWN = ("rand-m9-x5", "RAND-m9", "rand-m9.5", "nothing", "original-m9", "augmix-n2")

@@ -130,11 +130,62 @@ def test_new_relative_positions_change_nothing() -> None:
 def test_windows_hold_neighbours_and_zeros_beyond_the_grid(shift: int) -> None:
     tokens = torch.arange(1, 16, dtype=torch.float32).reshape(1, 15, 1)
     windows = split_windows(tokens, GRID, 2, shift)
-    first = [[1, 2, 6, 7], [0, 0, 0, 1]][shift]  # rows are 1 to 5, 6 to 10, 11 to 15
+    first = [[1, 2, 6, 7], [7, 8, 12, 13]][shift]  # rows are 1 to 5, 6 to 10, 11 to 15
     assert windows[0].flatten().tolist() == first
     assert windows.shape == (2 * 3, 4, 1)
     assert windows.sum() == tokens.sum()
     assert torch.equal(join_windows(windows, GRID, 2, shift), tokens)
+
+
+@pytest.mark.parametrize(("grid_size", "size", "shift"), [((5, 7), 3, 1), ((4, 6), 2, 1), ((7, 8), 4, 2)])
+@pytest.mark.parametrize("with_table", [False, True])
+def test_a_shifted_token_sees_the_part_of_its_window_that_was_its_neighbourhood(
+    grid_size: tuple[int, int], size: int, shift: int, with_table: bool
+) -> None:
+    """Swin's shift against windows cut out one by one, those at the borders smaller."""
+    torch.manual_seed(0)
+    attention = Attention(8, HEADS, window_size=size, shift=shift).double()
+    window_table = RelativePositionTable((size, size), HEADS).double()
+    torch.nn.init.normal_(window_table.table)
+    bias = window_table((size, size)) if with_table else None
+    tokens = torch.randn(2, grid_size[0] * grid_size[1], 8, dtype=torch.float64)
+    found = attention(tokens, Positions(grid_size, window_bias=bias)).reshape(2, *grid_size, 8)
+    height, width = (side + -side % size for side in grid_size)
+    padded = torch.zeros(2, height, width, 8, dtype=torch.float64)
+    padded[:, : grid_size[0], : grid_size[1]] = tokens.reshape(2, *grid_size, 8)
+    expected = torch.empty_like(padded)
+    for rows in cuts(height, size, shift):
+        for columns in cuts(width, size, shift):
+            part = padded[:, rows, columns]  # (2, h, w, 8)
+            part_size = part.shape[1], part.shape[2]
+            own = None if bias is None else offset_bias(window_table, part_size)
+            expected[:, rows, columns] = attention._attend(part.flatten(1, 2), own, part_size).reshape(part.shape)
+    torch.testing.assert_close(found, expected[:, : grid_size[0], : grid_size[1]], rtol=0, atol=1e-12)
+
+
+def cuts(side: int, size: int, shift: int) -> list[slice]:
+    """Where shifted windows lie along a side that is a multiple of theirs."""
+    edges = [0, *range(shift, side, size), side]
+    return [slice(first, last) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def offset_bias(position: RelativePositionTable, part_size: tuple[int, int]) -> Bias:
+    """The same table's bias for a part of a window: an offset means what it means in the whole."""
+    (height, width), (rows, columns) = position.grid_size, part_size
+    offsets = position.table.reshape(2 * height - 1, 2 * width - 1, HEADS)
+    middle = offsets[height - rows : height + rows - 1, width - columns : width + columns - 1]
+    part = RelativePositionTable(part_size, HEADS).double()
+    part.table.data = middle.reshape(-1, HEADS).detach()
+    bias: Bias = part(part_size)
+    return bias
+
+
+def test_a_window_that_spans_the_grid_is_not_shifted() -> None:
+    torch.manual_seed(0)
+    plain, shifted = Attention(8, HEADS, window_size=4), Attention(8, HEADS, window_size=4, shift=2)
+    shifted.load_state_dict(plain.state_dict())
+    tokens = torch.randn(2, 16, 8)
+    assert torch.equal(shifted(tokens, Positions((4, 4))), plain(tokens, Positions((4, 4))))
 
 
 def test_a_windowed_token_sees_its_window_alone() -> None:

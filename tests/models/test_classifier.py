@@ -194,3 +194,25 @@ def test_gradient_checkpointing_is_switched_on_the_encoder() -> None:
         torch.testing.assert_close(parameter.grad, expected[name])
     model.set_grad_checkpointing(False)
     assert not model.encoder.grad_checkpointing
+
+
+def test_from_scratch_1x1_convolutions_and_positions_begin_as_in_the_authors_code() -> None:
+    """PyTorch's default of a convolution is uniform up to 1 / sqrt(inputs), of weights and of biases."""
+    torch.manual_seed(0)
+    config = ConvMAEConfig(
+        embed_dims=(64, 64, 64), depths=(1, 1, 1), mlp_ratios=(4, 4, 4), num_heads=4, image_size=(128, 128)
+    )
+    video = build_video_classifier(config, VideoConfig(frames=4), num_classes=2)
+    for model in (build_classifier(config, num_classes=2), video):
+        tensors = model.state_dict()
+        for name, inputs in (("conv1", 64), ("conv2", 64), ("mlp.fc1", 64), ("mlp.fc2", 256)):
+            theirs = nn.Conv2d(inputs, 64, 1).state_dict()
+            for kind in ("weight", "bias"):
+                ours = tensors[f"encoder.blocks2.0.{name}.{kind}"]
+                assert ours.abs().max() <= inputs**-0.5
+                assert ours.std().item() == pytest.approx(theirs[kind].std().item(), rel=0.25)
+        qkv = (tensors[f"encoder.blocks3.0.attn.qkv.{kind}"] for kind in ("weight", "bias"))
+        assert next(qkv).std().item() == pytest.approx(0.02, rel=0.1) and not next(qkv).any()
+    positions = build_classifier(config, num_classes=2).encoder.pos_embed
+    assert positions.requires_grad and positions.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not video.encoder.pos_embed.requires_grad and video.encoder.pos_embed.std() > 0.5  # a sinusoid, kept

@@ -15,6 +15,7 @@ from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig, base
 from convmae_deploy.models.segmenter import (
     ConvMAESegmenter,
     E4Form,
+    NormedConvolution,
     SegmenterConfig,
     UperHead,
     authors_dense,
@@ -198,3 +199,10 @@ def test_all_four_maps_are_the_authors_for_their_recorded_weights() -> None:
 def test_heads_of_impossible_numbers_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConvMAEError, match="must be at least"):
         SegmenterConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_convolutions_of_the_heads_begin_with_xavier() -> None:
+    torch.manual_seed(0)
+    weight = NormedConvolution(32, 16, 3).conv.weight
+    bound = (6 / (9 * 32 + 9 * 16)) ** 0.5
+    assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)

@@ -230,3 +230,27 @@ print("x", flush=True)
 assert all(os.path.sameopenfile(number, os.open(os.devnull, os.O_RDWR)) for number in (1, 2))
 """
     assert start(("-c", program)).returncode == 0
+
+
+FREED = """
+import gc, uvicorn
+from convmae_deploy.tasks.base import Predictor
+
+def run(server, sockets):
+    from serving import service
+    for name in list(service.predictors):
+        service.predictors.remove(name)
+    gc.collect()
+    left = [held for held in gc.get_objects() if isinstance(held, Predictor)]
+    print("left:", len(left), flush=True)
+
+uvicorn.Server.run = run
+import serving.__main__
+serving.__main__.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_is_let_go_leaves_nothing_of_it_in_memory() -> None:
+    """The program that starts the server once kept those that it had opened, so the first was there for ever."""
+    assert "left: 0" in start(("-c", FREED)).stdout

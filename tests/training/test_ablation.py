@@ -1,12 +1,15 @@
-"""The comparison of pretraining's parts: every arm runs, resumes, and is judged against its spread."""
+"""The comparison of pretraining's parts: every arm runs, resumes, and is compared seed by seed."""
 
 import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -32,10 +35,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> program.AblationC
     return program.AblationConfig(
         data=make_photo_folder(tmp_path / "photos"),
         out=tmp_path / "out",
-        train_photos=8,
+        seeds=(0, 1),
         pretrain_epochs=1,
         finetune_epochs=1,
-        probe_epochs=1,
+        labelled=0.5,
         image_size=(32, 32),
         workers=0,
     )
@@ -52,37 +55,69 @@ def test_every_arm_is_run_for_every_seed_and_an_interrupted_comparison_goes_on(
         program.run_ablation(config, Console(quiet=True))
     assert program.run_ablation(replace(config, resume=True), Console(quiet=True)) == 0
     results = json.loads((config.out / "results.json").read_text())
-    assert {(result["arm"], result["seed"]) for result in results} == {(arm, n) for arm in program.ARMS for n in (0, 1)}
-    assert all((result["pretrain_loss"] is None) == (result["arm"] == program.SCRATCH) for result in results)
+    arms = (program.BASELINE, *config.arms)
+    assert {(result["arm"], result["seed"]) for result in results} == {(arm, n) for arm in arms for n in (0, 1)}
+    assert all((result["pretrain_loss"] is None) == result["arm"].startswith("no pretraining") for result in results)
     rows = (config.out / "table.md").read_text().splitlines()
-    assert [row.split("|")[1].strip() for row in rows[2:7]] == list(program.ARMS)
+    assert [row.split("|")[1].strip() for row in rows[2:6]] == list(arms)
     assert (config.out / "table.png").stat().st_size > 5_000
-    assert len(list((config.out / "photos" / "train").rglob("*.png"))) == 8
+    seen, all_of_them = (len(list((root / "train").rglob("*.png"))) for root in (config.out / "labelled", config.data))
+    assert 2 * seen == all_of_them
 
 
-def result(arm: str, seed: int, top1: float) -> program.Result:
-    return program.Result(arm=arm, seed=seed, finetune_top1=top1, probe_top1=top1, pretrain_loss=None, seconds=1.0)
+@pytest.mark.slow
+def test_an_arm_without_pretraining_is_the_weights_that_pretraining_begins_with(
+    config: program.AblationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = pretrain.prepare(program.pretraining(config, program.ARMS[program.BASELINE], 1, config.out / "begun"))
+    expected = {name: value.clone() for name, value in begun.run.bare_model.state_dict().items()}
+    scratch = config.out / "no-pretraining-seed1" / "pretrain"
+    for arm in ("no pretraining", "no pretraining, no layer decay"):
+        settings = program.pretraining(config, program.ARMS[arm], 1, scratch.parent / arm)
+        pretrain.prepare(settings).run.save()
+        saved = load_file(scratch.parent / arm / "last" / "model.safetensors")
+        assert all(torch.equal(saved[name], value) for name, value in expected.items())
 
 
-def test_a_difference_within_the_spread_is_called_none() -> None:
-    results = [result(program.BASELINE, 0, 50.0), result(program.BASELINE, 1, 52.0)]
-    results += [result("near", 0, 49.0), result("near", 1, 50.0), result("far", 0, 40.0), result("far", 1, 41.0)]
-    assert program.against_baseline(results, "near", "finetune_top1") == "none"
-    assert program.against_baseline(results, "far", "finetune_top1") == "-10.50"
-    assert program.against_baseline(results, program.BASELINE, "finetune_top1") == ""
-    assert "| far | 40.50 | 1.00 | -10.50 | 40.50 | 1.00 | -10.50 | 2 |" in program.table(results)
+def result(arm: str, seed: int, probe: float | None, finetuned: float) -> program.Result:
+    return program.Result(
+        arm=arm, seed=seed, probe_top1=probe, finetune_top1=finetuned, pretrain_loss=None, seconds=60.0
+    )
 
 
-def test_the_same_number_of_photos_of_every_class_is_taken_and_too_few_are_refused(tmp_path: Path) -> None:
+def test_runs_are_compared_seed_by_seed_and_an_ordering_that_shows_is_bold() -> None:
+    results = [result(program.BASELINE, seed, 50.0 + seed, 60.0 + seed) for seed in (0, 1, 2)]
+    results += [result("worse", seed, None, 50.0 + seed + 0.1 * (seed % 2)) for seed in (2, 0, 1)]
+    results += [result("near", seed, 50.0 + 2.0 * seed, 60.0) for seed in (0, 1)]
+    compared = program.comparisons(results)
+    assert set(compared) == {("worse", "finetune_top1"), ("near", "probe_top1"), ("near", "finetune_top1")}
+    assert compared["worse", "finetune_top1"].shows and not compared["near", "probe_top1"].shows
+    assert compared["worse", "finetune_top1"].difference.mean == pytest.approx(-29.9 / 3)
+    assert compared["near", "probe_top1"].difference.mean == pytest.approx(0.5)
+    rows = program.table(results).splitlines()
+    assert rows[2] == "| ConvMAE | 51.00 |  |  | 61.00 |  |  | 3 |"
+    assert rows[3].startswith("| worse |  |  |  | 51.03 | **-9.97 (-10.11 to -9.82)** | ")
+    assert "+0.50 (-5.85 to +6.85)" in rows[4] and "**" not in rows[4]
+
+
+def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos", per_class=5)
-    program.link_photos(photos, tmp_path / "links", 6)
+    program.link_photos(photos, tmp_path / "links", 0.6)
     for name in ("blue", "red"):
         assert len(list((tmp_path / "links" / "train" / name).iterdir())) == 3
         assert len(list((tmp_path / "links" / "val" / name).iterdir())) == 5
-    with pytest.raises(ConvMAEError, match="12 photos need 6 of each class; blue has 5"):
-        program.link_photos(photos, tmp_path / "more", 12)
 
 
-def test_one_seed_has_no_spread(tmp_path: Path) -> None:
-    with pytest.raises(ConvMAEError, match="at least two different seeds"):
-        program.AblationConfig(data=tmp_path, out=tmp_path / "out", seeds=(3, 3))
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"seeds": (3, 3)}, "at least two seeds, all different"),
+        ({"seeds": (3,)}, "at least two seeds, all different"),
+        ({"arms": ("ConvMAE",)}, "arms must be among no pretraining"),
+        ({"arms": ("no masks",)}, r"got \['no masks'\]"),
+        ({"labelled": 0.0}, "labelled must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConvMAEError, match=sentence):
+        program.AblationConfig(data=tmp_path, out=tmp_path / "out", **wrong)

@@ -176,6 +176,17 @@ def test_the_papers_recipe_is_the_base_preset() -> None:
     assert (base.drop_path, base.head_init_std) == (0.1, 2e-5)
 
 
+def test_larger_models_have_the_recipe_of_mae_for_their_size() -> None:
+    """The commands of MAE's FINETUNE.md: epochs, rate for 256 images, layer decay, drop path."""
+    found = {
+        name: (preset.optimisation.epochs, preset.optimisation.base_lr, preset.layer_decay, preset.drop_path)
+        for name, (_, preset) in program.PRESETS.items()
+    }
+    assert found["large"] == (50, 1e-3, 0.75, 0.2) and found["huge"] == (50, 1e-3, 0.75, 0.3)
+    for name in ("small", "base", "base_kernel7", "base_kernel9", "base_plus", "vit_base"):
+        assert found[name] == (100, 5e-4, 0.65, 0.1)
+
+
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["finetune", "nano", "--help"])
     assert flags_of(program.main, capsys) == {

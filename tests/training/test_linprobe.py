@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.checkpoints.original_keys import fold_probe_head
 from convmae_deploy.engine.classification import initial_record
@@ -164,7 +165,7 @@ def test_the_first_token_is_taken_under_the_pretraining_norm(photos: Path, pretr
     with torch.no_grad():
         token = classifier.encoder(images)[2][:, :, 0, 0]
         expected = F.layer_norm(token, (32,), state["norm.weight"], state["norm.bias"], 1e-6)
-        found = program.FrozenFeatures(classifier, Accelerator(cpu=True))(images)
+        found = program.FrozenFeatures(classifier, standard_preprocessing((32, 32)), Accelerator(cpu=True))(images)
     assert relative_error(found, expected) <= TOLERANCE
 
 
@@ -190,7 +191,9 @@ def test_the_frozen_features_equal_the_recorded_ones(
     record = initial_record("nano", ("a", "b"), None, licence="", global_pool=pool)
     classifier = program.frozen_classifier(plain, record, Console(quiet=True))
     name = f"linprobe_{pooling}"
-    features = program.FrozenFeatures(classifier, Accelerator(cpu=True))(pass_tensor(name, "input"))
+    features = program.FrozenFeatures(classifier, standard_preprocessing((32, 32)), Accelerator(cpu=True))(
+        pass_tensor(name, "input")
+    )
     assert relative_error(features, pass_tensor(name, "features")) <= TOLERANCE
 
 

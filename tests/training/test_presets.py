@@ -22,10 +22,11 @@ from convmae_deploy.data import augmentation
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.segmentation_folder import IGNORE
 from convmae_deploy.engine.training_config import RunConfig
-from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, DetectorConfig
 from convmae_deploy.models.segmenter import SegmenterConfig
 from convmae_deploy.models.video import VideoConfig
+from convmae_deploy.models.vit import build_encoder, variant_config
 from tests.training.preset_media import PREPARE, Media, make_media
 from training import linprobe, pretrain, video_pretrain
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.slow  # together
 DRAWS = 1000  # of each augmentation, twice as many of those with RandAugment:
 # the paper's for finetuning asked Pillow once in 660 photos for what it refuses
 SIDE = 32  # pixels of what is drawn
-OURS = ("nano", "tiny", "overfit")  # presets for a CPU
+OURS = ("nano", "tiny", "overfit", "vit_nano")  # presets for a CPU
 TEST_MODEL = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2)
 TEST_DETECTOR = DetectorConfig(channels=16, fc_width=16, norm="layer", regions_per_image=32)
 AUGMENTATION = ("augmentation", "crop_scale", "flip")  # what a program's configuration may call it
@@ -244,6 +245,6 @@ def test_presets_for_a_cpu_take_two_updates(
 
 def save_encoder(config: Any, path: Path) -> None:
     """An encoder with fresh weights of a linear probe's variant."""
-    architecture = MODELS[config.variant]()
+    architecture = variant_config(config.variant, None)
     record = CheckpointRecord(kind="features", variant=config.variant, model=architecture)
-    save_checkpoint(path, build_convmae(architecture).state_dict(), record)
+    save_checkpoint(path, build_encoder(architecture).state_dict(), record)
