@@ -177,6 +177,8 @@ class Setup:
             ignored=MAY_CHANGE_ON_RESUME,
             start=lines,
         )
+        if self.data_check is not None:
+            self.data_check.write(folder.path / DATA_CHECK)
         self.console.print("\n".join(lines))
 
     def loop(
