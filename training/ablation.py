@@ -39,6 +39,7 @@ from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
+from convmae_deploy.models.vit import PhotoVariant
 from convmae_deploy.program import run_program
 from convmae_deploy.terminal import Terminal
 from training import finetune, linprobe, pretrain
@@ -55,7 +56,7 @@ Stage = TypeVar("Stage", bound=TrainingConfig)
 class Arm:
     """What an arm changes of ConvMAE's run."""
 
-    pretrain: dict[str, Any] = field(default_factory=dict)  # of `PretrainConfig`
+    variant: PhotoVariant = "nano"  # the encoder's
     model: dict[str, Any] = field(default_factory=dict)  # of its `PretrainingConfig`
     finetune: dict[str, Any] = field(default_factory=dict)  # of `FinetuneConfig`
     updates: bool = True  # whether it is pretrained at all
@@ -69,6 +70,7 @@ ARMS = {
     "no masked convolution": Arm(model={"masked_convolution": False}),
     "no multi-scale decoder": Arm(model={"multi_scale": False}),
     "token masks": Arm(model={"masking": "token"}),
+    "MAE with a ViT": Arm(variant="vit_nano", model={"multi_scale": False}),
 }
 
 
@@ -161,9 +163,10 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
             return status
     elif not (begun / "last").exists():
         pretrain.prepare(pretraining(config, arm, seed, begun)).run.save()
-    probe_top1 = probed(config, begun, folder / "probe", console) if arm.probe else None
+    probe_top1 = probed(config, arm, begun, folder / "probe", console) if arm.probe else None
     tuned = replace(
         finetune.nano(),
+        variant=arm.variant,
         data=labelled,
         init=begun,
         train_size=config.image_size,
@@ -193,7 +196,7 @@ def slug(arm: str) -> str:
 def pretraining(config: AblationConfig, arm: Arm, seed: int, out: Path) -> pretrain.PretrainConfig:
     """The pretraining of an arm."""
     plain = pretrain.nano()
-    plain = replace(plain, data=str(config.data), picture_epochs=config.pretrain_epochs, **arm.pretrain)
+    plain = replace(plain, variant=arm.variant, data=str(config.data), picture_epochs=config.pretrain_epochs)
     return staged(replace(plain, model=replace(plain.model, **arm.model)), config, config.pretrain_epochs, seed, out)
 
 
@@ -207,10 +210,11 @@ def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Pa
     )
 
 
-def probed(config: AblationConfig, init: Path, out: Path, console: Console) -> float:
+def probed(config: AblationConfig, arm: Arm, init: Path, out: Path, console: Console) -> float:
     """Top-1 accuracy in percent of a linear probe that knows all labels, on the frozen encoder of `init`."""
     train, val = read_splits(config.data)
-    settings = replace(linprobe.nano(), data=config.data, init=init, image_size=config.image_size)
+    settings = replace(linprobe.nano(), variant=arm.variant, data=config.data, init=init)
+    settings = replace(settings, image_size=config.image_size)
     settings = replace(settings, run=replace(settings.run, out=out, workers=config.workers))
     setup = Setup.of(settings)
     record = initial_record(settings.variant, train.classes, config.image_size, licence="")
