@@ -1,6 +1,6 @@
 """Servers that do the work of one classification request with other software around it; `benchmarks.peers` starts them.
 
-    CONVMAE_BUNDLE=... CONVMAE_THREADS=2 CONVMAE_PORT=0 python -m benchmarks.peer_servers starlette|litserve
+    CONVMAE_BUNDLE=... CONVMAE_THREADS=2 python -m benchmarks.peer_servers starlette|litserve
 
 Each answers `POST /v1/classify` with the bytes of a photo as its body. The work is the server's own, from the body to
 the answer's bytes; nothing else of ours is there: no limits, no queue, no key, no metrics.

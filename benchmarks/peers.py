@@ -23,6 +23,7 @@ import tyro
 from benchmarks.load import Load, Plan, run_load
 from benchmarks.processes import memory
 from benchmarks.serving import (
+    LoadOptions,
     default_settings,
     in_process_throughput,
     make_job,
@@ -34,7 +35,6 @@ from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.classification import Classifier
-from serving.settings import default_bundles
 
 SERVERS: Final = {
     "this server": ("-m", "serving"),
@@ -45,21 +45,8 @@ WARM_UP_REQUESTS: Final = 100
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(LoadOptions):
     """Measures this server and others under the same load."""
-
-    bundle: Path = default_bundles()[0]
-    """Classifier to serve."""
-    photo: Path | None = None
-    """Photo to send; by default a generated JPEG of 500 x 375 pixels and about 100 KB."""
-    clients: int = 8
-    """Clients at the same time, for the throughput."""
-    threads: int = available_cores()
-    """Threads, or processes, of each server and of the work without HTTP."""
-    rounds: int = 5
-    """Rounds, in each of which every server is measured once."""
-    seconds: float = 3.0
-    """Length of each measurement."""
 
 
 @dataclass

@@ -52,21 +52,27 @@ END_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Options:
-    """Measures the server against the same work without HTTP."""
+class LoadOptions:
+    """What servers are measured with, and for how long."""
 
     bundle: Path = default_bundles()[0]
-    """Bundle to serve."""
+    """Classifier to serve."""
     photo: Path | None = None
     """Photo to send; by default a generated JPEG of 500 x 375 pixels and about 100 KB."""
     clients: int = 8
     """Clients at the same time, for the throughput."""
     threads: int = available_cores()
-    """Threads of the server and of the in-process measurement."""
+    """Threads, or processes, of each server and of the work without HTTP."""
     rounds: int = 5
-    """Rounds of in-process and server measurements in turn."""
+    """Rounds, in each of which every server is measured once, and the work without HTTP."""
     seconds: float = 3.0
     """Length of each measurement."""
+
+
+@dataclass(frozen=True)
+class Options(LoadOptions):
+    """Measures the server against the same work without HTTP."""
+
     memory_requests: int = 1000
     """Requests after which memory is read, twice; fewer for a slow model."""
     check: bool = False

@@ -1,5 +1,6 @@
 """How a command of this project ends: one sentence and an exit status for what its user can mend."""
 
+import errno
 import importlib.util
 import io
 import os
@@ -19,6 +20,7 @@ REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a disk, or of a user's share of it
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
@@ -46,7 +48,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = NO_READER
     except OSError as error:  # of a path that is too long, or lies behind a folder that may not be entered
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
         print(f"error: {unusable(error)}", file=sys.stderr)
         status = REFUSED
@@ -71,7 +73,9 @@ def _check_flags(arguments: Sequence[str]) -> None:
 
 
 def unusable(error: OSError) -> str:
-    """The sentence for a path that the system refuses before anything looks at it."""
+    """The sentence for a path that the system refuses before anything looks at it, and for a disk that is full."""
+    if error.errno in FULL:
+        return f"a disk is full ({error.strerror}); free some room where the output goes, and run this again"
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
     return f"{printable(shortened(name))} cannot be used ({error.strerror}); check the path and its permissions"
 

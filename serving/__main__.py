@@ -78,8 +78,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     server.run(sockets=listeners)
-    # A job, a loading model or a device that nothing can interrupt: Python would wait for its thread, or end under its
-    # feet.
+    # A job, a load or a device that nothing can interrupt: Python would wait for its thread, or end under its feet.
     if service.api.pool.running or service.api.repository.busy or not service.predictors.close(0.0):
         logging.shutdown()
         sys.stdout.flush()

@@ -37,7 +37,7 @@ from serving.errors import ApiError, busy
 from serving.http.connection_limits import Connections
 from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
-from serving.http.guard import BodyLimits, Exchange, Guard, Observer
+from serving.http.guard import EXCHANGE, BodyLimits, Exchange, Guard, Observer
 from serving.http.proxies import RootPath, TrustedProxies, root_path
 from serving.metrics import Metrics
 from serving.model_metrics import model_families
@@ -187,7 +187,7 @@ class Api:
     async def infer(self, route: Route, request: Request) -> Response:
         """POST to one of `MODEL_ROUTES`: reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
-        exchange: Exchange = request.scope["convmae.exchange"]
+        exchange: Exchange = request.scope[EXCHANGE]
         medium, name = self.medium_of(request.scope), request.path_params.get("name")
         if "version" in request.path_params:
             check_version(request.path_params["version"])

@@ -137,7 +137,15 @@ def _given() -> dict[str, Any]:
     set_here = {name: os.environ.get(variable, "").strip() for variable, name in VARIABLES.items()}
     # Kubernetes sets BENTOML_PORT for a Service called bentoml.
     set_here = {name: value for name, value in set_here.items() if value and not is_service_address(value)}
-    return given | {name: yaml.safe_load(value) for name, value in set_here.items()}
+    return given | {name: _value(value) for name, value in set_here.items()}
+
+
+def _value(text: str) -> object:
+    """What a variable says: a number where it is one, else its text, which is judged where it is used."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _sources(file: str, overrides: str, options: str) -> Iterator[Mapping[str, Any]]:

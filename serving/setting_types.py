@@ -79,15 +79,14 @@ def _root_path(value: str) -> str:
 
 
 _List = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+_LowerCaseList = Annotated[_List, AfterValidator(_lower)]
 
 HostNames = Annotated[
-    _List,
-    AfterValidator(_lower),
+    _LowerCaseList,
     AfterValidator(_each(_is_name, "names, such as models.example.org", "leave out the scheme and the port")),
 ]
 Origins = Annotated[
-    _List,
-    AfterValidator(_lower),
+    _LowerCaseList,
     AfterValidator(_each(_is_origin, "origins, such as https://app.example.org", "write a scheme, and no path")),
 ]
 FrameSources = Annotated[

@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,17 @@ def test_a_name_from_a_file_cannot_drive_the_terminal_through_an_error(capsys: p
     with pytest.raises(SystemExit):
         run_program(main)
     assert capsys.readouterr().err == "error: found the class 'a\\x1b]0;title\\x07\\nerror: forged'\n"
+
+
+@pytest.mark.parametrize("name", [None, "runs/mine/table.png"])
+def test_a_full_disk_is_one_sentence(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: a disk is full (No space left on device); free some room")
 
 
 def test_an_interrupt_is_quiet_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:

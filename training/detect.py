@@ -31,9 +31,9 @@ from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.pictures import first_photos
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, synchronised
+from convmae_deploy.engine.training_setup import Setup, run_preset, synchronised
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DETECTORS, ConvMAEDetector, build_detector
@@ -201,7 +201,7 @@ def prepare(config: DetectConfig) -> TrainingLoop:
     source = setup.source(AugmentedDetections(train, augmentation, config.run.seed), collate_detections)
     model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
-    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, data_facts(train, val))
+    run = setup.begin(record, model, optimizer, source, data_facts(train, val))
     return setup.loop(
         source,
         DetectRecipe(config=config, run=run, validation=EvaluationDetections(val, preprocessing)),
@@ -282,7 +282,7 @@ class DetectRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.detect")).fit()
+    return run_preset(PRESETS, "python -m training.detect", prepare)
 
 
 if __name__ == "__main__":

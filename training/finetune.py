@@ -25,9 +25,9 @@ from convmae_deploy.engine.classification import (
     split_facts,
 )
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
+from convmae_deploy.engine.training_setup import Setup, run_preset, start_from
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, check_image_size
 from convmae_deploy.models.vit import PhotoVariant
@@ -118,7 +118,7 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     source = setup.source(AugmentedPhotos(train, transform, config.run.seed))
     classifier = initial_model(config, record.model, len(train.classes), setup.console)
     optimizer = build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay)
-    run = setup.begin(record, classifier, optimizer, source.micro_batches_per_step, split_facts(train, val))
+    run = setup.begin(record, classifier, optimizer, source, split_facts(train, val))
     recipe = FinetuneRecipe(
         config=config,
         run=run,
@@ -147,7 +147,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.finetune")).fit()
+    return run_preset(PRESETS, "python -m training.finetune", prepare)
 
 
 if __name__ == "__main__":

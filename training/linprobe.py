@@ -45,9 +45,9 @@ from convmae_deploy.engine.classification import (
 from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
-from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, start_from
+from convmae_deploy.engine.training_setup import Setup, run_preset, start_from
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
 from convmae_deploy.program import run_program
@@ -122,7 +122,7 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     photos = AugmentedPhotos(train, augmentation(config, record.preprocessing), config.run.seed)
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource = setup.source(photos)
-    run = setup.begin(record, probe, build_lars(probe, config.optimisation), source.micro_batches_per_step, facts)
+    run = setup.begin(record, probe, build_lars(probe, config.optimisation), source, facts)
     features = FrozenFeatures(classifier, record.preprocessing, setup.accelerator)
     if config.cached_views:
         source, validation = open_cached(config, features, photos, validation, setup)
@@ -186,7 +186,7 @@ def open_cached(
         made_of={
             "encoder": frozen_digest(features.classifier),
             "global_pool": config.global_pool,
-            "precision": config.run.precision,
+            "precision": setup.config.run.precision,
             "seed": config.run.seed,
             "crop_scale": config.crop_scale,
             "flip": config.flip,
@@ -293,7 +293,7 @@ class LinearProbeRecipe(ClassifierRecipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.linprobe")).fit()
+    return run_preset(PRESETS, "python -m training.linprobe", prepare)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from convmae_deploy.data.shards import Shards, find_shards
 from convmae_deploy.data.sources import LoadedSource
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_picture
-from convmae_deploy.engine.training_config import RunConfig, check_at_least, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.training_setup import Setup, run_preset
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
@@ -185,7 +185,7 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
     assert record.pretraining is not None
     model = build_pretraining(record.model, record.pretraining)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    run = setup.begin(record, model, build_adamw(model, config.optimisation), source.micro_batches_per_step, facts)
+    run = setup.begin(record, model, build_adamw(model, config.optimisation), source, facts)
     recipe = ReconstructionRecipe(
         config=config,
         run=run,
@@ -255,7 +255,7 @@ def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.pretrain")).fit()
+    return run_preset(PRESETS, "python -m training.pretrain", prepare)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.initial import load_initial_pretraining
-from convmae_deploy.engine.reconstruction import reconstruction_picture
+from convmae_deploy.engine.reconstruction import reconstruction_picture, what_is_shown
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.media.photo_files import find_photos, read_photo
@@ -89,7 +89,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     picture = reconstruction_picture(model, images, kept, preprocessing)
     with atomic_file(config.out) as temporary:
         picture.save(temporary, format="png")
-    print(f"wrote {readable(config.out)}")
+    print(f"wrote {readable(config.out)}. {what_is_shown(model)}")
 
 
 def read_images(photos: list[Path], preprocessing: Preprocessing) -> Tensor:

@@ -36,9 +36,9 @@ from convmae_deploy.engine.segmentation import (
     segmentation_picture,
     window_runner,
 )
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup, synchronised
+from convmae_deploy.engine.training_setup import Setup, run_preset, synchronised
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, DenseConfig, Variant
 from convmae_deploy.models.segmenter import ConvMAESegmenter, SegmenterConfig, authors_dense, build_segmenter
@@ -58,7 +58,7 @@ class SegmentConfig(DenseTrainingConfig):
     layer_decay: float = 0.75  # factor of the learning rate from one layer to the one below it
     auxiliary_weight: float = 0.4  # weight of the auxiliary head's loss
     validation_epochs: int = 13  # a validation every so many epochs, and after the last
-    picture_epochs: int = 13  # a picture of validation photos every so many epochs; 0: never
+    picture_epochs: int = 13  # a picture of validation photos every so many epochs, and after the last; 0: never
     model: SegmenterConfig = field(default_factory=SegmenterConfig)
     augmentation: SegmentationAugmentationConfig = field(default_factory=SegmentationAugmentationConfig)
 
@@ -132,7 +132,7 @@ def prepare(config: SegmentConfig) -> TrainingLoop:
     source = setup.source(AugmentedSegmentation(train, augmentation, config.run.seed))
     model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay)
-    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, facts)
+    run = setup.begin(record, model, optimizer, source, facts)
     recipe = SegmentRecipe(config=config, run=run, validation=EvaluationSegmentation(val, windows))
     return setup.loop(source, recipe, validation_epochs=config.validation_epochs, picture_epochs=config.picture_epochs)
 
@@ -207,7 +207,7 @@ class SegmentRecipe(Recipe):
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.segment")).fit()
+    return run_preset(PRESETS, "python -m training.segment", prepare)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
 from convmae_deploy.engine.classification import FinetuneRecipe, FinetuningConfig
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.training_setup import Setup, run_preset
 from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
@@ -116,7 +116,7 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     source = setup.source(videos, collate_copies)
     classifier = initial_model(config, record.model, len(train.classes), setup.console)
     optimizer = build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay)
-    run = setup.begin(record, classifier, optimizer, source.micro_batches_per_step, facts)
+    run = setup.begin(record, classifier, optimizer, source, facts)
     validation, mixing = (
         EvaluationVideos(val, record.preprocessing),
         batch_mixing(config.augmentation, len(train.classes)),
@@ -146,7 +146,7 @@ def initial_model(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.video_finetune")).fit()
+    return run_preset(PRESETS, "python -m training.video_finetune", prepare)
 
 
 if __name__ == "__main__":

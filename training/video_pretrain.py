@@ -23,9 +23,9 @@ from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.engine.reconstruction import MaskedTrainingConfig, ReconstructionRecipe, reconstruction_strip
-from convmae_deploy.engine.training_config import RunConfig, chosen_preset
+from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.training_setup import Setup, run_preset
 from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.models.masking import keep_tubes
@@ -123,7 +123,7 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     fresh = build_video_pretraining(record.model, config.video, config.model)
     model = config.started(fresh, record.model, setup.console)
     optimizer = build_adamw(model, config.optimisation)
-    run = setup.begin(record, model, optimizer, source.micro_batches_per_step, {"train_videos": len(videos)})
+    run = setup.begin(record, model, optimizer, source, {"train_videos": len(videos)})
     picture = partial(last_clips, preprocessing=record.preprocessing)
     recipe = ReconstructionRecipe(config=config, run=run, console=setup.console, choose=choose, picture=picture)
     return setup.loop(source, recipe, kind="videos", picture_epochs=config.picture_epochs)
@@ -138,7 +138,7 @@ def last_clips(
 
 def main() -> int:
     """Command line: a preset, then flags that change it."""
-    return prepare(chosen_preset(PRESETS, "python -m training.video_pretrain")).fit()
+    return run_preset(PRESETS, "python -m training.video_pretrain", prepare)
 
 
 if __name__ == "__main__":

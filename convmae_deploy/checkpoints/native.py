@@ -6,6 +6,8 @@ is taken for it.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -111,9 +113,20 @@ def save_checkpoint(directory: Path, state: dict[str, Tensor], record: Checkpoin
 
 
 def write_checkpoint_files(directory: Path, state: dict[str, Tensor], record: CheckpointRecord) -> None:
-    """Writes the two files into an existing folder, for callers that add files of their own before it appears."""
+    """Writes the two files into an existing folder, for callers that add files of their own before it appears.
+
+    Raises:
+        OSError: the disk is full, or refuses for another reason.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, directory / WEIGHTS_NAME)
+    try:
+        save_file(tensors, directory / WEIGHTS_NAME)
+    except SafetensorError as error:
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(directory / WEIGHTS_NAME)) from None
     (directory / CONFIG_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

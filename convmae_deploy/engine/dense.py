@@ -25,7 +25,7 @@ class DenseTrainingConfig(ValidatedConfig):
     """The settings of a program that trains a detector or a segmenter."""
 
     grad_checkpointing: bool = False  # recompute the encoder's blocks in the backward pass: less memory, more time
-    picture_epochs: int = 1  # a picture of validation photos every so many epochs; 0: never
+    picture_epochs: int = 1  # a picture of validation photos every so many epochs, and after the last; 0: never
     optimisation: DenseOptimisationConfig = field(default_factory=DenseOptimisationConfig)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class EpochLog:
     kind: Literal["photos", "videos"] = "photos"  # what the data are
     validate_on: Literal["val", "train"] = "val"  # the split that is validated on
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
-    picture_epochs: int = 0  # a picture every so many epochs; 0: never
+    picture_epochs: int = 0  # a picture every so many epochs, and after the last; 0: never
     began: float = field(default_factory=time.monotonic)  # the epoch, or what came before the first
 
     @property
@@ -61,8 +61,8 @@ class EpochLog:
         return (epoch + 1) % self.validation_epochs == 0 or epoch + 1 == self.epochs
 
     def picture_is_due(self, epoch: int) -> bool:
-        """Whether a picture follows this epoch (from 0)."""
-        return self.picture_epochs > 0 and (epoch + 1) % self.picture_epochs == 0
+        """Whether a picture follows this epoch (from 0): where any do, one follows the last."""
+        return self.picture_epochs > 0 and ((epoch + 1) % self.picture_epochs == 0 or epoch + 1 == self.epochs)
 
     def finish(self, epoch: int, train_loss: float, validation: Validation | None = None) -> CheckpointRecord | None:
         """Logs, draws and prints an epoch; all processes must call it.

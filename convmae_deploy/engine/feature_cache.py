@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from convmae_deploy.data.features import Features, has_features, write_features
 from convmae_deploy.data.photo_datasets import LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.data.sources import loaded
 from convmae_deploy.data.workers import leave_signals_to_parent
-from convmae_deploy.engine.progress import progress_bar
+from convmae_deploy.engine.progress import Lines, progress_bar
 from convmae_deploy.engine.training_run import any_process
 
 
@@ -69,13 +70,15 @@ class FeatureCache:
             collate_fn=_collate_marked,
             worker_init_fn=leave_signals_to_parent,
         )
-        parts = []
+        parts, done, lines = [], 0, Lines(self.console)
         with progress_bar(self.console, "{task.description}", "{task.completed}/{task.total} photos") as bar:
             task = bar.add_task(f"features {name}", total=len(own))
-            for images, readable in loader:
+            for images, readable in loaded(loader):
                 part = self.accelerator.gather(self._marked_features(images, readable))  # process after process
                 parts.append(part.reshape(world, len(readable), -1).transpose(0, 1).flatten(0, 1).cpu())
                 bar.update(task, advance=len(readable))
+                done += len(readable)
+                lines.tell(f"features {name}: {done}/{len(own)} photos")
         marked = torch.cat(parts)[: len(keys)]  # (n, D + 1)
         return Features(values=marked[:, :-1].contiguous(), readable=marked[:, -1] > 0)
 

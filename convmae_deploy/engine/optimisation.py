@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 import tyro
@@ -49,6 +49,16 @@ class OptimisationConfig:
     def learning_rate(self) -> float:
         """The peak learning rate: base_lr x batch_size / 256."""
         return self.base_lr * self.batch_size / 256
+
+    def holding(self, images: int) -> Self:
+        """The same for updates of so many images, as there are no more: the learning rate follows, at its end too.
+
+        Args:
+            images: of an update, at most `batch_size`.
+        """
+        if images == self.batch_size:
+            return self
+        return replace(self, batch_size=images, min_lr=self.min_lr * images / self.batch_size)
 
     @property
     def asked_warmup(self) -> str:

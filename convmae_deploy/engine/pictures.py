@@ -17,19 +17,23 @@ CAPTION_COLOUR = (64, 64, 64)
 MIN_COLUMN_WIDTH = 112  # pixels; narrower photos are enlarged, so that captions fit
 
 
-def draw_columns(columns: Mapping[str, Tensor]) -> Image.Image:
+def draw_columns(columns: Mapping[str, Tensor], note: str = "") -> Image.Image:
     """Captions above columns of photos, on white.
 
     Args:
         columns: caption to photos (B, 3, height, width) in [0, 1], all of one shape.
+        note: what a reader should know of all of them, below them in as many lines as it takes.
     """
     count, _, height, width = next(iter(columns.values())).shape
     enlarged = math.ceil(MIN_COLUMN_WIDTH / width)
     height, width = height * enlarged, width * enlarged
-    size = GAP + len(columns) * (width + GAP), CAPTION_HEIGHT + count * (height + GAP)
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
+    right, bottom = GAP + len(columns) * (width + GAP), CAPTION_HEIGHT + count * (height + GAP)
     font = ImageFont.load_default(CAPTION_SIZE)
+    lines = _wrapped(note, font, right - 2 * GAP)
+    picture = Image.new("RGB", (right, bottom + len(lines) * CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, line in enumerate(lines):
+        draw.text((GAP, bottom + (index + 0.5) * CAPTION_HEIGHT), line, CAPTION_COLOUR, font, anchor="lm")
     for column, (caption, photos) in enumerate(columns.items()):
         left = GAP + column * (width + GAP)
         draw.text((left + width / 2, CAPTION_HEIGHT / 2), caption, CAPTION_COLOUR, font, anchor="mm")
@@ -37,6 +41,18 @@ def draw_columns(columns: Mapping[str, Tensor]) -> Image.Image:
             tile = Image.fromarray(photo).resize((width, height), Image.Resampling.NEAREST)
             picture.paste(tile, (left, CAPTION_HEIGHT + row * (height + GAP)))
     return picture
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """A text in lines of at most so many pixels; a word that is longer has one of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def first_photos(split: Sized) -> range:

@@ -1,7 +1,10 @@
-"""The progress bar of a training run, and its curves."""
+"""How far a training run is, as a bar or as lines, and its curves."""
 
+import math
 import resource
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,68 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from convmae_deploy.files import atomic_file
 
+LINE_SECONDS = 60.0  # between two lines where nobody watches a bar
 
-def training_progress(console: Console) -> Progress:
-    """A bar with epoch, updates, loss, images/s, peak memory and times."""
-    counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
-    return progress_bar(console, "epoch {task.fields[epoch]}", counts, "{task.fields[memory]:.1f} GB")
+
+class Lines:
+    """A line at once and then one a minute, where the console is no terminal, for logs."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            console: where the main process speaks.
+            clock: seconds.
+        """
+        self._console, self._clock = console, clock
+        self._told: float | None = None
+
+    def tell(self, line: str) -> None:
+        """Prints it where one is due."""
+        now = self._clock()
+        if self._console.is_terminal or (self._told is not None and now - self._told < LINE_SECONDS):
+            return
+        self._told = now
+        self._console.print(line)
+
+
+class TrainingProgress:
+    """How far a training is: a bar where somebody watches, with epoch, loss, speed, memory and times; else lines."""
+
+    def __init__(
+        self, console: Console, *, done: int, total: int, lines: Lines, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """
+        Args:
+            console: where the main process speaks.
+            done: updates before.
+            total: updates of the whole run.
+            lines: of the whole run.
+            clock: seconds.
+        """
+        self._done, self._total, self._lines, self._clock = done, total, lines, clock
+        self._begun, self._began_at, self._images = done, clock(), 0
+        counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
+        self.bar = progress_bar(console, "epoch {task.fields[epoch]}", counts, "{task.fields[memory]:.1f} GB")
+        self._task = self.bar.add_task("", total=total, completed=done, epoch="", loss=math.nan, speed=0.0, memory=0.0)
+
+    def advance(self, epoch: str, images: int, loss: float) -> None:
+        """Shows one more update.
+
+        Args:
+            epoch: and how many there are, for instance "3/40".
+            images: or videos, of the update.
+            loss: mean of the epoch so far.
+        """
+        self._done += 1
+        self._images += images
+        seconds = max(self._clock() - self._began_at, 1e-9)
+        speed, memory = self._images / seconds, peak_memory_gb()
+        self.bar.update(self._task, advance=1, epoch=epoch, loss=loss, speed=speed, memory=memory)
+        left = seconds / (self._done - self._begun) * (self._total - self._done)
+        self._lines.tell(
+            f"epoch {epoch}, update {self._done}/{self._total}: loss {loss:.4f}, {speed:.1f} images/s, "
+            f"{memory:.1f} GB, {timedelta(seconds=round(left))} left"
+        )
 
 
 def progress_bar(console: Console, name: str, *columns: str) -> Progress:

@@ -32,6 +32,13 @@ from convmae_deploy.models.vit import PhotoVariant
 
 GREY = 0.5  # hidden pixels are drawn so
 
+# What a picture says of itself: such a model is not asked for the brightness and contrast that its picture shows.
+FROM_THE_ORIGINAL = (
+    "Hidden {pieces}: predicted detail, put back with the mean and deviation of the original {piece}, which the model "
+    "did not see."
+)
+AS_PREDICTED = "Hidden {pieces}: pixels as predicted; nothing of the original {piece} is used."
+
 Choose = Callable[[Tensor], Tensor]  # noise (B, cells) to the visible cells (G * B, K)
 Picture = Callable[[Any, Tensor, Tensor], Image.Image]  # from model, inputs and visible cells
 
@@ -42,7 +49,7 @@ class MaskedTrainingConfig(TrainingConfig):
 
     variant: PhotoVariant  # the encoder's
     grad_checkpointing: bool = False  # recompute the blocks in the backward pass: less memory, more time
-    picture_epochs: int = 20  # a picture of reconstructions every so many epochs; 0: never
+    picture_epochs: int = 20  # a picture of reconstructions every so many epochs, and after the last; 0: never
     run: RunConfig = field(default_factory=lambda: RunConfig(workers=8))
 
     def __post_init__(self) -> None:
@@ -86,8 +93,8 @@ def reconstruction_picture(
 
     Hidden pixels are grey in the second column, and the fourth takes them alone from the prediction. A model with
     `norm_pix_loss` predicts each patch less its mean and divided by its deviation; these two are then taken from the
-    original, hidden patches included: the picture shows what was learnt, it is no compression. Predictions that are
-    not finite are black.
+    original, hidden patches included: the picture shows what was learnt, it is no compression, and says so below the
+    photos. Predictions that are not finite are black.
 
     Args:
         model: on any device; left in the mode it was in.
@@ -98,7 +105,15 @@ def reconstruction_picture(
     Returns:
         An RGB picture; photos that are narrower than a caption are enlarged by a whole factor.
     """
-    return draw_columns(reconstruction_columns(model, images_bchw, kept, preprocessing))
+    columns = reconstruction_columns(model, images_bchw, kept, preprocessing)
+    return draw_columns(columns, what_is_shown(model))
+
+
+def what_is_shown(model: ConvMAEPretraining | VideoPretraining) -> str:
+    """What the hidden pixels of a picture are made of, a sentence."""
+    pieces = ("patch", "patches") if isinstance(model, ConvMAEPretraining) else ("cube", "cubes")
+    sentence = FROM_THE_ORIGINAL if model.norm_pix_loss else AS_PREDICTED
+    return sentence.format(piece=pieces[0], pieces=pieces[1])
 
 
 def reconstruction_columns(
@@ -134,7 +149,7 @@ def reconstruction_strip(
     rows = torch.stack(reconstruction_rows(model, clips_bcfhw, kept_bk, preprocessing), dim=1)
     rows = rows.flatten(0, 1)  # (3 * B, T, 3, height, width)
     captions = (f"frame {1 + TUBELET * slot}" for slot in range(rows.shape[1]))
-    return draw_columns(dict(zip(captions, rows.unbind(dim=1), strict=True)))
+    return draw_columns(dict(zip(captions, rows.unbind(dim=1), strict=True)), what_is_shown(model))
 
 
 def reconstruction_rows(

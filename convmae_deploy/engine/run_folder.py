@@ -1,6 +1,7 @@
 """The folder of a training run: what was run, its metrics, and the checkpoints to resume from and to use.
 
-run.json         config, command, versions, seed, data; written at the start, compared and extended on resume
+run.json         config, command, versions, seed, data, the lines that were said at the start; on resume compared, and
+                 what changed is noted
 metrics.jsonl    one JSON object a line, one line an epoch
 tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
@@ -14,18 +15,19 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.checkpoints.pth_file import load_without_code
+from convmae_deploy.engine.precision import Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
 
@@ -43,7 +45,16 @@ class RunFolder:
         self.path = path
         self._writer: SummaryWriter | None = None
 
-    def begin(self, config: Any, *, seed: int, data: Mapping[str, Any], resume: bool, ignored: Sequence[str]) -> None:
+    def begin(
+        self,
+        config: Any,
+        *,
+        seed: int,
+        data: Mapping[str, Any],
+        resume: bool,
+        ignored: Collection[str],
+        start: Sequence[str] = (),
+    ) -> None:
         """Creates the folder, or checks that the one that is there belongs to the same run.
 
         Args:
@@ -52,40 +63,42 @@ class RunFolder:
             data: facts about the data (classes, counts), compared on resume.
             resume: whether to continue.
             ignored: fields of the config that a resumed run may change; what it changes is noted in run.json.
+            start: what the program says as it starts, to be kept.
 
         Raises:
             ConvMAEError: the folder exists and `resume` is False, or the reverse, or its config differs.
         """
-        file = self.path / "run.json"
-        record = {"config": _plain(config), "data": dict(data)}
-        command = shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]])
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        if resume:
-            changes = self._changes_of_same_run(file, record, ignored)
-            record = self.description()
-            record.setdefault("resumed", []).append({"at": now, "command": command, "changed": changes})
-            self._write_description(record)
-            return
-        if self.path.exists() and any(self.path.iterdir()):
-            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
-        record |= {
-            "seed": seed,
-            "command": command,
-            "started": now,
+        current = {"config": _plain(config), "data": dict(data)}
+        started = {
+            "command": shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
+            "start": list(start),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         }
-        self._write_description(record)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        if resume:
+            changes = self.changes(config, data, ignored)
+            record = self.description() | current
+            record.setdefault("resumed", []).append({"at": now, "changed": changes} | started)
+            self._write_description(record)
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
+        self._write_description(current | {"seed": seed, "started": now} | started)
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
         with atomic_file(self.path / "run.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    def _changes_of_same_run(
-        self, file: Path, record: Mapping[str, Any], ignored: Sequence[str]
-    ) -> dict[str, tuple[Any, Any]]:
-        """Fields that differ from those of the run's begin, as (old, new); an error unless all of them may."""
+    def changes(self, config: Any, data: Mapping[str, Any], ignored: Collection[str]) -> dict[str, tuple[Any, Any]]:
+        """Fields of config and data that differ from what the run had so far, as (old, new).
+
+        Raises:
+            ConvMAEError: one of them may not (see `begin`), or there is no run.
+        """
+        file = self.path / "run.json"
+        record = {"config": _plain(config), "data": dict(data)}
         if not file.is_file():
             raise ConvMAEError(f"--resume needs a run in {self.path}; found no run.json, so start it without --resume")
         before = read_json(file)
@@ -159,13 +172,22 @@ class RunFolder:
         record: CheckpointRecord,
         training_state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Replaces the checkpoint `name`, with what is needed to continue where `training_state` is given."""
+        """Replaces the checkpoint `name`, with what is needed to continue where `training_state` is given.
+
+        Raises:
+            ConvMAEError: the folder is gone.
+            OSError: the disk is full, or refuses for another reason; what `name` was it still is.
+        """
+        if not self.path.is_dir():
+            raise ConvMAEError(
+                f"the run folder {self.path} is gone; a checkpoint without its run.json cannot be resumed"
+            )
         if self._writer is not None:
             self._writer.flush()
         with atomic_directory(self.path / name, replace=True) as temporary:
             write_checkpoint_files(temporary, weights, record)
             if training_state is not None:
-                torch.save(dict(training_state), temporary / STATE_NAME)
+                _write_state(temporary / STATE_NAME, training_state)
 
     def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Weights and training state that `save` was given last; None where the run never got that far.
@@ -180,6 +202,38 @@ class RunFolder:
         if not isinstance(state, dict):
             raise ConvMAEError(f"{last / STATE_NAME} holds no state of a training; start again without --resume")
         return weights, state
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(state), file)
+    except RuntimeError as error:  # with what the disk said inside
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+def precision_so_far(run: Path) -> Precision | None:
+    """The precision that a run has had; None where there is no run that says so."""
+    precision = _settings_so_far(run, "run").get("precision")
+    return precision if precision in get_args(Precision) else None
+
+
+def optimisation_so_far(run: Path) -> dict[str, Any]:
+    """What a run has had of the numbers that may change as it goes on; nothing where there is no run that says so."""
+    found = _settings_so_far(run, "optimisation")
+    whole = {name: found.get(name) for name in ("epochs", "micro_batch_size")}
+    numbers = {name: found.get(name) for name in ("base_lr", "clip_grad")}
+    kept = {name: value for name, value in whole.items() if type(value) is int}
+    return kept | {name: value for name, value in numbers.items() if type(value) in (int, float)}
+
+
+def _settings_so_far(run: Path, part: str) -> dict[str, Any]:
+    """A part of the config in run.json; what is wrong with that is said where the run is resumed."""
+    try:
+        found = read_json(run / "run.json")["config"][part]
+    except (ConvMAEError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _module_name() -> str:

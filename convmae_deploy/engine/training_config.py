@@ -2,18 +2,22 @@
 
 import math
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from rich.console import Console
 
 from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.precision import Precision, cpu_capabilities, fast_precision
+from convmae_deploy.engine.run_folder import precision_so_far
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import shortened
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.terminal import Terminal
 
@@ -27,7 +31,8 @@ class RunConfig:
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
     seed: int = 0  # order, augmentation, dropped paths and fresh weights follow from it
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's; weights and updates are fp32
+    # the forward pass's, weights and updates are fp32; auto: bf16 on a GPU or a CPU that is fast at it, else fp32
+    precision: Literal["auto"] | Precision = "auto"
     compile: bool = False  # torch.compile the model: minutes at the start, faster updates on a GPU
     workers: int = 2  # decoding processes of each device
     save_minutes: float = 10.0  # a checkpoint within an epoch at least this often
@@ -40,21 +45,38 @@ class RunConfig:
         if not self.save_minutes > 0:
             raise ConvMAEError(f"save_minutes must be above 0; got {self.save_minutes:g}")
 
+    def decided(self) -> "tuple[RunConfig, str]":
+        """These settings with a precision in place of `auto`, and why it is that one, as a clause.
+
+        A run that is resumed goes on in the precision that it has had.
+        """
+        if self.precision != "auto":
+            return self, "as --precision says"
+        if self.resume and (so_far := precision_so_far(self.out)) is not None:
+            return replace(self, precision=so_far), "as in this run so far"
+        device_type = PartialState(cpu=_is_process_of_cpus()).device.type
+        precision, reason = fast_precision(device_type, cpu_capabilities())
+        return replace(self, precision=precision), reason
+
     def accelerator(self) -> Accelerator:
         """Devices, processes and mixed precision, as torchrun or `accelerate launch` set them up.
 
         Raises:
             ConvMAEError: fp16 on a CPU, which Accelerate would run in fp32 without a word.
         """
-        # Accelerate joins the processes of torchrun on a machine without accelerator only when told that it is one.
-        on_cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
-        if self.precision == "fp16" and not torch.accelerator.is_available():
+        precision = self.decided()[0].precision
+        if precision == "fp16" and not torch.accelerator.is_available():
             raise ConvMAEError("fp16 needs a GPU and there is none; choose --precision bf16 or fp32")
-        return Accelerator(cpu=on_cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
+        return Accelerator(cpu=_is_process_of_cpus(), mixed_precision="no" if precision == "fp32" else precision)
 
     def console(self, accelerator: Accelerator) -> Console:
         """Where the main process speaks; the others are silent."""
         return Terminal(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+
+
+def _is_process_of_cpus() -> bool:
+    """Whether torchrun started this process without an accelerator; unless it is told Accelerate takes it for alone."""
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,5 +136,18 @@ def chosen_preset(presets: Mapping[str, tuple[str, Config]], program: str) -> Co
     Args:
         presets: name to description and configuration.
         program: the command that starts it, for its help.
+
+    Raises:
+        ConvMAEError: the first argument is no preset; those that there are have been listed.
     """
+    first = sys.argv[1] if len(sys.argv) > 1 else None
+    if first not in (*presets, "-h", "--help"):
+        width = max(map(len, presets))
+        lines = [f"  {name:{width}}  {description}" for name, (description, _) in presets.items()]
+        print(f"the presets of {program}:", *lines, sep="\n", file=sys.stderr)
+        found = "nothing" if first is None else shortened(first)
+        raise ConvMAEError(
+            f"expected a preset first and flags after it, as in `{program} {next(iter(presets))} --data ... "
+            f"--out ...`; got {found}"
+        )
     return tyro.extras.overridable_config_cli(dict(presets), config=(tyro.conf.OmitArgPrefixes,), prog=program)

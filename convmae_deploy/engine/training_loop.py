@@ -18,7 +18,7 @@ from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.interruption import Interruption, interruptible
 from convmae_deploy.engine.optimisation import OptimisationConfig, set_lr
-from convmae_deploy.engine.progress import peak_memory_gb, training_progress
+from convmae_deploy.engine.progress import Lines, TrainingProgress
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_run import TrainingRun, any_process
 from convmae_deploy.errors import ConvMAEError
@@ -67,12 +67,12 @@ class TrainingLoop:
             self.run.resume()
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
-        if notice := self.optimisation.warmup_notice(steps):
-            self.console.print(notice)
+        self._check_not_beyond(last_step)
+        lines = Lines(self.console)
         with interruptible() as interruption:
             while progress.step < last_step and not self.run.must_stop(interruption):
                 epoch = progress.step // steps
-                self._train_epoch(epoch, interruption)
+                self._train_epoch(epoch, interruption, lines)
                 if progress.step == (epoch + 1) * steps:
                     counted = steps - progress.epoch_skipped
                     train_loss = progress.epoch_loss / counted if counted else math.nan
@@ -87,29 +87,35 @@ class TrainingLoop:
         self.console.print(self.recipe.last_words())
         return 0
 
-    def _train_epoch(self, epoch: int, interruption: Interruption) -> None:
+    def _check_not_beyond(self, last_step: int) -> None:
+        """Says where a resumed run goes on, and refuses one that has done more than it is now asked for."""
+        done = self.run.progress.step
+        if done > last_step:
+            raise ConvMAEError(
+                f"{self.run.folder.path} has done {done} updates already, more than the {last_step} of --epochs "
+                f"{self.optimisation.epochs}; resume with at least {-(-done // self.source.steps_per_epoch)} epochs"
+            )
+        if done:
+            self.console.print(f"continued after update {done} of {last_step}")
+
+    def _train_epoch(self, epoch: int, interruption: Interruption, lines: Lines) -> None:
         """The rest of one epoch, from update `progress.step` on; when interrupted it stops after an update, saved."""
         run, progress, steps = self.run, self.run.progress, self.source.steps_per_epoch
+        schedule = self.optimisation.holding(self.source.steps.batch_size)
         first = progress.step - epoch * steps
-        began = saved = time.monotonic()
-        images = 0
-        with training_progress(self.console) as bar:
-            label, total = f"{epoch + 1}/{self.optimisation.epochs}", self.optimisation.epochs * steps
-            task = bar.add_task(
-                "", total=total, completed=progress.step, epoch=label, loss=math.nan, speed=0.0, memory=0.0
-            )
+        saved = time.monotonic()
+        shown = TrainingProgress(self.console, done=progress.step, total=schedule.epochs * steps, lines=lines)
+        with shown.bar:
             for step, micro_batches in enumerate(self.source.epoch(epoch, first), first):
                 # after what fetching may draw
                 seed_step(run.config.seed, progress.step, run.accelerator.process_index)
-                lr = self.optimisation.learning_rate_at(progress.step, steps)
+                lr = schedule.learning_rate_at(progress.step, steps)
                 set_lr(run.optimizer.param_groups, lr)
                 update = self.update(micro_batches)
                 progress.step += 1
                 self._account(update, lr)
-                images += update.images
-                speed = images / (time.monotonic() - began)
                 mean = progress.epoch_loss / max(1, step + 1 - progress.epoch_skipped)
-                bar.update(task, advance=1, loss=mean, speed=speed, memory=peak_memory_gb())
+                shown.advance(f"{epoch + 1}/{schedule.epochs}", update.images, mean)
                 stopping = run.must_stop(interruption)
                 if step + 1 < steps and (stopping or self._is_time_to_save(saved)):
                     run.save()

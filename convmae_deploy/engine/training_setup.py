@@ -1,9 +1,10 @@
 """How every training program is put together: its devices, then its data, its run and its loop."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -17,9 +18,11 @@ from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
+from convmae_deploy.engine.failures import failures_in_words
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.run_folder import RunFolder
-from convmae_deploy.engine.training_config import TrainingConfig
+from convmae_deploy.engine.run_folder import RunFolder, optimisation_so_far
+from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines
+from convmae_deploy.engine.training_config import TrainingConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
@@ -27,12 +30,7 @@ from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
 
-# The last three change what is learnt: for a run that met numbers that are not finite.
-MAY_CHANGE_ON_RESUME = (
-    *("data", "out", "init", "resume", "workers", "save_minutes", "compile", "picture_epochs"),
-    *("precision", "base_lr", "clip_grad"),
-)
-
+Program = TypeVar("Program", bound=TrainingConfig)
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
 
 
@@ -40,9 +38,10 @@ LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]
 class Setup:
     """A program before its data and its model: devices, a console, and generators that are seeded."""
 
-    config: TrainingConfig
+    config: TrainingConfig  # with the precision that was chosen
     accelerator: Accelerator
     console: Console
+    precision_reason: str = ""  # why it was, a clause
 
     @classmethod
     def of(cls, config: TrainingConfig, *, may_shard: bool = False) -> "Setup":
@@ -55,12 +54,18 @@ class Setup:
         Raises:
             ConvMAEError: the precision is not for these devices, or FSDP is on and may not be.
         """
-        accelerator = config.run.accelerator()
+        run, reason = config.run.decided()
+        accelerator = run.accelerator()
         if not may_shard and accelerator.distributed_type is DistributedType.FSDP:
             # processes validate different photos, so none may need the weights of another
             raise ConvMAEError("FSDP is for pretraining alone; start this program with torchrun, or without --use_fsdp")
-        seed_step(config.run.seed, 0)
-        return cls(config=config, accelerator=accelerator, console=config.run.console(accelerator))
+        seed_step(run.seed, 0)
+        return cls(
+            config=replace(config, run=run),
+            accelerator=accelerator,
+            console=run.console(accelerator),
+            precision_reason=reason,
+        )
 
     def sampler(self, samples: int) -> StepSampler:
         """This process's share of so many samples in every update."""
@@ -90,29 +95,28 @@ class Setup:
         record: CheckpointRecord,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        micro_batches: int,
+        source: StepSource,
         facts: Mapping[str, Any],
     ) -> TrainingRun:
-        """Creates (or, resuming, checks) the run folder and hands model and optimizer to their devices.
+        """Creates (or, resuming, checks) the run folder, says what begins, hands model and optimizer to their devices.
 
         Args:
             record: what a checkpoint says of itself.
             model: with its initial weights.
             optimizer: of its parameters.
-            micro_batches: that each process accumulates for an update.
+            source: of the updates.
             facts: about the data, for run.json.
 
         Raises:
-            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none.
+            ConvMAEError: the folder cannot be made, holds another run, or, resuming, none or one of other updates.
         """
         run, accelerator = self.config.run, self.accelerator
         check_can_create(run.out)
         folder = RunFolder(run.out)
         if accelerator.is_main_process:
-            facts = {**facts, "processes": accelerator.num_processes}
-            folder.begin(self.config, seed=run.seed, data=facts, resume=run.resume, ignored=MAY_CHANGE_ON_RESUME)
+            self._begin_folder(folder, source.steps, {**facts, "processes": accelerator.num_processes})
         accelerator.wait_for_everyone()
-        accelerator.gradient_accumulation_steps = micro_batches
+        accelerator.gradient_accumulation_steps = source.micro_batches_per_step
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         if run.compile:
@@ -121,6 +125,25 @@ class Setup:
         return TrainingRun(
             config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer
         )
+
+    def _begin_folder(self, folder: RunFolder, steps: StepSampler, facts: Mapping[str, Any]) -> None:
+        run, optimisation = self.config.run, self.config.optimisation
+        precision = f"{run.precision}, {self.precision_reason}"
+        lines = start_lines(self.accelerator, precision, facts, optimisation, steps)
+        if run.resume:
+            changes = folder.changes(self.config, facts, MAY_CHANGE_ON_RESUME)
+            if "processes" in changes:
+                check_same_updates(steps, optimisation.batch_size, processes=changes["processes"][0])
+            lines += changes_in_words(changes)
+        folder.begin(
+            self.config,
+            seed=run.seed,
+            data=facts,
+            resume=run.resume,
+            ignored=MAY_CHANGE_ON_RESUME,
+            start=lines,
+        )
+        self.console.print("\n".join(lines))
 
     def loop(
         self,
@@ -142,6 +165,58 @@ class Setup:
             picture_epochs=picture_epochs,
         )
         return TrainingLoop(run=recipe.run, source=source, recipe=recipe, console=self.console, log=log)
+
+
+def run_preset(
+    presets: Mapping[str, tuple[str, Program]], program: str, prepare: Callable[[Program], TrainingLoop]
+) -> int:
+    """Runs a training program with what its command line says; returns the exit status.
+
+    Args:
+        presets: name to description and configuration.
+        program: the command that starts it.
+        prepare: makes the loop of a configuration.
+
+    Raises:
+        ConvMAEError: bad data or settings, or the machine refuses what it takes.
+    """
+    config = chosen_preset(presets, program)
+    if config.run.resume:
+        config = with_run_so_far(config, sys.argv)
+    with failures_in_words(config):
+        return prepare(config).fit()
+
+
+def with_run_so_far(config: Program, arguments: Sequence[str]) -> Program:
+    """A resumed run's settings, in which those that may change as training goes on do so where a flag asks for it.
+
+    Args:
+        config: what the command line says.
+        arguments: the command line itself.
+    """
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    had = optimisation_so_far(config.run.out)
+    kept = {name: value for name, value in had.items() if f"--{name.replace('_', '-')}" not in given}
+    return replace(config, optimisation=replace(config.optimisation, **kept))
+
+
+def check_same_updates(steps: StepSampler, batch_size: int, *, processes: int) -> None:
+    """Refuses other processes than a run has had where its updates would not hold as many files as before.
+
+    Args:
+        steps: as they are now.
+        batch_size: that was asked for.
+        processes: that the run has had.
+
+    Raises:
+        ConvMAEError: with the two numbers.
+    """
+    before = min(batch_size, steps.length) // processes * processes
+    if steps.batch_size != before:
+        raise ConvMAEError(
+            f"an update held {before} files with {processes} processes and would hold {steps.batch_size} with "
+            f"{steps.world_size}; resume with a number of processes that {before} can be divided by"
+        )
 
 
 def start_from(

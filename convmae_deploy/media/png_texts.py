@@ -6,7 +6,7 @@ Pillow unpacks every text. Here only one of each name is, the last, and never mo
 import zlib
 from typing import Final
 
-from convmae_deploy.media.exif import MAX_XMP_BYTES
+from convmae_deploy.media.exif import MAX_EXIF_BYTES, MAX_XMP_BYTES
 
 XMP: Final = b"XML:com.adobe.xmp"
 RAW_EXIF: Final = b"Raw profile type exif"
@@ -24,7 +24,7 @@ def text_name(data: bytes, start: int, end: int) -> bytes | None:
 
 
 def read_text(kind: bytes, content: bytes) -> bytes:
-    """The text of a chunk, unpacked up to a limit; empty where it is broken.
+    """The text of a chunk, up to a limit; empty where it is broken.
 
     Args:
         kind: of the chunk, one of `TEXT_KINDS`.
@@ -32,7 +32,7 @@ def read_text(kind: bytes, content: bytes) -> bytes:
     """
     _, _, rest = content.partition(b"\0")
     if kind == b"tEXt":
-        return rest
+        return rest[:MAX_XMP_BYTES]
     packed = kind == b"zTXt"
     method, rest = rest[:1], rest[1:]
     if kind == b"iTXt":
@@ -43,7 +43,7 @@ def read_text(kind: bytes, content: bytes) -> bytes:
         if not found or not found_too:
             return b""
     if not packed:
-        return rest
+        return rest[:MAX_XMP_BYTES]
     if method != b"\0":
         return b""
     try:
@@ -54,7 +54,9 @@ def read_text(kind: bytes, content: bytes) -> bytes:
 
 def raw_profile(text: bytes) -> bytes:
     """The EXIF block in a text of hexadecimal digits; empty where it is broken."""
+    lines = text.split(b"\n", _LINES_BEFORE_DIGITS)  # not all: there may be as many as bytes, and each takes far more
+    digits = lines[-1].replace(b"\n", b"") if len(lines) > _LINES_BEFORE_DIGITS else b""
     try:
-        return bytes.fromhex(b"".join(text.split(b"\n")[_LINES_BEFORE_DIGITS:]).decode("ascii"))
+        return bytes.fromhex(digits[: 2 * MAX_EXIF_BYTES].decode("ascii"))
     except ValueError:
         return b""

@@ -173,7 +173,8 @@ def find_class(classes: Sequence[str], wanted: str) -> int:
     if places:
         numbers = ", ".join(map(str, places[:10]))
         raise ConvMAEError(f"{len(places)} classes are called {wanted}; give the number of one of them: {numbers}")
-    if wanted.isascii() and wanted.isdigit() and int(wanted) < len(classes):
+    # Thousands of digits are no number that Python reads.
+    if wanted.isascii() and wanted.isdigit() and len(wanted) <= len(str(len(classes))) and int(wanted) < len(classes):
         return int(wanted)
     shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     raise ConvMAEError(f"expected one of {len(classes)} classes ({shown}), or a number from 0; got {wanted[:80]!r}")

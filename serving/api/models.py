@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from serving.work.batching import BatchingBackend, device_batches
 
 logger = logging.getLogger("convmae_serving")
 
+CHECK_SECONDS: Final = 0.01
 Predictors = Mapping[str, Predictor]  # by name, in the order of CONVMAE_BUNDLE
 
 
@@ -42,9 +44,9 @@ class Models(Predictors):
     def __init__(self, predictors: Predictors | None = None) -> None:
         self._current = dict(predictors or {})  # never changed, only replaced
         self._lock = threading.Lock()
-        self._closed = threading.Condition(self._lock)  # told whenever a model has been closed
         self._users: Counter[int] = Counter()  # requests of each model, by its id()
         self._retired: dict[int, Predictor] = {}  # replaced, and not yet closed
+        self._leaving: WeakSet[Predictor] = WeakSet()  # replaced, and still in memory
 
     def __getitem__(self, name: str) -> Predictor:
         return self._current[name]
@@ -90,10 +92,12 @@ class Models(Predictors):
                     del self._users[id(predictor)]
                     self._close(id(predictor))
 
-    def wait_for_closing(self, seconds: float) -> bool:
-        """Waits until all that have left are closed, in so many seconds at most; returns whether they are."""
-        with self._closed:
-            return self._closed.wait_for(lambda: not self._retired, seconds)
+    def wait_until_freed(self, seconds: float) -> bool:
+        """Waits until nothing holds those that have left, in so many seconds at most; returns whether it is so."""
+        deadline = time.monotonic() + seconds
+        while self._leaving and time.monotonic() < deadline:  # a request lets go of its model after `use`
+            time.sleep(CHECK_SECONDS)
+        return not self._leaving
 
     def close(self, seconds: float) -> bool:
         """See `close_predictors`; also of those that have been replaced."""
@@ -107,6 +111,7 @@ class Models(Predictors):
         self._current = current
         for model in leaving:
             self._retired[id(model)] = model
+            self._leaving.add(model)
             if not self._users[id(model)]:
                 self._close(id(model))
 
@@ -114,7 +119,6 @@ class Models(Predictors):
         model = self._retired.pop(key, None)
         if model is not None:
             close_predictors({model.manifest.name: model}, 0.0)  # nothing of it is queued any more
-            self._closed.notify_all()
 
 
 def load_bundles(settings: Settings) -> list[Bundle]:

@@ -54,6 +54,8 @@ class Photos:
                 with job.received.timings.phase("decode"):
                     image = self._decode(upload, job, pixels_left, take)
                     prepared = job.predictor.prepare(image.image, job.options)
+                    if len(job.parsed.uploads) > 1:  # of several the answer is no picture, and the copies are large
+                        prepared = dataclasses.replace(prepared, photo=None)
                 pixels_left -= image.image.width * image.image.height
                 frames.append(image.frames)
                 orientations.append(image.orientation)

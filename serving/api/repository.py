@@ -89,7 +89,7 @@ class Repository:
     def _leave(self, name: str) -> None:
         """Waits for the last request of a model that has left, and gives its memory back."""
         self._changed(name)
-        self._models.wait_for_closing(CLOSING_SECONDS)
+        self._models.wait_until_freed(CLOSING_SECONDS)
         release_free_memory()
 
     def _known(self) -> dict[str, Path]:

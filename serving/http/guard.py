@@ -25,6 +25,7 @@ from serving.settings import Settings
 
 logger = logging.getLogger("convmae_serving")
 
+EXCHANGE: Final = "convmae.exchange"  # where a request's scope has it until it is answered
 LENGTH_DIGITS: Final = 20  # digits of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
@@ -215,7 +216,7 @@ class Guard:
         started = time.perf_counter()
         exchange = Exchange(scope, receive, send if self.cors is None else self.cors.sender(scope, send))
         exchange.close = self.draining
-        scope["convmae.exchange"] = exchange
+        scope[EXCHANGE] = exchange
         self.in_flight += 1
         try:
             exchange.request_id = _request_id(exchange.headers.get(b"x-request-id"))
@@ -227,6 +228,7 @@ class Guard:
             self.in_flight -= 1
             self._let_go(exchange)
             self._note(exchange, time.perf_counter() - started)
+            del scope[EXCHANGE]  # they hold each other, and would stay until Python looks for cycles of objects
 
     def note_refusal(self, error: ApiError, request_id: str, client: tuple[str, int] | None, sent_bytes: int) -> None:
         """Keeps a record of what the protocol refused before it was a whole request."""
@@ -314,7 +316,7 @@ class Guard:
             ApiError: 413 too large, 408 too slow, 503 too much buffered by all requests together.
             ClientGone: the client closed the connection first.
         """
-        exchange: Exchange = scope["convmae.exchange"]
+        exchange: Exchange = scope[EXCHANGE]
         chunks: list[bytes] = []
         try:
             await self._receive_body(exchange, chunks)

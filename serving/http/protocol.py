@@ -112,6 +112,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._connections.remove(self)
         self._connections.end_unread(self)
         self._stop_header_timer()
+        self._unset_keepalive_if_required()  # uvicorn leaves it where the client reset the connection
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -177,6 +178,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._response.end()
+        if self.cycle.response_complete:
+            self.cycle.body = bytearray()  # what its application left: the connection holds it until the next request
         if self.flow.write_paused and not self.transport.is_closing():
             self._is_unread = True  # the next request waits until this one's answer is read
             self.flow.pause_reading()

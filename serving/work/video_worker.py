@@ -35,6 +35,7 @@ READY: Final = "ready"  # what the first process says once it can be given video
 TOO_LARGE: Final = "decoding_too_large"
 BROKEN: Final = ("video_corrupt", "video_truncated")
 ROOM_BYTES: Final = 64 << 20  # more than a picture of any size that is accepted takes
+LEAST_BYTES: Final = 4 << 20  # with less FFmpeg crashes instead of refusing
 ANSWER_BYTES: Final = 16 << 20  # what to say why there are no clips may take
 
 
@@ -88,6 +89,8 @@ def decode(connection: socket.socket) -> None:
     try:
         data = bytes(receive(connection, request["limits"]["max_bytes"]))
         _end_with(connection, request["seconds"])
+        if request["memory"] < LEAST_BYTES:
+            raise MemoryError
         reply, clips = _decoded(request, data)
     except (MemoryError, VideoError) as error:
         kept.close()  # what the sentence needs

@@ -17,6 +17,7 @@ from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.models.convmae import nano
+from tests.engine.updates import Updates
 
 
 class ScoredRecipe(Recipe):
@@ -33,7 +34,7 @@ def begin(out: Path, **settings: Any) -> EpochLog:
     model = nn.Linear(2, 2)
     record = CheckpointRecord(kind="features", variant="nano", model=nano())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    run = Setup.of(config).begin(record, model, optimizer, 1, {"train_photos": 3, "val_photos": 2})
+    run = Setup.of(config).begin(record, model, optimizer, Updates(3), {"train_photos": 3, "val_photos": 2})
     return EpochLog(recipe=ScoredRecipe(config=config, run=run), console=Console(quiet=True), **settings)
 
 
@@ -45,6 +46,12 @@ def test_a_validation_is_due_every_so_many_epochs_and_after_the_last(tmp_path: P
     often, never = begin(tmp_path / "often", validation_epochs=2), begin(tmp_path / "never")
     assert [often.is_due(epoch) for epoch in range(5)] == [False, True, False, True, True]
     assert not any(never.is_due(epoch) for epoch in range(5))
+
+
+def test_a_picture_is_due_every_so_many_epochs_and_after_the_last(tmp_path: Path) -> None:
+    often, never = begin(tmp_path / "often", picture_epochs=2), begin(tmp_path / "never")
+    assert [often.picture_is_due(epoch) for epoch in range(5)] == [False, True, False, True, True]
+    assert not any(never.picture_is_due(epoch) for epoch in range(5))
 
 
 def test_only_a_better_score_is_the_best(tmp_path: Path) -> None:
@@ -74,6 +81,6 @@ def test_a_validation_is_told_with_its_loss_where_it_has_one(
     log.console = Console(width=200)
     log.finish(0, 2.0, Validation(scores={"loss": 0.25, "miou": 50.0}, summary="mIoU 50.00 %", images=2, unreadable=0))
     log.finish(1, 1.5, Validation(scores={"miou": 60.0}, summary="mIoU 60.00 %", images=2, unreadable=0))
-    told = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out.splitlines()[-2:]
     assert told[0] == "epoch 1/5: training loss 2.0000, validation loss 0.2500, mIoU 50.00 %"
     assert told[1] == "epoch 2/5: training loss 1.5000, mIoU 60.00 %"

@@ -189,3 +189,13 @@ def test_lars_moves_a_matrix_by_a_share_of_its_norm_and_a_vector_by_plain_moment
 def test_rates_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConvMAEError, match=sentence):
         OptimisationConfig(**settings)
+
+
+@pytest.mark.parametrize("kind", [OptimisationConfig, DenseOptimisationConfig, LarsConfig])
+def test_an_update_that_holds_fewer_images_has_as_much_less_of_a_learning_rate(kind: type[OptimisationConfig]) -> None:
+    asked = kind(epochs=4, batch_size=1024, base_lr=4e-3, min_lr=1e-3)
+    held = asked.holding(16)
+    assert held.learning_rate == pytest.approx(2.5e-4)
+    for step in range(8):
+        assert held.learning_rate_at(step, 2) == pytest.approx(asked.learning_rate_at(step, 2) / 64)
+    assert asked.holding(1024) is asked

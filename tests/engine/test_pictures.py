@@ -41,6 +41,18 @@ def test_narrow_photos_are_enlarged_without_blur() -> None:
     assert np.array_equal(original, photos()[0, :32, :32].repeat(4, 0).repeat(4, 1))
 
 
+def test_a_note_stands_below_the_photos_in_as_many_lines_as_it_takes() -> None:
+    plain = draw_columns({"original": column()})
+    short = draw_columns({"original": column()}, "a b")
+    long = draw_columns({"original": column()}, "a sentence that is wider than a photo of 128 pixels")
+    assert short.height == plain.height + CAPTION_HEIGHT and short.width == plain.width
+    assert long.height >= plain.height + 3 * CAPTION_HEIGHT
+    for picture in (short, long):
+        pixels = np.asarray(picture)
+        assert np.array_equal(pixels[: plain.height], np.asarray(plain))
+        assert (pixels[plain.height :] < 128).any() and (pixels[plain.height :, -GAP:] == 255).all()
+
+
 def test_no_row_is_no_picture_and_a_small_split_is_drawn_as_a_whole() -> None:
     assert draw_rows([], (32, 32)) is None
     assert (first_photos("abc"), first_photos("abcdefgh")) == (range(3), range(6))

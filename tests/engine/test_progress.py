@@ -1,12 +1,16 @@
-"""Curves are drawn into a picture, whole or not at all."""
+"""How far a training is, and its curves, which are drawn whole or not at all."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from convmae_deploy.engine.progress import draw_curves, peak_memory_gb
+from convmae_deploy.engine import progress
+from convmae_deploy.engine.progress import Lines, TrainingProgress, draw_curves, peak_memory_gb
 
 EPOCHS = [{"epoch": n, "train_loss": 2 / n, "val_loss": 1.5 / n, "val_top1": 20.0 * n} for n in (1, 2, 3)]
 
@@ -29,3 +33,34 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path: Path) -> None:
 
 def test_peak_memory_is_that_of_a_process_with_torch() -> None:
     assert 0.05 < peak_memory_gb() < 100
+
+
+def told_at(seconds: Sequence[float], *, terminal: bool = False) -> list[str]:
+    """What is printed of a line for each of these times."""
+    text = io.StringIO()
+    times = iter(seconds)
+    lines = Lines(Console(file=text, force_terminal=terminal), clock=lambda: next(times))
+    for second in seconds:
+        lines.tell(f"at {second:g}")
+    return text.getvalue().splitlines()
+
+
+def test_without_a_terminal_there_is_a_line_at_once_and_then_one_a_minute() -> None:
+    assert told_at([0, 1, 59.9, 60, 61, 119, 200]) == ["at 0", "at 60", "at 200"]
+    assert told_at([0, 60, 120], terminal=True) == []
+
+
+def test_a_line_says_how_far_the_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "peak_memory_gb", lambda: 1.25)
+    text, now = io.StringIO(), [0.0]
+    console = Console(file=text, width=200)
+    lines = Lines(console, clock=lambda: now[0])
+    shown = TrainingProgress(console, done=100, total=1000, lines=lines, clock=lambda: now[0])
+    with shown.bar:
+        for second in (10.0, 20.0, 75.0):
+            now[0] = second
+            shown.advance("2/20", 64, 0.5)
+    assert text.getvalue().splitlines() == [
+        "epoch 2/20, update 101/1000: loss 0.5000, 6.4 images/s, 1.2 GB, 2:29:50 left",
+        "epoch 2/20, update 103/1000: loss 0.5000, 2.6 images/s, 1.2 GB, 6:13:45 left",
+    ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
 from convmae_deploy.engine.pictures import CAPTION_HEIGHT, GAP
-from convmae_deploy.engine.reconstruction import reconstruction_columns, reconstruction_picture
+from convmae_deploy.engine.reconstruction import reconstruction_columns, reconstruction_picture, what_is_shown
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.masking import MASKING, MaskingName
@@ -140,3 +140,14 @@ def test_a_model_on_a_gpu_draws_the_photos_of_the_cpu() -> None:
     expected = columns_of(reconstruction_picture(model_of(), images, kept, PREPROCESSING))
     assert np.array_equal(picture["masked"], expected["masked"])
     assert np.abs(picture["pasted"].astype(int) - expected["pasted"]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("norm_pix_loss", "words"), [(True, "mean and deviation of the original"), (False, "as predicted")]
+)
+def test_a_picture_says_what_its_hidden_pixels_are_made_of(norm_pix_loss: bool, words: str) -> None:
+    model = model_of(norm_pix_loss=norm_pix_loss)
+    assert words in what_is_shown(model)
+    picture = reconstruction_picture(model, normalised(photos()), kept_of("block"), PREPROCESSING)
+    below = np.asarray(picture)[CAPTION_HEIGHT + 2 * (HEIGHT + GAP) :]
+    assert len(below) >= CAPTION_HEIGHT and (below < 128).any()

@@ -1,5 +1,7 @@
 """Run folders: what is refused, what is kept."""
 
+import errno
+import resource
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.run_folder import RunFolder, optimisation_so_far, precision_so_far
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import build_convmae, nano
 
@@ -70,6 +72,72 @@ def test_the_run_record_says_command_versions_and_seed(tmp_path: Path) -> None:
     assert description["seed"] == 0
     assert description["versions"]["torch"] == torch.__version__.split("+")[0]
     assert shlex.split(description["command"])[1] == "-m"
+
+
+def test_what_a_resumed_run_changes_is_kept_and_is_what_it_has_from_then_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    assert folder.changes(Config(workers=7), {"photos": 4}, ("workers",)) == {"workers": (2, 7)}
+    begin(folder, Config(workers=7), resume=True)
+    begin(folder, Config(workers=7), resume=True)
+    begin(folder, Config(workers=1), resume=True)
+    changed = [resumed["changed"] for resumed in folder.description()["resumed"]]
+    assert changed == [{"workers": [2, 7]}, {}, {"workers": [7, 1]}]
+    assert folder.description()["config"] == {"epochs": 3, "workers": 1}
+
+
+def test_what_is_said_at_the_start_is_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for resume, line in ((False, "device: a"), (True, "device: b")):
+        folder.begin(Config(), seed=0, data={}, resume=resume, ignored=(), start=[line])
+    description = folder.description()
+    assert (description["start"], description["resumed"][0]["start"]) == (["device: a"], ["device: b"])
+    assert description["resumed"][0]["versions"] == description["versions"]
+
+
+@pytest.mark.parametrize(
+    ("record", "kept"),
+    [
+        ('{"config": {"optimisation": {"epochs": 7, "micro_batch_size": 4, "base_lr": 0.1, "clip_grad": null}}}', 3),
+        ('{"config": {"optimisation": {"epochs": "7", "micro_batch_size": true, "base_lr": 1, "clip_grad": [1]}}}', 1),
+        ('{"config": {"optimisation": [7]}}', 0),
+        ("[]", 0),
+        ("{", 0),
+        (None, 0),
+    ],
+)
+def test_the_numbers_that_a_run_has_had_are_numbers(tmp_path: Path, record: str | None, kept: int) -> None:
+    if record is not None:
+        (tmp_path / "run.json").write_text(record)
+    found = optimisation_so_far(tmp_path)
+    assert len(found) == kept and set(found) <= {"epochs", "micro_batch_size", "base_lr", "clip_grad"}
+    assert precision_so_far(tmp_path) is None
+
+
+@pytest.mark.parametrize("part", ["weights", "state"])
+def test_a_disk_that_takes_no_more_leaves_the_checkpoint_that_was_there(tmp_path: Path, part: str) -> None:
+    folder = RunFolder(tmp_path)
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
+    folder.save("last", {"a": torch.ones(2)}, record, {"progress": {"step": 5}})
+    large = {"a": torch.zeros(100_000 if part == "weights" else 2)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the system then refuses what is longer
+    try:
+        with pytest.raises(OSError) as caught:
+            folder.save("last", large, record, {"progress": {"step": 6}, "optimizer": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    loaded = folder.load_last()
+    assert loaded is not None and loaded[1] == {"progress": {"step": 5}}
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_checkpoint_is_not_written_where_the_run_folder_is_gone(tmp_path: Path) -> None:
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
+    with pytest.raises(ConvMAEError, match="run is gone; a checkpoint without its run.json cannot be resumed"):
+        RunFolder(tmp_path / "run").save("last", {"a": torch.ones(2)}, record)
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_after_a_step_are_forgotten(tmp_path: Path) -> None:

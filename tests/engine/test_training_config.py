@@ -1,12 +1,21 @@
 """Settings that cannot be are refused by the name of the flag."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from convmae_deploy.engine import training_config
 from convmae_deploy.engine.optimisation import OptimisationConfig
-from convmae_deploy.engine.training_config import RunConfig, ValidatedConfig, check_at_least
+from convmae_deploy.engine.training_config import (
+    RunConfig,
+    TrainingConfig,
+    ValidatedConfig,
+    check_at_least,
+    chosen_preset,
+)
 from convmae_deploy.errors import ConvMAEError
 
 
@@ -45,3 +54,54 @@ def test_no_setting_is_nan_or_infinity_however_deep_it_lies() -> None:
     optimisation = OptimisationConfig(warmup_epochs=float("nan"))
     with pytest.raises(ConvMAEError, match="warmup_epochs must be a finite number; got nan"):
         ValidatedConfig(data=Path("photos"), run=RunConfig(out=Path("run")), optimisation=optimisation)
+
+
+PRESETS = {
+    "nano": ("Ours: for a CPU.", TrainingConfig()),
+    "table5-full": ("Table 5.", TrainingConfig(optimisation=OptimisationConfig(epochs=800))),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"), [([], "nothing"), (["--data", "photos"], "'--data'"), (["nona"], "'nona'")]
+)
+def test_a_forgotten_preset_lists_those_there_are_with_a_line_each(
+    arguments: list[str], found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    with pytest.raises(ConvMAEError, match=f"expected a preset first .* `python -m x nano --data .*; got {found}$"):
+        chosen_preset(PRESETS, "python -m x")
+    assert capsys.readouterr().err.splitlines() == [
+        "the presets of python -m x:",
+        "  nano         Ours: for a CPU.",
+        "  table5-full  Table 5.",
+    ]
+
+
+def test_a_preset_is_taken_with_the_flags_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "table5-full", "--data", "photos", "--out", "run", "--seed", "3"])
+    found = chosen_preset(PRESETS, "python -m x")
+    assert (found.optimisation.epochs, found.data, found.run.seed) == (800, Path("photos"), 3)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [({"avx512_bf16": True}, "bf16"), ({"avx512_bf16": False}, "fp32"), ({}, "fp32")]
+)
+def test_the_precision_is_what_the_cpu_is_fast_at_unless_one_is_asked_for(
+    capabilities: dict[str, Any], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_config, "cpu_capabilities", lambda: capabilities)
+    assert RunConfig(out=Path("run")).decided()[0].precision == precision
+    for asked in ("fp32", "bf16"):
+        run = RunConfig(out=Path("run"), precision=asked)
+        assert run.decided() == (run, "as --precision says")
+
+
+def test_a_resumed_run_keeps_its_precision_whatever_the_cpu_has(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"run": {"precision": "bf16"}}}))
+    again = RunConfig(out=tmp_path, resume=True)
+    assert (again.decided()[0].precision, again.decided()[1]) == ("bf16", "as in this run so far")
+    assert RunConfig(out=tmp_path, resume=True, precision="fp32").decided()[0].precision == "fp32"
+    assert RunConfig(out=tmp_path).decided()[0].precision == "fp32"
+    (tmp_path / "run.json").write_text('{"config": {"run": {"precision": "auto"}}}')
+    assert again.decided()[0].precision == "fp32"

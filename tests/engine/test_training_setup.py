@@ -1,7 +1,10 @@
 """What a program has before its model, and how its run begins."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +14,13 @@ from torch import nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.engine import training_setup
+from convmae_deploy.engine.optimisation import OptimisationConfig
+from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
-from convmae_deploy.engine.training_setup import Setup
+from convmae_deploy.engine.training_setup import Setup, run_preset, with_run_so_far
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
+from tests.engine.updates import Updates
 
 
 def config(tmp_path: Path) -> TrainingConfig:
@@ -27,7 +33,7 @@ def test_a_run_on_a_cpu_keeps_the_memory_that_it_frees(tmp_path: Path, monkeypat
     model = nn.Linear(2, 1)
     setup = Setup(config=config(tmp_path), accelerator=Accelerator(cpu=True), console=Console(quiet=True))
     record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
-    setup.begin(record, model, torch.optim.SGD(model.parameters()), 1, {})
+    setup.begin(record, model, torch.optim.SGD(model.parameters()), Updates(4), {"train_photos": 4})
     assert calls == ["kept"]
 
 
@@ -45,3 +51,73 @@ def test_only_programs_that_can_run_sharded_are_let(tmp_path: Path, monkeypatch:
     assert Setup.of(config(tmp_path), may_shard=True).accelerator is sharded
     with pytest.raises(ConvMAEError, match="FSDP is for pretraining alone; start this program with torchrun"):
         Setup.of(config(tmp_path))
+
+
+def begin(config: TrainingConfig, updates: Updates, *, processes: int = 1) -> None:
+    """Begins a run, or resumes it, on so many processes, of which this is the main one."""
+    state = SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=processes,
+        is_main_process=True,
+        wait_for_everyone=lambda: None,
+        prepare=lambda *parts: parts,
+    )
+    model = nn.Linear(2, 1)
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
+    setup = Setup(config=config, accelerator=state, console=Console(quiet=True))
+    setup.begin(record, model, torch.optim.SGD(model.parameters()), updates, {"train_photos": updates.steps.length})
+
+
+def resumed(config: TrainingConfig, **changes: Any) -> TrainingConfig:
+    run = replace(config.run, resume=True, workers=0)
+    return replace(config, run=run, optimisation=replace(config.optimisation, **changes))
+
+
+def test_a_run_is_resumed_for_more_epochs_and_in_smaller_micro_batches_and_says_so(tmp_path: Path) -> None:
+    plain = config(tmp_path)
+    begin(plain, Updates(64))
+    begin(resumed(plain, epochs=120, micro_batch_size=8), Updates(64, micro_batch_size=8))
+    description = RunFolder(tmp_path / "run").description()
+    assert description["resumed"][0]["changed"] == {
+        "optimisation.epochs": [100, 120],
+        "optimisation.micro_batch_size": [128, 8],
+        "run.resume": [False, True],
+        "run.workers": [2, 0],
+    }
+    told = "\n".join(description["resumed"][0]["start"])
+    assert "updates: 1 an epoch, each of 64 photos (there are no more" in told
+    assert "changed from here on: --epochs 100 to 120 (the learning rate falls over that many)" in told
+    assert "changed from here on: --micro-batch-size 128 to 8 (an update holds the same files;" in told
+    with pytest.raises(ConvMAEError, match=r"batch_size = 1024 and is now given 32"):
+        begin(resumed(plain, epochs=120, micro_batch_size=8, batch_size=32), Updates(64, batch_size=32))
+
+
+def test_a_run_is_resumed_on_fewer_processes_where_its_updates_stay_what_they_were(tmp_path: Path) -> None:
+    plain = config(tmp_path)
+    begin(plain, Updates(64, processes=4), processes=4)
+    with pytest.raises(ConvMAEError, match="held 64 files with 4 processes and would hold 63 with 3; .* divided by"):
+        begin(resumed(plain), Updates(64, processes=3), processes=3)
+    assert "resumed" not in RunFolder(tmp_path / "run").description()
+    begin(resumed(plain), Updates(64, processes=2), processes=2)
+    description = RunFolder(tmp_path / "run").description()
+    assert description["resumed"][0]["changed"]["processes"] == [4, 2] and description["data"]["processes"] == 2
+
+
+def test_a_resumed_run_goes_on_with_the_numbers_it_has_had_unless_a_flag_says_otherwise(tmp_path: Path) -> None:
+    plain = replace(config(tmp_path), optimisation=OptimisationConfig(epochs=7, micro_batch_size=2, clip_grad=0.5))
+    begin(plain, Updates(64, micro_batch_size=2))
+    preset = resumed(config(tmp_path), base_lr=0.25)
+    kept = with_run_so_far(preset, ["program", "nano", "--resume"]).optimisation
+    assert (kept.epochs, kept.micro_batch_size, kept.clip_grad, kept.base_lr) == (7, 2, 0.5, plain.optimisation.base_lr)
+    for flags in (["--epochs", "100", "--base-lr", "0.25"], ["--epochs=100", "--base_lr=0.25"]):
+        asked = with_run_so_far(preset, ["program", "nano", *flags]).optimisation
+        assert (asked.epochs, asked.base_lr, asked.micro_batch_size) == (100, 0.25, 2)
+
+
+def test_what_the_machine_refuses_a_program_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(config: TrainingConfig) -> Any:
+        raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(sys, "argv", ["program", "nano", "--data", "photos", "--out", str(tmp_path / "run")])
+    with pytest.raises(ConvMAEError, match=r"decoding processes was ended from outside \(Killed\)"):
+        run_preset({"nano": ("", TrainingConfig()), "tiny": ("", TrainingConfig())}, "python -m x", prepare)

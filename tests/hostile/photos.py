@@ -148,6 +148,9 @@ PHOTOS: dict[str, Callable[[], bytes]] = {
     "PNG of 50 megapixels": lambda: png(LARGE),
     "PNG with a colour profile of 60 MB": lambda: png((64, 48), (b"iCCP", BOMB)),
     "PNG with texts of 6 GB": lambda: png((64, 48), *[(b"zTXt", BOMB)] * 100),
+    "PNG with a profile of 19,000,000 lines": lambda: png(
+        (64, 48), (b"tEXt", b"Raw profile type exif\0" + b"\n" * 19_000_000)
+    ),
     "PNG of 90,000 animation frames": lambda: png(
         (64, 48), (b"acTL", struct.pack(">II", 90_000, 0)), *[(b"fdAT", bytes(4))] * 90_000
     ),

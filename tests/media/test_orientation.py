@@ -1,6 +1,7 @@
 """A photo is turned as Pillow's `exif_transpose` turns it, wherever its file says how."""
 
 import io
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -92,17 +93,32 @@ def test_a_chunk_of_exif_may_stand_after_the_pixels() -> None:
     "chunk",
     [
         text(RAW, b"\nexif\n 4\nxyz\n"),
+        text(RAW, EXIF[6].hex().encode()),
         png_chunk(b"zTXt", RAW + b"\0\0no deflate"),
         png_chunk(b"zTXt", RAW + b"\0\1" + zlib.compress(profile(EXIF[6]))),
         png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0"),
         packed_text(b"XML:com.adobe.xmp", bytes(40_000_000) + XMP % 6),
     ],
-    ids=["no digits", "no deflate", "unknown packing", "cut", "bomb"],
+    ids=["no digits", "no lines", "no deflate", "unknown packing", "cut", "bomb"],
 )
 def test_broken_texts_and_those_of_absurd_size_say_nothing(chunk: bytes) -> None:
     data = encode(photo(), "PNG")
     at = data.index(b"IDAT") - 4
     assert decode_image(data[:at] + chunk + data[at:]).orientation == 1
+
+
+@pytest.mark.parametrize("name", [RAW, b"exif", b"XML:com.adobe.xmp"])
+@pytest.mark.parametrize("kind", [b"tEXt", b"iTXt"])
+def test_a_text_of_lines_without_end_takes_no_more_memory_than_the_file(name: bytes, kind: bytes) -> None:
+    data = encode(photo(), "PNG")
+    at = data.index(b"IDAT") - 4
+    large = data[:at] + text(name, b"\n" * 3_000_000, kind) + data[at:]
+    tracemalloc.start()
+    try:
+        assert decode_image(large).orientation == 1
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(large)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

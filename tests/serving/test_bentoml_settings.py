@@ -158,6 +158,15 @@ def test_the_variables_of_bentoml_serve_hold_for_our_own_command_too(monkeypatch
         load()
 
 
+@pytest.mark.parametrize("text", ["*", "@name", "[::1", "'"])
+def test_a_variable_is_text_where_it_is_nothing_else(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("BENTOML_HOST", text)
+    assert load().settings.host == text
+    monkeypatch.setenv("BENTOML_TIMEOUT", text)
+    with pytest.raises(ConvMAEError, match="REQUEST_TIMEOUT_SECONDS"):
+        load()
+
+
 def test_an_empty_variable_and_the_address_of_a_service_called_bentoml_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,9 +1,14 @@
 """Photos beyond the limits: halved where nothing in the answer is in their pixels, and never because of others."""
 
 import base64
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
+from convmae_deploy.tasks.base import Prepared
+from convmae_deploy.tasks.classification import Classifier
 from tests.media.photo_files import encode, photo
 from tests.serving.conftest import ClientFactory
 
@@ -37,3 +42,20 @@ def test_a_photo_that_takes_more_memory_than_there_is_is_halved(make_client: Cli
     large = encode(photo(1600, 1200), "JPEG")
     assert classify(make_client(max_decoding_bytes=10_000_000), large) == (200, "0.5")
     assert classify(make_client(max_decoding_bytes=5_000_000), large)[0] == 413
+
+
+@pytest.mark.parametrize(("photos", "held"), [(1, [True]), (2, [False, False])])
+def test_a_copy_to_draw_on_is_held_only_where_a_picture_can_be_asked_for(
+    make_client: ClientFactory, monkeypatch: pytest.MonkeyPatch, photos: int, held: list[bool]
+) -> None:
+    found: list[bool] = []
+    interpret = Classifier.interpret
+
+    def note(self: Classifier, prepared: Sequence[Prepared], *others: Any) -> list[Any]:
+        found.extend(each.photo is not None for each in prepared)
+        return interpret(self, prepared, *others)
+
+    monkeypatch.setattr(Classifier, "interpret", note)
+    files = [("file", WITHIN)] * photos
+    assert make_client().post("/v1/classify?explain=map", files=files).status_code == 200
+    assert found == held

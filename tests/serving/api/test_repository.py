@@ -16,7 +16,7 @@ from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.conftest import open_on_cpu
 from tests.serving.sample_images import jpeg
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 KEY = "0123456789abcdef-admin"
 ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -173,6 +173,15 @@ def test_a_model_is_held_until_its_last_request_has_ended(monkeypatch: pytest.Mo
     assert closed == [old]
     models.remove("a")
     assert closed == [old, new] and len(models) == 0
+
+
+def test_a_model_is_waited_for_until_its_last_request_has_let_go_of_it() -> None:
+    held: list[Any] = [Closable("a")]
+    models = Models({"a": held[0]})
+    models.remove("a")
+    assert not models.wait_until_freed(0.0)
+    held.clear()
+    assert models.wait_until_freed(PATIENCE_SECONDS)
 
 
 def test_readers_see_all_of_before_or_all_of_after(predictors: dict[str, Predictor]) -> None:

@@ -46,6 +46,11 @@ def test_health_is_told_where_platforms_ask(three_tasks: RunningServer, path: st
     assert three_tasks.request(path).json()["ready"] is True
 
 
+@pytest.mark.parametrize("path", ["/livez", "/v2/health/live"])
+def test_that_the_process_answers_is_told_too(three_tasks: RunningServer, path: str) -> None:
+    assert three_tasks.request(path).status == 200
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [

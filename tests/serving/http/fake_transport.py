@@ -64,10 +64,14 @@ class FakeLoop:
     def time(self) -> float:
         return self._now
 
+    def waiting(self) -> list[Timer]:
+        """Timers that have neither run nor been cancelled."""
+        return [timer for timer in self._timers if not timer.cancelled]
+
     async def advance(self, seconds: float) -> None:
         """Lets time pass, from one timer that is due to the next."""
         end = self._now + seconds
-        while due := [timer for timer in self._timers if not timer.cancelled and timer.due <= end]:
+        while due := [timer for timer in self.waiting() if timer.due <= end]:
             timer = min(due, key=lambda timer: timer.due)
             self._now = timer.due
             timer.run()

@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,22 @@ def test_until_the_balancer_has_heard_of_it_requests_are_answered_and_then_refus
 def test_of_clients_that_leave_while_the_server_still_answers_no_request_fails(bundle: Path, tmp_path: Path) -> None:
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_DRAIN_SECONDS": NEVER}
     photo = jpeg()
-    with run_server(tmp_path, settings) as server, server.connect() as kept:
+    with (
+        run_server(tmp_path, settings) as server,
+        server.connect() as kept,
+        ThreadPoolExecutor(4) as clients,
+    ):
         kept.sendall(post("/v1/classify", photo))
         assert "connection" not in read_response(kept).headers
+        answers = [clients.submit(server.request, "/v1/classify", photo) for _ in range(40)]
+        answers[3].result(PATIENCE_SECONDS)
         server.process.send_signal(signal.SIGTERM)
+        assert {answer.result(PATIENCE_SECONDS).status for answer in answers} == {200}
         wait_until(lambda: server.request("/readyz").status == 503)
         kept.sendall(post("/v1/classify", photo))
         answer = read_response(kept)
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert kept.recv(1) == b""
-        assert [server.request("/v1/classify", photo).status for _ in range(5)] == [200] * 5
         assert server.request("/livez").status == 200
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(timeout=PATIENCE_SECONDS) == 0

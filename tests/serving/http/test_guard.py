@@ -1,8 +1,10 @@
 """The outermost layer alone, around an application of a few lines."""
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.http.guard import BodyLimits, Exchange, Guard
+from serving.http.guard import EXCHANGE, BodyLimits, Exchange, Guard
 from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -61,6 +63,38 @@ def test_a_refused_body_makes_room_for_others_at_once() -> None:
     settings = Settings(bundle=(Path("none"),), threads=1, max_buffered_bytes=1_600_000)
     guard = Guard(application, settings, Metrics(), lambda _: LIMITS)
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize("error", [None, ApiError(503, "overloaded", "busy")])
+def test_nothing_of_a_request_stays_until_python_looks_for_cycles(error: ApiError | None) -> None:
+    exchanges: list[weakref.ref[Exchange]] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        exchanges.append(weakref.ref(scope[EXCHANGE]))
+        if error is not None:
+            raise error
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(scope: Scope) -> None:
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await guard(scope, receive, send)
+
+    guard = Guard(application, Settings(bundle=(Path("none"),), threads=1), Metrics(), lambda _: LIMITS)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    gc.disable()
+    try:
+        asyncio.run(ask(scope))
+        if error is not None:
+            error.__traceback__ = None  # which this test holds
+        assert [exchange() for exchange in exchanges] == [None]
+    finally:
+        gc.enable()
 
 
 class GivenLoop(asyncio.SelectorEventLoop):

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.http import protocol
 from serving.http.connection_limits import Connections
 from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES, WRITE_SECONDS
-from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, hello, settle
+from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, Timer, hello, settle
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -259,6 +259,13 @@ def test_an_answered_connection_that_does_not_go_on_is_closed(head: bytes, rest:
     assert connection.received.count(b"HTTP/1.1 ") == 1  # another answer would be taken for that of the next request
 
 
+def test_a_connection_that_is_kept_holds_no_body_that_its_application_left() -> None:
+    body = bytes(1000)
+    connection = talk(GET[:-2] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert connection.received.endswith(b"hi") and not connection.closed
+    assert len(connection.protocol.cycle.body) == 0
+
+
 def test_after_the_rest_of_a_body_that_nobody_waited_for_the_connection_is_kept_as_ever() -> None:
     async def conversation() -> FakeConnection:
         connection = FakeConnection()
@@ -381,16 +388,18 @@ def test_of_many_answers_that_are_not_read_the_slowest_goes_and_the_others_stay(
     assert asyncio.run(crowd()) == [False, True, False]
 
 
-def test_a_kept_connection_that_breaks_leaves_nothing_that_fails_later() -> None:
-    async def conversation() -> None:
+@pytest.mark.parametrize("sent", [b"", GET[:9], GET])
+def test_a_connection_that_breaks_leaves_no_timer_that_would_keep_it_in_memory(sent: bytes) -> None:
+    async def conversation() -> list[Timer]:
         connection = FakeConnection()
-        await connection.send(GET)
+        await connection.send(sent)
+        assert connection.loop.waiting()
         with socket.socket() as closed:
             connection.transport.socket = closed
         connection.protocol.connection_lost(ConnectionResetError())
-        await connection.loop.advance(1000.0)
+        return connection.loop.waiting()
 
-    asyncio.run(conversation())
+    assert asyncio.run(conversation()) == []
 
 
 def test_bytes_that_the_kernel_has_not_got_rid_of_are_not_sent_yet() -> None:

@@ -1,0 +1,81 @@
+"""What a machine refuses a training becomes one sentence; what is a bug stays one."""
+
+import errno
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from convmae_deploy.engine.failures import failures_in_words
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
+from convmae_deploy.errors import ConvMAEError
+
+CONFIG = TrainingConfig(data="photos", run=RunConfig(out=Path("runs/mine"), workers=3))
+KILLED = "DataLoader worker (pid 15972) is killed by signal: Killed. "
+BUS = (
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory. Please try to raise your shared memory limit."
+)
+EXITED = "DataLoader worker (pid(s) 8) exited unexpectedly"
+LOST = "DataLoader worker (pid 8) exited unexpectedly with exit code {}. Details are lost due to multiprocessing."
+SHARED = "Caught RuntimeError in DataLoader worker process 0.\nunable to write to file </torch_1_2>: No space left (28)"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError(KILLED), r"one of the 3 decoding processes was ended from outside \(Killed\).* fewer --workers"),
+        (
+            RuntimeError(EXITED),
+            r"one of the 3 decoding processes was ended from outside, most often for want of memory",
+        ),
+        (RuntimeError(BUS), "more shared memory than there is in /dev/shm; .*--shm-size"),
+        (RuntimeError(SHARED), "more shared memory than there is in /dev/shm"),
+        (RuntimeError(LOST.format(errno.ENOSPC)), "more shared memory than there is in /dev/shm"),
+        (RuntimeError(LOST.format(errno.EMFILE)), "more open files than are allowed; raise ulimit -n"),
+        (RuntimeError("received 0 items of ancdata"), "more open files than are allowed"),
+        (OSError(errno.EMFILE, "Too many open files"), "more open files than are allowed"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "not enough memory for 128 files at once; take a smaller"),
+        (MemoryError(), "not enough memory for 128 files at once"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory for 128 files"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk of runs/mine is full .* whole: free some room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), r"the disk of runs/mine is full \(Disk quota exceeded\)"),
+        (OSError(errno.EROFS, "Read-only file system"), r"a disk refuses to go on \(Read-only file system\)"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(error: Exception, sentence: str) -> None:
+    with (
+        pytest.raises(ConvMAEError, match=f"^[^\n]*{sentence}[^\n]*and continue with --resume$"),
+        failures_in_words(CONFIG),
+    ):
+        raise error
+
+
+def test_why_a_process_ended_is_found_in_the_cause() -> None:
+    with pytest.raises(ConvMAEError, match="more shared memory"), failures_in_words(CONFIG):
+        raise RuntimeError(EXITED) from RuntimeError(LOST.format(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), ZeroDivisionError(), OSError(errno.ENOENT, "No such file", "a.jpg")]
+)
+def test_anything_else_stays_what_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, failures_in_words(CONFIG):
+        raise error
+    assert caught.value is error
+
+
+def test_a_thread_that_a_full_disk_ends_is_quiet_and_one_with_a_bug_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    before = threading.excepthook
+    with failures_in_words(CONFIG):
+        for error in (OSError(errno.ENOSPC, "No space left on device"), ZeroDivisionError("a bug")):
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
+    assert threading.excepthook is before
+    told = capsys.readouterr().err
+    assert "ZeroDivisionError: a bug" in told and "No space left" not in told
