@@ -29,8 +29,8 @@ from rich.console import Console
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
-from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
-from convmae_deploy.engine.classification import initial_record, read_splits
+from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits
+from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.comparison import CONFIDENCE, Difference, holm, paired_difference
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
 from convmae_deploy.engine.precision import Precision
@@ -220,7 +220,7 @@ def run_of(config: AblationConfig, plain: RunConfig, seed: int, out: Path) -> Ru
 
 def probed(config: AblationConfig, variant: PhotoVariant, init: Path, out: Path, console: Console) -> float:
     """Top-1 accuracy in percent of a linear probe that knows all labels, on the frozen encoder of `init`."""
-    train, val = read_splits(config.data)
+    train, val = read_photo_splits(config.data)
     settings = replace(linprobe.nano(), variant=variant, data=config.data, init=init, image_size=config.image_size)
     settings = replace(settings, run=run_of(config, settings.run, config.seeds[0], out))
     setup = Setup.of(settings)

@@ -77,9 +77,10 @@ def test(config: VideoTestConfig) -> int:
         result = found.scores | counts | {"temporal_views": views.temporal, "spatial_views": views.spatial}
         with atomic_file(config.checkpoint / "test.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    first = f", the first {found.files[0].file}: {found.files[0].reason}" if found.files else ""
     console.print(
         f"{found.summary} on {found.images} videos, {views.temporal} x {views.spatial} views "
-        f"({found.unreadable} could not be decoded)"
+        f"({found.unreadable} could not be decoded{first})"
     )
     accelerator.end_training()
     return 0

@@ -14,6 +14,12 @@ IMAGE_SUFFIXES = frozenset(
 
 MAX_PHOTO_BYTES = 256 * 1024 * 1024  # largest file that is read
 
+# Of one's own data: only what would stop a training. A crop may be the whole photo, and Pillow crops no more pixels
+# without a warning; a JPEG of up to four times as many is decoded at half its width and height.
+DATASET_PHOTO_LIMITS = ImageLimits(max_pixels=89_000_000, max_side=65_535, max_aspect=1000.0, halve=True)
+# Where annotations are in the photo's own pixels.
+ANNOTATED_PHOTO_LIMITS = ImageLimits(max_pixels=256_000_000, max_side=65_535, max_aspect=1000.0)
+
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
     """The files among `paths`, and for each folder the photos in it, at any depth, sorted; hidden files are left out.

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from convmae_deploy.data.coco import MAX_ANNOTATION_BYTES, read_coco_photo, read_coco_split
+from convmae_deploy.data.coco import read_coco_photo, read_coco_split
+from convmae_deploy.data.coco_file import MAX_ANNOTATION_BYTES
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.video_folder import find_training_videos, read_video_folder

@@ -106,7 +106,9 @@ def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-3)
 
 
-def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: Path) -> None:
+def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_photo_folder(tmp_path / "source", per_class=4)
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -116,6 +118,14 @@ def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: 
     assert program.prepare(config(flat, tmp_path / "run", epochs=2, batch_size=9)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [1, 2]
+    listed = (tmp_path / "run" / "unreadable.txt").read_text()
+    assert listed.startswith(f"{flat}/broken.png\tthe image is incomplete: ") and listed.count("\n") == 1
+    said = capsys.readouterr().out
+    assert said.count(f"1 file could not be decoded, the first {flat}/broken.png: the image is incomplete: ") == 2
+    assert said.startswith(
+        f"data {flat}\n  train: 9 photos; 9 tried: 48 x 48 pixels\n  look at train: files that cannot"
+    )
+    assert json.loads((tmp_path / "run" / "data_check.json").read_text())["splits"][0]["facts"]["photos"] == 9
 
 
 def break_photos(root: Path, kept: int) -> None:
@@ -313,6 +323,7 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--decoder-heads", "--decoder-mlp-ratio", "--masking", "--mask-ratio", "--multi-scale", "--no-multi-scale",
         "--masked-convolution", "--no-masked-convolution", "--norm-pix-loss", "--no-norm-pix-loss",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
-        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile",
+        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile",
         "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip
