@@ -24,9 +24,9 @@ from convmae_deploy.models.convmae import (
     base,
     build_convmae,
     nano,
-    pointwise_layers,
     tiny,
 )
+from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.proposals import ProposalNetwork
 from convmae_deploy.models.pyramid import PYRAMIDS, NormKind, PyramidKind
 from convmae_deploy.models.roi_heads import DetectionHeads

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_what_the_machine_refuses_a_program_is_one_sentence(tmp_path: Path, monk
         raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
 
     monkeypatch.setattr(sys, "argv", ["program", "nano", "--data", "photos", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     with pytest.raises(ConvMAEError, match=r"decoding processes was ended from outside \(Killed\)"):
         run_preset({"nano": ("", TrainingConfig()), "tiny": ("", TrainingConfig())}, "python -m x", prepare)
 

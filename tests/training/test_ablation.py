@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from convmae_deploy.checkpoints import read_checkpoint
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models import vit
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
 from tests.photo_folders import make_photo_folder
 from tests.training_runs import stop_after
@@ -30,7 +32,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> program.AblationC
     for module in (pretrain, finetune, linprobe):
         preset = module.nano()
         small = replace(preset.optimisation, warmup_epochs=0, batch_size=4, micro_batch_size=4)
-        changed = replace(preset, optimisation=small, run=replace(preset.run, precision="fp32"))
+        changed = replace(preset, optimisation=small)
         monkeypatch.setattr(module, "nano", lambda changed=changed: changed)
     return program.AblationConfig(
         data=make_photo_folder(tmp_path / "photos"),
@@ -40,6 +42,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> program.AblationC
         finetune_epochs=1,
         labelled=0.5,
         image_size=(32, 32),
+        precision="fp32",
         workers=0,
     )
 
@@ -121,3 +124,16 @@ def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConvMAEError, match=sentence):
         program.AblationConfig(data=tmp_path, out=tmp_path / "out", **wrong)
+
+
+@pytest.mark.slow
+def test_mae_with_a_vit_is_an_arm(config: program.AblationConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vit.VITS, "vit_nano", lambda: vit.vit(width=32, depth=1, num_heads=2, image_size=(32, 32)))
+    arm = "MAE with a ViT"
+    one = replace(config, arms=(arm,))
+    program.link_photos(one.data, one.out / "labelled", one.labelled)
+    result = program.run_arm(one, arm, 0, one.out / "labelled", Console(quiet=True))
+    assert isinstance(result, program.Result)
+    assert result.probe_top1 is not None and result.pretrain_loss is not None
+    record, _ = read_checkpoint(one.out / "mae-with-a-vit-seed0" / "finetune")
+    assert record.variant == "vit_nano" and not record.model.has_stages
