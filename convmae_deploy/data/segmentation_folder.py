@@ -28,7 +28,13 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json, read_regular, read_text, shortened
 from convmae_deploy.media.image_containers import read_png
 from convmae_deploy.media.image_formats import identify
-from convmae_deploy.media.photo_files import ANNOTATED_PHOTO_LIMITS, IMAGE_SUFFIXES, MAX_PHOTO_BYTES, read_photo
+from convmae_deploy.media.photo_files import (
+    ANNOTATED_PHOTO_LIMITS,
+    IMAGE_SUFFIXES,
+    MAX_PHOTO_BYTES,
+    read_photo,
+    read_stored_size,
+)
 from convmae_deploy.printing import printable
 
 IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
@@ -55,18 +61,15 @@ class SegmentationFolder:
             ConvMAEError: one of the two cannot be read, their sizes differ, or a level is of no class.
         """
         photo = read_photo(self.photos[index], apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
-        labels = self.read_labels(index)
-        if labels.shape != (photo.height, photo.width):
-            raise LabelError(
-                f"{self.label_maps[index]} must have the size of its photo, {photo.width} x {photo.height} pixels; "
-                f"found {labels.shape[1]} x {labels.shape[0]}"
-            )
-        return photo, labels
+        return photo, self._labels(index, photo.size)
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
-        """The labels (H, W) of a photo; raises ConvMAEError where they cannot be read or a level is of no class."""
+        """The labels (H, W) of a photo, of which the header alone is read; raises as `read`."""
+        return self._labels(index, read_stored_size(self.photos[index], limits=ANNOTATED_PHOTO_LIMITS))
+
+    def _labels(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path = self.label_maps[index]
-        levels = read_levels(path)
+        levels = read_levels(path, size)
         labels = levels - 1 if self.reduce_zero_label else levels
         ignored = (levels == self.ignore_index) | (labels < 0)
         wrong = (labels >= len(self.classes)) & ~ignored
@@ -85,17 +88,21 @@ class LabelError(ConvMAEError):
     """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
 
 
-def read_levels(path: Path) -> NDArray[np.int32]:
+def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
     """The grey levels or palette indices (H, W) of a label map.
 
+    Args:
+        path: of the map.
+        size: (width, height) of its photo, without which nothing is decoded; None: not known.
+
     Raises:
-        LabelError: it cannot be read, is no PNG, is larger than a photo may be, or is a coloured picture.
+        LabelError: it cannot be read, is no PNG, has not the size of its photo, or is a coloured picture.
     """
     try:
         data = read_regular(path, MAX_PHOTO_BYTES)
         if data and identify(data) != "PNG":
             raise LabelError(f"the label map {path} must be a PNG; found {identify(data)}: convert it")
-        container = read_png(data, lambda width, height: _check_size(path, width, height))
+        container = read_png(data, lambda width, height: _check_size(path, (width, height), size))
         with PngImageFile(io.BytesIO(container.data)) as picture:
             if picture.mode not in MAP_MODES:
                 raise LabelError(
@@ -110,7 +117,12 @@ def read_levels(path: Path) -> NDArray[np.int32]:
         raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int] | None) -> None:
+    width, height = found
+    if size is not None and found != size:
+        raise LabelError(
+            f"{path} must have the size of its photo, {size[0]} x {size[1]} pixels; found {width} x {height}"
+        )
     limits = ANNOTATED_PHOTO_LIMITS
     if not (0 < max(width, height) <= limits.max_side and 0 < width * height <= limits.max_pixels):
         raise LabelError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import find_files, read_regular
-from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image
+from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, stored_size
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
@@ -41,8 +41,16 @@ def read_photo(path: Path, *, apply_orientation: bool = True, limits: ImageLimit
     Raises:
         ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
     """
+    return decode_image(_read(path), limits=limits, apply_orientation=apply_orientation)
+
+
+def read_stored_size(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of a photo as it is stored, from its header alone; errors are those of `read_photo`."""
+    return stored_size(_read(path), limits=limits)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = read_regular(path, MAX_PHOTO_BYTES)
+        return read_regular(path, MAX_PHOTO_BYTES)
     except OSError as error:
         raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
-    return decode_image(data, limits=limits, apply_orientation=apply_orientation)
