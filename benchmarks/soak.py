@@ -170,6 +170,8 @@ async def load(soak: Soak, target: Target, pid: int, model: str, sample_seconds:
     tasks.append(asyncio.create_task(watch(soak, pid, sample_seconds)))
     good = GoodClients(target, soak.outcomes).run(soak.rate, soak.seconds)
     await asyncio.gather(good, replace_models(soak, target, model))
+    while not all(kind.name in soak.outcomes.counts for kind in BAD):  # in a load of a second, on a slow machine
+        await asyncio.sleep(0.01)
     for task in tasks:
         task.cancel()
     for ended in await asyncio.gather(*tasks, return_exceptions=True):

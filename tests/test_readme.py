@@ -123,6 +123,24 @@ def test_the_block_about_timm_prints_what_its_comment_says(capsys: pytest.Captur
     assert capsys.readouterr().out == "[4, 8, 16, 32]\n"
 
 
+def test_the_check_of_the_data_prints_what_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training import finetune
+
+    (tmp_path / "serving").symlink_to(ROOT / "serving")
+    monkeypatch.chdir(tmp_path)
+    for line in lines_of(blocks_of("training/README.md", "bash")[0]):
+        if not line.startswith("python "):
+            run_line(line, tmp_path)
+            continue
+        _, _, module, *arguments = line.split()
+        assert module == "training.finetune"
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        assert finetune.main() == 0
+    assert capsys.readouterr().out == blocks_of("training/README.md", "text")[0]
+
+
 @pytest.mark.slow
 def test_publishing_a_model_runs_as_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -133,7 +151,7 @@ def test_publishing_a_model_runs_as_shown(
 
     record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("blue", "red"))
     save_checkpoint(tmp_path / "runs/mine/best", build_classifier(nano(), num_classes=2).state_dict(), record)
-    (command,) = lines_of(blocks_of("training/README.md", "bash")[0])
+    (command,) = lines_of(blocks_of("training/README.md", "bash")[1])
     assert "image-classification" in run_line(command, tmp_path)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()

@@ -57,6 +57,7 @@ def make_video(
     codec_options: dict[str, str] | None = None,
     rotation: int | None = None,
     mirrored: bool = False,
+    dropped: Sequence[int] = (),
 ) -> bytes:
     """The content of a video file.
 
@@ -72,6 +73,7 @@ def make_video(
         codec_options: of the encoder.
         rotation: in degrees anticlockwise that a player turns the frames by.
         mirrored: whether a player mirrors left and right.
+        dropped: packets that are not written, as by a recorder that is too slow; encoders without delay alone.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video"
@@ -91,7 +93,8 @@ def make_video(
                 frame = av.VideoFrame.from_ndarray(make_frame(number, frames, size))
                 if milliseconds is not None:
                     frame.pts, frame.time_base = milliseconds[number], MILLISECOND
-                output.mux(stream.encode(frame))
+                packets = stream.encode(frame)
+                output.mux([] if number in dropped else packets)
             output.mux(stream.encode(None))
         return path.read_bytes()
 

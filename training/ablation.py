@@ -29,13 +29,14 @@ from rich.console import Console
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
-from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
-from convmae_deploy.engine.classification import initial_record, read_splits
+from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits
+from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.comparison import CONFIDENCE, Difference, holm, paired_difference
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
+from convmae_deploy.engine.precision import Precision
 from convmae_deploy.engine.probe import probe_logits
 from convmae_deploy.engine.run_folder import RunFolder
-from convmae_deploy.engine.training_config import TrainingConfig
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
@@ -56,8 +57,8 @@ Stage = TypeVar("Stage", bound=TrainingConfig)
 class Arm:
     """What an arm changes of ConvMAE's run."""
 
-    variant: PhotoVariant = "nano"  # the encoder's
-    model: dict[str, Any] = field(default_factory=dict)  # of its `PretrainingConfig`
+    variant: PhotoVariant = "nano"
+    model: dict[str, Any] = field(default_factory=dict)  # of `PretrainingConfig`
     finetune: dict[str, Any] = field(default_factory=dict)  # of `FinetuneConfig`
     updates: bool = True  # whether it is pretrained at all
     probe: bool = True  # whether its encoder is another one than those of the arms before it
@@ -70,7 +71,7 @@ ARMS = {
     "no masked convolution": Arm(model={"masked_convolution": False}),
     "no multi-scale decoder": Arm(model={"multi_scale": False}),
     "token masks": Arm(model={"masking": "token"}),
-    "MAE with a ViT": Arm(variant="vit_nano", model={"multi_scale": False}),
+    "MAE with a ViT": Arm(variant="vit_nano"),
 }
 
 
@@ -88,6 +89,7 @@ class AblationConfig:
     labelled: float = 0.1  # share of each class's training photos whose labels finetuning sees
     layer_decay: float = 0.7  # of finetuning
     image_size: tuple[int, int] = (96, 96)  # (height, width) in pixels, of all stages and of validation
+    precision: Precision = "bf16"  # the same for all runs, whatever machine goes on with them
     workers: int = 1  # decoding processes
 
     def __post_init__(self) -> None:
@@ -163,7 +165,7 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
             return status
     elif not (begun / "last").exists():
         pretrain.prepare(pretraining(config, arm, seed, begun)).run.save()
-    probe_top1 = probed(config, arm, begun, folder / "probe", console) if arm.probe else None
+    probe_top1 = probed(config, arm.variant, begun, folder / "probe", console) if arm.probe else None
     tuned = replace(
         finetune.nano(),
         variant=arm.variant,
@@ -196,26 +198,31 @@ def slug(arm: str) -> str:
 def pretraining(config: AblationConfig, arm: Arm, seed: int, out: Path) -> pretrain.PretrainConfig:
     """The pretraining of an arm."""
     plain = pretrain.nano()
-    plain = replace(plain, variant=arm.variant, data=str(config.data), picture_epochs=config.pretrain_epochs)
+    plain = replace(plain, data=str(config.data), picture_epochs=config.pretrain_epochs, variant=arm.variant)
     return staged(replace(plain, model=replace(plain.model, **arm.model)), config, config.pretrain_epochs, seed, out)
 
 
 def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Path) -> Stage:
-    """A preset as it is run here; one that was begun is resumed."""
+    """A preset as it is run here."""
     return replace(
         plain,
         image_size=config.image_size,
         optimisation=replace(plain.optimisation, epochs=epochs),
-        run=replace(plain.run, out=out, seed=seed, workers=config.workers, resume=(out / "run.json").exists()),
+        run=run_of(config, plain.run, seed, out),
     )
 
 
-def probed(config: AblationConfig, arm: Arm, init: Path, out: Path, console: Console) -> float:
+def run_of(config: AblationConfig, plain: RunConfig, seed: int, out: Path) -> RunConfig:
+    """Where and how a run executes; one that was begun is resumed."""
+    resume = (out / "run.json").exists()
+    return replace(plain, out=out, seed=seed, precision=config.precision, workers=config.workers, resume=resume)
+
+
+def probed(config: AblationConfig, variant: PhotoVariant, init: Path, out: Path, console: Console) -> float:
     """Top-1 accuracy in percent of a linear probe that knows all labels, on the frozen encoder of `init`."""
-    train, val = read_splits(config.data)
-    settings = replace(linprobe.nano(), variant=arm.variant, data=config.data, init=init)
-    settings = replace(settings, image_size=config.image_size)
-    settings = replace(settings, run=replace(settings.run, out=out, workers=config.workers))
+    train, val = read_photo_splits(config.data)
+    settings = replace(linprobe.nano(), variant=variant, data=config.data, init=init, image_size=config.image_size)
+    settings = replace(settings, run=run_of(config, settings.run, config.seeds[0], out))
     setup = Setup.of(settings)
     record = initial_record(settings.variant, train.classes, config.image_size, licence="")
     preprocessing = record.preprocessing
@@ -228,7 +235,7 @@ def probed(config: AblationConfig, arm: Arm, init: Path, out: Path, console: Con
         width=classifier.num_features,
         made_of={
             "encoder": linprobe.frozen_digest(classifier),
-            "precision": settings.run.precision,
+            "precision": config.precision,
             "preprocessing": preprocessing.model_dump(),
         },
         batch_size=settings.optimisation.micro_batch_size,

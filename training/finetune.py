@@ -10,18 +10,20 @@ run by us). `nano` is ours for a CPU and made the model that ships: see its mode
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rich.console import Console
 
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
+from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos
+from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.engine.classification import (
     FinetuneRecipe,
     FinetuningConfig,
     initial_record,
     paper_presets,
-    read_splits,
     split_facts,
 )
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
@@ -109,8 +111,9 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     Raises:
         ConvMAEError: bad data, checkpoint or settings.
     """
-    train, val = read_splits(config.data)
+    train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
+    setup.check_data(partial(check_photos, config.data, train, val))
     record = initial_record(config.variant, train.classes, config.image_size, licence=config.licence)
     assert isinstance(record.preprocessing, Preprocessing)
     train_size = config.train_size or record.model.image_size

@@ -16,6 +16,7 @@ is `--global-pool token` here, only to repeat such results; and their crop is on
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,16 +31,17 @@ from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, normalised, training_transform
+from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.determinism import StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
+from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.engine.classification import (
     Accuracy,
     ClassifierConfig,
     ClassifierRecipe,
     initial_record,
     paper_presets,
-    read_splits,
     split_facts,
 )
 from convmae_deploy.engine.evaluation import Validation, evaluate
@@ -108,8 +110,9 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     Raises:
         ConvMAEError: bad data, checkpoint or settings.
     """
-    train, val = read_splits(config.data)
+    train, val = read_photo_splits(config.data)
     setup = Setup.of(config)
+    setup.check_data(partial(check_photos, config.data, train, val))
     record = initial_record(
         config.variant, train.classes, config.image_size, licence=config.licence, global_pool=config.global_pool
     )
@@ -207,7 +210,7 @@ def open_cached(
     ]
     val_features = read_features(cache.computed("val", validation, range(len(validation)), val))
     evaluated = EvaluationFeatures(validation.folder, validation.preprocessing, val_features)
-    return FeatureSource(files, photos.folder.labels, setup.sampler(len(photos))), evaluated
+    return FeatureSource(files, photos.folder, setup.sampler(len(photos))), evaluated
 
 
 class LinearProbe(nn.Module):

@@ -23,7 +23,9 @@ from torch import Tensor
 from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig, crop_transform, training_transform
+from convmae_deploy.data.data_check import check_shards, check_unlabelled_photos
 from convmae_deploy.data.determinism import StepSource
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shard_sampler import ShardSampler
@@ -228,15 +230,18 @@ def open_source(
     masking = MASKING[config.model.masking]
     cells = image_size[0] // masking.cell_size * (image_size[1] // masking.cell_size)
     masking.choose(torch.zeros(1, cells), config.model.mask_ratio)  # refuses what cannot be
-    names = find_shards(config.data)
+    findings = Findings()
+    names = find_shards(config.data, findings)
     if not names:
         if config.samples_per_epoch is not None:
             raise ConvMAEError(f"--samples-per-epoch is for shards; {config.data} is a folder of photos, leave it out")
-        photos = find_training_photos(Path(config.data))
+        photos = find_training_photos(Path(config.data), findings)
+        setup.check_data(partial(check_unlabelled_photos, Path(config.data), photos, findings))
         source = setup.source(MaskedPhotos(photos, transform, config.run.seed, cells=cells))
         return source, {"train_photos": len(photos)}
     shards = Shards(names)
-    samples = count_samples(config, shards, setup)
+    samples = count_samples(config, shards, setup, findings)
+    setup.check_data(partial(check_shards, config.data, len(names), samples, findings))
     shard_photos = MaskedShardPhotos(transform, config.run.seed, cells=cells)
     sampler = setup.sampler(samples)
     batches = ShardSampler(shards, sampler)
@@ -244,11 +249,11 @@ def open_source(
     return source, {"shards": len(names), "samples": samples}
 
 
-def count_samples(config: PretrainConfig, shards: Shards, setup: Setup) -> int:
+def count_samples(config: PretrainConfig, shards: Shards, setup: Setup, findings: Findings) -> int:
     """Samples of an epoch; counted by the main process, so that all have the same figure."""
     if config.samples_per_epoch is not None:
         return config.samples_per_epoch
-    counted = [shards.count(setup.console) if setup.accelerator.is_main_process else 0]
+    counted = [shards.count(setup.console, findings) if setup.accelerator.is_main_process else 0]
     broadcast_object_list(counted)
     return counted[0]
 

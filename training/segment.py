@@ -11,6 +11,7 @@ describes. `nano` and `tiny` are ours for a CPU: training/README.md has their fi
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from convmae_deploy.bundle.manifest import Licence, SlidingWindow, standard_windows
 from convmae_deploy.checkpoints import CheckpointRecord
+from convmae_deploy.data.data_check import check_segmentation
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
@@ -127,6 +129,7 @@ def prepare(config: SegmentConfig) -> TrainingLoop:
     train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
     facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
     setup = Setup.of(config)
+    setup.check_data(partial(check_segmentation, config.data, train, val))
     record, windows = initial_record(config, train.classes)
     augmentation = SegmentationAugmentation(config.augmentation, config.image_size, mean=windows.mean, std=windows.std)
     source = setup.source(AugmentedSegmentation(train, augmentation, config.run.seed))

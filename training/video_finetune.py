@@ -10,6 +10,7 @@ training/README.md has its figures.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.data_check import check_videos
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
@@ -109,6 +111,7 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     train, val = read_splits(config)
     facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
     setup = Setup.of(config)
+    setup.check_data(partial(check_videos, config.data, train, val))
     record = config.initial_record("video-classification", classes=train.classes)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     transform = clip_training_transform(config.augmentation, record.model.image_size, record.preprocessing)

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.data.data_check import check_unlabelled_videos
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
@@ -111,8 +113,10 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
         ConvMAEError: bad data or settings.
     """
     import_av()  # else every video would count as one that cannot be decoded
-    videos = find_training_videos(config.data)
+    findings = Findings()
+    videos = find_training_videos(config.data, findings)
     setup = Setup.of(config, may_shard=True)
+    setup.check_data(partial(check_unlabelled_videos, config.data, videos, findings))
     record = config.initial_record("video-pretraining", video_pretraining=config.model)
     assert isinstance(record.preprocessing, ClipPreprocessing)
     height, width = record.model.grid_size

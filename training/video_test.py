@@ -20,6 +20,8 @@ from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.engine.classification import Accuracy, AverageOfViews
 from convmae_deploy.engine.evaluation import evaluate
+from convmae_deploy.engine.precision import Precision
+from convmae_deploy.engine.start import device_in_words
 from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.files import atomic_file
 from convmae_deploy.media.video_file import import_av
@@ -35,7 +37,8 @@ class VideoTestConfig:
     data: Path  # folder of val/<class>/*, or of a list val.csv
     temporal: int | None = None  # clips of each video; None: 5, of models of segments 2
     spatial: int = 3  # crops of each clip
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # the forward pass's
+    # the forward pass's; auto: bf16 on a GPU or a CPU that is fast at it, else fp32
+    precision: Literal["auto"] | Precision = "auto"
     batch_size: int = 4  # videos at once; their views follow each other
     workers: int = 2  # decoding processes of each device
 
@@ -51,11 +54,15 @@ def test(config: VideoTestConfig) -> int:
     spec = record.preprocessing
     assert isinstance(spec, ClipPreprocessing)
     folder = read_video_folder(config.data, "val", classes=record.classes)
-    run = RunConfig(out=config.checkpoint, precision=config.precision)
+    run, reason = RunConfig(out=config.checkpoint, precision=config.precision).decided()
     accelerator = run.accelerator()
     console = run.console(accelerator)
     default = 2 if spec.stride is None else 5
     views = ClipViews(temporal=default if config.temporal is None else config.temporal, spatial=config.spatial)
+    console.print(f"device: {device_in_words(accelerator)}; precision {run.precision}, {reason}")
+    console.print(
+        f"data: {len(folder.videos)} videos, {len(folder.classes)} classes, in {views.temporal} x {views.spatial} views"
+    )
     videos = EvaluationVideos(folder, spec, views)
     found = evaluate(
         AverageOfViews(model.to(accelerator.device)),
@@ -70,9 +77,10 @@ def test(config: VideoTestConfig) -> int:
         result = found.scores | counts | {"temporal_views": views.temporal, "spatial_views": views.spatial}
         with atomic_file(config.checkpoint / "test.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    first = f", the first {found.files[0].file}: {found.files[0].reason}" if found.files else ""
     console.print(
         f"{found.summary} on {found.images} videos, {views.temporal} x {views.spatial} views "
-        f"({found.unreadable} could not be decoded)"
+        f"({found.unreadable} could not be decoded{first})"
     )
     accelerator.end_training()
     return 0

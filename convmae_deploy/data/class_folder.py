@@ -1,70 +1,186 @@
 """Files in folders, with labels as `ROOT/<split>/<class>/*`; photos and videos alike. Without torch."""
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import read_json, shortened
+from convmae_deploy.files import files_below, read_json, shortened
 
-Find = Callable[[Sequence[Path]], list[Path]]  # files of a kind in folders; raises ConvMAEError where there are none
 MAX_CLASSES = 100_000  # a label 9999999999 in a list would make as many; the largest public sets have 22 000
 MAX_NAME = 1000  # characters of a class's name
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # what tools call them
 _NOT_IN_NAMES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are no text
-LabelledFiles = tuple[tuple[Path, ...], tuple[int, ...], tuple[str, ...]]  # files, their class indices, class names
 
 
-def read_class_folders(root: Path, split: str, find: Find, kind: str) -> LabelledFiles:
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """The files of a split with their class indices."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    folders: tuple[str, ...]  # the name of each class's folder
+    classes: tuple[str, ...]  # what each class is called
+    findings: Findings
+
+
+def names_of_split(split: str) -> tuple[str, ...]:
+    """What tools call a split: "val" is also valid or validation, each also with a capital."""
+    names = SPLITS.get(split, (split,))
+    return (*names, *(name.capitalize() for name in names))
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split, by whichever of its names; `root/split` where there is none."""
+    return next((root / name for name in names_of_split(split) if (root / name).is_dir()), root / split)
+
+
+def read_class_folders(
+    root: Path, split: str, suffixes: frozenset[str], kind: str, *, like: ClassFolders | None = None
+) -> ClassFolders:
     """Lists `root/split/<class>/*`; classes in sorted order of their folder names, hidden folders left out.
 
-    A `root/classes.json` of the form {"folder name": "class name"} gives the names, unchanged; otherwise the folder's
-    own name is the class's.
+    A folder without files is no class. A `root/classes.json` of the form {"folder name": "class name"} gives the names,
+    unchanged; otherwise the folder's own name is the class's.
 
     Args:
         root: of the data.
-        split: "train" or "val".
-        find: the files.
+        split: "train" or "val", or what else the folder is called.
+        suffixes: of the files.
         kind: what these are called, for the message.
+        like: the split whose classes these are; of its classes this one may lack some.
 
     Raises:
-        ConvMAEError: the split, a class folder or its files are missing, or classes.json does not name every folder.
+        ConvMAEError: the split or its files are missing, it has a class that `like` has not, or classes.json does not
+            name every folder.
     """
-    directory = root / split
-    entries = sorted(directory.iterdir()) if directory.is_dir() else []
-    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    if not folders:
-        raise ConvMAEError(f"{root} must hold {kind} as {split}/<class>/*; found no class folder in {directory}")
+    directory, findings = split_folder(root, split), Findings()
+    found = {}
+    for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if not entry.is_dir():
+            findings.leave_out_file(entry, root, frozenset())
+        elif not entry.name.startswith("."):
+            found[entry] = files_in(entry, suffixes, findings, root)
+    if not found:
+        raise ConvMAEError(
+            f"{root} must hold {kind} as {split}/<class>/*; found no class folder in {directory}{_instead(findings)}"
+        )
+    for folder in (folder for folder, files in found.items() if not files):
+        findings.doubt(f"class folders without {kind}", folder.relative_to(root))
+    filled = [folder for folder, files in found.items() if files]
+    if not filled:
+        raise ConvMAEError(
+            f"expected {kind} ({' '.join(sorted(suffixes))}) in the class folders of {directory}, found none"
+            f"{_instead(findings)}; check the path"
+        )
     names = read_class_names(root / "classes.json")
-    unnamed = [folder.name for folder in folders if names and folder.name not in names]
+    unnamed = [folder.name for folder in filled if names and folder.name not in names]
     if unnamed:
         raise ConvMAEError(f"{root / 'classes.json'} must name every folder of {directory}; {unnamed[0]} is missing")
-    classes = tuple(names.get(folder.name, folder.name) for folder in folders)
+    folders = tuple(folder.name for folder in filled) if like is None else like.folders
+    foreign = [folder.name for folder in filled if folder.name not in folders]
+    if foreign:
+        raise ConvMAEError(
+            f"{directory} has {kind} of {foreign[0]!r}, of which there are none to train on; add some or take it away"
+        )
+    classes = tuple(names.get(name, name) for name in folders)
     check_class_names(classes, directory)
-    found = [(file, label) for label, folder in enumerate(folders) for file in find([folder])]
-    files, labels = zip(*found, strict=True)
-    return files, labels, classes
+    _note_repeated_folders(filled, findings, root)
+    index = {name: label for label, name in enumerate(folders)}
+    return ClassFolders(
+        files=tuple(file for folder in filled for file in found[folder]),
+        labels=tuple(index[folder.name] for folder in filled for _ in found[folder]),
+        folders=folders,
+        classes=classes,
+        findings=findings,
+    )
 
 
-def find_training_files(root: Path, find: Find, kind: str) -> tuple[Path, ...]:
+def read_class_splits(root: Path, suffixes: frozenset[str], kind: str) -> tuple[ClassFolders, ClassFolders]:
+    """The files to train on and those to validate on, of which some classes may have none.
+
+    Raises:
+        ConvMAEError: as `read_class_folders`.
+    """
+    train = read_class_folders(root, "train", suffixes, kind)
+    val = read_class_folders(root, "val", suffixes, kind, like=train)
+    with_val = set(val.labels)
+    for label, name in enumerate(train.classes):
+        if label not in with_val:
+            val.findings.doubt(f"classes without {kind} to validate on", name)
+    trained_on = {os.path.realpath(folder) for folder in {file.parent for file in train.files}}
+    for folder in sorted({file.parent for file in val.files}):
+        if os.path.realpath(folder) in trained_on:
+            val.findings.doubt("folders of validation that are trained on too", folder.relative_to(root))
+    note_unused(root, train.findings, used=(*names_of_split("train"), *names_of_split("val"), "classes.json"))
+    return train, val
+
+
+def note_unused(root: Path, findings: Findings, used: Sequence[str]) -> None:
+    """Counts what lies in `root` beside the folders and files that a reader takes; hidden things are not counted."""
+    for entry in sorted(root.iterdir()):
+        if entry.name in used or entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            findings.pass_over("folders beside those that are read", entry.name)
+        else:
+            findings.leave_out_file(entry, root, frozenset())
+
+
+def find_training_files(root: Path, suffixes: frozenset[str], kind: str, findings: Findings) -> tuple[Path, ...]:
     """Files to pretrain on without labels: all below `root/train` where that exists, else all below `root`, sorted.
 
     So a folder for finetuning serves as it is, and its `val` is never touched. Hidden files and folders are left out.
 
     Args:
         root: of the data.
-        find: the files.
+        suffixes: of the files.
         kind: what these are called, for the message.
+        findings: takes what is left out.
 
     Raises:
         ConvMAEError: there is no such folder, or no such file in it.
     """
-    directory = root / "train" if (root / "train").is_dir() else root
+    directory = split_folder(root, "train")
+    directory = directory if directory.is_dir() else root
     if not directory.is_dir():
         raise ConvMAEError(f"expected a folder of {kind}, found none at {directory}; check the path")
-    files = tuple(file for file in find([directory]) if not _is_hidden(file.relative_to(directory)))
-    if not files:
+    files = files_in(directory, suffixes, findings, root)
+    if not files and "hidden files" in findings.passed_over:
         raise ConvMAEError(f"expected {kind} in {directory}, found them in hidden folders only; rename those")
-    return files
+    if not files:
+        raise ConvMAEError(
+            f"expected {kind} ({' '.join(sorted(suffixes))}) in the folder {directory}, found none"
+            f"{_instead(findings)}; check the path"
+        )
+    if directory != root:
+        note_unused(root, findings, used=(*names_of_split("train"), "classes.json"))
+    return tuple(files)
+
+
+def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether there is a file of some kind below a folder, at any depth."""
+    return any(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in files_below(folder))
+
+
+def _note_repeated_folders(folders: Sequence[Path], findings: Findings, root: Path) -> None:
+    seen: set[str] = set()
+    for folder in folders:
+        target = os.path.realpath(folder)
+        if target in seen:
+            findings.doubt("class folders that are one folder under two names", folder.relative_to(root))
+        seen.add(target)
+
+
+def _instead(findings: Findings) -> str:
+    """What there is in place of what was expected."""
+    kinds = [
+        f"{kind}: {finding}" for found in (findings.doubts, findings.passed_over) for kind, finding in found.items()
+    ]
+    return f" ({'; '.join(kinds[:3])})" if kinds else ""
 
 
 def read_class_names(path: Path) -> dict[str, str]:
@@ -96,7 +212,3 @@ def check_class_names(names: Sequence[str], source: Path) -> None:
                 f"the name of a class must be text of 1 to {MAX_NAME} characters, none of them for control; {source} "
                 f"has {shortened(name)}, rename it"
             )
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

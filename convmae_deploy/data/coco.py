@@ -1,101 +1,46 @@
-"""Photos with annotated objects in COCO's format, without torch.
-
-    ROOT/annotations/instances_<split>.json, photos in ROOT/images/<split>/
-    ROOT/annotations/instances_<split>2017.json, photos in ROOT/<split>2017/     (as COCO itself is unpacked)
+"""Photos with annotated objects in COCO's format, without torch; `coco_file` says in which folders and files.
 
 Boxes and polygons are in pixels of the photo as it is stored: COCO's annotations leave the EXIF orientation out.
-
-A file of annotations may come from anyone. It names photos inside the folder of photos and nothing else, and its
-numbers and masks are judged when it is read, so that none of them is met in the middle of a training.
 """
 
+import copy
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from convmae_deploy.data.class_folder import check_class_names
-from convmae_deploy.data.coco_masks import (
-    Segmentation,
-    area_of,
-    check_box,
-    check_polygons,
-    check_run_lengths,
-    mask_of,
+from convmae_deploy.data.coco_file import (
+    Annotation,
+    Category,
+    Instances,
+    RunLengths,
+    find_split,
+    paths_of_photos,
+    read_instances,
 )
+from convmae_deploy.data.coco_masks import Segmentation, area_of, bounds_of, mask_of
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import path_inside, read_regular
-from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.media.photo_files import ANNOTATED_PHOTO_LIMITS, read_photo
 
-LAYOUTS = (  # (annotations, photos) below the root
-    ("annotations/instances_{}.json", "images/{}"),
-    ("annotations/instances_{}2017.json", "{}2017"),
-)
 MIN_POLYGON = 6  # numbers: three points
-MAX_ANNOTATION_BYTES = 2 * 1024**3  # the largest public files have half of it
-MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
 MAX_MASK_BYTES = 4 * 10**9  # for one photo: training holds a mask of its size for every object
-MAX_ID = 2**53  # the evaluation keeps ids as float64
+LEAST_OVERLAP = 0.5  # of an object's box with that of its mask, below which the two contradict each other
+
+LEFT_OUT = {  # what becomes of an annotation that is nothing to learn from
+    "crowd": "annotations of crowds (iscrowd 1), which are not learnt from",
+    "maskless": "objects without a mask",
+    "outside": "objects whose box is empty or outside of the photo",
+}
 
 Box = tuple[float, float, float, float]
-Id = Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
-Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
-
-
-class FirstErrorOnly(FailFast):
-    """A list ends with its first error, as millions would fill the memory; hashable, as a part of a union must be."""
-
-    def __hash__(self) -> int:
-        return hash(self.fail_fast)
-
-
-class _RunLengths(BaseModel):
-    size: tuple[int, int]  # (height, width)
-    counts: str | Annotated[list[int], FirstErrorOnly()]
-
-
-class _Annotation(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    id: Id
-    image_id: Id
-    category_id: Id
-    bbox: Box  # x, y, width, height
-    segmentation: Annotated[list[Annotated[list[float], FirstErrorOnly()]], FirstErrorOnly()] | _RunLengths | None = (
-        None
-    )
-    iscrowd: bool = False
-    area: float | None = None
-
-
-class _Image(BaseModel):
-    id: Id
-    file_name: str
-    width: Side
-    height: Side
-    license: int | None = None
-
-
-class _Category(BaseModel):
-    id: Id
-    name: str
-
-
-class _Instances(BaseModel):
-    """The content of a file of annotations, as far as it is used; of a file full of errors the first is enough."""
-
-    images: Annotated[list[_Image], FirstErrorOnly()]
-    categories: Annotated[list[_Category], FirstErrorOnly()]
-    annotations: Annotated[list[_Annotation], FirstErrorOnly()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +103,15 @@ class CocoSplit:
     """One split: photos in the order of their ids, their objects, and the classes in the order of their ids."""
 
     file: Path  # the annotations
-    photos: tuple[CocoPhoto, ...]
+    photos: tuple[CocoPhoto, ...]  # those that are there
     objects: PackedObjects  # by photo, to learn from: neither crowds nor what was dropped
     classes: tuple[str, ...]  # label -> name
-    category_ids: tuple[int, ...]  # label -> id in the file; ids may have gaps
+    category_ids: tuple[int, ...]  # label -> id in the file of the training split; ids may have gaps
+    labels: Mapping[int, int]  # id in this file -> label
     crowds: int  # annotations of whole groups, which only the evaluation uses
     dropped: int  # annotations whose box or mask is empty, or outside the photo
+    maskless: frozenset[int]  # ids of the photos with an object of which there is no mask that can be used
+    findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
 
     def subset(self, indices: Sequence[int]) -> "CocoSplit":
         """The same split with some of its photos; `crowds` and `dropped` stay those of the file."""
@@ -176,7 +124,9 @@ class CocoSplit:
     def for_training(
         self, *, licences: Sequence[int] = (), limit: int | None = None, empty_photos: bool = False
     ) -> "CocoSplit":
-        """The photos to train on.
+        """The photos to train on; those left out are counted in `findings`.
+
+        A photo with an object that has no mask is not trained on: the object would be learnt as background.
 
         Args:
             licences: ids of the licences that a photo may have; none: all.
@@ -186,15 +136,28 @@ class CocoSplit:
         Raises:
             ConvMAEError: no photo is left, or one has so many objects that their masks do not fit into the memory.
         """
-        allowed = (index for index, photo in enumerate(self.photos) if not licences or photo.licence in licences)
-        chosen = list(islice((index for index in allowed if self._count_objects(index) or empty_photos), limit))
+        chosen: list[int] = []
+        findings = copy.deepcopy(self.findings)
+        for index, photo in enumerate(self.photos):
+            if licences and photo.licence not in licences:
+                findings.pass_over("photos of other licences", photo.path.name)
+            elif photo.id in self.maskless:
+                findings.pass_over("photos with an object without a mask, as it would be background", photo.path.name)
+            elif limit is not None and len(chosen) >= limit:
+                findings.pass_over(f"photos after the first {limit}", photo.path.name)
+            elif not self._count_objects(index) and not empty_photos:
+                findings.pass_over("photos without objects", photo.path.name)
+            else:
+                chosen.append(index)
         if not chosen:
             asked = f" of the licences {list(licences)}" if licences else ""
             found = sorted({photo.licence for photo in self.photos if photo.licence is not None})
+            left_out = "; ".join(f"{kind}: {finding}" for kind, finding in findings.passed_over.items())
             raise ConvMAEError(
-                f"{self.file} must have photos with objects{asked}; the licences of its photos are {found}"
+                f"{self.file} must have photos with objects{asked}; the licences of its photos are {found}; left out "
+                f"were {left_out or 'none'}"
             )
-        return self.subset(chosen)
+        return replace(self.subset(chosen), findings=findings)
 
     def _count_objects(self, index: int) -> int:
         photo, count = self.photos[index], len(self.objects[index])
@@ -206,67 +169,160 @@ class CocoSplit:
         return count
 
     def ground_truth(self) -> dict[str, Any]:
-        """What pycocotools evaluates against: these photos with all their annotations, crowds included."""
-        content = _read_instances(self.file)
+        """What `coco_metrics` evaluates against: these photos with all their annotations, crowds included.
+
+        The segmentation of an object without a mask is None. Ids of annotations are new ones.
+        """
         photos = {photo.id: photo for photo in self.photos}
-        annotations = []
-        for annotation in content.annotations:
+        annotations: list[dict[str, Any]] = []
+        for annotation in read_instances(self.file, Findings()).annotations:
             photo = photos.get(annotation.image_id)
             segmentation = None if photo is None else _usable(annotation.segmentation, photo)
-            if photo is None or segmentation is None:
+            if photo is None or (segmentation is None and (annotation.iscrowd or _clipped(annotation, photo) is None)):
                 continue
-            area = annotation.area
-            if area is None:
-                area = area_of(segmentation, photo.height, photo.width)
-            changed = {"bbox": list(annotation.bbox), "segmentation": segmentation, "area": area}
-            annotations.append(annotation.model_dump() | changed | {"iscrowd": int(annotation.iscrowd)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": photo.id,
+                    "category_id": self.category_ids[self.labels[annotation.category_id]],
+                    "bbox": list(annotation.bbox),
+                    "segmentation": segmentation,
+                    "area": _area(annotation, segmentation, photo),
+                    "iscrowd": int(bool(annotation.iscrowd)),
+                }
+            )
+        named = zip(self.category_ids, self.classes, strict=True)
         return {
             "images": [{"id": photo.id, "height": photo.height, "width": photo.width} for photo in self.photos],
-            "categories": [category.model_dump() for category in content.categories],
+            "categories": [{"id": number, "name": name} for number, name in named],
             "annotations": annotations,
         }
 
 
-def read_coco_split(root: Path, split: str) -> CocoSplit:
+def read_coco_split(root: Path, split: str, *, like: CocoSplit | None = None) -> CocoSplit:
     """Reads the annotations of a split and finds its photos; whether these can be decoded shows later.
+
+    Args:
+        root: of the data.
+        split: "train" or "val", see `coco_file`.
+        like: the split whose classes these are, by their names; of its classes this one may lack some.
 
     Raises:
         ConvMAEError: files are missing, or annotations are broken, name photos or categories that are not there, or
-            files outside of the folder of photos.
+            files outside of the folder of photos, or none can be learnt from.
     """
-    file, folder = _find_split(root, split)
-    content = _read_instances(file)
-    photos = tuple(_photo(image, file, folder) for image in sorted(content.images, key=lambda image: image.id))
-    categories = sorted(content.categories, key=lambda category: category.id)
-    labels = {category.id: label for label, category in enumerate(categories)}
+    file, folder = find_split(root, split)
+    findings = Findings()
+    content = read_instances(file, findings)
+    photos = _photos(content, file, folder, findings)
+    classes, category_ids, labels = _classes(content, file, like, findings)
     annotations = defaultdict(list)
     for annotation in content.annotations:
-        if not annotation.iscrowd:
-            annotations[annotation.image_id].append(annotation)
+        annotations[annotation.image_id].append(annotation)
     found: Counter[str] = Counter()
+    maskless: set[int] = set()
 
     def packed() -> Iterator[bytes]:
         for photo in photos:
-            objects = [_object(annotation, photo, labels) for annotation in annotations[photo.id]]
-            kept = [item for item in objects if item is not None]
-            found.update(kept=len(kept), dropped=len(objects) - len(kept))
+            kept = []
+            for annotation in annotations.pop(photo.id, ()):
+                item = _object(annotation, photo, labels)
+                if isinstance(item, CocoObject):
+                    kept.append(item)
+                    _note_contradiction(annotation, item, photo, findings)
+                    continue
+                found[item] += 1
+                findings.pass_over(LEFT_OUT[item], annotation.name)
+                if item == "maskless":
+                    maskless.add(photo.id)
+            found["kept"] += len(kept)
+            found.update(f"label {item.label}" for item in kept)
             yield PackedObjects.pack(kept)
 
     objects = PackedObjects(packed())
     if not found["kept"]:
         raise ConvMAEError(
-            f"{file} must have objects with a box and a segmentation (polygons or run lengths); found none among its "
-            f"{len(content.annotations)} annotations"
+            f"{file} must have objects with a box and a segmentation; {_why_none(found, photos, content)}"
         )
+    for label, name in enumerate(classes):
+        if not found[f"label {label}"]:
+            findings.doubt(f"classes without objects in {file.name}", name)
     return CocoSplit(
         file=file,
         photos=photos,
         objects=objects,
-        classes=tuple(category.name for category in categories),
-        category_ids=tuple(labels),
-        crowds=sum(annotation.iscrowd for annotation in content.annotations),
-        dropped=found["dropped"],
+        classes=classes,
+        category_ids=category_ids,
+        labels=labels,
+        crowds=found["crowd"],
+        dropped=found["outside"],
+        maskless=frozenset(maskless),
+        findings=findings,
     )
+
+
+def _photos(content: Instances, file: Path, folder: Path, findings: Findings) -> tuple[CocoPhoto, ...]:
+    """The photos of a file that are there, in the order of their ids."""
+    images = sorted(content.images, key=lambda image: image.id)
+    return tuple(
+        CocoPhoto(
+            id=image.id,
+            path=path,
+            width=image.width,
+            height=image.height,
+            licence=image.license if type(image.license) is int else None,
+        )
+        for image, path in zip(images, paths_of_photos(images, file, folder, findings), strict=True)
+        if path is not None
+    )
+
+
+def _why_none(found: Mapping[str, int], photos: Sequence[CocoPhoto], content: Instances) -> str:
+    """Why a file has nothing to learn from, and what to do."""
+    if found["crowd"]:
+        return (
+            f"{found['crowd']} of its annotations have iscrowd 1, which marks groups that are not told apart, and no "
+            "other can be learnt from: set iscrowd to 0 where each is one object (CVAT writes 1 for masks of its brush)"
+        )
+    if found["maskless"]:
+        return (
+            f"{found['maskless']} have a box alone, and Mask R-CNN needs masks: annotate polygons, or run lengths "
+            "of the photo's size"
+        )
+    return (
+        f"found none among its {len(content.annotations)} annotations ({found['outside']} lie outside of their photo), "
+        f"{len(photos)} of its {len(content.images)} photos being there"
+    )
+
+
+def _classes(
+    content: Instances, file: Path, like: CocoSplit | None, findings: Findings
+) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
+    """Names of the classes, their ids, and the label of each id of a file."""
+    categories = sorted(content.categories, key=lambda category: category.id)
+    if like is None:
+        ids = tuple(category.id for category in categories)
+        return tuple(category.name for category in categories), ids, {number: label for label, number in enumerate(ids)}
+    pairs = list(zip(like.category_ids, like.classes, strict=True))
+    labels = {category.id: _label_like(category, pairs) for category in categories}
+    used = {annotation.category_id for annotation in content.annotations}
+    for category in categories:
+        if labels[category.id] is None and category.id in used:
+            raise ConvMAEError(
+                f"{file} has objects of the category {category.name!r}, which {like.file} has not; give both files the "
+                "same categories"
+            )
+        if labels[category.id] is None:
+            findings.pass_over("categories without objects that are not trained on", category.name)
+    return like.classes, like.category_ids, {number: label for number, label in labels.items() if label is not None}
+
+
+def _label_like(category: Category, pairs: Sequence[tuple[int, str]]) -> int | None:
+    """The label of a category in another file: by its id and name, else by its name where that is there once."""
+    if (category.id, category.name) in pairs:
+        return pairs.index((category.id, category.name))
+    named = [label for label, (_, name) in enumerate(pairs) if name == category.name]
+    return named[0] if len(named) == 1 else None
 
 
 def read_coco_photo(photo: CocoPhoto) -> Image.Image:
@@ -279,10 +335,10 @@ def read_coco_photo(photo: CocoPhoto) -> Image.Image:
         ConvMAEError: it cannot be read or decoded, or has another size than the annotations say.
     """
     expected = photo.width, photo.height
-    stored = read_photo(photo.path, apply_orientation=False).image
+    stored = read_photo(photo.path, apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
     if stored.size == expected:
         return stored
-    upright = read_photo(photo.path).image
+    upright = read_photo(photo.path, limits=ANNOTATED_PHOTO_LIMITS).image
     if upright.size == expected:
         return upright
     raise ConvMAEError(
@@ -291,77 +347,54 @@ def read_coco_photo(photo: CocoPhoto) -> Image.Image:
     )
 
 
-def _photo(image: _Image, file: Path, folder: Path) -> CocoPhoto:
-    try:
-        path = path_inside(folder, image.file_name)
-    except ConvMAEError as error:
-        raise ConvMAEError(f"{file}: image {image.id}: {error}") from None
-    return CocoPhoto(id=image.id, path=path, width=image.width, height=image.height, licence=image.license)
-
-
-def _find_split(root: Path, split: str) -> tuple[Path, Path]:
-    for annotations, photos in LAYOUTS:
-        file, folder = root / annotations.format(split), root / photos.format(split)
-        if file.is_file() and folder.is_dir():
-            return file, folder
-    annotations, photos = (part.format(split) for part in LAYOUTS[0])
-    raise ConvMAEError(f"{root} must hold {annotations} and photos in {photos}/; at least one of the two is missing")
-
-
-def _read_instances(file: Path) -> _Instances:
-    """The content of a file of annotations, in which every reference leads somewhere and every mask can be drawn."""
-    try:
-        content = _Instances.model_validate_json(read_regular(file, MAX_ANNOTATION_BYTES))
-    except pydantic.ValidationError as error:
-        problem = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, problem["loc"])) or "the file"
-        raise ConvMAEError(f"{file} is not COCO's format for instances: {place}: {problem['msg']}") from None
-    except OSError as error:
-        raise ConvMAEError(f"{file} cannot be read ({error.strerror}); check its path and permissions") from None
-    known = {}
-    for kind in ("images", "categories", "annotations"):
-        numbers = Counter(entry.id for entry in getattr(content, kind))
-        repeated = [number for number, count in numbers.items() if count > 1]
-        if repeated:
-            raise ConvMAEError(f"{file} must give each of its {kind} an id of its own; {repeated[0]} is there twice")
-        known[kind] = numbers.keys()
-    check_class_names([category.name for category in content.categories], file)
-    images = {image.id: image for image in content.images}
-    for annotation in content.annotations:
-        if annotation.category_id not in known["categories"]:
-            raise ConvMAEError(f"{file}: annotation {annotation.id} has the unknown category {annotation.category_id}")
-        if annotation.image_id not in images:
-            raise ConvMAEError(f"{file}: annotation {annotation.id} is of the unknown image {annotation.image_id}")
-        try:
-            _check_extent(annotation, images[annotation.image_id])
-        except ConvMAEError as error:
-            raise ConvMAEError(f"{file}: annotation {annotation.id}: {error}; mend it or take it out") from None
-    return content
-
-
-def _check_extent(annotation: _Annotation, image: _Image) -> None:
-    """Raises ConvMAEError unless the box and the mask are such that they can be computed with."""
-    check_box(annotation.bbox)
-    if isinstance(annotation.segmentation, list):
-        check_polygons(annotation.segmentation)
-    elif annotation.segmentation is not None and annotation.segmentation.size == (image.height, image.width):
-        check_run_lengths(annotation.segmentation.counts, image.height, image.width)
-
-
-def _object(annotation: _Annotation, photo: CocoPhoto, labels: dict[int, int]) -> CocoObject | None:
-    """An annotation as something to learn from; None where it has no mask or nothing of its box is inside the photo."""
-    x, y, width, height = annotation.bbox
-    box = max(x, 0.0), max(y, 0.0), min(x + width, float(photo.width)), min(y + height, float(photo.height))
-    segmentation = _usable(annotation.segmentation, photo)
-    if segmentation is None or box[0] >= box[2] or box[1] >= box[3]:
-        return None
+def _object(annotation: Annotation, photo: CocoPhoto, labels: Mapping[int, int]) -> CocoObject | str:
+    """An annotation as something to learn from, or else a key of `LEFT_OUT`."""
+    if annotation.iscrowd:
+        return "crowd"
+    box, segmentation = _clipped(annotation, photo), _usable(annotation.segmentation, photo)
+    if box is None:
+        return "outside"
+    if segmentation is None:
+        return "maskless"
     return CocoObject(label=labels[annotation.category_id], box=box, segmentation=segmentation)
 
 
-def _usable(segmentation: list[list[float]] | _RunLengths | None, photo: CocoPhoto) -> Segmentation | None:
+def _clipped(annotation: Annotation, photo: CocoPhoto) -> Box | None:
+    """x1, y1, x2, y2 of what of the box is inside the photo; None where nothing is."""
+    x, y, width, height = annotation.bbox
+    box = max(x, 0.0), max(y, 0.0), min(x + width, float(photo.width)), min(y + height, float(photo.height))
+    return None if box[0] >= box[2] or box[1] >= box[3] else box
+
+
+def _usable(segmentation: list[list[float]] | RunLengths | None, photo: CocoPhoto) -> Segmentation | None:
     """Run lengths of the photo's size, or the polygons of at least three points; None where there is neither."""
-    if isinstance(segmentation, _RunLengths):
+    if isinstance(segmentation, RunLengths):
         fits = segmentation.size == (photo.height, photo.width)
         return segmentation.model_dump(mode="json") if fits else None
     polygons = segmentation or []
     return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON and len(polygon) % 2 == 0] or None
+
+
+def _area(annotation: Annotation, segmentation: Segmentation | None, photo: CocoPhoto) -> float:
+    """Pixels of an object: what the file says, else those of its mask or of its box."""
+    said = annotation.area
+    if isinstance(said, int | float) and not isinstance(said, bool) and math.isfinite(said):
+        return float(said)
+    if segmentation is None:
+        return annotation.bbox[2] * annotation.bbox[3]
+    return area_of(segmentation, photo.height, photo.width)
+
+
+def _note_contradiction(annotation: Annotation, item: CocoObject, photo: CocoPhoto, findings: Findings) -> None:
+    """Counts an object whose box is not that of its mask: one as corners, as shares of the photo, or of another one."""
+    x1, y1, x2, y2 = bounds_of(item.segmentation, photo.height, photo.width)
+    width = min(x2, item.box[2]) - max(x1, item.box[0])
+    height = min(y2, item.box[3]) - max(y1, item.box[1])
+    common = max(width, 0.0) * max(height, 0.0)
+    areas = (x2 - x1) * (y2 - y1) + (item.box[2] - item.box[0]) * (item.box[3] - item.box[1])
+    if common < LEAST_OVERLAP * (areas - common):
+        mask = [round(x1), round(y1), round(x2 - x1), round(y2 - y1)]
+        findings.doubt(
+            "boxes that contradict their masks",
+            f"{annotation.name} has the box {[round(value, 1) for value in annotation.bbox]}, its mask {mask}",
+        )

@@ -120,3 +120,13 @@ def mask_of(segmentation: Segmentation, height: int, width: int) -> NDArray[np.u
 def area_of(segmentation: Segmentation, height: int, width: int) -> float:
     """Pixels of an object that was checked, in a photo of that size."""
     return float(run_lengths.area(to_run_lengths(segmentation, height, width)))
+
+
+def bounds_of(segmentation: Segmentation, height: int, width: int) -> tuple[float, float, float, float]:
+    """x1, y1, x2, y2 in pixels around an object that was checked, inside a photo of that size."""
+    if isinstance(segmentation, list):
+        xs = [value for polygon in segmentation for value in polygon[::2]]
+        ys = [value for polygon in segmentation for value in polygon[1::2]]
+        return max(min(xs), 0.0), max(min(ys), 0.0), min(max(xs), float(width)), min(max(ys), float(height))
+    x, y, box_width, box_height = run_lengths.toBbox(to_run_lengths(segmentation, height, width)).tolist()
+    return x, y, x + box_width, y + box_height

@@ -16,8 +16,11 @@ from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.data.unreadable import Unreadable, UnreadableCount
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 
+NO_FEATURES = ConvMAEError("it could not be decoded when its features were computed")
 KEY = "key"  # in a file's metadata: what its features were computed from
 
 
@@ -61,16 +64,17 @@ class FeatureSource(StepSource):
     One view at a time is in memory.
     """
 
-    def __init__(self, views: Sequence[Path], labels: Sequence[int], sampler: StepSampler) -> None:
+    def __init__(self, views: Sequence[Path], folder: PhotoFolder, sampler: StepSampler) -> None:
         """
         Args:
             views: files of features of the same photos, augmented differently.
-            labels: the class of each photo.
+            folder: the photos and their classes.
             sampler: of this process, over the photos' indices.
         """
         super().__init__(sampler)
         self._views = views
-        self._labels = torch.tensor(labels)
+        self._photos = folder.photos
+        self._labels = torch.tensor(folder.labels)
 
     def micro_batches(self, epoch: int) -> Iterator[MicroBatch]:
         """Features (B, D) instead of images."""
@@ -79,8 +83,10 @@ class FeatureSource(StepSource):
 
     def _micro_batch(self, features: Features, keys: Sequence[tuple[int, int]]) -> MicroBatch:
         indices = torch.tensor([index for _, index in keys])
-        kept = indices[features.readable[indices]]
-        return features.values[kept], self._labels[kept], len(indices) - len(kept)
+        readable = features.readable[indices]
+        kept = indices[readable]
+        unreadable = [Unreadable.because(self._photos[index], NO_FEATURES) for index in indices[~readable].tolist()]
+        return features.values[kept], self._labels[kept], UnreadableCount.of(unreadable)
 
 
 class EvaluationFeatures(EvaluationPhotos):
@@ -90,7 +96,7 @@ class EvaluationFeatures(EvaluationPhotos):
         super().__init__(folder, preprocessing)
         self.features = features
 
-    def __getitem__(self, index: int) -> LabelledSample | None:
+    def __getitem__(self, index: int) -> LabelledSample | Unreadable:
         if not self.features.readable[index]:
-            return None
+            return Unreadable.because(self.folder.photos[index], NO_FEATURES)
         return self.features.values[index], self.folder.labels[index]

@@ -15,9 +15,10 @@ from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.shard_sampler import ShardPhoto
+from convmae_deploy.data.unreadable import Unreadable, UnreadableCount
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.images import decode_image
-from convmae_deploy.media.photo_files import read_photo
+from convmae_deploy.media.photo_files import DATASET_PHOTO_LIMITS, read_photo
 from convmae_deploy.tasks.preprocess import preprocess
 
 Source = TypeVar("Source")
@@ -50,11 +51,11 @@ def masked_sample(
     return image, torch.rand(cells)
 
 
-class AugmentedPhotos(Dataset[LabelledSample | None]):
+class AugmentedPhotos(Dataset[LabelledSample | Unreadable]):
     """Photos through a random transform, each sample a pure function of (seed, epoch, index).
 
     The key is (epoch, index), so the result depends neither on the number of workers nor on where a run was resumed.
-    A photo that cannot be read is None; `collate_readable` drops it.
+    In place of a photo that cannot be read comes an `Unreadable`; `collate_readable` drops it.
     """
 
     def __init__(self, folder: PhotoFolder, transform: Transform, seed: int) -> None:
@@ -65,17 +66,17 @@ class AugmentedPhotos(Dataset[LabelledSample | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> LabelledSample | None:
+    def __getitem__(self, key: tuple[int, int]) -> LabelledSample | Unreadable:
         epoch, index = key
         try:
-            image = read_photo(self.folder.photos[index]).image
-        except ConvMAEError:
-            return None
+            image = read_photo(self.folder.photos[index], limits=DATASET_PHOTO_LIMITS).image
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.photos[index], error)
         seed_sample(self.seed, epoch, index)
         return self.transform(image), self.folder.labels[index]
 
 
-class MaskedPhotos(Dataset[MaskedSample | None]):
+class MaskedPhotos(Dataset[MaskedSample | Unreadable]):
     """Photos without labels for pretraining: image and mask noise, a pure function of (seed, epoch, index).
 
     Keys and unreadable photos as in `AugmentedPhotos`.
@@ -90,16 +91,16 @@ class MaskedPhotos(Dataset[MaskedSample | None]):
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> MaskedSample | None:
+    def __getitem__(self, key: tuple[int, int]) -> MaskedSample | Unreadable:
         epoch, index = key
         try:
-            photo = read_photo(self.photos[index]).image
-        except ConvMAEError:
-            return None
+            photo = read_photo(self.photos[index], limits=DATASET_PHOTO_LIMITS).image
+        except ConvMAEError as error:
+            return Unreadable.because(self.photos[index], error)
         return masked_sample(photo, self.transform, self.cells, (self.seed, epoch, index))
 
 
-class MaskedShardPhotos(Dataset[MaskedSample | None]):
+class MaskedShardPhotos(Dataset[MaskedSample | Unreadable]):
     """Photos out of shards for pretraining: a pure function of the seed and the key, which brings the encoded photo.
 
     So it depends neither on the number of processes and workers nor on where a run was resumed.
@@ -110,18 +111,19 @@ class MaskedShardPhotos(Dataset[MaskedSample | None]):
         self.seed = seed
         self.cells = cells
 
-    def __getitem__(self, key: ShardPhoto) -> MaskedSample | None:
+    def __getitem__(self, key: ShardPhoto) -> MaskedSample | Unreadable:
+        name = f"{key.name}, sample {key.member}"
         if key.data is None:
-            return None
+            return Unreadable(name, key.problem)
         try:
-            photo = decode_image(key.data).image
-        except ConvMAEError:
-            return None
+            photo = decode_image(key.data, limits=DATASET_PHOTO_LIMITS).image
+        except ConvMAEError as error:
+            return Unreadable.because(name, error)
         identity = (self.seed, key.epoch, key.shard, key.member, key.lap)
         return masked_sample(photo, self.transform, self.cells, identity)
 
 
-class EvaluationPhotos(Dataset[LabelledSample | None]):
+class EvaluationPhotos(Dataset[LabelledSample | Unreadable]):
     """Photos through the runtime's own preprocessing: what is measured here is what is served."""
 
     def __init__(self, folder: PhotoFolder, preprocessing: Preprocessing) -> None:
@@ -131,21 +133,21 @@ class EvaluationPhotos(Dataset[LabelledSample | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, index: int) -> LabelledSample | None:
+    def __getitem__(self, index: int) -> LabelledSample | Unreadable:
         try:
-            image = read_photo(self.folder.photos[index]).image
-        except ConvMAEError:
-            return None
+            image = read_photo(self.folder.photos[index], limits=DATASET_PHOTO_LIMITS).image
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.photos[index], error)
         return torch.from_numpy(preprocess(image, self.preprocessing)), self.folder.labels[index]
 
 
-def collate_readable(samples: Sequence[LabelledSample | MaskedSample | None]) -> MicroBatch:
+def collate_readable(samples: Sequence[LabelledSample | MaskedSample | Unreadable]) -> MicroBatch:
     """Images (B, 3, H, W) and labels (B,) or noise (B, N) of the readable samples, and how many were not.
 
     B may be 0, and then all tensors are empty.
     """
-    readable = [sample for sample in samples if sample is not None]
-    unreadable = len(samples) - len(readable)
+    readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    unreadable = UnreadableCount.of(sample for sample in samples if isinstance(sample, Unreadable))
     if not readable:
         return torch.empty(0), torch.empty(0, dtype=torch.long), unreadable
     if readable[0][0].dtype == torch.uint8:  # pixel after pixel, as photos come: copied as they are

@@ -6,12 +6,13 @@ from torch.utils.data import Dataset
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation
 from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.errors import ConvMAEError
 
 SegmentationSample = tuple[Tensor, Tensor]  # image (3, h, w), labels (h, w) int64
 
 
-class AugmentedSegmentation(Dataset[SegmentationSample | None]):
+class AugmentedSegmentation(Dataset[SegmentationSample | Unreadable]):
     """Photos and their labels through a random transform, each a pure function of (seed, epoch, index).
 
     Keys and unreadable photos as in `photo_datasets.AugmentedPhotos`. A label map that is wrong is an error
@@ -26,13 +27,13 @@ class AugmentedSegmentation(Dataset[SegmentationSample | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample | None:
+    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample | Unreadable:
         epoch, index = key
         try:
             photo, labels = self.folder.read(index)
         except LabelError:
             raise
-        except ConvMAEError:
-            return None
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.photos[index], error)
         seed_sample(self.seed, epoch, index)
         return self.augmentation(photo, labels)

@@ -13,7 +13,8 @@ A label map is a PNG within the limits of photos, whatever its name: for one in 
 import csv
 import io
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from convmae_deploy.data.class_folder import check_class_names
+from convmae_deploy.data.class_folder import check_class_names, names_of_split
+from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json, read_regular, read_text, shortened
 from convmae_deploy.media.image_containers import read_png
 from convmae_deploy.media.image_formats import identify
-from convmae_deploy.media.images import ImageLimits
-from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES, find_photos, read_photo
+from convmae_deploy.media.photo_files import (
+    ANNOTATED_PHOTO_LIMITS,
+    IMAGE_SUFFIXES,
+    MAX_PHOTO_BYTES,
+    read_photo,
+    read_stored_size,
+)
 from convmae_deploy.printing import printable
 
 IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
 MAX_CLASSES = 255  # 0 to 254
 ADE20K_CLASSES = ("objectInfo150.txt", "objectInfo150.csv")  # lists of class names that come with ADE20K
-ADE20K_SPLITS = {"train": "training", "val": "validation"}
 MAP_MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes of label maps
 
 
@@ -46,6 +52,7 @@ class SegmentationFolder:
     classes: tuple[str, ...]
     ignore_index: int = IGNORE  # level in the files of pixels that are of no class
     reduce_zero_label: bool = False  # level 0 is of no class and class 0 has level 1
+    findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
 
     def read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         """A photo (RGB, as it is stored) and its labels (H, W), `IGNORE` where there is no class.
@@ -53,19 +60,16 @@ class SegmentationFolder:
         Raises:
             ConvMAEError: one of the two cannot be read, their sizes differ, or a level is of no class.
         """
-        photo = read_photo(self.photos[index], apply_orientation=False).image
-        labels = self.read_labels(index)
-        if labels.shape != (photo.height, photo.width):
-            raise LabelError(
-                f"{self.label_maps[index]} must have the size of its photo, {photo.width} x {photo.height} pixels; "
-                f"found {labels.shape[1]} x {labels.shape[0]}"
-            )
-        return photo, labels
+        photo = read_photo(self.photos[index], apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
+        return photo, self._labels(index, photo.size)
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
-        """The labels (H, W) of a photo; raises ConvMAEError where they cannot be read or a level is of no class."""
+        """The labels (H, W) of a photo, of which the header alone is read; raises as `read`."""
+        return self._labels(index, read_stored_size(self.photos[index], limits=ANNOTATED_PHOTO_LIMITS))
+
+    def _labels(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path = self.label_maps[index]
-        levels = read_levels(path)
+        levels = read_levels(path, size)
         labels = levels - 1 if self.reduce_zero_label else levels
         ignored = (levels == self.ignore_index) | (labels < 0)
         wrong = (labels >= len(self.classes)) & ~ignored
@@ -84,17 +88,21 @@ class LabelError(ConvMAEError):
     """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
 
 
-def read_levels(path: Path) -> NDArray[np.int32]:
+def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
     """The grey levels or palette indices (H, W) of a label map.
 
+    Args:
+        path: of the map.
+        size: (width, height) of its photo, without which nothing is decoded; None: not known.
+
     Raises:
-        LabelError: it cannot be read, is no PNG, is larger than a photo may be, or is a coloured picture.
+        LabelError: it cannot be read, is no PNG, has not the size of its photo, or is a coloured picture.
     """
     try:
         data = read_regular(path, MAX_PHOTO_BYTES)
         if data and identify(data) != "PNG":
             raise LabelError(f"the label map {path} must be a PNG; found {identify(data)}: convert it")
-        container = read_png(data, lambda width, height: _check_size(path, width, height))
+        container = read_png(data, lambda width, height: _check_size(path, (width, height), size))
         with PngImageFile(io.BytesIO(container.data)) as picture:
             if picture.mode not in MAP_MODES:
                 raise LabelError(
@@ -109,8 +117,13 @@ def read_levels(path: Path) -> NDArray[np.int32]:
         raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    limits = ImageLimits()
+def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int] | None) -> None:
+    width, height = found
+    if size is not None and found != size:
+        raise LabelError(
+            f"{path} must have the size of its photo, {size[0]} x {size[1]} pixels; found {width} x {height}"
+        )
+    limits = ANNOTATED_PHOTO_LIMITS
     if not (0 < max(width, height) <= limits.max_side and 0 < width * height <= limits.max_pixels):
         raise LabelError(
             f"the label map {path} may have {limits.max_pixels} pixels and {limits.max_side} a side; found "
@@ -129,16 +142,23 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
     Raises:
         ConvMAEError: the split or the names of the classes are missing, or a photo has no label map.
     """
-    is_ade20k = (root / "annotations").is_dir()
-    folder = ADE20K_SPLITS.get(split, split) if is_ade20k else split
-    images, labels = root / "images" / folder, root / ("annotations" if is_ade20k else "labels") / folder
-    if not images.is_dir() or not labels.is_dir():
-        missing = labels if images.is_dir() else images
+    photos_root, labels_root = root / "images", root / ("annotations" if (root / "annotations").is_dir() else "labels")
+    names = names_of_split(split) if split else ("",)
+    there = [name for name in names if (photos_root / name).is_dir() and (labels_root / name).is_dir()]
+    if not there:
+        named = [name for name in names if (photos_root / name).is_dir()]
+        missing = labels_root / named[0] if named else photos_root / split
         raise ConvMAEError(
             f"{root} must hold images/<split> and labels/<split> (or ADE20K's annotations/<split>); found no {missing}"
         )
+    images, labels = photos_root / there[0], labels_root / there[0]
     classes, ignore_index, reduce_zero_label = read_classes(root)
-    photos = tuple(find_photos([images]))
+    findings = Findings()
+    photos = files_in(images, IMAGE_SUFFIXES, findings, root)
+    if not photos:
+        raise ConvMAEError(
+            f"expected photos ({' '.join(sorted(IMAGE_SUFFIXES))}) in the folder {images}, found none; check the path"
+        )
     label_maps = tuple(labels / photo.relative_to(images).with_suffix(".png") for photo in photos)
     unlabelled = [(photo, path) for photo, path in zip(photos, label_maps, strict=True) if not path.is_file()]
     if unlabelled:
@@ -147,13 +167,31 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
             f"every photo must have a label map; {photo} has none at {path}"
             + (f", and {len(unlabelled) - 1} more have none" if len(unlabelled) > 1 else "")
         )
+    _note_pairs(photos, label_maps, labels, findings, root)
     return SegmentationFolder(
-        photos=photos,
+        photos=tuple(photos),
         label_maps=label_maps,
         classes=classes,
         ignore_index=ignore_index,
         reduce_zero_label=reduce_zero_label,
+        findings=findings,
     )
+
+
+def _note_pairs(
+    photos: Sequence[Path], label_maps: Sequence[Path], labels: Path, findings: Findings, root: Path
+) -> None:
+    """Counts label maps that belong to no photo, and those that belong to several."""
+    used = set(label_maps)
+    for path in files_in(labels, frozenset((".png",)), findings, root):
+        if path not in used:
+            findings.pass_over("label maps without a photo", path.relative_to(root))
+    if len(used) < len(label_maps):
+        seen: set[Path] = set()
+        for photo, path in zip(photos, label_maps, strict=True):
+            if path in seen:
+                findings.doubt("photos that share their label map with another one", photo.relative_to(root))
+            seen.add(path)
 
 
 def read_classes(root: Path) -> tuple[tuple[str, ...], int, bool]:

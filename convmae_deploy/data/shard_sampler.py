@@ -11,6 +11,7 @@ import numpy as np
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.shards import NO_PHOTOS, Shards, read_shard
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 
 _BATCHES_AHEAD = 4  # read while the device computes
 MAX_HELD_BYTES = 4 * 1024**3  # for encoded photos that wait to be drawn, should they be larger than photos are
@@ -26,6 +27,8 @@ class ShardPhoto(NamedTuple):
     member: int  # place among the samples of the shard
     lap: int  # how often its process had been through all its shards in this epoch
     data: bytes | None  # None: could not be read
+    name: str = ""  # of the shard
+    problem: str = ""  # why it could not be read
 
 
 class ShardSampler:
@@ -114,8 +117,9 @@ class ShardSampler:
     def _lap(self, epoch: int, lap: int, shards: Sequence[int]) -> Iterator[ShardPhoto]:
         for shard in shards:
             for member, data in enumerate(read_shard(self._shards.names[shard])):
-                readable = data if isinstance(data, bytes) else None
-                yield ShardPhoto(epoch=epoch, shard=shard, member=member, lap=lap, data=readable)
+                readable, problem = (data, "") if isinstance(data, bytes) else (None, data)
+                name = printable(self._shards.names[shard])
+                yield ShardPhoto(epoch, shard, member, lap, data=readable, name=name, problem=problem)
 
     def _check_any(self, samples: int, own: Sequence[int]) -> None:
         if not samples:

@@ -23,8 +23,11 @@ from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.braces import check_count
+from convmae_deploy.data.class_folder import holds_files, names_of_split, note_unused, split_folder
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
+from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import printable
 
@@ -32,6 +35,7 @@ EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # which members are phot
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
 SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # that webdataset opens without a shell
 _URL = re.compile(r"(pipe):|([a-z][a-z0-9+.-]*)://")
+_HELD_OUT = frozenset(("val", "valid", "validation", "test"))  # words in the name of an archive
 _COUNTING_THREADS = 8  # they wait for the disk
 
 
@@ -48,7 +52,7 @@ class ShardUrl:
 Shard = Path | ShardUrl
 
 
-def find_shards(data: str) -> tuple[Shard, ...]:
+def find_shards(data: str, findings: Findings | None = None) -> tuple[Shard, ...]:
     """The shards that `data` names, sorted: the *.tar of a folder, a path or URL, or a pattern "data-{000..146}.tar".
 
     Empty where it is something else, for instance a folder of photos. What is there under exactly this name is a file
@@ -57,19 +61,54 @@ def find_shards(data: str) -> tuple[Shard, ...]:
 
     Args:
         data: as the user typed it, never read from a file.
+        findings: takes the archives of a folder that are not trained on.
 
     Raises:
-        ConvMAEError: the pattern cannot be expanded or names too many, a URL is of another kind, or webdataset is
-            missing.
+        ConvMAEError: the pattern cannot be expanded or names too many, a URL is of another kind, webdataset is
+            missing, or a folder holds archives and photos side by side.
     """
     if os.path.isdir(data):
-        return tuple(sorted(path.absolute() for path in Path(data).glob("*.tar") if not path.name.startswith(".")))
+        return _shards_in(Path(data), Findings() if findings is None else findings)
     is_shard = data.endswith(".tar")
     if os.path.isfile(data):
         return (Path(data).absolute(),) if is_shard else ()
     if not (_URL.match(data) or "{" in data or is_shard):
         return ()
     return tuple(sorted({_as_typed(name) for name in _expanded(data)}, key=str))
+
+
+def _shards_in(root: Path, findings: Findings) -> tuple[Shard, ...]:
+    """The archives of `root/train` where that exists, else of `root`; none where there are folders of photos beside.
+
+    Archives that are named for validation or tests are left out, unless there are no others.
+    """
+    own = split_folder(root, "train")
+    folder = own if own.is_dir() else root
+    archives = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    held_out = (*names_of_split("val"), *names_of_split("test"))
+    folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if not archives or any(holds_files(entry, IMAGE_SUFFIXES) for entry in folders if entry.name not in held_out):
+        return ()
+    loose = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+    if loose:
+        raise ConvMAEError(
+            f"expected photos or shards in {folder}, found {len(archives)} archives ({archives[0].name}) and "
+            f"{len(loose)} photos ({loose[0]}) side by side; name the shards by a pattern such as "
+            f"'{folder}/data-{{000..146}}.tar', or move one of the two away"
+        )
+    others = [path for path in archives if not _HELD_OUT & set(re.split("[^a-z]+", path.stem.lower()))]
+    for path in archives if others else ():
+        if path not in others:
+            findings.pass_over("archives that are named for validation or tests", path.relative_to(root))
+    if folder != root:
+        note_unused(root, findings, used=names_of_split("train"))
+    else:
+        for entry in sorted(folder.iterdir()):
+            if entry in folders:
+                findings.pass_over("folders beside the shards", entry.name)
+            elif entry not in archives:
+                findings.leave_out_file(entry, root, frozenset())
+    return tuple(path.absolute() for path in others or archives)
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -163,23 +202,30 @@ class Shards:
             self._count(shard)
         return self._samples[shard]
 
-    def count(self, console: Console) -> int:
+    def count(self, console: Console, findings: Findings | None = None) -> int:
         """Samples of all shards, unreadable ones included. For URLs this reads all the data once.
+
+        Args:
+            console: where it says how far it is.
+            findings: takes the shards that are damaged or missing, or hold no photo.
 
         Raises:
             ConvMAEError: there is no photo in any of them.
         """
         total = len(self.names)
+        findings = Findings() if findings is None else findings
         photos, errors = 0, []
         with ThreadPoolExecutor(_COUNTING_THREADS) as pool:
             counts = pool.map(self._count, range(total))
             hidden = not console.is_terminal
-            for found, error in track(
-                counts, "counting photos", total=total, console=console, transient=True, disable=hidden
-            ):
+            tracked = track(counts, "counting photos", total=total, console=console, transient=True, disable=hidden)
+            for name, (found, error) in zip(self.names, tracked, strict=True):
                 photos += found
                 if error is not None:
                     errors.append(error)
+                    findings.doubt("shards that are damaged or missing", error)
+                elif not found:
+                    findings.doubt("shards without a photo", name)
         problem = f"{len(errors)} damaged or missing, the first: {errors[0]}" if errors else ""
         if not photos:
             raise ConvMAEError(f"expected photos in {total} shards, found none; {problem or NO_PHOTOS}")

@@ -1,6 +1,7 @@
 """Videos as torch datasets: clips augmented for training, with or without labels, and as served for evaluation.
 
-As for photos a sample is a pure function of (seed, epoch, index), and a video that cannot be decoded is None.
+As for photos a sample is a pure function of (seed, epoch, index), and in place of a video that cannot be decoded comes
+an `Unreadable`.
 
 Shapes: T frames of a clip, H W its size, V views, R copies.
 """
@@ -23,21 +24,13 @@ from convmae_deploy.data.photo_datasets import (
     masked_sample,
     seed_sample,
 )
+from convmae_deploy.data.unreadable import Unreadable, UnreadableCount
 from convmae_deploy.data.video_augmentation import ClipTransform, Frames
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import open_video
-from convmae_deploy.media.video_limits import VideoLimits
+from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
 from convmae_deploy.tasks.clips import ClipViews, random_moments, read_clips
-
-# Of one's own files: only what would stop a training. A video is held in memory, so long ones are better cut.
-TRAINING_LIMITS = VideoLimits(
-    max_bytes=2_000_000_000,
-    max_seconds=4 * 3600,
-    max_frames=1_000_000,
-    max_pixels=8192 * 4608,
-    decoding_seconds=300,
-)
 
 
 def random_frames(video: Path, spec: ClipPreprocessing) -> Frames:
@@ -47,13 +40,13 @@ def random_frames(video: Path, spec: ClipPreprocessing) -> Frames:
         ConvMAEError: the video cannot be read or decoded.
     """
     numbers = [random.random() for _ in range(spec.frames)]
-    with open_video(video, limits=TRAINING_LIMITS) as opened:
+    with open_video(video, limits=DATASET_VIDEO_LIMITS) as opened:
         wanted = opened.on_screen(random_moments(spec, len(opened), numbers))
         decoded = dict(zip(np.unique(wanted).tolist(), opened.frames(wanted), strict=True))
     return [decoded[number] for number in wanted.tolist()]
 
 
-class MaskedVideos(Dataset[MaskedSample | None]):
+class MaskedVideos(Dataset[MaskedSample | Unreadable]):
     """Clips without labels for pretraining: (3, T, H, W) and mask noise (cells,)."""
 
     def __init__(
@@ -76,18 +69,18 @@ class MaskedVideos(Dataset[MaskedSample | None]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: tuple[int, int]) -> MaskedSample | None:
+    def __getitem__(self, key: tuple[int, int]) -> MaskedSample | Unreadable:
         epoch, index = key
         try:
             return masked_sample(self.videos[index], self._clip, self.cells, (self.seed, epoch, index))
-        except ConvMAEError:
-            return None
+        except ConvMAEError as error:
+            return Unreadable.because(self.videos[index], error)
 
     def _clip(self, video: Path) -> Tensor:
         return self.transform(random_frames(video, self.spec))
 
 
-class AugmentedVideos(Dataset[list[LabelledSample] | None]):
+class AugmentedVideos(Dataset[list[LabelledSample] | Unreadable]):
     """Clips with labels for finetuning: R copies of one random clip (repeated augmentation), augmented differently.
 
     A video is decoded once for all its copies; `collate_copies` makes a batch of them.
@@ -115,17 +108,17 @@ class AugmentedVideos(Dataset[list[LabelledSample] | None]):
     def __len__(self) -> int:
         return len(self.folder.videos)
 
-    def __getitem__(self, key: tuple[int, int]) -> list[LabelledSample] | None:
+    def __getitem__(self, key: tuple[int, int]) -> list[LabelledSample] | Unreadable:
         epoch, index = key
         seed_sample(self.seed, epoch, index)
         try:
             frames = random_frames(self.folder.videos[index], self.spec)
-        except ConvMAEError:
-            return None
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.videos[index], error)
         return [(self.transform(frames), self.folder.labels[index]) for _ in range(self.copies)]
 
 
-class EvaluationVideos(Dataset[LabelledSample | None]):
+class EvaluationVideos(Dataset[LabelledSample | Unreadable]):
     """Views (V, 3, T, H, W) of a video through the runtime's own preprocessing: what is measured is what is served.
 
     `engine.classification.AverageOfViews` makes one answer of them.
@@ -139,16 +132,16 @@ class EvaluationVideos(Dataset[LabelledSample | None]):
     def __len__(self) -> int:
         return len(self.folder.videos)
 
-    def __getitem__(self, index: int) -> LabelledSample | None:
+    def __getitem__(self, index: int) -> LabelledSample | Unreadable:
         try:
-            clips = read_clips(self.folder.videos[index], self.spec, views=self.views, limits=TRAINING_LIMITS)
-        except ConvMAEError:
-            return None
+            clips = read_clips(self.folder.videos[index], self.spec, views=self.views, limits=DATASET_VIDEO_LIMITS)
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.videos[index], error)
         return torch.from_numpy(clips), self.folder.labels[index]
 
 
-def collate_copies(samples: Sequence[list[LabelledSample] | None]) -> MicroBatch:
+def collate_copies(samples: Sequence[list[LabelledSample] | Unreadable]) -> MicroBatch:
     """Clips (B * R, 3, T, H, W) and labels (B * R,) of the readable videos, and how many were not."""
-    readable = [sample for copies in samples if copies is not None for sample in copies]
+    readable = [sample for copies in samples if not isinstance(copies, Unreadable) for sample in copies]
     clips, labels, _ = collate_readable(readable)
-    return clips, labels, sum(copies is None for copies in samples)
+    return clips, labels, UnreadableCount.of(copies for copies in samples if isinstance(copies, Unreadable))

@@ -11,23 +11,31 @@ reached through a link that the user puts into the folder.
 
 import csv
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convmae_deploy.data.class_folder import (
     MAX_CLASSES,
+    ClassFolders,
     check_class_names,
     find_training_files,
+    names_of_split,
     read_class_folders,
     read_class_names,
+    read_class_splits,
+    split_folder,
 )
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import path_inside, read_text, shortened
-from convmae_deploy.media.video_formats import VIDEO_SUFFIXES, find_videos
+from convmae_deploy.media.video_formats import VIDEO_SUFFIXES
 
 _LIST_SUFFIXES = (".csv", ".txt")
 _MAX_LIST_BYTES = 512 * 1024 * 1024  # millions of lines
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+_HEADER = frozenset(("path", "file", "filename", "file_name", "name", "video", "video_path", "video_name"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +45,25 @@ class VideoFolder:
     videos: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
 
 
 def read_video_splits(root: Path) -> tuple[VideoFolder, VideoFolder]:
-    """The videos of `train` and `val`, class folders or lists.
+    """The videos of `train` and `val`, class folders or lists; classes are those of `train`.
 
     Raises:
-        ConvMAEError: a split is missing or of another form, or has classes that the other has not.
+        ConvMAEError: a split is missing or of another form, or `val` has classes that `train` has not.
     """
-    train = read_video_folder(root, "train")
-    val = read_video_folder(root, "val", classes=None if (root / "val").is_dir() else train.classes)
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise ConvMAEError(f"train and val of {root} must have the same classes; only one of them has {differing}")
-    return train, val
+    if list_of(root, "train") is None and list_of(root, "val") is None:
+        train, val = read_class_splits(root, VIDEO_SUFFIXES, "videos")
+        return _videos(train), _videos(val)
+    learnt = read_video_folder(root, "train")
+    measured = read_video_folder(root, "val", classes=learnt.classes)
+    with_videos = set(measured.labels)
+    for label, name in enumerate(learnt.classes):
+        if label not in with_videos:
+            measured.findings.doubt("classes without videos to validate on", name)
+    return learnt, measured
 
 
 def read_video_folder(root: Path, split: str, *, classes: Sequence[str] | None = None) -> VideoFolder:
@@ -64,19 +77,20 @@ def read_video_folder(root: Path, split: str, *, classes: Sequence[str] | None =
     Raises:
         ConvMAEError: the split is missing or of another form, or has another class.
     """
-    list_file = _list_of(root, split)
+    list_file = list_of(root, split)
     if list_file is not None:
         return read_video_list(list_file, classes=classes)
-    videos, labels, names = read_class_folders(root, split, find_videos, "videos")
+    found = read_class_folders(root, split, VIDEO_SUFFIXES, "videos")
     if classes is None:
-        return VideoFolder(videos=videos, labels=labels, classes=names)
-    foreign = [name for name in names if name not in classes]
+        return _videos(found)
+    foreign = [name for name in found.classes if name not in classes]
     if foreign:
         raise ConvMAEError(
             f"{root / split} has the class {foreign[0]!r}, which is none of the {len(classes)} classes; take it away"
         )
-    known = [list(classes).index(name) for name in names]
-    return VideoFolder(videos=videos, labels=tuple(known[label] for label in labels), classes=tuple(classes))
+    known = [list(classes).index(name) for name in found.classes]
+    labels = tuple(known[label] for label in found.labels)
+    return VideoFolder(videos=found.files, labels=labels, classes=tuple(classes), findings=found.findings)
 
 
 def read_video_list(file: Path, *, classes: Sequence[str] | None = None) -> VideoFolder:
@@ -89,20 +103,16 @@ def read_video_list(file: Path, *, classes: Sequence[str] | None = None) -> Vide
 
     Raises:
         ConvMAEError: it cannot be read, a line has another form or leads out of the folder, a label is none of the
-            classes, or its first video is not there (further missing ones are skipped and counted as they come).
+            classes, or none of its videos is there (some that are not are left out and counted).
     """
-    entries = _entries(file)
+    findings = Findings()
+    entries = _entries(file, findings)
     names = read_class_names(file.parent / "classes.json")
     labels = [label for _, label in entries]
     if not all(labels):
         path = entries[labels.index("")][0]
         raise ConvMAEError(f"every line of {file} must be a path and a label; that of {path.name} has no label")
-    if all(label.isdecimal() for label in labels):
-        beyond = [label for label in labels if len(label) > len(str(MAX_CLASSES)) or int(label) >= MAX_CLASSES]
-        if beyond:
-            raise ConvMAEError(
-                f"the labels of {file} must be below {MAX_CLASSES}; found {shortened(beyond[0])}, mend it"
-            )
+    if _are_numbers(labels, file, findings):
         indices = [int(label) for label in labels]
         classes = classes or [names.get(str(index), str(index)) for index in range(max(indices) + 1)]
         foreign = [label for label, index in zip(labels, indices, strict=True) if index >= len(classes)]
@@ -116,38 +126,94 @@ def read_video_list(file: Path, *, classes: Sequence[str] | None = None) -> Vide
             f"{file} has the label {shortened(foreign[0])}, which is none of the {len(classes)} classes; mend it"
         )
     check_class_names(classes, file)
-    return VideoFolder(videos=tuple(path for path, _ in entries), labels=tuple(indices), classes=tuple(classes))
+    there = _present(entries, file, findings)
+    return VideoFolder(
+        videos=tuple(entries[number][0] for number in there),
+        labels=tuple(indices[number] for number in there),
+        classes=tuple(classes),
+        findings=findings,
+    )
 
 
-def find_training_videos(root: Path) -> tuple[Path, ...]:
+def find_training_videos(root: Path, findings: Findings | None = None) -> tuple[Path, ...]:
     """Videos to pretrain on: those of a list, with labels or without; else as `find_training_files` finds them.
 
     Args:
         root: a list, a folder with a list `train.csv` or `train.txt`, or a folder of videos.
+        findings: takes what is left out.
 
     Raises:
         ConvMAEError: there is no such folder or list, or no video in it.
     """
-    list_file = root if root.is_file() else _list_of(root, "train")
-    if list_file is not None:
-        return tuple(path for path, _ in _entries(list_file))
-    return find_training_files(root, find_videos, "videos")
+    findings = Findings() if findings is None else findings
+    list_file = root if root.is_file() else list_of(root, "train")
+    if list_file is None:
+        return find_training_files(root, VIDEO_SUFFIXES, "videos", findings)
+    entries = _entries(list_file, findings)
+    return tuple(entries[number][0] for number in _present(entries, list_file, findings))
 
 
-def _list_of(root: Path, split: str) -> Path | None:
-    if (root / split).is_dir():
+def _videos(found: ClassFolders) -> VideoFolder:
+    return VideoFolder(videos=found.files, labels=found.labels, classes=found.classes, findings=found.findings)
+
+
+def list_of(root: Path, split: str) -> Path | None:
+    """The list `root/split.csv` or `.txt`; None where there is none, or a folder of the split."""
+    if split_folder(root, split).is_dir():
         return None
-    return next((root / f"{split}{suffix}" for suffix in _LIST_SUFFIXES if (root / f"{split}{suffix}").is_file()), None)
+    lists = (root / f"{name}{suffix}" for name in names_of_split(split) for suffix in _LIST_SUFFIXES)
+    return next((file for file in lists if file.is_file()), None)
 
 
-def _entries(file: Path) -> list[tuple[Path, str]]:
-    """Paths with their labels, "" where a line has only a path."""
+def _are_numbers(labels: Sequence[str], file: Path, findings: Findings) -> bool:
+    """Whether labels are class indices and not names; numbers among names are counted.
+
+    Raises:
+        ConvMAEError: all are numbers, and some cannot be indices.
+    """
+    numbers = [label for label in labels if _NUMBER.fullmatch(label)]
+    if len(numbers) < len(labels):
+        for label in numbers:
+            findings.doubt(f"labels of {file.name} that are numbers among names", label)
+        return False
+    wrong = next((label for label in labels if not label.isdecimal()), None)
+    if wrong is not None:
+        raise ConvMAEError(
+            f"the labels of {file} must be class indices (0, 1, 2), or else names; found {shortened(wrong)} among "
+            f"{len(labels)} numbers: mend its lines, or take them out where the class is not known"
+        )
+    beyond = [label for label in labels if len(label) > len(str(MAX_CLASSES)) or int(label) >= MAX_CLASSES]
+    if beyond:
+        raise ConvMAEError(f"the labels of {file} must be below {MAX_CLASSES}; found {shortened(beyond[0])}, mend it")
+    return True
+
+
+def _present(entries: Sequence[tuple[Path, str]], file: Path, findings: Findings) -> list[int]:
+    """The numbers of the entries whose videos are there; the others are counted.
+
+    Raises:
+        ConvMAEError: there is none.
+    """
+    there = [number for number, (path, _) in enumerate(entries) if os.path.isfile(path)]
+    if not there:
+        named = shortened(entries[0][0].relative_to(file.parent).as_posix())
+        raise ConvMAEError(
+            f"{file} names {named}, which is not in {file.parent}, and so it is with all of its {len(entries)} videos; "
+            "check the paths of the list"
+        )
+    for number in sorted(set(range(len(entries))) - set(there)):
+        findings.pass_over(f"videos of {file.name} that are not there", entries[number][0].relative_to(file.parent))
+    return there
+
+
+def _entries(file: Path, findings: Findings) -> list[tuple[Path, str]]:
+    """Paths with their labels, "" where a line has only a path; a line of titles at the top is left out."""
     numbered = enumerate(read_text(file, _MAX_LIST_BYTES).splitlines(), start=1)
     lines = {number: line.strip() for number, line in numbered if line.strip()}
     if not lines:
         raise ConvMAEError(f"expected lines of a path and a label in {file}, found none; check the file")
     rows = _rows(list(lines.values()), file)
-    entries = []
+    entries: list[tuple[Path, str]] = []
     for number, row in zip(lines, rows, strict=True):
         if len(row) > 2 or not row[0]:
             raise ConvMAEError(
@@ -158,10 +224,14 @@ def _entries(file: Path) -> list[tuple[Path, str]]:
             path = path_inside(file.parent, row[0])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}, line {number}: {error}; link what lies elsewhere into the folder") from None
+        if "\\" in row[0] and not os.path.isfile(path):  # as Windows writes it
+            path = file.parent / row[0].replace("\\", "/")
+        if not entries and row is rows[0] and row[0].lower() in _HEADER and not os.path.isfile(path):
+            findings.pass_over(f"lines of {file.name} that are titles", ",".join(row))
+            continue
         entries.append((path, row[1] if len(row) == 2 else ""))
-    if not os.path.isfile(entries[0][0]):
-        named = shortened(rows[0][0])
-        raise ConvMAEError(f"{file} names {named}, which is not in {file.parent}; check the paths of the list")
+    if not entries:
+        raise ConvMAEError(f"expected lines of a path and a label in {file}, found titles alone; check the file")
     return entries
 
 

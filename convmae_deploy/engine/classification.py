@@ -6,7 +6,6 @@ Shapes: B images or videos, K classes, V views of a video.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -19,12 +18,11 @@ from convmae_deploy.bundle.manifest import Licence, standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
-from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder
+from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.engine.evaluation import Validation, evaluate
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_config import ValidatedConfig
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import GlobalPool
 from convmae_deploy.models.vit import PhotoVariant, variant_config
 
@@ -65,19 +63,6 @@ def paper_presets(base: Config) -> dict[str, tuple[str, Config]]:
     return {
         name: (f"{title}, the paper's recipe.", replace(base, variant=name)) for name, title in PAPER_VARIANTS.items()
     }
-
-
-def read_splits(root: Path) -> tuple[PhotoFolder, PhotoFolder]:
-    """The photos of `root/train` and `root/val`.
-
-    Raises:
-        ConvMAEError: a split is missing, or they differ in their classes.
-    """
-    train, val = (read_photo_folder(root, split) for split in ("train", "val"))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise ConvMAEError(f"train and val of {root} must have the same classes; only one of them has {differing}")
-    return train, val
 
 
 def split_facts(train: PhotoFolder, val: PhotoFolder) -> dict[str, Any]:

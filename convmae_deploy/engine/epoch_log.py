@@ -12,6 +12,7 @@ from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.progress import draw_curves, peak_memory_gb
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.engine.unreadable_log import UnreadableLog
 from convmae_deploy.files import atomic_file
 
 
@@ -26,6 +27,10 @@ class EpochLog:
     validation_epochs: int = 0  # a validation every so many epochs, and after the last; 0: never
     picture_epochs: int = 0  # a picture every so many epochs, and after the last; 0: never
     began: float = field(default_factory=time.monotonic)  # the epoch, or what came before the first
+    unreadable: UnreadableLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unreadable = UnreadableLog(self.run.config.out, writes=self.run.accelerator.is_main_process)
 
     @property
     def run(self) -> TrainingRun:
@@ -96,6 +101,9 @@ class EpochLog:
                 score=None if best_by is None else f"val_{best_by}",
                 score_label=f"validation {self.recipe.best_label} (%)",
             )
+        self.unreadable.add(() if validation is None else validation.files)
+        if sentence := self.unreadable.finish_epoch():
+            self.console.print(sentence, markup=False)
         parts = [f"epoch {epoch + 1}/{self.epochs}: training loss {train_loss:.4f}"]
         parts += [f"validation loss {found['val_loss']:.4f}"] if "val_loss" in found else []
         self.console.print(", ".join(parts if validation is None else [*parts, validation.summary]))

@@ -1,18 +1,19 @@
 """One walk over what a model is validated on, whatever its task; exact on any number of processes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, loaded
+from convmae_deploy.data.unreadable import Unreadable, UnreadableCount
 from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.errors import ConvMAEError
 
@@ -44,6 +45,7 @@ class Validation:
     summary: str  # those that matter, in words
     images: int  # or videos
     unreadable: int  # files that could not be decoded; not counted in the rest
+    files: tuple[Unreadable, ...] = ()  # these, on all processes
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -81,6 +83,17 @@ def share_statistics(model: nn.Module, accelerator: Accelerator) -> None:
         broadcast(list(model.buffers()))
 
 
+def unreadable_files(counts: Iterable[int], total: int) -> tuple[Unreadable, ...]:
+    """The files of all processes that could not be decoded, as far as they are known; all processes must ask for them.
+
+    Args:
+        counts: of this process, those of batches (`UnreadableCount`).
+        total: of all processes.
+    """
+    own = [file for count in counts if isinstance(count, UnreadableCount) for file in count.files]
+    return tuple(gather_object(own)) if total else ()
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -115,14 +128,20 @@ def evaluate(
         own, batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=leave_signals_to_parent
     )
     counts = torch.zeros(2, dtype=torch.int64)  # readable, unreadable
+    left_out: list[int] = []
     with evaluating(model):
         for images, extra, unreadable in loaded(loader):
             counts += torch.tensor([len(images), unreadable])
+            left_out += [unreadable] if unreadable else []
             if len(images):
                 outputs = predict(images, extra) if predict else outputs_of(model, images, accelerator)
                 metric.update(outputs, extra)
     readable, unreadable = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
+    files = unreadable_files(left_out, unreadable)
     if not readable:
-        raise ConvMAEError(f"none of the {total} validation files could be decoded; check the data folder")
+        first = f", the first, {files[0].file}: {files[0].reason}" if files else ""
+        raise ConvMAEError(f"none of the {total} validation files could be decoded{first}; check the data folder")
     scores = metric.compute(accelerator)
-    return Validation(scores=scores, summary=metric.summary(scores), images=readable, unreadable=unreadable)
+    return Validation(
+        scores=scores, summary=metric.summary(scores), images=readable, unreadable=unreadable, files=files
+    )

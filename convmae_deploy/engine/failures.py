@@ -1,10 +1,12 @@
 """What a machine refuses a training, as one sentence with what to do: memory, decoding processes, disks."""
 
 import errno
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -26,7 +28,7 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocat
 
 @contextmanager
 def failures_in_words(config: TrainingConfig) -> Iterator[None]:
-    """Turns what the machine refused within the block into one sentence.
+    """Turns what the machine refused within the block into one sentence, with which the program ends.
 
     Raises:
         ConvMAEError: instead of it. What is none of that is raised as it is.
@@ -40,8 +42,7 @@ def failures_in_words(config: TrainingConfig) -> Iterator[None]:
         if sentence is None:
             raise
         raise ConvMAEError(sentence) from None
-    finally:
-        threading.excepthook = hook
+    threading.excepthook = hook  # only here: TensorBoard's thread writes once more while a program that failed ends
 
 
 def _tell_of_bugs_alone(arguments: threading.ExceptHookArgs) -> None:
@@ -81,6 +82,9 @@ def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
             f"the disk of {run.out} is full ({error.strerror}); the checkpoints in it are whole: free some room there "
             f"{again}"
         )
-    if isinstance(error, OSError) and error.errno in BROKEN and error.filename is None:
+    if isinstance(error, OSError) and error.filename is not None:
+        if Path(os.fsdecode(error.filename)).is_relative_to(run.out):
+            return f"the run folder {run.out} can no longer be written to ({error.strerror}); put that right {again}"
+    elif isinstance(error, OSError) and error.errno in BROKEN:
         return f"a disk refuses to go on ({error.strerror}); look after that of {run.out} and that of the data, {again}"
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +21,7 @@ from convmae_deploy.data.features import Features, has_features, write_features
 from convmae_deploy.data.photo_datasets import LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.sources import loaded
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.data.workers import leave_signals_to_parent
 from convmae_deploy.engine.progress import Lines, progress_bar
 from convmae_deploy.engine.training_run import any_process
@@ -38,12 +40,14 @@ class FeatureCache:
     workers: int  # decoding processes, of each process
     console: Console
 
-    def computed(self, name: str, dataset: Dataset[LabelledSample | None], keys: Sequence[Any], photos: str) -> Path:
+    def computed(
+        self, name: str, dataset: Dataset[LabelledSample | Unreadable], keys: Sequence[Any], photos: str
+    ) -> Path:
         """The file of these features, computed unless it is there already; all processes must ask for it.
 
         Args:
             name: of the file, without ending.
-            dataset: gives the image of a key, or None where it cannot be read.
+            dataset: gives the image of a key, or `Unreadable`.
             keys: of all n photos.
             photos: `photos_digest` of them.
         """
@@ -57,7 +61,7 @@ class FeatureCache:
         return path
 
     @torch.no_grad()
-    def _compute(self, name: str, dataset: Dataset[LabelledSample | None], keys: Sequence[Any]) -> Features:
+    def _compute(self, name: str, dataset: Dataset[LabelledSample | Unreadable], keys: Sequence[Any]) -> Features:
         """Every process computes each world_size-th photo; all get all."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         as_many_for_all = range(rank, -(-len(keys) // world) * world, world)
@@ -71,15 +75,22 @@ class FeatureCache:
             worker_init_fn=leave_signals_to_parent,
         )
         parts, done, lines = [], 0, Lines(self.console)
+        unreadable: list[Unreadable] = []
         with progress_bar(self.console, "{task.description}", "{task.completed}/{task.total} photos") as bar:
             task = bar.add_task(f"features {name}", total=len(own))
-            for images, readable in loaded(loader):
+            for images, readable, others in loaded(loader):
+                unreadable += others
                 part = self.accelerator.gather(self._marked_features(images, readable))  # process after process
                 parts.append(part.reshape(world, len(readable), -1).transpose(0, 1).flatten(0, 1).cpu())
                 bar.update(task, advance=len(readable))
                 done += len(readable)
                 lines.tell(f"features {name}: {done}/{len(own)} photos")
         marked = torch.cat(parts)[: len(keys)]  # (n, D + 1)
+        unreadable = sorted(set(gather_object(unreadable)))
+        if unreadable:
+            file, reason = unreadable[0]
+            words = f"{len(unreadable)} of {len(keys)} photos could not be decoded, the first {file}: {reason}"
+            self.console.print(words, markup=False)
         return Features(values=marked[:, :-1].contiguous(), readable=marked[:, -1] > 0)
 
     def _marked_features(self, images: Tensor, readable: Tensor) -> Tensor:
@@ -119,8 +130,9 @@ def _size_and_time(photo: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _collate_marked(samples: Sequence[LabelledSample | None]) -> tuple[Tensor, Tensor]:
-    """Images (R, 3, H, W) of the readable samples, and which of the B are (B,)."""
-    images = [sample[0] for sample in samples if sample is not None]
-    readable = torch.tensor([sample is not None for sample in samples])
-    return torch.stack(images) if images else torch.empty(0), readable
+def _collate_marked(samples: Sequence[LabelledSample | Unreadable]) -> tuple[Tensor, Tensor, list[Unreadable]]:
+    """Images (R, 3, H, W) of the readable samples, which of the B are (B,), and those that are not."""
+    images = [sample[0] for sample in samples if not isinstance(sample, Unreadable)]
+    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
+    readable = torch.tensor([not isinstance(sample, Unreadable) for sample in samples])
+    return torch.stack(images) if images else torch.empty(0), readable, unreadable

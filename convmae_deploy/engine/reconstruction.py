@@ -111,7 +111,7 @@ def reconstruction_picture(
 
 def what_is_shown(model: ConvMAEPretraining | VideoPretraining) -> str:
     """What the hidden pixels of a picture are made of, a sentence."""
-    pieces = ("patch", "patches") if isinstance(model, ConvMAEPretraining) else ("cube", "cubes")
+    pieces = ("cube", "cubes") if isinstance(model, VideoPretraining) else ("patch", "patches")
     sentence = FROM_THE_ORIGINAL if model.norm_pix_loss else AS_PREDICTED
     return sentence.format(piece=pieces[0], pieces=pieces[1])
 

@@ -7,6 +7,8 @@ tensorboard/     the same, and loss, gradient and learning rate of every update
 curves.png       the metrics, drawn
 pictures/        reconstructions while pretraining, predictions of segmenters
 features/        what a linear probe computed once
+data_check.json  what was found in the data, what was left out and what looks wrong
+unreadable.txt   files that could not be decoded, with the reason
 last/  best/     checkpoints; `last` also holds `training_state.pt`, which continues the run exactly
 """
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("convmae-deploy", "torch", "torchvision", "timm", "accelerate", "pillow", "numpy")
 STATE_NAME = "training_state.pt"
+DATA_CHECK = "data_check.json"
 
 
 class RunFolder:
@@ -83,9 +86,13 @@ class RunFolder:
             record.setdefault("resumed", []).append({"at": now, "changed": changes} | started)
             self._write_description(record)
             return
-        if self.path.exists() and any(self.path.iterdir()):
-            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
+        self.check_is_new()
         self._write_description(current | {"seed": seed, "started": now} | started)
+
+    def check_is_new(self) -> None:
+        """Raises ConvMAEError where the folder holds anything but a check of the data."""
+        if self.path.exists() and any(entry.name != DATA_CHECK for entry in self.path.iterdir()):
+            raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
         with atomic_file(self.path / "run.json") as temporary:

@@ -17,6 +17,7 @@ from convmae_deploy.bundle.manifest import SlidingWindow
 from convmae_deploy.data.detection_datasets import collate_detections
 from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.engine.evaluation import Validation, evaluate, evaluating, outputs_of
 from convmae_deploy.engine.pictures import draw_rows
 from convmae_deploy.errors import ConvMAEError
@@ -35,8 +36,8 @@ MAX_LEGEND = 24  # classes
 PreparedPhoto = tuple[Tensor, NDArray[np.uint8]]  # resized and normalised (3, H, W), labels as annotated
 
 
-class EvaluationSegmentation(Dataset[PreparedPhoto | None]):
-    """Photos through the runtime's own preprocessing, with their labels in their own size; unreadable ones are None."""
+class EvaluationSegmentation(Dataset[PreparedPhoto | Unreadable]):
+    """Photos through the runtime's own preprocessing, with their labels in their own size, or `Unreadable`."""
 
     def __init__(self, folder: SegmentationFolder, preprocessing: SlidingWindow) -> None:
         self.folder = folder
@@ -45,13 +46,13 @@ class EvaluationSegmentation(Dataset[PreparedPhoto | None]):
     def __len__(self) -> int:
         return len(self.folder.photos)
 
-    def __getitem__(self, index: int) -> PreparedPhoto | None:
+    def __getitem__(self, index: int) -> PreparedPhoto | Unreadable:
         try:
             photo, labels = self.folder.read(index)
         except LabelError:
             raise
-        except ConvMAEError:
-            return None
+        except ConvMAEError as error:
+            return Unreadable.because(self.folder.photos[index], error)
         return torch.from_numpy(resize_and_normalise(photo, self.preprocessing)), labels
 
 

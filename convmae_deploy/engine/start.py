@@ -12,7 +12,7 @@ from convmae_deploy.machine import processor
 
 # What a setting that may change on resume does to what is learnt; nothing where it says nothing.
 MAY_CHANGE_ON_RESUME = {
-    **dict.fromkeys(("data", "out", "init", "resume", "workers", "save_minutes", "licence"), ""),
+    **dict.fromkeys(("data", "out", "init", "resume", "check_data", "workers", "save_minutes", "licence"), ""),
     **dict.fromkeys(("picture_epochs", "validation_epochs"), ""),
     **dict.fromkeys(("compile", "grad_checkpointing"), "the same but for rounding"),
     **dict.fromkeys(("precision", "base_lr", "clip_grad"), ""),  # for a run that met numbers that are not finite

@@ -30,6 +30,7 @@ class RunConfig:
 
     out: Path = tyro.MISSING  # the run folder
     resume: bool = False  # continue the run in `out`, exactly
+    check_data: bool = False  # say what was found in the data and stop; status 1 where training would refuse them
     seed: int = 0  # order, augmentation, dropped paths and fresh weights follow from it
     # the forward pass's, weights and updates are fp32; auto: bf16 on a GPU or a CPU that is fast at it, else fp32
     precision: Literal["auto"] | Precision = "auto"

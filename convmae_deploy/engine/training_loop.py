@@ -15,7 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from convmae_deploy.data.augmentation import normalised
 from convmae_deploy.data.determinism import MicroBatch, StepSource, seed_step
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.engine.epoch_log import EpochLog
+from convmae_deploy.engine.evaluation import unreadable_files
 from convmae_deploy.engine.interruption import Interruption, interruptible
 from convmae_deploy.engine.optimisation import OptimisationConfig, set_lr
 from convmae_deploy.engine.progress import Lines, TrainingProgress
@@ -32,6 +34,7 @@ class Update:
     gradient_norm: float  # the whole gradient's, before clipping
     images: int
     unreadable: int  # photos or videos that could not be decoded
+    files: tuple[Unreadable, ...] = ()  # these, on the main process, as far as they are known
 
     @property
     def is_finite(self) -> bool:
@@ -127,6 +130,7 @@ class TrainingLoop:
         """Adds an update to the run's sums and logs it."""
         progress = self.run.progress
         progress.unreadable += update.unreadable
+        self.log.unreadable.add(update.files)
         if self.run.accelerator.is_main_process:
             self.run.folder.log_update(progress.step, loss=update.loss, gradient_norm=update.gradient_norm, lr=lr)
         if update.is_finite:
@@ -137,7 +141,8 @@ class TrainingLoop:
         reason = f"its loss was {update.loss:g} and the norm of its gradient {update.gradient_norm:g}"
         remedy = "continue with --resume and --precision fp32, a lower --base-lr or --clip-grad 1"
         if not update.images:
-            reason = f"none of its {update.unreadable} files could be decoded"
+            first = f", the first, {update.files[0].file}: {update.files[0].reason}" if update.files else ""
+            reason = f"none of its {update.unreadable} files could be decoded{first}"
             remedy = "mend the data and continue with --resume"
         self.console.print(f"update {progress.step} skipped: {reason}")
         self.run.count_skipped(reason, remedy)
@@ -155,12 +160,11 @@ class TrainingLoop:
         accelerator, model, optimizer = self.run.accelerator, self.run.model, self.run.optimizer
         readable, unreadable = count_photos(micro_batches, accelerator)
         seen, skipped = sum(readable), sum(unreadable)
+        files = unreadable_files((count for _, _, count in micro_batches), skipped)
         if not seen:
-            return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped)
+            return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped, files=files)
         stand_in = photos_of_any_process(micro_batches, readable)
         loss_sum = torch.zeros((), device=accelerator.device)
-        preprocessing = self.run.record.preprocessing
-        assert preprocessing is not None
         for images, extra, _ in micro_batches:
             # Accelerate divides by the number of micro-batches and of processes; times 1.0 where all are equal
             weight = len(images) * accelerator.gradient_accumulation_steps * accelerator.num_processes / seen
@@ -170,14 +174,15 @@ class TrainingLoop:
                 # the others wait for this process's gradients, so it takes part without photos too, with weight 0
                 inputs = (images, extra) if len(images) else stand_in
                 images, extra = send_to_device(inputs, accelerator.device, non_blocking=True)
-                loss = self.recipe.loss(normalised(images, preprocessing), extra)
+                loss = self.recipe.loss(normalised(images, self.run.record.preprocessing), extra)
                 accelerator.backward(loss * weight)
             loss_sum += loss.detach().float() * len(images)
         limit = self.optimisation.clip_grad
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded: each process has a part
         loss_sum = accelerator.reduce(loss_sum, "sum")
-        update = Update(loss=loss_sum.item() / seen, gradient_norm=float(whole_norm), images=seen, unreadable=skipped)
+        loss = loss_sum.item() / seen
+        update = Update(loss=loss, gradient_norm=float(whole_norm), images=seen, unreadable=skipped, files=files)
         if update.is_finite or accelerator.scaler is not None:  # it skips by itself, and then lowers its scale
             optimizer.step()
         optimizer.zero_grad()

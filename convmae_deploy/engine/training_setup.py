@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -20,7 +20,7 @@ from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.failures import failures_in_words
 from convmae_deploy.engine.recipe import Recipe
-from convmae_deploy.engine.run_folder import RunFolder, optimisation_so_far
+from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder, optimisation_so_far
 from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines
 from convmae_deploy.engine.training_config import TrainingConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
@@ -29,12 +29,22 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.printing import printable
+from convmae_deploy.program import SOME_INPUTS_BAD
+from convmae_deploy.terminal import Terminal
+
+if TYPE_CHECKING:
+    from convmae_deploy.data.data_check import DataCheck
 
 Program = TypeVar("Program", bound=TrainingConfig)
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
 
 
-@dataclass(frozen=True, kw_only=True)
+class DataChecked(Exception):
+    """Ends a program that was to check its data alone (`--check-data`)."""
+
+
+@dataclass(kw_only=True)
 class Setup:
     """A program before its data and its model: devices, a console, and generators that are seeded."""
 
@@ -42,6 +52,7 @@ class Setup:
     accelerator: Accelerator
     console: Console
     precision_reason: str = ""  # why it was, a clause
+    data_check: "DataCheck | None" = None  # on the main process of a run that begins
 
     @classmethod
     def of(cls, config: TrainingConfig, *, may_shard: bool = False) -> "Setup":
@@ -66,6 +77,29 @@ class Setup:
             console=run.console(accelerator),
             precision_reason=reason,
         )
+
+    def check_data(self, check: Callable[[], "DataCheck"]) -> None:
+        """Says what was found in the data, where a run begins; with `--check-data` that is all.
+
+        Args:
+            check: looks at the data; called on the main process alone.
+
+        Raises:
+            ConvMAEError: the data are such that there is nothing to learn.
+            DataChecked: with `--check-data`.
+        """
+        run = self.config.run
+        if self.accelerator.is_main_process and (run.check_data or not run.resume):
+            self.data_check = check()
+            for line in self.data_check.lines(str(run.out / DATA_CHECK)):
+                self.console.print(line, markup=False)
+        if run.check_data:
+            if self.data_check is not None and not run.resume:
+                check_can_create(run.out)
+                RunFolder(run.out).check_is_new()
+                self.data_check.write(run.out / DATA_CHECK)
+            self.accelerator.end_training()
+            raise DataChecked
 
     def sampler(self, samples: int) -> StepSampler:
         """This process's share of so many samples in every update."""
@@ -143,6 +177,8 @@ class Setup:
             ignored=MAY_CHANGE_ON_RESUME,
             start=lines,
         )
+        if self.data_check is not None:
+            self.data_check.write(folder.path / DATA_CHECK)
         self.console.print("\n".join(lines))
 
     def loop(
@@ -184,7 +220,7 @@ def run_preset(
     if config.run.resume:
         config = with_run_so_far(config, sys.argv)
     with failures_in_words(config):
-        return prepare(config).fit()
+        return run_training(config, prepare)
 
 
 def with_run_so_far(config: Program, arguments: Sequence[str]) -> Program:
@@ -217,6 +253,27 @@ def check_same_updates(steps: StepSampler, batch_size: int, *, processes: int) -
             f"an update held {before} files with {processes} processes and would hold {steps.batch_size} with "
             f"{steps.world_size}; resume with a number of processes that {before} can be divided by"
         )
+
+
+def run_training(config: Program, prepare: Callable[[Program], TrainingLoop]) -> int:
+    """Runs a program, or with `--check-data` its check of the data alone.
+
+    Args:
+        config: of the program.
+        prepare: everything before the first update.
+
+    Returns:
+        The exit status: 0, 128 + signal when stopped, or 1 where training would refuse the data that it was to check.
+    """
+    try:
+        return prepare(config).fit()
+    except DataChecked:
+        return 0
+    except ConvMAEError as error:
+        if not config.run.check_data:
+            raise
+        Terminal(highlight=False, soft_wrap=True).print(f"training would refuse: {printable(error)}", markup=False)
+        return SOME_INPUTS_BAD
 
 
 def start_from(

@@ -170,6 +170,25 @@ def decode_image(
     )
 
 
+def stored_size(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of a photo as it is stored, from its header alone: what follows may be broken.
+
+    Raises:
+        ImageError: as `decode_image`, for what the header says.
+    """
+    sizes = []
+    name = identify(data) if data else "nothing"
+    if name not in limits.formats:
+        raise ImageError("unsupported_format", f"found {name}, accepted are {', '.join(limits.formats)}")
+
+    def check_size(width: int, height: int) -> None:
+        _check_size(width, height, limits)
+        sizes.append((width, height))
+
+    _READERS[name](data, check_size)
+    return sizes[-1]
+
+
 def _read_container(name: str, data: bytes, limits: ImageLimits) -> tuple[Container, bool]:
     """What the outside of a file says, and whether it is decoded at half its size to be within the limits."""
     refused: ImageError | None = None

@@ -24,6 +24,16 @@ class VideoLimits:
             raise ConvMAEError(f"video limits must be positive and max_aspect at least 1; got {self}")
 
 
+# Of one's own data: only what would stop a training. A video is held in memory, so long ones are better cut.
+DATASET_VIDEO_LIMITS = VideoLimits(
+    max_bytes=2_000_000_000,
+    max_seconds=4 * 3600,
+    max_frames=1_000_000,
+    max_pixels=8192 * 4608,
+    decoding_seconds=300,
+)
+
+
 def check_length(seconds: float, frames: int, limits: VideoLimits) -> None:
     """Raises VideoError where a video is too long, in seconds or in frames; 0 where it is not known."""
     if seconds > limits.max_seconds:

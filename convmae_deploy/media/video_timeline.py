@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # is, and their rate is taken as constant.
 _UNTIMED = ("avi", "mpeg")
 _SEEKABLE = ("mov", "matroska")  # whose marks of keyframes can be relied upon
+_FEW_FRAMES = 10  # from so many on the count of a header may be wrong by one, as some writers' are
 _USUAL_RATE = 25.0  # frames a second, where nothing says it
 
 
@@ -33,6 +34,7 @@ class _Note(NamedTuple):
     """Of one packet of the video."""
 
     pts: int | None
+    dts: int | None
     duration: int  # 0: not said
     is_keyframe: bool
     is_discarded: bool
@@ -95,7 +97,14 @@ def read_packets(container: "InputContainer", stream: "VideoStream", limits: Vid
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if is_video:
             notes.append(
-                _Note(packet.pts, packet.duration or 0, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
+                _Note(
+                    pts=packet.pts,
+                    dts=packet.dts,
+                    duration=packet.duration or 0,
+                    is_keyframe=packet.is_keyframe,
+                    is_discarded=packet.is_discard,
+                    is_corrupt=packet.is_corrupt,
+                )
             )
             check_length(0.0, len(notes), limits)
     first = next((number for number, note in enumerate(notes) if note.is_keyframe), 0)
@@ -110,7 +119,7 @@ def check_promises(container: "InputContainer", stream: "VideoStream", packets: 
             raise VideoError("still_image", "expected a video, found a GIF of a single picture; send a video")
         if b"\0;" not in data[-1024:]:  # the end of the last picture's data and of the file
             raise truncated("a GIF without its end")
-    elif count < stream.frames:
+    elif stream.frames - count - _dropped(packets.notes) > max(stream.frames >= _FEW_FRAMES, stream.frames // 50):
         raise truncated(f"its header promises {stream.frames} frames, it holds {count}")
     elif count and packets.notes[-1].is_corrupt:
         raise truncated("it ends inside a frame")
@@ -120,6 +129,25 @@ def check_promises(container: "InputContainer", stream: "VideoStream", packets: 
         raise truncated(f"its header promises {promised:.1f} seconds, it holds {max(found, 0.0):.1f}")
     if not count:
         raise VideoError("no_frames", "the video has no frames; send one that has")
+
+
+def _dropped(notes: Sequence[_Note]) -> int:
+    """Frames of an AVI that were dropped when it was recorded: their places are counted and hold nothing.
+
+    At most as many as it holds: one of places alone is no recording.
+    """
+    if not notes or notes[0].dts is None or notes[-1].dts is None or notes[0].duration != 1:
+        return 0
+    return min(max(0, notes[-1].dts + 1 - len(notes)), len(notes))
+
+
+def _places(notes: Sequence[_Note]) -> NDArray[np.intp]:
+    """(N,) the place of each frame of an AVI among all, dropped ones included: the frame before stays on screen."""
+    stamps = [note.dts for note in notes if note.dts is not None and note.duration == 1]
+    places = np.array(stamps, dtype=np.intp)
+    if len(places) < len(notes) or (np.diff(places) < 1).any():
+        places = np.arange(len(notes))
+    return np.asarray(places - places[0])
 
 
 def read_timeline(
@@ -145,7 +173,8 @@ def read_timeline(
         raise VideoError("no_frames", "the video has no frames that are shown; send one that has")
     if name in _UNTIMED or len(set(stamps)) < count or not (stream.time_base and stream.time_base > 0):
         rate = rate or _USUAL_RATE
-        times, seconds, numbers, entries = np.arange(count) / rate, count / rate, None, []
+        places = _places([notes[number] for _, number in shown]) if name == "avi" else np.arange(count)
+        times, seconds, numbers, entries = places / rate, (int(places[-1]) + 1) / rate, None, []
     else:
         ticks = np.array(stamps, dtype=np.float64) - stamps[0]
         gap = ticks[-1] / (count - 1) if count > 1 else 1.0

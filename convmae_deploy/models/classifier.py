@@ -18,8 +18,8 @@ from convmae_deploy.models.convmae import (
     ConvMAE,
     ConvMAEConfig,
     check_image_size,
-    initialise_scratch,
 )
+from convmae_deploy.models.initialisation import initialise_scratch
 from convmae_deploy.models.positions import resize_position_embedding
 from convmae_deploy.models.video import VideoConfig, VideoConvMAE, build_video_convmae
 from convmae_deploy.models.vit import build_encoder

@@ -9,7 +9,7 @@ Inside the network maps are channels-last (B, H, W, C), so that every pointwise 
 it are (B, C, H, W). The stages take whole maps, or maps (M, s, s, C) of the visible cells alone (`models.visible`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -486,26 +486,6 @@ def check_image_size(image_size: Sequence[int]) -> None:
             f"image height and width must be positive multiples of 32, at most {MAX_IMAGE_SIDE}; "
             f"got {' x '.join(map(str, image_size))}"
         )
-
-
-def pointwise_layers(model: nn.Module) -> Iterator[nn.Linear]:
-    """The Linears of convolution blocks, which the authors hold as 1x1 convolutions."""
-    for block in model.modules():
-        if isinstance(block, ConvBlock):
-            yield from (layer for layer in block.modules() if isinstance(layer, nn.Linear))
-
-
-def initialise_scratch(encoder: nn.Module) -> None:
-    """The weights that training begins with where nothing is pretrained, as in the authors' classifier.
-
-    What they hold as 1x1 convolutions keeps PyTorch's default for those, which is that of a Linear, and a position
-    embedding that is trained begins as a truncated normal of 0.02. Pretraining begins otherwise.
-    """
-    for layer in pointwise_layers(encoder):
-        layer.reset_parameters()
-    positions = encoder.get_parameter("pos_embed")
-    if positions.requires_grad:  # that of videos is not
-        nn.init.trunc_normal_(positions, std=0.02)
 
 
 def initialise_linear(module: nn.Module) -> None:

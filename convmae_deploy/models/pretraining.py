@@ -23,10 +23,10 @@ from convmae_deploy.models.convmae import (
     ConvMAE,
     ConvMAEConfig,
     TransformerBlock,
-    pointwise_layers,
     run_blocks,
 )
 from convmae_deploy.models.convolution import strided_convolution
+from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.positions import resize_position_embedding, sincos_position_embedding
 from convmae_deploy.models.visible import VisibleCells

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae, initialise_scratch
+from convmae_deploy.models.convmae import ConvMAE, ConvMAEConfig, DenseConfig, build_convmae
+from convmae_deploy.models.initialisation import initialise_scratch
 
 HEAD_INIT_STD = 0.01  # for the layers that give the logits, as in mmsegmentation
 

@@ -15,6 +15,7 @@ from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_classifier
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.data.class_folder import split_folder
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
@@ -30,6 +31,7 @@ from export.verification.task_data import (
     TaskData,
     TaskMetric,
     known_labels,
+    say_findings,
     spread,
 )
 
@@ -87,9 +89,10 @@ class ClassifiedData(OneRowData):
 
 def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
     """ROOT/<split>/<class>/*, or any folder of photos without labels."""
-    if not (data / split).is_dir():
+    if not split_folder(data, split).is_dir():
         return ClassifiedData(spread(find_photos([data]), limit), None, "photos")
     folder = read_photo_folder(data, split)
+    say_findings(data, folder.findings)
     labels = known_labels(folder.labels, folder.classes, manifest, data)
     return ClassifiedData(spread(folder.photos, limit), spread(labels, limit), "photos")
 

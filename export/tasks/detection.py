@@ -12,6 +12,7 @@ from convmae_deploy.bundle.manifest import Letterbox, Manifest, Precision
 from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo, read_coco_split
+from convmae_deploy.data.coco_file import has_annotations
 from convmae_deploy.engine.coco_evaluation import IOU_TYPES, coco_metrics
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
@@ -24,7 +25,7 @@ from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.detection_sets import compare_detections
 from export.verification.elementwise import TracedFile, Verification
 from export.verification.inputs import Batch
-from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, spread
+from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, say_findings, spread
 from export.verification.verify_detector import own_inference, verify_detector
 
 EVERYTHING = PredictOptions(threshold=0.0)
@@ -146,9 +147,10 @@ def _has_partner(detection: Result, others: Sequence[Result]) -> bool:
 
 def read_detected(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
     """ROOT/annotations/instances_<split>.json, COCO's own folders, or any folder of photos."""
-    if not (data / "annotations").is_dir():
+    if not has_annotations(data):
         return DetectedData(spread(find_photos([data]), limit), None, manifest)
     coco = read_coco_split(data, split)
+    say_findings(data, coco.findings)
     known_labels((), coco.classes, manifest, data)
     chosen = coco.subset(spread(range(len(coco.photos)), limit))
     return DetectedData([photo.path for photo in chosen.photos], chosen, manifest)

@@ -14,13 +14,14 @@ from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.data.class_folder import split_folder
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.media.photo_files import find_photos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.features import FEATURE_OUTPUTS
 from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport
-from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, spread
+from export.verification.task_data import Agreement, OneRowData, TaskData, TaskMetric, say_findings, spread
 
 
 class FeatureGraph(nn.Module):
@@ -101,9 +102,10 @@ def nearest_of(vectors: FloatArray) -> tuple[np.ndarray[Any, np.dtype[np.int64]]
 
 def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
     """ROOT/<split>/<class>/* with any classes, or any folder of photos without labels."""
-    if not (data / split).is_dir():
+    if not split_folder(data, split).is_dir():
         return FeatureData(spread(find_photos([data]), limit), None, "photos")
     folder = read_photo_folder(data, split)
+    say_findings(data, folder.findings)
     return FeatureData(spread(folder.photos, limit), spread(folder.labels, limit), "photos")
 
 

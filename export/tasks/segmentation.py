@@ -25,10 +25,11 @@ from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.segmenter import ConvMAESegmenter
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
 from export.graphs.pooling import replace_adaptive_pooling
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
-from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, spread
+from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, logger, say_findings, spread
 
 
 class SegmenterGraph(nn.Module):
@@ -99,6 +100,10 @@ class SegmentedData(TaskData[bytes]):
                 labels = self.folder.read_labels(self._labels[path])
                 confusion += confusion_of(labels, labels_of(packed).reshape(labels.shape), self.num_classes)
         samples = sum(packed is not None for packed in predictions)
+        missing = [name for name, pixels in zip(self.folder.classes, confusion.sum(axis=1), strict=True) if not pixels]
+        if missing:
+            words = f"{len(missing)} of {self.num_classes} classes have no pixel in {samples} label maps"
+            logger.warning("%s, the first %s", words, printable(missing[0]))
         return (TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=samples),)
 
     def agreement(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Agreement:
@@ -131,6 +136,7 @@ def read_segmented(data: Path, manifest: Manifest, split: str, limit: int | None
     if not any((data / name).is_dir() for name in ("labels", "annotations")):
         return SegmentedData(spread(find_photos([data]), limit), None, len(manifest.classes))
     folder = read_segmentation_folder(data, split)
+    say_findings(data, folder.findings)
     if folder.classes != manifest.classes:
         raise ConvMAEError(
             f"--data {data} must have the model's {len(manifest.classes)} classes in the same order; it has "

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.manifest import Manifest, standard_clips
 from convmae_deploy.checkpoints.loading import load_video_classifier, load_video_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
-from convmae_deploy.data.video_folder import VideoFolder, read_video_folder
+from convmae_deploy.data.class_folder import split_folder
+from convmae_deploy.data.video_folder import VideoFolder, list_of, read_video_folder
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks.video import VIDEO_FEATURE_OUTPUTS, VIDEO_OUTPUTS
@@ -18,7 +19,7 @@ from export.runtimes.runners import torch_runner
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.tasks.classification import ClassifiedData
 from export.tasks.features import FeatureData
-from export.verification.task_data import TaskData, known_labels, spread
+from export.verification.task_data import TaskData, known_labels, say_findings, spread
 
 MAX_BATCH = 8  # a clip is as much work as eight photos
 
@@ -87,7 +88,7 @@ def _video_task(
 
 def labelled_videos(data: Path, split: str) -> VideoFolder | None:
     """ROOT/<split>/<class>/*, ROOT/<split>.csv or .txt; None: a folder of videos without labels."""
-    if not (data / split).is_dir() and not any((data / f"{split}{suffix}").is_file() for suffix in (".csv", ".txt")):
+    if not split_folder(data, split).is_dir() and list_of(data, split) is None:
         return None
     return read_video_folder(data, split)
 
@@ -97,6 +98,7 @@ def read_classified_videos(data: Path, manifest: Manifest, split: str, limit: in
     folder = labelled_videos(data, split)
     if folder is None:
         return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
+    say_findings(data, folder.findings)
     labels = known_labels(folder.labels, folder.classes, manifest, data)
     return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
 

@@ -28,7 +28,14 @@ PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples`
 PHOTOS, CLIPS = 32, 8  # at most by default; clips are held in memory as the graph takes them
 PANNED = 3 / 4  # share of a made picture's sides that is in a frame at a time
 RUN_RECORD = "run.json"  # in a training run's folder: says which photos it used
-VALIDATION_FOLDERS = ("val", "images/val", "images/validation", "val2017")  # where a run's data may have its photos
+VALIDATION_FOLDERS = (
+    "val",
+    "valid",
+    "validation",
+    "images/val",
+    "images/validation",
+    "val2017",
+)  # where a run's data may have its photos
 PHOTO_SIZES = ((500, 375), (375, 500), (640, 427), (160, 240))  # (width, height) of the pictures made here
 
 _SHARES = ("//", "\\\\")  # how the names of folders on other machines begin: to look is to connect

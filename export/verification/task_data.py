@@ -4,6 +4,7 @@ Every model answers as it is served, through its predictor with the manifest's p
 in few bytes, so that the metric can be computed, and models compared, after all of them have run.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,16 @@ from rich.progress import track
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.segmentation_folder import LabelError
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.terminal import Terminal
 
 PHOTOS_AT_ONCE = 16
+
+logger = logging.getLogger("convmae_deploy")
 
 Kind = Literal["photos", "videos"]
 Prediction = TypeVar("Prediction")
@@ -63,6 +68,7 @@ class TaskData(ABC, Generic[Prediction]):
 
     def __init__(self, files: Sequence[Path], *, labelled: bool) -> None:
         self.files = tuple(files)
+        self._said = False
         self.labelled = labelled
 
     @property
@@ -79,19 +85,28 @@ class TaskData(ABC, Generic[Prediction]):
         """
         found: dict[int, Prediction] = {}
         waiting: dict[int, Any] = {}
+        left_out: list[str] = []
         for index in track(range(len(self.files)), title, console=Terminal(stderr=True), transient=True):
             try:
                 waiting[index] = self.read(index, predictor)
             except LabelError:
                 raise
-            except ConvMAEError:
+            except ConvMAEError as error:
+                left_out.append(f"{self.files[index]}: {error}")
                 continue
             if len(waiting) == self.batch:
                 found |= self._predict(predictor, waiting)
                 waiting = {}
         found |= self._predict(predictor, waiting)
         if not found:
-            raise ConvMAEError(f"none of the {len(self.files)} {self.kind} can be decoded; choose another folder")
+            raise ConvMAEError(
+                f"none of the {len(self.files)} {self.kind} can be decoded, the first {left_out[0]}; choose another "
+                "folder"
+            )
+        if left_out and not self._said:  # once, as every model leaves out the same
+            self._said = True
+            count = f"{len(left_out)} of {len(self.files)} {self.kind}"
+            logger.warning("%s cannot be decoded and are not measured, the first %s", count, printable(left_out[0]))
         return [found.get(index) for index in range(len(self.files))]
 
     def _predict(self, predictor: Predictor, samples: Mapping[int, Any]) -> dict[int, Prediction]:
@@ -137,6 +152,12 @@ class OneRowData(TaskData[FloatArray]):
         """The key output of each, such as logits (K,)."""
         name = predictor.KEY_OUTPUT
         return list(predictor.run(np.stack(samples), (name,))[name])
+
+
+def say_findings(data: Path, findings: Findings) -> None:
+    """Logs what a reader of labelled data left out or found odd."""
+    for kind, finding in (findings.doubts | findings.passed_over).items():
+        logger.warning("%s: %s: %s", printable(data), kind, finding)
 
 
 def known_labels(labels: Sequence[int], classes: tuple[str, ...], manifest: Manifest, data: Path) -> tuple[int, ...]:

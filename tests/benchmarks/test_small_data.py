@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.small_data import copy_coco, copy_photos, copy_segmentation, copy_videos
 from convmae_deploy.data.coco import read_coco_split
+from convmae_deploy.data.photo_folder import read_photo_splits
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.video_folder import read_video_splits
-from convmae_deploy.engine.classification import read_splits
 from convmae_deploy.errors import ConvMAEError
 from tests.coco_folders import make_coco_folder
 from tests.photo_folders import make_photo_folder
@@ -21,7 +21,7 @@ COUNTS = {"train": 8, "val": 4}
 def test_photos_are_of_four_classes_and_as_many_of_each(tmp_path: Path) -> None:
     data = make_photo_folder(tmp_path / "all", classes=tuple("abcdef"), per_class=3)
     copy_photos(data, tmp_path / "few", COUNTS)
-    train, val = read_splits(tmp_path / "few")
+    train, val = read_photo_splits(tmp_path / "few")
     assert [train.labels.count(label) for label in range(4)] == [2, 2, 2, 2] and len(train.photos) == 8
     assert len(val.photos) == 4 and len(val.classes) == 4
     assert train.photos[2].read_bytes() == (data / "train" / "b" / "0.png").read_bytes()

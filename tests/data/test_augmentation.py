@@ -72,6 +72,15 @@ def test_a_crop_by_aten_is_that_of_pillow_but_for_rounding(flip: float) -> None:
         assert difference.float().mean() < 0.1 and difference.max() <= 7
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 20), (20, 1), (2, 2)])
+def test_a_photo_of_a_few_pixels_is_cropped_too(size: tuple[int, int]) -> None:
+    white = Image.new("RGB", size, "white")
+    transform = crop_transform(replace(OFF, crop_scale=(0.01, 1.0)), (32, 32), SPEC)
+    for seed in range(50):
+        levels = seeded(seed, transform, white)
+        assert levels.shape == (3, 32, 32) and (levels == 255).all()
+
+
 def seeded(seed: int, transform: Transform, image: Image.Image) -> torch.Tensor:
     """What a transform makes of a photo from a seed."""
     seed_sample(seed)

@@ -16,10 +16,13 @@ from convmae_deploy.data.detection_datasets import (
     EvaluationDetections,
     collate_detections,
 )
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.tasks.letterbox import letterbox
 from tests.coco_folders import make_coco_folder
 
 SPEC = Letterbox(size=(32, 64))
+
+BAD = Unreadable("a.jpg", "it is broken")
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(split: CocoSplit) -> None
     def sample(seed: int, epoch: int, index: int) -> DetectionSample:
         torch.rand(3)  # whatever was drawn before
         drawn = augmented(split, seed)[epoch, index]
-        assert drawn is not None
+        assert not isinstance(drawn, Unreadable)
         return drawn
 
     image, target = sample(0, 1, 2)
@@ -52,7 +55,7 @@ def test_batches_are_images_lists_of_targets_and_the_number_of_unreadable_photos
     images, targets, unreadable = collate_detections([photos[0, index] for index in range(4)])
     assert images.shape == (3, 3, 32, 64) and unreadable == 1
     assert [set(target) for target in targets] == [{"boxes", "labels", "masks"}] * 3
-    empty, none, unreadable = collate_detections([None, None])
+    empty, none, unreadable = collate_detections([BAD, BAD])
     assert (len(empty), none, unreadable) == (0, [], 2)
 
 

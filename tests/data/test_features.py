@@ -19,8 +19,10 @@ from convmae_deploy.data.features import (
 )
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.data.unreadable import UnreadableCount
 
 LABELS = (0, 0, 1, 1, 2, 2)
+FOLDER = PhotoFolder(photos=tuple(Path(f"{number}.png") for number in range(6)), labels=LABELS, classes=("a", "b", "c"))
 
 
 def features(view: int) -> Features:
@@ -71,7 +73,7 @@ def test_a_pipe_is_no_file_of_features_and_never_waited_for(tmp_path: Path) -> N
 
 def test_every_epoch_takes_the_next_view_in_the_samplers_order_without_unreadable_photos(views: list[Path]) -> None:
     sampler = StepSampler(6, batch_size=4, micro_batch_size=2, seed=3)
-    source = FeatureSource(views, LABELS, sampler)
+    source = FeatureSource(views, FOLDER, sampler)
     assert (source.steps_per_epoch, source.micro_batches_per_step) == (1, 2)
     for epoch in range(3):
         sampler.start(epoch)
@@ -82,16 +84,17 @@ def test_every_epoch_takes_the_next_view_in_the_samplers_order_without_unreadabl
             assert values.tolist() == [[epoch % 2, index] for index in readable]
             assert labels.tolist() == [LABELS[index] for index in readable]
             assert unreadable == len(indices) - len(readable)
+            assert isinstance(unreadable, UnreadableCount)
+            assert [entry.file for entry in unreadable.files] == ["4.png"] * unreadable
 
 
 def test_an_epoch_begins_at_any_step(views: list[Path]) -> None:
-    source = FeatureSource(views, LABELS, StepSampler(6, batch_size=2, micro_batch_size=2, seed=3))
+    source = FeatureSource(views, FOLDER, StepSampler(6, batch_size=2, micro_batch_size=2, seed=3))
     whole, rest = list(source.epoch(1, 0)), list(source.epoch(1, 2))
     assert len(rest) == 1 and torch.equal(rest[0][0][0], whole[2][0][0])
 
 
 def test_evaluation_takes_features_in_place_of_photos() -> None:
-    folder = PhotoFolder(photos=(Path(),) * 6, labels=LABELS, classes=("a", "b", "c"))
-    photos = EvaluationFeatures(folder, standard_preprocessing((32, 32)), features(0))
+    photos = EvaluationFeatures(FOLDER, standard_preprocessing((32, 32)), features(0))
     values, labels, unreadable = collate_readable([photos[index] for index in range(len(photos))])
     assert values[:, 1].tolist() == [0, 1, 2, 3, 5] and labels.tolist() == [0, 0, 1, 1, 2] and unreadable == 1

@@ -1,11 +1,13 @@
 """Labelled photo folders."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from convmae_deploy.data.photo_folder import find_training_photos, read_photo_folder
+from convmae_deploy.data.findings import Findings
+from convmae_deploy.data.photo_folder import PhotoFolder, find_training_photos, read_photo_folder, read_photo_splits
 from convmae_deploy.errors import ConvMAEError
 from tests.photo_folders import make_photo_folder
 
@@ -112,3 +114,97 @@ def test_a_classes_json_that_never_ends_inwards_is_refused(tmp_path: Path) -> No
     (tmp_path / "classes.json").write_text("[" * 100_000)
     with pytest.raises(ConvMAEError, match="nested too deeply"):
         read_photo_folder(tmp_path, "train")
+
+
+def left_out(findings: Findings) -> dict[str, list[str]]:
+    """All that is told, by its kind."""
+    return {kind: finding.examples for kind, finding in (findings.doubts | findings.passed_over).items()}
+
+
+def told(folder: PhotoFolder) -> dict[str, list[str]]:
+    return left_out(folder.findings)
+
+
+def test_whatever_is_not_taken_is_counted_by_its_kind(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, per_class=2)
+    put_photos(tmp_path / "train", "blue/a.HEIC", "blue/deep/b.heic", "red/.hidden/c.png", "red/README", "loose.png")
+    put_photos(
+        tmp_path, "train.tar", "ILSVRC2012_img_val.tar", "labels.csv", "test/a/0.png", ".DS_Store", "classes.json"
+    )
+    (tmp_path / "classes.json").write_text("{}")
+    (tmp_path / "train" / "green").symlink_to(tmp_path / "gone")
+    (tmp_path / "train" / "blue" / "x.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "train" / "empty").mkdir()
+    train, val = read_photo_splits(tmp_path)
+    assert len(train.photos) == len(val.photos) == 4 and train.classes == ("blue", "red")
+    assert told(train) == {
+        "links that lead nowhere": ["train/blue/x.png", "train/green"],
+        "files that end in .heic": ["train/blue/a.HEIC", "train/blue/deep/b.heic"],
+        "class folders without photos": ["train/empty"],
+        "hidden files": ["train/red/.hidden/c.png"],
+        "files without an ending": ["train/red/README"],
+        "files that end in .png": ["train/loose.png"],
+        "archives, which are not looked into": ["ILSVRC2012_img_val.tar", "train.tar"],
+        "files that end in .csv": ["labels.csv"],
+        "folders beside those that are read": ["test"],
+    }
+    assert told(val) == {}
+
+
+def test_a_class_may_lack_validation_photos_and_is_named(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, classes=("a", "b", "c"), per_class=2)
+    shutil.rmtree(tmp_path / "val" / "b")
+    for photo in (tmp_path / "val" / "c").iterdir():
+        photo.unlink()
+    train, val = read_photo_splits(tmp_path)
+    assert train.classes == val.classes == ("a", "b", "c") and val.labels == (0, 0)
+    assert told(val)["classes without photos to validate on"] == ["b", "c"]
+
+
+def test_a_class_of_validation_alone_is_refused(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
+    shutil.rmtree(tmp_path / "train" / "a")
+    with pytest.raises(ConvMAEError, match="val has photos of 'a', of which there are none to train on"):
+        read_photo_splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_validation_is_found_by_what_tools_call_it(tmp_path: Path, name: str) -> None:
+    make_photo_folder(tmp_path, per_class=1)
+    (tmp_path / "val").rename(tmp_path / name)
+    train, val = read_photo_splits(tmp_path)
+    assert len(val.photos) == 2 and told(train) == {}
+    assert len(read_photo_folder(tmp_path, "val").photos) == 2
+
+
+def test_one_folder_under_two_names_looks_wrong(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "train" / "a")
+    shutil.rmtree(tmp_path / "val" / "b")
+    (tmp_path / "val" / "b").symlink_to(tmp_path / "train" / "b")
+    train, val = read_photo_splits(tmp_path)
+    assert told(train) == {"class folders that are one folder under two names": ["train/c"]}
+    assert told(val) == {
+        "classes without photos to validate on": ["c"],
+        "folders of validation that are trained on too": ["val/b"],
+    }
+
+
+def test_a_folder_without_what_is_expected_says_what_it_holds(tmp_path: Path) -> None:
+    put_photos(tmp_path, "train/a/0.heic", "train/a/1.heic")
+    with pytest.raises(ConvMAEError, match=r"found none \(.*files that end in .heic: 2, the first train/a/0.heic\)"):
+        read_photo_folder(tmp_path, "train")
+    with pytest.raises(ConvMAEError, match=r"found none \(files that end in .heic: 2, the first train/a/0.heic\)"):
+        find_training_photos(tmp_path)
+
+
+def test_what_pretraining_leaves_out_is_counted(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, per_class=1)
+    put_photos(tmp_path, "train/blue/a.heic", "cover.png")
+    findings = Findings()
+    assert len(find_training_photos(tmp_path, findings)) == 2
+    assert left_out(findings) == {
+        "files that end in .heic": ["train/blue/a.heic"],
+        "files that end in .png": ["cover.png"],
+        "folders beside those that are read": ["val"],
+    }

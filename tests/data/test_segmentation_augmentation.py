@@ -12,6 +12,7 @@ from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, LabelError, SegmentationFolder
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.errors import ConvMAEError
 
 PLAIN = SegmentationAugmentationConfig(short_side=40, long_side=200, scale=(1.0, 1.0), colours=False)
@@ -127,10 +128,10 @@ def folder(tmp_path: Path) -> SegmentationFolder:
 def test_a_sample_is_a_function_of_seed_epoch_and_index(folder: SegmentationFolder) -> None:
     photos = AugmentedSegmentation(folder, augmentation(SegmentationAugmentationConfig()), seed=3)
     first, again, other = photos[(1, 0)], photos[(1, 0)], photos[(2, 0)]
-    assert first is not None and again is not None and other is not None
+    assert not isinstance(first, Unreadable) and not isinstance(again, Unreadable) and not isinstance(other, Unreadable)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
-    assert photos[(0, 1)] is None  # an unreadable photo is left out and counted
+    assert isinstance(photos[(0, 1)], Unreadable)  # an unreadable photo is left out and counted
 
 
 def test_a_wrong_label_map_ends_the_training(folder: SegmentationFolder) -> None:

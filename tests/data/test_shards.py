@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.shards import Shard, Shards, ShardUrl, find_shards, read_shard
 from convmae_deploy.errors import ConvMAEError
 from tests.data.tar_shards import encoded_photo, make_shards, write_shard
@@ -35,6 +36,60 @@ def test_a_pattern_is_expanded_whether_or_not_its_shards_exist(tmp_path: Path) -
     pattern = f"{tmp_path}/imagenet-{{000009..000011}}.tar"
     assert find_shards(pattern) == tuple(tmp_path / f"imagenet-0000{number}.tar" for number in ("09", "10", "11"))
     assert find_shards("https://host/{b,a}.tar") == (ShardUrl("https://host/a.tar"), ShardUrl("https://host/b.tar"))
+
+
+def names_in(root: Path, findings: Findings | None = None) -> list[str]:
+    return [shard.name for shard in find_shards(str(root), findings) if isinstance(shard, Path)]
+
+
+@pytest.mark.parametrize("photo", ["train/n01/0.png", "n01/0.png", "deep/n01/0.PNG"])
+def test_folders_of_photos_win_over_the_archives_that_they_were_unpacked_from(tmp_path: Path, photo: str) -> None:
+    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+        write_shard(tmp_path / name, {"0.png": encoded_photo(0)})
+    (tmp_path / photo).parent.mkdir(parents=True)
+    (tmp_path / photo).write_bytes(encoded_photo(0))
+    (tmp_path / "val" / "n01").mkdir(parents=True)
+    assert names_in(tmp_path) == []
+
+
+def test_archives_of_validation_are_not_trained_on_where_there_are_others(tmp_path: Path) -> None:
+    for name in ("imagenet-train-0.tar", "imagenet-val-0.tar", "val2017.tar", "interval.tar"):
+        write_shard(tmp_path / name, {"0.png": encoded_photo(0)})
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.png").write_bytes(encoded_photo(0))
+    findings = Findings()
+    assert names_in(tmp_path, findings) == ["imagenet-train-0.tar", "interval.tar"]
+    assert {kind: finding.examples for kind, finding in findings.passed_over.items()} == {
+        "archives that are named for validation or tests": ["imagenet-val-0.tar", "val2017.tar"],
+        "folders beside the shards": ["val"],
+    }
+    for name in ("imagenet-train-0.tar", "interval.tar"):
+        (tmp_path / name).unlink()
+    assert names_in(tmp_path) == ["imagenet-val-0.tar", "val2017.tar"]
+
+
+def test_shards_of_training_may_lie_in_train(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        make_shards(tmp_path / name, [1])
+    assert find_shards(str(tmp_path)) == (tmp_path / "train" / "000.tar",)
+
+
+def test_archives_and_photos_side_by_side_are_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path, [1, 1])
+    (tmp_path / "cover.png").write_bytes(encoded_photo(0))
+    with pytest.raises(ConvMAEError, match=r"found 2 archives \(000.tar\) and 1 photos \(cover.png\) side by side"):
+        find_shards(str(tmp_path))
+
+
+def test_shards_without_photos_and_damaged_ones_look_wrong(tmp_path: Path) -> None:
+    good = write_shard(tmp_path / "0.tar", {"0.png": encoded_photo(0)})
+    nested = write_shard(tmp_path / "1.tar", {"n01.tar": b""})
+    damaged = tmp_path / "2.tar"
+    damaged.write_bytes(b"x" * 600)
+    findings = Findings()
+    assert Shards([good, nested, damaged]).count(QUIET, findings) == 2
+    assert findings.doubts["shards without a photo"].examples == [str(nested)]
+    assert findings.doubts["shards that are damaged or missing"].count == 1
 
 
 def test_a_folder_of_photos_is_no_shards(tmp_path: Path) -> None:

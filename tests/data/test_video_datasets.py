@@ -13,6 +13,7 @@ from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.photo_datasets import MaskedSample, collate_readable
 from convmae_deploy.data.sources import LoadedSource
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.data.video_augmentation import (
     ClipCropConfig,
     Frames,
@@ -35,6 +36,8 @@ from tests.video_packs import MOTION8, needs_motion8
 
 SPEC = standard_clips((32, 32), frames=4, stride=3)  # a clip spans ten frames
 CROP = clip_pretraining_transform(ClipCropConfig(), (32, 32), SPEC)
+
+BAD = Unreadable("a.jpg", "it is broken")
 
 
 def make_folder(root: Path, count: int = 4, frames: int = 30) -> VideoFolder:
@@ -76,7 +79,7 @@ def test_clip_and_mask_noise_depend_on_seed_epoch_and_index_only(tmp_path: Path)
     def sample(seed: int, epoch: int, index: int) -> MaskedSample:
         torch.rand(3)  # whatever was drawn before
         drawn = MaskedVideos(folder.videos, SPEC, CROP, seed, cells=4)[epoch, index]
-        assert drawn is not None
+        assert not isinstance(drawn, Unreadable)
         return drawn
 
     clip, noise = sample(0, 1, 2)
@@ -91,7 +94,7 @@ def test_labelled_clips_depend_on_seed_epoch_and_index_only(tmp_path: Path) -> N
 
     def clip(seed: int, epoch: int, index: int) -> Tensor:
         drawn = AugmentedVideos(folder, SPEC, CROP, seed)[epoch, index]
-        assert drawn is not None and len(drawn) == 1 and drawn[0][1] == folder.labels[index]
+        assert not isinstance(drawn, Unreadable) and len(drawn) == 1 and drawn[0][1] == folder.labels[index]
         return drawn[0][0]
 
     assert torch.equal(clip(0, 1, 2), clip(0, 1, 2))
@@ -102,14 +105,14 @@ def test_labelled_clips_depend_on_seed_epoch_and_index_only(tmp_path: Path) -> N
 def test_repeated_augmentation_gives_different_copies_of_one_clip(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     same = AugmentedVideos(folder, SPEC, as_they_are, 0, copies=3)[0, 1]
-    assert same is not None and all(torch.equal(clip, same[0][0]) for clip, _ in same)
+    assert not isinstance(same, Unreadable) and all(torch.equal(clip, same[0][0]) for clip, _ in same)
     for transform in (CROP, clip_training_transform(AugmentationConfig(), (32, 32), SPEC)):
         copies = AugmentedVideos(folder, SPEC, transform, 0, copies=3)[0, 1]
-        assert copies is not None and [label for _, label in copies] == [1, 1, 1]
+        assert not isinstance(copies, Unreadable) and [label for _, label in copies] == [1, 1, 1]
         assert len({float(clip.sum()) for clip, _ in copies}) == 3
-    clips, labels, unreadable = collate_copies([copies, None, copies])
+    clips, labels, unreadable = collate_copies([copies, BAD, copies])
     assert clips.shape == (6, 3, 4, 32, 32) and labels.tolist() == [1] * 6 and unreadable == 1
-    clips, labels, unreadable = collate_copies([None, None])
+    clips, labels, unreadable = collate_copies([BAD, BAD])
     assert (len(clips), len(labels), unreadable) == (0, 0, 2)
     with pytest.raises(ConvMAEError, match="at least 1 copy"):
         AugmentedVideos(folder, SPEC, CROP, 0, copies=0)
@@ -119,10 +122,10 @@ def test_evaluation_uses_the_runtimes_clips(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     views = ClipViews(temporal=2, spatial=3)
     sample = EvaluationVideos(folder, SPEC, views)[3]
-    assert sample is not None and sample[0].shape == (6, 3, 4, 32, 32) and sample[1] == 1
+    assert not isinstance(sample, Unreadable) and sample[0].shape == (6, 3, 4, 32, 32) and sample[1] == 1
     assert np.array_equal(sample[0].numpy(), read_clips(folder.videos[3], SPEC, views=views))
     one = EvaluationVideos(folder, SPEC)[0]
-    assert one is not None and one[0].shape == (1, 3, 4, 32, 32)
+    assert not isinstance(one, Unreadable) and one[0].shape == (1, 3, 4, 32, 32)
 
 
 def test_videos_that_cannot_be_decoded_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -161,8 +164,8 @@ def test_clips_of_the_motion_pack_move(tmp_path: Path) -> None:
     train, val = read_video_splits(MOTION8)
     spec = standard_clips((64, 64), stride=1)
     sample = EvaluationVideos(val, spec)[0]
-    assert sample is not None and sample[0].shape == (1, 3, 16, 64, 64)
+    assert not isinstance(sample, Unreadable) and sample[0].shape == (1, 3, 16, 64, 64)
     assert float((sample[0][0, :, 0] - sample[0][0, :, -1]).abs().mean()) > 0.05
     transform = clip_training_transform(replace(AugmentationConfig(), flip=0.0), (64, 64), spec)
     drawn = AugmentedVideos(train, spec, transform, 0)[0, 100]
-    assert drawn is not None and drawn[0][0].shape == (3, 16, 64, 64)
+    assert not isinstance(drawn, Unreadable) and drawn[0][0].shape == (3, 16, 64, 64)

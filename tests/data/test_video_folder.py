@@ -1,10 +1,12 @@
 """Labelled videos, in folders and in lists."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.video_folder import (
     find_training_videos,
     read_video_folder,
@@ -88,7 +90,7 @@ def test_the_validation_list_may_lack_classes_but_not_add_any(tmp_path: Path) ->
 
 def test_folders_that_differ_in_their_classes_are_refused(tmp_path: Path) -> None:
     make_files(tmp_path, "train/up/1.mp4", "train/down/3.mkv", "val/up/1.mp4", "val/left/3.mkv")
-    with pytest.raises(ConvMAEError, match=r"\['down', 'left'\]"):
+    with pytest.raises(ConvMAEError, match="videos of 'left', of which there are none to train on"):
         read_video_splits(tmp_path)
 
 
@@ -178,7 +180,9 @@ def test_a_list_that_leads_out_of_its_folder_is_refused_and_the_line_named(
 )
 def test_what_looks_like_a_url_in_a_list_is_the_name_of_a_file(tmp_path: Path, name: str) -> None:
     file = make_list(tmp_path, f'clips/a.mp4,0\n"{name}",0\n')
-    assert read_video_list(file).videos[1] == tmp_path / name
+    found = read_video_list(file)
+    assert [video.name for video in found.videos] == ["a.mp4"]
+    assert found.findings.passed_over["videos of train.csv that are not there"].examples == [name.replace("//", "/")]
     file.write_text(f'"{name}",0\n')
     with pytest.raises(ConvMAEError, match="which is not in"):
         read_video_list(file)
@@ -208,3 +212,49 @@ def test_a_label_that_would_make_millions_of_classes_is_refused(tmp_path: Path, 
 def test_lines_that_nobody_writes_are_one_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConvMAEError, match=words):
         read_video_list(make_list(tmp_path, text))
+
+
+def test_paths_as_windows_writes_them_are_found(tmp_path: Path) -> None:
+    found = read_video_list(make_list(tmp_path, "clips\\a.mp4,0\nclips\\d.avi,1\n"))
+    assert found.videos == (tmp_path / "clips" / "a.mp4", tmp_path / "clips" / "d.avi")
+
+
+def test_videos_of_a_list_that_are_not_there_are_named_and_left_out(tmp_path: Path) -> None:
+    file = make_list(tmp_path, "clips/a.mp4 0\nclips/gone.mp4 1\nclips/d.avi 0\n", "train.txt")
+    found = read_video_list(file)
+    assert [video.name for video in found.videos] == ["a.mp4", "d.avi"]
+    assert found.labels == (0, 0) and found.classes == ("0", "1")
+    assert found.findings.passed_over["videos of train.txt that are not there"].examples == ["clips/gone.mp4"]
+    findings = Findings()
+    assert len(find_training_videos(file, findings)) == 2
+    assert findings.passed_over["videos of train.txt that are not there"].count == 1
+
+
+@pytest.mark.parametrize("titles", ["path,label", "Video,Class", "filename, class"])
+def test_a_line_of_titles_is_no_video(tmp_path: Path, titles: str) -> None:
+    found = read_video_list(make_list(tmp_path, f"{titles}\nclips/a.mp4,1\nclips/d.avi,0\n"))
+    assert found.labels == (1, 0) and found.classes == ("0", "1")
+    assert found.findings.passed_over["lines of train.csv that are titles"].count == 1
+    with pytest.raises(ConvMAEError, match="found titles alone"):
+        read_video_list(make_list(tmp_path, f"{titles}\n"))
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "+2"])
+def test_a_number_that_is_no_class_index_is_refused_among_numbers(tmp_path: Path, label: str) -> None:
+    with pytest.raises(
+        ConvMAEError, match=re.escape(f"must be class indices (0, 1, 2), or else names; found '{label}'")
+    ):
+        read_video_list(make_list(tmp_path, f"clips/a.mp4,10\nclips/d.avi,{label}\nclips/b c.webm,9\n"))
+
+
+def test_a_number_among_names_looks_wrong(tmp_path: Path) -> None:
+    found = read_video_list(make_list(tmp_path, "clips/a.mp4,run\nclips/d.avi,24\n"))
+    assert found.classes == ("24", "run")
+    assert found.findings.doubts["labels of train.csv that are numbers among names"].examples == ["24"]
+
+
+def test_classes_without_videos_to_validate_on_are_named(tmp_path: Path) -> None:
+    make_list(tmp_path, "clips/a.mp4 0\nclips/d.avi 2\n")
+    make_list(tmp_path, "clips/d.avi 2\n", "validation.txt")
+    _, val = read_video_splits(tmp_path)
+    assert val.findings.doubts["classes without videos to validate on"].examples == ["0", "1"]

@@ -92,3 +92,21 @@ def test_nothing_is_printed_and_the_ground_truth_stays_as_it_was(
     coco_metrics(ground_truth, [detection(entry) for entry in ground_truth["annotations"]], "mask")
     assert capsys.readouterr().out == ""
     assert json.dumps(ground_truth) == before
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_ids_of_annotations_may_begin_at_0(ground_truth: dict[str, Any], kind: Kind) -> None:
+    for number, entry in enumerate(ground_truth["annotations"]):
+        entry["id"] = number
+    assert coco_metrics(ground_truth, [detection(entry) for entry in ground_truth["annotations"]], kind)[
+        "ap"
+    ] == pytest.approx(1)
+
+
+def test_what_is_found_on_an_object_without_a_mask_counts_for_boxes_alone(ground_truth: dict[str, Any]) -> None:
+    found = [detection(entry) for entry in ground_truth["annotations"]]
+    for entry in ground_truth["annotations"][1:]:
+        entry["segmentation"] = None
+    assert coco_metrics(ground_truth, found, "box")["ap"] == pytest.approx(1)
+    assert coco_metrics(ground_truth, found, "mask")["ap"] == pytest.approx(1)
+    assert coco_metrics(ground_truth, found[1:], "box")["ap"] < 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.manifest import Preprocessing, standard_clips
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.engine.classification import Accuracy, AverageOfViews
@@ -43,12 +44,13 @@ def test_accuracy_and_loss_equal_a_count_photo_by_photo(tmp_path: Path) -> None:
     model = Projection().train()
     accuracy = evaluate(model, photos, Accuracy(), Accelerator(), batch_size=4, workers=0)
 
-    samples = [sample for index in range(len(photos)) if (sample := photos[index]) is not None]
+    samples = [sample for index in range(len(photos)) if not isinstance(sample := photos[index], Unreadable)]
     with torch.no_grad():
         logits = [model(image[None])[0] for image, _ in samples]
     ranks = [int((row > row[label]).sum()) for row, (_, label) in zip(logits, samples, strict=True)]
     losses = [float(row.logsumexp(0) - row[label]) for row, (_, label) in zip(logits, samples, strict=True)]
     assert (accuracy.images, accuracy.unreadable) == (20, 1)
+    assert [(Path(entry.file).parent.parent.name, bool(entry.reason)) for entry in accuracy.files] == [("val", True)]
     assert accuracy.scores["top1"] == pytest.approx(100 * sum(rank < 1 for rank in ranks) / 20)
     assert accuracy.scores["top5"] == pytest.approx(100 * sum(rank < 5 for rank in ranks) / 20)
     assert accuracy.scores["loss"] == pytest.approx(sum(losses) / 20, rel=1e-5)

@@ -22,6 +22,12 @@ LOST = "DataLoader worker (pid 8) exited unexpectedly with exit code {}. Details
 SHARED = "Caught RuntimeError in DataLoader worker process 0.\nunable to write to file </torch_1_2>: No space left (28)"
 
 
+@pytest.fixture(autouse=True)
+def own_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program that fails leaves is no other test's."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -42,6 +48,14 @@ SHARED = "Caught RuntimeError in DataLoader worker process 0.\nunable to write t
         (OSError(errno.ENOSPC, "No space left on device"), "the disk of runs/mine is full .* whole: free some room"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), r"the disk of runs/mine is full \(Disk quota exceeded\)"),
         (OSError(errno.EROFS, "Read-only file system"), r"a disk refuses to go on \(Read-only file system\)"),
+        (
+            OSError(errno.ENOENT, "No such file", "runs/mine/.x.tmp"),
+            "runs/mine can no longer be written to .No such file",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only", b"runs/mine/tensorboard/a"),
+            "runs/mine can no longer be written to .Read-only",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_one_sentence(error: Exception, sentence: str) -> None:
@@ -70,12 +84,19 @@ def test_a_thread_that_a_full_disk_ends_is_quiet_and_one_with_a_bug_is_not(capsy
     def fail(error: Exception) -> None:
         raise error
 
-    before = threading.excepthook
-    with failures_in_words(CONFIG):
+    def fail_in_threads() -> None:
         for error in (OSError(errno.ENOSPC, "No space left on device"), ZeroDivisionError("a bug")):
             thread = threading.Thread(target=fail, args=(error,))
             thread.start()
             thread.join()
+
+    before = threading.excepthook
+    with failures_in_words(CONFIG):
+        pass
     assert threading.excepthook is before
+    with pytest.raises(ConvMAEError), failures_in_words(CONFIG):
+        fail_in_threads()
+        raise MemoryError
+    fail_in_threads()  # as the program ends
     told = capsys.readouterr().err
-    assert "ZeroDivisionError: a bug" in told and "No space left" not in told
+    assert told.count("ZeroDivisionError: a bug") == 2 and "No space left" not in told

@@ -13,6 +13,7 @@ from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
+from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest, weights_digest
 from tests.photo_folders import make_photo_folder
 
@@ -44,8 +45,8 @@ def test_features_of_all_photos_are_computed_once_for_the_same_key(tmp_path: Pat
     found = read_features(path)
     for index in range(12):
         sample = photos[index]
-        assert bool(found.readable[index]) == (sample is not None)
-        expected = torch.zeros(3) if sample is None else sample[0].mean(dim=(1, 2))
+        assert bool(found.readable[index]) == (not isinstance(sample, Unreadable))
+        expected = torch.zeros(3) if isinstance(sample, Unreadable) else sample[0].mean(dim=(1, 2))
         torch.testing.assert_close(found.values[index], expected)
 
     assert cache(encoder="a").computed("val", photos, range(12), "photos") == path

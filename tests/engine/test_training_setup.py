@@ -1,7 +1,10 @@
 """What a program has before its model, and how its run begins."""
 
+import json
 import sys
+import threading
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +16,14 @@ from rich.console import Console
 from torch import nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
+from convmae_deploy.data.data_check import DataCheck, SplitCheck
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.engine import training_setup
 from convmae_deploy.engine.optimisation import OptimisationConfig
-from convmae_deploy.engine.run_folder import RunFolder
+from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
-from convmae_deploy.engine.training_setup import Setup, run_preset, with_run_so_far
+from convmae_deploy.engine.training_loop import TrainingLoop
+from convmae_deploy.engine.training_setup import DataChecked, Setup, run_preset, run_training, with_run_so_far
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
 from tests.engine.updates import Updates
@@ -119,5 +125,58 @@ def test_what_the_machine_refuses_a_program_is_one_sentence(tmp_path: Path, monk
         raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
 
     monkeypatch.setattr(sys, "argv", ["program", "nano", "--data", "photos", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     with pytest.raises(ConvMAEError, match=r"decoding processes was ended from outside \(Killed\)"):
         run_preset({"nano": ("", TrainingConfig()), "tiny": ("", TrainingConfig())}, "python -m x", prepare)
+
+
+def checked() -> DataCheck:
+    return DataCheck(data="photos", splits=[SplitCheck(name="train", facts={}, words="3 photos", findings=Findings())])
+
+
+def setup_of(tmp_path: Path, console: Console, **changes: bool) -> Setup:
+    plain = config(tmp_path)
+    changed = replace(plain, run=replace(plain.run, **changes))  # type: ignore[arg-type]
+    return Setup(config=changed, accelerator=Accelerator(cpu=True), console=console)
+
+
+def test_the_check_of_the_data_is_said_and_written_where_a_run_begins(tmp_path: Path) -> None:
+    console = Console(record=True, quiet=False, file=StringIO())
+    setup = setup_of(tmp_path, console)
+    setup.check_data(checked)
+    assert console.export_text() == "data photos\n  train: 3 photos\n" and not (tmp_path / "run").exists()
+    model = nn.Linear(2, 1)
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
+    setup.begin(record, model, torch.optim.SGD(model.parameters()), Updates(3), {"train_photos": 3})
+    assert json.loads((tmp_path / "run" / DATA_CHECK).read_text())["splits"][0]["words"] == "3 photos"
+    setup_of(tmp_path, console, resume=True).check_data(lambda: pytest.fail("a resumed run was checked before"))
+
+
+def test_to_check_the_data_alone_ends_before_the_model_and_leaves_room_for_the_run(tmp_path: Path) -> None:
+    console = Console(record=True, file=StringIO())
+    for _ in range(2):  # nothing is in the way of a second look
+        with pytest.raises(DataChecked):
+            setup_of(tmp_path, console, check_data=True).check_data(checked)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [DATA_CHECK]
+    RunFolder(tmp_path / "run").check_is_new()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(ConvMAEError, match="holds a run already"):
+        setup_of(tmp_path, console, check_data=True).check_data(checked)
+    with pytest.raises(DataChecked):
+        setup_of(tmp_path, console, check_data=True, resume=True).check_data(checked)
+
+
+def test_the_status_says_whether_training_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refusing(config: TrainingConfig) -> TrainingLoop:
+        raise ConvMAEError("no photos")
+
+    def checking(config: TrainingConfig) -> TrainingLoop:
+        raise DataChecked
+
+    plain = config(tmp_path)
+    only = replace(plain, run=replace(plain.run, check_data=True))
+    assert run_training(only, checking) == 0
+    assert run_training(only, refusing) == 1
+    assert capsys.readouterr().out == "training would refuse: no photos\n"
+    with pytest.raises(ConvMAEError, match="no photos"):
+        run_training(plain, refusing)

@@ -42,6 +42,33 @@ def test_frames_come_in_the_order_they_are_shown_in(container: str) -> None:
         assert next(video.frames([0])).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("dropped", [range(30, 31), range(20, 40), range(58, 59)])
+def test_frames_that_an_avi_dropped_leave_the_one_before_on_screen(dropped: range) -> None:
+    data = make_video("avi", frames=60, dropped=dropped, codec_options={"g": "1"})
+    kept = [number for number in range(60) if number not in dropped]
+    with open_video(data) as video:
+        assert len(video) == len(kept) and video.seconds == pytest.approx(2.4)
+        assert video.times == pytest.approx(np.array(kept) / 25)
+        assert [number_of(frame, 60) for frame in video.frames(range(len(video)))] == kept
+        moment = np.array([(dropped[0] + 0.5) / 60])
+        assert video.on_screen(moment) == [kept.index(dropped[0] - 1)]
+
+
+def test_a_header_that_counts_one_frame_too_many_is_believed_for_the_others() -> None:
+    data = bytearray(make_video("avi", frames=60))
+    length = data.index(b"strh") + 40
+    assert data[length] == 60
+    for count, is_whole in ((61, True), (64, False)):
+        data[length] = count
+        if is_whole:
+            assert len(numbers(bytes(data), [*range(60)], 60)) == 60
+        else:
+            assert refusal(bytes(data)) == (
+                "video_truncated",
+                "the video is incomplete: its header promises 64 frames, it holds 60; send the whole file",
+            )
+
+
 def test_a_gif_of_several_pictures_is_a_video() -> None:
     with open_video(make_gif(12)) as video:
         assert len(video) == 12 and video.seconds == pytest.approx(1.2)

@@ -32,7 +32,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> program.AblationC
     for module in (pretrain, finetune, linprobe):
         preset = module.nano()
         small = replace(preset.optimisation, warmup_epochs=0, batch_size=4, micro_batch_size=4)
-        changed = replace(preset, optimisation=small, run=replace(preset.run, precision="fp32"))
+        changed = replace(preset, optimisation=small)
         monkeypatch.setattr(module, "nano", lambda changed=changed: changed)
     return program.AblationConfig(
         data=make_photo_folder(tmp_path / "photos"),
@@ -42,6 +42,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> program.AblationC
         finetune_epochs=1,
         labelled=0.5,
         image_size=(32, 32),
+        precision="fp32",
         workers=0,
     )
 

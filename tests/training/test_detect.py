@@ -99,6 +99,8 @@ def test_photos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert program.prepare(config(photos, tmp_path / "run", epochs=1)).fit() == 0
     (line,) = lines_of(tmp_path / "run")
     assert (line["unreadable_train"], line["unreadable_val"]) == (1, 1)
+    listed = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert [Path(entry.partition("\t")[0]).parent.name for entry in listed] == ["train", "val"]
 
 
 def test_init_takes_a_pretrained_encoder_of_another_image_size(photos: Path, tmp_path: Path) -> None:
@@ -145,8 +147,8 @@ def test_the_photos_to_train_and_validate_on_can_be_restricted(photos: Path, tmp
 
 def test_splits_with_different_categories_are_refused(tmp_path: Path) -> None:
     photos = make_coco_folder(tmp_path / "things")
-    edit_annotations(photos, "val", lambda content: content["categories"].append({"id": 9, "name": "green thing"}))
-    with pytest.raises(ConvMAEError, match="must have the same categories; theirs differ"):
+    edit_annotations(photos, "val", lambda content: content["categories"][0].update(name="green thing"))
+    with pytest.raises(ConvMAEError, match="has objects of the category 'green thing', which .* has not"):
         program.prepare(config(photos, tmp_path / "run")).fit()
     assert not (tmp_path / "run").exists()
 
@@ -215,7 +217,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--empty-photos", "--no-empty-photos", "--validate-on", "--validation-epochs", "--picture-epochs", "--licence",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--weight-decay", "--betas",
         "--clip-grad", "--schedule", "--milestones", "--warmup-steps", "--warmup-factor", "--scale", "--flip", "--out",
-        "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
+        "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def test_init_of_another_architecture_is_refused(photos: Path, tmp_path: Path) -
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     make_photo_folder(tmp_path / "photos", per_class=1)
     (tmp_path / "photos" / "val" / "red").rename(tmp_path / "photos" / "val" / "green")
-    with pytest.raises(ConvMAEError, match="must have the same classes; only one of them has"):
+    with pytest.raises(ConvMAEError, match="val has photos of 'green', of which there are none to train on"):
         program.prepare(config(tmp_path / "photos", tmp_path / "run")).fit()
 
 
@@ -193,7 +193,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--variant", "--data", "--init", "--image-size", "--train-size", "--drop-path", "--head-init-std", "--licence",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
         "--layer-decay", "--betas", "--clip-grad", "--crop-scale", "--flip", "--rand-augment", "--color-jitter",
-        "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume", "--seed",
+        "--random-erasing", "--mixup", "--cutmix", "--label-smoothing", "--out", "--resume", "--no-resume",
+        "--check-data", "--no-check-data", "--seed",
         "--precision", "--workers", "--save-minutes", "--compile", "--no-compile", "--validation-epochs",
     }  # fmt: skip
 

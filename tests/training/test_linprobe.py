@@ -321,7 +321,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--variant", "--data", "--init", "--image-size", "--global-pool", "--cached-views", "--head-init-std",
         "--crop-scale", "--flip", "--validation-epochs", "--licence", "--epochs", "--batch-size", "--micro-batch-size",
         "--base-lr", "--min-lr", "--warmup-epochs", "--clip-grad", "--momentum", "--trust-coefficient", "--out",
-        "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
+        "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile", "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip
 
 

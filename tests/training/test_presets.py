@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.data import augmentation
-from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
+from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, normalised
 from convmae_deploy.data.segmentation_folder import IGNORE
 from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -120,7 +120,7 @@ def test_thousands_of_draws_are_finite_and_of_the_right_shape(
     while drawn < DRAWS * (2 if program.endswith("finetune") else 1):
         for images, extra, unreadable in (part for step in loop.source.epoch(epoch, 0) for part in step):
             assert unreadable == 0
-            check_images(program, images)
+            check_images(program, normalised(images, loop.run.record.preprocessing))
             check_extra(program, extra, len(images))
             drawn += len(images)
         epoch += 1

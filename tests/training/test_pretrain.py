@@ -106,7 +106,9 @@ def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-3)
 
 
-def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: Path) -> None:
+def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_photo_folder(tmp_path / "source", per_class=4)
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -116,6 +118,14 @@ def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(tmp_path: 
     assert program.prepare(config(flat, tmp_path / "run", epochs=2, batch_size=9)).fit() == 0
     lines = lines_of(tmp_path / "run")
     assert [line["unreadable_train"] for line in lines] == [1, 2]
+    listed = (tmp_path / "run" / "unreadable.txt").read_text()
+    assert listed.startswith(f"{flat}/broken.png\tthe image is incomplete: ") and listed.count("\n") == 1
+    said = capsys.readouterr().out
+    assert said.count(f"1 file could not be decoded, the first {flat}/broken.png: the image is incomplete: ") == 2
+    assert said.startswith(
+        f"data {flat}\n  train: 9 photos; 9 tried: 48 x 48 pixels\n  look at train: files that cannot"
+    )
+    assert json.loads((tmp_path / "run" / "data_check.json").read_text())["splits"][0]["facts"]["photos"] == 9
 
 
 def break_photos(root: Path, kept: int) -> None:
@@ -222,6 +232,43 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
     assert run["resumed"][0]["changed"]["optimisation.base_lr"] == [0.1, 0.01]
 
 
+def test_an_update_that_holds_all_photos_has_their_learning_rate_and_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = config(photos, tmp_path / "run", epochs=2, batch_size=1024)
+    whole = replace(whole, optimisation=replace(whole.optimisation, micro_batch_size=12))
+    assert program.prepare(whole).fit() == 0
+    peak = 0.1 * 12 / 256
+    assert [line["lr"] for line in lines_of(tmp_path / "run")] == pytest.approx([0, 0.75 * peak])  # after its warm-up
+    told = capsys.readouterr().out
+    assert "each of 12 photos (there are no more, where --batch-size says 1024)" in told
+    assert "learning rate: 0.0046875, which is --base-lr 0.1" in told
+    assert "epoch 1/2, update 1/2: loss" in told and "update 2/2" not in told
+    start = json.loads((tmp_path / "run" / "run.json").read_text())["start"]
+    check = told.splitlines().index(start[0])  # lines on the data stand before
+    assert told.splitlines()[check : check + 4] == start and 0 < check <= 10
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_other_micro_batches_as_it_would_have_and_for_more_epochs_but_not_for_fewer(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.prepare(config(photos, tmp_path / "whole", epochs=1, batch_size=6)).fit()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        begun = config(photos, tmp_path / "run", epochs=1, batch_size=6)
+        assert program.prepare(begun).fit() == 128 + signal.SIGTERM
+    again = config(photos, tmp_path / "run", epochs=1, batch_size=6, resume=True)
+    again = replace(again, optimisation=replace(again.optimisation, micro_batch_size=3))
+    assert program.prepare(again).fit() == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+    longer = replace(again, optimisation=replace(again.optimisation, epochs=2))
+    assert program.prepare(longer).fit() == 0
+    assert len(losses(tmp_path / "run")) == 2
+    with pytest.raises(ConvMAEError, match="has done 4 updates already, more than the 2 of --epochs 1; .* least 2"):
+        program.prepare(again).fit()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("masking", ["block", "complementary"])
 def test_two_processes_learn_what_one_does(
@@ -278,6 +325,7 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--decoder-heads", "--decoder-mlp-ratio", "--masking", "--mask-ratio", "--multi-scale", "--no-multi-scale",
         "--masked-convolution", "--no-masked-convolution", "--norm-pix-loss", "--no-norm-pix-loss",
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay",
-        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile",
+        "--betas", "--clip-grad", "--out", "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile",
         "--no-compile", "--workers", "--save-minutes",
     }  # fmt: skip

@@ -212,7 +212,7 @@ def test_the_command_draws(
     flags = ["--image-size", "32", "64", "--mask-ratio", "0.5", "--seed", "3"]
     monkeypatch.setattr(sys, "argv", ["reconstruct", str(checkpoint), str(photos), "--out", str(out), *flags])
     program.main()
-    assert capsys.readouterr().out.endswith(f"wrote {out}\n")
+    assert f"wrote {out}. Hidden patches: predicted detail, put back with the mean" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.format == "PNG"
 

@@ -162,6 +162,7 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--epochs", "--batch-size", "--micro-batch-size", "--base-lr", "--min-lr", "--weight-decay", "--betas",
         "--clip-grad", "--schedule", "--milestones", "--warmup-steps", "--warmup-factor", "--short-side", "--long-side",
         "--scale", "--largest-share", "--flip", "--colours", "--no-colours", "--out", "--resume", "--no-resume",
+        "--check-data", "--no-check-data",
         "--seed", "--precision", "--workers", "--save-minutes", "--compile", "--no-compile",
     }  # fmt: skip
 

@@ -146,7 +146,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--grad-checkpointing", "--no-grad-checkpointing", "--licence", "--epochs", "--batch-size",
         "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay", "--betas", "--clip-grad",
         "--crop-scale", "--flip", "--rand-augment", "--color-jitter", "--random-erasing", "--mixup", "--cutmix",
-        "--label-smoothing", "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile",
+        "--label-smoothing", "--out", "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile", "--no-compile",
         "--workers", "--save-minutes",
     }  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["video_test", "--help"])

@@ -142,7 +142,8 @@ def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "--decoder-depth", "--decoder-heads", "--decoder-mlp-ratio", "--mask-ratio", "--multi-scale",
         "--no-multi-scale", "--norm-pix-loss", "--no-norm-pix-loss", "--scales", "--flip", "--epochs", "--batch-size",
         "--micro-batch-size", "--base-lr", "--min-lr", "--warmup-epochs", "--weight-decay", "--betas", "--clip-grad",
-        "--out", "--resume", "--no-resume", "--seed", "--precision", "--compile", "--no-compile", "--workers",
+        "--out", "--resume", "--no-resume", "--check-data", "--no-check-data",
+        "--seed", "--precision", "--compile", "--no-compile", "--workers",
         "--save-minutes",
     }  # fmt: skip
 

@@ -69,7 +69,9 @@ def test_names_that_come_twice_keep_their_places(tmp_path: Path) -> None:
     assert list(data.labels) == [0, 1, 2]
 
 
-def test_files_that_cannot_be_decoded_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_files_that_cannot_be_decoded_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     photos = make_colours(tmp_path / "photos", per_class=2)
     (photos / "val" / "red" / "0.png").write_bytes(b"no photo")
     data = read_task_data(photos, load_bundle(make_bundle(tmp_path / "bundle", classes=COLOURS)).manifest)
@@ -77,6 +79,9 @@ def test_files_that_cannot_be_decoded_are_left_out_and_counted(tmp_path: Path) -
     predictions = data.predictions(predictor)
     assert [one is None for one in predictions] == [path.name == "0.png" and "red" in str(path) for path in data.files]
     assert data.metrics(predictions)[0].samples == 5
+    data.predictions(predictor)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"1 of 6 photos cannot be decoded and are not measured, the first {photos}/val/red/0.png: ")
     for path in data.files:
         path.write_bytes(b"no photo")
     with pytest.raises(ConvMAEError, match="none of the 6 photos can be decoded"):
@@ -157,6 +162,22 @@ def test_miou_is_that_of_all_pixels_together(tmp_path: Path) -> None:
     (miou,) = data.metrics(data.predictions(predictor))
     assert miou == TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=4)
     assert 0 < miou.value < 100
+
+
+def test_what_a_reader_leaves_out_and_classes_without_pixels_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, bundle = areas(tmp_path)
+    assert data.folder is not None
+    for path in data.folder.label_maps:
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
+    (data.folder.photos[0].parent / "notes.txt").write_text("")
+    again = read_task_data(tmp_path / "photos", load_bundle(bundle).manifest)
+    again.metrics(again.predictions(opened(bundle)))
+    assert [record.getMessage().removeprefix(f"{tmp_path}/photos: ") for record in caplog.records] == [
+        "files that end in .txt: 1, the first images/val/notes.txt",
+        "1 of 3 classes have no pixel in 4 label maps, the first square",
+    ]
 
 
 def test_pixels_that_change_their_label_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,314 @@
+"""What a training program found in its data, before its first update: counts, what is left out, what looks wrong.
+
+Every reader fills `Findings`; here they are put together for each kind of data, a few files are tried, and the whole is
+told in at most ten lines and as JSON. Nothing here changes what is trained on. Without torch.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convmae_deploy.data.coco import CocoSplit, read_coco_photo
+from convmae_deploy.data.findings import Finding, Findings
+from convmae_deploy.data.photo_folder import PhotoFolder
+from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
+from convmae_deploy.data.video_folder import VideoFolder
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.media.photo_files import DATASET_PHOTO_LIMITS, read_photo
+from convmae_deploy.media.video_file import open_video
+from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
+from convmae_deploy.printing import printable
+
+MAX_LINES = 10
+TRIED_PHOTOS, TRIED_VIDEOS = 16, 4  # of each split, spread over it
+DARK = 15  # of 255; what 12 bits in 16-bit files come to
+LABEL_READERS = 4  # threads; decoding a label map waits for no lock
+MOSTLY_IGNORED = 0.5  # share of pixels without a class, above which it is said
+
+Size = tuple[int, int]  # (width, height) in pixels
+Try = Callable[[int], tuple[Size, bool]]  # size and whether it is dark of a file by its number; raises ConvMAEError
+
+
+@dataclass(kw_only=True)
+class SplitCheck:
+    """One split: what it has, and what its reader found."""
+
+    name: str
+    facts: dict[str, Any]  # as JSON
+    words: str  # the facts that matter, in one line
+    findings: Findings
+
+
+@dataclass(kw_only=True)
+class DataCheck:
+    """The whole data set."""
+
+    data: str
+    splits: list[SplitCheck] = field(default_factory=list)
+
+    def lines(self, more: str) -> list[str]:
+        """At most ten lines for a console: the splits, what looks wrong, what is left out, the most of it first.
+
+        Args:
+            more: where the rest stands, for the last line where there is one.
+        """
+        lines = [f"data {self.data}", *(f"  {split.name}: {split.words}" for split in self.splits)]
+        lines += [f"  look at {line}" for line in self._told(lambda findings: findings.doubts)]
+        lines += [f"  left out {line}" for line in self._told(lambda findings: findings.passed_over)]
+        if len(lines) > MAX_LINES:
+            lines = [*lines[: MAX_LINES - 1], f"  and {len(lines) - MAX_LINES + 1} more kinds, see {more}"]
+        return [printable(line) for line in lines]
+
+    def _told(self, part: Callable[[Findings], dict[str, Finding]]) -> Iterator[str]:
+        found = [(split.name, *item) for split in self.splits for item in part(split.findings).items()]
+        for name, kind, finding in sorted(found, key=lambda entry: -entry[2].count):
+            yield f"{name}: {kind}: {finding}"
+
+    def write(self, file: Path) -> None:
+        """Writes the whole as JSON, with up to a hundred examples of each kind."""
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_photos(data: Path, train: PhotoFolder, val: PhotoFolder) -> DataCheck:
+    """Of photos in class folders."""
+    check = DataCheck(data=str(data))
+    for name, folder in (("train", train), ("val", val)):
+        words, facts = _classes(folder.labels, folder.classes, "photos")
+        check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, _photo_size(folder.photos)))
+    return check
+
+
+def check_unlabelled_photos(data: Path, photos: Sequence[Path], findings: Findings) -> DataCheck:
+    """Of photos to pretrain on."""
+    _note_folders(data, photos, findings)
+    words = f"{len(photos)} photos"
+    split = _tried("train", {"photos": len(photos)}, words, findings, photos, _photo_size(photos))
+    return DataCheck(data=str(data), splits=[split])
+
+
+def check_shards(data: str, shards: int, samples: int, findings: Findings) -> DataCheck:
+    """Of photos in tar archives, which are not opened here."""
+    facts = {"shards": shards, "samples": samples}
+    words = f"{samples} photos in {shards} shards"
+    return DataCheck(data=data, splits=[SplitCheck(name="train", facts=facts, words=words, findings=findings)])
+
+
+def check_videos(data: Path, train: VideoFolder, val: VideoFolder) -> DataCheck:
+    """Of videos with labels; `val` may be `train`."""
+    check = DataCheck(data=str(data))
+    for name, folder in (("train", train), ("val", val)):
+        if name == "val" and val is train:
+            continue
+        words, facts = _classes(folder.labels, folder.classes, "videos")
+        if name == "val":
+            _note_shared(train.videos, folder.videos, folder.findings)
+        check.splits.append(_tried(name, facts, words, folder.findings, folder.videos, _video_size(folder.videos)))
+    return check
+
+
+def check_unlabelled_videos(data: Path, videos: Sequence[Path], findings: Findings) -> DataCheck:
+    """Of videos to pretrain on."""
+    _note_folders(data, videos, findings)
+    words = f"{len(videos)} videos"
+    split = _tried("train", {"videos": len(videos)}, words, findings, videos, _video_size(videos))
+    return DataCheck(data=str(data), splits=[split])
+
+
+def check_coco(data: Path, train: CocoSplit, val: CocoSplit) -> DataCheck:
+    """Of photos with annotated objects; `val` may be `train`."""
+    check = DataCheck(data=str(data))
+    for name, split in (("train", train), ("val", val)):
+        if name == "val" and val is train:
+            continue
+        counts = Counter(item.label for index in range(len(split.photos)) for item in split.objects[index])
+        by_class = {label: counts[label] for label in range(len(split.classes))}
+        facts = {
+            "annotations": str(split.file),
+            "photos": len(split.photos),
+            "objects": counts.total(),
+            "crowds": split.crowds,
+            "classes": _named(by_class, split.classes),
+        }
+        words = f"{len(split.photos)} photos, {counts.total()} objects in {_spread(by_class, split.classes)}"
+        paths = [photo.path for photo in split.photos]
+        if name == "val":
+            _note_shared((photo.path for photo in train.photos), paths, split.findings)
+        check.splits.append(_tried(name, facts, words, split.findings, paths, _annotated_size(split)))
+    return check
+
+
+def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationFolder) -> DataCheck:
+    """Of photos with label maps, all of which are read.
+
+    Raises:
+        ConvMAEError: a label map is wrong, or all that is labelled for training is of one class.
+    """
+    check = DataCheck(data=str(data))
+    for name, folder in (("train", train), ("val", val)):
+        pixels = count_pixels(folder)
+        by_class, ignored = dict(enumerate(pixels[:-1].tolist())), int(pixels[-1])
+        if name == "train":
+            check_some_classes(folder, pixels)
+        for label, count in by_class.items():
+            if not count:
+                folder.findings.doubt("classes without a pixel", folder.classes[label])
+        if ignored > MOSTLY_IGNORED * pixels.sum():
+            level = 0 if folder.reduce_zero_label else folder.ignore_index
+            share = 100 * ignored / int(pixels.sum())
+            folder.findings.doubt("pixels of no class are most of all", f"{share:.0f} % with the level {level}")
+        facts = {
+            "photos": len(folder.photos),
+            "pixels": _named(by_class, folder.classes),
+            "pixels_of_no_class": ignored,
+        }
+        filled = sum(count > 0 for count in by_class.values())
+        words = f"{len(folder.photos)} photos with label maps, {filled} of {len(folder.classes)} classes have pixels"
+        size = _pair_size(folder)
+        check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, size))
+    return check
+
+
+def _note_shared(learnt: Iterable[Path], measured: Sequence[Path], findings: Findings) -> None:
+    """Counts files of validation that are trained on."""
+    known = set(learnt)
+    for file in measured:
+        if file in known:
+            findings.doubt("files to validate on that are trained on too", file)
+
+
+def count_pixels(folder: SegmentationFolder) -> NDArray[np.int64]:
+    """Pixels of each class, and at the end (K + 1,) those of none, in all label maps; raises LabelError."""
+
+    def of_map(index: int) -> NDArray[np.int64]:
+        try:
+            labels = folder.read_labels(index)
+        except LabelError:
+            raise
+        except ConvMAEError:  # of the photo, which is left out of training too
+            return np.zeros(len(folder.classes) + 1, np.int64)
+        levels = np.bincount(labels.ravel(), minlength=256)
+        return np.append(levels[: len(folder.classes)], levels[-1])
+
+    with ThreadPoolExecutor(LABEL_READERS) as pool:
+        counts = list(pool.map(of_map, range(len(folder.photos))))
+    total: NDArray[np.int64] = np.sum(counts, axis=0, dtype=np.int64)
+    return total
+
+
+def check_some_classes(folder: SegmentationFolder, pixels: NDArray[np.int64]) -> None:
+    """Raises ConvMAEError where label maps have fewer than two classes, so that there is nothing to tell apart.
+
+    Args:
+        folder: the split.
+        pixels: (K + 1,) from `count_pixels`.
+    """
+    there = [name for name, count in zip(folder.classes, pixels[:-1], strict=True) if count]
+    if len(there) > 1:
+        return
+    found = f"all have the class {there[0]!r}" if there else "none has a class"
+    share = 100 * int(pixels[-1]) / max(1, int(pixels.sum()))
+    ignored = "0 with reduce_zero_label" if folder.reduce_zero_label else f"{folder.ignore_index}, the ignore_index,"
+    raise ConvMAEError(
+        f"the label maps must have two classes or more; of the pixels with a class {found}, and {share:.0f} % of all "
+        f"have the level {ignored} which is of no class: write class indices (0, 1, 2) into the maps, or mend "
+        "classes.json"
+    )
+
+
+def _classes(labels: Sequence[int], classes: Sequence[str], kind: str) -> tuple[str, dict[str, Any]]:
+    """Words and facts on files by class."""
+    counts = Counter(labels)
+    by_class = {label: counts[label] for label in range(len(classes))}
+    words = f"{len(labels)} {kind} in {_spread(by_class, classes)}"
+    return words, {kind: len(labels), "classes": _named(by_class, classes)}
+
+
+def _spread(by_class: dict[int, int], classes: Sequence[str]) -> str:
+    """How many classes there are, and the numbers of the smallest and of the largest."""
+    least, most = min(by_class, key=by_class.__getitem__), max(by_class, key=by_class.__getitem__)
+    many = f"{len(classes)} classes" if len(classes) > 1 else "1 class"
+    if by_class[least] == by_class[most]:
+        return f"{many}, {by_class[most]} each"
+    return f"{many}, from {by_class[least]} ({classes[least]}) to {by_class[most]} ({classes[most]}) each"
+
+
+def _named(by_class: dict[int, int], classes: Sequence[str]) -> list[list[Any]]:
+    """[name, count] of each class: names may come twice."""
+    return [[name, by_class[label]] for label, name in enumerate(classes)]
+
+
+def _tried(
+    name: str, facts: dict[str, Any], words: str, findings: Findings, files: Sequence[Path], size_of: Try
+) -> SplitCheck:
+    """A split after a few of its files, spread over it, were decoded; those that cannot be are doubts."""
+    most = TRIED_VIDEOS if "videos" in facts else TRIED_PHOTOS
+    count = min(most, len(files))
+    sizes: list[Size] = []
+    for index in (place * len(files) // count for place in range(count)):
+        try:
+            size, dark = size_of(index)
+        except ConvMAEError as error:
+            findings.doubt(f"files that cannot be decoded, of {count} that were tried", f"{files[index]}: {error}")
+            continue
+        sizes.append(size)
+        if dark:
+            kind = "photos that are almost black, as 12-bit values in 16-bit files are: scale those to 16 bits"
+            findings.doubt(kind, files[index])
+    if sizes:
+        smallest, largest = min(sizes, key=np.prod), max(sizes, key=np.prod)
+        facts = facts | {"tried": count, "smallest": smallest, "largest": largest}
+        span = _by(smallest) if smallest == largest else f"{_by(smallest)} to {_by(largest)}"
+        words += f"; {count} tried: {span} pixels"
+    return SplitCheck(name=name, facts=facts, words=words, findings=findings)
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _seen(photo: Image.Image) -> tuple[Size, bool]:
+    """The size of an RGB photo, and whether nothing in it is brighter than `DARK`."""
+    return photo.size, int(np.asarray(photo).max()) <= DARK
+
+
+def _photo_size(photos: Sequence[Path]) -> Try:
+    return lambda index: _seen(read_photo(photos[index], limits=DATASET_PHOTO_LIMITS).image)
+
+
+def _annotated_size(split: CocoSplit) -> Try:
+    return lambda index: _seen(read_coco_photo(split.photos[index]))
+
+
+def _pair_size(folder: SegmentationFolder) -> Try:
+    return lambda index: _seen(folder.read(index)[0])
+
+
+def _video_size(videos: Sequence[Path]) -> Try:
+    def size(index: int) -> tuple[Size, bool]:
+        with open_video(videos[index], limits=DATASET_VIDEO_LIMITS) as video:
+            return (video.header.width, video.header.height), False
+
+    return size
+
+
+HELD_OUT = frozenset(("val", "valid", "validation", "test", "labels", "annotations", "masks"))
+
+
+def _note_folders(data: Path, files: Sequence[Path], findings: Findings) -> None:
+    """Counts files to pretrain on whose folders are named as those of validation, tests or label maps are."""
+    for file in files:
+        parts = file.relative_to(data).parts[:-1] if file.is_relative_to(data) else ()
+        if HELD_OUT & {part.lower() for part in parts}:
+            findings.doubt(
+                "files that are trained on, in folders named for validation or labels", file.relative_to(data)
+            )

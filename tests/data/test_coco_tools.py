@@ -1,0 +1,241 @@
+"""Annotations as CVAT, Roboflow, Label Studio, FiftyOne and detectron2 lay them out and write them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convmae_deploy.data.coco import CocoSplit, read_coco_photo, read_coco_split
+from convmae_deploy.data.coco_file import has_annotations
+from convmae_deploy.errors import ConvMAEError
+from tests.coco_folders import annotation_file, edit_annotations, make_coco_folder
+
+SIZE = {"width": 64, "height": 48}
+OUTLINE = [8.0, 8.0, 24.0, 8.0, 24.0, 20.0, 8.0, 20.0]
+
+
+def write(root: Path, file: str, content: dict[str, Any], *photos: str) -> None:
+    """A file of annotations, and photos of 64 x 48 pixels."""
+    for path in (root / file, *(root / photo for photo in photos)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(json.dumps(content))
+    for photo in photos:
+        Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(root / photo)
+
+
+def thing(**changes: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 16, 12], "iscrowd": 0} | changes
+
+
+def passed_over(split: CocoSplit) -> dict[str, list[str]]:
+    return {kind: finding.examples for kind, finding in split.findings.passed_over.items()}
+
+
+def roboflow(split: str) -> dict[str, Any]:
+    """Ids from 0, and a category that only stands for the others."""
+    return {
+        "info": {"year": "2026", "version": "1", "description": "Exported from roboflow.com"},
+        "licenses": [{"id": 1, "url": "https://creativecommons.org/licenses/by/4.0/", "name": "CC BY 4.0"}],
+        "categories": [
+            {"id": 0, "name": "objects", "supercategory": "none"},
+            {"id": 1, "name": "cat", "supercategory": "objects"},
+            {"id": 2, "name": "dog", "supercategory": "objects"},
+        ],
+        "images": [
+            {"id": 0, "license": 1, "file_name": f"{split}_jpg.rf.1a.png", "date_captured": "2026-01-01T00:00:00"}
+            | SIZE
+        ],
+        "annotations": [thing(id=0, image_id=0, area=192, segmentation=[OUTLINE])],
+    }
+
+
+def test_roboflows_folders_are_read_as_they_are(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(tmp_path, f"{split}/_annotations.coco.json", roboflow(split), f"{split}/{split}_jpg.rf.1a.png")
+    train = read_coco_split(tmp_path, "train")
+    val = read_coco_split(tmp_path, "val", like=train)
+    assert has_annotations(tmp_path)
+    assert train.classes == val.classes == ("cat", "dog") and train.category_ids == (1, 2)
+    assert passed_over(train)["categories without objects that only stand for the others"] == ["objects"]
+    assert train.findings.doubts["classes without objects in _annotations.coco.json"].examples == ["dog"]
+    assert read_coco_photo(val.photos[0]).size == (64, 48) and "valid" in str(val.photos[0].path)
+    assert [entry["id"] for entry in val.ground_truth()["annotations"]] == [1]
+
+
+def cvat(**changes: Any) -> dict[str, Any]:
+    """An empty licence with the id 0, attributes, masks of the brush as uncompressed run lengths."""
+    return {
+        "licenses": [{"name": "", "id": 0, "url": ""}],
+        "info": {"contributor": "", "date_created": "", "description": "", "url": "", "version": "", "year": ""},
+        "categories": [{"id": 1, "name": "cat", "supercategory": ""}],
+        "images": [
+            {"id": 1, "file_name": "a.png", "license": 0, "flickr_url": "", "coco_url": "", "date_captured": 0} | SIZE
+        ],
+        "annotations": [
+            thing(area=192.0, segmentation=[OUTLINE], attributes={"occluded": False}),
+            thing(id=2, segmentation={"counts": [0, 10, 64 * 48 - 10], "size": [48, 64]}, area=10) | changes,
+        ],
+    }
+
+
+@pytest.mark.parametrize("photo", ["images/Train/a.png", "images/a.png"])
+def test_cvats_subsets_are_read_as_they_are(tmp_path: Path, photo: str) -> None:
+    write(tmp_path, "annotations/instances_Train.json", cvat(bbox=[0, 0, 1, 10]), photo)
+    write(tmp_path, "annotations/instances_Validation.json", cvat(), photo.replace("Train", "Validation"))
+    train, val = read_coco_split(tmp_path, "train"), read_coco_split(tmp_path, "val")
+    assert len(train.objects[0]) == 2 and train.photos[0].licence == 0
+    assert val.file.name == "instances_Validation.json"
+    contradiction = val.findings.doubts["boxes that contradict their masks"]
+    assert contradiction.examples == ["annotation 2 has the box [8.0, 8.0, 16.0, 12.0], its mask [0, 0, 1, 10]"]
+    assert "boxes that contradict their masks" not in train.findings.doubts
+
+
+def test_a_file_in_which_everything_is_a_crowd_is_refused_by_that_name(tmp_path: Path) -> None:
+    content = cvat(iscrowd=1)
+    content["annotations"][0]["iscrowd"] = 1
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/a.png")
+    with pytest.raises(ConvMAEError, match="2 of its annotations have iscrowd 1, .*: set iscrowd to 0 where"):
+        read_coco_split(tmp_path, "train")
+
+
+def test_some_crowds_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, "annotations/instances_train.json", cvat(iscrowd=1), "images/train/a.png")
+    split = read_coco_split(tmp_path, "train")
+    assert passed_over(split)["annotations of crowds (iscrowd 1), which are not learnt from"] == ["annotation 2"]
+
+
+def test_a_file_of_boxes_alone_says_that_masks_are_needed(tmp_path: Path) -> None:
+    content = roboflow("train")
+    content["annotations"][0]["segmentation"] = []
+    write(tmp_path, "train/_annotations.coco.json", content, "train/train_jpg.rf.1a.png")
+    with pytest.raises(ConvMAEError, match="1 have a box alone, and Mask R-CNN needs masks"):
+        read_coco_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["images/p.png", "images\\1\\p.png", "../../label-studio/media/upload/1/p.png"])
+def test_label_studios_export_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+    content = {
+        "images": [{"id": 0, "file_name": name} | SIZE],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [thing(id=0, image_id=0, category_id=0, segmentation=[OUTLINE], ignore=0, area=192)],
+        "info": {"year": 2026, "version": "1.0", "contributor": "Label Studio"},
+    }
+    write(tmp_path, "train/result.json", content, "train/images/p.png")
+    split = read_coco_split(tmp_path, "train")
+    assert split.photos[0].path == tmp_path / "train" / "images" / "p.png" and split.category_ids == (0,)
+
+
+def test_detectron2s_absolute_paths_mean_the_photos_of_the_folder(tmp_path: Path) -> None:
+    content = {
+        "info": {"date_created": "2026-01-01", "description": "Automatically generated COCO json file for Detectron2."},
+        "images": [{"id": 1, "file_name": "/home/me/datasets/cats/deep/a.png"} | SIZE],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [thing(category_id=0, segmentation=[OUTLINE], area=192.0)],
+        "licenses": None,
+    }
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/deep/a.png")
+    assert read_coco_split(tmp_path, "train").photos[0].path == tmp_path / "images" / "train" / "deep" / "a.png"
+
+
+def test_fiftyones_export_is_read_as_it_is(tmp_path: Path) -> None:
+    content = cvat() | {"info": {"year": "", "url": "https://voxel51.com/fiftyone"}}
+    write(tmp_path, "validation/labels.json", content, "validation/data/a.png")
+    assert read_coco_split(tmp_path, "val").photos[0].path == tmp_path / "validation" / "data" / "a.png"
+
+
+def test_photos_that_are_not_there_are_named_and_left_out(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    (root / "images" / "train" / "20.png").unlink()
+    split = read_coco_split(root, "train")
+    assert [photo.id for photo in split.photos] == [10, 30, 40]
+    assert passed_over(split)["photos of instances_train.json that are not in train/"] == ["20.png"]
+    assert {entry["image_id"] for entry in split.ground_truth()["annotations"]} == {10, 30, 40}
+    for photo in split.photos:
+        photo.path.unlink()
+    with pytest.raises(ConvMAEError, match=r"names 4 photos, the first '10.png'; none of them is in .*train: put them"):
+        read_coco_split(root, "train")
+
+
+def test_two_names_that_end_in_the_same_file_are_none_of_it(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["images"][0].update(file_name="other/10.png"))  # image 40
+    split = read_coco_split(root, "train")
+    assert [photo.id for photo in split.photos] == [20, 30]
+    assert (
+        split.findings.doubts[
+            "photos of instances_train.json whose names fit one file, so that none of them is taken"
+        ].count
+        == 2
+    )
+
+
+@pytest.mark.parametrize("licence", ["", None, "CC BY", {"id": 3}])
+def test_a_licence_that_is_no_number_is_none(tmp_path: Path, licence: Any) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["images"][-1].update(license=licence))
+    assert read_coco_split(root, "train").photos[0].licence is None
+
+
+@pytest.mark.parametrize("area", ["", None, "192", True])
+def test_an_area_that_is_no_number_is_that_of_the_mask(tmp_path: Path, area: Any) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["annotations"][0].update(area=area, bbox=[0, 0, 64, 48]))
+    truth = read_coco_split(root, "train").ground_truth()["annotations"][0]
+    assert truth["bbox"] == [0, 0, 64, 48] and 16 * 16 <= truth["area"] <= 24 * 24
+
+
+@pytest.mark.parametrize("number", [100, None, "a", 10**400, 0.5])
+def test_ids_of_annotations_may_be_anything(tmp_path: Path, number: Any) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["annotations"][1].update(id=number, iscrowd=1))
+    split = read_coco_split(root, "train")
+    assert [entry["id"] for entry in split.ground_truth()["annotations"]] == [1, 2, 3, 4, 5, 6]
+    assert len(passed_over(split)["annotations of crowds (iscrowd 1), which are not learnt from"]) == 1
+    repeated = split.findings.doubts.get("annotations of instances_train.json whose id is that of another one")
+    assert (repeated is not None) == (number == 100)
+
+
+def test_the_classes_of_a_validation_file_are_those_of_training_by_their_names(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+
+    def renumber(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 1, "name": "blue thing"}, {"id": 2, "name": "red thing"}]
+        for entry in content["annotations"]:
+            entry["category_id"] = {3: 2, 7: 1}[entry["category_id"]]
+
+    edit_annotations(root, "val", renumber)
+    train = read_coco_split(root, "train")
+    plain = read_coco_split(make_coco_folder(tmp_path / "plain"), "val", like=train)
+    val = read_coco_split(root, "val", like=train)
+    assert val.category_ids == (3, 7) and val.objects[1] == plain.objects[1]
+    assert val.ground_truth() == plain.ground_truth()
+
+
+def test_a_validation_file_may_lack_classes_and_name_more_without_objects(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+
+    def change(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 3, "name": "red thing"}, {"id": 9, "name": "green thing"}]
+        content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] == 3]
+
+    edit_annotations(root, "val", change)
+    val = read_coco_split(root, "val", like=read_coco_split(root, "train"))
+    assert val.classes == ("red thing", "blue thing")
+    assert val.findings.doubts["classes without objects in instances_val.json"].examples == ["blue thing"]
+    assert passed_over(val)["categories without objects that are not trained on"] == ["green thing"]
+
+
+def test_a_split_that_is_not_there_names_what_is(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    annotation_file(root, "val").rename(root / "annotations" / "instances_default.json")
+    with pytest.raises(ConvMAEError, match=r"must hold annotations/instances_val.json .*instances_default.json"):
+        read_coco_split(root, "val")
+
+
+def test_a_name_of_many_folders_is_looked_for_by_its_end(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["images"][-1].update(file_name="a/" * 50_000 + "10.png"))
+    assert read_coco_split(root, "train").photos[0].path == root / "images" / "train" / "10.png"

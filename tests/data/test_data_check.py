@@ -1,0 +1,199 @@
+"""What is told of a data set before a training."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convmae_deploy.data.coco import read_coco_split
+from convmae_deploy.data.data_check import (
+    MAX_LINES,
+    DataCheck,
+    SplitCheck,
+    check_coco,
+    check_photos,
+    check_segmentation,
+    check_shards,
+    check_unlabelled_photos,
+    check_unlabelled_videos,
+    check_videos,
+)
+from convmae_deploy.data.findings import Findings
+from convmae_deploy.data.photo_folder import find_training_photos, read_photo_splits
+from convmae_deploy.data.segmentation_folder import read_segmentation_folder
+from convmae_deploy.data.video_folder import find_training_videos, read_video_splits
+from convmae_deploy.errors import ConvMAEError
+from tests.coco_folders import edit_annotations, make_coco_folder
+from tests.photo_folders import make_photo_folder
+from tests.segmentation_folders import make_segmentation_folder
+from tests.video_files import make_video
+
+
+def told(check: DataCheck) -> list[str]:
+    return check.lines("run/data_check.json")
+
+
+def photos_check(root: Path) -> DataCheck:
+    return check_photos(root, *read_photo_splits(root))
+
+
+def segmentation_check(root: Path) -> DataCheck:
+    return check_segmentation(root, *(read_segmentation_folder(root, split) for split in ("train", "val")))
+
+
+def test_a_good_folder_is_three_lines(tmp_path: Path) -> None:
+    assert told(photos_check(make_photo_folder(tmp_path, per_class=12))) == [
+        f"data {tmp_path}",
+        "  train: 24 photos in 2 classes, 12 each; 16 tried: 48 x 48 pixels",
+        "  val: 24 photos in 2 classes, 12 each; 16 tried: 48 x 48 pixels",
+    ]
+
+
+def test_a_bad_folder_is_told_in_ten_lines_and_written_whole(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path / "data", classes=("blue", "green", "red"))
+    shutil.rmtree(root / "val" / "green")
+    for number in range(9):
+        (root / "train" / f"a.{number}").write_bytes(b"")
+    Image.new("RGB", (90, 60), "red").save(root / "train" / "red" / "0.png")
+    (root / "val" / "red" / "5.png").write_bytes(b"not a photo")
+    check = photos_check(root)
+    lines = told(check)
+    assert len(lines) == MAX_LINES
+    assert lines[1:6] == [
+        "  train: 18 photos in 3 classes, 6 each; 16 tried: 48 x 48 to 90 x 60 pixels",
+        "  val: 12 photos in 3 classes, from 0 (green) to 6 (blue) each; 12 tried: 48 x 48 pixels",
+        "  look at val: classes without photos to validate on: 1, the first green",
+        f"  look at val: files that cannot be decoded, of 12 that were tried: 1, the first {root}/val/red/5.png: "
+        "expected an image file, found text; send the bytes of a photo",
+        "  left out train: files that end in .0: 1, the first train/a.0",
+    ]
+    assert lines[-1] == "  and 5 more kinds, see run/data_check.json"
+    check.write(tmp_path / "run.json")
+    written = json.loads((tmp_path / "run.json").read_text())
+    train, val = written["splits"]
+    assert train["facts"]["classes"] == [["blue", 6], ["green", 6], ["red", 6]]
+    assert val["findings"]["doubts"]["classes without photos to validate on"] == {"count": 1, "examples": ["green"]}
+    assert len(train["findings"]["passed_over"]) == 9
+
+
+def test_what_there_is_most_of_is_told_first() -> None:
+    findings = Findings()
+    findings.pass_over("few", "a")
+    for _ in range(3):
+        findings.pass_over("many", "b")
+    check = DataCheck(data="x", splits=[SplitCheck(name="train", facts={}, words="", findings=findings)])
+    assert told(check)[2:] == ["  left out train: many: 3, the first b", "  left out train: few: 1, the first a"]
+
+
+@pytest.mark.parametrize("level, is_dark", [(4095, True), (40_000, False)])
+def test_twelve_bits_in_a_16_bit_file_are_said_to_be_almost_black(tmp_path: Path, level: int, is_dark: bool) -> None:
+    root = make_photo_folder(tmp_path, per_class=1)
+    levels = np.linspace(0, level, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(levels).save(root / "train" / "blue" / "0.png")
+    (train, _) = photos_check(root).splits
+    kind = "photos that are almost black, as 12-bit values in 16-bit files are: scale those to 16 bits"
+    assert (kind in train.findings.doubts) == is_dark
+
+
+def test_pretraining_on_folders_of_validation_or_labels_looks_wrong(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    findings = Findings()
+    check = check_unlabelled_photos(root, find_training_photos(root, findings), findings)
+    assert told(check)[1:3] == [
+        "  train: 8 photos; 8 tried: 96 x 80 pixels",
+        "  look at train: files that are trained on, in folders named for validation or labels: 6, "
+        "the first images/val/0.png",
+    ]
+
+
+def test_shards_are_told_by_their_counts() -> None:
+    assert told(check_shards("a-{0..1}.tar", 2, 40, Findings()))[1] == "  train: 40 photos in 2 shards"
+
+
+def test_objects_are_counted_by_class(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "val", lambda content: content["annotations"][0].update(bbox=[8, 8, 1, 1]))
+    train = read_coco_split(root, "train")
+    check = check_coco(root, train, read_coco_split(root, "val", like=train))
+    lines = told(check)
+    assert lines[1] == (
+        "  train: 4 photos, 6 objects in 2 classes, from 2 (blue thing) to 4 (red thing) each; 4 tried: 64 x 48 pixels"
+    )
+    assert lines[3].startswith("  look at val: boxes that contradict their masks: 1, the first annotation 100 has the")
+    assert [split.name for split in check_coco(root, train, train).splits] == ["train"]
+    again = read_coco_split(root, "train")
+    assert (
+        check_coco(root, train, again).splits[1].findings.doubts["files to validate on that are trained on too"].count
+    )
+
+
+def test_pixels_are_counted_by_class_in_every_map(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=20, val=2)
+    (root / "classes.json").write_text(json.dumps({"classes": ["left", "right", "square", "bird"]}))
+    lines = told(segmentation_check(root))
+    assert lines[1] == "  train: 20 photos with label maps, 3 of 4 classes have pixels; 16 tried: 96 x 80 pixels"
+    assert lines[3] == "  look at train: classes without a pixel: 1, the first bird"
+
+
+def binary(root: Path, level: int, description: dict[str, object]) -> Path:
+    """Label maps of 0 and one other level."""
+    make_segmentation_folder(root, train=2, val=2)
+    for path in (root / "labels").rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) == 2).astype(np.uint8) * level).save(path)
+    (root / "classes.json").write_text(json.dumps({"classes": ["ground", "thing"]} | description))
+    return root
+
+
+def test_binary_masks_of_0_and_255_are_refused_as_one_class(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConvMAEError, match=r"all have the class 'ground', and \d+ % of all have the level 255, the ignore"
+    ):
+        segmentation_check(binary(tmp_path / "default", 255, {}))
+    with pytest.raises(ConvMAEError, match=r"all have the class 'ground', and \d+ % of all have the level 0 with"):
+        segmentation_check(binary(tmp_path / "reduced", 1, {"reduce_zero_label": True}))
+    segmentation_check(binary(tmp_path / "indices", 1, {}))
+
+
+def test_a_wrong_label_map_is_refused_before_training(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=20, val=2)
+    Image.new("L", (96, 80), 7).save(root / "labels" / "train" / "13.png")
+    with pytest.raises(ConvMAEError, match=r"13.png must hold the levels 0 to 2"):
+        segmentation_check(root)
+
+
+def test_mostly_ignored_pixels_look_wrong(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    for path in (root / "labels" / "val").iterdir():
+        levels = np.array(Image.open(path))
+        levels[10:] = 255
+        Image.fromarray(levels).save(path)
+    assert "pixels of no class are most of all: 1, the first 90 % with the level 255" in "\n".join(
+        told(segmentation_check(root))
+    )
+
+
+def test_videos_are_tried_too(tmp_path: Path) -> None:
+    for name in ("train/up/0.mp4", "train/down/0.mp4", "val/up/0.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(make_video(frames=4))
+    (tmp_path / "train" / "up" / "1.mp4").write_bytes(make_video(frames=4)[:-500])
+    (tmp_path / "train" / "up" / "clip.mpg2").write_bytes(b"")
+    train, val = read_video_splits(tmp_path)
+    check = check_videos(tmp_path, train, val)
+    assert told(check)[1:3] == [
+        "  train: 3 videos in 2 classes, from 1 (down) to 2 (up) each; 3 tried: 64 x 48 pixels",
+        "  val: 1 videos in 2 classes, from 0 (down) to 1 (up) each; 1 tried: 64 x 48 pixels",
+    ]
+    assert {*check.splits[0].findings.doubts} == {"files that cannot be decoded, of 3 that were tried"}
+    assert [split.name for split in check_videos(tmp_path, train, train).splits] == ["train"]
+    findings = Findings()
+    unlabelled = check_unlabelled_videos(tmp_path, find_training_videos(tmp_path, findings), findings)
+    assert told(unlabelled)[1] == "  train: 3 videos; 3 tried: 64 x 48 pixels"
+
+
+def test_names_out_of_the_data_never_drive_the_terminal() -> None:
+    check = DataCheck(data="a\x1b[2J", splits=[SplitCheck(name="t", facts={}, words="\n", findings=Findings())])
+    assert all(line.isprintable() for line in told(check))
