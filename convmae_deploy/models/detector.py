@@ -26,7 +26,6 @@ from convmae_deploy.models.convmae import (
     nano,
     tiny,
 )
-from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.proposals import ProposalNetwork
 from convmae_deploy.models.pyramid import PYRAMIDS, NormKind, PyramidKind
 from convmae_deploy.models.roi_heads import DetectionHeads
