@@ -26,7 +26,6 @@ from convmae_deploy.models.convmae import (
     nano,
     tiny,
 )
-from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.proposals import ProposalNetwork
 from convmae_deploy.models.pyramid import PYRAMIDS, NormKind, PyramidKind
 from convmae_deploy.models.roi_heads import DetectionHeads
@@ -179,11 +178,8 @@ def build_detector(
     """
     if num_classes < 1:
         raise ConvMAEError(f"a detector needs at least one class; got {num_classes}")
-    encoder = build_convmae(config, drop_path_rate=drop_path_rate)
-    for layer in pointwise_layers(encoder):  # but for the position embedding, which may be frozen, as in a classifier
-        layer.reset_parameters()
     return ConvMAEDetector(
-        encoder,
+        build_convmae(config, drop_path_rate=drop_path_rate),
         PYRAMIDS[detector.pyramid](config.embed_dims, detector.channels, detector.norm),
         ProposalNetwork(detector.channels, detector.rpn_convolutions),
         DetectionHeads(

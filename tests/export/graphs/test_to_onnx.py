@@ -113,9 +113,9 @@ def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("relative_position", ["shared", "decomposed"])
 def test_windows_and_relative_positions_follow_the_batch(relative_position: RelativePosition, tmp_path: Path) -> None:
-    dense = DenseConfig(relative_position=relative_position, window_size=3, global_blocks=(0,))
+    dense = DenseConfig(relative_position=relative_position, window_size=3, global_blocks=(0,), shifted_windows=True)
     config = ConvMAEConfig(
-        embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 96), dense=dense
+        embed_dims=(8, 16, 32), depths=(1, 1, 3), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 96), dense=dense
     )
     torch.manual_seed(0)
     model = build_classifier(config, num_classes=3).eval()
