@@ -22,13 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from convmae_deploy.data.class_folder import check_class_names, names_of_split
+from convmae_deploy.data.class_folder import check_class_names, names_of_split, note_unused
 from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json, read_regular, read_text, shortened
 from convmae_deploy.media.image_containers import read_png
 from convmae_deploy.media.image_formats import identify
-from convmae_deploy.media.photo_files import ANNOTATED_PHOTO_LIMITS, IMAGE_SUFFIXES, MAX_PHOTO_BYTES, read_photo
+from convmae_deploy.media.photo_files import (
+    ANNOTATED_PHOTO_LIMITS,
+    IMAGE_SUFFIXES,
+    MAX_PHOTO_BYTES,
+    read_photo,
+    stored_sizes,
+)
 from convmae_deploy.printing import printable
 
 IGNORE = 255  # label of pixels that are of no class, whatever the files have for it
@@ -57,11 +63,23 @@ class SegmentationFolder:
         photo = read_photo(self.photos[index], apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
         labels = self.read_labels(index)
         if labels.shape != (photo.height, photo.width):
-            raise LabelError(
-                f"{self.label_maps[index]} must have the size of its photo, {photo.width} x {photo.height} pixels; "
-                f"found {labels.shape[1]} x {labels.shape[0]}"
-            )
+            raise self._wrong_size(index, labels, photo.size)
         return photo, labels
+
+    def check_size(self, index: int, labels: NDArray[np.uint8]) -> None:
+        """Raises LabelError unless labels have the size of their photo, which is not decoded; one without is let be."""
+        try:
+            sizes = stored_sizes(self.photos[index], ANNOTATED_PHOTO_LIMITS)
+        except ConvMAEError:
+            return  # a photo that cannot be used is left out later
+        if labels.shape[::-1] not in sizes:
+            raise self._wrong_size(index, labels, sizes[0])
+
+    def _wrong_size(self, index: int, labels: NDArray[np.uint8], size: tuple[int, int]) -> "LabelError":
+        return LabelError(
+            f"{self.label_maps[index]} must have the size of its photo, {size[0]} x {size[1]} pixels; found "
+            f"{labels.shape[1]} x {labels.shape[0]}: scale it to that without blending levels"
+        )
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """The labels (H, W) of a photo; raises ConvMAEError where they cannot be read or a level is of no class."""
@@ -130,7 +148,7 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
     Raises:
         ConvMAEError: the split or the names of the classes are missing, or a photo has no label map.
     """
-    photos_root, labels_root = root / "images", root / ("annotations" if (root / "annotations").is_dir() else "labels")
+    photos_root, labels_root = root / "images", labels_folder(root)
     names = names_of_split(split) if split else ("",)
     there = [name for name in names if (photos_root / name).is_dir() and (labels_root / name).is_dir()]
     if not there:
@@ -164,6 +182,27 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
         reduce_zero_label=reduce_zero_label,
         findings=findings,
     )
+
+
+def read_segmentation_splits(root: Path) -> tuple[SegmentationFolder, SegmentationFolder]:
+    """What there is to train on and to validate on; what lies beside them is counted.
+
+    Raises:
+        ConvMAEError: as `read_segmentation_folder`.
+    """
+    train, val = (read_segmentation_folder(root, split) for split in ("train", "val"))
+    images, labels = root / "images", labels_folder(root)
+    note_unused(root, root, train.findings, used=("images", labels.name, "classes.json", *ADE20K_CLASSES))
+    for folder in (images, labels):
+        files = (file for split in (train, val) for file in (*split.photos, *split.label_maps))
+        read = {file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
+        note_unused(folder, root, train.findings, used=read)
+    return train, val
+
+
+def labels_folder(root: Path) -> Path:
+    """Where the label maps of all splits are, in whichever of the two layouts."""
+    return root / ("annotations" if (root / "annotations").is_dir() else "labels")
 
 
 def _note_pairs(

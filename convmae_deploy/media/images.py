@@ -134,14 +134,7 @@ def decode_image(
     Raises:
         ImageError: with the reason in `code`; truncated files are refused, never filled with grey.
     """
-    if not data:
-        raise ImageError("empty_body", "expected an image, found no bytes at all; send the content of an image file")
-    name = identify(data)
-    if name not in limits.formats:
-        accepted = ", ".join(limits.formats)
-        remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
-        raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
-
+    name = _accepted_format(data, limits)
     container, halved = _read_container(name, data, limits)
     pixels = -(-container.pixels // 4) if halved else container.pixels
     reserve(decoding_bytes(name, pixels, len(data)))
@@ -168,6 +161,40 @@ def decode_image(
     return DecodedImage(
         image=image, frames=frames, orientation=orientation, format=name, original_size=size, halved=halved
     )
+
+
+def header_sizes(data: bytes, limits: ImageLimits) -> list[tuple[int, int]]:
+    """Each (width, height) in pixels that the outside of a file says, of which no pixel is decoded; at least one.
+
+    Args:
+        data: the content of an image file.
+        limits: what is accepted.
+
+    Raises:
+        ImageError: as `decode_image`, as far as the outside of the file shows it.
+    """
+    sizes: list[tuple[int, int]] = []
+
+    def note(width: int, height: int) -> None:
+        _check_size(width, height, limits)
+        sizes.append((width, height))
+
+    _READERS[_accepted_format(data, limits)](data, note)
+    if not sizes:
+        raise corrupt("its header says no size")
+    return sizes
+
+
+def _accepted_format(data: bytes, limits: ImageLimits) -> str:
+    """Pillow's name of the format of a file, where it is one of those that are accepted."""
+    if not data:
+        raise ImageError("empty_body", "expected an image, found no bytes at all; send the content of an image file")
+    name = identify(data)
+    if name not in limits.formats:
+        accepted = ", ".join(limits.formats)
+        remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
+        raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
+    return name
 
 
 def _read_container(name: str, data: bytes, limits: ImageLimits) -> tuple[Container, bool]:

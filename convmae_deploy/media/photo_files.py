@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import find_files, read_regular
-from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image
+from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, header_sizes
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
@@ -41,8 +41,20 @@ def read_photo(path: Path, *, apply_orientation: bool = True, limits: ImageLimit
     Raises:
         ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
     """
+    return decode_image(_read(path), limits=limits, apply_orientation=apply_orientation)
+
+
+def stored_sizes(path: Path, limits: ImageLimits) -> list[tuple[int, int]]:
+    """What a photo's file says of its (width, height) in pixels as stored, one size in an ordinary file.
+
+    Raises:
+        ConvMAEError: the file cannot be read, or its outside is damaged, not accepted or says none (`ImageError`).
+    """
+    return header_sizes(_read(path), limits)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = read_regular(path, MAX_PHOTO_BYTES)
+        return read_regular(path, MAX_PHOTO_BYTES)
     except OSError as error:
         raise ConvMAEError(f"the file cannot be read ({error.strerror}); check its path and permissions") from error
-    return decode_image(data, limits=limits, apply_orientation=apply_orientation)
