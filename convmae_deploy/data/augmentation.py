@@ -99,7 +99,9 @@ def crop_transform(
     interpolation = InterpolationMode(preprocessing.interpolation)
 
     def apply(photo: Image.Image) -> Tensor:
-        place = crop.get_params(photo, crop.scale, crop.ratio)  # type: ignore[no-untyped-call]
+        top, left, height, width = crop.get_params(photo, crop.scale, crop.ratio)  # type: ignore[no-untyped-call]
+        top, left = min(top, photo.height - 1), min(left, photo.width - 1)
+        place = top, left, max(1, height), max(1, width)  # of a photo of a few pixels timm may take no row or column
         levels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)  # channels last, for which ATen has a fast way
         cropped: Tensor = resized_crop(
             levels, *place, size=list(image_size), interpolation=interpolation, antialias=True

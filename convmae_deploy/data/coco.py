@@ -34,6 +34,12 @@ MIN_POLYGON = 6  # numbers: three points
 MAX_MASK_BYTES = 4 * 10**9  # for one photo: training holds a mask of its size for every object
 LEAST_OVERLAP = 0.5  # of an object's box with that of its mask, below which the two contradict each other
 
+LEFT_OUT = {  # what becomes of an annotation that is nothing to learn from
+    "crowd": "annotations of crowds (iscrowd 1), which are not learnt from",
+    "maskless": "objects without a mask",
+    "outside": "objects whose box is empty or outside of the photo",
+}
+
 Box = tuple[float, float, float, float]
 
 
@@ -208,18 +214,7 @@ def read_coco_split(root: Path, split: str, *, like: CocoSplit | None = None) ->
     file, folder = find_split(root, split)
     findings = Findings()
     content = read_instances(file, findings)
-    images = sorted(content.images, key=lambda image: image.id)
-    photos = tuple(
-        CocoPhoto(
-            id=image.id,
-            path=path,
-            width=image.width,
-            height=image.height,
-            licence=image.license if type(image.license) is int else None,
-        )
-        for image, path in zip(images, paths_of_photos(images, file, folder, findings), strict=True)
-        if path is not None
-    )
+    photos = _photos(content, file, folder, findings)
     classes, category_ids, labels = _classes(content, file, like, findings)
     annotations = defaultdict(list)
     for annotation in content.annotations:
@@ -266,11 +261,20 @@ def read_coco_split(root: Path, split: str, *, like: CocoSplit | None = None) ->
     )
 
 
-LEFT_OUT = {  # what becomes of an annotation that is nothing to learn from
-    "crowd": "annotations of crowds (iscrowd 1), which are not learnt from",
-    "maskless": "objects without a mask",
-    "outside": "objects whose box is empty or outside of the photo",
-}
+def _photos(content: Instances, file: Path, folder: Path, findings: Findings) -> tuple[CocoPhoto, ...]:
+    """The photos of a file that are there, in the order of their ids."""
+    images = sorted(content.images, key=lambda image: image.id)
+    return tuple(
+        CocoPhoto(
+            id=image.id,
+            path=path,
+            width=image.width,
+            height=image.height,
+            licence=image.license if type(image.license) is int else None,
+        )
+        for image, path in zip(images, paths_of_photos(images, file, folder, findings), strict=True)
+        if path is not None
+    )
 
 
 def _why_none(found: Mapping[str, int], photos: Sequence[CocoPhoto], content: Instances) -> str:

@@ -42,6 +42,7 @@ LAYOUTS = (  # (annotations, photos) below the root
 )
 MAX_ANNOTATION_BYTES = 2 * 1024**3  # the largest public files have half of it
 MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
+MAX_DEPTH = 16  # parts at the end of a photo's path that are looked for
 MAX_ID = 2**53  # the evaluation keeps ids as float64
 
 Id = Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
@@ -284,7 +285,7 @@ def _is_plain(name: str) -> bool:
 
 def _by_its_end(name: str, folder: Path) -> Path | None:
     """The file in `folder` that the longest end of a path names, whatever separates its parts."""
-    parts = re.split(r"[/\\]", name)
+    parts = re.split(r"[/\\]", name)[-MAX_DEPTH:]
     for start in range(len(parts)):
         end = "/".join(parts[start:])
         if end and _is_plain(end) and os.path.isfile(folder / end):

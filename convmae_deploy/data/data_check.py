@@ -19,7 +19,7 @@ from PIL import Image
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo
 from convmae_deploy.data.findings import Finding, Findings
 from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.data.segmentation_folder import SegmentationFolder
+from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
@@ -188,15 +188,15 @@ def _note_shared(learnt: Iterable[Path], measured: Sequence[Path], findings: Fin
 
 
 def count_pixels(folder: SegmentationFolder) -> NDArray[np.int64]:
-    """Pixels of each class, and at the end (K + 1,) those of none, in all label maps.
-
-    Raises:
-        ConvMAEError: as `read_labels` and `check_size`.
-    """
+    """Pixels of each class, and at the end (K + 1,) those of none, in all label maps; raises LabelError."""
 
     def of_map(index: int) -> NDArray[np.int64]:
-        labels = folder.read_labels(index)
-        folder.check_size(index, labels)
+        try:
+            labels = folder.read_labels(index)
+        except LabelError:
+            raise
+        except ConvMAEError:  # of the photo, which is left out of training too
+            return np.zeros(len(folder.classes) + 1, np.int64)
         levels = np.bincount(labels.ravel(), minlength=256)
         return np.append(levels[: len(folder.classes)], levels[-1])
 

@@ -33,7 +33,7 @@ from convmae_deploy.media.photo_files import (
     IMAGE_SUFFIXES,
     MAX_PHOTO_BYTES,
     read_photo,
-    stored_sizes,
+    read_stored_size,
 )
 from convmae_deploy.printing import printable
 
@@ -61,30 +61,15 @@ class SegmentationFolder:
             ConvMAEError: one of the two cannot be read, their sizes differ, or a level is of no class.
         """
         photo = read_photo(self.photos[index], apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
-        labels = self.read_labels(index)
-        if labels.shape != (photo.height, photo.width):
-            raise self._wrong_size(index, labels, photo.size)
-        return photo, labels
-
-    def check_size(self, index: int, labels: NDArray[np.uint8]) -> None:
-        """Raises LabelError unless labels have the size of their photo, which is not decoded; one without is let be."""
-        try:
-            sizes = stored_sizes(self.photos[index], ANNOTATED_PHOTO_LIMITS)
-        except ConvMAEError:
-            return  # a photo that cannot be used is left out later
-        if labels.shape[::-1] not in sizes:
-            raise self._wrong_size(index, labels, sizes[0])
-
-    def _wrong_size(self, index: int, labels: NDArray[np.uint8], size: tuple[int, int]) -> "LabelError":
-        return LabelError(
-            f"{self.label_maps[index]} must have the size of its photo, {size[0]} x {size[1]} pixels; found "
-            f"{labels.shape[1]} x {labels.shape[0]}: scale it to that without blending levels"
-        )
+        return photo, self._labels(index, photo.size)
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
-        """The labels (H, W) of a photo; raises ConvMAEError where they cannot be read or a level is of no class."""
+        """The labels (H, W) of a photo, of which the header alone is read; raises as `read`."""
+        return self._labels(index, read_stored_size(self.photos[index], limits=ANNOTATED_PHOTO_LIMITS))
+
+    def _labels(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path = self.label_maps[index]
-        levels = read_levels(path)
+        levels = read_levels(path, size)
         labels = levels - 1 if self.reduce_zero_label else levels
         ignored = (levels == self.ignore_index) | (labels < 0)
         wrong = (labels >= len(self.classes)) & ~ignored
@@ -103,17 +88,21 @@ class LabelError(ConvMAEError):
     """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
 
 
-def read_levels(path: Path) -> NDArray[np.int32]:
+def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
     """The grey levels or palette indices (H, W) of a label map.
 
+    Args:
+        path: of the map.
+        size: (width, height) of its photo, without which nothing is decoded; None: not known.
+
     Raises:
-        LabelError: it cannot be read, is no PNG, is larger than a photo may be, or is a coloured picture.
+        LabelError: it cannot be read, is no PNG, has not the size of its photo, or is a coloured picture.
     """
     try:
         data = read_regular(path, MAX_PHOTO_BYTES)
         if data and identify(data) != "PNG":
             raise LabelError(f"the label map {path} must be a PNG; found {identify(data)}: convert it")
-        container = read_png(data, lambda width, height: _check_size(path, width, height))
+        container = read_png(data, lambda width, height: _check_size(path, (width, height), size))
         with PngImageFile(io.BytesIO(container.data)) as picture:
             if picture.mode not in MAP_MODES:
                 raise LabelError(
@@ -128,7 +117,12 @@ def read_levels(path: Path) -> NDArray[np.int32]:
         raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int] | None) -> None:
+    width, height = found
+    if size is not None and found != size:
+        raise LabelError(
+            f"{path} must have the size of its photo, {size[0]} x {size[1]} pixels; found {width} x {height}"
+        )
     limits = ANNOTATED_PHOTO_LIMITS
     if not (0 < max(width, height) <= limits.max_side and 0 < width * height <= limits.max_pixels):
         raise LabelError(

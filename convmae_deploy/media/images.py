@@ -134,7 +134,14 @@ def decode_image(
     Raises:
         ImageError: with the reason in `code`; truncated files are refused, never filled with grey.
     """
-    name = _accepted_format(data, limits)
+    if not data:
+        raise ImageError("empty_body", "expected an image, found no bytes at all; send the content of an image file")
+    name = identify(data)
+    if name not in limits.formats:
+        accepted = ", ".join(limits.formats)
+        remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
+        raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
+
     container, halved = _read_container(name, data, limits)
     pixels = -(-container.pixels // 4) if halved else container.pixels
     reserve(decoding_bytes(name, pixels, len(data)))
@@ -163,38 +170,23 @@ def decode_image(
     )
 
 
-def header_sizes(data: bytes, limits: ImageLimits) -> list[tuple[int, int]]:
-    """Each (width, height) in pixels that the outside of a file says, of which no pixel is decoded; at least one.
-
-    Args:
-        data: the content of an image file.
-        limits: what is accepted.
+def stored_size(data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of a photo as it is stored, from its header alone: what follows may be broken.
 
     Raises:
-        ImageError: as `decode_image`, as far as the outside of the file shows it.
+        ImageError: as `decode_image`, for what the header says.
     """
-    sizes: list[tuple[int, int]] = []
+    sizes = []
+    name = identify(data) if data else "nothing"
+    if name not in limits.formats:
+        raise ImageError("unsupported_format", f"found {name}, accepted are {', '.join(limits.formats)}")
 
-    def note(width: int, height: int) -> None:
+    def check_size(width: int, height: int) -> None:
         _check_size(width, height, limits)
         sizes.append((width, height))
 
-    _READERS[_accepted_format(data, limits)](data, note)
-    if not sizes:
-        raise corrupt("its header says no size")
-    return sizes
-
-
-def _accepted_format(data: bytes, limits: ImageLimits) -> str:
-    """Pillow's name of the format of a file, where it is one of those that are accepted."""
-    if not data:
-        raise ImageError("empty_body", "expected an image, found no bytes at all; send the content of an image file")
-    name = identify(data)
-    if name not in limits.formats:
-        accepted = ", ".join(limits.formats)
-        remedy = "videos are for models of videos" if name.endswith("video") else "convert the image to one of these"
-        raise ImageError("unsupported_format", f"found {name}, accepted are {accepted}; {remedy}")
-    return name
+    _READERS[name](data, check_size)
+    return sizes[-1]
 
 
 def _read_container(name: str, data: bytes, limits: ImageLimits) -> tuple[Container, bool]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import find_files, read_regular
-from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, header_sizes
+from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, stored_size
 
 # What is taken from a folder; a file that is named itself may have any name.
 IMAGE_SUFFIXES = frozenset(
@@ -44,13 +44,9 @@ def read_photo(path: Path, *, apply_orientation: bool = True, limits: ImageLimit
     return decode_image(_read(path), limits=limits, apply_orientation=apply_orientation)
 
 
-def stored_sizes(path: Path, limits: ImageLimits) -> list[tuple[int, int]]:
-    """What a photo's file says of its (width, height) in pixels as stored, one size in an ordinary file.
-
-    Raises:
-        ConvMAEError: the file cannot be read, or its outside is damaged, not accepted or says none (`ImageError`).
-    """
-    return header_sizes(_read(path), limits)
+def read_stored_size(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """(width, height) in pixels of a photo as it is stored, from its header alone; errors are those of `read_photo`."""
+    return stored_size(_read(path), limits=limits)
 
 
 def _read(path: Path) -> bytes:

@@ -132,10 +132,13 @@ def check_promises(container: "InputContainer", stream: "VideoStream", packets: 
 
 
 def _dropped(notes: Sequence[_Note]) -> int:
-    """Frames of an AVI that were dropped when it was recorded: their places are counted and hold nothing."""
+    """Frames of an AVI that were dropped when it was recorded: their places are counted and hold nothing.
+
+    At most as many as it holds: one of places alone is no recording.
+    """
     if not notes or notes[0].dts is None or notes[-1].dts is None or notes[0].duration != 1:
         return 0
-    return max(0, notes[-1].dts + 1 - len(notes))
+    return min(max(0, notes[-1].dts + 1 - len(notes)), len(notes))
 
 
 def _places(notes: Sequence[_Note]) -> NDArray[np.intp]:

@@ -252,3 +252,9 @@ def test_a_split_that_is_not_there_names_what_is(tmp_path: Path) -> None:
     annotation_file(root, "val").rename(root / "annotations" / "instances_default.json")
     with pytest.raises(ConvMAEError, match=r"must hold annotations/instances_val.json .*instances_default.json"):
         read_coco_split(root, "val")
+
+
+def test_a_name_of_many_folders_is_looked_for_by_its_end(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    edit_annotations(root, "train", lambda content: content["images"][-1].update(file_name="a/" * 50_000 + "10.png"))
+    assert read_coco_split(root, "train").photos[0].path == root / "images" / "train" / "10.png"

@@ -183,6 +183,8 @@ def test_a_map_in_another_format_is_refused_by_its_name(generic: Path, kind: str
 def test_a_map_larger_than_photos_may_be_is_not_decoded(generic: Path) -> None:
     Image.new("1", (70_000, 1_000)).save(generic / "labels" / "train" / "a.png")  # 20 kB
     with pytest.raises(LabelError, match="may have 256000000 pixels and 65535 a side; found 70000 x 1000"):
+        read_levels(generic / "labels" / "train" / "a.png")
+    with pytest.raises(LabelError, match="must have the size of its photo, 3 x 2 pixels; found 70000 x 1000"):
         read_segmentation_folder(generic, "train").read(0)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from convmae_deploy.data.coco import read_coco_photo, read_coco_split
 from convmae_deploy.data.coco_file import MAX_ANNOTATION_BYTES
+from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.video_folder import find_training_videos, read_video_folder
@@ -32,7 +33,7 @@ def read_coco(root: str) -> list[str]:
     """All that training and evaluation read; gives the problems of photos, which are counted there."""
     split = read_coco_split(Path(root), "train")
     split.ground_truth()
-    problems = []
+    problems = missing(split.findings)
     for photo, objects in ((photo, split.objects[index]) for index, photo in enumerate(split.photos)):
         try:
             read_coco_photo(photo)
@@ -44,6 +45,12 @@ def read_coco(root: str) -> list[str]:
     return problems
 
 
+def missing(findings: Findings) -> list[str]:
+    """What is named and is not there."""
+    named = (finding.examples for kind, finding in findings.passed_over.items() if " that are not " in kind)
+    return [f"{name} is not there" for examples in named for name in examples]
+
+
 def read_segmentation(root: str) -> int:
     folder = read_segmentation_folder(Path(root), "train")
     return sum(int(folder.read(index)[1].size) for index in range(len(folder.photos)))
@@ -51,7 +58,8 @@ def read_segmentation(root: str) -> int:
 
 def read_videos(root: str) -> list[str]:
     """What a list names, and why each of it cannot be read."""
-    folder, problems = read_video_folder(Path(root), "train"), []
+    folder = read_video_folder(Path(root), "train")
+    problems = missing(folder.findings)
     assert find_training_videos(Path(root)) == folder.videos
     for video in folder.videos:
         try:
@@ -296,7 +304,7 @@ def test_protocols_of_ffmpeg_and_commands_in_a_list_are_names_of_files(tmp_path:
     (root / "train.csv").write_text("".join(f'"{name}",0\n' for name in ("a.mp4", *names)))
     ending = within_bounds(read_videos, root)
     assert ending.how == "returned" and len(ending.value) == len(names) + 1
-    assert sum("No such file" in problem for problem in ending.value) == len(names)
+    assert sum("is not there" in problem for problem in ending.value) == len(names)
 
 
 def test_a_video_that_is_a_playlist_or_names_another_file_opens_nothing(tmp_path: Path) -> None:
