@@ -40,6 +40,7 @@ def update(model: ConvMAEPretraining, optimizer: torch.optim.Optimizer, images: 
 def main(out: Path) -> None:
     """Compares with the same update on a whole model, and an update after resuming with the one before."""
     dist.init_process_group("gloo")
+    out.mkdir(exist_ok=True)
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = build_pretraining(MODEL, PRETRAINING)
