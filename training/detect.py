@@ -24,6 +24,7 @@ from torch import Tensor
 from convmae_deploy.bundle.manifest import Letterbox, Licence
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
+from convmae_deploy.data.coco_file import note_unread
 from convmae_deploy.data.data_check import check_coco
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
@@ -168,9 +169,10 @@ def read_splits(config: DetectConfig) -> tuple[CocoSplit, CocoSplit]:
     """
     whole = read_coco_split(config.data, "train")
     train = whole.for_training(licences=config.licences, limit=config.train_images, empty_photos=config.empty_photos)
-    if config.validate_on == "train":
-        return train, train
-    return train, read_coco_split(config.data, "val", like=whole)
+    val = train if config.validate_on == "train" else read_coco_split(config.data, "val", like=whole)
+    named = {photo.path for split in (whole, val) for photo in split.photos}
+    note_unread(config.data, ("train",) if val is train else ("train", "val"), named, train.findings)
+    return train, val
 
 
 def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.data_check import check_segmentation
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
-from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_folder
+from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_splits
 from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
@@ -126,7 +126,7 @@ def prepare(config: SegmentConfig) -> TrainingLoop:
     Raises:
         ConvMAEError: bad photos, label maps, checkpoint or settings.
     """
-    train, val = (read_segmentation_folder(config.data, split) for split in ("train", "val"))
+    train, val = read_segmentation_splits(config.data)
     facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
     setup = Setup.of(config)
     setup.check_data(partial(check_segmentation, config.data, train, val))

@@ -8,6 +8,7 @@ is taken for it.
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,6 +129,7 @@ def write_checkpoint_files(directory: Path, state: dict[str, Tensor], record: Ch
         number = int(refused[1])
         raise OSError(number, os.strerror(number), str(directory / WEIGHTS_NAME)) from None
     (directory / CONFIG_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    shutil.copymode(directory / CONFIG_NAME, directory / WEIGHTS_NAME)  # safetensors lets its owner alone read it
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,12 @@ def read_class_folders(
         elif not entry.name.startswith("."):
             found[entry] = files_in(entry, suffixes, findings, root)
     if not found:
-        raise ConvMAEError(
-            f"{root} must hold {kind} as {split}/<class>/*; found no class folder in {directory}{_instead(findings)}"
+        if not directory.is_dir() and root.is_dir():
+            note_unused(root, root, findings, used=())
+        place = (
+            f"class folder in {directory}" if directory.is_dir() else f"folder {directory if root.is_dir() else root}"
         )
+        raise ConvMAEError(f"{root} must hold {kind} as {split}/<class>/*; found no {place}{_instead(findings)}")
     for folder in (folder for folder, files in found.items() if not files):
         findings.doubt(f"class folders without {kind}", folder.relative_to(root))
     filled = [folder for folder, files in found.items() if files]
@@ -88,7 +91,7 @@ def read_class_folders(
         )
     classes = tuple(names.get(name, name) for name in folders)
     check_class_names(classes, directory)
-    _note_repeated_folders(filled, findings, root)
+    _note_shared_folders(found, findings, root)
     index = {name: label for label, name in enumerate(folders)}
     return ClassFolders(
         files=tuple(file for folder in filled for file in found[folder]),
@@ -115,17 +118,25 @@ def read_class_splits(root: Path, suffixes: frozenset[str], kind: str) -> tuple[
     for folder in sorted({file.parent for file in val.files}):
         if os.path.realpath(folder) in trained_on:
             val.findings.doubt("folders of validation that are trained on too", folder.relative_to(root))
-    note_unused(root, train.findings, used=(*names_of_split("train"), *names_of_split("val"), "classes.json"))
+    read = [split_folder(root, split).name for split in ("train", "val")]
+    note_unused(root, root, train.findings, used=(*read, "classes.json"))
     return train, val
 
 
-def note_unused(root: Path, findings: Findings, used: Sequence[str]) -> None:
-    """Counts what lies in `root` beside the folders and files that a reader takes; hidden things are not counted."""
-    for entry in sorted(root.iterdir()):
+def note_unused(folder: Path, root: Path, findings: Findings, used: Collection[str]) -> None:
+    """Counts what lies in a folder beside the folders and files that a reader takes; hidden things are not counted.
+
+    Args:
+        folder: `root`, or one below it.
+        root: of the data; examples are relative to it.
+        findings: takes what is left out.
+        used: names of what is taken.
+    """
+    for entry in sorted(folder.iterdir()):
         if entry.name in used or entry.name.startswith("."):
             continue
         if entry.is_dir():
-            findings.pass_over("folders beside those that are read", entry.name)
+            findings.pass_over("folders beside those that are read", entry.relative_to(root))
         else:
             findings.leave_out_file(entry, root, frozenset())
 
@@ -157,7 +168,7 @@ def find_training_files(root: Path, suffixes: frozenset[str], kind: str, finding
             f"{_instead(findings)}; check the path"
         )
     if directory != root:
-        note_unused(root, findings, used=(*names_of_split("train"), "classes.json"))
+        note_unused(root, root, findings, used=(directory.name, "classes.json"))
     return tuple(files)
 
 
@@ -166,13 +177,13 @@ def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
     return any(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in files_below(folder))
 
 
-def _note_repeated_folders(folders: Sequence[Path], findings: Findings, root: Path) -> None:
-    seen: set[str] = set()
-    for folder in folders:
-        target = os.path.realpath(folder)
-        if target in seen:
-            findings.doubt("class folders that are one folder under two names", folder.relative_to(root))
-        seen.add(target)
+def _note_shared_folders(found: Mapping[Path, Sequence[Path]], findings: Findings, root: Path) -> None:
+    """Counts the folders of files that links put into two classes."""
+    seen: dict[str, Path] = {}
+    for class_folder, files in found.items():
+        for folder in sorted({file.parent for file in files}):
+            if seen.setdefault(os.path.realpath(folder), class_folder) != class_folder:
+                findings.doubt("folders whose files are of two classes", folder.relative_to(root))
 
 
 def _instead(findings: Findings) -> str:

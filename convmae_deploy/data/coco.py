@@ -246,7 +246,7 @@ def read_coco_split(root: Path, split: str, *, like: CocoSplit | None = None) ->
         )
     for label, name in enumerate(classes):
         if not found[f"label {label}"]:
-            findings.doubt(f"classes without objects in {file.name}", name)
+            findings.doubt("classes without objects", name)
     return CocoSplit(
         file=file,
         photos=photos,

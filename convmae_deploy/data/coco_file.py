@@ -17,18 +17,19 @@ numbers and masks are judged when it is read, so that none of them is met in the
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from convmae_deploy.data.class_folder import check_class_names, names_of_split
+from convmae_deploy.data.class_folder import check_class_names, names_of_split, note_unused
 from convmae_deploy.data.coco_masks import check_box, check_polygons, check_run_lengths
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import path_inside, read_regular, shortened
+from convmae_deploy.files import files_below, path_inside, read_regular, shortened
+from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 
 LAYOUTS = (  # (annotations, photos) below the root
     ("annotations/instances_{}.json", "images/{}"),
@@ -134,11 +135,13 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
             if file.is_file() and folder.is_dir():
                 return file, folder
     annotations, photos = (part.format(split) for part in LAYOUTS[0])
-    beside = sorted((root / "annotations").glob("*.json"))[:3] if (root / "annotations").is_dir() else []
-    found = f" ({', '.join(file.name for file in beside)} is there)" if beside else ""
+    beside = [
+        str(file.relative_to(root)) for part in ("annotations", "") for file in sorted((root / part).glob("*.json"))
+    ]
+    found = f"; found {', '.join(beside[:3])}: divide a file of all photos into one for each split" if beside else ""
     raise ConvMAEError(
         f"{root} must hold {annotations} and photos in {photos}/, or {split}/_annotations.coco.json with photos beside "
-        f"it; at least one of the two is missing{found}"
+        f"it, or {split}/result.json with photos in {split}/images/; at least one of the two is missing{found}"
     )
 
 
@@ -247,6 +250,28 @@ def paths_of_photos(images: Sequence[CocoImage], file: Path, folder: Path, findi
             f"{file} names {len(images)} photos{first}; none of them is in {folder}: put them there, or mend file_name"
         )
     return found
+
+
+def note_unread(root: Path, splits: Sequence[str], photos: Collection[Path], findings: Findings) -> None:
+    """Counts what lies beside the annotations and the photos, and photos that no annotations name.
+
+    Args:
+        root: of the data.
+        splits: those that were read.
+        photos: of all of them.
+        findings: takes what is left out.
+    """
+    read = {path for split in splits for path in find_split(root, split)}
+    note_unused(root, root, findings, used={path.relative_to(root).parts[0] for path in read})
+    for folder in sorted(path for path in read if path.is_dir()):
+        for file in files_below(folder):
+            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if file in photos or file in read:
+                continue
+            if not hidden and file.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(file):
+                findings.pass_over("photos that the annotations do not name", file.relative_to(root))
+            else:
+                findings.leave_out_file(file, root, IMAGE_SUFFIXES)
 
 
 def _is_plain(name: str) -> bool:

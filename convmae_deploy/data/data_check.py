@@ -31,6 +31,7 @@ from convmae_deploy.printing import printable
 MAX_LINES = 10
 TRIED_PHOTOS, TRIED_VIDEOS = 16, 4  # of each split, spread over it
 DARK = 15  # of 255; what 12 bits in 16-bit files come to
+ALMOST_BLACK = "photos that are almost black (12-bit values in 16-bit files look so: scale those to 16 bits)"
 LABEL_READERS = 4  # threads; decoding a label map waits for no lock
 MOSTLY_IGNORED = 0.5  # share of pixels without a class, above which it is said
 
@@ -83,7 +84,7 @@ def check_photos(data: Path, train: PhotoFolder, val: PhotoFolder) -> DataCheck:
     """Of photos in class folders."""
     check = DataCheck(data=str(data))
     for name, folder in (("train", train), ("val", val)):
-        words, facts = _classes(folder.labels, folder.classes, "photos")
+        words, facts = _classes(folder.labels, folder.classes, "photos", data)
         check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, _photo_size(folder.photos)))
     return check
 
@@ -109,7 +110,7 @@ def check_videos(data: Path, train: VideoFolder, val: VideoFolder) -> DataCheck:
     for name, folder in (("train", train), ("val", val)):
         if name == "val" and val is train:
             continue
-        words, facts = _classes(folder.labels, folder.classes, "videos")
+        words, facts = _classes(folder.labels, folder.classes, "videos", data)
         if name == "val":
             _note_shared(train.videos, folder.videos, folder.findings)
         check.splits.append(_tried(name, facts, words, folder.findings, folder.videos, _video_size(folder.videos)))
@@ -225,8 +226,13 @@ def check_some_classes(folder: SegmentationFolder, pixels: NDArray[np.int64]) ->
     )
 
 
-def _classes(labels: Sequence[int], classes: Sequence[str], kind: str) -> tuple[str, dict[str, Any]]:
-    """Words and facts on files by class."""
+def _classes(labels: Sequence[int], classes: Sequence[str], kind: str, data: Path) -> tuple[str, dict[str, Any]]:
+    """Words and facts on files by class; raises ConvMAEError where there is one class alone."""
+    if len(classes) < 2:
+        raise ConvMAEError(
+            f"expected {kind} of two classes or more in {data}, found {classes[0]!r} alone, so that there is nothing "
+            "to tell apart: add another class, or pretrain, which needs none"
+        )
     counts = Counter(labels)
     by_class = {label: counts[label] for label in range(len(classes))}
     words = f"{len(labels)} {kind} in {_spread(by_class, classes)}"
@@ -250,20 +256,28 @@ def _named(by_class: dict[int, int], classes: Sequence[str]) -> list[list[Any]]:
 def _tried(
     name: str, facts: dict[str, Any], words: str, findings: Findings, files: Sequence[Path], size_of: Try
 ) -> SplitCheck:
-    """A split after a few of its files, spread over it, were decoded; those that cannot be are doubts."""
+    """A split after a few of its files, spread over it, were decoded; those that cannot be are doubts.
+
+    Raises:
+        ConvMAEError: none of them can be.
+    """
     most = TRIED_VIDEOS if "videos" in facts else TRIED_PHOTOS
     count = min(most, len(files))
     sizes: list[Size] = []
+    unusable: list[str] = []
     for index in (place * len(files) // count for place in range(count)):
         try:
             size, dark = size_of(index)
         except ConvMAEError as error:
-            findings.doubt(f"files that cannot be decoded, of {count} that were tried", f"{files[index]}: {error}")
+            said = str(error) if str(files[index]) in str(error) else f"{files[index]}: {error}"
+            unusable.append(said)
+            findings.doubt(f"files that cannot be used, of {count} that were tried", said)
             continue
         sizes.append(size)
         if dark:
-            kind = "photos that are almost black, as 12-bit values in 16-bit files are: scale those to 16 bits"
-            findings.doubt(kind, files[index])
+            findings.doubt(ALMOST_BLACK, files[index])
+    if not sizes and count in (len(files), TRIED_PHOTOS):  # of many videos too few are tried to refuse all
+        raise ConvMAEError(f"{name}: none of the {count} files that were tried can be used, the first: {unusable[0]}")
     if sizes:
         smallest, largest = min(sizes, key=np.prod), max(sizes, key=np.prod)
         facts = facts | {"tried": count, "smallest": smallest, "largest": largest}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from convmae_deploy.data.class_folder import check_class_names, names_of_split
+from convmae_deploy.data.class_folder import check_class_names, names_of_split, note_unused
 from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json, read_regular, read_text, shortened
@@ -142,7 +142,7 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
     Raises:
         ConvMAEError: the split or the names of the classes are missing, or a photo has no label map.
     """
-    photos_root, labels_root = root / "images", root / ("annotations" if (root / "annotations").is_dir() else "labels")
+    photos_root, labels_root = root / "images", labels_folder(root)
     names = names_of_split(split) if split else ("",)
     there = [name for name in names if (photos_root / name).is_dir() and (labels_root / name).is_dir()]
     if not there:
@@ -176,6 +176,27 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
         reduce_zero_label=reduce_zero_label,
         findings=findings,
     )
+
+
+def read_segmentation_splits(root: Path) -> tuple[SegmentationFolder, SegmentationFolder]:
+    """What there is to train on and to validate on; what lies beside them is counted.
+
+    Raises:
+        ConvMAEError: as `read_segmentation_folder`.
+    """
+    train, val = (read_segmentation_folder(root, split) for split in ("train", "val"))
+    images, labels = root / "images", labels_folder(root)
+    note_unused(root, root, train.findings, used=("images", labels.name, "classes.json", *ADE20K_CLASSES))
+    for folder in (images, labels):
+        files = (file for split in (train, val) for file in (*split.photos, *split.label_maps))
+        read = {file.relative_to(folder).parts[0] for file in files if file.is_relative_to(folder)}
+        note_unused(folder, root, train.findings, used=read)
+    return train, val
+
+
+def labels_folder(root: Path) -> Path:
+    """Where the label maps of all splits are, in whichever of the two layouts."""
+    return root / ("annotations" if (root / "annotations").is_dir() else "labels")
 
 
 def _note_pairs(

@@ -101,7 +101,7 @@ def _shards_in(root: Path, findings: Findings) -> tuple[Shard, ...]:
         if path not in others:
             findings.pass_over("archives that are named for validation or tests", path.relative_to(root))
     if folder != root:
-        note_unused(root, findings, used=names_of_split("train"))
+        note_unused(root, root, findings, used=(folder.name,))
     else:
         for entry in sorted(folder.iterdir()):
             if entry in folders:

@@ -42,7 +42,14 @@ class TrainingProgress:
     """How far a training is: a bar where somebody watches, with epoch, loss, speed, memory and times; else lines."""
 
     def __init__(
-        self, console: Console, *, done: int, total: int, lines: Lines, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        *,
+        done: int,
+        total: int,
+        lines: Lines,
+        kind: str = "images",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -50,11 +57,13 @@ class TrainingProgress:
             done: updates before.
             total: updates of the whole run.
             lines: of the whole run.
+            kind: what the speed counts.
             clock: seconds.
         """
         self._done, self._total, self._lines, self._clock = done, total, lines, clock
+        self._kind = kind
         self._begun, self._began_at, self._images = done, clock(), 0
-        counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"
+        counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} " + f"{kind}/s"
         self.bar = progress_bar(console, "epoch {task.fields[epoch]}", counts, "{task.fields[memory]:.1f} GB")
         self._task = self.bar.add_task("", total=total, completed=done, epoch="", loss=math.nan, speed=0.0, memory=0.0)
 
@@ -73,7 +82,7 @@ class TrainingProgress:
         self.bar.update(self._task, advance=1, epoch=epoch, loss=loss, speed=speed, memory=memory)
         left = seconds / (self._done - self._begun) * (self._total - self._done)
         self._lines.tell(
-            f"epoch {epoch}, update {self._done}/{self._total}: loss {loss:.4f}, {speed:.1f} images/s, "
+            f"epoch {epoch}, update {self._done}/{self._total}: loss {loss:.4f}, {speed:.1f} {self._kind}/s, "
             f"{memory:.1f} GB, {timedelta(seconds=round(left))} left"
         )
 

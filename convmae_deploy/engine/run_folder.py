@@ -90,7 +90,9 @@ class RunFolder:
         self._write_description(current | {"seed": seed, "started": now} | started)
 
     def check_is_new(self) -> None:
-        """Raises ConvMAEError where the folder holds anything but a check of the data."""
+        """Raises ConvMAEError where the folder holds anything but a check of the data, or is a file."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConvMAEError(f"expected a folder for the run at {self.path}, found a file; choose another --out")
         if self.path.exists() and any(entry.name != DATA_CHECK for entry in self.path.iterdir()):
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
 

@@ -100,6 +100,8 @@ class TrainingLoop:
             )
         if done:
             self.console.print(f"continued after update {done} of {last_step}")
+        elif self.run.config.resume:
+            self.console.print("begun again from update 0, as no checkpoint had been saved yet")
 
     def _train_epoch(self, epoch: int, interruption: Interruption, lines: Lines) -> None:
         """The rest of one epoch, from update `progress.step` on; when interrupted it stops after an update, saved."""
@@ -107,7 +109,13 @@ class TrainingLoop:
         schedule = self.optimisation.holding(self.source.steps.batch_size)
         first = progress.step - epoch * steps
         saved = time.monotonic()
-        shown = TrainingProgress(self.console, done=progress.step, total=schedule.epochs * steps, lines=lines)
+        shown = TrainingProgress(
+            self.console,
+            done=progress.step,
+            total=schedule.epochs * steps,
+            lines=lines,
+            kind="videos" if self.log.kind == "videos" else "images",
+        )
         with shown.bar:
             for step, micro_batches in enumerate(self.source.epoch(epoch, first), first):
                 # after what fetching may draw
@@ -117,7 +125,8 @@ class TrainingLoop:
                 update = self.update(micro_batches)
                 progress.step += 1
                 self._account(update, lr)
-                mean = progress.epoch_loss / max(1, step + 1 - progress.epoch_skipped)
+                counted = step + 1 - progress.epoch_skipped
+                mean = progress.epoch_loss / counted if counted else math.nan
                 shown.advance(f"{epoch + 1}/{schedule.epochs}", update.images, mean)
                 stopping = run.must_stop(interruption)
                 if step + 1 < steps and (stopping or self._is_time_to_save(saved)):

@@ -69,6 +69,12 @@ def test_a_kind_that_is_no_word_is_a_sentence(tmp_path: Path) -> None:
         read_checkpoint(of_kind(tmp_path, ["encoder"]))
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "saved", {"weight": torch.zeros(1)}, RECORD)
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_an_existing_checkpoint_is_not_replaced(checkpoint: Path) -> None:
     with pytest.raises(ConvMAEError, match="exists already"):
         save_checkpoint(checkpoint, {}, RECORD)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo, read_coco_split
-from convmae_deploy.data.coco_file import has_annotations
+from convmae_deploy.data.coco_file import has_annotations, note_unread
 from convmae_deploy.errors import ConvMAEError
 from tests.coco_folders import annotation_file, edit_annotations, make_coco_folder
 
@@ -60,7 +60,7 @@ def test_roboflows_folders_are_read_as_they_are(tmp_path: Path) -> None:
     assert has_annotations(tmp_path)
     assert train.classes == val.classes == ("cat", "dog") and train.category_ids == (1, 2)
     assert passed_over(train)["categories without objects that only stand for the others"] == ["objects"]
-    assert train.findings.doubts["classes without objects in _annotations.coco.json"].examples == ["dog"]
+    assert train.findings.doubts["classes without objects"].examples == ["dog"]
     assert read_coco_photo(val.photos[0]).size == (64, 48) and "valid" in str(val.photos[0].path)
     assert [entry["id"] for entry in val.ground_truth()["annotations"]] == [1]
 
@@ -224,8 +224,27 @@ def test_a_validation_file_may_lack_classes_and_name_more_without_objects(tmp_pa
     edit_annotations(root, "val", change)
     val = read_coco_split(root, "val", like=read_coco_split(root, "train"))
     assert val.classes == ("red thing", "blue thing")
-    assert val.findings.doubts["classes without objects in instances_val.json"].examples == ["blue thing"]
+    assert val.findings.doubts["classes without objects"].examples == ["blue thing"]
     assert passed_over(val)["categories without objects that are not trained on"] == ["green thing"]
+
+
+def test_what_is_not_read_beside_annotations_is_counted(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write(tmp_path, f"{split}/_annotations.coco.json", roboflow(split), f"{split}/{split}_jpg.rf.1a.png")
+    (tmp_path / "train" / "b.png").write_bytes(b"")
+    (tmp_path / "train" / "c.heic").write_bytes(b"")
+    train = read_coco_split(tmp_path, "train")
+    note_unread(tmp_path, ("train", "val"), [photo.path for photo in train.photos], train.findings)
+    found = passed_over(train)
+    assert found["folders beside those that are read"] == ["test"]
+    assert found["photos that the annotations do not name"] == ["train/b.png", "valid/valid_jpg.rf.1a.png"]
+    assert found["files that end in .heic"] == ["train/c.heic"]
+
+
+def test_one_file_of_all_photos_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "result.json", roboflow("train"), "images/train_jpg.rf.1a.png")
+    with pytest.raises(ConvMAEError, match="found result.json: divide a file of all photos into one for each split"):
+        read_coco_split(tmp_path, "train")
 
 
 def test_a_split_that_is_not_there_names_what_is(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.data_check import (
+    ALMOST_BLACK,
     MAX_LINES,
     DataCheck,
     SplitCheck,
@@ -66,7 +67,7 @@ def test_a_bad_folder_is_told_in_ten_lines_and_written_whole(tmp_path: Path) -> 
         "  train: 18 photos in 3 classes, 6 each; 16 tried: 48 x 48 to 90 x 60 pixels",
         "  val: 12 photos in 3 classes, from 0 (green) to 6 (blue) each; 12 tried: 48 x 48 pixels",
         "  look at val: classes without photos to validate on: 1, the first green",
-        f"  look at val: files that cannot be decoded, of 12 that were tried: 1, the first {root}/val/red/5.png: "
+        f"  look at val: files that cannot be used, of 12 that were tried: 1, the first {root}/val/red/5.png: "
         "expected an image file, found text; send the bytes of a photo",
         "  left out train: files that end in .0: 1, the first train/a.0",
     ]
@@ -94,8 +95,7 @@ def test_twelve_bits_in_a_16_bit_file_are_said_to_be_almost_black(tmp_path: Path
     levels = np.linspace(0, level, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(levels).save(root / "train" / "blue" / "0.png")
     (train, _) = photos_check(root).splits
-    kind = "photos that are almost black, as 12-bit values in 16-bit files are: scale those to 16 bits"
-    assert (kind in train.findings.doubts) == is_dark
+    assert (ALMOST_BLACK in train.findings.doubts) == is_dark
 
 
 def test_pretraining_on_folders_of_validation_or_labels_looks_wrong(tmp_path: Path) -> None:
@@ -164,6 +164,27 @@ def test_a_wrong_label_map_is_refused_before_training(tmp_path: Path) -> None:
         segmentation_check(root)
 
 
+def test_a_label_map_of_another_size_is_refused_before_training(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=20, val=2)
+    Image.new("L", (80, 96), 1).save(root / "labels" / "train" / "13.png")
+    (root / "images" / "train" / "12.png").write_bytes(b"")  # is left out in training
+    with pytest.raises(ConvMAEError, match=r"13.png must have the size of its photo, 96 x 80 pixels; found 80 x 96"):
+        segmentation_check(root)
+
+
+def test_data_of_which_nothing_can_be_used_is_refused_before_training(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path)
+    for photo in (root / "val").rglob("*.png"):
+        photo.write_bytes(b"not a photo")
+    with pytest.raises(ConvMAEError, match=r"val: none of the 12 files that were tried can be used, the first: .*png"):
+        photos_check(root)
+
+
+def test_one_class_alone_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="expected photos of two classes or more in .*, found 'blue' alone"):
+        photos_check(make_photo_folder(tmp_path, classes=("blue",)))
+
+
 def test_mostly_ignored_pixels_look_wrong(tmp_path: Path) -> None:
     root = make_segmentation_folder(tmp_path, train=2, val=2)
     for path in (root / "labels" / "val").iterdir():
@@ -187,7 +208,7 @@ def test_videos_are_tried_too(tmp_path: Path) -> None:
         "  train: 3 videos in 2 classes, from 1 (down) to 2 (up) each; 3 tried: 64 x 48 pixels",
         "  val: 1 videos in 2 classes, from 0 (down) to 1 (up) each; 1 tried: 64 x 48 pixels",
     ]
-    assert {*check.splits[0].findings.doubts} == {"files that cannot be decoded, of 3 that were tried"}
+    assert {*check.splits[0].findings.doubts} == {"files that cannot be used, of 3 that were tried"}
     assert [split.name for split in check_videos(tmp_path, train, train).splits] == ["train"]
     findings = Findings()
     unlabelled = check_unlabelled_videos(tmp_path, find_training_videos(tmp_path, findings), findings)

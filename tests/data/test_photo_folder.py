@@ -183,11 +183,33 @@ def test_one_folder_under_two_names_looks_wrong(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "val" / "b")
     (tmp_path / "val" / "b").symlink_to(tmp_path / "train" / "b")
     train, val = read_photo_splits(tmp_path)
-    assert told(train) == {"class folders that are one folder under two names": ["train/c"]}
+    assert told(train) == {"folders whose files are of two classes": ["train/c"]}
     assert told(val) == {
         "classes without photos to validate on": ["c"],
         "folders of validation that are trained on too": ["val/b"],
     }
+
+
+def test_a_class_that_is_a_link_to_a_folder_around_it_looks_wrong(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
+    (tmp_path / "train" / "c").symlink_to(".")
+    train, _ = read_photo_splits(tmp_path)
+    assert told(train)["folders whose files are of two classes"] == ["train/c/a", "train/c/b"]
+
+
+def test_of_two_folders_for_validation_the_one_that_is_not_read_is_told(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path, per_class=1)
+    shutil.copytree(tmp_path / "val", tmp_path / "valid")
+    train, _ = read_photo_splits(tmp_path)
+    assert left_out(train.findings) == {"folders beside those that are read": ["valid"]}
+
+
+def test_folders_without_train_say_what_is_there(tmp_path: Path) -> None:
+    put_photos(tmp_path, "cats/0.jpg", "dogs/0.jpg")
+    with pytest.raises(ConvMAEError, match=r"found no folder .*train \(folders beside those .*: 2, the first cats\)"):
+        read_photo_folder(tmp_path, "train")
+    with pytest.raises(ConvMAEError, match=r"found no folder .*nowhere$"):
+        read_photo_folder(tmp_path / "nowhere", "train")
 
 
 def test_a_folder_without_what_is_expected_says_what_it_holds(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from convmae_deploy.data.segmentation_folder import (
     read_classes,
     read_levels,
     read_segmentation_folder,
+    read_segmentation_splits,
 )
 from convmae_deploy.errors import ConvMAEError
 
@@ -82,6 +83,18 @@ def test_a_map_of_another_size_than_its_photo_is_refused(generic: Path) -> None:
     write(generic / "labels" / "train" / "a.png", [[0, 1], [0, 0]])
     with pytest.raises(LabelError, match=r"size of its photo, 3 x 2 pixels; found 2 x 2"):
         read_segmentation_folder(generic, "train").read(0)
+
+
+def test_what_lies_beside_the_photos_and_maps_is_counted(generic: Path) -> None:
+    write_photo(generic / "images" / "val" / "a.jpg")
+    write(generic / "labels" / "val" / "a.png", [[0, 1, 2], [255, 0, 1]])
+    write_photo(generic / "images" / "test" / "a.jpg")
+    (generic / "images" / "train.tar").write_bytes(b"")
+    train, _ = read_segmentation_splits(generic)
+    assert {kind: finding.examples for kind, finding in train.findings.passed_over.items()} == {
+        "folders beside those that are read": ["images/test"],
+        "archives, which are not looked into": ["images/train.tar"],
+    }
 
 
 def test_a_coloured_map_and_a_damaged_one_are_refused(generic: Path) -> None:

@@ -50,17 +50,18 @@ def test_without_a_terminal_there_is_a_line_at_once_and_then_one_a_minute() -> N
     assert told_at([0, 60, 120], terminal=True) == []
 
 
-def test_a_line_says_how_far_the_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["images", "videos"])
+def test_a_line_says_how_far_the_training_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "peak_memory_gb", lambda: 1.25)
     text, now = io.StringIO(), [0.0]
     console = Console(file=text, width=200)
     lines = Lines(console, clock=lambda: now[0])
-    shown = TrainingProgress(console, done=100, total=1000, lines=lines, clock=lambda: now[0])
+    shown = TrainingProgress(console, done=100, total=1000, lines=lines, kind=kind, clock=lambda: now[0])
     with shown.bar:
         for second in (10.0, 20.0, 75.0):
             now[0] = second
             shown.advance("2/20", 64, 0.5)
     assert text.getvalue().splitlines() == [
-        "epoch 2/20, update 101/1000: loss 0.5000, 6.4 images/s, 1.2 GB, 2:29:50 left",
-        "epoch 2/20, update 103/1000: loss 0.5000, 2.6 images/s, 1.2 GB, 6:13:45 left",
+        f"epoch 2/20, update 101/1000: loss 0.5000, 6.4 {kind}/s, 1.2 GB, 2:29:50 left",
+        f"epoch 2/20, update 103/1000: loss 0.5000, 2.6 {kind}/s, 1.2 GB, 6:13:45 left",
     ]

@@ -33,6 +33,12 @@ def test_a_second_run_in_the_same_folder_is_refused_unless_resumed(tmp_path: Pat
     begin(folder, Config(workers=7), resume=True)
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("notes")
+    with pytest.raises(ConvMAEError, match="expected a folder for the run at .*run, found a file; choose another"):
+        begin(RunFolder(tmp_path / "run"), Config())
+
+
 def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     begin(folder, Config())

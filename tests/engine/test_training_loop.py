@@ -1,8 +1,9 @@
 """One update: every readable photo weighs the same, whatever micro-batch and process it is in."""
 
+import io
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,10 @@ def test_weights_of_another_model_are_not_continued(tmp_path: Path) -> None:
     run.folder.save("last", {"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, run.record, loaded[1])
     with pytest.raises(ConvMAEError, match="none of this training .*; take that of another copy"):
         build_loop(tmp_path).run.resume()
+
+
+def test_a_run_that_was_resumed_before_its_first_checkpoint_says_so(tmp_path: Path) -> None:
+    loop, text = build_loop(tmp_path), io.StringIO()
+    run = replace(loop.run, config=replace(loop.run.config, resume=True))
+    replace(loop, run=run, console=Console(file=text, width=200))._check_not_beyond(10)
+    assert text.getvalue() == "begun again from update 0, as no checkpoint had been saved yet\n"
