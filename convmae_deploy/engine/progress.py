@@ -1,6 +1,5 @@
 """How far a training run is, as a bar or as lines, and its curves."""
 
-import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -63,9 +62,8 @@ class TrainingProgress:
         self._done, self._total, self._lines, self._clock = done, total, lines, clock
         self._kind = kind
         self._begun, self._began_at, self._images = done, clock(), 0
-        counts = "{task.completed}/{task.total}  loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} " + f"{kind}/s"
-        self.bar = progress_bar(console, "epoch {task.fields[epoch]}", counts, "{task.fields[memory]:.1f} GB")
-        self._task = self.bar.add_task("", total=total, completed=done, epoch="", loss=math.nan, speed=0.0, memory=0.0)
+        self.bar = progress_bar(console, "{task.fields[epoch]}", "{task.completed}/{task.total}", "{task.fields[said]}")
+        self._task = self.bar.add_task("", total=total, completed=done, epoch="", said="")
 
     def advance(self, epoch: str, images: int, loss: float) -> None:
         """Shows one more update.
@@ -79,7 +77,8 @@ class TrainingProgress:
         self._images += images
         seconds = max(self._clock() - self._began_at, 1e-9)
         speed, memory = self._images / seconds, peak_memory_gb()
-        self.bar.update(self._task, advance=1, epoch=epoch, loss=loss, speed=speed, memory=memory)
+        said = f"loss {loss:.4f}  {speed:.0f} {self._kind}/s  {memory:.1f} GB"
+        self.bar.update(self._task, advance=1, epoch=f"epoch {epoch}", said=said)
         left = seconds / (self._done - self._begun) * (self._total - self._done)
         self._lines.tell(
             f"epoch {epoch}, update {self._done}/{self._total}: loss {loss:.4f}, {speed:.1f} {self._kind}/s, "

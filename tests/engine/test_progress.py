@@ -65,3 +65,19 @@ def test_a_line_says_how_far_the_training_is(kind: str, monkeypatch: pytest.Monk
         f"epoch 2/20, update 101/1000: loss 0.5000, 6.4 {kind}/s, 1.2 GB, 2:29:50 left",
         f"epoch 2/20, update 103/1000: loss 0.5000, 2.6 {kind}/s, 1.2 GB, 6:13:45 left",
     ]
+
+
+def test_a_bar_says_nothing_of_a_loss_before_the_first_update() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    shown = TrainingProgress(console, done=0, total=10, lines=Lines(console))
+    assert "loss" not in told_by(shown)
+    shown.advance("1/2", 64, 0.5)
+    assert "loss 0.5000" in told_by(shown) and "epoch 1/2" in told_by(shown)
+
+
+def told_by(shown: TrainingProgress) -> str:
+    """What the bar shows at this moment."""
+    console = Console(file=io.StringIO(), width=200)
+    with console.capture() as captured:
+        console.print(shown.bar.get_renderable())
+    return captured.get()
