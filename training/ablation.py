@@ -89,7 +89,7 @@ class AblationConfig:
     labelled: float = 0.1  # share of each class's training photos whose labels finetuning sees
     layer_decay: float = 0.7  # of finetuning
     image_size: tuple[int, int] = (96, 96)  # (height, width) in pixels, of all stages and of validation
-    precision: Precision = "bf16"  # the same for all runs, whatever machine goes on with them
+    precision: Precision = "fp32"  # of all runs, whatever machine goes on with them
     workers: int = 1  # decoding processes
 
     def __post_init__(self) -> None:
