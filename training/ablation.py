@@ -17,7 +17,7 @@ A tenth of a point, as between block and token masks, would need some hundred se
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,11 +32,13 @@ from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits
 from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.comparison import CONFIDENCE, Difference, holm, paired_difference
+from convmae_deploy.engine.failures import failures_in_words
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.engine.probe import probe_logits
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
+from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
@@ -160,7 +162,7 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
     arm, folder = ARMS[name], config.out / f"{slug(name)}-seed{seed}"
     begun = folder / "pretrain"
     if arm.updates:
-        status = pretrain.prepare(pretraining(config, arm, seed, begun)).fit()
+        status = trained(pretrain.prepare, pretraining(config, arm, seed, begun))
         if status:
             return status
     elif not (begun / "last").exists():
@@ -176,7 +178,7 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
         validation_epochs=config.finetune_epochs,
     )
     tuned = staged(replace(tuned, **arm.finetune), config, config.finetune_epochs, seed, folder / "finetune")
-    status = finetune.prepare(tuned).fit()
+    status = trained(finetune.prepare, tuned)
     if status:
         return status
     pretrained, finetuned = (RunFolder(folder / stage).metrics() for stage in ("pretrain", "finetune"))
@@ -188,6 +190,12 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
         pretrain_loss=pretrained[-1]["train_loss"] if arm.updates else None,
         seconds=sum(line["seconds"] for line in (*pretrained, *finetuned)),
     )
+
+
+def trained(prepare: Callable[[Stage], TrainingLoop], config: Stage) -> int:
+    """Runs a stage, or what is left of it; returns the exit status."""
+    with failures_in_words(config):
+        return prepare(config).fit()
 
 
 def slug(arm: str) -> str:
