@@ -154,9 +154,10 @@ def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path
 )
 def test_data_that_cannot_be_read_end_the_run_with_the_cause(tmp_path: Path, epochs: int, sentence: str) -> None:
     photos = make_photo_folder(tmp_path / "photos")
-    break_photos(photos, kept=0)
+    loop = program.prepare(config(photos, tmp_path / "run", epochs=epochs))
+    break_photos(photos, kept=0)  # after the check of the data, which refuses a folder without a photo that can be read
     with pytest.raises(ConvMAEError, match=sentence):
-        program.prepare(config(photos, tmp_path / "run", epochs=epochs)).fit()
+        loop.fit()
 
 
 def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
