@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import loader as program
 from convmae_deploy.bundle.manifest import standard_preprocessing
@@ -55,3 +56,17 @@ def test_all_photos_go_through_a_worker(config: program.LoaderBenchmark) -> None
     photos = find_training_photos(config.data)
     transform = program.contenders(config.image_size, standard_preprocessing(config.image_size))[program.ATEN]
     assert program.seconds_of(transform, photos, config.batch_size) > 0
+
+
+def test_levels_are_held_against_each_other_draw_by_draw(config: program.LoaderBenchmark) -> None:
+    photos = find_training_photos(config.data)[:2]
+
+    def drawn(_: Image.Image) -> torch.Tensor:
+        return torch.randint(0, 100, (3, 4, 4), dtype=torch.uint8)
+
+    def brighter(photo: Image.Image) -> torch.Tensor:
+        levels = drawn(photo)
+        levels[0] += 4
+        return levels
+
+    assert program.differences(photos, drawn, brighter) == pytest.approx((2 / 3, 4 / 3, 4))
