@@ -11,8 +11,9 @@ weights after 0 updates; "no pretraining, no layer decay" finetunes them as one 
 learns at the full rate. An ordering shows where the interval of the differences does not hold 0 and the probability,
 adjusted for the number of comparisons (Holm), is below 5 %.
 
-Writes `table.md`, `results.json` and `table.png`; training/README.md has the table that we got and the time it took.
-A tenth of a point, as between block and token masks, would need some hundred seeds.
+Writes `table.md`, `results.json` and `table.png`; training/README.md says how far we have run it.
+The 0.4 points of the paper between block and token masks would need some hundred seeds. The arm with a ViT shares
+photos and their order with ConvMAE, and has weights of its own.
 """
 
 import json

@@ -84,8 +84,7 @@ def check_photos(data: Path, train: PhotoFolder, val: PhotoFolder) -> DataCheck:
     """Of photos in class folders."""
     check = DataCheck(data=str(data))
     for name, folder in (("train", train), ("val", val)):
-        words, facts = _classes(folder.labels, folder.classes, "photos", data)
-        check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, _photo_size(folder.photos)))
+        check.splits.append(_labelled(name, folder, folder.photos, "photos", _photo_size(folder.photos), data))
     return check
 
 
@@ -107,14 +106,21 @@ def check_shards(data: str, shards: int, samples: int, findings: Findings) -> Da
 def check_videos(data: Path, train: VideoFolder, val: VideoFolder) -> DataCheck:
     """Of videos with labels; `val` may be `train`."""
     check = DataCheck(data=str(data))
-    for name, folder in (("train", train), ("val", val)):
-        if name == "val" and val is train:
-            continue
-        words, facts = _classes(folder.labels, folder.classes, "videos", data)
-        if name == "val":
-            _note_shared(train.videos, folder.videos, folder.findings)
-        check.splits.append(_tried(name, facts, words, folder.findings, folder.videos, _video_size(folder.videos)))
+    splits = {"train": train}
+    if val is not train:
+        splits["val"] = val
+        _note_shared(train.videos, val.videos, val.findings)
+    for name, folder in splits.items():
+        check.splits.append(_labelled(name, folder, folder.videos, "videos", _video_size(folder.videos), data))
     return check
+
+
+def _labelled(
+    name: str, folder: PhotoFolder | VideoFolder, files: Sequence[Path], kind: str, size: Try, data: Path
+) -> SplitCheck:
+    """One split of files with labels."""
+    words, facts = _classes(folder.labels, folder.classes, kind, data)
+    return _tried(name, facts, words, folder.findings, files, size)
 
 
 def check_unlabelled_videos(data: Path, videos: Sequence[Path], findings: Findings) -> DataCheck:
