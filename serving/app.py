@@ -37,7 +37,7 @@ from serving.errors import ApiError, busy
 from serving.http.connection_limits import Connections
 from serving.http.cors import Cors, cors_options
 from serving.http.draining import Drain
-from serving.http.guard import EXCHANGE, BodyLimits, Exchange, Guard, Observer
+from serving.http.guard import EXCHANGE, Exchange, Guard, Observer
 from serving.http.proxies import RootPath, TrustedProxies, root_path
 from serving.metrics import Metrics
 from serving.model_metrics import model_families
@@ -179,16 +179,12 @@ class Api:
             return self.inference.media["photo"]
         return self.inference.medium_of(route, name, scope["query_string"])
 
-    def body_limits(self, scope: Scope) -> BodyLimits:
-        """What the body of a request may take."""
-        medium = self.medium_of(scope)
-        return BodyLimits(medium.body_bytes, medium.body_seconds)
-
     async def infer(self, route: Route, request: Request) -> Response:
         """POST to one of `MODEL_ROUTES`: reads the body, then does everything else in one job of the pool."""
         assert self.guard is not None
         exchange: Exchange = request.scope[EXCHANGE]
-        medium, name = self.medium_of(request.scope), request.path_params.get("name")
+        medium, name = exchange.limits, request.path_params.get("name")
+        assert isinstance(medium, Medium)  # the guard has it from `medium_of`
         if "version" in request.path_params:
             check_version(request.path_params["version"])
         if name is not None or medium is self.inference.media["video"]:
@@ -353,7 +349,7 @@ def create_app(
         application.router,
         settings,
         api.metrics,
-        api.body_limits,
+        api.medium_of,
         observers=observers,
         cors=None if options is None else Cors(options),
     )

@@ -85,8 +85,8 @@ class Inference:
 
     def device_wait(self) -> float:
         """Seconds that a request given now would probably wait for a device, whichever model it is for."""
-        waits = (backend.estimated_wait() for backend in batching_backends(self.models).values())
-        return max(waits, default=0.0)
+        backends = (predictor.backend for predictor in self.models.values())
+        return max((one.estimated_wait() for one in backends if isinstance(one, BatchingBackend)), default=0.0)
 
     def medium_of(
         self, route: Route, model: str | None, query: bytes, parameters: Mapping[str, Any] | None = None

@@ -281,7 +281,7 @@ P = TypeVar("P", bound=Parameters)
 def model_in_query(query: bytes) -> str | None:
     """The model that a query string names, None where it names none or cannot be read."""
     try:
-        return dict(_pairs(query)).get("model")
+        return dict(_pairs(query)).get("model") if query else None
     except ApiError:
         return None
 

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,11 +44,18 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 PICKLE_TYPES: Final = re.compile(rb"pickle|x-python|x-joblib|x-dill")
 
 
-class BodyLimits(NamedTuple):
+class BodyLimits(Protocol):
     """What the body of a request may take."""
 
-    bytes: int  # where it is no JSON, for which there is a setting
-    seconds: float  # in which it, or the next part of it at the least rate, must be received
+    @property
+    def body_bytes(self) -> int:
+        """Where it is no JSON, for which there is a setting."""
+        ...
+
+    @property
+    def body_seconds(self) -> float:
+        """In which it, or the next part of it at the least rate, must be received."""
+        ...
 
 
 class Exchange:
@@ -67,7 +74,7 @@ class Exchange:
         self.intervals: Sequence[tuple[str, float, float]] = ()  # its parts: phase, start by perf_counter(), seconds
         self.body_bytes = 0
         self.body_limit = 0
-        self.body_seconds = 0.0  # that receiving the body, or the next part of it, may take
+        self.limits: BodyLimits | None = None  # of what this request carries, once it has been looked at
         self.held_bytes = 0  # for the body, until the response is sent
         self.more_body = True
         self.close = False
@@ -293,8 +300,8 @@ class Guard:
         headers = exchange.headers
         content_type = headers.get(b"content-type", b"").lower()
         is_json = content_type.startswith(b"application/json")
-        limit, exchange.body_seconds = self.body_limits(exchange.scope)
-        exchange.body_limit = self.settings.max_json_body_bytes if is_json else limit
+        exchange.limits = limits = self.body_limits(exchange.scope)
+        exchange.body_limit = self.settings.max_json_body_bytes if is_json else limits.body_bytes
         if PICKLE_TYPES.search(content_type):
             raise ApiError(415, "unsupported_media_type", "pickled data is never read; send an image file")
         if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
@@ -331,10 +338,12 @@ class Guard:
     async def _receive_body(self, exchange: Exchange, chunks: list[bytes]) -> None:
         """Receives a body whose client has so much time for each part that the least rate gives, and for the last."""
         clock = asyncio.get_running_loop().time
-        part = exchange.body_seconds * self.settings.min_bytes_per_second
+        assert exchange.limits is not None  # nothing is read before it is checked
+        seconds = exchange.limits.body_seconds
+        part = seconds * self.settings.min_bytes_per_second
         due = part
         try:
-            async with asyncio.timeout(exchange.body_seconds) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -347,10 +356,10 @@ class Guard:
                         raise busy("the server holds as many request bodies as it may", 1)
                     if exchange.body_bytes >= due:
                         due = exchange.body_bytes + part
-                        limit.reschedule(clock() + exchange.body_seconds)
+                        limit.reschedule(clock() + seconds)
         except TimeoutError:
             message_text = (
-                f"expected the whole body, or {part:.0f} bytes more of it, within {exchange.body_seconds:g} s; "
+                f"expected the whole body, or {part:.0f} bytes more of it, within {seconds:g} s; "
                 "send it faster or send less"
             )
             raise ApiError(408, "body_timeout", message_text, close=True) from None

@@ -16,6 +16,7 @@ import termios
 from collections.abc import Callable
 from typing import Any, Final
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import ApiError, error_response
@@ -123,6 +124,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
+        if not self._in_headers and len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
         if self._restarted:
             # How much of this read came after the restart is not known; what was kept of a head is.
             self._header_bytes = self._head_bytes() if self._has_begun else 0
@@ -165,8 +168,18 @@ class LimitedProtocol(HttpToolsProtocol):
         self.cycle.transport = self._response  # its task has not begun yet
 
     def on_body(self, body: bytes) -> None:
+        """As uvicorn's, but a body that came in one read is not copied, and reading goes on where it is complete."""
         self._restarted = True
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        if not cycle.body:
+            cycle.body = body  # type: ignore[assignment]  # of which uvicorn's bytes(body) makes no copy
+        elif isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body) + body
+        else:
+            cycle.body += body
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():

@@ -101,6 +101,7 @@ class FakeTransport(asyncio.Transport):
         self.closed = False
         self.aborted = False
         self.unsent = 0  # bytes that the client has not read
+        self.reads = True  # False: what comes has to wait
         self.high_water = 10**9  # of those, from which on the protocol is told
         self.protocol: Any = None
         self.socket: Any = FakeSocket()
@@ -133,10 +134,10 @@ class FakeTransport(asyncio.Transport):
         return self.socket if name == "socket" else default
 
     def pause_reading(self) -> None:
-        pass
+        self.reads = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reads = True
 
 
 class FakeConnection:

@@ -94,6 +94,7 @@ def test_json_may_be_larger_than_other_bodies(server: RunningServer) -> None:
 def test_a_chunked_body_is_refused_as_soon_as_it_passes_the_limit(server: RunningServer) -> None:
     block = b"10000\r\n" + bytes(65536) + b"\r\n"  # row 14
     with server.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # what waits in the kernel counts as sent
         connection.sendall(post_head("/v1/classify", "Transfer-Encoding: chunked"))
         sent, answered = 0, False
         while not answered:

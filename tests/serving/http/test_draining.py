@@ -7,13 +7,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.http.draining import REFUSING_SECONDS, SIGNALS, Drain
-from serving.http.guard import BodyLimits, Guard
+from serving.http.guard import Guard
 from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.serving.http.fake_transport import settle
@@ -161,7 +162,7 @@ def test_until_the_balancer_has_heard_of_it_requests_are_answered_and_then_refus
         await settle()
 
     settings = Settings(bundle=(Path("none"),), threads=1)
-    guard = Guard(application, settings, Metrics(), lambda _: BodyLimits(1, 1.0))
+    guard = Guard(application, settings, Metrics(), lambda _: SimpleNamespace(body_bytes=1, body_seconds=1.0))
     asyncio.run(end())
     assert slept == [5.0, REFUSING_SECONDS]
     assert seen == [(200, 0), (503, 0)]

@@ -6,20 +6,21 @@ import json
 import logging
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.http.guard import EXCHANGE, BodyLimits, Exchange, Guard
+from serving.http.guard import EXCHANGE, Exchange, Guard
 from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
 from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.serving.http.fake_transport import settle
 from tests.waiting import GivenClock
 
-LIMITS = BodyLimits(20_000_000, 10.0)
+LIMITS = SimpleNamespace(body_bytes=20_000_000, body_seconds=10.0)
 KEY = "correct horse battery staple"
 WRONG_KEY = "incorrect horse battery staple"
 
@@ -167,7 +168,7 @@ def test_a_body_that_came_fast_and_then_stops_gets_no_more_time_than_any_other()
     async def talk() -> int:
         one = Conversation(guard, 10_000_000)
         await one.send(5_000_000)
-        loop.now += LIMITS.seconds
+        loop.now += LIMITS.body_seconds
         await settle()
         one.incoming.put_nowait({"type": "http.disconnect"})
         await one.task

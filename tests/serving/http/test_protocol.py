@@ -477,3 +477,33 @@ def test_what_an_application_keeps_a_record_of_is_not_noted_again() -> None:
     assert error_of(connection.received) == (400, "invalid_http")
     assert connection.refusals == []
     assert talk(GET).refusals == []
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 5000])
+def test_a_large_body_is_waited_for_before_more_is_read_and_comes_whole(chunks: int) -> None:
+    body = bytes(range(256)) * 1000
+    size = -(-len(body) // chunks)
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    pieces = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    received, reads = [], []
+
+    async def keep(scope: Scope, receive: Receive, send: Send) -> None:
+        reads.append(connection.transport.reads)
+        more = True
+        while more:
+            message = await receive()
+            received.append(message["body"])
+            more = message["more_body"]
+        await hello(scope, receive, send)
+
+    async def conversation() -> None:
+        nonlocal connection
+        connection = FakeConnection(keep)
+        await connection.send(CHUNKED + pieces, b"0\r\n\r\n")  # paused while the end is yet to come
+        await connection.send(CHUNKED + pieces + b"0\r\n\r\n")  # one read has it all
+        reads.append(connection.transport.reads)
+
+    connection: FakeConnection
+    asyncio.run(conversation())
+    assert b"".join(received) == body + body
+    assert reads == [False, True, True]
