@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import onnx
 import torch
 import tyro
 from rich.console import Console
@@ -37,6 +36,7 @@ from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
+from export.graphs.graph_files import write_graph
 from export.graphs.to_onnx import without_outputs
 from export.packaging import BundleContent, describe_file, unmade_manifest, write_manifest
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
@@ -184,7 +184,7 @@ def write_random_bundle(
         for precision in dict.fromkeys(("fp32", *precisions)):
             graph = float32 if precision == "fp32" else GRAPHS[precision](request)
             path = directory / file_name(precision)
-            onnx.save(without_outputs(graph.model, task.probes), path)
+            write_graph(graph.model, path, leave_out=task.probes)
             files[path.name] = describe_file(path, precision, quantisation=graph.quantisation)
         write_manifest(directory, content, shapes=shapes, files=files)
 

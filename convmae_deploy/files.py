@@ -5,6 +5,7 @@ a folder gave is read by `open_regular` and `read_regular`: a pipe, a device or 
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,8 +13,9 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BufferedReader
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -28,15 +30,19 @@ _PREVIOUS = "previous"  # in a working folder of `atomic_directory`: the folder 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it becomes `path`, on an exception it is removed."""
+    """Yields an empty temporary file beside `path`; on success it becomes `path`, on an exception it is removed.
+
+    What killed processes left of writing `path` is removed first.
+    """
     _check_is_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _remove_left(path)
+    with _held(path, Path.touch) as temporary:
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -44,7 +50,8 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary folder; on success it becomes `path`, on an exception it is removed.
 
     It lies in a working folder beside `path` that has a random name and that only its owner may enter: whoever else may
-    write there can neither foresee it nor put anything into it.
+    write there can neither foresee it nor put anything into it. What killed processes left of writing `path` is removed
+    first, unless it is the only copy of the folder that they were replacing.
 
     Args:
         path: the folder to create.
@@ -58,27 +65,60 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if os.path.lexists(path) and not replace:
         raise ConvMAEError(f"{path} exists already; remove it or choose another output folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What a crash left, which is not needed any more once there is a newer folder.
-    abandoned = [] if path.exists() else _abandoned(path)
-    working = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    working.mkdir(mode=0o700)
-    temporary, previous = working / path.name, working / _PREVIOUS
-    try:
-        temporary.mkdir()
-        yield temporary
-        if os.path.lexists(path):
-            os.replace(path, previous)
+    _remove_left(path)
+    with _held(path, partial(Path.mkdir, mode=0o700)) as working:
+        temporary, previous = working / path.name, working / _PREVIOUS
         try:
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.lexists(previous):
-                os.replace(previous, path)
-            raise
-        for folder in abandoned:
-            shutil.rmtree(folder.parent, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            if os.path.lexists(path):
+                os.replace(path, previous)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                if os.path.lexists(previous):
+                    os.replace(previous, path)
+                raise
+        finally:
+            if os.path.lexists(path) or not os.path.lexists(previous):  # else it is all that is left
+                shutil.rmtree(working, ignore_errors=True)
+    _remove_left(path)  # what was the only copy before is not needed any more
+
+
+@contextmanager
+def _held(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new working file or folder for `path`, locked until the end of the block or of the process."""
+    while True:
+        working = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        make(working)
+        descriptor = os.open(working, os.O_RDONLY)
+        with suppress(OSError):  # some file systems have no locks: there nothing is taken for left over
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.exists(working):  # else another process took it for left over before it was locked
+            break
+        os.close(descriptor)
+    try:
+        yield working
     finally:
-        if os.path.lexists(path) or not os.path.lexists(previous):  # else it is all that is left
-            shutil.rmtree(working, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_left(path: Path) -> None:
+    """Removes working files and folders for `path` whose process is gone, which nobody holds locked."""
+    for working in _workings(path):
+        with suppress(OSError):  # it is locked, or its file system has no locks; or it goes away meanwhile
+            descriptor = os.open(working, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not working.is_dir():
+                    working.unlink()
+                    continue
+                inside = set(os.listdir(working))
+                needed = _PREVIOUS in inside and not os.path.lexists(path)
+                if inside and inside <= {path.name, _PREVIOUS} and not needed:
+                    shutil.rmtree(working, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def existing_directory(path: Path) -> Path | None:
@@ -89,9 +129,14 @@ def existing_directory(path: Path) -> Path | None:
 
 
 def _abandoned(path: Path) -> list[Path]:
-    """Folders that a process moved aside from `path` before it died, the newest first.
+    """Folders that a process moved aside from `path` before it died, the newest first."""
+    return [working / _PREVIOUS for working in _workings(path) if (working / _PREVIOUS).is_dir()]
 
-    Only what lies in a working folder of this user, which nobody else may enter, was put there by `atomic_directory`.
+
+def _workings(path: Path) -> list[Path]:
+    """Working files and folders for `path`, the newest first.
+
+    Only files of this user, and folders of this user which nobody else may enter, were made by the functions above.
     """
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
     found = []
@@ -99,9 +144,9 @@ def _abandoned(path: Path) -> list[Path]:
         for working in (path.with_name(name) for name in os.listdir(path.parent) if pattern.fullmatch(name)):
             status = working.lstat()
             is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-            if is_private and status.st_uid == os.geteuid() and (working / _PREVIOUS).is_dir():
-                found.append((status.st_mtime_ns, working / _PREVIOUS))
-    return [folder for _, folder in sorted(found, reverse=True)]
+            if status.st_uid == os.geteuid() and (is_private or stat.S_ISREG(status.st_mode)):
+                found.append((status.st_mtime_ns, working))
+    return [working for _, working in sorted(found, reverse=True)]
 
 
 def check_is_new(path: Path, flags: str = "--out") -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import onnx
 import tyro
 from rich import box
 from rich.console import Console
@@ -31,7 +30,8 @@ from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.costs import CostMeter
-from export.graphs.to_onnx import ExportedGraph, without_outputs
+from export.graphs.graph_files import write_graph
+from export.graphs.to_onnx import BFLOAT16_OPSET, OPSETS, ExportedGraph
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
@@ -75,6 +75,8 @@ class ExportConfig:
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
     max_batch: int | None = None
+    # version of ONNX's operators, 18 to 22; default: 20, for bf16 22, the first that has its convolutions
+    opset: int | None = None
     # photos or videos for the verification, for int8's metric too; default: those the run was validated on, else made
     data: Path | None = None
     # int8: folder of photos or videos as the model will meet them, without labels; some are left to compare on
@@ -92,6 +94,13 @@ class ExportConfig:
             check_image_size(self.image_size)
         if self.max_batch is not None and not 1 <= self.max_batch <= MAX_BATCH:
             raise ConvMAEError(f"--max-batch must be between 1 and {MAX_BATCH}; got {self.max_batch}")
+        if self.opset is not None and not OPSETS[0] <= self.opset <= OPSETS[1]:
+            raise ConvMAEError(f"--opset must be from {OPSETS[0]} to {OPSETS[1]}; got {self.opset}")
+        if self.opset is not None and "bf16" in self.precision and self.opset < BFLOAT16_OPSET:
+            raise ConvMAEError(
+                f"bf16 needs --opset {BFLOAT16_OPSET}, as ONNX's convolutions take no bfloat16 before; got "
+                f"{self.opset}, leave bf16 or --opset out"
+            )
         if ("int8" in self.precision) != (self.calibrate is not None):
             raise ConvMAEError(
                 "--precision int8 and --calibrate FOLDER, with photos or videos as the model will meet them, need each "
@@ -202,12 +211,13 @@ class Exporter:
             max_batch=self.largest or self.config.max_batch or task.max_batch,
             float32=self.float32,
             int8=self.int8,
+            opset=self.config.opset,
         )
         doing = f"Exporting {task.record.variant} at {size} in {precision} ..."
         # int8 has progress bars of its own
         with nullcontext() if precision == "int8" else self.console.status(doing), meter.step("export"):
             graph = GRAPHS[precision](request)
-            onnx.save(without_outputs(graph.model, task.probes), path)
+            write_graph(graph.model, path, leave_out=task.probes)
         if self.float32 is None:
             self._settle(graph)
         with meter.step("verification"):

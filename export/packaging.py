@@ -27,6 +27,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
 from convmae_deploy.tasks.features import feature_spec
+from export.graphs.graph_files import check_valid
 from export.graphs.to_onnx import OPSET
 from export.runtimes.runners import Runner
 from export.tool_versions import tool_versions
@@ -85,7 +86,11 @@ def describe_file(
         numerics: its report; None: not verified.
         cost: of making it; None: not measured.
         quantisation: how an int8 graph was made.
+
+    Raises:
+        ConvMAEError: it is no valid ONNX.
     """
+    check_valid(path)
     return BundleFile(
         sha256=sha256_of(path),
         bytes=path.stat().st_size,

@@ -19,6 +19,7 @@ class GraphRequest:
 
     task: ExportTask
     max_batch: int  # largest batch that it must take
+    opset: int | None = None  # of ONNX; None: see `export_graph`
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
     int8: Int8Maker | None = None  # None: no int8 graph is wanted
 
@@ -31,13 +32,14 @@ class GraphRequest:
 def float32_graph(request: GraphRequest) -> ExportedGraph:
     """The wrapper as it is."""
     axes = request.task.preprocessing.input_axes
-    return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs)
+    return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs, request.opset)
 
 
 def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph:
     """The wrapper in half precision, where `half_precision.PARTS` says so."""
     wrapper = in_half_precision(request.task.wrapper, precision)
-    return export_graph(wrapper, request.task.preprocessing.input_axes, request.max_batch, request.outputs)
+    axes = request.task.preprocessing.input_axes
+    return export_graph(wrapper, axes, request.max_batch, request.outputs, request.opset)
 
 
 def int8_graph(request: GraphRequest) -> ExportedGraph:

@@ -126,10 +126,10 @@ def check_device(config: TritonConfig, source: TritonSource) -> None:
         raise ConvMAEError(f"{source.path.name} is a TensorRT engine, which runs on a GPU; use --device gpu or auto")
     if source.engine is not None and config.threads is not None:
         raise ConvMAEError(f"--threads is for graphs, and {source.path.name} runs on a GPU; leave it out")
-    if source.engine is None and source.description.precision == "bf16" and config.device != "gpu":
+    if source.engine is None and source.description.precision == "bf16":
         raise ConvMAEError(
-            f"{source.path.name} is bf16, which ONNX Runtime does not run on a CPU; choose another --file or "
-            "--device gpu"
+            f"{source.path.name} is bf16, of which Triton's ONNX Runtime has no convolutions on any device; choose "
+            f"another --file, or give it an engine: python -m export.to_tensorrt {config.bundle} --precision bf16"
         )
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,34 @@ def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypa
     with pytest.raises(OSError), atomic_directory(path, replace=True) as temporary:
         (temporary / "new").touch()
     assert names(path) == ["old"] and names(tmp_path) == ["folder"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from convmae_deploy import files
+with getattr(files, sys.argv[1])(Path(sys.argv[2])) as temporary:
+    (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("kind", ["atomic_directory", "atomic_file"])
+def test_what_a_killed_process_left_goes_with_the_next_and_what_a_live_one_writes_stays(
+    tmp_path: Path, kind: str
+) -> None:
+    path, write = tmp_path / "out", {"atomic_directory": atomic_directory, "atomic_file": atomic_file}[kind]
+    for name in ("out", "other"):
+        subprocess.run([sys.executable, "-c", KILLED, kind, str(tmp_path / name)], cwd=ROOT)
+    assert len(names(tmp_path)) == 2
+    with write(path) as slow:
+        (left,) = (name for name in names(tmp_path) if name.startswith(".other."))
+        assert len(names(tmp_path)) == 2 and slow.exists()
+        with write(path):
+            assert slow.exists()
+        if kind == "atomic_directory":  # two that write one output are no use to each other, and harm none
+            shutil.rmtree(path)
+    assert names(tmp_path) == [left, "out"], "another output's is not looked at"
 
 
 def plant(tmp_path: Path, kind: str) -> None:

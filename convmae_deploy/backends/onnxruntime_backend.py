@@ -66,6 +66,8 @@ class OnnxRuntimeBackend:
         """
         check_threads(threads)
         path = checked_path(bundle, file)
+        if not tensorrt:
+            _refuse_bf16(bundle, path, device)
         self.name = "onnxruntime-tensorrt" if tensorrt else "onnxruntime"
         engines = _tensorrt_options(bundle, path, device) if tensorrt else None
         self._session = _start(path, "cuda" if tensorrt else device, threads, engines)
@@ -108,7 +110,8 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = " ".join(str(error).split())
         raise BundleError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({reason}); export it again"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({reason}); choose another file or runtime, or "
+            "export it again, for an older ONNX Runtime with --opset 18"
         ) from error
     if engines is not None and _TENSORRT not in session.get_providers():
         raise ConvMAEError(
@@ -155,6 +158,8 @@ def _problem(device: Device, precision: Precision) -> str | None:
     """Why ONNX Runtime cannot run graphs of a precision on a device."""
     if device != "cuda":
         return "ONNX Runtime's CPU provider has no bf16" if precision == "bf16" else None
+    if precision == "bf16":
+        return "ONNX Runtime's CUDA provider has no bf16 convolutions"  # as its list of kernels says
     if _CUDA not in onnxruntime.get_available_providers():
         return (
             f"device cuda needs onnxruntime-gpu, found onnxruntime {onnxruntime.__version__} without CUDA; "
@@ -163,6 +168,18 @@ def _problem(device: Device, precision: Precision) -> str | None:
     if not _gpu_is_present():
         return "device cuda needs an NVIDIA GPU with its driver, found none; use device auto or cpu"
     return None
+
+
+def _refuse_bf16(bundle: Bundle, path: Path, device: Device) -> None:
+    """Raises ConvMAEError where a file is bf16: exporting it again would not help."""
+    precision = bundle.graph(path.name)[1].precision
+    if precision == "bf16":
+        others = [name for name, file in bundle.manifest.files.items() if file.precision != "bf16"]
+        choice = f", or choose another file: {', '.join(others)}" if others else ", or export it in fp16"
+        raise ConvMAEError(
+            f"{path} is bf16, and {_problem(device, precision)}; use runtime openvino, on a GPU runtime tensorrt with "
+            f"the engine that python -m export.to_tensorrt builds{choice}"
+        )
 
 
 def _gpu_is_present() -> bool:

@@ -17,7 +17,9 @@ from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.operators import refuse_operators
 
-OPSET = 20  # the last one that decomposes attention; TensorRT refuses the fused node of 23 in fp32
+OPSET = 20  # with one node for each LayerNorm and each GELU, and read by the oldest runtimes that have those
+BFLOAT16_OPSET = 22  # the first whose convolution and pooling take bfloat16
+OPSETS = (18, 22)  # those before are not written; in 23 attention is one node, which TensorRT refuses in fp32
 MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from
 WRAPPED = "model"  # attribute of the wrapper that holds the model: the first part of every path
 ONNX_LIMIT_BYTES = 2_000_000_000  # protobuf holds 2 GiB in one file; a little is needed besides the weights
@@ -41,7 +43,9 @@ class ExportedGraph:
         return str(only.name)
 
 
-def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...]) -> ExportedGraph:
+def export_graph(
+    wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...], opset: int | None = None
+) -> ExportedGraph:
     """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
 
     Args:
@@ -49,6 +53,7 @@ def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outp
         axes: (height, width) in pixels, or (frames, height, width); fixed in the graph.
         max_batch: largest batch that the graph must take.
         outputs: the names of the tensors.
+        opset: version of ONNX's operators, within OPSETS; None: OPSET, or BFLOAT16_OPSET where a weight needs it.
 
     Raises:
         ConvMAEError: the weights do not fit into one ONNX file, or an operator is not for every runtime.
@@ -59,6 +64,9 @@ def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outp
             f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
             f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
         )
+    if opset is None:
+        has_bfloat16 = any(tensor.dtype == torch.bfloat16 for tensor in wrapper.state_dict().values())
+        opset = BFLOAT16_OPSET if has_bfloat16 else OPSET
     # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
     batch = Dim("batch", min=1, max=max(2, max_batch))
     example = torch.zeros(2, 3, *axes)
@@ -68,7 +76,7 @@ def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outp
             wrapper,
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             input_names=[name],
             output_names=list(outputs),
@@ -80,7 +88,6 @@ def export_graph(wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outp
         model = program.model_proto
     _skip_round_trips(model.graph)
     _tidy(model)
-    onnx.checker.check_model(model)
     refuse_operators(model)
     return ExportedGraph(model, program.exported_program, outputs)
 

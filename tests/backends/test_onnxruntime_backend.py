@@ -186,6 +186,21 @@ def test_a_graph_that_onnxruntime_refuses_is_refused_in_one_sentence(tmp_path: P
     assert "cannot load" in refusal(load_bundle(tmp_path))
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_bf16_file_is_refused_with_what_runs_it_instead(tmp_path: Path, alone: bool) -> None:
+    make_bundle(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    whole = manifest["files"]["model.onnx"]
+    (tmp_path / "model.bf16.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    half = {"model.bf16.onnx": {**whole, "precision": "bf16"}}
+    write_manifest(tmp_path, manifest | {"files": half if alone else half | {"model.onnx": whole}})
+    with pytest.raises(ConvMAEError) as caught:
+        start_backend(load_bundle(tmp_path), device="cpu")
+    sentence = str(caught.value)
+    assert "model.bf16.onnx is bf16" in sentence and "use runtime openvino" in sentence
+    assert sentence.endswith("or export it in fp16" if alone else "or choose another file: model.onnx")
+
+
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine where ONNX Runtime seems to have TensorRT; gives what sessions were asked for."""

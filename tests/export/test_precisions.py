@@ -21,6 +21,7 @@ from convmae_deploy.tasks import load_bundle
 from export.__main__ import ExportConfig, Written, export_bundle
 from export.graphs.half_precision import HalfPrecision
 from export.graphs.to_onnx import ExportedGraph
+from export.packaging import describe_file
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.runtimes.runners import describe, runtimes_for
 from export.verification.elementwise import VerificationError
@@ -69,6 +70,25 @@ def test_a_bundle_has_a_file_for_each_precision_and_fp32_comes_first(bundle: Pat
     assert all(0.5 < size / full < 0.8 for size in others)
     for file in files.values():
         assert file.cost is not None and file.cost.verification_seconds > 0 and file.cost.peak_bytes > 10**8
+
+
+def test_every_file_is_valid_onnx_in_the_oldest_form_that_its_operators_allow(bundle: Path) -> None:
+    found = {}
+    for name in load_bundle(bundle).manifest.files:
+        onnx.checker.check_model(str(bundle / name), full_check=True)
+        model = onnx.load(bundle / name)
+        found[name] = (model.ir_version, *((entry.domain, entry.version) for entry in model.opset_import))
+    # bfloat16 has convolutions from opset 22 on, and that needs IR 10; ONNX Runtime 1.17 reads up to IR 9
+    assert found == {"model.onnx": (9, ("", 20)), "model.bf16.onnx": (10, ("", 22)), "model.fp16.onnx": (9, ("", 20))}
+
+
+def test_a_file_that_breaks_the_standard_is_refused_by_name(bundle: Path, tmp_path: Path) -> None:
+    model = loaded(bundle, "bf16")
+    model.opset_import[0].version = 20
+    onnx.save(model, tmp_path / "model.bf16.onnx")
+    with pytest.raises(ConvMAEError, match=r"^model\.bf16\.onnx is not valid ONNX .*Conv.*bfloat16") as error:
+        describe_file(tmp_path / "model.bf16.onnx", "bf16")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 def test_every_file_was_held_against_fp32_with_the_gates_of_its_precision(bundle: Path) -> None:

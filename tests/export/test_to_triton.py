@@ -59,6 +59,20 @@ def any_bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make(tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "gpu"])
+def test_a_bf16_graph_is_refused_on_every_device_and_told_of_engines(
+    tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    files = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["files"]
+    files["model.onnx"]["precision"] = "bf16"
+    edit_manifest(bundle, files=files)
+    assert to_triton(bundle, tmp_path / "repository", "--device", device) == 2
+    error = capsys.readouterr().err
+    assert "no convolutions on any device" in error and "export.to_tensorrt" in error and error.count("\n") == 1
+    assert not (tmp_path / "repository").exists()
+
+
 def test_the_configuration_is_a_model_config_that_says_what_the_manifest_says(any_bundle: Path, tmp_path: Path) -> None:
     assert to_triton(any_bundle, tmp_path / "repository") == 0
     manifest = load_bundle(any_bundle).manifest
