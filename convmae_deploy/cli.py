@@ -15,7 +15,9 @@ from rich.text import Text
 
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.cli_files import files_of
+from convmae_deploy.conformance.command import conform_with
 from convmae_deploy.description import describe
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
@@ -77,6 +79,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         "predict": predict,
         "features": features,
         "compatible": compatible,
+        "conform": conform,
         "info": info,
         "import": import_checkpoint,
         "to-hub": to_hub,
@@ -244,6 +247,31 @@ def compatible(
         table.add_row(judgement.level, "yes" if judgement.together else "no", Text(printable(judgement.reason)))
     Terminal().print(table)
     return 0 if all(judgement.together for judgement in judgements) else SOME_INPUTS_BAD
+
+
+def conform(
+    bundle: BundlePath,
+    url: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[URL]")] = None,
+    npz: Path | None = None,
+    onnx: Path | None = None,
+    precision: Precision = "fp32",
+    api_key_file: Path | None = None,
+) -> int:
+    """Say what a program in another language does otherwise with photos, by the bundle's conformance kit.
+
+    Ends with 0 where it does as the bundle says, with 1 where it does not.
+
+    Args:
+        bundle: folder of the exported model.
+        url: of a server of the Open Inference Protocol (Triton, KServe, this project's), http://HOST:PORT, or of its
+            model, http://HOST:PORT/v2/models/NAME.
+        npz: arrays that a program wrote, called as those of the kit: inputs/PHOTO, what it gives to the graph, and
+            outputs/PHOTO/OUTPUT.
+        onnx: a graph made of the bundle's by another tool.
+        precision: that the program computes in.
+        api_key_file: a file with the server's key.
+    """
+    return conform_with(bundle, url=url, npz=npz, onnx=onnx, precision=precision, key_file=api_key_file)
 
 
 def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME) -> None:

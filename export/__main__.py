@@ -29,6 +29,7 @@ from convmae_deploy.program import run_program
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
+from export.conformance_kit import add_kit
 from export.costs import CostMeter
 from export.graphs.graph_files import write_graph
 from export.graphs.to_onnx import BFLOAT16_OPSET, OPSETS, ExportedGraph
@@ -166,6 +167,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
         content = replace(content, max_batch=exporter.largest)
         write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
+        add_kit(directory, task.reference)
         check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
     print_costs({name: made.file for name, made in written.items()}, console)
     return written

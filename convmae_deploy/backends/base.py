@@ -46,6 +46,8 @@ class OpenGraph:
 
     inputs: tuple[str, ...]
     run: Callable[[Sequence[str], Feeds], Outputs]  # names of outputs, values of all inputs -> those outputs
+    outputs: tuple[str, ...] = ()  # where the runtime says them: ONNX Runtime
+    takes_bytes: bool = False  # whether its first input is of 8 bits without a sign; where the runtime says so
 
 
 class GraphOpener(Protocol):

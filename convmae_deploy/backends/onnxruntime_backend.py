@@ -140,7 +140,13 @@ def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
 
-    return OpenGraph(tuple(entry.name for entry in session.get_inputs()), run)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return OpenGraph(
+        tuple(entry.name for entry in inputs),
+        run,
+        outputs=tuple(entry.name for entry in outputs),
+        takes_bytes=any(entry.type == "tensor(uint8)" for entry in inputs),
+    )
 
 
 def _session_options(threads: int | None) -> Any:

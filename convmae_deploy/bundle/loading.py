@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest, StoredFile
+from convmae_deploy.bundle.manifest import KIT_NAME, MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest, StoredFile
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular, read_regular, shortened
 
@@ -77,6 +77,8 @@ def read_bundle(path: Path) -> Bundle:
     for name, file in manifest.files.items():
         for part, expected in {name: file, **file.weights}.items():
             _check_file(path, part, expected)
+    if manifest.conformance is not None:
+        _check_file(path, KIT_NAME, manifest.conformance)
     if manifest.licence.file is not None and not file_inside(path, manifest.licence.file).is_file():
         raise BundleError(f"bundle {path} lacks {manifest.licence.file}, the licence of its weights; export it again")
     bundle = Bundle(path=path, manifest=manifest)

@@ -17,6 +17,7 @@ from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisat
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
+KIT_NAME = "conformance.zip"  # photos and what is right for them, see convmae_deploy/conformance
 LICENCE_NAME = "LICENSE-WEIGHTS"  # what the text of the licence is called in what this project writes
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
@@ -383,6 +384,7 @@ class Manifest(Record):
     files: dict[Word, BundleFile] = Field(max_length=100)  # file name -> what it is; the first is the default
     tools: dict[Word, Word] = Field(max_length=100)  # package -> version at export
     licence: Licence
+    conformance: StoredFile | None = None  # `KIT_NAME`; None: there is none, as of models of videos
     # free text: checkpoint, data, command, seed, metrics
     provenance: dict[Word, Text] = Field(default_factory=dict, max_length=100)
 

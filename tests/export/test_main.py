@@ -56,7 +56,12 @@ def bundle(checkpoint: Path, graph: ExportedGraph, export_gives: UseGraph, tmp_p
 def test_a_verified_bundle_appears_with_its_report_in_the_manifest(
     capsys: pytest.CaptureFixture[str], bundle: Path
 ) -> None:
-    assert sorted(path.name for path in bundle.iterdir()) == ["LICENSE-WEIGHTS", "manifest.json", "model.onnx"]
+    assert sorted(path.name for path in bundle.iterdir()) == [
+        "LICENSE-WEIGHTS",
+        "conformance.zip",
+        "manifest.json",
+        "model.onnx",
+    ]
     assert [path.name for path in bundle.parent.iterdir()] == ["mine"]
     manifest = load_bundle(bundle).manifest
     numerics = manifest.files["model.onnx"].numerics
