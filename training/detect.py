@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 import tyro
 from PIL import Image
 from rich.console import Console
@@ -262,11 +261,8 @@ class DetectRecipe(Recipe):
 
     def loss(self, images: Tensor, targets: list[Target]) -> Tensor:
         """The sum of the five losses; the last micro-batch of an update tells TensorBoard each of them."""
-        run = self.run
-        losses: dict[str, Tensor] = run.model(images, targets)
-        if run.accelerator.is_main_process and run.accelerator.sync_gradients:
-            values = torch.stack([value.detach() for value in losses.values()]).tolist()
-            run.folder.log_update(run.progress.step + 1, **dict(zip(losses, values, strict=True)))
+        losses: dict[str, Tensor] = self.run.model(images, targets)
+        self.loss_parts = {name: value.detach() for name, value in losses.items()}
         return sum(losses.values(), start=images.new_zeros(()))
 
     def validate(self) -> Validation:

@@ -117,7 +117,8 @@ def normalised(images: Tensor, preprocessing: AnyPreprocessing | None) -> Tensor
         return images
     assert preprocessing is not None  # whoever trains on photos has decided
     mean, std = (
-        torch.tensor(values, device=images.device).reshape(3, 1, 1)
+        # filled there: numbers that are copied to a GPU wait for it
+        torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
         for values in (preprocessing.mean, preprocessing.std)
     )
     levels = images.to(torch.float32, memory_format=torch.contiguous_format)

@@ -1,6 +1,6 @@
 """What differs from one training program to another, for the loop that they share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -18,6 +18,7 @@ class Recipe:
 
     config: TrainingConfig
     run: TrainingRun
+    loss_parts: dict[str, Tensor] = field(default_factory=dict, init=False)  # of the last loss, scalars to be logged
     best_by: ClassVar[str | None] = None  # the score that `best` is chosen by, larger is better; None: no validation
     best_label: ClassVar[str] = ""  # what people call it
 

@@ -2,9 +2,12 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -26,20 +29,70 @@ from convmae_deploy.engine.training_run import TrainingRun, any_process
 from convmae_deploy.errors import ConvMAEError
 
 
+class Figures:
+    """Numbers of an update on their way from the device.
+
+    A GPU copies them when it comes to that; whoever reads them waits for that update and for nothing queued after it.
+    """
+
+    def __init__(self, *figures: Tensor) -> None:
+        """`figures`: scalars on one device."""
+        values = torch.stack([figure.detach().float() for figure in figures])
+        self._values = values.to("cpu", non_blocking=True)  # page-locked, where it comes from a GPU
+        self._copied = torch.Event() if values.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """The numbers, in their order."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values.tolist()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one update did, over all processes."""
+    """What one update did, over all processes; its numbers are read from the device when they are asked for."""
 
-    loss: float  # mean over its images; not a number where there are none
-    gradient_norm: float  # the whole gradient's, before clipping
+    figures: (
+        Figures | None
+    )  # sum of the losses, norm of the gradient, parts of the loss; None where there are no images
+    parts: tuple[str, ...] = ()  # of the loss, their names
     images: int
     unreadable: int  # photos or videos that could not be decoded
     files: tuple[Unreadable, ...] = ()  # these, on the main process, as far as they are known
+
+    @cached_property
+    def _read(self) -> list[float]:
+        return [math.nan, math.nan] if self.figures is None else self.figures.read()
+
+    @property
+    def loss(self) -> float:
+        """Mean over its images; not a number where there are none."""
+        return self._read[0] / self.images if self.images else math.nan
+
+    @property
+    def gradient_norm(self) -> float:
+        """The whole gradient's, before clipping."""
+        return self._read[1]
+
+    @property
+    def loss_parts(self) -> dict[str, float]:
+        """What the recipe says of the loss of the last micro-batch."""
+        return dict(zip(self.parts, self._read[2:], strict=True)) if self.figures is not None else {}
 
     @property
     def is_finite(self) -> bool:
         """Whether it may change the weights."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+class Queued(NamedTuple):
+    """An update that the device has been given and that is not accounted for yet."""
+
+    update: Update
+    number: int  # from 1, of the run
+    lr: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +162,7 @@ class TrainingLoop:
         schedule = self.optimisation.holding(self.source.steps.batch_size)
         first = progress.step - epoch * steps
         saved = time.monotonic()
+        queued: deque[Queued] = deque()
         shown = TrainingProgress(
             self.console,
             done=progress.step,
@@ -124,24 +178,37 @@ class TrainingLoop:
                 set_lr(run.optimizer.param_groups, lr)
                 update = self.update(micro_batches)
                 progress.step += 1
-                self._account(update, lr)
-                counted = step + 1 - progress.epoch_skipped
+                queued.append(Queued(update, progress.step, lr))
+                stopping = run.must_stop(interruption)
+                saving = step + 1 < steps and (stopping or self._is_time_to_save(saved))
+                self._account(queued, all_of_them=saving or stopping or step + 1 == steps)
+                counted = step + 1 - len(queued) - progress.epoch_skipped
                 mean = progress.epoch_loss / counted if counted else math.nan
                 shown.advance(f"{epoch + 1}/{schedule.epochs}", update.images, mean)
-                stopping = run.must_stop(interruption)
-                if step + 1 < steps and (stopping or self._is_time_to_save(saved)):
+                if saving:
                     run.save()
                     saved = time.monotonic()
                 if stopping:
                     return
 
-    def _account(self, update: Update, lr: float) -> None:
+    def _account(self, queued: deque[Queued], *, all_of_them: bool) -> None:
+        """Accounts for queued updates in their order: for all but the last, which a GPU may still be at.
+
+        On a CPU, and from one that was skipped on, the last one is accounted for too: so a run ends with the weights
+        that it had when it could no longer go on.
+        """
+        ahead = self.run.accelerator.device.type != "cpu" and not all_of_them
+        while len(queued) > (ahead and not self.run.progress.skipped_in_a_row):
+            self._account_for(*queued.popleft())
+
+    def _account_for(self, update: Update, number: int, lr: float) -> None:
         """Adds an update to the run's sums and logs it."""
         progress = self.run.progress
         progress.unreadable += update.unreadable
         self.log.unreadable.add(update.files)
         if self.run.accelerator.is_main_process:
-            self.run.folder.log_update(progress.step, loss=update.loss, gradient_norm=update.gradient_norm, lr=lr)
+            told = update.loss_parts | {"loss": update.loss, "gradient_norm": update.gradient_norm}
+            self.run.folder.log_update(number, **told, lr=lr)
         if update.is_finite:
             progress.epoch_loss += update.loss
             progress.skipped_in_a_row = 0
@@ -153,7 +220,7 @@ class TrainingLoop:
             first = f", the first, {update.files[0].file}: {update.files[0].reason}" if update.files else ""
             reason = f"none of its {update.unreadable} files could be decoded{first}"
             remedy = "mend the data and continue with --resume"
-        self.console.print(f"update {progress.step} skipped: {reason}")
+        self.console.print(f"update {number} skipped: {reason}")
         self.run.count_skipped(reason, remedy)
 
     def _is_time_to_save(self, saved: float) -> bool:
@@ -171,7 +238,7 @@ class TrainingLoop:
         seen, skipped = sum(readable), sum(unreadable)
         files = unreadable_files((count for _, _, count in micro_batches), skipped)
         if not seen:
-            return Update(loss=math.nan, gradient_norm=math.nan, images=0, unreadable=skipped, files=files)
+            return Update(figures=None, images=0, unreadable=skipped, files=files)
         stand_in = photos_of_any_process(micro_batches, readable)
         loss_sum = torch.zeros((), device=accelerator.device)
         for images, extra, _ in micro_batches:
@@ -190,17 +257,45 @@ class TrainingLoop:
         norm = accelerator.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit)
         whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # sharded: each process has a part
         loss_sum = accelerator.reduce(loss_sum, "sum")
-        loss = loss_sum.item() / seen
-        update = Update(loss=loss, gradient_norm=float(whole_norm), images=seen, unreadable=skipped, files=files)
-        if update.is_finite or accelerator.scaler is not None:  # it skips by itself, and then lowers its scale
-            optimizer.step()
+        parts = self.recipe.loss_parts
+        update = Update(
+            figures=Figures(loss_sum, whole_norm, *parts.values()),
+            parts=tuple(parts),
+            images=seen,
+            unreadable=skipped,
+            files=files,
+        )
+        with self._only_where_finite(loss_sum, whole_norm) as on_device:
+            if on_device or update.is_finite:
+                optimizer.step()
         optimizer.zero_grad()
         return update
+
+    @contextmanager
+    def _only_where_finite(self, loss_sum: Tensor, gradient_norm: Tensor) -> Iterator[bool]:
+        """Has the optimizer's next step leave everything as it is unless both numbers are finite.
+
+        Yields:
+            Whether the device sees to that; else the caller must, which waits for it.
+        """
+        optimizer = self.run.bare_optimizer
+        if self.run.accelerator.scaler is not None:  # it skips by itself, and then lowers its scale
+            yield True
+        elif self.run.is_sharded or not getattr(optimizer, "_step_supports_amp_scaling", False):
+            yield False
+        else:
+            optimizer.found_inf = (~(loss_sum.isfinite() & gradient_norm.isfinite())).float()  # type: ignore[attr-defined]
+            try:
+                yield True
+            finally:
+                optimizer.found_inf = None  # type: ignore[attr-defined]
 
 
 def count_photos(micro_batches: Sequence[MicroBatch], accelerator: Accelerator) -> tuple[list[int], list[int]]:
     """Readable and unreadable photos of an update, each a number a process."""
     own = [sum(len(images) for images, _, _ in micro_batches), sum(unreadable for _, _, unreadable in micro_batches)]
+    if accelerator.num_processes == 1:  # nothing to ask a device
+        return own[:1], own[1:]
     counts = accelerator.gather(torch.tensor([own], device=accelerator.device))  # (processes, 2)
     readable, unreadable = counts.T.tolist()
     return readable, unreadable

@@ -70,7 +70,7 @@ class TrainingRun:
         All processes must call it: under FSDP each holds a part.
         """
         weights = self.weights()
-        optimizer = get_optimizer_state_dict(self.model, self._bare_optimizer, options=FULL_STATE)
+        optimizer = get_optimizer_state_dict(self.model, self.bare_optimizer, options=FULL_STATE)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {
@@ -107,7 +107,7 @@ class TrainingRun:
                 raise self._not_continued("it has no state of an optimiser")
             try:
                 set_model_state_dict(self.model, {**weights}, options=FULL_STATE)
-                set_optimizer_state_dict(self.model, self._bare_optimizer, state["optimizer"], options=FULL_STATE)
+                set_optimizer_state_dict(self.model, self.bare_optimizer, state["optimizer"], options=FULL_STATE)
                 if self.accelerator.scaler is not None and state["scaler"] is not None:
                     self.accelerator.scaler.load_state_dict(state["scaler"])
             except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -144,8 +144,9 @@ class TrainingRun:
         return self.accelerator.distributed_type is DistributedType.FSDP
 
     @property
-    def _bare_optimizer(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)  # without Accelerate's wrapper
+    def bare_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def count_skipped(self, reason: str, remedy: str) -> None:
         """Notes that an update was skipped.

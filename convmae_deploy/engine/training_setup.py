@@ -153,9 +153,9 @@ class Setup:
         accelerator.gradient_accumulation_steps = source.micro_batches_per_step
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        if run.compile:
-            model.compile()
         model, optimizer = accelerator.prepare(model, optimizer)
+        if run.compile:
+            model.compile()  # with what was put around it: inside of it DDP and FSDP could not break the graph
         return TrainingRun(
             config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer
         )

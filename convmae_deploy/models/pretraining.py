@@ -133,8 +133,8 @@ class ConvMAEPretraining(nn.Module):
 
     def reconstruct(self, images_bchw: Tensor, kept: Tensor) -> Reconstruction:
         """The prediction for every patch, what of it is hidden, and the loss; arguments as for `forward`."""
-        masks, rest = divmod(len(kept), len(images_bchw))
-        if rest:
+        masks = len(kept) // len(images_bchw)
+        if len(kept) - masks * len(images_bchw):  # divmod and % would have torch.compile make a graph for every batch
             raise ConvMAEError(f"there must be as many masks of every image; got {len(kept)} of {len(images_bchw)}")
         images_bchw = images_bchw.repeat(masks, 1, 1, 1)  # (G * B, 3, H, W)
         height, width = images_bchw.shape[-2:]

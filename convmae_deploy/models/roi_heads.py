@@ -44,16 +44,15 @@ class PyramidRoIAlign(nn.Module):
 
     def forward(self, levels: list[Tensor], regions: list[Tensor], image_shapes: Sequence[tuple[int, int]]) -> Tensor:
         """(R, P, side, side) of the regions, a list of (R_b, 4) for each image; the shapes of images do not matter."""
-        image = torch.repeat_interleave(
-            torch.arange(len(regions), device=levels[0].device),
-            torch.tensor([len(boxes) for boxes in regions], device=levels[0].device),
-        )
+        sizes = [len(boxes) for boxes in regions]
         boxes = torch.cat(regions)  # (R, 4)
-        rois = torch.cat((image[:, None].to(boxes), boxes), dim=1)  # (R, 5)
+        image = torch.cat([boxes.new_full((size, 1), index) for index, size in enumerate(sizes)])
+        rois = torch.cat((image, boxes), dim=1)  # (R, 5)
         level_of = pyramid_level(boxes)
+        levels_of_pyramid = torch.arange(len(POOLED_STRIDES), device=boxes.device)
+        counts = (level_of[:, None] == levels_of_pyramid).sum(0).tolist()  # the one wait for the device
         pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], self.output_size, self.output_size)
-        for index in range(len(POOLED_STRIDES)):
-            chosen = torch.where(level_of == index)[0]
+        for index, chosen in enumerate(torch.split(level_of.argsort(stable=True), counts)):
             pooled = pooled.index_copy(0, chosen, self.pool(levels[index], rois[chosen], index))
         return pooled
 

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +21,8 @@ from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
-from convmae_deploy.engine.training_loop import TrainingLoop
-from convmae_deploy.engine.training_run import TrainingRun
+from convmae_deploy.engine.training_loop import Figures, Queued, TrainingLoop, Update
+from convmae_deploy.engine.training_run import SKIPPED_UPDATES_IN_A_ROW, TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
 from tests.processes import RunProcesses
@@ -71,6 +73,13 @@ def build_loop(out: Path, *, micro_batches: int = 1) -> TrainingLoop:
         console=Console(quiet=True),
         log=None,  # type: ignore[arg-type]  # no test trains an epoch
     )
+
+
+def with_adamw(loop: TrainingLoop) -> torch.optim.AdamW:
+    """The optimizer that training programs have, in place of the loop's."""
+    optimizer = torch.optim.AdamW(loop.run.model.parameters(), lr=0.01, fused=True)
+    object.__setattr__(loop.run, "optimizer", loop.run.accelerator.prepare(optimizer))
+    return optimizer
 
 
 def weights_after(out: Path, *updates: list[MicroBatch]) -> Tensor:
@@ -128,6 +137,73 @@ def test_what_belongs_to_the_images_may_be_a_list_of_dicts(tmp_path: Path) -> No
     assert update.is_finite and isinstance(loop.recipe, LinearRecipe)
     ((one, two),) = loop.recipe.seen
     assert (one["target"], two["target"]) == (0.5, 2)
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, 1e30]
+)  # the last: the loss is finite in no float32, nor its gradient
+def test_the_device_itself_leaves_weights_and_averages_alone_where_a_number_is_not_finite(
+    tmp_path: Path, bad: float
+) -> None:
+    loop, again = build_loop(tmp_path), build_loop(tmp_path)
+    optimizer, other = with_adamw(loop), with_adamw(again)
+    photos, labels, _ = micro_batch(0, 1)
+    for each in (loop, again):
+        assert each.update([micro_batch(2, 3)]).is_finite
+    update = loop.update([(photos, labels.float() + bad, 0)])
+    assert not update.is_finite and optimizer.found_inf is None  # type: ignore[attr-defined]
+    for each in (loop, again):
+        each.update([micro_batch(4, 5)])
+    for (name, value), expected in zip(loop.run.weights().items(), again.run.weights().values(), strict=True):
+        assert torch.equal(value, expected), name
+    assert [value["step"].item() for value in optimizer.state.values()] == [2, 2]
+    assert str(optimizer.state_dict()) == str(other.state_dict())
+
+
+def test_an_optimizer_that_cannot_skip_by_itself_is_not_asked_to_step(tmp_path: Path) -> None:
+    photos, labels, _ = micro_batch(0, 1)
+    before = torch.cat([value.flatten() for value in build_loop(tmp_path).run.weights().values()])
+    assert torch.equal(weights_after(tmp_path, [(photos, labels.float() + math.nan, 0)]), before)
+
+
+class OneUpdateAhead:
+    """A loop over updates of a GPU: what has been accounted for after each."""
+
+    def __init__(self, out: Path) -> None:
+        self.loop = build_loop(out)
+        accelerator = SimpleNamespace(device=torch.device("cuda"), is_main_process=False)
+        log = SimpleNamespace(unreadable=SimpleNamespace(add=lambda files: None))
+        run = replace(self.loop.run, accelerator=accelerator)
+        object.__setattr__(run, "save", lambda: self.saved.append(run.progress.step))
+        self.loop = replace(self.loop, run=run, log=log)  # type: ignore[arg-type]
+        self.queued: deque[Queued] = deque()
+        self.saved: list[int] = []
+
+    def after(self, loss: float, *, all_of_them: bool = False) -> tuple[int, int]:
+        """Updates that have counted, and that were skipped, after one more."""
+        progress = self.loop.run.progress
+        progress.step += 1
+        update = Update(figures=Figures(torch.tensor(loss), torch.tensor(1.0)), images=1, unreadable=0)
+        self.queued.append(Queued(update, progress.step, 0.1))
+        self.loop._account(self.queued, all_of_them=all_of_them)
+        return progress.step - len(self.queued) - progress.skipped, progress.skipped
+
+
+def test_on_a_gpu_figures_are_read_an_update_later_and_before_a_checkpoint(tmp_path: Path) -> None:
+    ahead = OneUpdateAhead(tmp_path)
+    assert [ahead.after(2.0), ahead.after(3.0), ahead.after(4.0, all_of_them=True)] == [(0, 0), (1, 0), (3, 0)]
+    assert ahead.loop.run.progress.epoch_loss == 9
+
+
+def test_from_a_skipped_update_on_the_gpu_is_not_run_ahead_of(tmp_path: Path) -> None:
+    ahead = OneUpdateAhead(tmp_path)
+    assert [ahead.after(loss) for loss in (1.0, math.nan, 1.0, 1.0)] == [(0, 0), (1, 0), (2, 1), (2, 1)]
+    assert ahead.after(math.inf) == (3, 1)
+    for skipped in range(3, SKIPPED_UPDATES_IN_A_ROW + 1):  # the one above is found out about with the next
+        assert ahead.after(math.nan) == (3, skipped)
+    with pytest.raises(ConvMAEError, match="the last 10 updates up to 14 were skipped"):
+        ahead.after(math.nan)
+    assert ahead.saved == [14] and not ahead.queued
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms
 
-from convmae_deploy.models.proposals import ProposalNetwork, PyramidAnchors, has_area, nms_by_group
+from convmae_deploy.models.proposals import ProposalNetwork, PyramidAnchors, has_area, nms_apart, nms_by_group
 
 
 def network() -> ProposalNetwork:
@@ -116,6 +116,23 @@ def test_suppression_by_group_is_suppression_in_each_group() -> None:
     assert set(found.tolist()) == expected and len(found) == len(expected) < 300
     assert torch.equal(scores[found], scores[found].sort(descending=True).values)
     assert not len(nms_by_group(torch.zeros(0, 4), torch.zeros(0), groups[:0], 0.5))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_moved_apart_are_suppressed_as_each_by_itself(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = 1024 * torch.rand(400, 2, generator=generator) - 100
+    sides = torch.randint(1, 9, (400, 2), generator=generator) * 30.0
+    boxes = torch.cat((corners, corners + sides), dim=1)
+    boxes[200:] = boxes[:200] + sides[:200].repeat(1, 2) / 3  # IoU of exactly 0.5 or near it, for squares
+    scores, groups = torch.rand(400, generator=generator), torch.randint(80, (400,), generator=generator)
+    for overlap in (0.05, 0.5, 0.7):
+        by_group = nms_by_group(boxes, scores, groups, overlap)
+        assert torch.equal(nms_apart(boxes, scores, groups, overlap), by_group)
+        assert torch.equal(
+            nms_apart(boxes, scores, groups % 3, overlap), nms_by_group(boxes, scores, groups % 3, overlap)
+        )
+    assert not len(nms_apart(torch.zeros(0, 4), torch.zeros(0), groups[:0], 0.5))
 
 
 def test_boxes_without_area_are_told() -> None:
