@@ -486,6 +486,7 @@ def test_a_large_body_is_waited_for_before_more_is_read_and_comes_whole(chunks: 
     parts = [body[start : start + size] for start in range(0, len(body), size)]
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     received, reads = [], []
+    connection: FakeConnection
 
     async def keep(scope: Scope, receive: Receive, send: Send) -> None:
         reads.append(connection.transport.reads)
@@ -503,7 +504,6 @@ def test_a_large_body_is_waited_for_before_more_is_read_and_comes_whole(chunks: 
         await connection.send(CHUNKED + pieces + b"0\r\n\r\n")  # one read has it all
         reads.append(connection.transport.reads)
 
-    connection: FakeConnection
     asyncio.run(conversation())
     assert b"".join(received) == body + body
     assert reads == [False, True, True]
