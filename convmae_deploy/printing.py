@@ -8,6 +8,11 @@ def printable(text: object) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(text))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class PrintableFormatter(logging.Formatter):
     """Lines of a log in which names from files stay what they are."""
 

@@ -223,7 +223,7 @@ def test_a_job_of_bad_files_alone_says_so_and_can_be_tried_again(
     assert "10 shards of those that were there lack files that could not be read" in capsys.readouterr().err
     assert convmae(*arguments, "--strict") == 1
     assert convmae(*arguments, "--retry-failures") == 0
-    assert "10 shards written; 1 photos, 29 left out" in capsys.readouterr().out
+    assert "10 shards written; 1 photo, 29 left out" in capsys.readouterr().out
     assert shown.count("the file cannot be read") == 19 and "more files cannot be read" in shown
 
 

@@ -52,6 +52,7 @@ from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup, run_preset, start_from
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier, GlobalPool, build_classifier
+from convmae_deploy.printing import counted
 from convmae_deploy.program import run_program
 
 
@@ -200,8 +201,8 @@ def open_cached(
         console=setup.console,
     )
     setup.console.print(
-        f"features of {views} views of {len(photos)} photos, and of {len(validation)} for validation, are kept in "
-        f"{cache.folder}; if interrupted continue with --resume"
+        f"features of {counted(views, 'view')} of {counted(len(photos), 'photo')}, and of {len(validation)} for "
+        f"validation, are kept in {cache.folder}; if interrupted continue with --resume"
     )
     train, val = (photos_digest(split.folder, config.data) for split in (photos, validation))
     files = [

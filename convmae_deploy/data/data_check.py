@@ -26,7 +26,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.media.photo_files import DATASET_PHOTO_LIMITS, read_photo
 from convmae_deploy.media.video_file import open_video
 from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
-from convmae_deploy.printing import printable
+from convmae_deploy.printing import counted, printable
 
 MAX_LINES = 10
 TRIED_PHOTOS, TRIED_VIDEOS = 16, 4  # of each split, spread over it
@@ -91,7 +91,7 @@ def check_photos(data: Path, train: PhotoFolder, val: PhotoFolder) -> DataCheck:
 def check_unlabelled_photos(data: Path, photos: Sequence[Path], findings: Findings) -> DataCheck:
     """Of photos to pretrain on."""
     _note_folders(data, photos, findings)
-    words = f"{len(photos)} photos"
+    words = counted(len(photos), "photo")
     split = _tried("train", {"photos": len(photos)}, words, findings, photos, _photo_size(photos))
     return DataCheck(data=str(data), splits=[split])
 
@@ -99,7 +99,7 @@ def check_unlabelled_photos(data: Path, photos: Sequence[Path], findings: Findin
 def check_shards(data: str, shards: int, samples: int, findings: Findings) -> DataCheck:
     """Of photos in tar archives, which are not opened here."""
     facts = {"shards": shards, "samples": samples}
-    words = f"{samples} photos in {shards} shards"
+    words = f"{counted(samples, 'photo')} in {counted(shards, 'shard')}"
     return DataCheck(data=data, splits=[SplitCheck(name="train", facts=facts, words=words, findings=findings)])
 
 
@@ -126,7 +126,7 @@ def _labelled(
 def check_unlabelled_videos(data: Path, videos: Sequence[Path], findings: Findings) -> DataCheck:
     """Of videos to pretrain on."""
     _note_folders(data, videos, findings)
-    words = f"{len(videos)} videos"
+    words = counted(len(videos), "video")
     split = _tried("train", {"videos": len(videos)}, words, findings, videos, _video_size(videos))
     return DataCheck(data=str(data), splits=[split])
 
@@ -146,7 +146,8 @@ def check_coco(data: Path, train: CocoSplit, val: CocoSplit) -> DataCheck:
             "crowds": split.crowds,
             "classes": _named(by_class, split.classes),
         }
-        words = f"{len(split.photos)} photos, {counts.total()} objects in {_spread(by_class, split.classes)}"
+        there = f"{counted(len(split.photos), 'photo')}, {counted(counts.total(), 'object')}"
+        words = f"{there} in {_spread(by_class, split.classes)}"
         paths = [photo.path for photo in split.photos]
         if name == "val":
             _note_shared((photo.path for photo in train.photos), paths, split.findings)
@@ -179,7 +180,8 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
             "pixels_of_no_class": ignored,
         }
         filled = sum(count > 0 for count in by_class.values())
-        words = f"{len(folder.photos)} photos with label maps, {filled} of {len(folder.classes)} classes have pixels"
+        there = f"{counted(len(folder.photos), 'photo')} with label maps"
+        words = f"{there}, {filled} of {len(folder.classes)} classes have pixels"
         size = _pair_size(folder)
         check.splits.append(_tried(name, facts, words, folder.findings, folder.photos, size))
     return check
@@ -241,7 +243,7 @@ def _classes(labels: Sequence[int], classes: Sequence[str], kind: str, data: Pat
         )
     counts = Counter(labels)
     by_class = {label: counts[label] for label in range(len(classes))}
-    words = f"{len(labels)} {kind} in {_spread(by_class, classes)}"
+    words = f"{counted(len(labels), kind.removesuffix('s'))} in {_spread(by_class, classes)}"
     return words, {kind: len(labels), "classes": _named(by_class, classes)}
 
 

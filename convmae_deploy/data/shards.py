@@ -29,7 +29,7 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 from convmae_deploy.media.tar_files import members, open_tar, read_member
-from convmae_deploy.printing import printable
+from convmae_deploy.printing import counted, printable
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # which members are photos; upper case too
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
@@ -92,8 +92,8 @@ def _shards_in(root: Path, findings: Findings) -> tuple[Shard, ...]:
     loose = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
     if loose:
         raise ConvMAEError(
-            f"expected photos or shards in {folder}, found {len(archives)} archives ({archives[0].name}) and "
-            f"{len(loose)} photos ({loose[0]}) side by side; name the shards by a pattern such as "
+            f"expected photos or shards in {folder}, found {counted(len(archives), 'archive')} ({archives[0].name}) "
+            f"and {counted(len(loose), 'photo')} ({loose[0]}) side by side; name the shards by a pattern such as "
             f"'{folder}/data-{{000..146}}.tar', or move one of the two away"
         )
     others = [path for path in archives if not _HELD_OUT & set(re.split("[^a-z]+", path.stem.lower()))]
@@ -229,7 +229,10 @@ class Shards:
         problem = f"{len(errors)} damaged or missing, the first: {errors[0]}" if errors else ""
         if not photos:
             raise ConvMAEError(f"expected photos in {total} shards, found none; {problem or NO_PHOTOS}")
-        console.print(f"{photos} photos in {total} shards" + (f" ({problem})" if problem else ""), markup=False)
+        console.print(
+            f"{counted(photos, 'photo')} in {counted(total, 'shard')}" + (f" ({problem})" if problem else ""),
+            markup=False,
+        )
         return sum(self._samples.values())
 
     def _count(self, shard: int) -> tuple[int, str | None]:

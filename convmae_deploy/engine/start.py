@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.machine import processor
+from convmae_deploy.printing import counted
 
 # What a setting that may change on resume does to what is learnt; nothing where it says nothing.
 MAY_CHANGE_ON_RESUME = {
@@ -73,11 +74,12 @@ def data_in_words(facts: Mapping[str, Any], kind: str) -> str:
         facts: of run.json.
         kind: photos or videos.
     """
+    one = kind.removesuffix("s")
     if "samples" in facts:
-        return f"{facts['samples']} {kind} to train on, in {facts['shards']} shards"
-    parts = [f"{facts[f'train_{kind}']} {kind} to train on"]
+        return f"{counted(facts['samples'], one)} to train on, in {counted(facts['shards'], 'shard')}"
+    parts = [f"{counted(facts[f'train_{kind}'], one)} to train on"]
     if "train_objects" in facts:
-        parts.append(f"{facts['train_objects']} objects in them")
+        parts.append(f"{counted(facts['train_objects'], 'object')} in them")
     if "classes" in facts:
         parts.append(f"{len(facts['classes'])} classes")
     if f"val_{kind}" in facts:
@@ -103,7 +105,8 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
         words += f", accumulated over {steps.micro_batches_per_step} micro-batches"
     unused = steps.length - count * held
     if unused:
-        words += f"; {unused} {kind} are left over in every epoch, other ones each time"
+        left = f"{counted(unused, kind.removesuffix('s'))} {'is' if unused == 1 else 'are'} left over"
+        words += f"; {left} in every epoch, other ones each time"
     return f"{words}; epochs: {optimisation.epochs}"
 
 

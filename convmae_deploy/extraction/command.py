@@ -26,7 +26,7 @@ from convmae_deploy.files import shortened
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_formats import VIDEO_SUFFIXES
-from convmae_deploy.printing import printable
+from convmae_deploy.printing import counted, printable
 from convmae_deploy.program import SOME_INPUTS_BAD
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import MediumName
@@ -175,12 +175,12 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
     total = Written(rows=rows, failures=failures, first=None)
     already = f", {len(kept.done)} were there already" if kept.done else ""
     out = printable(request.out)
-    print(f"{out}: {_counted(len(left))} written{already}; {_words(total, kind)}")
+    print(f"{out}: {counted(len(left), 'shard')} written{already}; {_words(total, kind)}")
     if passed_over:
         print(f"passed over: {passed_over}", file=sys.stderr)
     if kept.failures:
         print(
-            f"{_counted(len(kept.failures))} of those that were there lack files that could not be read",
+            f"{counted(len(kept.failures), 'shard')} of those that were there lack files that could not be read",
             file=sys.stderr,
         )
     if failures or kept.failures:
@@ -231,12 +231,10 @@ class _Seen:
             raise _Strict
 
 
-def _counted(shards: int) -> str:
-    return f"{shards} shard" + ("" if shards == 1 else "s")
-
-
 def _words(written: Written, kind: str) -> str:
-    return f"{written.rows} {kind}" + (f", {written.failures} left out" if written.failures else "")
+    return counted(written.rows, kind.removesuffix("s")) + (
+        f", {written.failures} left out" if written.failures else ""
+    )
 
 
 @contextmanager

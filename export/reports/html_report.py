@@ -13,8 +13,9 @@ from markupsafe import Markup
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.bundle.numerics import OutputNumerics
 from convmae_deploy.machine import available_cores, processor
+from convmae_deploy.printing import counted
 from convmae_deploy.tasks import task_of
-from export.reports.outcomes import Rows, counted, not_run, task_rows, verdict, worst_excess, worst_snr
+from export.reports.outcomes import Rows, not_run, task_rows, verdict, worst_excess, worst_snr
 from export.reports.plots import Series, layer_plot, scatter_plot
 from export.runtimes.combinations import TITLES
 from export.tool_versions import tool_versions

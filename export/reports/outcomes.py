@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.bundle.numerics import NumericsReport
+from convmae_deploy.printing import counted
 from export.runtimes.combinations import Combination
 from export.verification.task_metrics import allowed_differences, task_gate
 from export.verification.verify_runs import Outcome, Results, TaskOutcome
@@ -31,11 +32,6 @@ def verdict(results: Results) -> str:
     if not run:
         return f"Nothing was held {against}: there is no other file or runtime here."
     return f"All holds: {what}, {counted(len(run), 'run')}, {against}."
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def worst_snr(outcome: Outcome) -> float | None:

@@ -206,7 +206,7 @@ def test_videos_are_tried_too(tmp_path: Path) -> None:
     check = check_videos(tmp_path, train, val)
     assert told(check)[1:3] == [
         "  train: 3 videos in 2 classes, from 1 (down) to 2 (up) each; 3 tried: 64 x 48 pixels",
-        "  val: 1 videos in 2 classes, from 0 (down) to 1 (up) each; 1 tried: 64 x 48 pixels",
+        "  val: 1 video in 2 classes, from 0 (down) to 1 (up) each; 1 tried: 64 x 48 pixels",
     ]
     assert {*check.splits[0].findings.doubts} == {"files that cannot be used, of 3 that were tried"}
     assert [split.name for split in check_videos(tmp_path, train, train).splits] == ["train"]

@@ -77,7 +77,7 @@ def test_shards_of_training_may_lie_in_train(tmp_path: Path) -> None:
 def test_archives_and_photos_side_by_side_are_refused(tmp_path: Path) -> None:
     make_shards(tmp_path, [1, 1])
     (tmp_path / "cover.png").write_bytes(encoded_photo(0))
-    with pytest.raises(ConvMAEError, match=r"found 2 archives \(000.tar\) and 1 photos \(cover.png\) side by side"):
+    with pytest.raises(ConvMAEError, match=r"found 2 archives \(000.tar\) and 1 photo \(cover.png\) side by side"):
         find_shards(str(tmp_path))
 
 
