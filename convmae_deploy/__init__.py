@@ -13,7 +13,7 @@ is used.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from convmae_deploy.errors import ConvMAEError
 
@@ -37,7 +37,7 @@ def load(
     *,
     device: "Device" = "auto",
     threads: int | None = None,
-    runtime: "RuntimeName | None" = None,
+    runtime: "RuntimeName | Literal['auto'] | None" = None,
     file: str | None = None,
 ) -> "Predictor":
     """Opens a bundle and starts its graph.
@@ -46,7 +46,8 @@ def load(
         bundle: its folder.
         device: "auto" (a GPU that works, else the CPU), "cpu" or "cuda".
         threads: CPU threads for one run; None leaves the number to the runtime.
-        runtime: what runs the graph; None is ONNX Runtime.
+        runtime: what runs the graph; None is ONNX Runtime. "auto" is what `python -m export.benchmark --choose` wrote
+            beside the bundle on this machine, file included; a warning says what that is, or why it is not followed.
         file: which graph of the bundle; None is its first.
 
     Returns:
@@ -59,7 +60,15 @@ def load(
     from convmae_deploy.backends.runtimes import RuntimeOptions
     from convmae_deploy.tasks import open_predictor
 
-    options = RuntimeOptions(runtime=runtime, file=file)
+    if runtime == "auto":
+        from convmae_deploy.backends.choice import follow_choice
+        from convmae_deploy.tasks import load_bundle
+
+        if file is not None:
+            raise ConvMAEError(f"runtime auto takes the file that was chosen; leave out file {file}, or name a runtime")
+        options, device = follow_choice(load_bundle(Path(bundle)), device)
+    else:
+        options = RuntimeOptions(runtime=runtime, file=file)
     return open_predictor(Path(bundle), device=device, threads=threads, options=options)
 
 

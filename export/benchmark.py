@@ -1,6 +1,7 @@
 """`python -m export.benchmark BUNDLE [--checkpoint RUN]`: what runs a bundle fastest on this machine?
 
     python -m export.benchmark bundles/mine
+    python -m export.benchmark bundles/mine --choose latency --data photos/
     python -m export.benchmark bundles/mine --checkpoint runs/mine --data photos/ --batch-sizes 1 8 --out benchmark/
 
 Measured is every file of the bundle with everything that can run it here: ONNX Runtime on the CPU, OpenVINO (in full
@@ -33,13 +34,16 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from convmae_deploy.backends.choice import Goal, choice_path
+from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_is_new
+from convmae_deploy.files import atomic_directory, check_can_create, check_is_new
 from convmae_deploy.machine import available_cores
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
+from export.benchmarking.choosing import choose, in_words, write_choice
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import WorkerError, WorkerProcess
 from export.benchmarking.report import (
@@ -83,6 +87,8 @@ class BenchmarkConfig:
     trust_engine_code: bool = False
     data: Path | None = None  # photos or videos to measure with and to answer, labelled ones for the task's metric
     samples: int = 32  # of --data, at most
+    # write the fastest file and runtime that hold to BUNDLE.choice.json beside the bundle, for runtime auto to follow
+    choose: Goal | None = None
     out: Path | None = None  # folder for the figures as JSON and the plot; must not exist
 
     def __post_init__(self) -> None:
@@ -279,10 +285,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")
     if config.out is not None:  # before minutes of work
         check_is_new(config.out)
+    if config.choose is not None:
+        check_can_create(choice_path(config.bundle))
     record = run_benchmark(config, Terminal(stderr=True))
     print_record(record, Terminal())
     if config.out is not None:
         write_record(config.out, record)
+    if config.choose is not None:
+        bundle = load_bundle(config.bundle)
+        choice, passed_over = choose(record, bundle, config.choose)
+        title = RUNTIMES[choice.runtime].title
+        print(f"{write_choice(bundle, choice)}: {choice.file} in {title} for {choice.goal}, {choice.figures}")
+        if passed_over:
+            print(f"passed over, as they do not hold: {in_words(passed_over)}")
     return 0 if record.complete else SOME_INPUTS_BAD
 
 

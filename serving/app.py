@@ -82,7 +82,7 @@ class Api:
 
     def _register_metrics(self) -> None:
         self.metrics.gauge("convmae_pending_jobs", "Jobs queued or running.", lambda: self.pool.pending)
-        self.metrics.families(lambda: model_families(self.models, self.settings))
+        self.metrics.families(lambda: model_families(self.models))
         self.metrics.gauge("convmae_connections", "Open connections.", lambda: self.connections.count)
         self.metrics.gauge("convmae_ready", "1 when /readyz answers 200.", lambda: float(self.not_ready() is None))
 
@@ -91,7 +91,7 @@ class Api:
 
     async def describe_model(self, request: Request) -> Response:
         predictor = find_any(self.models, request.path_params["name"])
-        return JSONResponse(describe_model(self.models, predictor, self.settings.file))
+        return JSONResponse(describe_model(self.models, predictor, predictor.runtime.file))
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"status": "alive"})

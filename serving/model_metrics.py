@@ -8,20 +8,18 @@ from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.tasks.base import Predictor
 from serving.api.models import Predictors, batching_backends
 from serving.metrics import histogram_family
-from serving.settings import Settings
 
 
-def model_families(predictors: Predictors, settings: Settings) -> Iterator[Metric]:
+def model_families(predictors: Predictors) -> Iterator[Metric]:
     """What is known about each model, and the batches that it ran on a device.
 
     Args:
         predictors: the models held now.
-        settings: name the graph that was chosen.
     """
     models = dict(predictors)
     info = InfoMetricFamily("convmae_model", "The models that are held.", labels=["model"])
     for name, predictor in models.items():
-        info.add_metric([name], model_labels(predictor, settings))
+        info.add_metric([name], model_labels(predictor))
     yield info
     backends = batching_backends(models)
     yield histogram_family(
@@ -38,15 +36,15 @@ def model_families(predictors: Predictors, settings: Settings) -> Iterator[Metri
     )
 
 
-def model_labels(predictor: Predictor, settings: Settings) -> dict[str, str]:
+def model_labels(predictor: Predictor) -> dict[str, str]:
     """Labels of a model: task, variant, file, precision and runtime.
 
-    An engine's file is empty unless the settings name it, and its precision is in the runtime's name, as the manifest
+    An engine's file is empty unless it was named, and its precision is in the runtime's name, as the manifest
     lists graphs alone.
     """
     manifest = predictor.manifest
-    engines = RUNTIMES[settings.runtime].takes_engines
-    file = settings.file or ("" if engines else next(iter(manifest.files)))
+    engines = RUNTIMES[predictor.runtime.runtime or "onnxruntime"].takes_engines
+    file = predictor.runtime.file or ("" if engines else next(iter(manifest.files)))
     graph = manifest.files.get(file)
     return {
         "task": manifest.task,

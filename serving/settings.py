@@ -104,10 +104,12 @@ class Settings(BaseSettings):
     device: Device = Field(
         default="auto", description="Where the models run: `cpu`, `cuda`, or `auto` (CUDA where it starts, else CPU)."
     )
-    runtime: RuntimeName = Field(
+    runtime: RuntimeName | Literal["auto"] = Field(
         default="onnxruntime",
         description=(
             f"What runs the models; {runtimes_for('cpu')} is for CPUs, {runtimes_for('cuda')} are for NVIDIA GPUs; "
+            "`auto` is what `export.benchmark --choose` wrote beside each bundle on this machine, else ONNX Runtime, "
+            "and the log says which; "
             "the start says which pip extra is missing."
         ),
     )

@@ -10,6 +10,7 @@ import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
 from convmae_deploy.backends.base import ComputePrecision, PerformanceHint
+from convmae_deploy.backends.choice import Goal
 from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
@@ -218,49 +219,57 @@ def advise(rows: Sequence[Row], contenders: Sequence[ContenderRecord], unit: str
         unit: what a batch consists of.
         counted: what the agreement is of.
     """
-    measured = [(row, row.timing) for row in rows if row.timing is not None]
-    if not measured:
+    if not any(row.timing is not None for row in rows):
         nothing = "nothing was measured, so there is nothing to pick"
         return Advice(latency=f"For latency: {nothing}.", throughput=f"For throughput: {nothing}.")
-    smallest = min(row.batch_size for row, _ in measured)
-    first = sorted((pair for pair in measured if pair[0].batch_size == smallest), key=lambda pair: pair[1].p50_ms)
+    first = ranking(rows, "latency")
     best, timing = first[0]
+    smallest = best.batch_size
     batch = f"a batch of {smallest}" if smallest > 1 else f"one {unit}"
     latency = (
         f"For latency pick {best.contender}: {timing.p50_ms:.4g} ms for {batch} at the median"
         f"{_against_baseline(first, contenders)}{_rivals(first, lambda row, own: f'{own.p50_ms:.4g} ms')}"
         f"{_caveat(best, contenders, counted)}."
     )
-    fastest: dict[str, tuple[Row, Statistics]] = {}
-    for row, own in sorted(measured, key=lambda pair: -pair[1].images_per_second):
-        fastest.setdefault(row.contender, (row, own))
-    ranking = list(fastest.values())
-    best, timing = ranking[0]
+    fastest = ranking(rows, "throughput")
+    best, timing = fastest[0]
 
     def rate(row: Row, own: Statistics) -> str:
         return f"{own.images_per_second:.4g} at batch {row.batch_size}"
 
     throughput = (
         f"For throughput pick {best.contender} at batch {best.batch_size}: {timing.images_per_second:.4g} {unit}s/s"
-        f"{_against_baseline(ranking, contenders)}{_rivals(ranking, rate)}{_caveat(best, contenders, counted)}."
+        f"{_against_baseline(fastest, contenders)}{_rivals(fastest, rate)}{_caveat(best, contenders, counted)}."
     )
     return Advice(latency=latency, throughput=throughput)
 
 
-def _against_baseline(ranking: Sequence[Ranked], contenders: Sequence[ContenderRecord]) -> str:
+def ranking(rows: Sequence[Row], goal: Goal) -> list[Ranked]:
+    """The fastest first: at the smallest batch size for latency, each at its best one for throughput."""
+    measured = [(row, row.timing) for row in rows if row.timing is not None]
+    if goal == "latency":
+        smallest = min((row.batch_size for row, _ in measured), default=0)
+        return sorted((pair for pair in measured if pair[0].batch_size == smallest), key=lambda pair: pair[1].p50_ms)
+    fastest: dict[str, Ranked] = {}
+    for row, own in sorted(measured, key=lambda pair: -pair[1].images_per_second):
+        fastest.setdefault(row.contender, (row, own))
+    return list(fastest.values())
+
+
+def _against_baseline(ranked: Sequence[Ranked], contenders: Sequence[ContenderRecord]) -> str:
     """How much faster the first of a ranking is than what everyone has."""
     names = [entry.name for entry in contenders if (entry.runtime, entry.precision) == BASELINE]
-    best, timing = ranking[0]
-    for row, own in ranking[1:]:
+    best, timing = ranked[0]
+    for row, own in ranked[1:]:
         if row.contender in names:
             ratio = timing.images_per_second / own.images_per_second
             return f", {ratio:.2f} times as fast as {row.contender}"
     return ""
 
 
-def _rivals(ranking: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) -> str:
+def _rivals(ranked: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) -> str:
     """Who is not significantly slower than the first of a ranking."""
-    (best, timing), *others = ranking
+    (best, timing), *others = ranked
     own = [milliseconds / best.batch_size for milliseconds in timing.round_ms]
     near = [
         f"{row.contender} ({figure(row, other)})"

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convmae_deploy.backends.choice import Choice, Machine, choice_path
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
 from serving.api.models import (
     batching_backends,
@@ -20,6 +22,7 @@ from serving.api.models import (
     open_predictors,
 )
 from serving.errors import ApiError
+from serving.model_metrics import model_labels
 from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.fake_device import FakeDevice
@@ -103,6 +106,27 @@ def test_a_model_that_does_not_start_ends_the_threads_of_those_before_it(
 
 def test_a_model_on_the_cpu_has_no_batches_whatever_the_setting(bundle: Path) -> None:
     assert batching_backends(open_predictors(Settings(bundle=(bundle,), device="cpu", max_batch=4))) == {}
+
+
+def test_auto_follows_the_choice_beside_each_bundle_and_takes_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    chosen, other = make_bundle(tmp_path / "chosen", name="chosen"), make_bundle(tmp_path / "other", name="other")
+    choice = Choice(
+        goal="latency",
+        device="cpu",
+        runtime="openvino",
+        file="model.onnx",
+        file_sha256=load_bundle(chosen).manifest.files["model.onnx"].sha256,
+        machine=Machine.this(),
+        figures="1 ms",
+        versions={},
+    )
+    choice_path(chosen).write_text(choice.model_dump_json())
+    predictors = open_predictors(Settings(bundle=(chosen, other), runtime="auto", threads=2))
+    assert [each.backend.name for each in predictors.values()] == ["openvino fp32", "onnxruntime"]
+    assert [model_labels(each)["file"] for each in predictors.values()] == ["model.onnx", "model.onnx"]
+    with pytest.raises(ConvMAEError, match="unset CONVMAE_FILE"):
+        open_predictors(Settings(bundle=(chosen,), runtime="auto", file="model.onnx"))
 
 
 def test_the_graph_that_was_chosen_is_the_one_that_is_described(predictors: dict[str, Classifier]) -> None:
