@@ -11,6 +11,9 @@ Nothing is run and no Triton is needed. The folder `model_repository/NAME` that 
 Triton resizes and normalises nothing by itself: clients send what the manifest describes. The tests read config.pbtxt
 with the protobuf definition of the model configuration; no Triton server has loaded it here.
 
+With `--photos` there are also NAME-prepare, a model of Triton's Python backend, and NAME-photos, the ensemble of the
+two, which takes photos as files. Triton runs each model once on zeros before it is ready (`model_warmup`).
+
 With `--file model.fp16.engine` it is an engine that `python -m export.to_tensorrt` built on a GPU like the server's,
 with the version of TensorRT that the server has. All of its profiles are offered, and the sizes that they were built
 for are the preferred batches.
@@ -23,7 +26,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,6 +41,17 @@ from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.terminal import Terminal
+from export.triton.pbtxt import DATA_TYPES, block, dims, entry, parameter_blocks, quoted, tensor_fields
+from export.triton.photos import (
+    MODEL,
+    MODEL_NAME,
+    PHOTOS,
+    PREPARE,
+    check_takes_photos,
+    ensemble_config,
+    photos_readme,
+    prepare_config,
+)
 from export.triton.readme import readme
 from export.triton.source import TritonSource, find_source
 
@@ -45,7 +59,6 @@ CONFIG_NAME = "config.pbtxt"
 LABELS_NAME = "labels.txt"
 README_NAME = "README.md"
 VERSION = "1"  # folder of the graph
-DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
 
 logger = logging.getLogger("convmae_deploy")
@@ -65,6 +78,7 @@ class TritonConfig:
     max_queue_ms: float = 2.0  # how long a request may wait for others to join its batch
     # batches that are run without waiting; default: an engine's sizes, else none but the largest, as Triton advises
     preferred_batches: tuple[int, ...] = ()
+    photos: bool = False  # also write NAME-photos, which takes photos as files; Triton's Python needs convmae_deploy
 
     def __post_init__(self) -> None:
         for flag, value in (("--instances", self.instances), ("--threads", self.threads)):
@@ -88,13 +102,17 @@ def write_model(config: TritonConfig) -> Path:
     bundle = load_bundle(config.bundle)
     manifest, source = bundle.manifest, find_source(bundle, config.file)
     name = config.name or manifest.name
-    check_is_new(config.out / name, "--name or --out")
+    names = [name, *((name + PREPARE, name + PHOTOS) if config.photos else ())]
+    for each in names:
+        check_is_new(config.out / each, "--name or --out")
+    if config.photos:
+        check_takes_photos(manifest)
     check_preferred(config.preferred_batches, source.max_batch)
     check_device(config, source)
     numerics = source.description.numerics
     if source.path.name != bundle.default_file and (numerics is None or not numerics.passed):
         logger.warning("%s of bundle %s was not verified against PyTorch", source.path.name, config.bundle)
-    with new_model_folder(config.out, name) as folder:
+    with new_model_folders(config.out, names) as (folder, *further):
         (folder / VERSION).mkdir()
         link_or_copy(source.path, folder / VERSION / source.name)
         for weights in source.description.weights if source.engine is None else ():
@@ -110,7 +128,21 @@ def write_model(config: TritonConfig) -> Path:
             (folder / file).write_text(text, encoding="utf-8")
         if manifest.licence.file is not None:  # under a name of ours, lest it takes the place of another file
             shutil.copyfile(config.bundle / manifest.licence.file, folder / LICENCE_NAME)
+        if further:
+            write_ensemble(config, further, manifest, source)
     return config.out / name
+
+
+def write_ensemble(config: TritonConfig, folders: Sequence[Path], manifest: Manifest, source: TritonSource) -> None:
+    """The two models, each in its folder, that make one of the graph which takes files."""
+    prepare, photos = folders
+    name = config.name or manifest.name
+    for folder in folders:
+        (folder / VERSION).mkdir()  # Triton wants one, empty too
+    shutil.copyfile(MODEL, prepare / VERSION / MODEL_NAME)
+    (prepare / CONFIG_NAME).write_text(prepare_config(name, manifest, source, config.instances), encoding="utf-8")
+    (photos / CONFIG_NAME).write_text(ensemble_config(name, manifest, source), encoding="utf-8")
+    (photos / README_NAME).write_text(photos_readme(name), encoding="utf-8")
 
 
 def check_preferred(sizes: Sequence[int], largest: int) -> None:
@@ -134,15 +166,16 @@ def check_device(config: TritonConfig, source: TritonSource) -> None:
 
 
 @contextmanager
-def new_model_folder(repository: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder that becomes `repository` / `name` on success; on an exception nothing is left."""
-    if repository.exists():
-        with atomic_directory(repository / name) as folder:
-            yield folder
-    else:
-        with atomic_directory(repository) as directory:
-            (directory / name).mkdir()
-            yield directory / name
+def new_model_folders(repository: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """Yields empty folders that become `repository` / each name on success; on an exception nothing is left."""
+    with ExitStack() as stack:
+        if repository.exists():
+            yield [stack.enter_context(atomic_directory(repository / name)) for name in names]
+        else:
+            directory = stack.enter_context(atomic_directory(repository))
+            for name in names:
+                (directory / name).mkdir()
+            yield [directory / name for name in names]
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -172,8 +205,9 @@ def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource)
     if source.max_batch > 1:
         batching = [f"preferred_batch_size: {size}" for size in preferred_batches(config, source)]
         lines += block("dynamic_batching", [*batching, f"max_queue_delay_microseconds: {delay(config.max_queue_ms)}"])
-    for key, value in parameters(config, manifest).items():
-        lines += block("parameters", [f"key: {quoted(key)}", f"value {{ string_value: {quoted(value)} }}"])
+    for size in warm_up_batches(config, source):
+        lines += block("model_warmup", warm_up_fields(size, manifest))
+    lines += parameter_blocks(parameters(config, manifest))
     return "\n".join(lines) + "\n"
 
 
@@ -185,24 +219,22 @@ def instance_fields(config: TritonConfig, source: TritonSource) -> list[str]:
     return [f"count: {config.instances}", f"kind: {KINDS['gpu']}", *profiles]
 
 
+def warm_up_batches(config: TritonConfig, source: TritonSource) -> list[int]:
+    """Batches that Triton runs before the model is ready: one, and those that it is to make."""
+    return sorted({1, *preferred_batches(config, source)})
+
+
+def warm_up_fields(size: int, manifest: Manifest) -> list[str]:
+    """A request of zeros."""
+    spec = manifest.input
+    value = f"{{ data_type: {DATA_TYPES['float32']} dims: {dims(spec.shape)} zero_data: true }}"
+    return [f"name: {quoted(f'batch of {size}')}", f"batch_size: {size}", entry("inputs", spec.name, value)]
+
+
 def preferred_batches(config: TritonConfig, source: TritonSource) -> list[int]:
     """Batches that Triton is to make where it can, by size."""
     own = [size for size in source.engine.batch_sizes if size > 1] if source.engine is not None else []
     return sorted(set(config.preferred_batches or own))
-
-
-def tensor_fields(name: str, dtype: str, shape: tuple[int, ...]) -> list[str]:
-    """The fields of an input or output; `shape` is without the batch axis.
-
-    Triton knows no tensor without further axes: a number for each image is declared as one of length 1, and `reshape`
-    says that the graph gives it without that axis.
-    """
-    fields = [
-        f"name: {quoted(name)}",
-        f"data_type: {DATA_TYPES[dtype]}",
-        f"dims: [{', '.join(map(str, shape or (1,)))}]",
-    ]
-    return fields if shape else [*fields, "reshape { shape: [] }"]
 
 
 def parameters(config: TritonConfig, manifest: Manifest) -> dict[str, str]:
@@ -218,16 +250,6 @@ def parameters(config: TritonConfig, manifest: Manifest) -> dict[str, str]:
     if config.threads is not None:
         values["intra_op_thread_count"] = str(config.threads)
     return values
-
-
-def block(name: str, fields: Sequence[str]) -> list[str]:
-    """The lines of a message."""
-    return [f"{name} {{", *(f"  {field}" for field in fields), "}"]
-
-
-def quoted(text: str) -> str:
-    """A string in protobuf's text format, which escapes as JSON does."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def one_line(text: str) -> str:

@@ -147,6 +147,17 @@ def test_a_client_that_follows_the_configuration_gets_the_predictors_numbers(tmp
     np.testing.assert_array_equal(logits, predictor.run(predictor.preprocess(photo)[None], ("logits",))["logits"])
 
 
+def test_triton_warms_up_with_every_batch_that_it_is_to_make(any_bundle: Path, tmp_path: Path) -> None:
+    assert to_triton(any_bundle, tmp_path / "repository", "--name", "served", "--preferred-batches", "2") == 0
+    manifest = load_bundle(any_bundle).manifest
+    config = read_config(tmp_path / "repository" / "served")
+    assert [request.batch_size for request in config.model_warmup] == [1, 2]
+    for request in config.model_warmup:
+        ((name, tensor),) = request.inputs.items()
+        assert (name, tuple(tensor.dims), tensor.zero_data) == (manifest.input.name, manifest.input.shape, True)
+        assert tensor.data_type == model_config_pb2.TYPE_FP32
+
+
 def test_instances_device_batching_and_threads_are_as_asked(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     flags = "--instances 3 --device cpu --threads 2 --max-queue-ms 0.5 --preferred-batches 8 4".split()
