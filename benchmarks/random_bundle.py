@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from torch import nn
 
-from convmae_deploy.bundle.manifest import Licence, Precision
+from convmae_deploy.bundle.manifest import BundleFile, Licence, Precision
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
@@ -36,8 +37,8 @@ from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.program import run_program
 from export.__main__ import ExportConfig, export_bundle, int8_maker
 from export.comma_list import comma_list
-from export.graphs.graph_files import write_graph
-from export.graphs.to_onnx import without_outputs
+from export.graph_files import write_graph
+from export.graphs.to_onnx import ExportedGraph
 from export.packaging import BundleContent, describe_file, unmade_manifest, write_manifest
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.tasks import EXPORTS
@@ -162,12 +163,8 @@ def write_random_bundle(
         ConvMAEError: int8 has no folder, or there is one for nothing.
     """
     config = export_config(out, out, max_batch, precisions, calibrate)
-    float32 = GRAPHS["fp32"](GraphRequest(task=task, max_batch=max_batch))
-    model = without_outputs(float32.model, task.probes)
-    shapes = {
-        value.name: tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim[1:])
-        for value in model.graph.output
-    }
+    blank = np.zeros((1, 3, *task.preprocessing.input_axes), np.float32)
+    shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
     content = BundleContent(
         name=f"random-{task.record.variant}",
         task=task.task,
@@ -178,12 +175,14 @@ def write_random_bundle(
         licence_file=None,
     )
     int8 = int8_maker(config, unmade_manifest(content, shapes), Console(stderr=True), COMMAND)
-    request = GraphRequest(task=task, max_batch=max_batch, float32=float32, int8=int8)
     with atomic_directory(out) as directory:
-        files = {}
+        files: dict[str, BundleFile] = {}
+        float32: ExportedGraph | None = None
         for precision in dict.fromkeys(("fp32", *precisions)):
-            graph = float32 if precision == "fp32" else GRAPHS[precision](request)
             path = directory / file_name(precision)
+            request = GraphRequest(task=task, max_batch=max_batch, float32=float32, int8=int8, path=path)
+            graph = GRAPHS[precision](request)
+            float32 = float32 or graph  # the first
             write_graph(graph.model, path, leave_out=task.probes)
             files[path.name] = describe_file(path, precision, quantisation=graph.quantisation)
         write_manifest(directory, content, shapes=shapes, files=files)

@@ -59,9 +59,9 @@ def _files(manifest: Manifest) -> Table:
     first = next(iter(manifest.files.values()))
     table = Table("file", "precision", "MB", "size", "opset", "numerics")
     for name, file in manifest.files.items():
-        size = f"{file.bytes / first.bytes:.0%}"  # against the default file's
+        size = f"{file.all_bytes / first.all_bytes:.0%}"  # against the default file's
         verdict, opset = Text(printable(_verdict(file))), str(file.opset)
-        table.add_row(Text(printable(name)), file.precision, f"{file.bytes / 1e6:.2f}", size, opset, verdict)
+        table.add_row(Text(printable(name)), file.precision, f"{file.all_bytes / 1e6:.2f}", size, opset, verdict)
     return table
 
 

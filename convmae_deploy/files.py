@@ -121,6 +121,14 @@ def _remove_left(path: Path) -> None:
                 os.close(descriptor)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """One file under two names where the file system can, as graphs are large; else a copy."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def existing_directory(path: Path) -> Path | None:
     """The folder last completed at `path` by `atomic_directory`, also after a crash between its renames; else None."""
     if path.is_dir():

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import tyro
@@ -22,8 +22,9 @@ from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
+from convmae_deploy.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_is_new
+from convmae_deploy.files import atomic_directory, check_is_new, sha256_of
 from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import TASKS
@@ -31,8 +32,9 @@ from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.conformance_kit import add_kit
 from export.costs import CostMeter
-from export.graphs.graph_files import write_graph
-from export.graphs.to_onnx import BFLOAT16_OPSET, OPSETS, ExportedGraph
+from export.failures import failures_in_words
+from export.graph_files import write_graph
+from export.graphs.to_onnx import BFLOAT16_OPSET, ONNX_LIMIT_BYTES, OPSETS, ExportedGraph, weight_bytes
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
@@ -49,6 +51,8 @@ from export.runtimes.runners import file_runner, runtimes_for
 from export.steps import find_loss, photo_batch, run_verification
 from export.tasks import open_task
 from export.tasks.base import ExportTask
+from export.tool_versions import tool_versions
+from export.unfinished import Unfinished, unfinished
 from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Verification, VerificationError
 from export.verification.explaining import Suspect, explain
@@ -58,6 +62,7 @@ from export.verification.layer_errors import LayerErrors
 from export.verification.reproducer import FAILED_SUFFIX
 from export.verification.samples import Samples, verification_samples
 
+DECISIVE = ("task", "image_size", "max_batch", "opset", "data", "calibrate", "max_drop")  # for what a file holds
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
 
@@ -67,8 +72,10 @@ class ExportConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
-    # the files to write, as fp32,fp16,bf16,int8; fp32 is written whatever this says, as it is the bundle's default
+    # the files to write, as fp32,fp16,bf16,int8; fp32, the bundle's default, is written too unless --without-fp32
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
+    # the half precision of --precision alone: half the disk, memory and time, for models that are large
+    without_fp32: bool = False
     # what it is for: classification, detection, segmentation, video-classification, or features without a head
     # (of videos: video-features), from any checkpoint that holds an encoder; default: what it was trained for
     task: str | None = None
@@ -102,6 +109,10 @@ class ExportConfig:
                 f"bf16 needs --opset {BFLOAT16_OPSET}, as ONNX's convolutions take no bfloat16 before; got "
                 f"{self.opset}, leave bf16 or --opset out"
             )
+        if self.without_fp32 and not set(self.precision) <= {"fp16", "bf16"}:
+            raise ConvMAEError(
+                f"--without-fp32 goes with --precision fp16, bf16 or both; got {','.join(self.precision)}"
+            )
         if ("int8" in self.precision) != (self.calibrate is not None):
             raise ConvMAEError(
                 "--precision int8 and --calibrate FOLDER, with photos or videos as the model will meet them, need each "
@@ -111,7 +122,7 @@ class ExportConfig:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """Each once, fp32 first."""
-        return tuple(dict.fromkeys(("fp32", *self.precision)))
+        return tuple(dict.fromkeys(self.precision if self.without_fp32 else ("fp32", *self.precision)))
 
     @property
     def bundle_name(self) -> str:
@@ -123,9 +134,14 @@ class ExportConfig:
 class Written:
     """A file that was made and has passed."""
 
-    graph: ExportedGraph
     file: BundleFile
     verification: Verification
+
+    @classmethod
+    def before(cls, file: BundleFile) -> Self:
+        """One that an earlier export had finished."""
+        assert file.numerics is not None  # nothing else is kept
+        return cls(file=file, verification=Verification(report=file.numerics, failures=()))
 
 
 def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]) -> dict[str, Written]:
@@ -145,6 +161,11 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     """
     check_is_new(config.out)
     task = open_task(config.checkpoint, config.image_size, config.task)
+    if "int8" in config.precision and weight_bytes(task.wrapper) > ONNX_LIMIT_BYTES:
+        raise ConvMAEError(
+            f"int8 is made of a graph in one file, of at most {ONNX_LIMIT_BYTES / 1e9:g} GB; this model has "
+            f"{weight_bytes(task.wrapper) / 1e9:.1f} GB of weights, leave int8 out or choose a smaller variant"
+        )
     record, preprocessing = task.record, task.preprocessing
     photos = verification_samples(TASKS[task.task], preprocessing, config.data, config.checkpoint)
     licence_file = find_licence(record, config.checkpoint, config.licence)
@@ -162,8 +183,10 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     planned = replace(content, max_batch=config.max_batch or task.max_batch)
     manifest = unmade_manifest(planned, shapes)  # what it refuses, it refuses before minutes of work
     int8 = int8_maker(config, manifest, console, command)
-    exporter = Exporter(config=config, task=task, photos=photos, int8=int8, console=console, command=command)
-    with atomic_directory(config.out) as directory:
+    with unfinished(config.out, facts_of(config)) as kept, atomic_directory(config.out) as directory:
+        exporter = Exporter(
+            config=config, task=task, photos=photos, int8=int8, console=console, command=command, kept=kept
+        )
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
         content = replace(content, max_batch=exporter.largest)
         write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
@@ -171,6 +194,14 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
     print_costs({name: made.file for name, made in written.items()}, console)
     return written
+
+
+def facts_of(config: ExportConfig) -> dict[str, object]:
+    """All that decides what the files of an export hold; the content of folders of photos is taken for granted."""
+    checkpoint = find_checkpoint(config.checkpoint)
+    chosen = {name: getattr(config, name) for name in DECISIVE}
+    hashes = {name: sha256_of(checkpoint / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
+    return {**chosen, **hashes, "first": config.precisions[0], "tools": tool_versions()}
 
 
 def int8_maker(config: ExportConfig, manifest: Manifest, console: Console, command: Sequence[str]) -> Int8Maker | None:
@@ -196,6 +227,7 @@ class Exporter:
     int8: Int8Maker | None
     console: Console
     command: Sequence[str]
+    kept: Unfinished
     float32: ExportedGraph | None = None
     largest: int = 0  # batch
     batches: list[Batch] = field(default_factory=list)
@@ -207,6 +239,11 @@ class Exporter:
             VerificationError: its numbers do not hold; a folder that reproduces it is left.
         """
         task, path, meter = self.task, directory / file_name(precision), CostMeter()
+        kept = self.kept.take(path.name, directory)
+        if kept is not None:
+            self.console.print(f"{path.name}: finished before the interruption, taken over.", highlight=False)
+            if precision != "fp32":  # which others are made of
+                return Written.before(kept)
         size = " x ".join(map(str, task.preprocessing.input_axes))
         request = GraphRequest(
             task=task,
@@ -214,14 +251,20 @@ class Exporter:
             float32=self.float32,
             int8=self.int8,
             opset=self.config.opset,
+            path=path,
         )
         doing = f"Exporting {task.record.variant} at {size} in {precision} ..."
         # int8 has progress bars of its own
         with nullcontext() if precision == "int8" else self.console.status(doing), meter.step("export"):
             graph = GRAPHS[precision](request)
-            write_graph(graph.model, path, leave_out=task.probes)
-        if self.float32 is None:
+            if kept is None:
+                write_graph(graph.model, path, leave_out=task.probes)
+        if precision == "fp32":
+            self.float32 = graph
+        if not self.batches:
             self._settle(graph)
+        if kept is not None:
+            return Written.before(kept)
         with meter.step("verification"):
             verification = run_verification(task, graph, path, self.batches, precision)
         print_report(verification.report, self.console)
@@ -230,15 +273,15 @@ class Exporter:
         description = describe_file(
             path, precision, numerics=verification.report, cost=meter.cost, quantisation=graph.quantisation
         )
-        return Written(graph=graph, file=description, verification=verification)
+        self.kept.keep(path.name, directory, description)
+        return Written(file=description, verification=verification)
 
     def _settle(self, graph: ExportedGraph) -> None:
-        """Takes note of the fp32 graph and what it can be tried on."""
+        """Takes note of what all graphs are tried on."""
         kind, spec, wanted = TASKS[self.task.task], self.task.preprocessing, self.config.max_batch
         first = verification_batches(kind, spec, self.photos, 1)[0]
         self.largest = wanted or affordable_batch(graph, first, self.task.max_batch, self.console)
         self.batches = verification_batches(kind, spec, self.photos, self.largest)
-        self.float32 = graph
 
     def _failure(
         self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification
@@ -269,15 +312,15 @@ class Exporter:
 
 def print_costs(files: Mapping[str, BundleFile], console: Console) -> None:
     """Sizes, and what making the files took."""
-    full = next(iter(files.values())).bytes
-    table = Table("file", "MB", "of fp32", "export s", "verify s", "peak MB", box=box.SIMPLE, padding=0)
+    first = next(iter(files.values()))
+    table = Table("file", "MB", f"of {first.precision}", "export s", "verify s", "peak MB", box=box.SIMPLE, padding=0)
     for name, file in files.items():
         assert file.cost is not None
         cost = file.cost
         table.add_row(
             name,
-            f"{file.bytes / 1e6:.1f}",
-            f"{file.bytes / full:.0%}",
+            f"{file.all_bytes / 1e6:.1f}",
+            f"{file.all_bytes / first.all_bytes:.0%}",
             f"{cost.seconds:.1f}",
             f"{cost.verification_seconds:.1f}",
             f"{cost.peak_bytes / 1e6:.0f}",
@@ -297,6 +340,7 @@ def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console:
     return min(fits, wanted)
 
 
+@failures_in_words()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -60,6 +60,7 @@ from export.benchmarking.report import (
 from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
+from export.failures import failures_in_words
 from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
 from export.verification.samples import verification_samples
 
@@ -280,6 +281,7 @@ def write_record(out: Path, record: BenchmarkRecord) -> None:
             draw_record(directory / PLOT_NAME, record)
 
 
+@failures_in_words()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")

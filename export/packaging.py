@@ -20,6 +20,7 @@ from convmae_deploy.bundle.manifest import (
     Licence,
     Manifest,
     Precision,
+    StoredFile,
 )
 from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
@@ -27,7 +28,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle
 from convmae_deploy.tasks.features import feature_spec
-from export.graphs.graph_files import check_valid
+from export.graph_files import check_valid
 from export.graphs.to_onnx import OPSET
 from export.runtimes.runners import Runner
 from export.tool_versions import tool_versions
@@ -91,15 +92,22 @@ def describe_file(
         ConvMAEError: it is no valid ONNX.
     """
     check_valid(path)
+    graph = read_graph(path)
+    others = sorted({weight.external.file for weight in graph.weights.values() if weight.external is not None})
     return BundleFile(
         sha256=sha256_of(path),
         bytes=path.stat().st_size,
         precision=precision,
-        opset=read_graph(path).opset,
+        opset=graph.opset,
+        weights={name: _stored(path.with_name(name)) for name in others},
         numerics=numerics,
         cost=cost,
         quantisation=quantisation,
     )
+
+
+def _stored(path: Path) -> StoredFile:
+    return StoredFile(sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def write_manifest(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 from convmae_deploy.bundle.manifest import Precision
@@ -21,6 +22,7 @@ class GraphRequest:
     max_batch: int  # largest batch that it must take
     opset: int | None = None  # of ONNX; None: see `export_graph`
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
+    path: Path | None = None  # of the file; None: it is in memory alone
     int8: Int8Maker | None = None  # None: no int8 graph is wanted
 
     @property
@@ -32,14 +34,14 @@ class GraphRequest:
 def float32_graph(request: GraphRequest) -> ExportedGraph:
     """The wrapper as it is."""
     axes = request.task.preprocessing.input_axes
-    return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs, request.opset)
+    return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs, request.opset, request.path)
 
 
 def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph:
     """The wrapper in half precision, where `half_precision.PARTS` says so."""
     wrapper = in_half_precision(request.task.wrapper, precision)
     axes = request.task.preprocessing.input_axes
-    return export_graph(wrapper, axes, request.max_batch, request.outputs, request.opset)
+    return export_graph(wrapper, axes, request.max_batch, request.outputs, request.opset, request.path)
 
 
 def int8_graph(request: GraphRequest) -> ExportedGraph:

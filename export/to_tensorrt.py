@@ -46,6 +46,7 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
 from export.engines.builder import Build, BuildRequest, Progress, build_engine
+from export.failures import failures_in_words
 from export.graphs.operators import refuse_operators
 
 SUFFIXES = (ENGINE_SUFFIX, ".plan")
@@ -139,7 +140,7 @@ def write_engine(config: EngineConfig, console: Console) -> tuple[Path, EngineRe
             engine_sha256=sha256_of(file),
             engine_bytes=file.stat().st_size,
             graph=graph.name,
-            graph_sha256=description.sha256,
+            graph_sha256=description.digest,
             precision=description.precision,
             profiles=profiles,
             options=given_options(config),
@@ -294,6 +295,7 @@ def summary(engine: Path, record: EngineRecord) -> str:
     )
 
 
+@failures_in_words()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -21,7 +21,6 @@ for are the preferred batches.
 
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -35,12 +34,13 @@ import tyro
 
 from convmae_deploy.bundle.manifest import LICENCE_NAME, NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_is_new
+from convmae_deploy.files import atomic_directory, check_is_new, link_or_copy
 from convmae_deploy.printing import printable
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.terminal import Terminal
+from export.failures import failures_in_words
 from export.triton.pbtxt import DATA_TYPES, block, dims, entry, parameter_blocks, quoted, tensor_fields
 from export.triton.photos import (
     MODEL,
@@ -178,14 +178,6 @@ def new_model_folders(repository: Path, names: Sequence[str]) -> Iterator[list[P
             yield [directory / name for name in names]
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """One file under two names where the file system can, as graphs are large; else a copy."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource) -> str:
     """The content of config.pbtxt: a ModelConfig message in protobuf's text format."""
     spec = manifest.input
@@ -262,6 +254,7 @@ def delay(milliseconds: float) -> int:
     return round(milliseconds * 1000)
 
 
+@failures_in_words()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

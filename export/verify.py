@@ -38,6 +38,8 @@ from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
+from export.failures import failures_in_words
+from export.graph_files import read_model
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
 from export.reports.outcomes import print_outcomes
@@ -107,8 +109,10 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     if config.report is not None:
         check_can_create(config.report)
     bundle = load_bundle(config.bundle)
-    if bundle.graph()[1].precision != "fp32":
-        raise ConvMAEError(f"the first file of {config.bundle} must be fp32, which the others are held against")
+    if bundle.graph()[1].precision != "fp32" and config.checkpoint is None:
+        raise ConvMAEError(
+            f"{config.bundle} has no fp32 file, which the others could be held against; give --checkpoint RUN"
+        )
     combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
     size, task = bundle.manifest.preprocessing.input_size, None
     if config.checkpoint is not None:
@@ -121,19 +125,20 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     medium = task_of(bundle.manifest)
     samples = verification_samples(medium, spec, config.data, config.checkpoint)
     batches = verification_batches(medium, spec, samples, bundle.manifest.input.max_batch)
-    traced, right = None, onnx.load(checked_path(bundle, None))
-    if task is not None:
-        with console.status("Tracing the checkpoint's model ..."):
-            traced, right = traced_graph(bundle.graph()[0], task, bundle.manifest)
-    explainer = Explainer(
-        bundle=bundle,
-        reference=reference,
-        right=right,
-        traced=traced,
-        folder=config.failed,
-        command=command,
-    )
-    results = examine_all(bundle, reference, combinations, batches, data, task, explainer)
+    with tempfile.TemporaryDirectory() as folder:
+        traced, right = None, read_model(checked_path(bundle, None))
+        if task is not None:
+            with console.status("Tracing the checkpoint's model ..."):
+                traced, right = traced_graph(bundle, task, Path(folder))
+        explainer = Explainer(
+            bundle=bundle,
+            reference=reference,
+            right=right,
+            traced=traced,
+            folder=config.failed,
+            command=command,
+        )
+        results = examine_all(bundle, reference, combinations, batches, data, task, explainer)
     results = replace(
         results,
         manifest_problems=() if task is None else tuple(manifest_problems(bundle.manifest, task)),
@@ -224,18 +229,31 @@ def own_reference(bundle: Bundle) -> Reference:
     )
 
 
-def traced_graph(path: Path, task: ExportTask, manifest: Manifest) -> tuple[ExportedGraph, onnx.ModelProto]:
-    """The bundle's graph with the traced program that it should compute and the task's probes as outputs; a fresh one.
+def traced_graph(bundle: Bundle, task: ExportTask, folder: Path) -> tuple[ExportedGraph | None, onnx.ModelProto]:
+    """The bundle's fp32 graph with the traced program that it should compute and the task's probes as outputs; and a
+    fresh graph, the right one. The first is None where the bundle has no fp32 graph.
+
+    Args:
+        bundle: whose first graph is meant.
+        task: of the checkpoint.
+        folder: for the weights of a fresh graph that does not fit into memory as one.
 
     Raises:
         BundleError: the graph is no ONNX model.
         VerificationError: it lacks a value that the verification looks at.
     """
     fresh = export_graph(
-        task.wrapper, task.preprocessing.input_axes, manifest.input.max_batch, (*task.outputs, *task.probes)
+        task.wrapper,
+        task.preprocessing.input_axes,
+        bundle.manifest.input.max_batch,
+        (*task.outputs, *task.probes),
+        path=folder / "model.onnx",
     )
+    path, description = bundle.graph()
+    if description.precision != "fp32":
+        return None, fresh.model
     try:
-        model = onnx.load(path)
+        model = read_model(path)
     except Exception as error:  # protobuf's exceptions differ from version to version
         raise BundleError(f"{path} is no ONNX model; export it again") from error
     return ExportedGraph(with_outputs(model, fresh.model, task.probes), fresh.program, fresh.outputs), fresh.model
@@ -316,6 +334,7 @@ def origin_note(manifest: Manifest, checkpoint: Path) -> str | None:
     return None
 
 
+@failures_in_words()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -141,8 +141,8 @@ def check_engine(engine: Path, record: EngineRecord, bundle: Bundle) -> bytes:
             f"found {size} and {digest}: it was changed; {rebuild(record.precision)}"
         )
     graph = bundle.manifest.files.get(record.graph)
-    if graph is None or graph.sha256 != record.graph_sha256:
-        found = f"no {record.graph}" if graph is None else f"one of {graph.sha256}"
+    if graph is None or graph.digest != record.graph_sha256:
+        found = f"no {record.graph}" if graph is None else f"one of {graph.digest}"
         raise BundleError(
             f"{engine} was built from a {record.graph} of the SHA-256 {record.graph_sha256}, the bundle has {found}; "
             f"{rebuild(record.precision)}"

@@ -224,7 +224,7 @@ def _tensorrt_options(bundle: Bundle, path: Path, device: Device) -> dict[str, s
     import_tensorrt("tensorrt")  # whose libraries are on no library path; ONNX Runtime finds those that are loaded
     _, description = bundle.graph(path.name)
     machine = re.sub(r"[^a-z0-9.]+", "-", f"{gpu.name} cuda{gpu.cuda} onnxruntime{onnxruntime.__version__}".lower())
-    folder = cache_folder() / "onnxruntime" / machine / description.sha256[:16]
+    folder = cache_folder() / "onnxruntime" / machine / description.digest[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return {
         # neither may be on, else ONNX Runtime builds weakly typed engines and TensorRT rounds where it likes

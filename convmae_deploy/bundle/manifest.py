@@ -7,6 +7,7 @@ A bundle may come from anywhere, so every number and every list has a bound: far
 that what is made by it fits into memory.
 """
 
+import hashlib
 import math
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -360,6 +361,19 @@ class BundleFile(StoredFile):
     numerics: NumericsReport | None = None  # None: never verified; the runtime warns
     cost: ExportCost | None = None  # None: not measured
     quantisation: Quantisation | None = None  # int8 alone
+
+    @property
+    def digest(self) -> str:
+        """Of all that the graph is, its weights in other files too: of one file, that file's SHA-256."""
+        if not self.weights:
+            return self.sha256
+        parts = (self.sha256, *(f"{name} {file.sha256}" for name, file in sorted(self.weights.items())))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def all_bytes(self) -> int:
+        """Of the graph and its weights in other files."""
+        return self.bytes + sum(file.bytes for file in self.weights.values())
 
 
 class Licence(Record):

@@ -97,9 +97,9 @@ def origin_of(
     return Origin(
         bundle=manifest.name,
         task=manifest.task,
-        weights=manifest.provenance.get("checkpoint_sha256", graph.sha256),
+        weights=manifest.provenance.get("checkpoint_sha256", graph.digest),
         graph=name,
-        graph_sha256=graph.sha256,
+        graph_sha256=graph.digest,
         precision=precision,
         preprocessing=preprocessing,
         pooling=pooling,

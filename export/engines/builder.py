@@ -96,7 +96,7 @@ def build_engine(
                 raise ConvMAEError(_ended(request, child.exitcode, last_error)) from None
             if isinstance(event, Build):
                 return event
-            if isinstance(event, ConvMAEError):
+            if isinstance(event, ConvMAEError | OSError):
                 raise event
             if isinstance(event, Progress):
                 on_progress(event)
@@ -134,7 +134,7 @@ def _build_and_send(request: BuildRequest, sender: Connection) -> None:
 
     try:
         send(_build(request, send))
-    except ConvMAEError as error:
+    except (ConvMAEError, OSError) as error:  # of a full disk, too
         send(error)
 
 

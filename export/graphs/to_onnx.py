@@ -4,9 +4,10 @@ import ast
 import inspect
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 import torch
@@ -15,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
+from export.graph_files import read_model
 from export.graphs.operators import refuse_operators
 
 OPSET = 20  # with one node for each LayerNorm and each GELU, and read by the oldest runtimes that have those
@@ -44,7 +46,12 @@ class ExportedGraph:
 
 
 def export_graph(
-    wrapper: nn.Module, axes: tuple[int, ...], max_batch: int, outputs: tuple[str, ...], opset: int | None = None
+    wrapper: nn.Module,
+    axes: tuple[int, ...],
+    max_batch: int,
+    outputs: tuple[str, ...],
+    opset: int | None = None,
+    path: Path | None = None,
 ) -> ExportedGraph:
     """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
 
@@ -54,15 +61,17 @@ def export_graph(
         max_batch: largest batch that the graph must take.
         outputs: the names of the tensors.
         opset: version of ONNX's operators, within OPSETS; None: OPSET, or BFLOAT16_OPSET where a weight needs it.
+        path: where the graph is going to be; weights beyond what one file holds go beside it at once.
 
     Raises:
-        ConvMAEError: the weights do not fit into one ONNX file, or an operator is not for every runtime.
+        ConvMAEError: the weights do not fit into one ONNX file and there is no path for a second, or an operator is not
+            for every runtime.
     """
-    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in wrapper.state_dict().values())
-    if weight_bytes > ONNX_LIMIT_BYTES:
+    is_large = weight_bytes(wrapper) > ONNX_LIMIT_BYTES
+    if is_large and path is None:
         raise ConvMAEError(
             f"one ONNX file holds at most {ONNX_LIMIT_BYTES / 1e9:g} GB of weights; this model has "
-            f"{weight_bytes / 1e9:.1f} GB, choose a smaller variant"
+            f"{weight_bytes(wrapper) / 1e9:.1f} GB, choose a smaller variant"
         )
     if opset is None:
         has_bfloat16 = any(tensor.dtype == torch.bfloat16 for tensor in wrapper.state_dict().values())
@@ -85,20 +94,20 @@ def export_graph(
         )
         if program is None or program.exported_program is None:
             raise RuntimeError("torch.onnx.export gave no program")
-        model = program.model_proto
+        if is_large and path is not None:
+            program.save(path, external_data=True)
+            model = read_model(path)
+        else:
+            model = program.model_proto
     _skip_round_trips(model.graph)
     _tidy(model)
     refuse_operators(model)
     return ExportedGraph(model, program.exported_program, outputs)
 
 
-def without_outputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """A copy of a graph that does not give the outputs of these names."""
-    fewer = onnx.ModelProto()
-    fewer.CopyFrom(model)
-    del fewer.graph.output[:]
-    fewer.graph.output.extend(output for output in model.graph.output if output.name not in names)
-    return fewer
+def weight_bytes(module: nn.Module) -> int:
+    """How many bytes all weights take together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def module_path(path: str) -> str:

@@ -27,7 +27,8 @@ from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
 from convmae_deploy.tasks import task_of
-from export.graphs.to_onnx import ExportedGraph, without_outputs
+from export.graph_files import without_outputs
+from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import METHOD, CalibrationData, activation_ranges, read_calibration
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import Step, find_step, rank_layers
@@ -156,7 +157,7 @@ class Int8Maker:
         if not task.GIVES_LISTS:  # lists have no order to compare in: they are ranked by what the heads give
             others = {output.name for output in self.model.graph.output} - {task.KEY_OUTPUT}
             return without_outputs(self.model, others), ({name: image} for image in images)
-        graph = open_graph("onnxruntime", self.model.SerializeToString())
+        graph = open_graph("onnxruntime", self.model)
 
         def fed() -> Iterator[dict[str, NDArray[Any]]]:
             for image in images:

@@ -1,10 +1,12 @@
 """What runs a graph for a comparison, computed in the types that it is written in: PyTorch and the runtimes."""
 
+import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ from convmae_deploy.backends.base import (
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
+from export.graph_files import files_of_weights, write_graph
 from export.runtimes.combinations import GRAPH_RUNTIMES, HINTED, PLACES, REFERENCE, Combination, open_backend
 
 Runner = Callable[[FloatArray], Outputs]  # images (B, 3, H, W) or clips (B, 3, T, H, W) -> name -> (B, ...)
@@ -44,11 +47,21 @@ def one_by_one(runner: Runner) -> Runner:
     return run
 
 
-def open_graph(runtime: str, source: GraphSource, *, optimised: bool = True) -> OpenGraph:
+def open_graph(runtime: str, source: GraphSource | onnx.ModelProto, *, optimised: bool = True) -> OpenGraph:
     """A graph in one of GRAPH_RUNTIMES; see `GraphOpener`."""
     opener = GRAPH_RUNTIMES[runtime].open_graph
     assert opener is not None
-    return opener(source, optimised=optimised)
+    if not isinstance(source, onnx.ModelProto):
+        return opener(source, optimised=optimised)
+    weights = files_of_weights(source)
+    if not weights:
+        return opener(source.SerializeToString(), optimised=optimised)
+    path = weights[0].with_name(f".{uuid.uuid4().hex[:8]}.onnx")  # a graph finds weights beside itself alone
+    try:
+        write_graph(source, path)
+        return opener(path, optimised=optimised)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def file_runner(runtime: str, path: Path, outputs: Sequence[str]) -> Runner:

@@ -43,7 +43,7 @@ def open_task(checkpoint: Path, image_size: tuple[int, int] | None, task: str | 
     Raises:
         ConvMAEError: it cannot be exported for this task, or is damaged.
     """
-    record, _ = read_checkpoint(checkpoint)
+    record = read_checkpoint(checkpoint)[0]  # the weights go: the model takes its own below
     possible = [name for name, export in EXPORTS.items() if record.kind in export.kinds]
     chosen = possible[0] if task is None else task
     if chosen not in possible:

@@ -152,4 +152,4 @@ def judge(layers: tuple[LayerError, ...]) -> Divergence:
 
 def _run(model: onnx.ModelProto, feeds: Feeds, outputs: list[str]) -> Outputs:
     """One run without graph optimisations, which could merge the layers that are to be told apart."""
-    return open_graph("onnxruntime", model.SerializeToString(), optimised=False).run(outputs, feeds)
+    return open_graph("onnxruntime", model, optimised=False).run(outputs, feeds)

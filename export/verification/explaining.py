@@ -10,6 +10,7 @@ from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.terminal import Terminal
+from export.graph_files import read_model
 from export.graphs.to_onnx import ExportedGraph
 from export.runtimes.combinations import GRAPH_RUNTIMES, Combination
 from export.runtimes.runners import Runner, runtimes_for, start
@@ -41,9 +42,12 @@ class Evidence:
 
     layer: str | None  # the first diverging one, in one clause; None: it was not found
     folder: Path
+    unwritten: str | None = None  # why the system refused the folder; None: it is there
 
     def __str__(self) -> str:
         layer = "" if self.layer is None else f"; first diverging layer: {self.layer}"
+        if self.unwritten is not None:
+            return f"{layer}; what reproduces it could not be written to {self.folder} ({self.unwritten})"
         return f"{layer}; everything to reproduce it is in {self.folder}, run reproduce.py there"
 
 
@@ -73,17 +77,22 @@ def explain(
         divergence = suspect.find(images)
     except Exception as error:  # the graph does not run, or not in pieces: the failure itself must still be told
         Terminal(stderr=True).print(f"The diverging layer was not found: {error}", style="yellow", highlight=False)
-    write_failure(
-        folder,
-        model=suspect.model,
-        verification=verification,
-        divergence=divergence,
-        arrays=arrays,
-        command=command,
-        runs_in=suspect.runtime,
-        tolerance=gate,
-    )
-    return Evidence(layer=None if divergence is None else divergence.explanation, folder=folder)
+    unwritten = None
+    try:
+        write_failure(
+            folder,
+            model=suspect.model,
+            verification=verification,
+            divergence=divergence,
+            arrays=arrays,
+            command=command,
+            runs_in=suspect.runtime,
+            tolerance=gate,
+        )
+    except OSError as error:  # a full disk must not hide the failure
+        unwritten = error.strerror or str(error)
+    layer = None if divergence is None else divergence.explanation
+    return Evidence(layer=layer, folder=folder, unwritten=unwritten)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +136,7 @@ class Explainer:
         precision = self.bundle.manifest.files[one.file].precision
         written = one.runtime in GRAPH_RUNTIMES and precision not in GRAPH_RUNTIMES[one.runtime].widens
         runtime = one.runtime if written and one.computes_in != "bf16" else runtimes_for(precision)[0]
-        model = onnx.load(self.bundle.path / one.file)
+        model = read_model(self.bundle.path / one.file)
         return layer_errors(self.right, model, images[:1], precision=precision, runtime=runtime)
 
     def layers_of_files(self, outcomes: Sequence[Outcome], batches: Sequence[Batch]) -> dict[str, LayerErrors]:

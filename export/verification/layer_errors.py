@@ -203,6 +203,6 @@ def _run(
     for entry in model.graph.input:
         name = entry.name.removeprefix("float32/").removeprefix(REFERENCE)
         feeds[entry.name] = images if fed is None or name not in fed else fed[name]
-    opened = open_graph(runtime, model.SerializeToString(), optimised=False)
+    opened = open_graph(runtime, model, optimised=False)
     found = opened.run([PROBE + name for name in values], feeds)
     return {name: found[PROBE + name] for name in values}

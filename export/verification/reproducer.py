@@ -15,6 +15,7 @@ import onnx
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.files import atomic_directory
 from export import reproduce
+from export.graph_files import read_model, write_graph
 from export.runtimes import evaluator
 from export.verification.divergence import Divergence, LayerError
 from export.verification.elementwise import Verification
@@ -63,10 +64,10 @@ def write_failure(
         "layers": _layer_rows(divergence),
     }
     with atomic_directory(folder, replace=True) as directory:
-        if isinstance(model, Path):
+        if isinstance(model, Path) and model.suffix != ".onnx":
             shutil.copyfile(model, directory / "model.onnx")
         else:
-            onnx.save(model, directory / "model.onnx")
+            write_graph(read_model(model) if isinstance(model, Path) else model, directory / "model.onnx")
         np.savez(directory / "inputs.npz", **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own flag
         report = json.dumps(_finite(content), indent=2, allow_nan=False)
         (directory / "report.json").write_text(report + "\n", encoding="utf-8")

@@ -76,7 +76,7 @@ class FedRunner:
             reference: in evaluation mode.
         """
         self.runtime = file.runtime
-        self.model = with_fed_heads(file.graph.model).SerializeToString()
+        self.model = with_fed_heads(file.graph.model)
         self.opened: OpenGraph | None = None
         self.eager = one_by_one(torch_runner(reference, (*OUTPUTS, *PROBES)))
         self.last: tuple[FloatArray, Outputs] | None = None  # what the reference gave for the last images

@@ -213,6 +213,7 @@ def test_without_memory_to_verify_the_default_batch_the_bundle_takes_a_smaller_o
         (("--name", "a/b"), "a bundle's name must be"),
         (("--opset", "17"), "--opset must be from 18 to 22; got 17"),
         (("--opset", "20", "--precision", "bf16"), "bf16 needs --opset 22"),
+        (("--without-fp32",), "--without-fp32 goes with --precision fp16, bf16 or both; got fp32"),
         (("--max-batch", "0"), "--max-batch must be between 1 and 4096; got 0"),
         (("--licence", "missing.txt"), "--licence must be a text file"),
         (("--data", "missing"), "must be a folder of photos"),

@@ -11,7 +11,8 @@ from onnx import numpy_helper
 
 from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.tasks.classification import Classifier
-from export.graphs.to_onnx import ExportedGraph, without_outputs
+from export.graph_files import without_outputs
+from export.graphs.to_onnx import ExportedGraph
 from export.int8.calibration import activation_ranges
 from export.int8.quantisation import Layer, Ranges, fold_weights, quantisable_layers, quantise
 from export.int8.sensitivity import SWITCHES, Step, find_step, rank_layers, switchable

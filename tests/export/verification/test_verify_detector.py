@@ -17,8 +17,9 @@ from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
 from export import precisions
 from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
+from export.graph_files import without_outputs
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.graphs.to_onnx import ExportedGraph, export_graph, without_outputs
+from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.runtimes.runners import Runner, onnx_runner
 from export.tasks import open_task
 from export.tasks.base import ExportTask
