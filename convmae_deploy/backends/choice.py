@@ -81,7 +81,7 @@ def file_sha256(bundle: Bundle, file: str) -> str:
     """
     if file.endswith(ENGINE_SUFFIX):
         return read_record(find_engine(bundle, file)).engine_sha256
-    return bundle.graph(file)[1].sha256
+    return bundle.graph(file)[1].digest
 
 
 def follow_choice(
