@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.backends.base import Device, describe_backend
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIXES
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.cli_files import files_of
 from convmae_deploy.conformance.command import conform_with
-from convmae_deploy.description import describe
+from convmae_deploy.description import describe, describe_engine
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
 from convmae_deploy.extraction.command import FeatureRequest, read_origin, write_features_of
@@ -274,13 +275,20 @@ def conform(
     return conform_with(bundle, url=url, npz=npz, onnx=onnx, precision=precision, key_file=api_key_file)
 
 
-def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME) -> None:
+def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME, *, layers: bool = False) -> None:
     """Show what a bundle holds and what was proven about it; with a runtime, start it there too.
 
     Args:
-        bundle: folder of the exported model.
+        bundle: folder of the exported model, or a TensorRT engine, which is described by its record.
         runtime: what to start the model with.
+        layers: of an engine, list the layers that TensorRT made, with the types that they compute in.
     """
+    is_engine = bundle.suffix in ENGINE_SUFFIXES and not bundle.is_dir()
+    if layers and not is_engine:
+        raise ConvMAEError(f"--layers is of a TensorRT engine, FILE{ENGINE_SUFFIXES[0]}; got {bundle}")
+    if is_engine:
+        describe_engine(bundle, Terminal(), layers=layers)
+        return
     found = load_bundle(bundle)
     if runtime == DEFAULT_RUNTIME:
         describe(found, Terminal())

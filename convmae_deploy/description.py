@@ -1,10 +1,12 @@
 """A bundle in words and tables, for people at a terminal."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
+from convmae_deploy.backends.engine_record import EngineRecord, engines_of, read_record
 from convmae_deploy.backends.tensorrt_library import TITLES
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import BundleFile, Manifest, OutputSpec
@@ -68,16 +70,51 @@ def _files(manifest: Manifest) -> Table:
 def _engines(bundle: Bundle) -> Table:
     """The TensorRT engines in the bundle's folder, which the manifest does not list."""
     table = Table("engine", "precision", "MB", "batches", "built by", "for compute capability")
-    for path in sorted(bundle.path.glob(f"*{ENGINE_SUFFIX}")):
+    for name in engines_of(bundle):
         try:
-            record = read_record(path)
+            record = read_record(bundle.path / name)
         except BundleError as error:
-            table.add_row(Text(printable(path.name)), *[""] * 3, Text(printable(error), overflow="fold"), "")
+            table.add_row(Text(printable(name)), *[""] * 3, Text(printable(error), overflow="fold"), "")
             continue
         gpus = ", ".join(record.compute_capabilities) + (" and more" if record.newer_gpus else "")
         builder = f"{TITLES[record.flavour]} {record.tensorrt_version}"
         size, batches = f"{record.engine_bytes / 1e6:.2f}", ", ".join(map(str, record.batch_sizes))
-        table.add_row(Text(printable(path.name)), record.precision, size, batches, builder, gpus)
+        table.add_row(Text(printable(name)), record.precision, size, batches, builder, gpus)
+    return table
+
+
+def describe_engine(engine: Path, console: Console, *, layers: bool = False) -> None:
+    """Prints what an engine is, from its record, and with `layers` the types that TensorRT chose for each.
+
+    Raises:
+        BundleError: it has no record.
+    """
+    record = read_record(engine)
+    gpus = ", ".join(record.compute_capabilities) + (" and more" if record.newer_gpus else "")
+    rows = {
+        "engine": f"{record.engine_bytes / 1e6:.2f} MB, {record.precision}, of {record.graph}",
+        "built by": f"{TITLES[record.flavour]} {record.tensorrt_version}"
+        + (" and runs in later ones of the same major version" if record.version_compatible else ""),
+        "for compute capability": gpus,
+        "batches": ", ".join(f"{profile.min_batch} to {profile.max_batch}" for profile in record.profiles),
+        "options": ", ".join(f"{option} {value}" for option, value in record.options.items()) or "none",
+        "multiplications": record.types_in_words,
+    }
+    table = Table(show_header=False)
+    for label, value in rows.items():
+        table.add_row(Text(label), Text(printable(value), overflow="fold"))
+    console.print(table)
+    if layers and record.layers:
+        console.print(_layers(record))
+
+
+def _layers(record: EngineRecord) -> Table:
+    total = sum(layer.work for layer in record.layers)
+    table = Table("layer", "kind", "reads", "weights", "gives", "of the work")
+    for layer in record.layers:
+        types = (" ".join(kinds) for kinds in (layer.reads, layer.weights, layer.gives))
+        share = f"{layer.work / total:.1%}" if layer.work else ""
+        table.add_row(Text(printable(layer.name), overflow="fold"), layer.kind, *types, share)
     return table
 
 

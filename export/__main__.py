@@ -1,9 +1,9 @@
 """`python -m export RUN_OR_CHECKPOINT --out BUNDLE`: a model as an ONNX bundle, written only if its numbers hold.
 
-`--precision fp32,fp16,bf16,int8` writes a file in each: `model.onnx`, which is always there, `model.fp16.onnx` and so
-on. Each is held against PyTorch in fp32 with the gates of its precision; int8, which needs photos by `--calibrate`, has
-the task's metric as its gate. Most of the time goes into that: seconds for a nano, minutes for a ConvMAE-B on two CPU
-cores.
+`--precision fp32,fp16,bf16,int8,int8-fp16` writes a file in each: `model.onnx`, which is always there,
+`model.fp16.onnx` and so on. Each is held against PyTorch in fp32 with the gates of its precision; those with int8
+layers, which need photos by `--calibrate`, have the task's metric as their gate. Most of the time goes into that:
+seconds for a nano, minutes for a ConvMAE-B on two CPU cores.
 """
 
 import re
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
+from convmae_deploy.bundle.manifest import INT8, MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
 from convmae_deploy.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_is_new, sha256_of
@@ -34,7 +34,14 @@ from export.conformance_kit import add_kit
 from export.costs import CostMeter
 from export.failures import failures_in_words
 from export.graph_files import write_graph
-from export.graphs.to_onnx import BFLOAT16_OPSET, ONNX_LIMIT_BYTES, OPSETS, ExportedGraph, weight_bytes
+from export.graphs.to_onnx import (
+    BFLOAT16_OPSET,
+    HALF_SCALES_OPSET,
+    ONNX_LIMIT_BYTES,
+    OPSETS,
+    ExportedGraph,
+    weight_bytes,
+)
 from export.graphs.traced import peak_bytes_per_image
 from export.int8.maker import Int8Maker, Int8Options
 from export.packaging import (
@@ -72,7 +79,8 @@ class ExportConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of a training or convmae import
     out: Path  # the bundle to create; must not exist
-    # the files to write, as fp32,fp16,bf16,int8; fp32, the bundle's default, is written too unless --without-fp32
+    # the files to write, as fp32,fp16,bf16,int8,int8-fp16 (what is not in int8 in fp16, not fp32); fp32, the bundle's
+    # default, is written too unless --without-fp32
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     # the half precision of --precision alone: half the disk, memory and time, for models that are large
     without_fp32: bool = False
@@ -89,6 +97,10 @@ class ExportConfig:
     data: Path | None = None
     # int8: folder of photos or videos as the model will meet them, without labels; some are left to compare on
     calibrate: Path | None = None
+    # int8: layers that stay out of it, as patterns of their names (head,encoder.blocks3.*)
+    exclude: Annotated[tuple[str, ...], comma_list(str, "LAYER,...")] = ()
+    # int8: folder of the ranges of earlier calibrations; default: ~/.cache/convmae_deploy/calibration
+    calibration_cache: Path | None = None
     max_drop: float = 1.0  # int8: points that it may lose of the task's metric, without labels of agreement with fp32
     licence: Path | None = None  # full text of the weights' licence; default: the checkpoint's
 
@@ -113,11 +125,18 @@ class ExportConfig:
             raise ConvMAEError(
                 f"--without-fp32 goes with --precision fp16, bf16 or both; got {','.join(self.precision)}"
             )
-        if ("int8" in self.precision) != (self.calibrate is not None):
+        if self.opset is not None and "int8-fp16" in self.precision and self.opset < HALF_SCALES_OPSET:
             raise ConvMAEError(
-                "--precision int8 and --calibrate FOLDER, with photos or videos as the model will meet them, need each "
-                "other; give both or neither"
+                f"int8-fp16 needs --opset {HALF_SCALES_OPSET}, as ONNX's QuantizeLinear takes no float16 before; got "
+                f"{self.opset}, leave int8-fp16 or --opset out"
             )
+        if bool(set(INT8).intersection(self.precision)) != (self.calibrate is not None):
+            raise ConvMAEError(
+                "--precision int8 or int8-fp16 and --calibrate FOLDER, with photos or videos as the model will meet "
+                "them, need each other; give both or neither"
+            )
+        if self.exclude and self.calibrate is None:
+            raise ConvMAEError("--exclude is for --precision int8 and int8-fp16; leave it out")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -208,7 +227,13 @@ def int8_maker(config: ExportConfig, manifest: Manifest, console: Console, comma
     """What makes the int8 graph, whose data are looked at before minutes of work; None: none is wanted."""
     if config.calibrate is None:
         return None
-    options = Int8Options(calibrate=config.calibrate, max_drop=config.max_drop, data=config.data)
+    options = Int8Options(
+        calibrate=config.calibrate,
+        max_drop=config.max_drop,
+        data=config.data,
+        exclude=config.exclude,
+        cache=config.calibration_cache,
+    )
     return Int8Maker(manifest, options, console, failed=failed_folder(config), command=command)
 
 
@@ -255,7 +280,7 @@ class Exporter:
         )
         doing = f"Exporting {task.record.variant} at {size} in {precision} ..."
         # int8 has progress bars of its own
-        with nullcontext() if precision == "int8" else self.console.status(doing), meter.step("export"):
+        with nullcontext() if precision in INT8 else self.console.status(doing), meter.step("export"):
             graph = GRAPHS[precision](request)
             if kept is None:
                 write_graph(graph.model, path, leave_out=task.probes)

@@ -50,11 +50,18 @@ def int8_graph(request: GraphRequest) -> ExportedGraph:
     return request.int8.make(request.float32)
 
 
+def int8_half_graph(request: GraphRequest) -> ExportedGraph:
+    """The fp16 graph with int8 layers."""
+    assert request.float32 is not None and request.int8 is not None
+    return request.int8.make(request.float32, half_graph("fp16", request))
+
+
 GRAPHS: dict[Precision, Callable[[GraphRequest], ExportedGraph]] = {
     "fp32": float32_graph,  # the first, which the others may build on
     "fp16": partial(half_graph, "fp16"),
     "bf16": partial(half_graph, "bf16"),
     "int8": int8_graph,
+    "int8-fp16": int8_half_graph,
 }
 
 

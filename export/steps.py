@@ -71,8 +71,8 @@ def find_loss(
     task: ExportTask, model: onnx.ModelProto, float32: onnx.ModelProto, batch: Batch, precision: Precision
 ) -> Divergence | LayerErrors:
     """Which layer of a graph in reduced precision is to be looked at: one that overflows, else the least exact."""
-    if precision == "fp16":
-        overflow = find_overflow(in_half_precision(task.wrapper, precision), task.wrapper, [batch])
+    if precision in ("fp16", "int8-fp16"):
+        overflow = find_overflow(in_half_precision(task.wrapper, "fp16"), task.wrapper, [batch])
         if overflow is not None:
             return Divergence(layers=(), first=None, explanation=str(overflow))
     return layer_errors(float32, model, batch.images, precision=precision, runtime=runtimes_for(precision)[0])

@@ -10,6 +10,12 @@ taken and nothing is rounded that the graph does not round. TF32 is off.
 Each size of `--batch` gets a profile of its own, with kernels chosen for that size. It also takes the smaller batches
 down to the size before, so that every batch from the bundle's smallest to the last size runs in any program.
 
+The record keeps the layers that TensorRT made and the types that they compute in, which `convmae info ENGINE --layers`
+shows. An engine of a half-precision graph most of whose multiplications are in fp32 all the same is refused.
+
+With `--in-set` it lands in `engines/sm8.9-10.9.0.34/` instead, named by the GPU and the version that it is for: one
+folder then holds the engines of several kinds of machines, and each takes its own.
+
 TensorRT 10 and 11 build for the GPU of this machine. TensorRT for RTX needs no GPU, and builds for all of RTX from
 compute capability 8.0 on; it is what the tests build with. TensorRT itself has built nothing here yet.
 """
@@ -17,7 +23,7 @@ compute capability 8.0 on; it is what the tests build with. TensorRT itself has 
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,29 +33,39 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from convmae_deploy.backends.engine_record import (
-    ENGINE_SUFFIX,
+    ENGINE_SUFFIXES,
+    SETS,
     EngineProfile,
     EngineRecord,
     engine_name,
     read_record,
     record_path,
+    set_name,
 )
 from convmae_deploy.backends.gpu import find_gpu
-from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, Severity, cache_folder, is_installed
+from convmae_deploy.backends.tensorrt_library import (
+    TITLES,
+    Flavour,
+    Severity,
+    cache_folder,
+    import_tensorrt,
+    is_installed,
+)
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import InputSpec, Precision
 from convmae_deploy.errors import ConvMAEError, missing_extra
-from convmae_deploy.files import atomic_file, check_can_create, sha256_of
+from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.terminal import Terminal
 from export.comma_list import comma_list
-from export.engines.builder import Build, BuildRequest, Progress, build_engine
+from export.engines.builder import Build, BuildRequest, Progress, build_engine, engine_targets
+from export.engines.layers import check_types
+from export.engines.recorded import build_with_record
 from export.failures import failures_in_words
 from export.graphs.operators import refuse_operators
 
-SUFFIXES = (ENGINE_SUFFIX, ".plan")
 LEVELS: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2, "verbose": 3}
 BUILDER_OPTIONS = (  # those that the record names, where they were given
     "workspace_mb",
@@ -71,6 +87,7 @@ class EngineConfig:
     # batch sizes to be fast for; default: the bundle's smallest and largest
     batch: Annotated[tuple[int, ...], comma_list(int, "1,8,32")] = ()
     out: Path | None = None  # folder or file (.engine, .plan); default: the bundle's folder
+    in_set: bool = False  # in the bundle's engines/SM-VERSION/ instead, beside engines for other machines
     flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"  # auto: TensorRT where it and a GPU are there
     workspace_mb: int | None = None  # GPU memory that a layer may take for itself; default: all of the GPU's
     optimisation_level: int | None = None  # 0 (quick to build) to 5 (slow); default: TensorRT's, 3
@@ -85,6 +102,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise ConvMAEError(f"--workspace-mb must be at least 1; got {self.workspace_mb}")
+        if self.in_set and self.out is not None:
+            raise ConvMAEError("--in-set and --out both say where the engine goes; give one of them")
         if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
             raise ConvMAEError(f"--optimisation-level must be between 0 and 5; got {self.optimisation_level}")
 
@@ -107,48 +126,32 @@ def write_engine(config: EngineConfig, console: Console) -> tuple[Path, EngineRe
     graph, description = checked_path(bundle, name), bundle.manifest.files[name]
     flavour = choose_flavour(config.flavour)
     check_flags(config, flavour)
-    profiles = batch_profiles(config.batch, bundle.manifest.input)
-    engine = engine_path(config, graph.name)
+    request = BuildRequest(
+        graph=graph,
+        engine=graph,  # until it is known
+        manifest=bundle.manifest,
+        flavour=flavour,
+        profiles=batch_profiles(config.batch, bundle.manifest.input),
+        workspace_bytes=None if config.workspace_mb is None else config.workspace_mb * 2**20,
+        optimisation_level=config.optimisation_level,
+        version_compatible=config.version_compatible,
+        hardware_compatible=config.hardware_compatible,
+        compute_capabilities=config.compute_capability,
+        timing_cache=config.timing_cache or cache_folder(),
+    )
+    engine = engine_path(config, graph.name, request)
     refuse_operators(onnx.load(graph, load_external_data=False))
     verified = description.numerics is not None and description.numerics.passed
     if name != bundle.default_file and not verified:  # for the default `load_bundle` says it
         logger.warning("%s of bundle %s was not verified against PyTorch", graph.name, config.bundle)
     with atomic_file(engine) as file, atomic_file(record_path(engine)) as record_file:
-        build = build_with_progress(
-            BuildRequest(
-                graph=graph,
-                engine=file,
-                manifest=bundle.manifest,
-                flavour=flavour,
-                profiles=profiles,
-                workspace_bytes=None if config.workspace_mb is None else config.workspace_mb * 2**20,
-                optimisation_level=config.optimisation_level,
-                version_compatible=config.version_compatible,
-                hardware_compatible=config.hardware_compatible,
-                compute_capabilities=config.compute_capability,
-                timing_cache=config.timing_cache or cache_folder(),
-            ),
-            config.log_level,
-            console,
-        )
-        record = EngineRecord(
-            flavour=flavour,
-            tensorrt_version=build.tensorrt_version,
-            compute_capabilities=build.compute_capabilities,
-            newer_gpus=build.newer_gpus,
-            version_compatible=config.version_compatible,
-            engine_sha256=sha256_of(file),
-            engine_bytes=file.stat().st_size,
-            graph=graph.name,
-            graph_sha256=description.digest,
-            precision=description.precision,
-            profiles=profiles,
+        record = build_with_record(
+            replace(request, engine=file),
+            description,
+            lambda request: build_with_progress(request, config.log_level, console),
             options=given_options(config),
-            gpu=None if build.gpu is None else build.gpu.name,
-            cuda=None if build.gpu is None else build.gpu.cuda,
-            build_seconds=round(build.seconds, 2),
-            peak_memory_bytes=build.peak_memory_bytes,
         )
+        check_types(record.layers, record.precision, f"the engine of {graph}")
         record_file.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return engine, record
 
@@ -230,17 +233,20 @@ def batch_profiles(sizes: Sequence[int], spec: InputSpec) -> tuple[EngineProfile
     return tuple(EngineProfile(min_batch=least, max_batch=most) for least, most in zip(smallest, largest, strict=False))
 
 
-def engine_path(config: EngineConfig, graph: str) -> Path:
-    """Where the engine goes.
+def engine_path(config: EngineConfig, graph: str, request: BuildRequest) -> Path:
+    """Where the engine of a graph goes.
 
     Raises:
         ConvMAEError: something is there that is no engine with its record.
     """
     out = config.out or config.bundle
-    if out.suffix in SUFFIXES and not out.is_dir():
+    if config.in_set:
+        tensorrt = import_tensorrt(request.flavour)
+        out = out / SETS / set_name(*engine_targets(request, find_gpu(), tensorrt), tensorrt.__version__)
+    if out.suffix in ENGINE_SUFFIXES and not out.is_dir():
         path = out
     elif out.exists() and not out.is_dir():
-        raise ConvMAEError(f"--out must be a folder or a file that ends in {' or '.join(SUFFIXES)}; got {out}")
+        raise ConvMAEError(f"--out must be a folder or a file that ends in {' or '.join(ENGINE_SUFFIXES)}; got {out}")
     else:
         path = out / engine_name(graph)
     if path.exists():
@@ -290,6 +296,7 @@ def summary(engine: Path, record: EngineRecord) -> str:
         f"Written: {engine} ({record.engine_bytes / 1e6:.1f} MB, {record.precision}, batches {batches}) by "
         f"{TITLES[record.flavour]} {record.tensorrt_version} for compute capability {gpus}, in "
         f"{record.build_seconds:.1f} s with {record.peak_memory_bytes / 1e9:.2f} GB of memory.\n"
+        f"Multiplications: {record.types_in_words}; layer by layer: convmae info {engine} --layers\n"
         "Its numbers were not compared; on a machine with such a GPU: "
         "python -m export.verify BUNDLE --runtime tensorrt"
     )

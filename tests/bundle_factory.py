@@ -299,6 +299,8 @@ def make_graph(class_count: int, size: tuple[int, int], frames: int | None = Non
         nodes.append(helper.make_node("Transpose", ["slots"], ["pooled_frames"], perm=[0, 2, 1]))
     head = weight("head", previous_channels, class_count)
     nodes.append(helper.make_node("MatMul", ["pooled", head], ["logits"]))
+    for node in nodes:
+        node.name = node.output[0]
 
     outputs = {label: (shape, int(FLOAT)) for label, shape in output_shapes(class_count, size, frames).items()}
     return _model(nodes, weights, size if frames is None else (frames, *size), outputs, source)

@@ -37,7 +37,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "graphs": set(),
         "runtimes": set(),
         "triton": set(),
-        "verification": {"graphs", "runtimes"},
+        "verification": {"engines", "graphs", "runtimes"},
         "reports": {"runtimes", "verification"},
         "tasks": {"graphs", "runtimes", "verification"},
         "benchmarking": {"runtimes", "tasks", "verification"},

@@ -3,27 +3,35 @@
 `NAME.engine` is the engine as TensorRT wrote it, with nothing before or after, so that Triton and NVIDIA's own tools
 read it. `NAME.engine.json` is its record. An engine is for one version of TensorRT and, as a rule, for one kind of GPU,
 while a bundle is for any machine: engines lie in the bundle's folder but are none of the files in its manifest.
+
+One folder can hold the engines of several machines, each set in `engines/NAME/`. Which of them is loaded follows from
+their records and from the machine, not from the names of the folders.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from convmae_deploy.backends.gpu import Gpu
-from convmae_deploy.backends.tensorrt_library import TITLES, Flavour
+from convmae_deploy.backends.gpu import Gpu, find_gpu
+from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, import_tensorrt, is_installed
 from convmae_deploy.bundle.loading import Bundle, BundleError, file_inside
 from convmae_deploy.bundle.manifest import MAX_BATCH, Precision
 from convmae_deploy.files import read_regular
 
 ENGINE_SUFFIX = ".engine"
+ENGINE_SUFFIXES = (ENGINE_SUFFIX, ".plan")  # with Triton's, by which no bundle finds one
 MAX_ENGINE_BYTES = 2**34
-MAX_RECORD_BYTES = 2**20
+MAX_RECORD_BYTES = 2**22
+SETS = "engines"  # folder of a bundle with a folder for each kind of machine
+FLOATS = ("fp8", "fp16", "bf16", "fp32")  # types of numbers in an engine, the narrowest first
 
 Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
 Version = Annotated[str, Field(max_length=50)]
+Word = Annotated[str, Field(max_length=200)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -38,6 +46,24 @@ class EngineProfile(_Record):
     max_batch: Batch
 
 
+class EngineLayer(_Record):
+    """A kernel of an engine, as TensorRT made it of the graph. Types are fp32, fp16, bf16, int8, ..., each once."""
+
+    name: Word
+    kind: Word  # in TensorRT's words
+    reads: tuple[Version, ...]
+    weights: tuple[Version, ...]  # of its constants
+    gives: tuple[Version, ...]
+    work: int = Field(default=0, ge=0)  # multiply-adds of one image in its convolutions and matrix products
+
+    @property
+    def computes_in(self) -> str:
+        """The type of its products: int8 where it reads that, else the narrowest of the numbers that go in."""
+        if "int8" in self.reads:
+            return "int8"
+        return next((kind for kind in FLOATS if kind in (*self.reads, *self.weights)), "")
+
+
 class EngineRecord(_Record):
     """How an engine was built."""
 
@@ -45,7 +71,7 @@ class EngineRecord(_Record):
     flavour: Flavour
     tensorrt_version: Version
     compute_capabilities: tuple[Version, ...] = Field(min_length=1)  # of the GPUs that it is for, for instance ("8.9",)
-    newer_gpus: bool = False  # whether it is for all from the first of them on
+    newer_gpus: bool = False  # whether it is for all beyond the last of them too
     version_compatible: bool = False  # whether later versions of the same major version of TensorRT run it
     engine_sha256: Digest
     engine_bytes: int = Field(gt=0, le=MAX_ENGINE_BYTES)
@@ -58,6 +84,17 @@ class EngineRecord(_Record):
     cuda: str | None  # newest of that GPU's driver
     build_seconds: float = Field(ge=0, allow_inf_nan=False)
     peak_memory_bytes: int = Field(ge=0, le=2**50)  # of the building process, without what is on the GPU
+    layers: tuple[EngineLayer, ...] = Field(default=(), max_length=100_000)  # none: TensorRT did not say
+
+    @property
+    def types_in_words(self) -> str:
+        """Which types the multiplications of the engine are computed in, the most frequent first."""
+        total, sums = sum(layer.work for layer in self.layers), Counter[str]()
+        for layer in self.layers:
+            sums[layer.computes_in or "unknown types"] += layer.work
+        if not total:
+            return "in types that TensorRT did not tell"
+        return ", ".join(f"{work / total:.1%} in {kind}" for kind, work in sums.most_common() if work)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -93,31 +130,87 @@ def read_record(engine: Path) -> EngineRecord:
         raise BundleError(f"{path} is no record of an engine ({reason}); {rebuild()}") from error
 
 
+def engines_of(bundle: Bundle) -> list[str]:
+    """The engines in a bundle's folder and in its sets, by their names in the folder."""
+    found = [*bundle.path.glob(f"*{ENGINE_SUFFIX}"), *bundle.path.glob(f"{SETS}/*/*{ENGINE_SUFFIX}")]
+    return sorted(
+        (path.relative_to(bundle.path).as_posix() for path in found), key=lambda name: (name.count("/"), name)
+    )
+
+
+def set_name(compute_capabilities: Sequence[str], newer_gpus: bool, version: str) -> str:
+    """What the folder of a set is called, for people: sm8.9-10.9.0.34, sm8.0+-1.7.1.116."""
+    first, *others = compute_capabilities
+    gpus = f"{first}+" if newer_gpus else "_".join((first, *others))
+    return f"sm{gpus}-{version}"
+
+
 def find_engine(bundle: Bundle, file: str | None) -> Path:
-    """The engine to run, which is in the bundle's folder.
+    """The engine to run, which is in the bundle's folder or in one of its sets.
 
     Args:
         bundle: whose folder.
-        file: its name, or that of the graph that it was built from; None: the one that is there, of several that of
-            the default graph.
+        file: its name, or that of the graph that it was built from; None: that of the default graph, or of another
+            where all engines are of one. Where the folder and its sets hold several of that name, it is the first for
+            this machine.
 
     Raises:
-        BundleError: there is none.
+        BundleError: there is none, or none of several is for this machine.
     """
-    found = sorted(path.name for path in bundle.path.glob(f"*{ENGINE_SUFFIX}"))
+    found = engines_of(bundle)
     if file in found:
-        return file_inside(bundle.path, file)
+        return _inside(bundle, file)
     if file is not None and file.endswith(ENGINE_SUFFIX):
-        raise BundleError(f"bundle {bundle.path} has no engine {file}, {_listed(found)}; {rebuild()}")
-    _, graph = bundle.graph(file)
-    wanted = engine_name(file or bundle.default_file)
-    if file is None and len(found) == 1:
-        (wanted,) = found
-    if wanted not in found:
+        wanted, precision = file, None
+    else:
+        _, graph = bundle.graph(file)
+        wanted, precision = engine_name(file or bundle.default_file), graph.precision
+        names = {name.rpartition("/")[2] for name in found}
+        if file is None and len(names) == 1:
+            (wanted,) = names
+    candidates = [_inside(bundle, name) for name in found if name.rpartition("/")[2] == wanted]
+    if not candidates:
+        if precision is None:
+            raise BundleError(f"bundle {bundle.path} has no engine {wanted}, {_listed(found)}; {rebuild()}")
         raise BundleError(
-            f"runtime tensorrt needs an engine in {bundle.path}: {wanted}, {_listed(found)}; {rebuild(graph.precision)}"
+            f"runtime tensorrt needs an engine in {bundle.path}: {wanted}, {_listed(found)}; {rebuild(precision)}"
         )
-    return file_inside(bundle.path, wanted)
+    return candidates[0] if len(candidates) == 1 else _for_this_machine(candidates)
+
+
+def _for_this_machine(engines: Sequence[Path]) -> Path:
+    """The first of several engines that this machine runs.
+
+    Raises:
+        BundleError: it runs none of them; the reason is the first one's.
+    """
+    gpu = find_gpu()
+    if gpu is None:
+        raise BundleError(f"there are several engines, and no GPU to choose by; name one of {_paths(engines)}")
+    problems = []
+    for engine in engines:
+        record = read_record(engine)
+        try:
+            if not is_installed(record.flavour):
+                raise BundleError(f"{engine} needs {TITLES[record.flavour]}, which is not installed")
+            check_machine(engine, record, import_tensorrt(record.flavour).__version__, gpu)
+        except BundleError as error:
+            problems.append(str(error))
+        else:
+            return engine
+    raise BundleError(f"none of {len(engines)} engines is for this machine ({_paths(engines)}); {problems[0]}")
+
+
+def _inside(bundle: Bundle, name: str) -> Path:
+    """An engine by its name in the bundle's folder, none of whose parts leads out of it."""
+    path = bundle.path
+    for part in name.split("/"):
+        path = file_inside(path, part)
+    return path
+
+
+def _paths(engines: Sequence[Path]) -> str:
+    return ", ".join(map(str, engines))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -167,7 +260,7 @@ def check_machine(engine: Path, record: EngineRecord, version: str, gpu: Gpu) ->
             f"found {version}; install it, or {rebuild(record.precision)}"
         )
     if not _gpu_fits(record, gpu.compute_capability):
-        wanted = " or ".join(record.compute_capabilities) if not record.newer_gpus else f"{_first(record)} or more"
+        wanted = " or ".join(record.compute_capabilities) + (" or more" if record.newer_gpus else "")
         raise BundleError(
             f"{engine} is for GPUs of compute capability {wanted}, found {gpu.name} with {gpu.compute_capability}; "
             f"{rebuild(record.precision)}"
@@ -187,13 +280,12 @@ def _version_fits(record: EngineRecord, version: str) -> bool:
 
 
 def _gpu_fits(record: EngineRecord, found: str) -> bool:
-    if record.newer_gpus:
-        return _numbers(found) >= _numbers(_first(record))
-    return found in record.compute_capabilities
+    """Whether it is one of the kinds, or beyond the last: those between that are not named are left out.
 
-
-def _first(record: EngineRecord) -> str:
-    return min(record.compute_capabilities, key=_numbers)
+    TensorRT for RTX knows 8.9 and 12.0, and none of the 9.0 and 10.0 of data centres.
+    """
+    last = max(map(_numbers, record.compute_capabilities))
+    return found in record.compute_capabilities or (record.newer_gpus and _numbers(found) > last)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -258,7 +258,7 @@ ONNX_RUNTIME = Runtime(
     open=OnnxRuntimeBackend,
     open_graph=open_graph,
     describe=_describe,
-    widens=("fp16",),  # x86-64, 1.31
+    widens=("fp16", "int8-fp16"),  # x86-64, 1.31
 )
 ONNX_RUNTIME_TENSORRT = Runtime(
     title="ONNX Runtime TensorRT",

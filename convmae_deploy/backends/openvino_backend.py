@@ -31,7 +31,13 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 _TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 _AS_IN_GRAPH = "dynamic"  # a precision hint; with "f32" it computes float16 graphs in float32
-_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16", "int8": "FP32"}
+_CAPABILITIES: dict[Precision, str] = {
+    "fp32": "FP32",
+    "fp16": "FP16",
+    "bf16": "BF16",
+    "int8": "FP32",
+    "int8-fp16": "FP16",
+}
 
 
 class OpenVinoBackend:

@@ -33,7 +33,8 @@ MAX_BYTES = 2**36  # all hashed files together
 UPRIGHT = "Turn the decoded photo upright (EXIF) and convert it to RGB."
 MAX_OVERLAP = 8  # windows of a segmenter that show the same pixel, along each axis
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16"]  # int8-fp16: int8 layers, and what is between them
+INT8: tuple[Precision, ...] = ("int8", "int8-fp16")  # whose gate is the metric of the task
 Interpolation = Literal["bicubic", "bilinear"]
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Size = tuple[Side, Side]
@@ -360,7 +361,7 @@ class BundleFile(StoredFile):
     weights: dict[Word, StoredFile] = Field(default_factory=dict, max_length=1000)
     numerics: NumericsReport | None = None  # None: never verified; the runtime warns
     cost: ExportCost | None = None  # None: not measured
-    quantisation: Quantisation | None = None  # int8 alone
+    quantisation: Quantisation | None = None  # of INT8 alone
 
     @property
     def digest(self) -> str:

@@ -47,7 +47,8 @@ class Quantisation(Record):
     calibrated_on: str  # for instance "128 photos of train"
     method: str  # how the ranges of activations were found
     layers: int  # in int8
-    returned: tuple[str, ...]  # layers that went back to fp32, the most sensitive first
+    returned: tuple[str, ...]  # layers that went back to fp32 or fp16, the most sensitive first
+    excluded: tuple[str, ...] = ()  # layers that the user kept out of int8
     metric: str  # for instance "top-1 on 1000 photos of imagenette"
     samples: int
     fp32: float  # the metric in percent

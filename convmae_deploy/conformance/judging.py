@@ -20,7 +20,13 @@ Arrays = Mapping[str, NDArray[Any]]
 # Levels out of 255 that inputs may be off. Another decoder of JPEG and another antialiased filter are within them; the
 # weakest mistake on its photo, a bilinear filter in place of a bicubic one, is far outside of the mean.
 MEAN_LEVELS, MOST_LEVELS = 0.25, 8.0
-LEAST_DB: Mapping[Precision, float] = {"fp32": 60.0, "fp16": 40.0, "bf16": 28.0, "int8": 15.0}  # of each output
+LEAST_DB: Mapping[Precision, float] = {  # of each output
+    "fp32": 60.0,
+    "fp16": 40.0,
+    "bf16": 28.0,
+    "int8": 15.0,
+    "int8-fp16": 15.0,
+}
 LEAST_DB_OF_FILES = 30.0  # where a program decodes and resizes itself, at most this is asked
 MOST_DB = 200.0
 EXPLAINED = 0.2  # share of what is wrong that a mistake which explains it may leave

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from convmae_deploy.backends.choice import Choice, Goal, Machine, choice_path, file_sha256
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, find_engine, read_record
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import BundleFile
+from convmae_deploy.bundle.manifest import INT8, BundleFile
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from export.benchmarking.report import BenchmarkRecord, ContenderRecord, Ranked, ranking
@@ -67,7 +67,7 @@ def why_not(contender: ContenderRecord, bundle: Bundle) -> str | None:
     """Why a contender may not be chosen, however fast it is; None: it holds.
 
     A graph that is computed as it is written holds by the export's proof; what nobody proved, by its answers to the
-    user's data. Where there are such data, they count for all but int8, whose proof is the task's metric.
+    user's data. Where there are such data, they count for all but INT8, whose proof is the task's metric.
     """
     if contender.runtime in TORCH or contender.file is None:
         return "PyTorch serves no bundle"
@@ -83,7 +83,7 @@ def why_not(contender: ContenderRecord, bundle: Bundle) -> str | None:
         what = "no engine is proven by the export" if is_engine else f"the file is {contender.precision}, and computed"
         return None if as_written else f"{what}{'' if is_engine else f' in {computes}'}; give --data"
     least = GATES[computes].top1
-    if computes != "int8" and contender.agreement < least:
+    if computes not in INT8 and contender.agreement < least:
         return f"it agrees on {contender.agreement:.2%} of the data, and {least:.1%} are needed"
     return None
 

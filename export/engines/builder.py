@@ -24,9 +24,10 @@ from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import peak_memory_bytes
+from export.engines.layers import MARK, FoundLayer, parse_layers
 
 TENSOR_TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
-RTX_SMALLEST = "8.0"  # TensorRT for RTX builds for GPUs from here on where it is told nothing
+AMPERE = "8.0"  # compute capability, from which on hardware-compatible engines and those of TensorRT for RTX run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Build:
     newer_gpus: bool
     seconds: float
     peak_memory_bytes: int
+    layers: tuple[FoundLayer, ...]  # of the engine; none: TensorRT did not describe them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +143,13 @@ def _build_and_send(request: BuildRequest, sender: Connection) -> None:
 def _build(request: BuildRequest, send: Callable[[Any], None]) -> Build:
     begun = time.perf_counter()
     errors: list[str] = []
+    described: list[str] = []  # what TensorRT says of the engine's layers
 
     def on_message(severity: Severity, message: str) -> None:
         if severity == "error":
             errors.append(message)
+        if MARK in message:
+            described.append(message)
         send((severity, message))
 
     tensorrt = import_tensorrt(request.flavour)
@@ -171,9 +176,9 @@ def _build(request: BuildRequest, send: Callable[[Any], None]) -> Build:
     if cache is not None:
         with atomic_file(cache) as path:
             path.write_bytes(config.get_timing_cache().serialize())
-    if gpu is not None and tensorrt.Runtime(logger).deserialize_cuda_engine(engine) is None:
-        raise ConvMAEError(_failed(request, tensorrt, "load the engine that it built of", errors))
-    targets, newer = _targets(request, gpu)
+    if gpu is not None:
+        described = [_inspected(request, tensorrt, logger, engine, errors)]
+    targets, newer = engine_targets(request, gpu, tensorrt)
     return Build(
         tensorrt_version=tensorrt.__version__,
         gpu=gpu,
@@ -181,7 +186,23 @@ def _build(request: BuildRequest, send: Callable[[Any], None]) -> Build:
         newer_gpus=newer,
         seconds=time.perf_counter() - begun,
         peak_memory_bytes=peak_memory_bytes(),
+        layers=parse_layers(" ".join(described)),
     )
+
+
+def _inspected(request: BuildRequest, tensorrt: Any, logger: Any, content: Any, errors: list[str]) -> str:
+    """Loads the new engine, as whoever runs it will, and has TensorRT describe its layers.
+
+    Raises:
+        ConvMAEError: it does not load.
+    """
+    runtime = tensorrt.Runtime(logger)
+    runtime.engine_host_code_allowed = request.version_compatible  # the program in it was made just now
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise ConvMAEError(_failed(request, tensorrt, "load the engine that it built of", errors))
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(tensorrt.LayerInformationFormat.ONELINE))
 
 
 def _parse(request: BuildRequest, tensorrt: Any, builder: Any, logger: Any) -> tuple[Any, Any]:
@@ -211,6 +232,7 @@ def graph_tensors(tensors: list[Any]) -> list[GraphTensor]:
 
 
 def _configure(request: BuildRequest, tensorrt: Any, config: Any) -> None:
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # so that it tells the types of its layers
     config.clear_flag(tensorrt.BuilderFlag.TF32)  # fp32 is to be fp32; who wants less builds from an fp16 graph
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
@@ -278,12 +300,22 @@ def _load_timing_cache(config: Any, path: Path) -> None:
     config.set_timing_cache(cache, ignore_mismatch=False)
 
 
-def _targets(request: BuildRequest, gpu: Gpu | None) -> tuple[tuple[str, ...], bool]:
-    """Compute capabilities that the engine is for, and whether newer GPUs run it too."""
+def engine_targets(request: BuildRequest, gpu: Gpu | None, tensorrt: Any) -> tuple[tuple[str, ...], bool]:
+    """Compute capabilities that an engine is for, and whether GPUs beyond them run it too.
+
+    Args:
+        request: what is built.
+        gpu: the building machine's.
+        tensorrt: the package.
+    """
     if request.compute_capabilities:
         return request.compute_capabilities, False
-    if request.flavour == "tensorrt-rtx" or request.hardware_compatible:
-        return (RTX_SMALLEST,), True
+    if request.flavour == "tensorrt-rtx":  # it has no data centres' GPUs, such as 9.0
+        known = [int(name[2:]) for name in tensorrt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
+        names = [f"{number // 10}.{number % 10}" for number in sorted(known)]
+        return tuple(name for name in names if float(name) >= float(AMPERE)), True
+    if request.hardware_compatible:
+        return (AMPERE,), True
     assert gpu is not None  # which TensorRT cannot build without
     return (gpu.compute_capability,), False
 

@@ -20,6 +20,7 @@ from export.graph_files import read_model
 from export.graphs.operators import refuse_operators
 
 OPSET = 20  # with one node for each LayerNorm and each GELU, and read by the oldest runtimes that have those
+HALF_SCALES_OPSET = 19  # the first whose quantisation takes scales in float16
 BFLOAT16_OPSET = 22  # the first whose convolution and pooling take bfloat16
 OPSETS = (18, 22)  # those before are not written; in 23 attention is one node, which TensorRT refuses in fp32
 MODULE_KEY = "module"  # metadata of a node: path of the module that it was made from

@@ -1,14 +1,19 @@
 """Calibration: real photos or videos through the manifest's own preprocessing, and the ranges of what layers read.
 
-Noise, blank and made pictures say nothing about the values that a model meets in use, so a folder of such is refused.
+Noise and blank pictures say little about the values that most models meet in use, so they are counted and told. They
+are used all the same: pages of text, bar codes and a wafer without contrast look so too, and whose pictures they are
+knows what the model will meet.
 In a photo neighbouring pixels are alike at every scale, in noise they are not: shrunk to a short side of 64, the
 correlation of neighbours was at least 0.55 in each of 1,100 photos (Imagenette, ImageNet, COCO, CamVid), and at most
 0.12 in noise, be it uniform or normal, stored as JPEG, shrunk, or enlarged up to four times.
 """
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +29,7 @@ from rich.progress import track
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file, sha256_of
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
@@ -32,7 +38,7 @@ from convmae_deploy.tasks.clips import read_clips
 from convmae_deploy.terminal import Terminal
 from export.verification.task_data import spread
 
-LEAST_SAMPLES = 4  # so few say little, fewer nothing
+LEAST_SAMPLES = 4  # fewer say little
 SHORT_SIDE = 64  # in pixels, to which a picture is shrunk before it is judged
 LEAST_CORRELATION = 0.35  # between neighbouring pixels of a photo
 LEAST_DEVIATION = 1.0  # grey levels; a picture with less is blank
@@ -51,17 +57,26 @@ class CalibrationData:
     task: type[Predictor]
     others: tuple[Path, ...]  # from the same folder, to compare with; none where nobody asked for some
     preprocessing: AnyPreprocessing
+    odd: str = ""  # how many look like none, in words; empty: all are as they should be
 
     def inputs(self) -> Iterator[FloatArray]:
         """What the graph takes, (1, 3, ...), one at a time."""
         for path in self.files:
             yield _read(path, self.task, self.preprocessing)[1][None]
 
+    def digest(self, model: onnx.ModelProto, values: Collection[str]) -> str:
+        """Of all that the ranges of a graph's values on these files depend on."""
+        parts = [METHOD, self.preprocessing.model_dump_json(), *sorted(values), *map(sha256_of, self.files)]
+        graph = hashlib.sha256("\n".join(parts).encode())
+        for part in (*model.graph.node, *model.graph.initializer):  # one by one, as together they may be over 2 GB
+            graph.update(part.SerializeToString(deterministic=True))
+        return graph.hexdigest()
+
 
 def read_calibration(
     folder: Path, task: type[Predictor], preprocessing: AnyPreprocessing, count: int, *, hold_out: bool = False
 ) -> CalibrationData:
-    """Looks at the pictures below a folder and takes those that are photos.
+    """Looks at the pictures below a folder; only what cannot be read is left out, what looks like no photo is told.
 
     Args:
         folder: with photos or videos, at any depth.
@@ -71,7 +86,7 @@ def read_calibration(
         hold_out: whether to put every other one aside to compare with, as many again at most.
 
     Raises:
-        ConvMAEError: there are too few, or most are noise or blank.
+        ConvMAEError: there is none that can be read.
     """
     if not folder.is_dir():
         raise ConvMAEError(
@@ -81,31 +96,27 @@ def read_calibration(
     kind = f"{task.MEDIUM}s"
     find: Callable[[Sequence[Path]], Sequence[Path]] = find_videos if kind == "videos" else find_photos
     files = spread(find([folder]), count * (2 if hold_out else 1))
-    flaws: dict[str, int] = {}
+    flaws: dict[str, list[Path]] = {}
+    unreadable: list[str] = []
     good: list[Path] = []
     for path in track(files, f"Looking at the {kind} to calibrate with", console=Terminal(stderr=True), transient=True):
         try:
             picture = _read(path, task, preprocessing)[0]
         except ConvMAEError as error:
-            logger.warning("%s is left out of the calibration: %s", printable(path), printable(error))
+            unreadable.append(f"{printable(path)}: {printable(error)}")
             continue
+        good.append(path)
         flaw = picture_flaw(picture)
-        if flaw is None:
-            good.append(path)
-        else:
-            flaws[flaw] = flaws.get(flaw, 0) + 1
-            logger.warning("%s is left out of the calibration: it is %s", printable(path), flaw)
-    if sum(flaws.values()) > len(good):
-        flaw = max(flaws, key=lambda name: flaws[name])
+        if flaw is not None:
+            flaws.setdefault(flaw, []).append(path)
+    least = 2 if hold_out else 1
+    if len(good) < least:
+        reason = f"; the first: {unreadable[0]}" if unreadable else ""
         raise ConvMAEError(
-            f"--calibrate must be a folder of real {kind}; {flaws[flaw]} of {len(files)} looked at in {folder} are "
-            f"{flaw}, whose ranges are not those of real {kind}: choose another folder"
+            f"--calibrate must be a folder of {kind} that can be read, and 100 are good; {folder} has {len(good)} of "
+            f"{len(files)}{reason}"
         )
-    if len(good) < LEAST_SAMPLES * (2 if hold_out else 1):
-        raise ConvMAEError(
-            f"--calibrate must be a folder of at least {LEAST_SAMPLES * (2 if hold_out else 1)} readable {kind}, and "
-            f"100 are better; {folder} has {len(good)}"
-        )
+    _warn(folder, kind, good, flaws, unreadable)
     return CalibrationData(
         folder=folder,
         kind=kind,
@@ -113,7 +124,28 @@ def read_calibration(
         others=tuple(good[1::2] if hold_out else ()),
         task=task,
         preprocessing=preprocessing,
+        odd=", ".join(f"{len(paths)} of them {flaw}" for flaw, paths in sorted(flaws.items())),
     )
+
+
+def _warn(
+    folder: Path, kind: str, good: Sequence[Path], flaws: dict[str, list[Path]], unreadable: Sequence[str]
+) -> None:
+    """Says what is odd about the files of a folder, with its number and an example."""
+    if unreadable:
+        number = f"{len(unreadable)} of {len(good) + len(unreadable)} {kind}"
+        logger.warning("%s to calibrate with cannot be read and are left out; the first: %s", number, unreadable[0])
+    for flaw, paths in sorted(flaws.items()):
+        logger.warning(
+            "%d of %d %s to calibrate with look like %s, such as %s; they are used: see that the model will meet such",
+            len(paths),
+            len(good),
+            kind,
+            "noise" if flaw == "noise" else "blank pictures",
+            printable(paths[0]),
+        )
+    if len(good) < LEAST_SAMPLES:
+        logger.warning("%s has %d %s to calibrate with, which say little; 100 are good", folder, len(good), kind)
 
 
 def picture_flaw(picture: Image.Image) -> str | None:
@@ -134,6 +166,36 @@ def picture_flaw(picture: Image.Image) -> str | None:
         return "noise"  # shrunk a lot it is even
     correlation = min(_correlation(pixels[:, 1:], pixels[:, :-1]), _correlation(pixels[1:], pixels[:-1]))
     return "noise" if correlation < LEAST_CORRELATION else None
+
+
+def cached_ranges(
+    model: onnx.ModelProto, values: Collection[str], data: CalibrationData, cache: Path
+) -> dict[str, tuple[float, float]]:
+    """`activation_ranges` on the files of some data, taken from an earlier time where nothing has changed since.
+
+    Args:
+        model: in fp32.
+        values: names of float32 values of the graph.
+        data: whose inputs it is run on.
+        cache: folder of the ranges of earlier times.
+    """
+    path = cache / f"{data.digest(model, values)}.json"
+    try:
+        kept = {name: (float(low), float(high)) for name, (low, high) in json.loads(path.read_bytes()).items()}
+        if kept.keys() == set(values):
+            logger.info("ranges of an earlier calibration on the same files: %s", path)
+            return kept
+    except (OSError, ValueError, TypeError, AttributeError):  # there is none, or none of ours
+        pass
+    found = activation_ranges(model, values, data.inputs(), len(data.files))
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def cache_folder() -> Path:
+    """Where ranges are kept for the next time; not made here."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convmae_deploy" / "calibration"
 
 
 def activation_ranges(

@@ -2,7 +2,8 @@
 
 Quantised are the layers with trained weights and most of the work: `Conv`, `Gemm` and `MatMul` by a constant. Their
 weights are int8, one scale for each output channel (depthwise kernels too); their inputs go through a pair of
-QuantizeLinear and DequantizeLinear with one symmetric int8 scale. All else stays in fp32: biases, LayerNorm, Softmax,
+QuantizeLinear and DequantizeLinear with one symmetric int8 scale. All else stays as it is, in fp32 or, in a graph that
+was made in half precision, in fp16 with scales in fp16: biases, LayerNorm, Softmax,
 GELU, sums with the residual, the products within attention, a detector's boxes, suppression and sampling of regions.
 Nothing but the quantised layers reads a rounded value, so e1 ... e4 and a pyramid's maps are not rounded themselves.
 
@@ -14,23 +15,26 @@ symmetric int8).
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 from onnxscript import optimizer
 
-from export.graphs.to_onnx import MODULE_KEY
+from export.graphs.to_onnx import MODULE_KEY, WRAPPED, module_path
 
 QUANTISED = ("Conv", "Gemm", "MatMul")
 # A smaller weight wins neither bytes nor time. Among them are the matrices that an adaptive pooling is made of
 # (see `export.graphs.pooling`), which nobody trained.
 LEAST_WEIGHTS = 256
+LEVELS = 127  # of int8 on either side of 0
+NUMPY_TYPES: dict[int, type[np.floating]] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 FOLDED = ("Transpose", "Reshape")  # what the exporter leaves between a large weight and its product
 ALIAS = "/int8"  # suffix of a value's name while the quantiser works: read by quantised layers alone
 # The quantiser warns unless it is told that the graph was prepared; that is what `fold_weights` does.
@@ -43,10 +47,11 @@ Ranges = Mapping[str, tuple[float, float]]  # value of the fp32 graph -> its sma
 class Layer:
     """One trained weight with every node that uses it."""
 
-    name: str  # path of the module in the model; of the weight where that is not known, or has several weights
+    name: str  # path of the module in the model, numbered where it has several weights; the weight's without a module
     weight: str  # name of the initialiser
     nodes: tuple[str, ...]  # names
     inputs: tuple[str, ...]  # the values that go in, one for each node
+    type: int = TensorProto.FLOAT  # ONNX element type of its weight and of what it reads and gives
 
 
 def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,20 +76,25 @@ def quantisable_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
         model: from `fold_weights`.
     """
     weights = {
-        tensor.name
+        tensor.name: tensor.data_type
         for tensor in model.graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= LEAST_WEIGHTS and len(tensor.dims) > 1
+        if tensor.data_type in NUMPY_TYPES and np.prod(tensor.dims) >= LEAST_WEIGHTS and len(tensor.dims) > 1
     }
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         if node.op_type in QUANTISED and node.input[1] in weights and node.input[0] not in weights:
             users.setdefault(node.input[1], []).append(node)
-    modules = {weight: _module_of(nodes[0]) or weight for weight, nodes in users.items()}
-    names = list(modules.values())
+    modules = {weight: _owner_of(weight) or _module_of(nodes[0]) or weight for weight, nodes in users.items()}
+    names, seen = list(modules.values()), Counter[str]()
+    numbered: dict[str, str] = {}
+    for weight, module in modules.items():
+        seen[module] += 1
+        numbered[weight] = module if names.count(module) == 1 else f"{module}#{seen[module]}"
     return tuple(
         Layer(
-            name=modules[weight] if names.count(modules[weight]) == 1 else f"{modules[weight]} ({weight})",
+            name=numbered[weight],
             weight=weight,
+            type=weights[weight],
             nodes=tuple(node.name for node in nodes),
             inputs=tuple(node.input[0] for node in nodes),
         )
@@ -105,10 +115,10 @@ def quantise(model: onnx.ModelProto, layers: Collection[Layer], ranges: Ranges) 
     nodes = {name for layer in layers for name in layer.nodes}
     with tempfile.TemporaryDirectory(prefix="convmae-int8-") as folder:
         cache, target = Path(folder) / "ranges.json", Path(folder) / "int8.onnx"
-        values = {value: ranges[value] for layer in layers for value in layer.inputs}
-        save_tensors_data(_tensors_data(values), cache)
+        types = {value: layer.type for layer in layers for value in layer.inputs}
+        save_tensors_data(_tensors_data({value: ranges[value] for value in types}, types), cache)
         quantize_static(
-            _with_aliases(model, nodes, values),
+            _with_aliases(model, nodes, types),
             target,
             calibration_cache_path=cache,
             quant_format=QuantFormat.QDQ,
@@ -127,7 +137,14 @@ def quantise(model: onnx.ModelProto, layers: Collection[Layer], ranges: Ranges) 
         )
         quantised = onnx.load(target)
     _remove_aliases(quantised)
+    _keep_small_channels(quantised, model, layers)
     return quantised
+
+
+def _owner_of(weight: str) -> str:
+    """The module whose parameter a weight is; empty where the exporter has named it otherwise."""
+    parts = weight.removesuffix(".weight")
+    return module_path(parts) if weight.startswith(f"{WRAPPED}.") and parts != weight else ""
 
 
 def _module_of(node: onnx.NodeProto) -> str:
@@ -140,17 +157,42 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _tensors_data(values: Ranges) -> TensorsData:
-    return TensorsData(
-        CalibrationMethod.MinMax,
-        {
-            value + ALIAS: TensorData(lowest=np.array(lowest, np.float32), highest=np.array(highest, np.float32))
-            for value, (lowest, highest) in values.items()
-        },
-    )
+def _tensors_data(ranges: Ranges, types: Mapping[str, int]) -> TensorsData:
+    """The ranges, each in the type of its value, which its scale will have too."""
+    data = {}
+    for value, (lowest, highest) in ranges.items():
+        kind = NUMPY_TYPES[types[value]]
+        # a scale below the type's smallest normal number would become 1
+        least, most = float(LEVELS * np.finfo(kind).tiny), float(np.finfo(kind).max)
+        ends = np.clip([min(lowest, 0), max(highest, least)], -most, most).astype(kind)
+        data[value + ALIAS] = TensorData(lowest=np.array(ends[0]), highest=np.array(ends[1]))
+    return TensorsData(CalibrationMethod.MinMax, data)
 
 
-def _with_aliases(model: onnx.ModelProto, nodes: Collection[str], values: Collection[str]) -> onnx.ModelProto:
+def _keep_small_channels(quantised: onnx.ModelProto, model: onnx.ModelProto, layers: Collection[Layer]) -> None:
+    """Gives float16 weights the scales that the quantiser replaces by 1, as they are below the smallest normal one.
+
+    It would make zeros of channels whose largest weight is under 0.008.
+    """
+    stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    sources = {tensor.name: tensor for tensor in model.graph.initializer}
+    for layer in layers:
+        if layer.type != TensorProto.FLOAT16:
+            continue
+        weight = numpy_helper.to_array(sources[layer.weight]).astype(np.float32)
+        read = next(node for node in quantised.graph.node if node.input[:1] == [f"{layer.weight}_quantized"])
+        axis = helper.get_node_attr_value(read, "axis") % weight.ndim
+        others = tuple(place for place in range(weight.ndim) if place != axis)
+        largest = np.abs(weight).max(axis=others, keepdims=True)
+        if largest.min() / LEVELS >= np.finfo(np.float16).tiny:
+            continue
+        scale = np.maximum(largest / LEVELS, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
+        levels = np.clip(np.round(weight / scale.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
+        stored[read.input[0]].CopyFrom(numpy_helper.from_array(levels, read.input[0]))
+        stored[read.input[1]].CopyFrom(numpy_helper.from_array(scale.ravel(), read.input[1]))
+
+
+def _with_aliases(model: onnx.ModelProto, nodes: Collection[str], values: Mapping[str, int]) -> onnx.ModelProto:
     """A copy in which these nodes read these values by another name.
 
     The quantiser gives rounded values to all readers of a value, also those it does not quantise, and to the outputs.
@@ -161,7 +203,7 @@ def _with_aliases(model: onnx.ModelProto, nodes: Collection[str], values: Collec
         node.input[0] += ALIAS
     aliases = [helper.make_node("Identity", [value], [value + ALIAS], value + ALIAS) for value in sorted(values)]
     copy.graph.value_info.extend(
-        helper.make_tensor_value_info(value + ALIAS, TensorProto.FLOAT, None) for value in sorted(values)
+        helper.make_tensor_value_info(value + ALIAS, kind, None) for value, kind in sorted(values.items())
     )
     _insert(copy.graph, aliases)
     copy.metadata_props.add(key=PREPARED[0], value=PREPARED[1])

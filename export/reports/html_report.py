@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.manifest import INT8, Precision
 from convmae_deploy.bundle.numerics import OutputNumerics
 from convmae_deploy.machine import available_cores, processor
 from convmae_deploy.printing import counted
@@ -24,7 +24,7 @@ from export.verification.verify_runs import Outcome, Results
 
 FOLDER = Path(__file__).parent
 CHANGES = 5  # changes of a class into another that are listed for each run, at most
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")  # their places are their colours
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int8-fp16")  # their places are their colours
 
 
 def html_report(results: Results, command: Sequence[str]) -> str:
@@ -77,7 +77,7 @@ def cell_lines(outcome: Outcome) -> list[str]:
     """What the table of files and runtimes says of a run."""
     snr, excess, precision = worst_snr(outcome), worst_excess(outcome), outcome.combination.gate
     parts = [] if snr is None else [f"SNR {snr:.0f} dB"]
-    return [*parts, "gate: the task's metric" if precision == "int8" else f"{100 * excess:.3g} % of {precision} gate"]
+    return [*parts, "gate: the task's metric" if precision in INT8 else f"{100 * excess:.3g} % of {precision} gate"]
 
 
 def numbers_of(row: OutputNumerics) -> list[str]:

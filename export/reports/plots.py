@@ -21,7 +21,7 @@ from export.verification.layer_errors import ModuleError
 
 CEILING_DB = 120.0  # errors below this are as good as none
 MARKERS = ("o", "s", "D", "^")
-COLOURS = ("#1f6fb2", "#c05a00", "#7a3fa0", "#00796b")  # for the series, as in the style sheet
+COLOURS = ("#1f6fb2", "#c05a00", "#7a3fa0", "#00796b", "#8a6d00")  # for the series, as in the style sheet
 SOFT, LINE, PANEL = "#5b6576", "#d9dde4", "#f5f6f8"  # text, lines and bands
 VARIABLES = {SOFT: "soft", LINE: "line", PANEL: "panel"} | {colour: f"s{i}" for i, colour in enumerate(COLOURS)}
 LABEL_PITCH = 0.016  # least distance of two stages' names, as a share of the axis

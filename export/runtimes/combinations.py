@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from convmae_deploy.backends.base import Backend, ComputePrecision, Device, PerformanceHint, Runtime
-from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, engines_of, read_record
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
@@ -20,7 +20,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import TASKS
 from export.runtimes.reference_evaluator import ONNX_REFERENCE
 
-HALF: tuple[Precision, ...] = ("fp16", "bf16")
+HALF: tuple[Precision, ...] = ("fp16", "bf16", "int8-fp16")
 HINTS: tuple[PerformanceHint, ...] = ("latency", "throughput")
 EXACT: Precision = "fp32"  # whose answers must be the reference's
 TORCH: Mapping[str, str] = {"eager": "PyTorch", "compiled": "torch.compile"}
@@ -140,14 +140,13 @@ def open_backend(combination: Combination, bundle: Bundle, *, threads: int | Non
 
 
 def files_of(bundle: Bundle) -> dict[str, Precision]:
-    """The graphs of the manifest and the engines in the folder, with their precision.
+    """The graphs of the manifest and the engines in the folder and its sets, with their precision.
 
     Raises:
         BundleError: an engine has no record.
     """
-    engines = sorted(bundle.path.glob(f"*{ENGINE_SUFFIX}"))
     graphs = {name: file.precision for name, file in bundle.manifest.files.items()}
-    return graphs | {engine.name: read_record(engine).precision for engine in engines}
+    return graphs | {name: read_record(bundle.path / name).precision for name in engines_of(bundle)}
 
 
 def to_verify(
@@ -292,14 +291,14 @@ def _engines(
 ) -> list[Combination]:
     """The engines in the bundle's folder that were built from some of its files; the others join `left_out`."""
     found, unreadable = [], {}
-    for path in sorted(bundle.path.glob(f"*{ENGINE_SUFFIX}")):
+    for name in engines_of(bundle):
         try:
-            record = read_record(path)
+            record = read_record(bundle.path / name)
         except ConvMAEError as error:
-            unreadable[f"{TITLES[runtime]} {path.name}"] = str(error)
+            unreadable[f"{TITLES[runtime]} {name}"] = str(error)
             continue
         if record.graph in files:
-            found.append(Combination(runtime=runtime, precision=record.precision, file=path.name, trusted=trusted))
+            found.append(Combination(runtime=runtime, precision=record.precision, file=name, trusted=trusted))
     left_out |= unreadable
     if not found and not unreadable:
         left_out[TITLES[runtime]] = (

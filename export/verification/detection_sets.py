@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou
 
 from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.manifest import INT8, Precision
 from convmae_deploy.bundle.numerics import NumericsReport
 from convmae_deploy.models.roi_heads import SCORE_THRESHOLD
 from export.runtimes.runners import Runner
@@ -32,7 +32,7 @@ from export.verification.samples import PICTURES
 SURE = 0.3  # detections of at least this score must have a partner
 UNSURE = 0.2  # which must score at least this
 SAME_PLACE = 0.8  # least IoU of partners
-ALLOWED: dict[Precision, float] = {"fp32": UNMATCHED, "fp16": 0.02, "bf16": 0.05, "int8": 1.0}
+ALLOWED: dict[Precision, float] = {"fp32": UNMATCHED, "fp16": 0.02, "bf16": 0.05, **dict.fromkeys(INT8, 1.0)}
 
 
 def verify_detection_sets(

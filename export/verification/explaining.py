@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, read_record
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.terminal import Terminal
@@ -16,6 +18,7 @@ from export.runtimes.combinations import GRAPH_RUNTIMES, Combination
 from export.runtimes.runners import Runner, runtimes_for, start
 from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Verification, smallest_failing_images
+from export.verification.engine_bisection import EngineProbe, find_in_engine
 from export.verification.gates import FP32, GATES
 from export.verification.inputs import Batch
 from export.verification.layer_errors import LayerErrors, layer_errors
@@ -120,16 +123,34 @@ class Explainer:
             find=lambda images: self.divergence(one, images),
         )
         verification = Verification(report=outcome.report, failures=outcome.failures)
-        folder = self.folder / Path(one.file).stem
+        of_engine = one.file.endswith(ENGINE_SUFFIX)  # whose graph may have failed too
+        folder = self.folder / (one.file.replace("/", "-") if of_engine else Path(one.file).stem)
         evidence = explain(suspect, verification, self.reference.runner, folder, self.command)
         problems = (f"{outcome.problems[0]}{evidence}", *outcome.problems[1:])
         return replace(outcome, divergence=evidence.layer, reproducer=folder, problems=problems)
 
     def divergence(self, one: Combination, images: FloatArray) -> Divergence | LayerErrors:
-        """The fp32 graph in ONNX Runtime is held against the traced program, any other graph against the right one."""
+        """The fp32 graph in ONNX Runtime is held against the traced program, any other graph against the right one.
+
+        Of an engine other engines are built: see `engine_bisection`.
+        """
+        if one.file.endswith(ENGINE_SUFFIX):
+            return self.in_engine(one, images)
         if one.file == self.bundle.default_file and one.runtime == "onnxruntime" and self.traced is not None:
             return find_divergence(self.traced, images, FP32)
         return self.layers(one, images)
+
+    def in_engine(self, one: Combination, images: FloatArray) -> Divergence:
+        """An engine, module by module, on the first of some images."""
+        record = read_record(self.bundle.path / one.file)
+        probe = EngineProbe(
+            bundle=self.bundle,
+            record=record,
+            combination=one,
+            model=onnx.load(self.bundle.path / record.graph),
+            images=np.repeat(images[:1], self.bundle.manifest.input.min_batch, axis=0),
+        )
+        return find_in_engine(self.right, probe)
 
     def layers(self, one: Combination, images: FloatArray) -> LayerErrors:
         """A graph of the bundle module by module, on the first of some images, computed as it is written."""

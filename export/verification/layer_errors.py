@@ -32,6 +32,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 SELECTING = ("TopK", "NonZero", "NonMaxSuppression")
 PROBE = "probe/"  # prefix of the outputs that give values as float32
 MAX_BYTES = 2**30  # for one image's values of all modules
+LEAST_DB: dict[Precision, float] = {"fp32": 90.0, "int8": 5.0, "int8-fp16": 5.0}  # where the gate names none
 STANDS_OUT_DB = 20.0  # how much noisier than the median a module must be to be blamed within the gate
 
 ModuleValues = dict[str, str]  # path of a module -> its last float value
@@ -59,7 +60,7 @@ class LayerErrors:
 
         That is the first whose own error is beyond the gate of an output, else the one whose own error is largest.
         """
-        floor = {"fp32": 90.0, "int8": 5.0}.get(self.precision, GATES[self.precision].snr_db)
+        floor = least_db(self.precision)
         beyond = next((module for module in self.modules if module.own_db < floor), None)
         return beyond or min(self.modules, key=lambda module: module.own_db, default=None)
 
@@ -95,15 +96,11 @@ def layer_errors(
         precision: of `model`.
         runtime: of GRAPH_RUNTIMES, what runs `model`; the reference runs in ONNX Runtime.
     """
-    before, after = module_ends(reference), module_ends(model)
-    shared = affordable([module for module in before if module in after], reference, before)
-    ends = {module: before[module] for module in shared}
-    expected = _run(probed(reference, ends.values()), images, list(ends.values()), "onnxruntime")
-    found_ends = {module: after[module] for module in shared}
+    found_ends, expected = module_values(reference, model, images)
     built_up = _run(probed(model, found_ends.values()), images, list(found_ends.values()), runtime)
-    pairs = {module: (expected[ends[module]], built_up[found_ends[module]]) for module in shared}
+    pairs = {module: (expected[module], built_up[end]) for module, end in found_ends.items()}
     comparable = {module for module, (one, other) in pairs.items() if one.shape == other.shape}
-    fed = {found_ends[module]: expected[ends[module]] for module in shared if module in comparable}
+    fed = {end: expected[module] for module, end in found_ends.items() if module in comparable}
     own = _run(probed(fed_with(model, fed), found_ends.values()), images, list(found_ends.values()), runtime, fed)
     return LayerErrors(
         precision=precision,
@@ -111,12 +108,34 @@ def layer_errors(
             ModuleError(
                 module=module,
                 built_up_db=snr_db(*pairs[module]),
-                own_db=snr_db(expected[ends[module]], own[found_ends[module]]),
+                own_db=snr_db(expected[module], own[end]),
             )
-            for module in shared
+            for module, end in found_ends.items()
             if module in comparable
         ),
     )
+
+
+def module_values(
+    reference: onnx.ModelProto, model: onnx.ModelProto, images: FloatArray
+) -> tuple[ModuleValues, dict[str, FloatArray]]:
+    """The modules that two graphs share: their last values in the second, and what these are in the first.
+
+    Args:
+        reference: the graph that is right, fp32; runs in ONNX Runtime.
+        model: the one in question.
+        images: (B, 3, ...).
+    """
+    before, after = module_ends(reference), module_ends(model)
+    shared = affordable([module for module in before if module in after], reference, before)
+    ends = [before[module] for module in shared]
+    expected = _run(probed(reference, ends), images, ends, "onnxruntime")
+    return {module: after[module] for module in shared}, {module: expected[before[module]] for module in shared}
+
+
+def least_db(precision: Precision) -> float:
+    """The signal-to-noise ratio below which a module is off."""
+    return LEAST_DB.get(precision, GATES[precision].snr_db)
 
 
 def snr_db(expected: FloatArray, found: FloatArray) -> float:

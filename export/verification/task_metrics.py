@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import BundleFile, Manifest, Precision
+from convmae_deploy.bundle.manifest import INT8, BundleFile, Manifest, Precision
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.tasks.base import Predictor
 from export.runtimes.runners import Runner
@@ -60,7 +60,7 @@ TASK_GATES: dict[Precision, TaskGate] = {
     "fp32": TaskGate(differing=0.0, loss=0.05, two_sided=True),
     "fp16": TaskGate(differing=0.005, loss=0.2),
     "bf16": TaskGate(differing=0.01, loss=0.3),
-    "int8": TaskGate(differing=1.0, loss=1.0),
+    **dict.fromkeys(INT8, TaskGate(differing=1.0, loss=1.0)),
 }
 
 
@@ -72,7 +72,7 @@ def task_gate(precision: Precision, file: BundleFile | None = None) -> TaskGate:
         file: its entry in the manifest; None: it has none.
     """
     gate = TASK_GATES[precision]
-    if precision == "int8" and file is not None and file.quantisation is not None:
+    if precision in INT8 and file is not None and file.quantisation is not None:
         return replace(gate, loss=file.quantisation.max_drop)
     return gate
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 from onnx import helper, numpy_helper
 from rich.console import Console
 
-from convmae_deploy.backends.engine_record import EngineProfile, check_engine, find_engine, read_record, record_path
+from convmae_deploy import cli
+from convmae_deploy.backends.engine_record import (
+    EngineProfile,
+    check_engine,
+    engines_of,
+    find_engine,
+    read_record,
+    record_path,
+)
 from convmae_deploy.backends.gpu import Gpu
 from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
@@ -83,10 +92,30 @@ def test_an_engine_lands_beside_its_graph_with_a_record_of_how_it_was_built(
     assert (folder / "manifest.json").read_bytes() == manifest
     assert engine.read_bytes()[:4] != b'{"sc' and record.engine_bytes > 1000
     assert (record.flavour, record.tensorrt_version) == ("tensorrt-rtx", rtx.__version__)
-    assert (record.compute_capabilities, record.newer_gpus) == (("8.0",), True)
+    assert (record.compute_capabilities, record.newer_gpus) == (("8.0", "8.6", "8.9", "12.0", "12.1"), True)
     assert record.profiles == (EngineProfile(min_batch=1, max_batch=1), EngineProfile(min_batch=2, max_batch=4))
     assert record.options == {"optimisation_level": 2} and record.precision == "fp32"
     assert record.build_seconds > 0 and 10**7 < record.peak_memory_bytes < 10**10
+    assert "Multiplications: 100.0% in fp32" in printed and {layer.computes_in for layer in record.layers} <= {
+        "fp32",
+        "",
+    }
+    cli.info(engine, layers=True)
+    shown = capsys.readouterr().out
+    assert "100.0% in fp32" in shown and all(layer.kind in shown for layer in record.layers)
+    with pytest.raises(ConvMAEError, match="--layers is of a TensorRT engine"):
+        cli.info(folder, layers=True)
+
+
+def test_an_engine_in_a_set_lies_in_a_folder_of_its_gpus_and_version(
+    tmp_path: Path,
+) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    engine = build(folder, batch=(1,), in_set=True, compute_capability=("8.9", "12.0"))
+    assert engine == folder / "engines" / f"sm8.9_12.0-{rtx.__version__}" / "model.engine"
+    assert find_engine(load_bundle(folder), None) == engine and "model.engine" in engines_of(load_bundle(folder))[0]
+    with pytest.raises(ConvMAEError, match="--in-set and --out both say where the engine goes"):
+        EngineConfig(bundle=folder, in_set=True, out=tmp_path)
 
 
 @pytest.mark.slow
@@ -240,3 +269,39 @@ def test_times_are_kept_for_one_version_on_one_gpu_and_not_by_tensorrt_for_rtx(t
     assert path is not None and path.parent == request.timing_cache
     assert path.name == f"tensorrt-{rtx.__version__}-nvidia-geforce-rtx-4090-sm8.9-cuda13.0.timing"
     assert tensorrt_builder._timing_cache_path(request_for(tmp_path / "bundle"), rtx, gpu) is None
+
+
+def test_an_engine_that_computes_in_fp32_where_fp16_was_asked_for_is_refused(tmp_path: Path) -> None:
+    """The manifest calls the fp32 graph fp16, which TensorRT then makes of it what it is."""
+    folder = make_bundle(tmp_path / "bundle")
+    fields = manifest_fields(folder)
+    fields["files"]["model.onnx"]["precision"] = "fp16"
+    write_manifest(folder, fields)
+    sentence = refusal(folder, batch=(1,))
+    assert (
+        "must compute in fp16, and TensorRT computes 100% of its multiplications in fp32, most of them in layer"
+        in sentence
+    )
+
+
+def test_a_version_compatible_engine_is_loaded_with_the_program_in_it_and_asked_for_its_layers(tmp_path: Path) -> None:
+    """On a stand-in: nobody has run it on a GPU."""
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            inspector = SimpleNamespace(get_engine_information=lambda kind: f"{kind} of {content!r}")
+            engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+            return engine if self.engine_host_code_allowed else None
+
+    formats = SimpleNamespace(ONELINE="oneline")
+    fake = SimpleNamespace(Runtime=Runtime, LayerInformationFormat=formats, __version__="10.9.0")
+    folder = make_bundle(tmp_path / "bundle")
+    request = request_for(folder, flavour="tensorrt", version_compatible=True)
+    assert tensorrt_builder._inspected(request, fake, None, b"engine", []) == "oneline of b'engine'"
+    with pytest.raises(ConvMAEError, match="10.9.0 cannot load the engine that it built of .*: needs host code"):
+        tensorrt_builder._inspected(request_for(folder, flavour="tensorrt"), fake, None, b"", ["needs host code"])

@@ -14,7 +14,8 @@ from convmae_deploy.bundle.manifest import standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph
-from export.int8.calibration import activation_ranges, picture_flaw, read_calibration
+from export.int8 import calibration
+from export.int8.calibration import activation_ranges, cached_ranges, picture_flaw, read_calibration
 from export.verification.divergence import cut
 from export.verification.samples import made_photos
 from tests.export.conftest import SIZE
@@ -74,28 +75,29 @@ def test_real_photos_pass() -> None:
     assert len(read_calibration(folder, Classifier, SPEC, 50).files) == 50
 
 
-def test_a_folder_of_noise_or_blank_pictures_is_refused(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "noise", [noise(120, 90, seed) for seed in range(8)])
-    with pytest.raises(ConvMAEError, match=r"real photos; 8 of 8 looked at in .*noise are noise, whose ranges"):
-        read_calibration(folder, Classifier, SPEC, 16)
-    folder = folder_of(tmp_path / "blank", [Image.new("RGB", (64, 64), (level, 0, 0)) for level in range(8)])
-    with pytest.raises(ConvMAEError, match="8 of 8 .* are blank"):
-        read_calibration(folder, Classifier, SPEC, 16)
-
-
-def test_a_few_bad_pictures_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = folder_of(tmp_path / "mixed", [*made_photos(6), noise(120, 90), Image.new("RGB", (64, 64))])
-    (folder / "08.png").write_bytes(b"no picture")
+def test_pictures_like_noise_or_blank_ones_are_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = [*made_photos(2), noise(120, 90), noise(120, 90, 1), Image.new("RGB", (64, 64))]
+    folder = folder_of(tmp_path / "mixed", pictures)
+    for name in ("05.png", "06.png"):
+        (folder / name).write_bytes(b"no picture")
     found = read_calibration(folder, Classifier, SPEC, 16)
-    assert [path.name for path in found.files] == [f"{index:02}.png" for index in range(6)]
-    assert len(caplog.messages) == 3
-    assert "06.png is left out of the calibration: it is noise" in caplog.text
-    assert "07.png is left out of the calibration: it is blank" in caplog.text
+    assert [path.name for path in found.files] == [f"{index:02}.png" for index in range(5)]
+    assert found.odd == "1 of them blank, 2 of them noise"
+    unreadable, blank, noisy = caplog.messages
+    assert unreadable.startswith("2 of 7 photos to calibrate with cannot be read and are left out; the first: ")
+    assert "05.png" in unreadable
+    assert "1 of 5 photos to calibrate with look like blank pictures, such as" in blank and "04.png" in blank
+    assert "2 of 5 photos to calibrate with look like noise" in noisy and "they are used" in noisy
 
 
-def test_too_few_photos_and_no_folder_are_one_sentence(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "few", made_photos(3))
-    with pytest.raises(ConvMAEError, match=r"at least 4 readable photos, and 100 are better; .* has 3"):
+def test_few_photos_are_told_and_none_is_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_of(tmp_path / "few", made_photos(1))
+    assert len(read_calibration(folder, Classifier, SPEC, 16).files) == 1
+    assert "has 1 photos to calibrate with, which say little" in caplog.text
+    with pytest.raises(ConvMAEError, match=r"photos that can be read, and 100 are good; .*few has 1 of 1$"):
+        read_calibration(folder, Classifier, SPEC, 16, hold_out=True)
+    (folder / "00.png").write_bytes(b"no picture")
+    with pytest.raises(ConvMAEError, match=r"has 0 of 1; the first: .*00.png"):
         read_calibration(folder, Classifier, SPEC, 16)
     with pytest.raises(ConvMAEError, match="found nothing at"):
         read_calibration(tmp_path / "none", Classifier, SPEC, 16)
@@ -116,6 +118,24 @@ def test_inputs_are_the_manifests_preprocessing_one_at_a_time(tmp_path: Path) ->
     found = read_calibration(folder_of(tmp_path / "photos", pictures), Classifier, SPEC, 4)
     for image, picture in zip(found.inputs(), pictures, strict=True):
         assert np.array_equal(image, Classifier.pixels(picture, SPEC)[None])
+
+
+def test_ranges_are_kept_for_the_same_files_and_graph_alone(
+    graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = folder_of(tmp_path / "photos", made_photos(4)), tmp_path / "cache"
+    data = read_calibration(folder, Classifier, SPEC, 4)
+    found = cached_ranges(graph.model, ["pooled"], data, cache)
+    assert found == activation_ranges(graph.model, ["pooled"], data.inputs(), 4)
+    measured: list[int] = []
+    monkeypatch.setattr(calibration, "activation_ranges", lambda *_: measured.append(1) or {"pooled": (0.0, 1.0)})
+    assert cached_ranges(graph.model, ["pooled"], data, cache) == found and not measured
+    (kept,) = cache.iterdir()
+    kept.write_text("[]")  # a file that is none of ours is made anew
+    assert cached_ranges(graph.model, ["pooled"], data, cache) == {"pooled": (0.0, 1.0)}
+    made_photos(5)[4].save(folder / "00.png")
+    cached_ranges(graph.model, ["pooled"], data, cache)
+    assert len(measured) == 2 and len(list(cache.iterdir())) == 2
 
 
 def test_ranges_are_the_extremes_over_all_inputs(graph: ExportedGraph) -> None:
