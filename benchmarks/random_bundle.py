@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from convmae_deploy.bundle.manifest import BundleFile, Licence, Precision
+from convmae_deploy.bundle.manifest import BundleFile, InputSpec, Licence, Precision
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory
@@ -175,12 +175,15 @@ def write_random_bundle(
         licence_file=None,
     )
     int8 = int8_maker(config, unmade_manifest(content, shapes), Console(stderr=True), COMMAND)
+    entry = InputSpec(
+        name=task.preprocessing.INPUT_NAME, shape=(3, *task.preprocessing.input_axes), max_batch=max_batch
+    )
     with atomic_directory(out) as directory:
         files: dict[str, BundleFile] = {}
         float32: ExportedGraph | None = None
         for precision in dict.fromkeys(("fp32", *precisions)):
             path = directory / file_name(precision)
-            request = GraphRequest(task=task, max_batch=max_batch, float32=float32, int8=int8, path=path)
+            request = GraphRequest(task=task, entry=entry, float32=float32, int8=int8, path=path)
             graph = GRAPHS[precision](request)
             float32 = float32 or graph  # the first
             write_graph(graph.model, path, leave_out=task.probes)

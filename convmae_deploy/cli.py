@@ -16,7 +16,7 @@ from rich.text import Text
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIXES
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
-from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.manifest import Precision, parse_size
 from convmae_deploy.cli_files import files_of
 from convmae_deploy.conformance.command import conform_with
 from convmae_deploy.description import describe, describe_engine
@@ -26,6 +26,7 @@ from convmae_deploy.extraction.command import FeatureRequest, read_origin, write
 from convmae_deploy.extraction.job import ModelSpec, Part
 from convmae_deploy.extraction.origin import compare
 from convmae_deploy.extraction.stream import FeatureType
+from convmae_deploy.extraction.tiles import Tiles
 from convmae_deploy.files import check_can_create
 from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
@@ -169,6 +170,9 @@ def features(
     shard_index: str | None = None,
     column: str | None = None,
     batch_size: int | None = None,
+    size: str | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
     views: Views = NO_VIEWS,
     photos: Photos = NO_LIMITS,
     strict: bool = False,
@@ -189,10 +193,15 @@ def features(
             .safetensors, .npz or .parquet.
         levels: pooled, e1, e2, e3, e4, of videos pooled_frames too: what to write. Of several views only pooled.
         dtype: of the numbers; f16 takes half the room.
-        shard_rows: rows of a shard, at most (default: 10000, fewer where they are large).
+        shard_rows: photos or videos of a shard, at most (default: 10000, fewer where they are large).
         shard_index: for one of N processes that make a part of the shards each: 0/N to N-1/N.
         column: of Parquet files, with the photos or videos, or with where they are (default: found by its name).
         batch_size: photos or videos a run (default: what the bundle allows, at most 32).
+        size: HEIGHTxWIDTH in pixels of the model's input, such as 384x640, so that photos are cropped to that shape and
+            not to a square; for bundles that were exported with --dynamic-size (default: the bundle's).
+        tile: pixels; a photo is not resized but cut into squares of this side, each of which is a row with its place,
+            x and y in pixels of the upright photo (default: a row for each photo).
+        overlap: pixels that tiles have in common with the next ones (default: an eighth of --tile).
         views: how often a video is looked at.
         photos: how large the file of a photo may be.
         strict: end with the first file that cannot be read; what it would have been a part of is not written.
@@ -208,10 +217,14 @@ def features(
         dtype=dtype,
         batch_size=batch_size,
         options=PredictOptions(**vars(views), **vars(photos)),
+        size=None if size is None else parse_size(size),
+        tiles=None if tile is None else Tiles.of(tile, overlap),
         device=device,
         threads=threads,
         runtime=runtime,
     )
+    if tile is None and overlap is not None:
+        raise ConvMAEError("--overlap is of tiles; give --tile, or leave it out")
     request = FeatureRequest(
         model=model,
         sources=sources,

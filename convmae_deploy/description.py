@@ -30,7 +30,8 @@ def _summary(manifest: Manifest) -> Table:
         "name": manifest.name,
         "task": manifest.task,
         "variant": manifest.variant,
-        "input": f"{entry.name}, float32 (B, {_shape(entry.shape)}), B from {entry.min_batch} to {entry.max_batch}",
+        "input": f"{entry.name}, float32 {entry.in_words}, B from {entry.min_batch} to {entry.max_batch}"
+        + (f" at {_shape(entry.shape)}" if entry.sides is not None else ""),
         "preprocessing": f"{spec.geometry} (height x width, {spec.interpolation}), mean {_numbers(spec.mean)}, "
         f"std {_numbers(spec.std)}",
         "classes": str(len(manifest.classes)),

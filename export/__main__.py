@@ -21,7 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import INT8, MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision
+from convmae_deploy.bundle.manifest import (
+    INT8,
+    MAX_BATCH,
+    NAME_PATTERN,
+    BundleFile,
+    InputSpec,
+    Manifest,
+    Precision,
+    SideRange,
+)
 from convmae_deploy.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_is_new, sha256_of
@@ -69,7 +78,18 @@ from export.verification.layer_errors import LayerErrors
 from export.verification.reproducer import FAILED_SUFFIX
 from export.verification.samples import Samples, verification_samples
 
-DECISIVE = ("task", "image_size", "max_batch", "opset", "data", "calibrate", "max_drop")  # for what a file holds
+# for what a file holds
+DECISIVE = (
+    "task",
+    "image_size",
+    "dynamic_size",
+    "static_batch",
+    "max_batch",
+    "opset",
+    "data",
+    "calibrate",
+    "max_drop",
+)
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
 
@@ -89,6 +109,9 @@ class ExportConfig:
     task: str | None = None
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
+    # one graph for every height and width that are multiples of 32, up to this many pixels; default: one size
+    dynamic_size: int | None = None
+    static_batch: int | None = None  # batches of this size alone, for runtimes that know no other (default: any)
     # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
     max_batch: int | None = None
     # version of ONNX's operators, 18 to 22; default: 20, for bf16 22, the first that has its convolutions
@@ -125,6 +148,14 @@ class ExportConfig:
             raise ConvMAEError(
                 f"--without-fp32 goes with --precision fp16, bf16 or both; got {','.join(self.precision)}"
             )
+        if self.dynamic_size is not None:
+            check_image_size((self.dynamic_size, self.dynamic_size))
+            if self.image_size is not None:
+                raise ConvMAEError("--dynamic-size gives every size, so that --image-size says nothing; leave one out")
+        if self.static_batch is not None and not 1 <= self.static_batch <= MAX_BATCH:
+            raise ConvMAEError(f"--static-batch must be between 1 and {MAX_BATCH}; got {self.static_batch}")
+        if self.static_batch is not None and self.max_batch is not None:
+            raise ConvMAEError("--static-batch is the largest batch too; leave --max-batch out")
         if self.opset is not None and "int8-fp16" in self.precision and self.opset < HALF_SCALES_OPSET:
             raise ConvMAEError(
                 f"int8-fp16 needs --opset {HALF_SCALES_OPSET}, as ONNX's QuantizeLinear takes no float16 before; got "
@@ -194,20 +225,28 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         record=record,
         checkpoint=config.checkpoint,
         preprocessing=preprocessing,
-        max_batch=task.max_batch,
+        max_batch=config.static_batch or config.max_batch or task.max_batch,
+        min_batch=config.static_batch or 1,
+        sides=side_range(config, task),
         licence_file=licence_file,
     )
     blank = np.zeros((1, 3, *preprocessing.input_axes), np.float32)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
-    planned = replace(content, max_batch=config.max_batch or task.max_batch)
-    manifest = unmade_manifest(planned, shapes)  # what it refuses, it refuses before minutes of work
+    manifest = unmade_manifest(content, shapes)  # what it refuses, it refuses before minutes of work
     int8 = int8_maker(config, manifest, console, command)
     with unfinished(config.out, facts_of(config)) as kept, atomic_directory(config.out) as directory:
         exporter = Exporter(
-            config=config, task=task, photos=photos, int8=int8, console=console, command=command, kept=kept
+            config=config,
+            task=task,
+            entry=manifest.input,
+            photos=photos,
+            int8=int8,
+            console=console,
+            command=command,
+            kept=kept,
         )
         written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
-        content = replace(content, max_batch=exporter.largest)
+        content = replace(content, max_batch=exporter.entry.max_batch)
         write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
         add_kit(directory, task.reference)
         check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
@@ -221,6 +260,27 @@ def facts_of(config: ExportConfig) -> dict[str, object]:
     chosen = {name: getattr(config, name) for name in DECISIVE}
     hashes = {name: sha256_of(checkpoint / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
     return {**chosen, **hashes, "first": config.precisions[0], "tools": tool_versions()}
+
+
+def side_range(config: ExportConfig, task: ExportTask) -> SideRange | None:
+    """What `--dynamic-size` asks for.
+
+    Raises:
+        ConvMAEError: models of the task have one size, or that of this one is larger.
+    """
+    if config.dynamic_size is None:
+        return None
+    if task.smallest_side is None:
+        raise ConvMAEError(
+            f"a graph for {task.task} has one size; leave --dynamic-size out, and choose the size with --image-size"
+        )
+    size = task.preprocessing.input_size
+    if max(size) > config.dynamic_size:
+        raise ConvMAEError(
+            f"--dynamic-size must be at least the {size[0]} x {size[1]} pixels that photos become; got "
+            f"{config.dynamic_size}"
+        )
+    return SideRange(smallest=task.smallest_side, largest=config.dynamic_size)
 
 
 def int8_maker(config: ExportConfig, manifest: Manifest, console: Console, command: Sequence[str]) -> Int8Maker | None:
@@ -248,13 +308,13 @@ class Exporter:
 
     config: ExportConfig
     task: ExportTask
+    entry: InputSpec  # what the graphs take
     photos: Samples
     int8: Int8Maker | None
     console: Console
     command: Sequence[str]
     kept: Unfinished
     float32: ExportedGraph | None = None
-    largest: int = 0  # batch
     batches: list[Batch] = field(default_factory=list)
 
     def write(self, precision: Precision, directory: Path) -> Written:
@@ -269,10 +329,11 @@ class Exporter:
             self.console.print(f"{path.name}: finished before the interruption, taken over.", highlight=False)
             if precision != "fp32":  # which others are made of
                 return Written.before(kept)
-        size = " x ".join(map(str, task.preprocessing.input_axes))
+        size = " x ".join(map(str, task.preprocessing.input_axes)) if self.entry.sides is None else "every size"
         request = GraphRequest(
             task=task,
-            max_batch=self.largest or self.config.max_batch or task.max_batch,
+            entry=self.entry,
+            fixed_batch=self.config.static_batch is not None,
             float32=self.float32,
             int8=self.int8,
             opset=self.config.opset,
@@ -303,10 +364,13 @@ class Exporter:
 
     def _settle(self, graph: ExportedGraph) -> None:
         """Takes note of what all graphs are tried on."""
-        kind, spec, wanted = TASKS[self.task.task], self.task.preprocessing, self.config.max_batch
-        first = verification_batches(kind, spec, self.photos, 1)[0]
-        self.largest = wanted or affordable_batch(graph, first, self.task.max_batch, self.console)
-        self.batches = verification_batches(kind, spec, self.photos, self.largest)
+        kind, spec = TASKS[self.task.task], self.task.preprocessing
+        if self.config.max_batch is None and self.config.static_batch is None:
+            one = self.entry.model_copy(update={"max_batch": 1, "sides": None})
+            first = verification_batches(kind, spec, self.photos, one)[0]
+            largest = affordable_batch(graph, first, self.task.max_batch, self.console)
+            self.entry = self.entry.model_copy(update={"max_batch": largest})
+        self.batches = verification_batches(kind, spec, self.photos, self.entry)
 
     def _failure(
         self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification

@@ -20,6 +20,7 @@ from convmae_deploy.bundle.manifest import (
     Licence,
     Manifest,
     Precision,
+    SideRange,
     StoredFile,
 )
 from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation
@@ -48,6 +49,8 @@ class BundleContent:
     checkpoint: Path | None  # run folder or checkpoint, as the user gave it; None: the weights were never stored
     preprocessing: AnyPreprocessing
     max_batch: int
+    min_batch: int = 1
+    sides: SideRange | None = None  # None: the graphs take the size that the preprocessing makes alone
     licence_file: Path | None  # from `find_licence`
 
 
@@ -151,7 +154,13 @@ def manifest_of(
             name=content.name,
             task=content.task,
             variant=content.record.variant,
-            input=InputSpec(name=content.preprocessing.INPUT_NAME, shape=(3, *axes), max_batch=content.max_batch),
+            input=InputSpec(
+                name=content.preprocessing.INPUT_NAME,
+                shape=(3, *axes),
+                sides=content.sides,
+                min_batch=content.min_batch,
+                max_batch=content.max_batch,
+            ),
             preprocessing=content.preprocessing,
             classes=content.record.classes,
             category_ids=content.record.category_ids,

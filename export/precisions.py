@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from convmae_deploy.bundle.manifest import Precision
+from torch import nn
+
+from convmae_deploy.bundle.manifest import InputSpec, Precision
 from convmae_deploy.errors import ConvMAEError
 from export.graphs.half_precision import HalfPrecision, in_half_precision
 from export.graphs.to_onnx import ExportedGraph, export_graph
@@ -19,8 +21,9 @@ class GraphRequest:
     """What a graph is made from."""
 
     task: ExportTask
-    max_batch: int  # largest batch that it must take
+    entry: InputSpec  # what it must take
     opset: int | None = None  # of ONNX; None: see `export_graph`
+    fixed_batch: bool = False  # whether its batches are all of one size
     float32: ExportedGraph | None = None  # the fp32 graph; None while that one is made
     path: Path | None = None  # of the file; None: it is in memory alone
     int8: Int8Maker | None = None  # None: no int8 graph is wanted
@@ -33,15 +36,17 @@ class GraphRequest:
 
 def float32_graph(request: GraphRequest) -> ExportedGraph:
     """The wrapper as it is."""
-    axes = request.task.preprocessing.input_axes
-    return export_graph(request.task.wrapper, axes, request.max_batch, request.outputs, request.opset, request.path)
+    return _exported(request.task.wrapper, request)
 
 
 def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph:
     """The wrapper in half precision, where `half_precision.PARTS` says so."""
     wrapper = in_half_precision(request.task.wrapper, precision)
-    axes = request.task.preprocessing.input_axes
-    return export_graph(wrapper, axes, request.max_batch, request.outputs, request.opset, request.path)
+    return _exported(wrapper, request)
+
+
+def _exported(wrapper: nn.Module, request: GraphRequest) -> ExportedGraph:
+    return export_graph(wrapper, request.entry, request.outputs, request.opset, request.path, request.fixed_batch)
 
 
 def int8_graph(request: GraphRequest) -> ExportedGraph:

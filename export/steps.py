@@ -15,7 +15,7 @@ from export.tasks.base import ExportTask
 from export.verification.divergence import Divergence
 from export.verification.elementwise import Failure, TracedFile, Verification
 from export.verification.gates import incomparable
-from export.verification.inputs import Batch
+from export.verification.inputs import Batch, smallest_batches
 from export.verification.layer_errors import LayerErrors, layer_errors
 from export.verification.overflow import find_overflow
 from export.verification.samples import PICTURES
@@ -44,7 +44,7 @@ def run_verification(
     """
     file = TracedFile(graph=graph, path=path, precision=precision, runtime=runtimes_for(precision)[0])
     if file.runtime == REFERENCE:  # which takes minutes for a large batch
-        batches = [batch for batch in batches if len(batch.images) == 1]
+        batches = smallest_batches(batches)
     progress = track(batches, f"Verifying {path.name}", console=Terminal(stderr=True), transient=True)
     verification = task.verify(file, progress)
     if precision not in GRAPH_RUNTIMES[file.runtime].widens or verification.failures:
@@ -58,8 +58,7 @@ def with_overflows(task: ExportTask, verification: Verification, batches: list[B
     Looked for in PyTorch, on single images and on the photos.
     """
     half = in_half_precision(task.wrapper, "fp16")
-    chosen = [batch for batch in batches if len(batch.images) == 1]
-    overflow = find_overflow(half, task.wrapper, [*chosen, photo_batch(batches)])
+    overflow = find_overflow(half, task.wrapper, [*smallest_batches(batches), photo_batch(batches)])
     if overflow is None:
         return verification
     failure = Failure(batch=overflow.batch, output=task.outputs[0], comparison=incomparable(str(overflow)))

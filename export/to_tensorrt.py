@@ -53,7 +53,7 @@ from convmae_deploy.backends.tensorrt_library import (
 )
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import InputSpec, Precision
+from convmae_deploy.bundle.manifest import InputSpec, Manifest, Precision, Size, parse_size
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.program import run_program
@@ -86,6 +86,8 @@ class EngineConfig:
     precision: Precision | None = None  # which graph of the bundle; default: its first
     # batch sizes to be fast for; default: the bundle's smallest and largest
     batch: Annotated[tuple[int, ...], comma_list(int, "1,8,32")] = ()
+    # sizes of inputs besides the bundle's, each with profiles of its own; for bundles made with --dynamic-size
+    size: Annotated[tuple[Size, ...], comma_list(parse_size, "384x640,...")] = ()
     out: Path | None = None  # folder or file (.engine, .plan); default: the bundle's folder
     in_set: bool = False  # in the bundle's engines/SM-VERSION/ instead, beside engines for other machines
     flavour: Literal["auto", "tensorrt", "tensorrt-rtx"] = "auto"  # auto: TensorRT where it and a GPU are there
@@ -131,7 +133,7 @@ def write_engine(config: EngineConfig, console: Console) -> tuple[Path, EngineRe
         engine=graph,  # until it is known
         manifest=bundle.manifest,
         flavour=flavour,
-        profiles=batch_profiles(config.batch, bundle.manifest.input),
+        profiles=all_profiles(config, bundle.manifest),
         workspace_bytes=None if config.workspace_mb is None else config.workspace_mb * 2**20,
         optimisation_level=config.optimisation_level,
         version_compatible=config.version_compatible,
@@ -210,6 +212,21 @@ def check_flags(config: EngineConfig, flavour: Flavour) -> None:
     for flag, given in wrong.items():
         if given:
             raise ConvMAEError(f"{flag} is not for flavour {flavour}: {advice}")
+
+
+def all_profiles(config: EngineConfig, manifest: Manifest) -> tuple[EngineProfile, ...]:
+    """Those of the bundle's size, and those of each further one.
+
+    Raises:
+        ConvMAEError: the bundle does not take a size or a batch.
+    """
+    found = list(batch_profiles(config.batch, manifest.input))
+    for size in dict.fromkeys(config.size):
+        if size != manifest.preprocessing.input_size:
+            limits = manifest.at(size).input
+            batches = [batch for batch in config.batch if batch <= limits.max_batch]  # of larger images fewer
+            found += [profile.model_copy(update={"size": size}) for profile in batch_profiles(batches, limits)]
+    return tuple(found)
 
 
 def batch_profiles(sizes: Sequence[int], spec: InputSpec) -> tuple[EngineProfile, ...]:
@@ -292,6 +309,8 @@ def summary(engine: Path, record: EngineRecord) -> str:
     """What was built, in a few lines."""
     gpus = " ".join(record.compute_capabilities) + (" and more" if record.newer_gpus else "")
     batches = ", ".join(map(str, record.batch_sizes))
+    if record.sizes:
+        batches += f"; also for {', '.join(f'{height} x {width}' for height, width in record.sizes)}"
     return (
         f"Written: {engine} ({record.engine_bytes / 1e6:.1f} MB, {record.precision}, batches {batches}) by "
         f"{TITLES[record.flavour]} {record.tensorrt_version} for compute capability {gpus}, in "

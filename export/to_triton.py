@@ -186,10 +186,10 @@ def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource)
         f"backend: {quoted(source.backend)}",
         f"platform: {quoted(source.platform)}",
         f"max_batch_size: {source.max_batch}",
-        *block("input", tensor_fields(spec.name, "float32", spec.shape)),
+        *block("input", tensor_fields(spec.name, "float32", source.shape(manifest, spec))),
     ]
     for output, described in manifest.outputs.items():
-        fields = tensor_fields(output, described.dtype, described.shape)
+        fields = tensor_fields(output, described.dtype, source.shape(manifest, described))
         if output == LOGITS and "top_k" in task_of(manifest).OPTIONS:
             fields.append(f"label_filename: {quoted(LABELS_NAME)}")
         lines += block("output", fields)
@@ -207,7 +207,7 @@ def instance_fields(config: TritonConfig, source: TritonSource) -> list[str]:
     """How many instances run where; those of an engine take all of its profiles, or Triton would use the first."""
     if source.engine is None:
         return [f"count: {config.instances}", f"kind: {KINDS[config.device]}"]
-    profiles = [f"profile: {quoted(str(place))}" for place in range(len(source.engine.profiles))]
+    profiles = [f"profile: {quoted(str(place))}" for place in range(len(source.engine.batch_sizes))]
     return [f"count: {config.instances}", f"kind: {KINDS['gpu']}", *profiles]
 
 

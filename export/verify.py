@@ -124,7 +124,7 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     spec = reference.manifest.preprocessing
     medium = task_of(bundle.manifest)
     samples = verification_samples(medium, spec, config.data, config.checkpoint)
-    batches = verification_batches(medium, spec, samples, bundle.manifest.input.max_batch)
+    batches = verification_batches(medium, spec, samples, bundle.manifest.input)
     with tempfile.TemporaryDirectory() as folder:
         traced, right = None, read_model(checked_path(bundle, None))
         if task is not None:
@@ -242,20 +242,16 @@ def traced_graph(bundle: Bundle, task: ExportTask, folder: Path) -> tuple[Export
         BundleError: the graph is no ONNX model.
         VerificationError: it lacks a value that the verification looks at.
     """
-    fresh = export_graph(
-        task.wrapper,
-        task.preprocessing.input_axes,
-        bundle.manifest.input.max_batch,
-        (*task.outputs, *task.probes),
-        path=folder / "model.onnx",
-    )
     path, description = bundle.graph()
-    if description.precision != "fp32":
-        return None, fresh.model
     try:
         model = read_model(path)
     except Exception as error:  # protobuf's exceptions differ from version to version
         raise BundleError(f"{path} is no ONNX model; export it again") from error
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].HasField("dim_value")
+    names = (*task.outputs, *task.probes)
+    fresh = export_graph(task.wrapper, bundle.manifest.input, names, path=folder / "model.onnx", fixed_batch=fixed)
+    if description.precision != "fp32":
+        return None, fresh.model
     return ExportedGraph(with_outputs(model, fresh.model, task.probes), fresh.program, fresh.outputs), fresh.model
 
 

@@ -68,6 +68,7 @@ def make_bundle(
     size: tuple[int, int] = (64, 64),
     max_batch: int = 8,
     verified: bool = True,
+    largest: int | None = None,
     **overrides: Any,
 ) -> Path:
     """Writes `directory` / model.onnx, LICENSE-WEIGHTS and manifest.json.
@@ -79,6 +80,7 @@ def make_bundle(
         size: (height, width) of the graph's input in pixels, multiples of 32.
         max_batch: the largest batch that the manifest allows.
         verified: whether the manifest carries a numerics report that passed.
+        largest: side in pixels up to which the graph takes every size; None: it takes `size` alone.
         **overrides: fields of the manifest, in JSON form, that replace those made here; they are not validated, so a
             test can write a manifest that does not load.
 
@@ -86,10 +88,11 @@ def make_bundle(
         `directory`.
     """
     strides = {f"e{level}": stride for level, stride in enumerate(STRIDES, start=1)}
+    sides = None if largest is None else {"largest": largest}
     fields = {
         "name": name,
         "task": "classification",
-        "input": {"shape": [3, *size], "max_batch": max_batch},
+        "input": {"shape": [3, *size], "sides": sides, "max_batch": max_batch},
         "preprocessing": {"resize": [side * 8 // 7 for side in size], "crop": list(size)},
         "classes": list(classes),
         "outputs": {
@@ -97,7 +100,12 @@ def make_bundle(
             for label, shape in output_shapes(len(classes), size).items()
         },
     }
-    return _write_bundle(directory, make_graph(len(classes), size), fields, verified, overrides)
+    graph = make_graph(len(classes), size)
+    if largest is not None:
+        for value in (*graph.graph.input, *graph.graph.output):
+            for place, axis in enumerate(value.type.tensor_type.shape.dim[2:]):
+                axis.dim_param = f"{value.name}_side{place}"
+    return _write_bundle(directory, graph, fields, verified, overrides)
 
 
 def make_feature_bundle(directory: Path, **facts: Any) -> Path:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from convmae_deploy.backends.gpu import Gpu, find_gpu
 from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, import_tensorrt, is_installed
 from convmae_deploy.bundle.loading import Bundle, BundleError, file_inside
-from convmae_deploy.bundle.manifest import MAX_BATCH, Precision
+from convmae_deploy.bundle.manifest import MAX_BATCH, Precision, Size
 from convmae_deploy.files import read_regular
 
 ENGINE_SUFFIX = ".engine"
@@ -44,6 +44,7 @@ class EngineProfile(_Record):
 
     min_batch: Batch
     max_batch: Batch
+    size: Size | None = None  # (height, width) in pixels of its inputs; None: the bundle's
 
 
 class EngineLayer(_Record):
@@ -78,7 +79,8 @@ class EngineRecord(_Record):
     graph: str  # the bundle's file that it was built from
     graph_sha256: Digest
     precision: Precision  # the graph's
-    profiles: tuple[EngineProfile, ...] = Field(min_length=1)  # by batch size, without gaps
+    # those of the bundle's size, then those of each other one; of each by batch size, without gaps
+    profiles: tuple[EngineProfile, ...] = Field(min_length=1)
     options: dict[str, str | int]  # what the builder was given
     gpu: str | None  # that it was built on; None: on none
     cuda: str | None  # newest of that GPU's driver
@@ -98,8 +100,13 @@ class EngineRecord(_Record):
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The batches that the engine is fast for."""
-        return tuple(profile.max_batch for profile in self.profiles)
+        """The batches of the bundle's size that the engine is fast for."""
+        return tuple(profile.max_batch for profile in self.profiles if profile.size is None)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The other sizes, (height, width) in pixels, that it takes."""
+        return tuple(dict.fromkeys(profile.size for profile in self.profiles if profile.size is not None))
 
 
 def record_path(engine: Path) -> Path:

@@ -26,7 +26,7 @@ from convmae_deploy.backends.base import (
 )
 from convmae_deploy.backends.gpu import find_gpu
 from convmae_deploy.backends.tensorrt_library import cache_folder, import_tensorrt
-from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
+from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, check_images, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import InputSpec, Precision
 from convmae_deploy.errors import ConvMAEError
@@ -73,13 +73,19 @@ class OnnxRuntimeBackend:
         self._session = _start(path, "cuda" if tensorrt else device, threads, engines)
         inputs, outputs = _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs())
         check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
-        self._input, self._path = bundle.manifest.input.name, path
+        self._input, self._path = bundle.manifest.input, path
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
     def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
-        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...)."""
+        """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
+
+        Raises:
+            ConvMAEError: the batch is of a shape that the graph does not take.
+            ModelError: the graph does not run.
+        """
+        check_images(image, self._input)
         try:
-            found = self._session.run(list(outputs), {self._input: image})
+            found = self._session.run(list(outputs), {self._input.name: image})
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise does_not_run(f"ONNX Runtime {onnxruntime.__version__}", self._path, len(image), error) from error
         return dict(zip(outputs, found, strict=True))
@@ -239,10 +245,15 @@ def _tensorrt_options(bundle: Bundle, path: Path, device: Device) -> dict[str, s
 
 
 def _batch_range(spec: InputSpec) -> dict[str, str]:
-    """The batches that the engine takes; without them every new size builds another."""
+    """The batches and sizes that the engine takes; without them every new one builds another."""
+    shapes = {which: spec.shape for which in ("min", "opt", "max")}
+    if spec.sides is not None:
+        shapes["min"], shapes["max"] = (
+            (spec.shape[0], side, side) for side in (spec.sides.smallest, spec.sides.largest)
+        )
     batches = {"min": spec.min_batch, "opt": spec.max_batch, "max": spec.max_batch}
     return {
-        f"trt_profile_{which}_shapes": f"{spec.name}:{'x'.join(map(str, (batch, *spec.shape)))}"
+        f"trt_profile_{which}_shapes": f"{spec.name}:{'x'.join(map(str, (batch, *shapes[which])))}"
         for which, batch in batches.items()
     }
 

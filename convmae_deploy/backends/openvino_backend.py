@@ -23,7 +23,7 @@ from convmae_deploy.backends.base import (
     check_threads,
     does_not_run,
 )
-from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, checked_path
+from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, check_images, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError, missing_extra
@@ -90,9 +90,8 @@ class OpenVinoBackend:
         self.name = f"openvino {precision}"
         self.streams: int = self._compiled.get_property("NUM_STREAMS")  # runs side by side
         self.threads: int = self._compiled.get_property("INFERENCE_NUM_THREADS")  # all runs share them
-        self._input, self._shape = manifest.input.name, manifest.input.shape
+        self._input = manifest.input
         self._path, self._version = path, openvino.__version__
-        self._smallest_batch = manifest.input.min_batch
         # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
         self._idle: deque[Any] = deque()
 
@@ -103,9 +102,8 @@ class OpenVinoBackend:
             ConvMAEError: the batch is of another shape.
             ModelError: the graph does not run.
         """
-        if image.shape[1:] != self._shape:  # which OpenVINO would run, whatever it reads then
-            raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, self._shape))}); got {image.shape}")
-        parts = np.array_split(image, max(1, min(self.streams, len(image) // self._smallest_batch)))
+        check_images(image, self._input)  # others OpenVINO would run, whatever it reads then
+        parts = np.array_split(image, max(1, min(self.streams, len(image) // self._input.min_batch)))
         try:
             return self._run(parts, outputs)
         except RuntimeError as error:  # all that OpenVINO raises
@@ -115,9 +113,9 @@ class OpenVinoBackend:
         """Runs parts of a batch side by side."""
         with self._requests(len(parts)) as requests:
             if len(parts) == 1:
-                return _outputs(requests[0].infer({self._input: parts[0]}, share_outputs=True), outputs)
+                return _outputs(requests[0].infer({self._input.name: parts[0]}, share_outputs=True), outputs)
             for request, part in zip(requests, parts, strict=True):
-                request.start_async({self._input: part})
+                request.start_async({self._input.name: part})
             found = []
             for request in requests:
                 request.wait()

@@ -87,6 +87,7 @@ class TensorRtBackend:
         self._logger = make_logger(tensorrt, _on_message)
         self._engine = self._load(engine, content, record)
         self._spec = self._describe(engine, bundle.manifest, record)
+        self._any_size = bundle.manifest.input.sides is not None
         self.name = f"{record.flavour} {record.precision}"
         self.providers = (gpu.name,)
         self.batch_sizes = record.batch_sizes  # those that run without rows to fill up
@@ -99,16 +100,19 @@ class TensorRtBackend:
         A batch runs in the smallest profile that takes it, filled up to that profile's size; one above the largest
         runs in parts.
         """
-        shape = self._spec.shapes[self._spec.input]
-        if image.shape[1:] != shape:
-            raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, shape))}); got {image.shape}")
+        inputs = [shapes[self._spec.input] for shapes in self._spec.shapes]
+        fitting = {place: self._spec.batches[place] for place, shape in enumerate(inputs) if shape == image.shape[1:]}
+        if not fitting:
+            known = " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in dict.fromkeys(inputs))
+            more = "; build the engine with --size for others" if self._any_size else ""
+            raise ConvMAEError(f"a batch must be {known}; got {image.shape}{more}")
         image = np.ascontiguousarray(image, dtype=np.float32)
-        largest = max(self.batch_sizes)
+        largest = max(fitting.values())
         parts = []
         with self._lane() as lane:
             for start in range(0, len(image), largest):
                 part = image[start : start + largest]
-                profile = next(place for place, size in enumerate(self.batch_sizes) if len(part) <= size)
+                profile = next(place for place, size in fitting.items() if len(part) <= size)
                 parts.append(lane.run(part, profile, outputs))
         if len(parts) == 1:
             return parts[0]
@@ -154,12 +158,16 @@ class TensorRtBackend:
                 f"{path} must have {len(record.profiles)} profiles, found {engine.num_optimization_profiles}; "
                 f"{rebuild(record.precision)}"
             )
+        at = [manifest if profile.size is None else manifest.at(profile.size) for profile in record.profiles]
         return EngineSpec(
             flavour=record.flavour,
             input=manifest.input.name,
-            shapes={name: tuple(engine.get_tensor_shape(name))[1:] for name in types},
+            shapes=tuple(
+                {one.input.name: one.input.shape} | {name: output.shape for name, output in one.outputs.items()}
+                for one in at
+            ),
             types=types,
-            batches=record.batch_sizes,
+            batches=tuple(profile.max_batch for profile in record.profiles),
         )
 
 

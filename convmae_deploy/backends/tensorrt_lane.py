@@ -1,6 +1,6 @@
 """One way through a TensorRT engine: a stream with memory of its own, which takes one batch at a time.
 
-Everything is allocated once, for the largest batch: the input and all outputs on the GPU, TensorRT's scratch, and
+Everything is allocated once, for the largest profile: the input and all outputs on the GPU, TensorRT's scratch, and
 page-locked memory on the host for what is copied. Each profile has an execution context, made when it is first needed;
 they share the scratch, as only one of them runs at a time. A profile always runs at its largest batch, whose kernels
 were chosen for it, and so its shapes never change: the second run captures it as a CUDA graph, which is one launch
@@ -12,6 +12,7 @@ run it on a stand-in for these; nobody has run it on a GPU yet.
 
 import ctypes
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,18 @@ class EngineSpec:
 
     flavour: Flavour
     input: str
-    shapes: Mapping[str, tuple[int, ...]]  # by the name of an input or output, without the batch axis
+    # of each profile, in their order: by the name of an input or output, without the batch axis
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
     types: Mapping[str, np.dtype[Any]]
-    batches: tuple[int, ...]  # the largest of each profile, in their order
+    batches: tuple[int, ...]  # the largest of each profile
 
-    def row_bytes(self, name: str) -> int:
+    def row_bytes(self, name: str, profile: int) -> int:
         """Bytes of one row of a tensor."""
-        return int(np.prod(self.shapes[name], dtype=np.int64)) * self.types[name].itemsize
+        return int(np.prod(self.shapes[profile][name], dtype=np.int64)) * self.types[name].itemsize
+
+    def most_bytes(self, name: str) -> int:
+        """Bytes of a tensor in the profile where it is largest."""
+        return max(batch * self.row_bytes(name, profile) for profile, batch in enumerate(self.batches))
 
 
 class Cuda:
@@ -80,8 +86,8 @@ class Lane:
         self._scratch_bytes = engine.device_memory_size_v2  # for the profile that needs most
         if self._scratch_bytes:
             self._scratch = cuda.call("cudaMalloc", self._scratch_bytes)
-        for name in spec.shapes:
-            self._device[name] = cuda.call("cudaMalloc", max(spec.batches) * spec.row_bytes(name))
+        for name in spec.types:
+            self._device[name] = cuda.call("cudaMalloc", spec.most_bytes(name))
 
     def run(self, image: NDArray[np.float32], profile: int, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs a batch of at most the profile's size; the rows that it lacks are zeros.
@@ -97,17 +103,17 @@ class Lane:
         cuda, spec, count = self._cuda, self._spec, len(image)
         kinds = cuda.runtime.cudaMemcpyKind
         context = self._context(profile)
-        self._view(spec.input)[:count] = image
-        row, device = spec.row_bytes(spec.input), self._device[spec.input]
+        self._view(spec.input, profile)[:count] = image
+        row, device = spec.row_bytes(spec.input, profile), self._device[spec.input]
         host = self._pinned[spec.input]
         cuda.call("cudaMemcpyAsync", device, host, count * row, kinds.cudaMemcpyHostToDevice, self._stream)
         missing = spec.batches[profile] - count
         if missing:
             cuda.call("cudaMemsetAsync", device + count * row, 0, missing * row, self._stream)
         self._enqueue(context, profile)
-        views = {name: self._view(name) for name in outputs}
+        views = {name: self._view(name, profile) for name in outputs}
         for name in outputs:
-            size = count * spec.row_bytes(name)
+            size = count * spec.row_bytes(name, profile)
             copied = (self._pinned[name], self._device[name], size, kinds.cudaMemcpyDeviceToHost, self._stream)
             cuda.call("cudaMemcpyAsync", *copied)
         cuda.call("cudaStreamSynchronize", self._stream)
@@ -130,7 +136,7 @@ class Lane:
             raise ConvMAEError("TensorRT made no execution context; see the GPU's memory and TensorRT's messages above")
         context.set_device_memory(self._scratch, self._scratch_bytes)
         done = context.set_optimization_profile_async(profile, int(self._stream))
-        done = done and context.set_input_shape(spec.input, (spec.batches[profile], *spec.shapes[spec.input]))
+        done = done and context.set_input_shape(spec.input, (spec.batches[profile], *spec.shapes[profile][spec.input]))
         for name, address in self._device.items():
             done = done and context.set_tensor_address(name, address)
         if not done:
@@ -166,14 +172,15 @@ class Lane:
             logger.warning("TensorRT's work for this engine cannot be captured as a CUDA graph; it runs without one")
         return launchable
 
-    def _view(self, name: str) -> NDArray[Any]:
-        """The page-locked memory of a tensor, as an array of the largest batch."""
-        size = max(self._spec.batches) * self._spec.row_bytes(name)
+    def _view(self, name: str, profile: int) -> NDArray[Any]:
+        """The page-locked memory of a tensor, as an array of a profile's largest batch."""
+        size = self._spec.most_bytes(name)
         if name not in self._pinned:
             self._pinned[name] = self._cuda.call("cudaMallocHost", size)
         memory = memoryview((ctypes.c_byte * size).from_address(self._pinned[name]))
-        view: NDArray[Any] = np.frombuffer(memory, self._spec.types[name])
-        return view.reshape(-1, *self._spec.shapes[name])
+        shape = self._spec.batches[profile], *self._spec.shapes[profile][name]
+        view: NDArray[Any] = np.frombuffer(memory, self._spec.types[name], count=math.prod(shape))
+        return view.reshape(shape)
 
     def __del__(self) -> None:
         for graph in self._graphs.values():

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from convmae_deploy.bundle.graphs.limits import cost_of
 from convmae_deploy.bundle.graphs.onnx_file import OnnxGraph, read_graph
 from convmae_deploy.bundle.graphs.protobuf import FormatProblem
 from convmae_deploy.bundle.graphs.weights import check_weights
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.manifest import InputSpec, Manifest
+from convmae_deploy.errors import ConvMAEError
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,29 @@ def checked_path(bundle: Bundle, file: str | None) -> Path:
         raise _unlike(path, description.opset, f"opset {graph.opset}")
     try:
         check_weights(graph.weights.values(), bundle.path, description.weights)
-        cost_of(graph, bundle.manifest.input.shape)
+        for shape in extreme_shapes(bundle.manifest.input):
+            cost_of(graph, shape)
     except FormatProblem as problem:
         raise BundleError(f"convmae_deploy cannot load {path}: {problem}; export it again") from None
     return path
+
+
+def extreme_shapes(spec: InputSpec) -> tuple[tuple[int, ...], ...]:
+    """The input's shape, and the corners of the range of shapes where the graph takes several; no batch axis."""
+    if spec.sides is None:
+        return (spec.shape,)
+    ends = spec.sides.smallest, spec.sides.largest
+    return (spec.shape, *((spec.shape[0], height, width) for height in ends for width in ends))
+
+
+def check_images(images: NDArray[np.float32], spec: InputSpec) -> None:
+    """Refuses a batch that a runtime might run all the same, or give other numbers for, as OpenVINO does.
+
+    Raises:
+        ConvMAEError: its images are of a size that the graph does not take.
+    """
+    if not len(images) or not spec.takes(images.shape[1:]):
+        raise ConvMAEError(f"a batch must be {spec.in_words}; got {images.shape}")
 
 
 def _read(path: Path, opset: int) -> OnnxGraph:
@@ -87,6 +110,9 @@ def check_graph(
             f"{path} must take batches of {manifest.input.min_batch} to {manifest.input.max_batch}, "
             f"found a fixed batch of {batch}; export it again"
         )
+    if manifest.input.sides is not None and any(isinstance(side, int) for side in inputs[0].shape[2:]):
+        found_sides = " x ".join(map(str, inputs[0].shape[2:]))
+        raise BundleError(f"{path} must take any height and width, found {found_sides}; export it again")
     found = {item.name: item for item in outputs}
     for name, spec in manifest.outputs.items():
         if name not in found:

@@ -17,7 +17,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from convmae_deploy.bundle.manifest import KIT_NAME, MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest, StoredFile
+from convmae_deploy.bundle.manifest import (
+    KIT_NAME,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    BundleFile,
+    Manifest,
+    Size,
+    StoredFile,
+)
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular, read_regular, shortened
 
@@ -58,6 +66,10 @@ class Bundle:
             listed = ", ".join(self.manifest.files)
             raise BundleError(f"bundle {self.path} has no graph {name!r}; choose one of {listed}")
         return self.path / name, self.manifest.files[name]
+
+    def at(self, size: Size) -> "Bundle":
+        """The same bundle for inputs of another size, see `Manifest.at`."""
+        return Bundle(self.path, self.manifest.at(size))
 
 
 def read_bundle(path: Path) -> Bundle:

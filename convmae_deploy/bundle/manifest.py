@@ -9,12 +9,14 @@ that what is made by it fits into memory.
 
 import hashlib
 import math
+import re
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation, Record
+from convmae_deploy.errors import ConvMAEError
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
@@ -23,8 +25,10 @@ LICENCE_NAME = "LICENSE-WEIGHTS"  # what the text of the licence is called in wh
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+SIZE_PATTERN = r"^([0-9]{1,5})x([0-9]{1,5})$"  # (height, width) as users write it
 MAX_SIDE = 4096  # pixels of an input, and of what a photo is resized to cover
 MAX_LONG_SIDE = 4 * MAX_SIDE  # pixels of a segmenter's resized photo
+SIDE_STEP = 32  # pixels: where a graph takes inputs of any size, their sides are multiples of this
 MAX_FRAMES = 1024
 MAX_BATCH = 4096
 MAX_CLASSES = 100_000
@@ -277,6 +281,18 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
+def parse_size(text: str) -> Size:
+    """(height, width) in pixels as users write it, 384x640.
+
+    Raises:
+        ConvMAEError: it is none.
+    """
+    found = re.fullmatch(SIZE_PATTERN, text)
+    if found is None:
+        raise ConvMAEError(f"a size must be HEIGHTxWIDTH in pixels, such as 384x640; got {text[:40]!r}")
+    return int(found[1]), int(found[2])
+
+
 def standard_preprocessing(image_size: Size) -> Preprocessing:
     """The evaluation of the paper and of timm for an input of (height, width) pixels: cover 256 for a crop of 224.
 
@@ -312,18 +328,56 @@ def standard_windows(window: Size, short_side: int | None, long_side: int | None
     return SlidingWindow(window=window, stride=stride, short_side=short_side, long_side=long_side)
 
 
+class SideRange(Record):
+    """The heights and widths that a graph takes, in pixels: every multiple of 32 of the range, each for itself."""
+
+    smallest: Side = SIDE_STEP
+    largest: Side
+
+    def takes(self, size: tuple[int, ...]) -> bool:
+        """Whether both sides are of the range."""
+        return all(side % SIDE_STEP == 0 and self.smallest <= side <= self.largest for side in size)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.smallest > self.largest or not self.takes((self.smallest, self.largest)):
+            raise ValueError(
+                f"sides must go from one multiple of {SIDE_STEP} to another; got {self.smallest} to {self.largest}"
+            )
+        return self
+
+
 class InputSpec(Record):
     """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
     name: Word = "image"  # see `INPUT_NAME`
     shape: Shape  # without the batch axis: (3, H, W); video (3, T, H, W)
+    sides: SideRange | None = None  # None: the graph takes the height and width of `shape` alone
     min_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
-    max_batch: int = Field(ge=1, le=MAX_BATCH)
+    max_batch: int = Field(ge=1, le=MAX_BATCH)  # of inputs as large as `shape` says; see `Manifest.at`
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the graph takes inputs of a shape, given without the batch axis."""
+        if self.sides is None:
+            return shape == self.shape
+        return len(shape) == len(self.shape) and shape[0] == self.shape[0] and self.sides.takes(shape[1:])
+
+    @property
+    def in_words(self) -> str:
+        """The shapes that it takes."""
+        if self.sides is None:
+            return f"(B, {', '.join(map(str, self.shape))})"
+        return (
+            f"(B, {self.shape[0]}, H, W) with H and W multiples of {SIDE_STEP} from {self.sides.smallest} to "
+            f"{self.sides.largest}"
+        )
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.min_batch > self.max_batch:
             raise ValueError(f"min_batch {self.min_batch} must be at most max_batch {self.max_batch}")
+        if self.sides is not None and not (len(self.shape) == 3 and self.sides.takes(self.shape[1:])):
+            raise ValueError(f"shape {self.shape} must be (3, H, W) with sides of the range {self.sides}")
         if math.prod(self.shape) > MAX_ENTRIES:
             raise ValueError(f"shape {self.shape} has more than {MAX_ENTRIES} entries")
         return self
@@ -337,6 +391,12 @@ class OutputSpec(Record):
     stride: Side | None = None  # input pixels per cell of a feature map; None for vectors
     # Videos: frames per slot of the time axis, which is a map's second and a vector's first; None: there is none.
     time_stride: Annotated[int, Field(gt=0, le=MAX_FRAMES)] | None = None
+
+    def at(self, size: tuple[int, ...]) -> Self:
+        """The same output of an input of (height, width) pixels."""
+        if self.stride is None:
+            return self
+        return self.model_copy(update={"shape": (*self.shape[:-2], *(side // self.stride for side in size))})
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -414,4 +474,40 @@ class Manifest(Record):
         expected = (3, *self.preprocessing.input_axes)
         if self.input.shape != expected:
             raise ValueError(f"input shape {self.input.shape} must be {expected}, as the preprocessing makes it")
+        if self.input.sides is not None:
+            for name, output in self.outputs.items():
+                if output.stride is not None and output.shape != output.at(expected[1:]).shape:
+                    raise ValueError(f"output {name} must have a cell for every {output.stride} pixels of {expected}")
         return self
+
+    def open_shape(self, tensor: InputSpec | OutputSpec) -> tuple[int, ...]:
+        """The shape of the input or an output without the batch axis; -1 stands for a side that is open."""
+        maps = isinstance(tensor, InputSpec) or tensor.stride is not None
+        return (*tensor.shape[:-2], -1, -1) if self.input.sides is not None and maps else tensor.shape
+
+    def at(self, size: Size) -> Self:
+        """The same bundle for inputs of (height, width) pixels: what photos become, what goes in and what comes out.
+
+        Photos are resized as much larger or smaller as the input is. The largest batch is that of as many pixels.
+
+        Raises:
+            ConvMAEError: the graph does not take that size.
+        """
+        entry, found = self.input, self.preprocessing.input_size
+        if size == found:
+            return self
+        if not entry.takes((*entry.shape[:-2], *size)):
+            taken = f"{_side_by_side(found)} alone"
+            if entry.sides is not None:
+                taken = f"multiples of {SIDE_STEP} from {entry.sides.smallest} to {entry.sides.largest}"
+            elif len(entry.shape) == 3:
+                taken += "; export it with --dynamic-size to have others"
+            raise ConvMAEError(f"{self.name} takes heights and widths of {taken}; got {_side_by_side(size)}")
+        rows = max(entry.min_batch, min(entry.max_batch, entry.max_batch * math.prod(found) // math.prod(size)))
+        return self.model_copy(
+            update={
+                "input": entry.model_copy(update={"shape": (*entry.shape[:-2], *size), "max_batch": rows}),
+                "preprocessing": self.preprocessing.with_input_size(size),
+                "outputs": {name: output.at(size) for name, output in self.outputs.items()},
+            }
+        )

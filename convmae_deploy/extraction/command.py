@@ -129,7 +129,7 @@ def _single_file(out: str) -> Path | None:
 
 def _write_file(request: FeatureRequest, predictor: FeaturePredictor, plan: Plan, file: Path, origin: Origin) -> int:
     seen = _Seen(request.strict, shown=None)  # nothing else says what was left out
-    total, kind = plan.rows(range(plan.shards)), f"{predictor.MEDIUM}s"
+    total, kind = _counting(request.model, predictor, plan.rows(range(plan.shards)))
     with request.model.stream(predictor, remote=plan.is_remote) as stream, _progress(kind, total) as advance:
 
         def parts() -> Iterator[Rows]:
@@ -153,9 +153,10 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
     maker, left, kept = prepare_job(
         request.model, plan, request.out, request.part or Part(), retry_failures=request.retry_failures
     )
-    seen, rows, failures, kind = _Seen(request.strict), 0, 0, f"{predictor.MEDIUM}s"
+    seen, rows, failures = _Seen(request.strict), 0, 0
+    expected, kind = _counting(request.model, predictor, plan.rows(left))
     begun, passed_over = time.monotonic(), PassedOver()
-    with _progress(kind, plan.rows(left)) as advance:
+    with _progress(kind, expected) as advance:
 
         def on_rows(rows: Rows) -> None:
             seen(rows)
@@ -186,6 +187,11 @@ def _write_shards(request: FeatureRequest, predictor: FeaturePredictor, plan: Pl
     if failures or kept.failures:
         print(f"why: _failures-*.jsonl in {out}; --retry-failures reads these shards again", file=sys.stderr)
     return SOME_INPUTS_BAD if (failures and not rows) or (request.strict and kept.failures) else 0
+
+
+def _counting(model: ModelSpec, predictor: FeaturePredictor, files: int | None) -> tuple[int | None, str]:
+    """How many rows there will be, None where nobody knows, and what they are of."""
+    return (files, f"{predictor.MEDIUM}s") if model.tiles is None else (None, "tiles")
 
 
 def _here(

@@ -17,6 +17,7 @@ from convmae_deploy.extraction.pieces import import_parquet
 from convmae_deploy.extraction.shards import TableWriter
 from convmae_deploy.extraction.stores import cannot_be_read
 from convmae_deploy.extraction.stream import Rows, as_text
+from convmae_deploy.extraction.tiles import COLUMNS
 from convmae_deploy.files import atomic_file, check_can_create, open_regular
 
 Features = Mapping[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
@@ -26,7 +27,7 @@ FILES_KEY = "files"  # safetensors: metadata entry with a JSON list; npz: array 
 
 _MAX_TEXT_BYTES = 2**20  # of an origin
 _MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
-_SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32"}
+_SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "int32": "I32"}
 
 
 def check_feature_path(path: Path) -> None:
@@ -67,15 +68,19 @@ def write_features(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
     if path.suffix == ".parquet":
         return _write_parquet(path, origin, parts)
     names: list[str] = []
-    found: dict[str, list[NDArray[Any]]] = {level: [] for level in origin.levels}
+    columns = (*origin.levels, *(COLUMNS if origin.tiled else ()))
+    found: dict[str, list[NDArray[Any]]] = {column: [] for column in columns}
     try:
         for rows in parts:
             names += map(as_text, rows.names)
             for level, values in rows.features.items():
                 found[level].append(values)
+            if rows.places:
+                for column, places in zip(COLUMNS, np.array(rows.places, np.int32).T, strict=True):
+                    found[column].append(places)
         if not names:
             raise _nothing(path)
-        features = {level: np.concatenate(found.pop(level)) for level in origin.levels}
+        features = {column: np.concatenate(found.pop(column)) for column in columns}
         array = np.array(names, dtype=np.str_) if path.suffix == ".npz" else None  # each as wide as the longest
     except MemoryError:
         raise ConvMAEError(
@@ -148,7 +153,7 @@ def _write_parquet(path: Path, origin: Origin, parts: Iterable[Rows]) -> int:
     with atomic_file(path) as temporary:
         with TableWriter(temporary, origin) as table:
             for rows in parts:
-                table.write(rows.names, rows.features)
+                table.write(rows)
                 count += len(rows.names)
         if not count:
             raise _nothing(path)

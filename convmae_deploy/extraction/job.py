@@ -10,6 +10,7 @@ from pathlib import Path
 
 from convmae_deploy.backends.base import Device, check_threads
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions, start_backend
+from convmae_deploy.bundle.manifest import Manifest, Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import Output, open_output
@@ -17,6 +18,7 @@ from convmae_deploy.extraction.pieces import Piece
 from convmae_deploy.extraction.shards import Found, Job, Written, begin, write_shard
 from convmae_deploy.extraction.sources import Plan
 from convmae_deploy.extraction.stream import FeatureStream, FeatureType, Rows
+from convmae_deploy.extraction.tiles import Tiles
 from convmae_deploy.machine import available_cores
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import NO_OPTIONS, PredictOptions
@@ -27,6 +29,7 @@ _MAX_LANES = 4  # each has the memory of a batch
 _DEVICE_LANES = 2  # one is computed while the next is sent; never run on a GPU yet
 _MAX_READERS = 32  # more do not help before the disk or the model is the limit
 _REMOTE_READERS = 16  # they wait for the store, and hold a photo each
+_USUAL_TILES = 100  # of a photo, where nobody has counted them
 _SHARD_BYTES = 256_000_000  # of a shard by default, at most
 
 
@@ -39,6 +42,8 @@ class ModelSpec:
     dtype: FeatureType = "f32"
     batch_size: int | None = None  # photos or videos a run; None: what the bundle allows, at most 32 rows
     options: PredictOptions = NO_OPTIONS  # of each file: how often a video is looked at
+    size: Size | None = None  # (height, width) in pixels of the graph's input; None: the bundle's
+    tiles: Tiles | None = None  # that photos are cut into, instead of being resized and cropped; None: none
     device: Device = "auto"
     threads: int | None = None  # of all runs of the model together; None: one a core
     cores: int | None = None  # that the model and the readers may use; None: all that this process has
@@ -58,7 +63,17 @@ class ModelSpec:
         backend = start_backend(bundle, device=self.device, threads=threads, options=self.runtime)
         predictor = task_of(bundle.manifest)(bundle, backend, self.runtime)
         assert isinstance(predictor, FeaturePredictor)  # `feature_levels` says so
-        return predictor
+        if predictor.MEDIUM == "video" and (self.size is not None or self.tiles is not None):
+            raise ConvMAEError(f"sizes and tiles are for models of photos; {bundle.manifest.name} is one of videos")
+        return predictor.at(self._size(predictor.manifest))
+
+    def _size(self, manifest: Manifest) -> Size:
+        """(height, width) in pixels of the graph's input."""
+        if self.tiles is not None:
+            if self.size is not None:
+                raise ConvMAEError("tiles are as large as the graph's input, so that a size says nothing; leave it out")
+            return self.tiles.side, self.tiles.side
+        return self.size or manifest.preprocessing.input_size
 
     def stream(self, predictor: FeaturePredictor, *, remote: bool) -> FeatureStream:
         """What runs it; see `FeatureStream`."""
@@ -68,6 +83,7 @@ class ModelSpec:
             batch_size=self.batch_size,
             dtype=self.dtype,
             options=self.options,
+            tiles=self.tiles,
             lanes=self._lanes() if predictor.backend.providers[0].startswith("CPU") else _DEVICE_LANES,
             readers=_REMOTE_READERS if remote else self._readers(),
         )
@@ -93,7 +109,15 @@ class ModelSpec:
     def origin(self) -> Origin:
         """What its vectors are made by."""
         levels = tuple(dict.fromkeys(self.levels))
-        return origin_of(load_bundle(self.bundle), levels, runtime=self.runtime, options=self.options, dtype=self.dtype)
+        bundle = load_bundle(self.bundle)
+        return origin_of(
+            bundle.at(self._size(bundle.manifest)),
+            levels,
+            runtime=self.runtime,
+            options=self.options,
+            dtype=self.dtype,
+            tiles=self.tiles,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,8 +141,10 @@ class Part:
 
 
 def shard_rows_of(origin: Origin) -> int:
-    """How many rows a shard has by default: fewer where rows are large."""
+    """How many photos or videos a shard has by default: fewer where rows are large, or each photo has many."""
     row_bytes = 4 * sum(math.prod(level.shape) for level in origin.levels.values())
+    if origin.tiled:
+        row_bytes *= _USUAL_TILES
     return max(1, min(DEFAULT_SHARD_ROWS, _SHARD_BYTES // row_bytes))
 
 

@@ -18,6 +18,7 @@ from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeO
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import BundleFile
 from convmae_deploy.bundle.numerics import OutputNumerics
+from convmae_deploy.extraction.tiles import Tiles
 from convmae_deploy.tasks import TASKS, task_of
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions
 from convmae_deploy.tasks.features import FeaturePredictor
@@ -57,6 +58,11 @@ class Origin(BaseModel):
     dtype: str = "f32"  # that they are stored in
     release: str = Field(default_factory=lambda: version("convmae-deploy"))  # of this package
 
+    @property
+    def tiled(self) -> bool:
+        """Whether each row is of a tile of a photo, and has its place."""
+        return "tile" in self.preprocessing
+
     def fingerprints(self) -> str:
         """One text for all levels, for headers: `pooled=0123456789abcdef, e3=…`."""
         return ", ".join(f"{name}={level.fingerprint}" for name, level in self.levels.items())
@@ -70,6 +76,7 @@ def origin_of(
     options: PredictOptions = NO_OPTIONS,
     dtype: str = "f32",
     upright: bool = True,
+    tiles: Tiles | None = None,
 ) -> Origin:
     """The origin of the vectors that a bundle gives.
 
@@ -81,6 +88,7 @@ def origin_of(
         dtype: "f32" or "f16", that the vectors are stored in. It is no part of the fingerprint: rounding to f16 lies
             some 70 dB below the numbers.
         upright: whether photos were turned as their EXIF data says, as everywhere but where a client says otherwise.
+        tiles: that photos are cut into; None: they are resized and cropped as the bundle says.
     """
     name, graph, precision = _computation(bundle, runtime)
     manifest = bundle.manifest
@@ -88,6 +96,9 @@ def origin_of(
     preprocessing = manifest.preprocessing.model_dump(mode="json")
     if options.frame_sampling_rate is not None:
         preprocessing["stride"] = options.frame_sampling_rate
+    if tiles is not None:  # of which no pixel is resized
+        kept = {name: preprocessing[name] for name in ("mean", "std")}
+        preprocessing = kept | {"tile": tiles.side, "overlap": tiles.overlap}
     if not upright:
         preprocessing["orientation"] = "as stored"
     views = (options.temporal_views or 1, options.spatial_views or 1)

@@ -1,8 +1,9 @@
 """Shards of features: Parquet files, each whole or absent, which say what they were made by.
 
-A shard holds a row for each photo or video that could be read: `path`, and a list of fixed size for each level. What
-could not be read stands beside it, in `_failures-….jsonl`, which is written before the shard: a shard marks its piece
-of the work as done. Readers of the folder pass over names that begin with an underscore.
+A shard holds a row for each photo or video that could be read, or for each tile of a photo: `path`, of tiles `x` and
+`y` in pixels of the upright photo, and a list of fixed size for each level. What could not be read stands beside it, in
+`_failures-….jsonl`, which is written before the shard: a shard marks its piece of the work as done. Readers of the
+folder pass over names that begin with an underscore.
 """
 
 import json
@@ -25,6 +26,7 @@ from convmae_deploy.extraction.origin import METADATA_KEY, Origin
 from convmae_deploy.extraction.outputs import Output
 from convmae_deploy.extraction.pieces import PassedOver, import_parquet
 from convmae_deploy.extraction.stream import Failure, Rows, as_text
+from convmae_deploy.extraction.tiles import COLUMNS, Place
 from convmae_deploy.files import shortened
 
 PATH_COLUMN = "path"
@@ -181,7 +183,7 @@ def shard_job(output: Output, name: str) -> Job | None:
 
 
 def schema_of(origin: Origin, job: Job | None = None) -> Any:
-    """The Arrow schema of a table of features: `path`, and a list of fixed size for each level.
+    """The Arrow schema of a table of features: `path`, of tiles `x` and `y`, and a list of fixed size for each level.
 
     Args:
         origin: of the rows.
@@ -191,6 +193,8 @@ def schema_of(origin: Origin, job: Job | None = None) -> Any:
 
     number = {"f32": pyarrow.float32(), "f16": pyarrow.float16()}[origin.dtype]
     fields = [pyarrow.field(PATH_COLUMN, pyarrow.string(), nullable=False)]
+    if origin.tiled:
+        fields += [pyarrow.field(name, pyarrow.int32(), nullable=False) for name in COLUMNS]
     for name, level in origin.levels.items():
         kind = pyarrow.list_(pyarrow.field("element", number, nullable=False), int(np.prod(level.shape)))
         about = {"shape": json.dumps(level.shape), "fingerprint": level.fingerprint}
@@ -233,16 +237,18 @@ class TableWriter:
             use_byte_stream_split=[f"{level}.list.element" for level in self._levels],
         )
         self._names: list[str] = []
+        self._places: list[Place] = []
         self._parts: dict[str, list[NDArray[Any]]] = {level: [] for level in self._levels}
 
-    def write(self, names: Sequence[str], features: Mapping[str, NDArray[Any]]) -> None:
-        """Adds rows: N names, and level -> (N, ...)."""
+    def write(self, rows: Rows) -> None:
+        """Adds rows."""
         start = 0
-        while start < len(names):
-            stop = min(len(names), start + self._group - len(self._names))
-            self._names += names[start:stop]
+        while start < len(rows.names):
+            stop = min(len(rows.names), start + self._group - len(self._names))
+            self._names += rows.names[start:stop]
+            self._places += rows.places[start:stop]
             for level in self._levels:
-                self._parts[level].append(features[level][start:stop])
+                self._parts[level].append(rows.features[level][start:stop])
             if len(self._names) == self._group:
                 self._flush()
             start = stop
@@ -264,17 +270,23 @@ class TableWriter:
 
     def _flush(self) -> None:
         features = {level: np.concatenate(parts) for level, parts in self._parts.items()}
-        self._writer.write_table(as_table(self._schema, self._names, features), row_group_size=self._group)
-        self._names = []
+        self._writer.write_table(
+            as_table(self._schema, self._names, features, self._places), row_group_size=self._group
+        )
+        self._names, self._places = [], []
         self._parts = {level: [] for level in self._levels}
 
 
-def as_table(schema: Any, names: Sequence[str], features: Mapping[str, NDArray[Any]]) -> Any:
+def as_table(
+    schema: Any, names: Sequence[str], features: Mapping[str, NDArray[Any]], places: Sequence[Place] = ()
+) -> Any:
     """Rows as an Arrow table of `schema_of`."""
     import pyarrow
 
     columns = [pyarrow.array([as_text(name) for name in names], type=pyarrow.string())]
-    for level in list(schema)[1:]:
+    if places:
+        columns += [pyarrow.array(values, type=pyarrow.int32()) for values in zip(*places, strict=True)]
+    for level in list(schema)[len(columns) :]:
         numbers = pyarrow.array(np.ascontiguousarray(features[level.name]).reshape(-1), type=level.type.value_type)
         columns.append(pyarrow.FixedSizeListArray.from_arrays(numbers, type=level.type))
     return pyarrow.Table.from_arrays(columns, schema=schema)
@@ -294,7 +306,7 @@ def write_shard(output: Output, job: Job, index: int, parts: Iterable[Rows]) -> 
         with output.writing(job.shard_name(index)) as path:
             with TableWriter(path, job.origin, job) as table:
                 for rows in parts:
-                    table.write(rows.names, rows.features)
+                    table.write(rows)
                     count += len(rows.names)
                     for failure in rows.failures:
                         lines.write(failure.line())

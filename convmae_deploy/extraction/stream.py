@@ -16,15 +16,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.pieces import Item, Readable
+from convmae_deploy.extraction.tiles import Place, Tiles
+from convmae_deploy.media.images import DEFAULT_LIMITS
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.base import NO_OPTIONS, ModelOutputError, PredictOptions, Prepared
@@ -58,11 +63,21 @@ class Rows:
     names: Sequence[str]  # N of them
     features: dict[str, NDArray[Any]]  # level -> (N, ...), float32 or float16
     failures: Sequence[Failure]
+    places: Sequence[Place] = ()  # N of tiles; none of whole photos
 
 
 def as_text(name: str) -> str:
     """A file's name as text that any format can hold: bytes that are no UTF-8 reach Python as lone surrogates."""
     return os.fsencode(name).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What becomes a row of the output."""
+
+    name: str
+    prepared: Prepared
+    place: Place | None  # of a tile
 
 
 class _RowError(Exception):
@@ -80,6 +95,7 @@ class FeatureStream:
         batch_size: int | None = None,
         dtype: FeatureType = "f32",
         options: PredictOptions = NO_OPTIONS,
+        tiles: Tiles | None = None,
         lanes: int = 1,
         readers: int = 1,
     ) -> None:
@@ -90,6 +106,7 @@ class FeatureStream:
             batch_size: photos or videos a run, at least 1; None: what the bundle allows, at most 32 rows.
             dtype: of the features.
             options: of each file: how often a video is looked at.
+            tiles: that photos are cut into; None: they are resized and cropped as the bundle says.
             lanes: batches that the model runs side by side.
             readers: files that are read and prepared side by side.
 
@@ -106,9 +123,11 @@ class FeatureStream:
             raise ConvMAEError(f"batch size must be at least 1; got {batch_size}")
         self._predictor, self._batch_size, self._dtype = predictor, batch_size, DTYPES[dtype]
         self._max_bytes = MAX_PHOTO_BYTES if predictor.MEDIUM == "photo" else VideoLimits().max_bytes
-        self._lanes = lanes
+        self._lanes, self._tiles = lanes, tiles
         # Files that are read, decoded, or wait for the model: fewer where the model takes large ones.
         row_bytes = 4 * math.prod(predictor.manifest.input.shape) * views_of(options).total
+        if tiles is not None:  # of a photo that is cut all pixels are kept
+            row_bytes = 3 * (options.max_pixels or DEFAULT_LIMITS.max_pixels)
         self._ahead = max(1, min(lanes * batch_size + readers, _PREPARED_BYTES // row_bytes))
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="convmae-read")
         self._model = ThreadPoolExecutor(lanes, thread_name_prefix="convmae-model")
@@ -147,10 +166,9 @@ class FeatureStream:
 
     def _batches(
         self, pieces: Iterable[tuple[int, Readable]]
-    ) -> Iterator[tuple[int, tuple[list[str], list[Prepared], list[Failure]] | None]]:
+    ) -> Iterator[tuple[int, tuple[list[_Row], list[Failure]] | None]]:
         """What the model runs at once, of one piece; None after the last of a piece."""
-        names: list[str] = []
-        prepared: list[Prepared] = []
+        rows: list[_Row] = []
         failures: list[Failure] = []
         for number, item, future in self._read_ahead(pieces):
             if item is not None and future is not None:
@@ -158,16 +176,29 @@ class FeatureStream:
                 if isinstance(outcome, ConvMAEError):
                     failures.append(Failure(item.name, str(outcome)))
                 else:
-                    names.append(item.name)
-                    prepared.append(outcome)
-            if len(prepared) == self._batch_size or (item is None and prepared):
-                yield number, (names, prepared, failures)
-                names, prepared, failures = [], [], []
+                    for row in self._rows_of(item.name, outcome):
+                        rows.append(row)
+                        if len(rows) == self._batch_size:
+                            yield number, (rows, failures)
+                            rows, failures = [], []
+                del outcome
+            if item is None and rows:
+                yield number, (rows, failures)
+                rows, failures = [], []
             elif len(failures) == _MAX_FAILURES or (item is None and failures):
-                yield number, ([], [], failures)
+                yield number, ([], failures)
                 failures = []
             if item is None:
                 yield number, None
+
+    def _rows_of(self, name: str, prepared: Prepared | Image.Image) -> Iterator[_Row]:
+        """One, or a photo's tiles, which are cut as they are needed."""
+        if isinstance(prepared, Prepared):
+            yield _Row(name, prepared, None)
+            return
+        assert self._tiles is not None and isinstance(self._predictor.manifest.preprocessing, Preprocessing)
+        for place, tile in self._tiles.cut(prepared, self._predictor.manifest.preprocessing):
+            yield _Row(name, tile, place)
 
     def _read_ahead(self, pieces: Iterable[tuple[int, Readable]]) -> Iterator[tuple[int, Item | None, Any]]:
         """Items, each with what is made of it; None after the last of a piece."""
@@ -204,16 +235,22 @@ class FeatureStream:
                 with suppress(Empty):
                     queue.get(timeout=0.05)
 
-    def _prepare(self, item: Item) -> Prepared | ConvMAEError:
+    def _prepare(self, item: Item) -> Prepared | Image.Image | ConvMAEError:
+        """What the model takes of a file; of one that is cut into tiles the photo itself, upright and whole."""
         content = item.content
         try:
             if isinstance(content, ConvMAEError):
                 return content
+            source: bytes | Path
             if isinstance(content, bytes):
-                return self._predictor.prepare(content, self._options)
-            if stores.is_remote(content):
-                return self._predictor.prepare(stores.read(content, self._max_bytes), self._options)
-            return self._predictor.prepare(stores.local_path(content), self._options)
+                source = content
+            elif stores.is_remote(content):
+                source = stores.read(content, self._max_bytes)
+            else:
+                source = stores.local_path(content)
+            if self._tiles is not None:
+                return self._predictor.open_photo(source, self._options, whole=True)
+            return self._predictor.prepare(source, self._options)
         except stores.StoreError:
             raise
         except ConvMAEError as error:
@@ -221,19 +258,23 @@ class FeatureStream:
         except MemoryError:
             return ConvMAEError("there is not enough memory for it; free some, or make it smaller")
 
-    def _extract(self, names: list[str], prepared: list[Prepared], failures: list[Failure]) -> Rows:
+    def _extract(self, rows: list[_Row], failures: list[Failure]) -> Rows:
         """Runs a batch; where an output is not what it must be, its rows one by one, as one may spoil the others."""
-        if not prepared:
+        if not rows:
             return Rows(names=(), features={}, failures=failures)
+        places = [row.place for row in rows if row.place is not None]
         try:
-            return Rows(names=names, features=self._run(prepared), failures=failures)
+            features = self._run([row.prepared for row in rows])
+            return Rows(names=[row.name for row in rows], features=features, failures=failures, places=places)
         except _RowError as error:
-            if len(prepared) == 1:
-                return Rows(names=(), features={}, failures=[*failures, Failure(names[0], str(error))])
-        parts = [self._extract([name], [one], []) for name, one in zip(names, prepared, strict=True)]
+            if len(rows) == 1:
+                where = f"the tile at x = {places[0][0]}, y = {places[0][1]}: " if places else ""
+                return Rows(names=(), features={}, failures=[*failures, Failure(rows[0].name, f"{where}{error}")])
+        parts = [self._extract([row], []) for row in rows]
         good = [part for part in parts if part.names]
         return Rows(
             names=[part.names[0] for part in good],
+            places=[place for part in good for place in part.places],
             features={level: np.concatenate([part.features[level] for part in good]) for level in self.levels if good},
             failures=[*failures, *(failure for part in parts for failure in part.failures)],
         )

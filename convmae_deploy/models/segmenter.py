@@ -106,7 +106,9 @@ class UperHead(nn.Module):
             laterals[level - 1] = laterals[level - 1] + resize_like(laterals[level], laterals[level - 1])
         levels = [convolution(lateral) for convolution, lateral in zip(self.fpn_convs, laterals[:-1], strict=True)]
         levels.append(laterals[-1])
-        fused = self.fpn_bottleneck(torch.cat([resize_like(level, levels[0]) for level in levels], dim=1))
+        finest, *coarser = levels
+        same = [finest, *(resize_like(level, finest) for level in coarser)]
+        fused = self.fpn_bottleneck(torch.cat(same, dim=1))
         return self.conv_seg(self.dropout(fused))  # type: ignore[no-any-return]
 
     def pool_pyramid(self, e4_bdhw: Tensor) -> Tensor:
@@ -217,10 +219,7 @@ def unpadded_downsampling(width: int) -> nn.Sequential:
 
 def resize_like(map_bchw: Tensor, target_bchw: Tensor) -> Tensor:
     """The map on the grid of another one, bilinearly, corners not aligned."""
-    size = target_bchw.shape[-2:]
-    if map_bchw.shape[-2:] == size:
-        return map_bchw
-    return F.interpolate(map_bchw, size=size, mode="bilinear", align_corners=False)
+    return F.interpolate(map_bchw, size=target_bchw.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def build_segmenter(

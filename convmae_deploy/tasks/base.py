@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from convmae_deploy.backends.base import Backend, FloatArray, Outputs
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions
+from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
@@ -134,6 +135,22 @@ class Predictor(ABC):
         self.bundle, self.manifest = bundle, bundle.manifest
         self.backend, self.runtime = backend, runtime
         self._has_halved = False
+        self._sized: dict[Size, Self] = {}  # by (height, width), see `at`
+
+    def at(self, size: Size) -> Self:
+        """The same model on inputs of (height, width) pixels.
+
+        Raises:
+            ConvMAEError: the graph does not take that size.
+        """
+        if size == self.manifest.input.shape[-2:]:
+            return self
+        if size not in self._sized:  # two threads may both make it: they are alike
+            bundle, file = self.bundle.at(size), self.runtime.file
+            if file is None or file in bundle.manifest.files:  # an engine takes the sizes that it was built for
+                checked_path(bundle, file)  # what it takes at this size
+            self._sized[size] = type(self)(bundle, self.backend, self.runtime)
+        return self._sized[size]
 
     @classmethod
     def check_task(cls, bundle: Bundle) -> None:
@@ -206,7 +223,7 @@ class Predictor(ABC):
         photo = self.open_photo(source, options)
         return Prepared(rows=self.preprocess(photo)[None], size=(photo.height, photo.width))
 
-    def open_photo(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Image.Image:
+    def open_photo(self, source: Source, options: PredictOptions = NO_OPTIONS, *, whole: bool = False) -> Image.Image:
         """An upright RGB photo.
 
         A large JPEG may come at half its size where results do not depend on that (`HALVES`); the first time that
@@ -215,6 +232,7 @@ class Predictor(ABC):
         Args:
             source: a file, the content of one, or an image of Pillow's, which is taken as it is.
             options: say how large a file may be.
+            whole: whether it must come in its own size.
 
         Raises:
             ConvMAEError: the file cannot be read, or is no photo that can be decoded (`ImageError`).
@@ -224,7 +242,7 @@ class Predictor(ABC):
         limits = ImageLimits(
             max_pixels=options.max_pixels or DEFAULT_LIMITS.max_pixels,
             max_side=options.max_side or DEFAULT_LIMITS.max_side,
-            halve=self.HALVES,
+            halve=self.HALVES and not whole,
         )
         decoded = (
             decode_image(source, limits=limits)

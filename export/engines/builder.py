@@ -257,7 +257,8 @@ def _configure(request: BuildRequest, tensorrt: Any, config: Any) -> None:
 def _add_profiles(request: BuildRequest, builder: Any, network: Any, config: Any) -> None:
     image = network.get_input(0)
     for profile in request.profiles:
-        shapes = [(batch, *request.manifest.input.shape) for batch in (profile.min_batch, profile.max_batch)]
+        manifest = request.manifest if profile.size is None else request.manifest.at(profile.size)
+        shapes = [(batch, *manifest.input.shape) for batch in (profile.min_batch, profile.max_batch)]
         ranges = builder.create_optimization_profile()
         ranges.set_shape(image.name, shapes[0], shapes[1], shapes[1])  # smallest, best for, largest
         config.add_optimization_profile(ranges)

@@ -1,4 +1,4 @@
-"""Adaptive average pooling as two products with constant matrices: rows of bins @ map @ columns of bins.
+"""Adaptive average pooling as two products with matrices that only sides decide: rows of bins @ map @ columns of bins.
 
 ONNX has no adaptive pooling, and bins of unequal size, as those of a 15 x 15 map in two, are no pooling of ONNX at all.
 """
@@ -22,12 +22,13 @@ class MatrixPooling(nn.Module):
 
 
 def pooling_matrix(side: int, bins: int) -> Tensor:
-    """(bins, side) float32: row i averages the cells from floor(i side / bins) to ceil((i + 1) side / bins)."""
-    matrix = torch.zeros(bins, side)
-    for index in range(bins):
-        first, end = index * side // bins, -(-(index + 1) * side // bins)
-        matrix[index, first:end] = 1 / (end - first)
-    return matrix
+    """(bins, side) float32: row i averages the cells from floor(i side / bins) to ceil((i + 1) side / bins).
+
+    Compared without a division, so that a graph with open sides computes it from these.
+    """
+    rows, cells = torch.arange(bins)[:, None], torch.arange(side)[None]
+    inside = (((cells + 1) * bins > rows * side) & (cells * bins < (rows + 1) * side)).float()  # (bins, side)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 def replace_adaptive_pooling(model: nn.Module) -> None:

@@ -1,22 +1,24 @@
-"""From a module to an ONNX graph with an open batch axis, and what can be asked of such a graph."""
+"""From a module to an ONNX graph with open axes, and what can be asked of such a graph."""
 
 import ast
 import inspect
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
+from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
 from export.graph_files import read_model
+from export.graphs.open_axes import check_sides, example_shape, name_axes, open_axes, resized_positions
 from export.graphs.operators import refuse_operators
 
 OPSET = 20  # with one node for each LayerNorm and each GELU, and read by the oldest runtimes that have those
@@ -48,25 +50,25 @@ class ExportedGraph:
 
 def export_graph(
     wrapper: nn.Module,
-    axes: tuple[int, ...],
-    max_batch: int,
+    entry: InputSpec,
     outputs: tuple[str, ...],
     opset: int | None = None,
     path: Path | None = None,
+    fixed_batch: bool = False,
 ) -> ExportedGraph:
-    """Traces and translates a wrapper in evaluation mode; the batch axis stays open from 1 to `max_batch`.
+    """Traces and translates a wrapper in evaluation mode; axes stay open as far as its input says.
 
     Args:
         wrapper: its one argument is the input, its model its attribute `model`; gives a flat tuple of tensors.
-        axes: (height, width) in pixels, or (frames, height, width); fixed in the graph.
-        max_batch: largest batch that the graph must take.
+        entry: what the graph must take.
         outputs: the names of the tensors.
         opset: version of ONNX's operators, within OPSETS; None: OPSET, or BFLOAT16_OPSET where a weight needs it.
         path: where the graph is going to be; weights beyond what one file holds go beside it at once.
+        fixed_batch: whether it must take the largest batch alone.
 
     Raises:
-        ConvMAEError: the weights do not fit into one ONNX file and there is no path for a second, or an operator is not
-            for every runtime.
+        ConvMAEError: the weights do not fit into one ONNX file and there is no path for a second, the model is for one
+            size alone, or an operator is not for every runtime.
     """
     is_large = weight_bytes(wrapper) > ONNX_LIMIT_BYTES
     if is_large and path is None:
@@ -77,11 +79,9 @@ def export_graph(
     if opset is None:
         has_bfloat16 = any(tensor.dtype == torch.bfloat16 for tensor in wrapper.state_dict().values())
         opset = BFLOAT16_OPSET if has_bfloat16 else OPSET
-    # A batch of 2 as example and a largest of at least 2: the tracer turns a size of 1 into a constant.
-    batch = Dim("batch", min=1, max=max(2, max_batch))
-    example = torch.zeros(2, 3, *axes)
     (name,) = inspect.signature(wrapper.forward).parameters
-    with _quiet():
+    example = torch.zeros(example_shape(entry, fixed_batch))
+    with _quiet(), resized_positions(wrapper) if entry.sides is not None else nullcontext():
         program = torch.onnx.export(
             wrapper,
             (example,),
@@ -90,7 +90,7 @@ def export_graph(
             external_data=False,
             input_names=[name],
             output_names=list(outputs),
-            dynamic_shapes={name: {0: batch}},
+            dynamic_shapes={name: open_axes(entry, fixed_batch)},
             verbose=False,
         )
         if program is None or program.exported_program is None:
@@ -100,6 +100,8 @@ def export_graph(
             model = read_model(path)
         else:
             model = program.model_proto
+    check_sides(program.exported_program, entry)
+    name_axes(model.graph, entry)
     _skip_round_trips(model.graph)
     _tidy(model)
     refuse_operators(model)

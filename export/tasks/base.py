@@ -41,6 +41,8 @@ class ExportTask:
     preprocessing: AnyPreprocessing
     probes: tuple[str, ...] = ()  # what the wrapper gives besides, for `verify` alone; not in the bundle
     max_batch: int = 32  # default of the largest batch
+    # in pixels, of inputs of one graph for every height and width; None: there is no such graph of the task
+    smallest_side: int | None = None
 
     def verify(self, file: TracedFile, batches: Iterable[Batch]) -> Verification:
         """A file against PyTorch: every output, element by element."""

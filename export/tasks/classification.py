@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import Manifest, standard_preprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_classifier
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder
@@ -56,6 +56,7 @@ def classifier_task(model: ConvMAEClassifier, record: CheckpointRecord) -> Expor
         reference=torch_runner(wrapper, CLASSIFIER_OUTPUTS),
         record=record,
         preprocessing=own_preprocessing("classification", record, standard_preprocessing(record.model.image_size)),
+        smallest_side=SIDE_STEP,
     )
 
 

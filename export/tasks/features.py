@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import Manifest, Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder
@@ -51,6 +51,7 @@ def feature_task(model: ConvMAEClassifier, record: CheckpointRecord) -> ExportTa
         reference=torch_runner(wrapper, FEATURE_OUTPUTS),
         record=record,
         preprocessing=preprocessing,
+        smallest_side=SIDE_STEP,
     )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray, Outputs
-from convmae_deploy.bundle.manifest import Manifest, standard_windows
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, standard_windows
 from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
@@ -63,6 +63,8 @@ def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportT
         outputs=("logits",),
         reference=reference,
         record=record,
+        # the authors' form of E4 has no cell for smaller ones
+        smallest_side=SIDE_STEP if model.downsample is None else 2 * SIDE_STEP,
         preprocessing=own_preprocessing("segmentation", record, standard_windows(record.model.image_size, None)),
     )
 

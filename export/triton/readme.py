@@ -19,6 +19,11 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     steps.append(
         f"Send it as `{spec.name}`, FP32, shape ({shape_in_words(spec.shape)}), B from 1 to {source.max_batch}."
     )
+    if spec.sides is not None and source.engine is None:
+        steps.append(
+            f"The graph takes every shape {spec.in_words}, all photos of a request alike; of larger ones send fewer at "
+            "once. What maps then have for each of their cells stays, so that their last two axes grow too."
+        )
     classes = f"{len(manifest.classes)} classes (`labels.txt`)" if manifest.classes else "no classes"
     lines = [
         f"# {name}",

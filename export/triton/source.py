@@ -9,7 +9,7 @@ from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, EngineRecord, c
 from convmae_deploy.backends.tensorrt_library import TITLES
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import BundleFile
+from convmae_deploy.bundle.manifest import BundleFile, InputSpec, Manifest, OutputSpec
 from convmae_deploy.errors import ConvMAEError
 
 
@@ -21,6 +21,10 @@ class TritonSource:
     description: BundleFile  # the graph, or that which the engine was built from
     max_batch: int
     engine: EngineRecord | None = None  # None: it is a graph
+
+    def shape(self, manifest: Manifest, tensor: InputSpec | OutputSpec) -> tuple[int, ...]:
+        """Of an input or output without the batch axis, -1 for an open side; an engine runs at the bundle's size."""
+        return manifest.open_shape(tensor) if self.engine is None else tensor.shape
 
     @property
     def backend(self) -> str:

@@ -86,6 +86,7 @@ def verify(
     failures: list[Failure] = []
     names: list[str] = []
     several: Batch | None = None
+    takes_one = False  # whether the graph does: one for batches of one size may not
     for batch in batches:
         gate = tolerance if tolerance.blank or not batch.blank else FINITE
         comparisons = _compare_outputs(reference, candidate, batch.images, outputs, gate)
@@ -93,8 +94,9 @@ def verify(
         if not passed or gate is tolerance:
             _record(batch, comparisons, rows, failures)
         names.append(batch.name)
+        takes_one = takes_one or len(batch.images) == 1
         several = batch if passed and 2 <= len(batch.images) <= 4 and not batch.blank else several
-    if several is not None:
+    if several is not None and takes_one:
         single = Batch(f"{several.name} singly", several.images)
         _record(
             single,

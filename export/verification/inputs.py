@@ -1,12 +1,12 @@
 """What the graph is tried on: random numbers, photos or clips, and constants, in batches of several sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP, AnyPreprocessing, InputSpec, Size
 from convmae_deploy.tasks.base import Predictor
 from export.verification.samples import SEED, Samples
 
@@ -22,18 +22,23 @@ class Batch:
     blank: bool = False  # all pixels of an image are alike
 
 
-def verification_batches(task: type[Predictor], spec: AnyPreprocessing, photos: Samples, largest: int) -> list[Batch]:
-    """Random numbers, photos and constants at batch 1, 2 and `largest`, and random numbers at sizes in between.
+def verification_batches(
+    task: type[Predictor], spec: AnyPreprocessing, photos: Samples, limits: InputSpec
+) -> list[Batch]:
+    """Random numbers, photos and constants at batch 1, 2 and the largest, and random numbers at sizes in between.
+
+    Of a graph for inputs of several heights and widths, random numbers and photos at five more of these.
 
     Args:
         task: of the model.
         spec: its preprocessing; sets the size of the images and the range of normalised values.
         photos: or clips; repeated where a batch needs more.
-        largest: the largest batch to try.
+        limits: what the graph takes.
     """
     generator = np.random.default_rng(SEED)
-    sizes = sorted({1, min(2, largest), largest})
-    between = sorted({3, (3 + largest) // 2} & set(range(3, largest)))
+    least, largest = limits.min_batch, limits.max_batch
+    sizes = sorted({max(least, 1), max(least, min(2, largest)), largest})
+    between = sorted({3, (3 + largest) // 2} & set(range(max(3, least), largest)))
     pixels = photos.inputs(task, spec, 0, largest)
     constants = constant_images(spec)
     batches = []
@@ -44,8 +49,32 @@ def verification_batches(task: type[Predictor], spec: AnyPreprocessing, photos: 
         batches += _constant_batches(constants, size)
     batches += [_random_batch(generator, spec, size) for size in between]
     if task.GIVES_LISTS:  # a few photos have too few objects to count
-        batches += _further_photos(task, spec, photos, largest)
+        batches += [batch for batch in _further_photos(task, spec, photos, largest) if len(batch.images) >= least]
+    for sides in other_sizes(limits):
+        sized, title = spec.with_input_size(sides), f"of {sides[0]} x {sides[1]}"
+        batches.append(_random_batch(generator, sized, least, title))
+        pixels = photos.inputs(task, sized, 0, least)
+        batches.append(Batch(f"{photos.name} {title} batch {least}", np.stack([*pixels, *pixels[:1] * least][:least])))
     return batches
+
+
+def other_sizes(limits: InputSpec) -> list[Size]:
+    """Five sizes (height, width) that are not the usual one: the corners of the range, and two inside of it."""
+    if limits.sides is None:
+        return []
+    least, most = limits.sides.smallest, limits.sides.largest
+    usual = limits.shape[-2:]
+    below, above = (
+        SIDE_STEP * ((side + edge) // 2 // SIDE_STEP) for side, edge in zip(usual, (least, most), strict=True)
+    )
+    wanted = [(least, least), (least, most), (most, most), (below, above), (above, below)]
+    return [size for size in dict.fromkeys(wanted) if size != usual]
+
+
+def smallest_batches(batches: Sequence[Batch]) -> list[Batch]:
+    """Those of the fewest images: single ones, unless the graph's batches have one size."""
+    least = min(len(batch.images) for batch in batches)
+    return [batch for batch in batches if len(batch.images) == least]
 
 
 def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
@@ -56,8 +85,11 @@ def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
     return {name: np.broadcast_to(level, (3, *axes)).copy() for name, level in levels.items()}
 
 
-def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int) -> Batch:
-    return Batch(f"random batch {size}", generator.standard_normal((size, 3, *spec.input_axes), dtype=np.float32))
+def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int, title: str = "") -> Batch:
+    return Batch(
+        " ".join(filter(None, ("random", title, f"batch {size}"))),
+        generator.standard_normal((size, 3, *spec.input_axes), dtype=np.float32),
+    )
 
 
 def _further_photos(task: type[Predictor], spec: AnyPreprocessing, photos: Samples, largest: int) -> Iterator[Batch]:

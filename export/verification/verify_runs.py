@@ -26,7 +26,7 @@ from export.runtimes.runners import Runner, start
 from export.verification.detection_sets import verify_detection_sets
 from export.verification.elementwise import Failure, Verification, verify
 from export.verification.gates import GATES
-from export.verification.inputs import Batch
+from export.verification.inputs import Batch, smallest_batches
 from export.verification.layer_errors import LayerErrors
 from export.verification.samples import PICTURES
 from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric
@@ -174,7 +174,7 @@ class Examiner:
     def _batches(self, combination: Combination) -> list[Batch]:
         """The inputs; onnx's reference evaluator is too slow for more than single images."""
         if combination.runtime == REFERENCE:
-            return [batch for batch in self.batches if len(batch.images) == 1]
+            return smallest_batches(self.batches)
         return list(self.batches)
 
     def _run_task(self, combination: Combination, runner: Runner) -> tuple[TaskOutcome | None, list[str]]:

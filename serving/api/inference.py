@@ -138,6 +138,7 @@ class Inference:
         """
         parameters = read_parameters(route.parameters, received.query, parsed.parameters, received.model)
         parameters.check(predictor, self.settings.max_video_views)
+        predictor = parameters.model_of(predictor)
         return Job(
             received=received,
             predictor=predictor,

@@ -142,6 +142,7 @@ class OpenInference:
     ) -> _Answer:
         """Runs the graph on what the client has prepared; that the model cannot bear its numbers is no fault of it."""
         read_parameters(Parameters, received.query, _of_the_task(head), received.model)
+        predictor = predictor.at((batch.shape[-2], batch.shape[-1]))
         health, run = self.inference.health(predictor.manifest.name), run_for(predictor, received.ticket)
         names, arrays = list(dict.fromkeys(one.name for one in wanted)), None
         with received.timings.phase("inference"), counted(predictor, health), suppress(ModelOutputError):
@@ -205,7 +206,7 @@ def model_metadata(predictor: Predictor) -> dict[str, Any]:
     """The answer of /v2/models/{name}."""
     manifest = predictor.manifest
     outputs = [
-        {"name": name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *spec.shape]}
+        {"name": name, "datatype": DATATYPES[spec.dtype], "shape": [-1, *manifest.open_shape(spec)]}
         for name, spec in manifest.outputs.items()
     ]
     return {
@@ -213,7 +214,7 @@ def model_metadata(predictor: Predictor) -> dict[str, Any]:
         "versions": [VERSION],
         "platform": f"convmae_{manifest.task}",
         "inputs": [
-            {"name": manifest.input.name, "datatype": "FP32", "shape": [-1, *manifest.input.shape]},
+            {"name": manifest.input.name, "datatype": "FP32", "shape": [-1, *manifest.open_shape(manifest.input)]},
             {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [*outputs, {"name": RESULT, "datatype": "BYTES", "shape": [-1]}],
@@ -248,9 +249,13 @@ def _json_bytes(received: Received, predictor: Predictor) -> int:
     """
     head = received.body[: _head_length(received)]
     numbers, lists = head.count(b","), head.count(b"[") + head.count(b"{")
-    shape = (predictor.manifest.input.max_batch, *predictor.manifest.input.shape)
-    most_lists = sum(math.prod(shape[:axes]) for axes in range(len(shape)))
-    if numbers > math.prod(shape) + MAX_JSON_ITEMS or lists > most_lists + MAX_JSON_ITEMS:
+    entry = predictor.manifest.input
+    shapes = [(entry.max_batch, *entry.shape)]
+    if entry.sides is not None:
+        shapes.append((1, entry.shape[0], entry.sides.largest, entry.sides.largest))
+    most_numbers = max(map(math.prod, shapes))
+    most_lists = max(sum(math.prod(shape[:axes]) for axes in range(len(shape))) for shape in shapes)
+    if numbers > most_numbers + MAX_JSON_ITEMS or lists > most_lists + MAX_JSON_ITEMS:
         raise _too_many_numbers()
     return BYTES_A_NUMBER * (numbers + lists)
 
@@ -384,11 +389,11 @@ def _flat(values: list[Any]) -> list[Any]:
 
 def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatArray:
     """The batch that a request holds, checked as the graph needs it."""
-    shape, most = predictor.manifest.input.shape, predictor.manifest.input.max_batch
-    fits = len(tensor.shape) == len(shape) + 1 and tuple(tensor.shape[1:]) == shape and tensor.shape[0] >= 1
-    if not fits:
-        message = f"expected the shape [B, {', '.join(map(str, shape))}] with B at least 1, got {tensor.shape}"
+    entry = predictor.manifest.input
+    if not (tensor.shape and tensor.shape[0] >= 1 and entry.takes(tuple(tensor.shape[1:]))):
+        message = f"expected the shape {entry.in_words} with B at least 1, got {tensor.shape}"
         raise _refuse(f"{message}; prepare it so", "inputs[0].shape")
+    most = predictor.manifest.at((tensor.shape[-2], tensor.shape[-1])).input.max_batch
     if tensor.shape[0] > most:
         message = f"expected at most {most} of them at once, got {tensor.shape[0]}; send several requests"
         raise _refuse(message, "inputs[0].shape")

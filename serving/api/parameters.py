@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from convmae_deploy.bundle.manifest import SIZE_PATTERN, parse_size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import PredictOptions, Predictor
 from convmae_deploy.tasks.explanation import MEANING
@@ -67,6 +68,14 @@ class Parameters(BaseModel):
     def options(self, predictor: Predictor) -> PredictOptions:
         """What is asked of the model's task: the parameters that are options of it, by the same names."""
         return PredictOptions(**{name: getattr(self, name, None) for name in predictor.OPTIONS})
+
+    def model_of(self, predictor: Predictor) -> Predictor:
+        """The model as it is asked for: on inputs of another size, where a route knows them.
+
+        Raises:
+            ApiError: 422, it does not take that size.
+        """
+        return predictor
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """Refuses what is not for this model, or too much.
@@ -219,9 +228,23 @@ class FeaturesParameters(AnyMediumParameters):
         "map always with the same signs; `e1.shares` and so on hold their shares of the map's variance.",
     )
     normalize: bool = Field(default=False, description="Divide `pooled` by its length, for cosine similarity.")
+    size: Annotated[str, Field(pattern=SIZE_PATTERN)] | None = Field(
+        default=None,
+        description="HEIGHTxWIDTH in pixels of the model's input, so that a photo is cropped to that shape and not to "
+        "a square; for models whose `input.sides` in /v1/models is not null. Without it, as the model was exported.",
+    )
     format: Literal["safetensors", "npz", "octets", "json"] | None = Field(
         default=None, description="In place of the Accept header, for clients that cannot set it."
     )
+
+    def model_of(self, predictor: Predictor) -> Predictor:
+        """See `Parameters.model_of`."""
+        if self.size is None:
+            return predictor
+        try:
+            return predictor.at(parse_size(self.size))
+        except ConvMAEError as error:
+            raise ApiError(422, "invalid_parameter", f"size: {error}", field="size") from None
 
     def check(self, predictor: Predictor, max_views: int) -> None:
         """See `Parameters.check`: the model has the levels, and several views have only pooled ones together."""

@@ -9,6 +9,7 @@ copying them back for everybody would cost more than a smaller batch.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.bundle.graph_checks import check_images
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import ModelOutputError
@@ -50,6 +52,11 @@ class _Call:
         self.ended = threading.Event()
         self._outputs: list[Outputs] = []  # for the first rows, in order
         self._rows_run = 0  # rows
+
+    @property
+    def kind(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """What calls that run together have in common: the outputs, and the shape of their rows."""
+        return self.outputs, self.rows.shape[1:]
 
     @property
     def waiting(self) -> int:
@@ -109,6 +116,7 @@ class BatchingBackend:
         self._clock = clock
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
+        self._entry = manifest.input
         self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # every batch in turn
         self._changed = threading.Condition()
         self._queue: deque[_Call] = deque()
@@ -140,9 +148,7 @@ class BatchingBackend:
             ClientGone: the job that this thread works for was abandoned meanwhile.
             DeviceLost: the device runs nothing any more.
         """
-        shape = self._input.shape[1:]
-        if image.shape[1:] != shape or not len(image):
-            raise ConvMAEError(f"a batch must be (B, {', '.join(map(str, shape))}); got {image.shape}")
+        check_images(image, self._entry)
         call = _Call(image, outputs, self._clock())
         ticket = current_ticket()
         if ticket is not None:
@@ -231,9 +237,11 @@ class BatchingBackend:
         return True
 
     def _take(self) -> list[_Part]:
-        """The next batch: of the calls for the same outputs as the oldest one, as many rows as are worth it."""
-        calls = [call for call in self._queue if call.outputs == self._queue[0].outputs]
+        """The next batch: of the calls like the oldest one, as many rows as are worth it."""
+        calls = [call for call in self._queue if call.kind == self._queue[0].kind]
         left = choose_rows(sum(call.waiting for call in calls), self._seconds)
+        pixels = math.prod(calls[0].rows.shape[1:])  # of larger images fewer, so that a batch takes as much memory
+        left = max(1, min(left, self._input.size // pixels))
         self._queued_rows -= left
         now, parts = self._clock(), []
         for call in calls:
@@ -294,7 +302,12 @@ class BatchingBackend:
             logger.error("model %s: the device runs nothing any more", self._model, exc_info=error)
 
     def _execute(self, rows: Sequence[FloatArray], outputs: Sequence[str]) -> Outputs:
-        """One run on the device, of rows that are at most as many as the largest batch, filled up with the last one."""
+        """One run on the device, of rows that are at most as many as the largest batch, filled up with the last one.
+
+        Rows of another size than the model's own run as many as they are, and say nothing of how long a batch takes.
+        """
+        if rows[0].shape[1:] != self._input.shape[1:]:
+            return self._checked(self._backend.run(np.concatenate(rows), outputs), sum(map(len, rows)), outputs)
         count = 0
         for part in rows:
             self._input[count : count + len(part)] = part
@@ -309,6 +322,10 @@ class BatchingBackend:
         finally:
             self._running = None
         self._seconds[size] += SMOOTHING * (self._clock() - started - self._seconds[size])
+        return self._checked(found, size, outputs)
+
+    @staticmethod
+    def _checked(found: Outputs, size: int, outputs: Sequence[str]) -> Outputs:
         for name in outputs:
             if found[name].shape[:1] != (size,):
                 raise ModelOutputError(f"output {name!r} must have {size} rows, got shape {found[name].shape}")

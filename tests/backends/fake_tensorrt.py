@@ -155,7 +155,9 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         profile = self.engine.profiles[self.profile]
         self.shape = shape
-        return name == self.engine.manifest.input.name and profile.min_batch <= shape[0] <= profile.max_batch
+        spec = self.engine.manifest.input
+        size = profile.size or spec.shape[-2:]
+        return name == spec.name and shape[-2:] == size and profile.min_batch <= shape[0] <= profile.max_batch
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -174,13 +176,14 @@ class FakeContext:
         return True
 
     def _run(self) -> None:
-        spec = self.engine.manifest.input
+        manifest = self.engine.manifest.at((self.shape[-2], self.shape[-1]))
+        spec = manifest.input
         image = self._array(spec.name, spec.shape, "float32")
         self.engine.seen.append(image.copy())
         self.engine.meet()
-        names = list(self.engine.manifest.outputs)
+        names = list(manifest.outputs)
         for name, values in zip(names, self.engine.session.run(names, {spec.name: image}), strict=True):
-            output = self.engine.manifest.outputs[name]
+            output = manifest.outputs[name]
             self._array(name, output.shape, output.dtype)[...] = values
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
@@ -220,7 +223,7 @@ class FakeEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         spec = self.manifest.input if name == self.names[0] else self.manifest.outputs[name]
-        return (-1, *spec.shape)
+        return (-1, *self.manifest.open_shape(spec))
 
     def create_runtime_config(self) -> Any:
         def keep(strategy: str) -> None:

@@ -82,10 +82,15 @@ def put_engine(bundle: Bundle, name: str = "model.engine", **changes: Any) -> Pa
     return engine
 
 
-def machine_with(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, flavour: Flavour = "tensorrt") -> Machine:
-    put_engine(bundle, flavour=flavour)
+def machine_with(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    flavour: Flavour = "tensorrt",
+    profiles: tuple[EngineProfile, ...] = PROFILES,
+) -> Machine:
+    put_engine(bundle, flavour=flavour, profiles=profiles)
     cuda = FakeCuda()
-    engine = FakeEngine(cuda, bundle.manifest, bundle.path / "model.onnx", PROFILES)
+    engine = FakeEngine(cuda, bundle.manifest, bundle.path / "model.onnx", profiles)
     tensorrt = FakeTensorRt(VERSION, engine)
     monkeypatch.setattr(tensorrt_backend, "find_gpu", lambda: GPU)
     monkeypatch.setattr(tensorrt_backend, "import_tensorrt", lambda found: {flavour: tensorrt}[found])
@@ -96,6 +101,23 @@ def machine_with(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, flavour: Flavo
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine_with(load_bundle(make_bundle(tmp_path / "bundle")), monkeypatch)
+
+
+def test_each_size_runs_in_profiles_of_its_own_and_others_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "bundle", largest=192))
+    profiles = (*PROFILES, EngineProfile(min_batch=1, max_batch=2, size=(96, 160)))
+    machine_with(bundle, monkeypatch, profiles=profiles)
+    backend = TensorRtBackend(bundle)
+    assert backend.batch_sizes == (1, 4)  # of the bundle's own size
+    for size, count in (((64, 64), 3), ((96, 160), 1), ((96, 160), 5), ((64, 64), 1)):
+        batch, names = batch_for(bundle.at(size), count), ["e1", "logits"]
+        found, expected = backend.run(batch, names), on_cpu(bundle, batch, names)
+        assert all(np.array_equal(found[name], expected[name]) for name in names)
+    reason = r"\(B, 3, 64, 64\) or \(B, 3, 96, 160\); got \(1, 3, 32, 32\); build the engine with --size for others"
+    with pytest.raises(ConvMAEError, match=reason):
+        backend.run(batch_for(bundle.at((32, 32)), 1), ["logits"])
 
 
 def on_cpu(bundle: Bundle, batch: Any, names: list[str]) -> dict[str, Any]:

@@ -9,12 +9,16 @@ from pydantic import ValidationError
 
 from convmae_deploy.bundle.manifest import (
     ClipPreprocessing,
+    InputSpec,
     Letterbox,
     Manifest,
+    SideRange,
     SlidingWindow,
     standard_clips,
     standard_windows,
 )
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.tasks import load_bundle
 from tests.bundle_factory import make_bundle
 
 Change = Callable[[dict[str, Any]], None]
@@ -119,3 +123,25 @@ def test_the_largest_models_that_there_are_fit(tmp_path: Path) -> None:
     text = (make_bundle(tmp_path, classes=names) / "manifest.json").read_text(encoding="utf-8")
     assert len(Manifest.model_validate_json(text).classes) == 21_843
     assert Letterbox(size=(1344, 1344)).input_size == (1344, 1344)
+
+
+def test_a_bundle_for_every_size_says_what_it_is_at_each(tmp_path: Path) -> None:
+    manifest = load_bundle(make_bundle(tmp_path, size=(64, 64), max_batch=8, largest=192)).manifest
+    wide = manifest.at((96, 160))
+    assert wide.input.shape == (3, 96, 160) and wide.outputs["e1"].shape == (4, 24, 40)
+    assert wide.outputs["pooled"] == manifest.outputs["pooled"]
+    assert (wide.preprocessing.crop, wide.preprocessing.resize) == ((96, 160), (109, 182))  # type: ignore[union-attr]
+    assert wide.input.max_batch == 2 and manifest.at((32, 32)).input.max_batch == 8  # as many pixels at most
+    assert manifest.at((64, 64)) is manifest and manifest.open_shape(manifest.outputs["e1"]) == (4, -1, -1)
+    for size in ((48, 64), (64, 224), (0, 32)):
+        with pytest.raises(ConvMAEError, match="takes heights and widths of multiples of 32 from 32 to 192; got"):
+            manifest.at(size)
+    alone = load_bundle(make_bundle(tmp_path / "alone")).manifest
+    with pytest.raises(ConvMAEError, match="of 64 x 64 alone; export it with --dynamic-size to have others; got 96"):
+        alone.at((96, 96))
+
+
+@pytest.mark.parametrize("sides", [{"largest": 100}, {"smallest": 96, "largest": 64}, {"smallest": 96, "largest": 128}])
+def test_a_range_of_sides_that_cannot_be_is_refused(sides: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        InputSpec(shape=(3, 64, 64), sides=SideRange.model_validate(sides), max_batch=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.manifest import InputSpec, Preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
@@ -166,9 +166,9 @@ def test_photos_of_a_folder_take_part_in_the_verification(
     Image.new("RGB", (120, 80), (9, 8, 7)).save(tmp_path / "photos" / "a.png")
     seen: list[int] = []
 
-    def spy(task: type[Predictor], spec: Preprocessing, photos: Samples, largest: int) -> list[Batch]:
+    def spy(task: type[Predictor], spec: Preprocessing, photos: Samples, limits: InputSpec) -> list[Batch]:
         seen.append(np.asarray(photos.images[0])[0, 0, 0])
-        return verification_batches(task, spec, photos, largest)
+        return verification_batches(task, spec, photos, limits)
 
     monkeypatch.setattr(program, "verification_batches", spy)
     assert export(checkpoint, tmp_path / "mine", "--data", str(tmp_path / "photos")) == 0

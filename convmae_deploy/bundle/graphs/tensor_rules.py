@@ -1,6 +1,8 @@
 """Rules of operators that move entries, compute entry by entry, or make tensors: the shape of what each gives."""
 
 import math
+import operator
+from collections.abc import Callable
 
 from convmae_deploy.bundle.graphs.calls import (
     Call,
@@ -19,7 +21,30 @@ from convmae_deploy.bundle.graphs.protobuf import FormatProblem
 def elementwise(call: Call) -> Result:
     """Entry by entry, of all inputs."""
     first, others = call.input(0), [tensor.shape for tensor in call.inputs[1:] if tensor is not None]
-    return result(broadcast(first.shape, *others), first.type)
+    return result(broadcast(first.shape, *others), first.type, sizes_from_sizes(call))
+
+
+# What the exporter computes with sizes; ONNX cuts a quotient, Python rounds it down, so those of negative ones are out.
+ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "Add": operator.add,
+    "Div": operator.floordiv,
+    "Mul": operator.mul,
+    "Sub": operator.sub,
+}
+
+
+def sizes_from_sizes(call: Call) -> tuple[float, ...] | None:
+    """The numbers that two inputs with known ones give, each a list or one for all; None: they are not known."""
+    compute = ARITHMETIC.get(call.node.operator)
+    known = [tensor.numbers for tensor in call.inputs if tensor is not None and tensor.type == INT64]
+    if compute is None or len(known) != len(call.inputs) or None in known:
+        return None
+    lists = [[int(number) for number in numbers or ()] for numbers in known]
+    count = max(map(len, lists))
+    if any(len(numbers) not in (1, count) for numbers in lists) or (compute is operator.floordiv and min(lists[0]) < 0):
+        return None
+    first, second = (numbers * count if len(numbers) == 1 else numbers for numbers in lists)
+    return tuple(map(compute, first, second))
 
 
 def division(call: Call) -> Result:
@@ -98,7 +123,7 @@ def constant_of_shape(call: Call) -> Result:
 def arange(call: Call) -> Result:
     """Numbers in a row."""
     numbers = [call.input(index).numbers for index in range(3)]
-    if not all(call.constant[:3]) or not all(found is not None and len(found) == 1 for found in numbers):
+    if not all(found is not None and len(found) == 1 for found in numbers):
         raise FormatProblem("its inputs, on which the size of its output depends, are computed")
     start, limit, step = (found[0] for found in numbers if found is not None)
     if not all(map(math.isfinite, (start, limit, step))) or step == 0:

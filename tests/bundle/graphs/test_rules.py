@@ -176,6 +176,23 @@ def test_numbers_go_from_shape_to_shape(tmp_path: Path) -> None:
     assert "(7, 8, 9) and (3, 3) do not fit together" in refused
 
 
+def test_sizes_are_computed_from_sizes(tmp_path: Path) -> None:
+    """As the exporter writes it for graphs whose sides are open."""
+    nodes = [
+        node("Shape", "x", start=2),
+        node("Div", "y0_0", whole(2)),
+        node("Mul", "y1_0", whole(3)),
+        node("Concat", whole(2, 4), "y2_0", axis=0),
+        node("Resize", "x", None, None, "y3_0"),
+    ]
+    assert "(2, 4, 12, 9) and (3, 3) do not fit" in refusal(tmp_path, *nodes, node("MatMul", "y4_0", weights(3, 3)))
+    below = [nodes[0], node("Sub", "y0_0", whole(20)), node("Div", "y1_0", whole(2))]  # -5.5 is cut in ONNX
+    assert "computed" in refusal(tmp_path, *below, *nodes[3:])
+    places = [node("Shape", "x", start=2, end=3), node("Squeeze", "y0_0")]
+    places.append(node("Range", np.array(0), "y1_0", np.array(2)))
+    assert "(5) and (3, 3) do not fit" in refusal(tmp_path, *places, node("MatMul", "y2_0", weights(3, 3)))
+
+
 @pytest.mark.parametrize(
     ("case", "reason"),
     [

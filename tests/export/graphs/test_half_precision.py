@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, shape_inference
 from torch import Tensor, nn
 
+from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import TableBias
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
@@ -139,7 +140,7 @@ def test_layers_of_float32_keep_their_weights_and_all_others_of_a_part_have_none
 def half_graph(request: pytest.FixtureRequest) -> tuple[HalfPrecision, ExportedGraph]:
     torch.manual_seed(0)
     wrapper = in_half_precision(ClassifierGraph(tiny_classifier()), request.param)
-    return request.param, export_graph(wrapper, SIZE, 2, OUTPUTS)
+    return request.param, export_graph(wrapper, InputSpec(shape=(3, *SIZE), max_batch=2), OUTPUTS)
 
 
 def float_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 
+from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import RelativePosition
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
@@ -107,7 +108,7 @@ def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> 
             return (torch.nonzero(image.flatten(1)),)
 
     with pytest.raises(ConvMAEError, match="is a NonZero, which is refused: the length of its output"):
-        export_graph(Positive().eval(), SIZE, 2, ("positive",))
+        export_graph(Positive().eval(), InputSpec(shape=(3, *SIZE), max_batch=2), ("positive",))
 
 
 @pytest.mark.slow

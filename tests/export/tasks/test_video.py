@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_clips
+from convmae_deploy.bundle.manifest import InputSpec, Preprocessing, standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_formats import find_videos
@@ -63,7 +63,7 @@ def checkpoint(model: ConvMAEClassifier, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def graph(checkpoint: Path) -> ExportedGraph:
     task = open_task(checkpoint, None)
-    return export_graph(task.wrapper, (4, 32, 64), MAX_BATCH, task.outputs)
+    return export_graph(task.wrapper, InputSpec(name="clip", shape=(3, 4, 32, 64), max_batch=MAX_BATCH), task.outputs)
 
 
 @pytest.fixture(scope="module")

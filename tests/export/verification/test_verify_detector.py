@@ -10,7 +10,7 @@ from rich.console import Console
 
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.backends.openvino_backend import openvino_core
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.manifest import InputSpec, Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
@@ -56,7 +56,7 @@ def task(checkpoint: Path) -> ExportTask:
 
 @pytest.fixture(scope="module")
 def graph(task: ExportTask) -> ExportedGraph:
-    return export_graph(task.wrapper, SIZE, 4, (*task.outputs, *task.probes))
+    return export_graph(task.wrapper, InputSpec(shape=(3, *SIZE), max_batch=4), (*task.outputs, *task.probes))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,9 @@ def test_a_broken_layer_fails_in_its_own_tier(
     (bias,) = [tensor for tensor in broken.model.graph.initializer if tensor.name == name]
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.5, name))
     onnx.save(without_outputs(broken.model, PROBES), tmp_path / "model.onnx")
-    batches = verification_batches(Detector, task.preprocessing, Samples("photos", made_photos(1)), 1)[:2]
+    batches = verification_batches(
+        Detector, task.preprocessing, Samples("photos", made_photos(1)), InputSpec(shape=(3, *SIZE), max_batch=1)
+    )[:2]
     candidate = TracedFile(graph=broken, path=tmp_path / "model.onnx", precision="fp32", runtime="onnxruntime")
     verification = task.verify(candidate, batches)
     elementwise = {failure.output for failure in verification.failures} - {"detections"}

@@ -182,3 +182,23 @@ def test_an_answer_in_an_envelope_has_no_other_format(client: TestClient) -> Non
     body = {"instances": [text(jpeg())], "parameters": {"format": "npz"}}
     answer = client.post("/v1/models/maps:predict", json=body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "format")
+
+
+def test_a_photo_is_cropped_to_the_shape_that_is_asked_for(tmp_path: Path, make_client: ClientFactory) -> None:
+    models = open_on_cpu(make_feature_bundle(tmp_path / "wide", name="wide", largest=128))
+    client, image = make_client(models), photo(width=200, height=100)
+    answer = client.post("/v1/features?levels=pooled,e2&size=64x128", content=encode(image, "PNG"), headers=SAFETENSORS)
+    expected = features_of(models["wide"].at((64, 128)), [image], ["pooled", "e2"])
+    found = load(answer.content)
+    assert found["e2"].shape == (1, 6, 8, 16) and all(np.array_equal(found[name], expected[name]) for name in expected)
+    origin = origin_of(models["wide"].bundle.at((64, 128)), ("pooled", "e2"))
+    assert answer.headers["Feature-Fingerprint"] == origin.fingerprints()
+    refused = client.post("/v1/features?size=64x160", content=encode(image, "PNG"))
+    assert refused.status_code == 422 and "multiples of 32 from 32 to 128; got 64 x 160" in refused.text
+    assert client.post("/v1/features?size=big", content=encode(image, "PNG")).status_code == 422
+    metadata = client.get("/v2/models/wide").json()
+    assert metadata["inputs"][0]["shape"] == [-1, 3, -1, -1] and metadata["outputs"][0]["shape"] == [-1, 8]
+    rows = np.random.default_rng(0).standard_normal((2, 3, 96, 32), dtype=np.float32)
+    tensor = {"name": "image", "datatype": "FP32", "shape": rows.shape, "data": rows.ravel().tolist()}
+    answer = client.post("/v2/models/wide/infer", json={"inputs": [tensor], "outputs": [{"name": "e1"}]}).json()
+    assert answer["outputs"][0]["shape"] == [2, 4, 24, 8]
