@@ -91,10 +91,13 @@ def _held(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     while True:
         working = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         make(working)
-        descriptor = os.open(working, os.O_RDONLY)
+        try:
+            descriptor = os.open(working, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for left over before it was locked
+            continue
         with suppress(OSError):  # some file systems have no locks: there nothing is taken for left over
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.exists(working):  # else another process took it for left over before it was locked
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # who takes it for left over holds it until it is gone
+        if os.path.exists(working):
             break
         os.close(descriptor)
     try:
