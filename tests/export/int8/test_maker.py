@@ -128,7 +128,7 @@ def test_int8_fp16_is_the_fp16_graph_with_the_same_layers_in_int8(
     classifier: ConvMAEClassifier, graph: ExportedGraph, photos: Path, tmp_path: Path
 ) -> None:
     wrapper = in_half_precision(ClassifierGraph(classifier).eval(), "fp16")
-    half = export_graph(wrapper, SIZE, MAX_BATCH, CLASSIFIER_OUTPUTS)
+    half = export_graph(wrapper, InputSpec(shape=(3, *SIZE), max_batch=MAX_BATCH), CLASSIFIER_OUTPUTS)
     made = maker(photos, tmp_path / "failed", max_drop=50)
     full, mixed = made.make(graph), made.make(graph, half)
     assert full.quantisation is not None and mixed.quantisation is not None
