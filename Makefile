@@ -13,7 +13,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 # Packages are installed without bytecode: a process that may not write it compiles all that it imports, torch for 8 s.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: serve test quick check wheel-check constraints clean
+.PHONY: serve test quick check wheel-check gpu-check constraints clean
 
 serve: .venv/.serve
 	.venv/bin/python -m serving
@@ -32,6 +32,10 @@ check: .venv/.dev
 
 wheel-check: .venv/.dev
 	.ci/check_wheel
+
+# Fetches 1.5 GB into an environment that is deleted again, so it is part of no other target.
+gpu-check: .venv/.dev
+	.ci/check_gpu_libraries
 
 .venv/.uv: constraints.txt
 	$(PYTHON) -m venv .venv

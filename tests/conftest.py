@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from convmae_deploy.backends import openvino_backend
+from convmae_deploy.backends.gpu import find_gpu
 
 pytest_plugins = ("tests.processes",)
 
@@ -31,11 +32,18 @@ PLAIN_CPU = ("FP32", "INT8")  # what OpenVINO finds on a CPU without instruction
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--gpu", action="store_true", help="run the tests that need a CUDA device, and only these")
+    parser.addoption(
+        "--gpu", action="store_true", help="run the tests that need a CUDA device, and only these; or -m gpu"
+    )
+
+
+def wants_gpu(config: pytest.Config) -> bool:
+    """Whether the tests that need a CUDA device are to run: skipped where there is none, never where there is one."""
+    return bool(config.getoption("--gpu")) or config.getoption("markexpr") == "gpu"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--gpu"):
+    if not wants_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the programs that tests start too
 
 
@@ -44,10 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    wanted = config.getoption("--gpu")
+    wanted = wants_gpu(config)
     others = [item for item in items if (item.get_closest_marker("gpu") is not None) != wanted]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+    if wanted and not find_gpu():
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU with its driver"))
     # Files go to the processes in this order: those that take long come first, so that none is left alone with one.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -14,6 +14,7 @@ import ctypes
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,8 +162,11 @@ class Lane:
         cuda.call("cudaStreamSynchronize", self._stream)
         # captures this thread only: other lanes may allocate meanwhile
         mode = cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        cuda.call("cudaStreamBeginCapture", self._stream, mode)
-        enqueued = context.execute_async_v3(int(self._stream))
+        enqueued = False
+        # whatever goes wrong from here on costs the graph, not the run, whose outputs are on the device already
+        with suppress(ConvMAEError):
+            cuda.call("cudaStreamBeginCapture", self._stream, mode)
+            enqueued = context.execute_async_v3(int(self._stream))
         graph = cuda.try_call("cudaStreamEndCapture", self._stream)
         launchable = None
         if graph is not None:

@@ -53,7 +53,7 @@ class FakeCuda:
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, FakeStream] = {}
         self.mallocs, self.launches, self.captures = 0, 0, 0
-        self.out_of_memory, self.can_capture = False, True
+        self.out_of_memory, self.can_begin_capture, self.can_capture = False, True, True
 
     def _allocate(self, where: dict[int, Any], size: int) -> tuple[Any, ...]:
         if self.out_of_memory:
@@ -104,6 +104,8 @@ class FakeCuda:
         return (OK,)
 
     def cudaStreamBeginCapture(self, stream: FakeStream, mode: int) -> tuple[Any, ...]:
+        if not self.can_begin_capture:
+            return (CudaError.cudaErrorStreamCaptureUnsupported,)
         self.captures += 1
         stream.captured = []
         return (OK,)

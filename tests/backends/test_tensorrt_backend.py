@@ -181,10 +181,11 @@ def test_each_profile_is_captured_once_and_launched_from_then_on(machine: Machin
     assert machine.cuda.launches == 3 * 4 - 2
 
 
+@pytest.mark.parametrize("which", ["can_begin_capture", "can_capture"])
 def test_what_cannot_be_captured_runs_all_the_same_and_says_so_once(
-    machine: Machine, caplog: pytest.LogCaptureFixture
+    machine: Machine, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
-    machine.cuda.can_capture = False
+    setattr(machine.cuda, which, False)
     backend = TensorRtBackend(machine.bundle)
     batch = batch_for(machine.bundle, 4)
     with caplog.at_level(logging.WARNING, "convmae_deploy"):

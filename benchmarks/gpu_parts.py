@@ -1,0 +1,352 @@
+"""The parts of `benchmarks.gpu`: `python -m benchmarks.gpu_parts PART RESULTS [--dry-run]` runs one.
+
+A part writes what it found so far whenever it has found something, as JSON, so that one that is ended in the middle
+leaves that. Times are medians, after a warm-up, between two waits for the device.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.pretraining_steps import DENSE, VISIBLE, Bench, Workload
+from convmae_deploy.engine.precision import Precision
+from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import atomic_file
+from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient
+
+EXPECTED: Final = {  # of an H200; an estimate where nothing else is said
+    "copy TB/s": "4.3 (measured there)",
+    "bf16 product TFLOP/s": "770 to 800 (measured there)",
+    "visible ms": "30 to 45",
+    "dense over visible": "1.5 to 2.1; 1.4 is needed",
+    "compiled ms": "less than visible",
+    "video ms": "",
+    "finetuning ms": "55 to 80",
+    "pytest": "all pass",
+    "convolution ms": "0.1; above 0.5 a kernel pays",
+    "shifted compiled ms": "",
+    "weight gradient ms": "",
+    "weight gradient, PyTorch's ms": "",
+    "bf16 images/s": "60 % of the step alone",
+    "fp16 images/s": "as bf16",
+    "bf16 epoch 2": "a finite loss",
+    "fp16 epoch 2": "a finite loss",
+    "bf16 skipped updates": "0",
+    "fp16 skipped updates": "at most 3, while its scale is found",
+    "waits an update": "30 or fewer",
+    "ONNX Runtime": "on CUDA, as the CPU to 1e-3",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a part runs, and where what it finds goes."""
+
+    device: str
+    found: dict[str, Any]
+    write: Callable[[], None]
+
+    @property
+    def dry(self) -> bool:
+        """Whether it is to be small, on a CPU."""
+        return self.device == "cpu"
+
+    def says(self, what: str, value: Any) -> None:
+        """Notes a finding."""
+        self.found[what] = value
+        self.write()
+
+    def milliseconds(self, work: Callable[[], Any], rounds: int = 20) -> float:
+        """Median time of a piece of work, after three warm-ups."""
+        taken = []
+        for turn in range(2 if self.dry else rounds + 3):
+            self.wait()
+            began = time.perf_counter()
+            work()
+            self.wait()
+            if turn >= (1 if self.dry else 3):
+                taken.append(1000 * (time.perf_counter() - began))
+        return statistics.median(taken)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if not self.dry:
+            torch.cuda.synchronize()
+
+
+def ceilings(run: Run) -> None:
+    """What the device moves and multiplies at best."""
+    side = 64 if run.dry else 8192
+    source = torch.randn(2 * side, side, device=run.device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() * 4
+    run.says("copy TB/s", moved / run.milliseconds(lambda: target.copy_(source)) / 1e9)
+    left, right = (torch.randn(side, side, device=run.device, dtype=torch.bfloat16) for _ in range(2))
+    run.says("bf16 product TFLOP/s", 2 * side**3 / run.milliseconds(lambda: left @ right) / 1e9)
+
+
+def workload(run: Run, **changes: Any) -> Workload:
+    """ConvMAE-B at batch 128 in bf16; small on a CPU."""
+    base = Workload(
+        variant="nano" if run.dry else "base",
+        image_size=(64, 64) if run.dry else (224, 224),
+        batch_size=2 if run.dry else 128,
+        mask_ratio=0.75,
+        precision="fp32" if run.dry else "bf16",
+        device=run.device,
+        threads=torch.get_num_threads(),
+        compiled=False,
+    )
+    return replace(base, **changes)
+
+
+def step_ms(run: Run, bench: Bench, rounds: int = 12) -> float:
+    """Median time of a training step, after three; the gradient's first one allocates."""
+    warm = 1 if run.dry else 3
+    taken = [1000 * bench.step(turn) for turn in range(warm + (1 if run.dry else rounds))]
+    return statistics.median(taken[warm:])
+
+
+def step(run: Run) -> None:
+    """A pretraining step on visible cells beside the authors' dense one, of the same weights."""
+    visible = Bench(workload(run), VISIBLE)
+    loss = visible.loss(0)
+    visible_ms = step_ms(run, visible)
+    run.says("visible ms", visible_ms)
+    run.says("visible peak GB", visible.peak_gb())
+    del visible
+    dense = Bench(workload(run), DENSE)
+    run.says("dense loss over visible", dense.loss(0) / loss)
+    run.says("dense over visible", step_ms(run, dense) / visible_ms)
+
+
+def compiled(run: Run) -> None:
+    """The same step through torch.compile."""
+    run.says("compiled ms", step_ms(run, Bench(workload(run, compiled=not run.dry), VISIBLE)))
+
+
+def others(run: Run) -> None:
+    """Steps of video pretraining and of finetuning."""
+    frames, batch = (4, 1) if run.dry else (16, 16)
+    run.says("video ms", step_ms(run, Bench(workload(run, frames=frames, batch_size=batch, mask_ratio=0.9), VISIBLE)))
+    from convmae_deploy.models.classifier import build_classifier
+    from convmae_deploy.models.convmae import base, nano
+
+    config = nano() if run.dry else base()
+    model = build_classifier(config, num_classes=1000).to(run.device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images = torch.randn(2 if run.dry else 128, 3, *config.image_size, device=run.device)
+
+    def update() -> None:
+        with torch.autocast(run.device, torch.bfloat16):
+            logits = model(images)
+        logits.float().logsumexp(1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    run.says("finetuning ms", run.milliseconds(update, rounds=10))
+
+
+def shifted(windows_mexc: Tensor, weight: Tensor) -> Tensor:
+    """`convolve` without padding as shifted products, which torch.compile makes one kernel of; (M, e, e, C) in."""
+    kernel = weight.shape[-1]
+    side = windows_mexc.shape[1] - kernel + 1
+    terms = (
+        windows_mexc[:, row : row + side, column : column + side] * weight[:, 0, row, column]
+        for row in range(kernel)
+        for column in range(kernel)
+    )
+    return sum(terms, start=torch.zeros_like(windows_mexc[:, :side, :side]))
+
+
+def depthwise(run: Run) -> None:
+    """The depthwise convolution of visible cells in the ways that there are, at the size of ConvMAE-B's stage 1."""
+    cells, channels = (8, 8) if run.dry else (128 * 49, 256)
+    dtype = torch.float32 if run.dry else torch.bfloat16
+    windows = torch.randn(cells, 8, 8, channels, device=run.device, dtype=dtype)
+    weight = torch.randn(channels, 1, 5, 5, device=run.device, dtype=dtype)
+    gradient = torch.randn(cells, 4, 4, channels, device=run.device, dtype=dtype)
+    exact = convolve(windows.double(), weight.double())
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"convolution": convolve, "shifted": shifted}
+    if not run.dry:
+        ways["shifted compiled"] = torch.compile(shifted)
+    for name, way in ways.items():
+        error = (way(windows, weight).double() - exact).norm() / exact.norm()
+        run.says(f"{name} ms", run.milliseconds(lambda way=way: way(windows, weight)))  # type: ignore[misc]
+        run.says(f"{name} relative error", float(error))
+
+    def theirs() -> Any:
+        return torch.ops.aten.convolution_backward(
+            gradient.movedim(-1, 1), windows.movedim(-1, 1), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0],
+            channels, [False, True, False],
+        )  # fmt: skip
+
+    run.says(
+        "weight gradient ms", run.milliseconds(lambda: depthwise_weight_gradient(windows, gradient, weight.shape[2:]))
+    )
+    run.says("weight gradient, PyTorch's ms", run.milliseconds(theirs))
+
+
+def tests(run: Run) -> None:
+    """The tests that need a GPU, in the files that hold some; a dry run counts these files."""
+    files = [str(file) for file in sorted(Path("tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
+    if run.dry:
+        return run.says("pytest", f"{len(files)} files")
+    command = [sys.executable, "-m", "pytest", "-q", "--gpu", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = [line for line in done.stdout.splitlines() if line][-1:]
+    run.says("pytest", last[0] if last else "nothing")
+    if done.returncode:
+        raise ConvMAEError(f"pytest --gpu ended with {done.returncode}: {done.stdout[-1500:]}{done.stderr[-500:]}")
+
+
+def program(precision: Precision, run: Run) -> None:
+    """An epoch of `training.pretrain` over JPEGs, and another after --resume: finite, and how fast."""
+    from training import pretrain
+
+    photos, batch, side = (4, 2, 64) if run.dry else (3072, 128, 256)
+    preset = pretrain.PRESETS["nano" if run.dry else "base"][1]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_jpegs(folder / "photos", photos, side)
+        for epochs in (1, 2):
+            settings = replace(
+                preset.run,
+                out=folder / "run",
+                precision="fp32" if run.dry else precision,
+                resume=epochs == 2,
+                workers=0 if run.dry else 14,
+            )
+            config = replace(
+                preset,
+                data=str(folder / "photos"),
+                image_size=(64, 64) if run.dry else None,
+                picture_epochs=0,
+                optimisation=replace(preset.optimisation, epochs=epochs, batch_size=batch, micro_batch_size=batch),
+                run=settings,
+            )
+            loop = pretrain.prepare(config)
+            status, line = loop.fit(), loop.run.folder.metrics()[-1]
+            loss = line["train_loss"]
+            run.says(f"{precision} images/s", photos / max(line["seconds"], 0.1))
+            run.says(
+                f"{precision} epoch {epochs}", f"loss {loss:.4f}" if np.isfinite(loss) and not status else "failed"
+            )
+            run.says(f"{precision} skipped updates", line["skipped_updates"])
+
+
+def detector(run: Run) -> None:
+    """Waits for the device in an update of the nano detector, as PyTorch itself counts them."""
+    import warnings
+
+    from convmae_deploy.models.detector import build_detector, nano_fpn
+
+    config, heads = nano_fpn()
+    side = 64 if run.dry else 256
+    model = build_detector(replace(config, image_size=(side, side)), heads, num_classes=80).to(run.device)
+    images = torch.randn(4, 3, side, side, device=run.device)
+    boxes = torch.tensor([[4.0, 4.0, 40.0, 50.0], [20.0, 10.0, 60.0, 60.0]], device=run.device)
+    labels = torch.tensor([3, 70], device=run.device)
+    masks = torch.ones(2, side, side, dtype=torch.uint8, device=run.device)
+    targets = [{"boxes": boxes, "labels": labels, "masks": masks} for _ in range(4)]
+
+    def update() -> None:
+        sum(model(images, targets).values()).backward()
+
+    update()
+    if not run.dry:
+        torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        update()
+    if not run.dry:
+        torch.cuda.set_sync_debug_mode("default")
+    run.says("waits an update", sum("synchroniz" in str(entry.message) for entry in caught))
+    run.says("update ms", run.milliseconds(update, rounds=5))
+
+
+def onnxruntime(run: Run) -> None:
+    """The shipped bundle in ONNX Runtime on CUDA against the CPU; said where its package is not that for GPUs."""
+    from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
+    from convmae_deploy.tasks import load_bundle
+    from serving.settings import default_bundles
+
+    bundle = load_bundle(default_bundles()[0])
+    batch = np.random.default_rng(0).standard_normal((2, *bundle.manifest.input.shape), dtype=np.float32)
+    names = list(bundle.manifest.outputs)
+    expected = OnnxRuntimeBackend(bundle, device="cpu").run(batch, names)
+    try:
+        backend = OnnxRuntimeBackend(bundle, device=run.device)  # type: ignore[arg-type]
+    except ConvMAEError as error:
+        run.says("ONNX Runtime", f"does not start: {error}")
+        return
+    found = backend.run(batch, names)
+    worst = max(float(np.abs(found[name] - values).max()) for name, values in expected.items())
+    run.says("ONNX Runtime", f"{backend.providers[0]}, largest difference {worst:.1e}")
+    run.says("ONNX Runtime ms", run.milliseconds(lambda: backend.run(batch, names)))
+
+
+def write_jpegs(folder: Path, count: int, side: int) -> None:
+    """Photos of noise over gradients, in two classes."""
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        place = folder / "train" / f"class{index % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(place / f"{index}.jpg", quality=90)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is run, and the most seconds that it may take."""
+
+    run: Callable[[Run], None]
+    seconds: float
+
+
+PARTS: Final = {  # in order of worth
+    "ceilings": Part(ceilings, 40),
+    "step": Part(step, 90),
+    "tests": Part(tests, 180),
+    "depthwise": Part(depthwise, 60),
+    "bf16": Part(partial(program, "bf16"), 90),
+    "fp16": Part(partial(program, "fp16"), 90),
+    "detector": Part(detector, 60),
+    "others": Part(others, 60),
+    "compiled": Part(compiled, 120),
+    "onnxruntime": Part(onnxruntime, 60),
+}
+
+
+def measure(name: str, results: Path, *, dry: bool) -> None:
+    """Runs a part here, and keeps what it finds in `results`.
+
+    Raises:
+        ConvMAEError: there is no GPU.
+    """
+    if not dry and not torch.cuda.is_available():
+        raise ConvMAEError("benchmarks.gpu needs an NVIDIA GPU that PyTorch can use, found none; --dry-run needs none")
+    found: dict[str, Any] = {}
+
+    def write() -> None:
+        with atomic_file(results) as temporary:
+            temporary.write_text(json.dumps(found))
+
+    PARTS[name].run(Run("cpu" if dry else "cuda", found, write))
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1], Path(sys.argv[2]), dry="--dry-run" in sys.argv)
