@@ -128,7 +128,11 @@ def test_ranges_are_kept_for_the_same_files_and_graph_alone(
     found = cached_ranges(graph.model, ["pooled"], data, cache)
     assert found == activation_ranges(graph.model, ["pooled"], data.inputs(), 4)
     measured: list[int] = []
-    monkeypatch.setattr(calibration, "activation_ranges", lambda *_: measured.append(1) or {"pooled": (0.0, 1.0)})
+    def measure(*_: object) -> dict[str, tuple[float, float]]:
+        measured.append(1)
+        return {"pooled": (0.0, 1.0)}
+
+    monkeypatch.setattr(calibration, "activation_ranges", measure)
     assert cached_ranges(graph.model, ["pooled"], data, cache) == found and not measured
     (kept,) = cache.iterdir()
     kept.write_text("[]")  # a file that is none of ours is made anew
