@@ -16,10 +16,13 @@ from rich.text import Text
 from convmae_deploy.backends.base import Device, describe_backend
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIXES
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
+from convmae_deploy.bundle.bill_of_materials import bill_of_materials
+from convmae_deploy.bundle.graph_metadata import read_metadata
 from convmae_deploy.bundle.manifest import Precision, parse_size
+from convmae_deploy.bundle.signing import SIGNATURE_NAME, sign_folder
 from convmae_deploy.cli_files import files_of
 from convmae_deploy.conformance.command import conform_with
-from convmae_deploy.description import describe, describe_engine
+from convmae_deploy.description import describe, describe_engine, describe_graph
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
 from convmae_deploy.extraction.command import FeatureRequest, read_origin, write_features_of
@@ -27,7 +30,7 @@ from convmae_deploy.extraction.job import ModelSpec, Part
 from convmae_deploy.extraction.origin import compare
 from convmae_deploy.extraction.stream import FeatureType
 from convmae_deploy.extraction.tiles import Tiles
-from convmae_deploy.files import check_can_create
+from convmae_deploy.files import check_can_create, sha256_of
 from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import load_bundle, open_predictor
@@ -83,6 +86,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         "compatible": compatible,
         "conform": conform,
         "info": info,
+        "sign": sign,
         "import": import_checkpoint,
         "to-hub": to_hub,
     }
@@ -288,11 +292,13 @@ def conform(
     return conform_with(bundle, url=url, npz=npz, onnx=onnx, precision=precision, key_file=api_key_file)
 
 
-def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME, *, layers: bool = False) -> None:
+def info(bundle: BundlePath, sbom: bool = False, runtime: Runtime = DEFAULT_RUNTIME, *, layers: bool = False) -> None:
     """Show what a bundle holds and what was proven about it; with a runtime, start it there too.
 
     Args:
-        bundle: folder of the exported model, or a TensorRT engine, which is described by its record.
+        bundle: folder of the exported model; or a TensorRT engine, which is described by its record; or an .onnx file
+            alone, of which is shown what it says of itself.
+        sbom: print what it is made of as JSON, a bill of materials in CycloneDX (of a bundle).
         runtime: what to start the model with.
         layers: of an engine, list the layers that TensorRT made, with the types that they compute in.
     """
@@ -302,7 +308,13 @@ def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME, *, layers: bool
     if is_engine:
         describe_engine(bundle, Terminal(), layers=layers)
         return
+    if bundle.is_file() and not sbom:
+        describe_graph(read_metadata(bundle), sha256_of(bundle), Terminal())
+        return
     found = load_bundle(bundle)
+    if sbom:
+        print(json.dumps(bill_of_materials(found.manifest), indent=2))
+        return
     if runtime == DEFAULT_RUNTIME:
         describe(found, Terminal())
         return
@@ -311,6 +323,17 @@ def info(bundle: BundlePath, runtime: Runtime = DEFAULT_RUNTIME, *, layers: bool
     seconds = time.perf_counter() - begun
     describe(found, Terminal())
     print(f"runs in {printable(describe_backend(backend))}; started in {seconds:.1f} s")
+
+
+def sign(bundle: BundlePath, key: Path) -> None:
+    """Sign all files of a bundle as they are, so that CONVMAE_REQUIRE_SIGNATURE=PUBLIC_KEY takes no others.
+
+    Args:
+        bundle: folder of the exported model; model.sig is written into it.
+        key: file with your private key, in PEM, as openssl ecparam -name prime256v1 -genkey -noout makes one.
+    """
+    count = sign_folder(load_bundle(bundle, unsigned=True).path, key)
+    print(f"{readable(bundle / SIGNATURE_NAME)}: signature over {count} files")
 
 
 def import_checkpoint(

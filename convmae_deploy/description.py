@@ -1,6 +1,8 @@
 """A bundle in words and tables, for people at a terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -8,15 +10,25 @@ from rich.text import Text
 
 from convmae_deploy.backends.engine_record import EngineRecord, engines_of, read_record
 from convmae_deploy.backends.tensorrt_library import TITLES
+from convmae_deploy.bundle.graph_metadata import GraphMetadata
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import BundleFile, Manifest, OutputSpec
+from convmae_deploy.bundle.manifest import BundleFile, Description, Manifest, OutputSpec
+from convmae_deploy.bundle.signing import SIGNATURE_NAME, required_key
 from convmae_deploy.printing import printable
+
+MAX_VALUE: Final = 2000  # characters of what a file of others says are shown
+NOTHING: Final[Mapping[str, str]] = {}
 
 
 def describe(bundle: Bundle, console: Console) -> None:
     """Prints what the bundle is, what goes in and comes out, its graphs with their numerics, engines and origin."""
     manifest = bundle.manifest
-    for table in (_summary(manifest), _outputs(manifest), _files(manifest), _engines(bundle)):
+    for table in (
+        _summary(manifest, {"signature": _signature(bundle)}),
+        _outputs(manifest),
+        _files(manifest),
+        _engines(bundle),
+    ):
         if table.row_count:
             console.print(table)
     for name, file in manifest.files.items():
@@ -24,13 +36,34 @@ def describe(bundle: Bundle, console: Console) -> None:
             console.print(_numerics(name, file))
 
 
-def _summary(manifest: Manifest) -> Table:
+def describe_graph(metadata: GraphMetadata, sha256: str, console: Console) -> None:
+    """Prints what a graph's file says of itself, which nothing proves; of a file of others, the pairs in it.
+
+    Args:
+        metadata: of the file.
+        sha256: of the file.
+        console: where it goes.
+    """
+    found, others = metadata.description, metadata.others
+    opset = "unknown" if metadata.header.opset is None else str(metadata.header.opset)
+    facts = {"SHA-256 of the file": sha256, "opset": opset}
+    if found is not None:
+        facts |= {"precision": others["precision"]} if "precision" in others else {}
+        console.print(_summary(found, facts))
+        console.print(_outputs(found))
+        return
+    console.print(_rows(facts | {key: value[:MAX_VALUE] for key, value in others.items()}))
+    if not others:
+        console.print("It says nothing else of itself: no names, preprocessing or licence.", highlight=False)
+
+
+def _summary(manifest: Description, more: Mapping[str, str] = NOTHING) -> Table:
     spec, entry = manifest.preprocessing, manifest.input
     rows = {
         "name": manifest.name,
         "task": manifest.task,
         "variant": manifest.variant,
-        "input": f"{entry.name}, float32 {entry.in_words}, B from {entry.min_batch} to {entry.max_batch}"
+        "input": f"{entry.name}, {entry.dtype} {entry.in_words}, B from {entry.min_batch} to {entry.max_batch}"
         + (f" at {_shape(entry.shape)}" if entry.sides is not None else ""),
         "preprocessing": f"{spec.geometry} (height x width, {spec.interpolation}), mean {_numbers(spec.mean)}, "
         f"std {_numbers(spec.std)}",
@@ -39,13 +72,27 @@ def _summary(manifest: Manifest) -> Table:
         "tools": ", ".join(f"{package} {version}" for package, version in manifest.tools.items()),
         **{f"provenance: {label}": value for label, value in manifest.provenance.items()},
     }
+    return _rows({**rows, **more})
+
+
+def _rows(rows: Mapping[str, str]) -> Table:
     table = Table(show_header=False)
     for label, value in rows.items():
         table.add_row(Text(printable(label)), Text(printable(value), overflow="fold"))
     return table
 
 
-def _outputs(manifest: Manifest) -> Table:
+def _signature(bundle: Bundle) -> str:
+    """What is known of who made the bundle; whoever loaded it has checked what had to be checked."""
+    key = required_key()
+    if key is not None:
+        return f"by the owner of {key}"
+    if (bundle.path / SIGNATURE_NAME).is_file():
+        return f"{SIGNATURE_NAME}, not checked: set CONVMAE_REQUIRE_SIGNATURE to its maker's public key"
+    return "none"
+
+
+def _outputs(manifest: Description) -> Table:
     table = Table("output", "shape", "type", "stride")
     for name, spec in manifest.outputs.items():
         table.add_row(Text(printable(name)), f"({', '.join(map(str, ('B', *spec.shape)))})", spec.dtype, _stride(spec))

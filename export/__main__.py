@@ -21,12 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.bundle.graph_metadata import metadata_of
 from convmae_deploy.bundle.manifest import (
     INT8,
     MAX_BATCH,
     NAME_PATTERN,
     BundleFile,
     InputSpec,
+    InputType,
     Manifest,
     Precision,
     SideRange,
@@ -66,7 +68,7 @@ from export.reports.outcomes import print_report
 from export.runtimes.runners import file_runner, runtimes_for
 from export.steps import find_loss, photo_batch, run_verification
 from export.tasks import open_task
-from export.tasks.base import ExportTask
+from export.tasks.base import ExportTask, with_input
 from export.tool_versions import tool_versions
 from export.unfinished import Unfinished, unfinished
 from export.verification.divergence import Divergence, find_divergence
@@ -78,17 +80,20 @@ from export.verification.layer_errors import LayerErrors
 from export.verification.reproducer import FAILED_SUFFIX
 from export.verification.samples import Samples, verification_samples
 
-# for what a file holds
+# for what a file holds, and what it says of itself
 DECISIVE = (
     "task",
+    "bundle_name",
     "image_size",
     "dynamic_size",
     "static_batch",
+    "input",
     "max_batch",
     "opset",
     "data",
     "calibrate",
     "max_drop",
+    "licence",
 )
 MEMORY_BUDGET = 2 * 2**30  # bytes that one forward pass of the largest batch may take in the verification
 
@@ -112,6 +117,9 @@ class ExportConfig:
     # one graph for every height and width that are multiples of 32, up to this many pixels; default: one size
     dynamic_size: int | None = None
     static_batch: int | None = None  # batches of this size alone, for runtimes that know no other (default: any)
+    # uint8: the graphs take levels 0 to 255 as (B, 3, H, W) and normalise them themselves, the same numbers from a
+    # quarter of the bytes; float32: normalised values
+    input: InputType = "float32"
     # largest batch of the bundle, all of it verified; default: 32, videos 8, detectors 2, or what fits
     max_batch: int | None = None
     # version of ONNX's operators, 18 to 22; default: 20, for bf16 22, the first that has its convolutions
@@ -210,7 +218,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         ConvMAEError: the request cannot be carried out.
     """
     check_is_new(config.out)
-    task = open_task(config.checkpoint, config.image_size, config.task)
+    task = with_input(open_task(config.checkpoint, config.image_size, config.task), config.input)
     if "int8" in config.precision and weight_bytes(task.wrapper) > ONNX_LIMIT_BYTES:
         raise ConvMAEError(
             f"int8 is made of a graph in one file, of at most {ONNX_LIMIT_BYTES / 1e9:g} GB; this model has "
@@ -230,7 +238,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         sides=side_range(config, task),
         licence_file=licence_file,
     )
-    blank = np.zeros((1, 3, *preprocessing.input_axes), np.float32)
+    blank = np.zeros((1, 3, *preprocessing.input_axes), preprocessing.dtype)
     shapes = {name: value.shape[1:] for name, value in task.reference(blank).items()}
     manifest = unmade_manifest(content, shapes)  # what it refuses, it refuses before minutes of work
     int8 = int8_maker(config, manifest, console, command)
@@ -241,6 +249,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
             entry=manifest.input,
             photos=photos,
             int8=int8,
+            manifest=manifest,
             console=console,
             command=command,
             kept=kept,
@@ -311,6 +320,7 @@ class Exporter:
     entry: InputSpec  # what the graphs take
     photos: Samples
     int8: Int8Maker | None
+    manifest: Manifest  # without files
     console: Console
     command: Sequence[str]
     kept: Unfinished
@@ -343,14 +353,13 @@ class Exporter:
         # int8 has progress bars of its own
         with nullcontext() if precision in INT8 else self.console.status(doing), meter.step("export"):
             graph = GRAPHS[precision](request)
-            if kept is None:
-                write_graph(graph.model, path, leave_out=task.probes)
         if precision == "fp32":
             self.float32 = graph
         if not self.batches:
             self._settle(graph)
         if kept is not None:
             return Written.before(kept)
+        write_graph(graph.model, path, leave_out=task.probes, metadata=self._metadata(precision))
         with meter.step("verification"):
             verification = run_verification(task, graph, path, self.batches, precision)
         print_report(verification.report, self.console)
@@ -361,6 +370,10 @@ class Exporter:
         )
         self.kept.keep(path.name, directory, description)
         return Written(file=description, verification=verification)
+
+    def _metadata(self, precision: Precision) -> dict[str, str]:
+        """What a file says of itself."""
+        return metadata_of(self.manifest.model_copy(update={"input": self.entry}), precision)
 
     def _settle(self, graph: ExportedGraph) -> None:
         """Takes note of what all graphs are tried on."""

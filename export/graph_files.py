@@ -5,7 +5,7 @@ weight says by an absolute path where its values are, so that it is copied, cut 
 whatever its size. In a file it says the name alone, which is all that the standard allows.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -14,6 +14,7 @@ from onnx.external_data_helper import uses_external_data
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import link_or_copy
 
+NO_METADATA: Mapping[str, str] = {}
 MAX_REASON = 300  # characters of what the checker says, which may repeat a node with all that is in it
 
 
@@ -25,13 +26,20 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def write_graph(model: onnx.ModelProto, path: Path, *, leave_out: Collection[str] = ()) -> None:
+def write_graph(
+    model: onnx.ModelProto,
+    path: Path,
+    *,
+    leave_out: Collection[str] = (),
+    metadata: Mapping[str, str] = NO_METADATA,
+) -> None:
     """Writes a graph, whose IR version becomes the lowest that has its operators, as older runtimes refuse newer ones.
 
     Args:
         model: the graph.
         path: the file; values that are in a file elsewhere are put beside it.
         leave_out: outputs that the file is not to give.
+        metadata: what it says of itself.
     """
     written = without_outputs(model, leave_out)
     written.ir_version = onnx.helper.find_min_ir_version_for(list(written.opset_import))
@@ -40,6 +48,7 @@ def write_graph(model: onnx.ModelProto, path: Path, *, leave_out: Collection[str
             link_or_copy(file, path.with_name(file.name))
     for entry in _locations(written):
         entry.value = Path(entry.value).name
+    onnx.helper.set_model_props(written, dict(metadata))
     onnx.save(written, path)
 
 

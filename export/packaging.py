@@ -136,7 +136,7 @@ def unmade_manifest(content: BundleContent, shapes: dict[str, tuple[int, ...]]) 
         ConvMAEError: it would not be valid.
     """
     unmade = {"model.onnx": BundleFile(sha256="0" * 64, bytes=1, precision="fp32", opset=OPSET)}
-    return manifest_of(content, shapes=shapes, files=unmade, licence=content.record.licence)
+    return manifest_of(content, shapes=shapes, files=unmade, licence=bundle_licence(content))
 
 
 def manifest_of(
@@ -156,6 +156,7 @@ def manifest_of(
             variant=content.record.variant,
             input=InputSpec(
                 name=content.preprocessing.INPUT_NAME,
+                dtype=content.preprocessing.dtype,
                 shape=(3, *axes),
                 sides=content.sides,
                 min_batch=content.min_batch,
@@ -193,7 +194,7 @@ def check_with_runtime(
     Raises:
         ConvMAEError: a runtime refuses the bundle, or its numbers differ.
     """
-    bundle = load_bundle(directory)
+    bundle = load_bundle(directory, unsigned=True)
     names, expected = tuple(bundle.manifest.outputs), reference(batch.images)
     for file, description in bundle.manifest.files.items():
         backend = serving_backend(bundle, file, description.precision)
@@ -226,12 +227,18 @@ def _provenance(content: BundleContent) -> dict[str, str]:
 
 def _copy_licence(directory: Path, content: BundleContent) -> Licence:
     """Puts the licence's text into the bundle, where there is one."""
+    if content.licence_file is not None:
+        shutil.copyfile(content.licence_file, directory / LICENCE_NAME)
+    return bundle_licence(content)
+
+
+def bundle_licence(content: BundleContent) -> Licence:
+    """What a bundle says of its licence, whose text is in it where there is one."""
     licence = content.record.licence
     if content.licence_file is None:
         return licence
-    shutil.copyfile(content.licence_file, directory / LICENCE_NAME)
     name = licence.name
     if name.startswith(UNSPECIFIED):
-        lines = (directory / LICENCE_NAME).read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = content.licence_file.read_text(encoding="utf-8", errors="replace").split("\n")
         name = next((line.strip()[:120] for line in lines if line.strip()), name)
     return Licence(name=name, file=LICENCE_NAME)

@@ -186,7 +186,7 @@ def model_config(config: TritonConfig, manifest: Manifest, source: TritonSource)
         f"backend: {quoted(source.backend)}",
         f"platform: {quoted(source.platform)}",
         f"max_batch_size: {source.max_batch}",
-        *block("input", tensor_fields(spec.name, "float32", source.shape(manifest, spec))),
+        *block("input", tensor_fields(spec.name, spec.dtype, source.shape(manifest, spec))),
     ]
     for output, described in manifest.outputs.items():
         fields = tensor_fields(output, described.dtype, source.shape(manifest, described))
@@ -219,7 +219,7 @@ def warm_up_batches(config: TritonConfig, source: TritonSource) -> list[int]:
 def warm_up_fields(size: int, manifest: Manifest) -> list[str]:
     """A request of zeros."""
     spec = manifest.input
-    value = f"{{ data_type: {DATA_TYPES['float32']} dims: {dims(spec.shape)} zero_data: true }}"
+    value = f"{{ data_type: {DATA_TYPES[spec.dtype]} dims: {dims(spec.shape)} zero_data: true }}"
     return [f"name: {quoted(f'batch of {size}')}", f"batch_size: {size}", entry("inputs", spec.name, value)]
 
 

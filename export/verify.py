@@ -47,7 +47,7 @@ from export.runtimes.combinations import Combination, Verified, to_verify
 from export.runtimes.runners import start
 from export.steps import run_verification
 from export.tasks import SPLIT, open_task, read_task_data
-from export.tasks.base import ExportTask
+from export.tasks.base import ExportTask, with_input
 from export.verification.elementwise import VerificationError
 from export.verification.explaining import Explainer
 from export.verification.inputs import Batch, verification_batches
@@ -116,7 +116,7 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
     size, task = bundle.manifest.preprocessing.input_size, None
     if config.checkpoint is not None:
-        task = open_task(config.checkpoint, size, bundle.manifest.task)
+        task = with_input(open_task(config.checkpoint, size, bundle.manifest.task), bundle.manifest.input.dtype)
     reference = torch_reference(bundle, task) if task is not None else own_reference(bundle)
     data = None  # before minutes of work: a mistake in them ends it all
     if config.data is not None:

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         default="throughput",
         description=with_option("hint", "`throughput` runs requests side by side, `latency` each with all threads."),
     )
+    require_signature: Path | None = Field(
+        default=None,
+        description="File with a public key in PEM: only bundles that its owner signed (`convmae sign`) are served, "
+        "with no file changed or added.",
+    )
     trust_engine_code: bool = Field(
         default=False,
         description=with_option(

@@ -271,6 +271,32 @@ def _write_bundle(
     return directory
 
 
+def take_levels(directory: Path) -> Path:
+    """Makes the graph of a bundle take levels in uint8 and normalise them itself; returns `directory`."""
+    path, manifest = directory / "model.onnx", json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    model, spec = onnx.load(path), manifest["preprocessing"]
+    (image,) = model.graph.input
+    constants = {"of white": [255] * 3, "of mean": spec["mean"], "of std": spec["std"]}
+    for name, numbers in constants.items():
+        values = np.array(numbers, np.float32).reshape(3, *(1 for _ in manifest["input"]["shape"][1:]))
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    for node in model.graph.node:
+        node.input[:] = ["normalised" if name == image.name else name for name in node.input]
+    nodes = [helper.make_node("Cast", [image.name], ["levels"], to=FLOAT)]
+    nodes += [helper.make_node("Div", ["levels", "of white"], ["shares"])]
+    nodes += [helper.make_node("Sub", ["shares", "of mean"], ["centred"])]
+    nodes += [helper.make_node("Div", ["centred", "of std"], ["normalised"])]
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    image.type.tensor_type.elem_type = TensorProto.UINT8
+    onnx.save(model, path)
+    manifest["input"]["dtype"] = spec["dtype"] = "uint8"
+    manifest["files"]["model.onnx"] |= {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    write_manifest(directory, manifest)
+    return directory
+
+
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     """Writes `manifest` as it is, valid or not."""
     (directory / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

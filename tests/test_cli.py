@@ -401,7 +401,8 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
             | RUNTIME
         ),
         "compatible": set(),
-        "info": RUNTIME | {"--layers"},
+        "info": RUNTIME | {"--layers", "--sbom"},
+        "sign": {"--key"},
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
         "to-hub": {"--out"},
     }

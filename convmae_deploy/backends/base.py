@@ -16,6 +16,7 @@ Device = Literal["auto", "cpu", "cuda"]
 ComputePrecision = Literal["fp32", "bf16"]
 PerformanceHint = Literal["latency", "throughput"]
 FloatArray = NDArray[np.float32]
+InputArray = NDArray[Any]  # what graphs take: normalised values in float32, or levels in uint8
 Outputs = dict[str, NDArray[Any]]  # name -> (B, ...)
 Feeds = Mapping[str, NDArray[Any]]  # name of an input -> its values
 GraphSource = Path | bytes  # an ONNX file, or what is in one
@@ -32,7 +33,7 @@ class Backend(Protocol):
     def providers(self) -> tuple[str, ...]:
         """Where it runs, by the backend's own names, the preferred one first."""
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
+    def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:

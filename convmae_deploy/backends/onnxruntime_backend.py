@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import (
     ComputePrecision,
     Device,
     Feeds,
     GraphSource,
+    InputArray,
     OpenGraph,
     Outputs,
     Runtime,
@@ -34,7 +33,7 @@ from convmae_deploy.errors import ConvMAEError
 logger = logging.getLogger("convmae_deploy")
 
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}  # as ONNX Runtime calls them
+_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}  # as ONNX Runtime calls them
 _LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
 
 
@@ -76,7 +75,7 @@ class OnnxRuntimeBackend:
         self._input, self._path = bundle.manifest.input, path
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
+    def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import (
     ComputePrecision,
     Device,
     Feeds,
     GraphSource,
+    InputArray,
     OpenGraph,
     Outputs,
     PerformanceHint,
@@ -28,7 +28,7 @@ from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.errors import ConvMAEError, missing_extra
 
-_TYPES = {"float32": "f32", "int64": "i64"}  # as OpenVINO calls them
+_TYPES = {"float32": "f32", "int64": "i64", "uint8": "u8"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 _AS_IN_GRAPH = "dynamic"  # a precision hint; with "f32" it computes float16 graphs in float32
 _CAPABILITIES: dict[Precision, str] = {
@@ -95,7 +95,7 @@ class OpenVinoBackend:
         # A request runs one batch at a time; idle ones wait here, and one more is made where none is idle.
         self._idle: deque[Any] = deque()
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
+    def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:
@@ -109,7 +109,7 @@ class OpenVinoBackend:
         except RuntimeError as error:  # all that OpenVINO raises
             raise does_not_run(f"OpenVINO {self._version}", self._path, len(image), error) from error
 
-    def _run(self, parts: Sequence[NDArray[np.float32]], outputs: Sequence[str]) -> Outputs:
+    def _run(self, parts: Sequence[InputArray], outputs: Sequence[str]) -> Outputs:
         """Runs parts of a batch side by side."""
         with self._requests(len(parts)) as requests:
             if len(parts) == 1:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from convmae_deploy.backends.base import Device, Outputs, Runtime, check_threads
+from convmae_deploy.backends.base import Device, InputArray, Outputs, Runtime, check_threads
 from convmae_deploy.backends.engine_record import (
     EngineRecord,
     check_engine,
@@ -38,7 +37,7 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 
 logger = logging.getLogger("convmae_deploy")
 
-_TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
+_TYPES = {"float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}  # as TensorRT calls them
 
 
 class TensorRtBackend:
@@ -94,7 +93,7 @@ class TensorRtBackend:
         self._idle: deque[Lane] = deque()
         self._turns = threading.Semaphore(streams)
 
-    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> Outputs:
+    def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         A batch runs in the smallest profile that takes it, filled up to that profile's size; one above the largest
@@ -106,7 +105,7 @@ class TensorRtBackend:
             known = " or ".join(f"(B, {', '.join(map(str, shape))})" for shape in dict.fromkeys(inputs))
             more = "; build the engine with --size for others" if self._any_size else ""
             raise ConvMAEError(f"a batch must be {known}; got {image.shape}{more}")
-        image = np.ascontiguousarray(image, dtype=np.float32)
+        image = np.ascontiguousarray(image, dtype=self._spec.types[self._spec.input])
         largest = max(fitting.values())
         parts = []
         with self._lane() as lane:

@@ -90,7 +90,7 @@ class Lane:
         for name in spec.types:
             self._device[name] = cuda.call("cudaMalloc", spec.most_bytes(name))
 
-    def run(self, image: NDArray[np.float32], profile: int, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def run(self, image: NDArray[Any], profile: int, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Runs a batch of at most the profile's size; the rows that it lacks are zeros.
 
         Args:

@@ -103,7 +103,7 @@ def check_graph(
     if [item.name for item in inputs] != [manifest.input.name]:
         names = ", ".join(item.name for item in inputs)
         raise BundleError(f"{path} must have the one input {manifest.input.name!r}, found {names}; export it again")
-    _check_tensor(inputs[0], manifest.input.shape, "float32", "input", path, type_names)
+    _check_tensor(inputs[0], manifest.input.shape, manifest.input.dtype, "input", path, type_names)
     batch = inputs[0].shape[0]
     if isinstance(batch, int) and not manifest.input.min_batch == manifest.input.max_batch == batch:
         raise BundleError(

@@ -108,9 +108,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} holds no {MANIFEST_NAME}, so it is no bundle; check the path")
     try:
         content = read_regular(file_inside(folder, MANIFEST_NAME), MAX_MANIFEST_BYTES)
-        fields = json.loads(content.decode("utf-8"))
-        # neither NaN nor infinity, and no half of a character, as "\\ud800" is, which cannot be printed
-        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        fields = strict_json(content)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
@@ -125,6 +123,17 @@ def _read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(fields)
     except ValidationError as error:
         raise BundleError(f"{path} is not a valid manifest: {in_words(error)}; export the bundle again") from error
+
+
+def strict_json(content: bytes) -> Any:
+    """What JSON of a stranger says.
+
+    Raises:
+        ValueError, RecursionError: it is none, or has NaN, infinity or half of a character, which cannot be printed.
+    """
+    fields = json.loads(content.decode("utf-8"))
+    json.dumps(fields, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return fields
 
 
 def in_words(error: ValidationError) -> str:

@@ -22,6 +22,7 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "manifest.json"
 KIT_NAME = "conformance.zip"  # photos and what is right for them, see convmae_deploy/conformance
 LICENCE_NAME = "LICENSE-WEIGHTS"  # what the text of the licence is called in what this project writes
+STRIDE = 32  # pixels that each side of an input is a multiple of
 SEGMENTER_STRIDE = 4  # input pixels per cell of a segmenter's logits
 TASK_PATTERN = r"^[a-z][a-z-]{0,63}$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -37,6 +38,7 @@ MAX_BYTES = 2**36  # all hashed files together
 UPRIGHT = "Turn the decoded photo upright (EXIF) and convert it to RGB."
 MAX_OVERLAP = 8  # windows of a segmenter that show the same pixel, along each axis
 
+InputType = Literal["float32", "uint8"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16"]  # int8-fp16: int8 layers, and what is between them
 INT8: tuple[Precision, ...] = ("int8", "int8-fp16")  # whose gate is the metric of the task
 Interpolation = Literal["bicubic", "bilinear"]
@@ -52,12 +54,13 @@ Shape = Annotated[tuple[Annotated[int, Field(gt=0, le=MAX_ENTRIES)], ...], Field
 
 
 class _Normalised(Record):
-    """Values are scaled to [0, 1], then normalised by `mean` and `std`."""
+    """Values are scaled to [0, 1], then normalised by `mean` and `std`; with `dtype` uint8 the graph does both."""
 
     INPUT_NAME: ClassVar[str] = "image"  # what the graph's input is called
 
     mean: tuple[Mean, Mean, Mean] = (0.485, 0.456, 0.406)  # RGB, of values in [0, 1]
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
+    dtype: InputType = "float32"  # of the graph's input: normalised values, or levels 0 to 255, channels first too
 
     @property
     @abstractmethod
@@ -84,11 +87,20 @@ class _Normalised(Record):
 
     def steps(self) -> list[str]:
         """From a decoded photo or video to the graph's input, a sentence each."""
-        return [
-            *self.shaping_steps(),
-            f"Divide the levels by 255, subtract the mean ({_numbers(self.mean)}) and divide by the standard deviation "
-            f"({_numbers(self.std)}) of the channels R, G, B; channels come first.",
-        ]
+        channels = (
+            f"by 255, subtract the mean ({_numbers(self.mean)}) and divide by the standard deviation "
+            f"({_numbers(self.std)}) of the channels R, G, B"
+        )
+        if self.dtype == "uint8":
+            last = "Give the levels 0 to 255 as they are, channels first."
+            return [*self.shaping_steps(), f"{last} The graph itself does the rest: divide them {channels}."]
+        return [*self.shaping_steps(), f"Divide the levels {channels}; channels come first."]
+
+    @property
+    def nearest_levels(self) -> tuple[int, int, int]:
+        """The levels of R, G, B that come nearest to 0 once they are normalised."""
+        red, green, blue = (round(min(max(255 * mean, 0), 255)) for mean in self.mean)
+        return red, green, blue
 
 
 class _Cropped(_Normalised):
@@ -233,11 +245,16 @@ class SlidingWindow(_Normalised):
             limit = "" if self.long_side is None else f", less where the long one would be over {self.long_side}"
             resizing = _resizing(self.interpolation)
             steps.append(f"Resize it {resizing}, to a short side of {self.short_side} pixels{limit}.")
+        padding = (
+            f"has the levels {', '.join(map(str, self.nearest_levels))}, which are nearly 0 once they are normalised"
+            if self.dtype == "uint8"
+            else "is 0 after the next step"
+        )
         return [
             *steps,
             f"Cut it into windows of {_in_words(self.window)} pixels, one every {_in_words(self.stride)} pixels, the "
-            "last ones ending with the photo. A photo smaller than a window is padded right and below; the padding is "
-            "0 after the next step.",
+            f"last ones ending with the photo. A photo smaller than a window is padded right and below; the padding "
+            f"{padding}.",
         ]
 
     @model_validator(mode="after")
@@ -348,9 +365,10 @@ class SideRange(Record):
 
 
 class InputSpec(Record):
-    """The graph's one input: float32 (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
+    """The graph's one input: (B, 3, H, W) or (B, 3, T, H, W), B between `min_batch` and `max_batch`."""
 
     name: Word = "image"  # see `INPUT_NAME`
+    dtype: InputType = "float32"  # that of the preprocessing
     shape: Shape  # without the batch axis: (3, H, W); video (3, T, H, W)
     sides: SideRange | None = None  # None: the graph takes the height and width of `shape` alone
     min_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
@@ -371,6 +389,11 @@ class InputSpec(Record):
             f"(B, {self.shape[0]}, H, W) with H and W multiples of {SIDE_STEP} from {self.sides.smallest} to "
             f"{self.sides.largest}"
         )
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one image or clip."""
+        return math.prod(self.shape) * (1 if self.dtype == "uint8" else 4)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -444,8 +467,8 @@ class Licence(Record):
     file: Word | None = None  # the full text, a file of the bundle
 
 
-class Manifest(Record):
-    """Everything that must be known to run a bundle."""
+class Description(Record):
+    """What a model is, and all that must be known to feed its graphs, each of which carries it too."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN)  # what `?model=` and `/v1/models/{name}` say
@@ -456,19 +479,13 @@ class Manifest(Record):
     classes: tuple[ClassName, ...] = Field(max_length=MAX_CLASSES)
     category_ids: tuple[CategoryId, ...] = ()  # detection: the id of each class in the dataset's file; none: 1, 2, ...
     outputs: dict[Word, OutputSpec] = Field(max_length=100)  # see the task's `expected_outputs`
-    files: dict[Word, BundleFile] = Field(max_length=100)  # file name -> what it is; the first is the default
     tools: dict[Word, Word] = Field(max_length=100)  # package -> version at export
     licence: Licence
-    conformance: StoredFile | None = None  # `KIT_NAME`; None: there is none, as of models of videos
     # free text: checkpoint, data, command, seed, metrics
     provenance: dict[Word, Text] = Field(default_factory=dict, max_length=100)
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if not self.files:
-            raise ValueError("files must name at least one graph")
-        if sum(part.bytes for file in self.files.values() for part in (file, *file.weights.values())) > MAX_BYTES:
-            raise ValueError(f"files must have at most {MAX_BYTES} bytes together")
+    def _fits_together(self) -> Self:
         if self.category_ids and len(self.category_ids) != len(self.classes):
             raise ValueError(f"category_ids must be one for each of {len(self.classes)} classes, or none")
         expected = (3, *self.preprocessing.input_axes)
@@ -478,6 +495,10 @@ class Manifest(Record):
             for name, output in self.outputs.items():
                 if output.stride is not None and output.shape != output.at(expected[1:]).shape:
                     raise ValueError(f"output {name} must have a cell for every {output.stride} pixels of {expected}")
+        if self.input.dtype != self.preprocessing.dtype:
+            raise ValueError(
+                f"input dtype {self.input.dtype} must be {self.preprocessing.dtype}, as the preprocessing is"
+            )
         return self
 
     def open_shape(self, tensor: InputSpec | OutputSpec) -> tuple[int, ...]:
@@ -511,3 +532,18 @@ class Manifest(Record):
                 "outputs": {name: output.at(size) for name, output in self.outputs.items()},
             }
         )
+
+
+class Manifest(Description):
+    """Everything that must be known to run a bundle."""
+
+    files: dict[Word, BundleFile] = Field(max_length=100)  # file name -> what it is; the first is the default
+    conformance: StoredFile | None = None  # `KIT_NAME`; None: there is none, as of models of videos
+
+    @model_validator(mode="after")
+    def _has_files(self) -> Self:
+        if not self.files:
+            raise ValueError("files must name at least one graph")
+        if sum(part.bytes for file in self.files.values() for part in (file, *file.weights.values())) > MAX_BYTES:
+            raise ValueError(f"files must have at most {MAX_BYTES} bytes together")
+        return self

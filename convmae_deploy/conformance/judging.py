@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.bundle.manifest import Manifest, Precision
 from convmae_deploy.conformance.kit import KitItem, kit_outputs, sampled
-from convmae_deploy.conformance.mistakes import Maker, Mistakes, every_mistake, levels_of
+from convmae_deploy.conformance.mistakes import Maker, Mistakes, as_taken, every_mistake, levels_of, scaling_of
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.tasks import task_of
 
@@ -82,7 +82,7 @@ def judge_inputs(manifest: Manifest, kit: Sequence[KitItem], found: Arrays) -> l
         """Mean difference in levels from what the mistakes give."""
         step = max(1, arrays[name].shape[1] * arrays[name].shape[2] // COMPARED)
         off = np.abs(makers[name].input(mistakes) - arrays[name]).reshape(3, -1)[:, ::step].mean(axis=1)
-        return float((off * spec.std).mean() * 255)
+        return float((off * scaling_of(spec)[1].ravel()).mean() * 255)
 
     wrong = [name for name, held in passed.items() if not held]
     explained = explain(wrong, error, every_mistake(spec, MOST_AT_ONCE), near=NEAR_LEVELS)
@@ -131,7 +131,11 @@ def judge_outputs(
     def error(name: str, mistakes: Mistakes) -> float:
         assert run is not None
         try:
-            made = outputs_of(manifest, chosen[name], one_photo(run(makers[name].input(mistakes)[None])))
+            made = outputs_of(
+                manifest,
+                chosen[name],
+                one_photo(run(as_taken(makers[name].input(mistakes)[None], manifest.preprocessing))),
+            )
         except ModelError:  # it does not run, or numbers overflow
             return float("inf")
         target = chosen[name].outputs if theirs else arrays[name]

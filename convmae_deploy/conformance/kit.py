@@ -5,7 +5,7 @@
     README.md            what to do with a photo, in words and numbers
     kit.json             what is awkward about each photo, and the manifest's input, preprocessing and outputs
     photos/cmyk.jpg      ...
-    tensors.safetensors  inputs/cmyk: float32, what the graph is to be given; outputs/cmyk/logits: what it is to give
+    tensors.safetensors  inputs/cmyk: what the graph is to be given; outputs/cmyk/logits: what it is to give
 
 Of an output with more than 4096 numbers there are 4096, evenly spaced in its flattened form: the i-th is entry
 floor(i size / 4096). Of a model that gives lists of what it found there are the scores alone, since near ties may
@@ -148,9 +148,9 @@ def _readme(manifest: Manifest, items: list[KitItem]) -> str:
             "",
             *(f"- `{PHOTOS_FOLDER}/{item.photo.file}`: {item.photo.about}" for item in items),
             "",
-            f"`{TENSORS_NAME}` holds `{input_key('PHOTO')}`, float32 (3, H, W), what the graph is to be given as "
-            f"`{manifest.input.name}`, and `{output_key('PHOTO', 'OUTPUT')}`, what it is to give. Of an output "
-            f"with more than {MOST_NUMBERS} numbers there are {MOST_NUMBERS}: the i-th is entry "
+            f"`{TENSORS_NAME}` holds `{input_key('PHOTO')}`, {manifest.input.dtype} (3, H, W), what the graph is to be "
+            f"given as `{manifest.input.name}`, and `{output_key('PHOTO', 'OUTPUT')}`, what it is to give. Of an "
+            f"output with more than {MOST_NUMBERS} numbers there are {MOST_NUMBERS}: the i-th is entry "
             f"floor(i size / {MOST_NUMBERS}) of the flattened output.",
             "",
             "`convmae conform BUNDLE --npz mine.npz`, with arrays of these names, says what a program does otherwise.",
@@ -211,4 +211,6 @@ def _item(manifest: Manifest, photo: _Photo, content: bytes, tensors: Mapping[st
         spec = manifest.outputs[name]
         count = min(MOST_NUMBERS, math.prod(spec.shape))
         outputs[name] = tensor(output_key(found.name, name), spec.dtype, (count,))
-    return KitItem(photo=found, input=tensor(input_key(found.name), "float32", manifest.input.shape), outputs=outputs)
+    return KitItem(
+        photo=found, input=tensor(input_key(found.name), manifest.input.dtype, manifest.input.shape), outputs=outputs
+    )

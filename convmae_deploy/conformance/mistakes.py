@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import FloatArray, InputArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, Preprocessing
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.base import Predictor
@@ -85,7 +85,20 @@ class Maker:
 
 def levels_of(image: FloatArray, spec: AnyPreprocessing) -> FloatArray:
     """The levels, from 0 to 255, of what the graph is given, (3, H, W)."""
-    return np.asarray((image * _column(spec.std) + _column(spec.mean)) * 255, np.float32)
+    mean, std = scaling_of(spec)
+    return np.asarray((image * std + mean) * 255, np.float32)
+
+
+def scaling_of(spec: AnyPreprocessing) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation, (3, 1, 1), that make the graph's input of levels / 255: levels again, or not."""
+    if spec.dtype == "uint8":
+        return _column((0.0, 0.0, 0.0)), _column((1 / 255, 1 / 255, 1 / 255))
+    return _column(spec.mean), _column(spec.std)
+
+
+def as_taken(image: FloatArray, spec: AnyPreprocessing) -> InputArray:
+    """An input in the type that the graph takes; levels that are none become the nearest."""
+    return image.round().clip(0, 255).astype(np.uint8) if spec.dtype == "uint8" else image
 
 
 def _decode(content: bytes) -> Image.Image:
@@ -97,7 +110,8 @@ def _levels(task: type[Predictor], image: Image.Image, spec: AnyPreprocessing) -
 
 
 def _normalised(levels: NDArray[Any], spec: AnyPreprocessing) -> NDArray[Any]:
-    return (levels / 255 - _column(spec.mean)) / _column(spec.std)
+    mean, std = scaling_of(spec)
+    return (levels / 255 - mean) / std
 
 
 def _column(values: tuple[float, ...]) -> FloatArray:
@@ -244,6 +258,9 @@ SCALING: Mapping[str, Scale] = {
     "the channels come last": lambda levels, spec: np.ascontiguousarray(
         _normalised(levels, spec).transpose(1, 2, 0)
     ).reshape(levels.shape),
+    "the levels are normalised, which the graph does itself": lambda levels, spec: (
+        (levels / 255 - _column(spec.mean)) / _column(spec.std)
+    ),
     "mean and standard deviation are applied in the order B, G, R": lambda levels, spec: (
         (levels / 255 - _column(spec.mean[::-1])) / _column(spec.std[::-1])
     ),

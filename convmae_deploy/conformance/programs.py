@@ -93,7 +93,8 @@ class Server:
         base = url.rstrip("/")
         self.url = base if "/v2/models/" in base else f"{base}/v2/models/{quote(manifest.name)}"
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._input = manifest.input.name
+        self._input, self._dtype = manifest.input.name, np.dtype(manifest.input.dtype).newbyteorder("<")
+        self._kind = {"float32": "FP32", "uint8": "UINT8"}[manifest.input.dtype]
         about = self._json(self._ask(self.url)[0])
         inputs, outputs = _tensors(about, "inputs"), _tensors(about, "outputs")
         self.outputs = [name for name in kit_outputs(manifest) if name in outputs]
@@ -104,16 +105,18 @@ class Server:
         self._files = ENCODED if ENCODED in files else next(iter(files), None)
         self._file_axes = 1 if self._files is None else len(inputs[self._files][1])
         self.takes_files = self._files is not None
-        self.takes_inputs = inputs.get(self._input, ("", []))[0] == "FP32"
+        self.takes_inputs = inputs.get(self._input, ("", []))[0] == self._kind
         if not (self.takes_files or self.takes_inputs):
             raise ConvMAEError(
-                f"{self.url} must have the input {self._input} of FP32, or one of BYTES for files; found "
+                f"{self.url} must have the input {self._input} of {self._kind}, or one of BYTES for files; found "
                 f"{', '.join(f'{name} of {kind}' for name, (kind, _) in inputs.items()) or 'none'}"
             )
 
     def run_input(self, image: FloatArray) -> Outputs:
         """What it gives for (1, 3, H, W), prepared."""
-        return self._infer(self._input, "FP32", list(image.shape), np.ascontiguousarray(image, "<f4").tobytes())
+        return self._infer(
+            self._input, self._kind, list(image.shape), np.ascontiguousarray(image, self._dtype).tobytes()
+        )
 
     def run_file(self, content: bytes) -> Outputs:
         """What it gives for a photo's file, each (1, ...)."""

@@ -93,7 +93,7 @@ def origin_of(
     name, graph, precision = _computation(bundle, runtime)
     manifest = bundle.manifest
     contents = {part: file.sha256 for part, file in {name: graph, **graph.weights}.items()}
-    preprocessing = manifest.preprocessing.model_dump(mode="json")
+    preprocessing = manifest.preprocessing.model_dump(mode="json", exclude={"dtype"})  # the numbers are the same
     if options.frame_sampling_rate is not None:
         preprocessing["stride"] = options.frame_sampling_rate
     if tiles is not None:  # of which no pixel is resized

@@ -7,7 +7,6 @@ that wait to be decoded have a bound in bytes.
 """
 
 import json
-import math
 import os
 import threading
 from collections import deque
@@ -125,7 +124,7 @@ class FeatureStream:
         self._max_bytes = MAX_PHOTO_BYTES if predictor.MEDIUM == "photo" else VideoLimits().max_bytes
         self._lanes, self._tiles = lanes, tiles
         # Files that are read, decoded, or wait for the model: fewer where the model takes large ones.
-        row_bytes = 4 * math.prod(predictor.manifest.input.shape) * views_of(options).total
+        row_bytes = predictor.manifest.input.row_bytes * views_of(options).total
         if tiles is not None:  # of a photo that is cut all pixels are kept
             row_bytes = 3 * (options.max_pixels or DEFAULT_LIMITS.max_pixels)
         self._ahead = max(1, min(lanes * batch_size + readers, _PREPARED_BYTES // row_bytes))

@@ -9,7 +9,7 @@ from PIL import Image
 from convmae_deploy.bundle.manifest import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Prepared
-from convmae_deploy.tasks.preprocess import normalise
+from convmae_deploy.tasks.preprocess import graph_input
 from convmae_deploy.tasks.sliding_window import window_starts
 
 Place = tuple[int, int]  # (x, y) in pixels of the upright photo: the left and the top edge of a tile
@@ -51,6 +51,8 @@ class Tiles:
         for left, top in self.places(photo.width, photo.height):
             right, bottom = min(left + self.side, photo.width), min(top + self.side, photo.height)
             levels = np.asarray(photo.crop((left, top, right, bottom)))
-            rows = np.zeros((1, 3, self.side, self.side), np.float32)
-            rows[0, :, : bottom - top, : right - left] = normalise(levels, spec.mean, spec.std)
+            rows = np.zeros((1, 3, self.side, self.side), spec.dtype)
+            if spec.dtype == "uint8":
+                rows += np.array(spec.nearest_levels, np.uint8)[:, None, None]
+            rows[0, :, : bottom - top, : right - left] = graph_input(levels, spec)
             yield (left, top), Prepared(rows=rows, size=(photo.height, photo.width))

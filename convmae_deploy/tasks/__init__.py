@@ -10,6 +10,7 @@ from convmae_deploy.backends.base import Device
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
+from convmae_deploy.bundle.signing import check_signature, required_key
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
@@ -49,12 +50,21 @@ def check_manifest(manifest: Manifest) -> None:
     task_of(manifest).check_manifest(manifest)
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, *, unsigned: bool = False) -> Bundle:
     """Reads a bundle and checks its files, see `read_bundle`, and that its manifest fits its task.
+
+    Before any of its files is read, its signature is checked where `CONVMAE_REQUIRE_SIGNATURE` names a key.
+
+    Args:
+        path: its folder.
+        unsigned: whether it need not be signed all the same, by whoever is about to sign it or has just made it.
 
     Raises:
         BundleError: with what was expected, what was found and what to do.
     """
+    key = None if unsigned else required_key()
+    if key is not None and path.is_dir():
+        check_signature(path, key)
     bundle = read_bundle(path)
     task = task_of(bundle.manifest)
     try:

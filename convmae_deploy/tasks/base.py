@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.backends.base import Backend, InputArray, Outputs
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
@@ -30,7 +30,7 @@ logger = logging.getLogger("convmae_deploy")
 
 Source = str | Path | bytes | Image.Image  # a file by its path, the content of one, or pixels
 MediumName = Literal["photo", "video"]
-Run = Callable[[FloatArray, Sequence[str]], Outputs]  # runs a batch of any size, as `Predictor.run` does
+Run = Callable[[InputArray, Sequence[str]], Outputs]  # runs a batch of any size, as `Predictor.run` does
 
 
 class ModelOutputError(ModelError):
@@ -195,7 +195,7 @@ class Predictor(ABC):
 
     @classmethod
     @abstractmethod
-    def pixels(cls, picture: Image.Image, spec: Any) -> FloatArray:
+    def pixels(cls, picture: Image.Image, spec: Any) -> InputArray:
         """An RGB photo as the graph takes it, or a frame of a clip.
 
         Args:
@@ -206,7 +206,7 @@ class Predictor(ABC):
             (3, H, W).
         """
 
-    def preprocess(self, picture: Image.Image) -> FloatArray:
+    def preprocess(self, picture: Image.Image) -> InputArray:
         """`pixels` with this model's numbers."""
         return self.pixels(picture, self.manifest.preprocessing)
 
@@ -355,11 +355,11 @@ class Predictor(ABC):
         if options.threshold is not None and not 0 <= options.threshold <= 1:
             raise ConvMAEError(f"{spell('threshold')} must be between 0 and 1; got {options.threshold:g}")
 
-    def run(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def run(self, batch: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs a batch of any size, in chunks that the graph takes.
 
         Args:
-            batch: normalised images (B, 3, H, W) or clips (B, 3, T, H, W), B at least 1, finite.
+            batch: images (B, 3, H, W) or clips (B, 3, T, H, W) as the graph takes them, B at least 1, finite.
             outputs: names of the manifest's outputs.
 
         Returns:
@@ -383,7 +383,7 @@ class Predictor(ABC):
                 results[name][start : start + size] = values
         return results
 
-    def _run_chunk(self, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def _run_chunk(self, batch: InputArray, outputs: Sequence[str]) -> Outputs:
         count, missing = len(batch), self.manifest.input.min_batch - len(batch)
         if missing > 0:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
@@ -401,12 +401,12 @@ class Predictor(ABC):
                 raise ModelOutputError(f"output {name!r} holds values that are not finite")
         return results
 
-    def _check_batch(self, batch: FloatArray) -> None:
-        shape = self.manifest.input.shape
+    def _check_batch(self, batch: InputArray) -> None:
+        shape, dtype = self.manifest.input.shape, self.manifest.input.dtype
         fits = batch.ndim == len(shape) + 1 and batch.shape[1:] == shape
-        if not fits or len(batch) == 0 or batch.dtype != np.float32:
+        if not fits or len(batch) == 0 or batch.dtype != dtype:
             raise ConvMAEError(
-                f"a batch must be float32 (B, {', '.join(map(str, shape))}) with B at least 1; "
+                f"a batch must be {dtype} (B, {', '.join(map(str, shape))}) with B at least 1; "
                 f"got {batch.dtype} {batch.shape}"
             )
         if not np.isfinite(batch).all():
@@ -419,7 +419,7 @@ class Predictor(ABC):
             raise ConvMAEError(f"outputs of {self.manifest.name} are {', '.join(known)}; got {found}")
 
 
-def all_rows(prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+def all_rows(prepared: Sequence[Prepared]) -> InputArray:
     """The rows of each, one after the other, as one batch; those of a single photo or video are not copied."""
     rows = [each.rows for each in prepared]
     return rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoFile, open_video
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.postprocess import ScoreFunction, scores
-from convmae_deploy.tasks.preprocess import cropped_views, normalise
+from convmae_deploy.tasks.preprocess import cropped_views, graph_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def read_clips(
     *,
     views: ClipViews | None = None,
     limits: VideoLimits | None = None,
-) -> NDArray[np.float32]:
+) -> InputArray:
     """Opens a video and makes the model's input of it; see `video_clips` and `open_video`.
 
     Args:
@@ -106,8 +107,8 @@ def read_clips(
         return video_clips(video, spec, views or ClipViews())
 
 
-def video_clips(video: VideoFile, spec: ClipPreprocessing, views: ClipViews) -> NDArray[np.float32]:
-    """The model's input: sampled, resized, cut and normalised; what training evaluates is what is served.
+def video_clips(video: VideoFile, spec: ClipPreprocessing, views: ClipViews) -> InputArray:
+    """The model's input: sampled, resized, cut, see `graph_input`; what training evaluates is what is served.
 
     A frame is resized as soon as it is decoded, so that large frames are in memory one at a time.
 
@@ -123,11 +124,11 @@ def video_clips(video: VideoFile, spec: ClipPreprocessing, views: ClipViews) -> 
         VideoError: it cannot be decoded.
     """
     wanted = video.on_screen(view_moments(spec, len(video), views.temporal))  # (P, T)
-    clips = np.empty((views.temporal, views.spatial, 3, spec.frames, *spec.crop), dtype=np.float32)
+    clips = np.empty((views.temporal, views.spatial, 3, spec.frames, *spec.crop), dtype=spec.dtype)
     for number, frame in zip(np.unique(wanted), video.frames(wanted.ravel()), strict=True):
         places = np.nonzero(wanted == number)
         for space, pixels in enumerate(cropped_views(Image.fromarray(frame), spec, views.spatial)):
-            clips[places[0], space, :, places[1]] = normalise(pixels, spec.mean, spec.std)
+            clips[places[0], space, :, places[1]] = graph_input(pixels, spec)
     return clips.reshape(views.total, *clips.shape[2:])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import Letterbox, OutputSpec, Size
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
@@ -95,7 +95,7 @@ class Detector(Predictor):
         return dict(DETECTOR_OUTPUTS)
 
     @classmethod
-    def pixels(cls, picture: Image.Image, spec: Letterbox) -> FloatArray:
+    def pixels(cls, picture: Image.Image, spec: Letterbox) -> InputArray:
         """See `Predictor.pixels`."""
         return letterbox(picture, spec)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray, Outputs
+from convmae_deploy.backends.base import InputArray, Outputs
 from convmae_deploy.bundle.manifest import ClipPreprocessing, OutputSpec, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
@@ -44,7 +44,7 @@ class FeaturePredictor(Predictor):
     KEY_WORDS = "Pooled vectors"
 
     @classmethod
-    def pixels(cls, picture: Image.Image, spec: Preprocessing | ClipPreprocessing) -> FloatArray:
+    def pixels(cls, picture: Image.Image, spec: Preprocessing | ClipPreprocessing) -> InputArray:
         """See `Predictor.pixels`."""
         return preprocess(picture, spec)
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import Letterbox, Size
-from convmae_deploy.tasks.preprocess import FILTERS, normalise
+from convmae_deploy.tasks.preprocess import FILTERS, graph_input
 
 
 def fitted_size(photo: Size, size: Size) -> Size:
@@ -25,8 +26,8 @@ def fitted_size(photo: Size, size: Size) -> Size:
     return max(1, round(photo[0] * ratio)), max(1, round(photo[1] * ratio))
 
 
-def letterbox(image: Image.Image, spec: Letterbox) -> NDArray[np.float32]:
-    """Resizes to fit into `spec.size`, fills the rest below or on the right, scales and normalises.
+def letterbox(image: Image.Image, spec: Letterbox) -> InputArray:
+    """Resizes to fit into `spec.size`, fills the rest below or on the right, and gives what `graph_input` does.
 
     Args:
         image: an RGB photo of any size.
@@ -38,7 +39,7 @@ def letterbox(image: Image.Image, spec: Letterbox) -> NDArray[np.float32]:
     height, width = fitted_size((image.height, image.width), spec.size)
     canvas = Image.new("RGB", (spec.size[1], spec.size[0]), (spec.fill,) * 3)
     canvas.paste(image.resize((width, height), FILTERS[spec.interpolation]))
-    return normalise(np.asarray(canvas), spec.mean, spec.std)
+    return graph_input(np.asarray(canvas), spec)
 
 
 def boxes_to_photo(boxes: NDArray[np.float32], photo: Size, spec: Letterbox) -> NDArray[np.float32]:

@@ -1,18 +1,20 @@
 """From an RGB photo to a classifier's input: timm's evaluation transform, bit for bit, without torch."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Preprocessing
+from convmae_deploy.backends.base import InputArray
+from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Preprocessing
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def preprocess(image: Image.Image, spec: Preprocessing | ClipPreprocessing) -> NDArray[np.float32]:
-    """Resizes to cover `spec.resize`, cuts out the centre `spec.crop`, scales to [0, 1] and normalises.
+def preprocess(image: Image.Image, spec: Preprocessing | ClipPreprocessing) -> InputArray:
+    """Resizes to cover `spec.resize`, cuts out the centre `spec.crop`, and gives what `graph_input` does.
 
     Args:
         image: an RGB photo, or a frame of a clip, of any size.
@@ -21,7 +23,7 @@ def preprocess(image: Image.Image, spec: Preprocessing | ClipPreprocessing) -> N
     Returns:
         (3, crop height, crop width).
     """
-    return normalise(cropped_views(image, spec, 1)[0], spec.mean, spec.std)
+    return graph_input(cropped_views(image, spec, 1)[0], spec)
 
 
 def cropped_views(image: Image.Image, spec: Preprocessing | ClipPreprocessing, views: int) -> list[NDArray[np.uint8]]:
@@ -46,6 +48,21 @@ def cropped_views(image: Image.Image, spec: Preprocessing | ClipPreprocessing, v
         top = round(spare_y * (share if spare_y > spare_x else 0.5))
         cropped.append(np.asarray(resized.crop((left, top, left + width, top + height))))
     return cropped
+
+
+def graph_input(levels: NDArray[np.uint8], spec: AnyPreprocessing) -> InputArray:
+    """RGB pixels (H, W, 3) as the graph takes them, (3, H, W): normalised, or levels as they are where it does that."""
+    if spec.dtype == "uint8":
+        return np.ascontiguousarray(levels.transpose(2, 0, 1))
+    return normalise(levels, spec.mean, spec.std)
+
+
+def nearest_levels(values: NDArray[np.floating[Any]], spec: AnyPreprocessing) -> NDArray[np.uint8]:
+    """The levels 0 to 255 that come nearest to normalised values, (..., 3, H, W) or (..., 3, T, H, W)."""
+    axes = (3, *(1 for _ in spec.input_axes))
+    mean, std = (np.array(numbers, np.float32).reshape(axes) for numbers in (spec.mean, spec.std))
+    levels: NDArray[np.uint8] = np.rint(255 * (values * std + mean)).clip(0, 255).astype(np.uint8)
+    return levels
 
 
 def normalise(

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import FloatArray, InputArray
 from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, OutputSpec, SlidingWindow
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
@@ -26,7 +25,7 @@ from convmae_deploy.tasks.base import (
 from convmae_deploy.tasks.drawing import drawing_scale, save_picture
 from convmae_deploy.tasks.label_colours import class_areas, overlay, with_legend
 from convmae_deploy.tasks.masks import label_png
-from convmae_deploy.tasks.sliding_window import Segmentation, resize, resize_and_normalise, segment_resized
+from convmae_deploy.tasks.sliding_window import Segmentation, padded, resize, resize_and_normalise, segment_resized
 
 MAX_LEGEND = 40  # classes
 LEGEND_LENGTH = 900  # pixels of a picture's longer side that a legend of the usual size suits
@@ -57,11 +56,10 @@ class Segmenter(Predictor):
         return {LOGITS: OutputSpec(shape=(classes, height, width), stride=SEGMENTER_STRIDE)}
 
     @classmethod
-    def pixels(cls, picture: Image.Image, spec: SlidingWindow) -> FloatArray:
+    def pixels(cls, picture: Image.Image, spec: SlidingWindow) -> InputArray:
         """The window at the top left of an RGB photo, see `Predictor.pixels`."""
         height, width = spec.window
-        resized = resize_and_normalise(picture, spec)[:, :height, :width]
-        return np.pad(resized, ((0, 0), (0, height - resized.shape[1]), (0, width - resized.shape[2])))
+        return padded(resize_and_normalise(picture, spec)[:, :height, :width], spec)
 
     def prepare(self, source: Source, options: PredictOptions = NO_OPTIONS) -> Prepared:
         """See `Predictor.prepare`; `rows` is the photo in the size at which it is looked at, (h, w, 3) in uint8."""
@@ -73,7 +71,7 @@ class Segmenter(Predictor):
     ) -> list[Segmentation]:
         """The label of each pixel of each photo; windows are cut and run a row or a column at a time."""
 
-        def run_windows(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        def run_windows(windows: InputArray) -> FloatArray:
             return (run or self.run)(windows, (LOGITS,))[LOGITS]
 
         return [segment_resized(photo.rows, photo.size, self.windows, run_windows) for photo in prepared]

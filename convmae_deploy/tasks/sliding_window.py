@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import FloatArray, InputArray
 from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, Size, SlidingWindow
-from convmae_deploy.tasks.preprocess import FILTERS, normalise
+from convmae_deploy.tasks.preprocess import FILTERS, graph_input
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
 RunWindows = Callable[[FloatArray], FloatArray]  # (B, 3, h, w) -> (B, K, h / 4, w / 4)
-ReadPixels = Callable[[slice, slice], FloatArray]  # rows and columns of the resized photo -> (3, r, c), normalised
+ReadPixels = Callable[[slice, slice], InputArray]  # rows and columns of the resized photo -> (3, r, c)
 Place = tuple[slice, slice]
 
 MAX_BYTES = 32_000_000  # how much of the final map's logits is held at once
@@ -62,9 +62,9 @@ def resize(image: Image.Image, spec: SlidingWindow) -> Image.Image:
     return image.resize((width, height), FILTERS[spec.interpolation])
 
 
-def resize_and_normalise(image: Image.Image, spec: SlidingWindow) -> FloatArray:
-    """An RGB photo as the windows are cut from it, (3, H, W)."""
-    return normalise(np.asarray(resize(image, spec)), spec.mean, spec.std)
+def resize_and_normalise(image: Image.Image, spec: SlidingWindow) -> InputArray:
+    """An RGB photo as the windows are cut from it, (3, H, W); see `graph_input`."""
+    return graph_input(np.asarray(resize(image, spec)), spec)
 
 
 def segment_photo(image: Image.Image, spec: SlidingWindow, run: RunWindows) -> Segmentation:
@@ -89,8 +89,8 @@ def segment_resized(levels: NDArray[np.uint8], size: Size, spec: SlidingWindow, 
     """
 
     # Only what a window shows becomes float, a quarter of the memory of a whole photo's.
-    def read(rows: slice, columns: slice) -> FloatArray:
-        return normalise(levels[rows, columns], spec.mean, spec.std)
+    def read(rows: slice, columns: slice) -> InputArray:
+        return graph_input(levels[rows, columns], spec)
 
     return _label(averaged_logits(read, (levels.shape[0], levels.shape[1]), size, spec, run), size)
 
@@ -150,10 +150,10 @@ def averaged_logits(
             yield (rows, slice(None)), logits
         return
 
-    def read_turned(rows: slice, columns: slice) -> FloatArray:
+    def read_turned(rows: slice, columns: slice) -> InputArray:
         return read(columns, rows).swapaxes(1, 2)
 
-    def run_turned(windows: FloatArray) -> FloatArray:
+    def run_turned(windows: InputArray) -> FloatArray:
         return run(np.ascontiguousarray(windows.swapaxes(2, 3))).swapaxes(2, 3)
 
     turned = spec.model_copy(update={"window": spec.window[::-1], "stride": spec.stride[::-1]})
@@ -176,20 +176,27 @@ def _bands(
         rows_of_windows = {index: rows_of_windows[index] for index in needed if index in rows_of_windows}
         for index in needed:
             if index not in rows_of_windows:
-                rows_of_windows[index] = run(_cut(read, tops[index], lefts, spec.window))
+                rows_of_windows[index] = run(_cut(read, tops[index], lefts, spec))
         classes = rows_of_windows[needed[0]].shape[1]
         yield slice(start, stop), _combine(rows_of_windows, vertical, horizontal, slice(start, stop))
         start = stop
         step = min(BLOCK, max(1, MAX_BYTES // (classes * size[1] * np.dtype(np.float32).itemsize)))
 
 
-def _cut(read: ReadPixels, top: int, lefts: Sequence[int], window: Size) -> FloatArray:
-    """The windows of one row (len(lefts), 3, h, w); what lies outside the photo is 0."""
-    windows = np.zeros((len(lefts), 3, *window), dtype=np.float32)
-    for target, left in zip(windows, lefts, strict=True):
-        source = read(slice(top, top + window[0]), slice(left, left + window[1]))
-        target[:, : source.shape[1], : source.shape[2]] = source
-    return windows
+def _cut(read: ReadPixels, top: int, lefts: Sequence[int], spec: SlidingWindow) -> InputArray:
+    """The windows of one row (len(lefts), 3, h, w); what lies outside the photo is 0 once it is normalised."""
+    height, width = spec.window
+    read_row = (read(slice(top, top + height), slice(left, left + width)) for left in lefts)
+    return np.stack([padded(window_chw, spec) for window_chw in read_row])
+
+
+def padded(image_chw: InputArray, spec: SlidingWindow) -> InputArray:
+    """A photo, or a part of one, made as large as a window, right and below: with zeros, or levels near them."""
+    window = np.zeros((3, *spec.window), dtype=spec.dtype)
+    if spec.dtype == "uint8":
+        window += np.array(spec.nearest_levels, dtype=np.uint8)[:, None, None]
+    window[:, : image_chw.shape[1], : image_chw.shape[2]] = image_chw
+    return window
 
 
 def _combine(

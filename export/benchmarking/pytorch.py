@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import FloatArray, InputArray
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.tasks import TASKS
 from export.runtimes.combinations import Combination
 from export.runtimes.runners import Runner
 from export.tasks import open_task
+from export.tasks.base import normalised
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -23,7 +24,7 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def torch_output(
     model: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32
 ) -> Callable[[FloatArray], FloatArray]:
-    """A model from float32 images to its float32 output, the casts to and from its precision included."""
+    """A model from images to its float32 output, the casts to and from its precision included."""
 
     @torch.inference_mode()
     def run(images: FloatArray) -> FloatArray:
@@ -42,10 +43,14 @@ def torch_run(combination: Combination, bundle: Bundle, checkpoint: Path, thread
     torch.set_num_threads(threads)
     task = open_task(checkpoint, bundle.manifest.preprocessing.input_size, bundle.manifest.task)
     description = f"torch {torch.__version__} (CPU)"
-    kind = TASKS[task.task]
+    kind, spec = TASKS[task.task], bundle.manifest.preprocessing
+
+    def given(images: InputArray) -> FloatArray:
+        return normalised(torch.from_numpy(images), spec).numpy() if spec.dtype == "uint8" else images
+
     if kind.GIVES_LISTS:
-        return task.reference, description
+        return lambda images: task.reference(given(images)), description
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[combination.precision]
     model = task.model.to(dtype)
     run = torch_output(compiled(model) if combination.runtime == "compiled" else model, dtype)
-    return lambda images: {kind.KEY_OUTPUT: run(images)}, description
+    return lambda images: {kind.KEY_OUTPUT: run(given(images))}, description

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from pydantic import TypeAdapter
 
-from convmae_deploy.backends.base import FloatArray, describe_backend
+from convmae_deploy.backends.base import InputArray, describe_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
@@ -58,7 +58,7 @@ class Worker:
         begun = time.perf_counter()
         self.run, self.description = start(job, self.bundle)
         self.start_seconds = time.perf_counter() - begun
-        self.inputs: FloatArray = np.load(job.inputs, mmap_mode="r")
+        self.inputs: InputArray = np.load(job.inputs, mmap_mode="r")
 
     def started(self) -> dict[str, Any]:
         """What starting took: seconds from the open bundle or checkpoint to a session, and the most memory."""
@@ -93,7 +93,7 @@ class Worker:
         Path(path).write_bytes(pickle.dumps(found))
         return {}
 
-    def batch(self, size: int) -> FloatArray:
+    def batch(self, size: int) -> InputArray:
         """The first inputs, again and again where there are fewer."""
         return np.ascontiguousarray(self.inputs[np.arange(size) % len(self.inputs)])
 

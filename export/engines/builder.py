@@ -26,7 +26,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import peak_memory_bytes
 from export.engines.layers import MARK, FoundLayer, parse_layers
 
-TENSOR_TYPES = {"float32": "FLOAT", "int64": "INT64"}  # as TensorRT calls them
+TENSOR_TYPES = {"float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}  # as TensorRT calls them
 AMPERE = "8.0"  # compute capability, from which on hardware-compatible engines and those of TensorRT for RTX run
 
 

@@ -80,7 +80,7 @@ def export_graph(
         has_bfloat16 = any(tensor.dtype == torch.bfloat16 for tensor in wrapper.state_dict().values())
         opset = BFLOAT16_OPSET if has_bfloat16 else OPSET
     (name,) = inspect.signature(wrapper.forward).parameters
-    example = torch.zeros(example_shape(entry, fixed_batch))
+    example = torch.zeros(example_shape(entry, fixed_batch), dtype=getattr(torch, entry.dtype))
     with _quiet(), resized_positions(wrapper) if entry.sides is not None else nullcontext():
         program = torch.onnx.export(
             wrapper,

@@ -26,7 +26,7 @@ from onnxruntime.quantization.calibrate import MinMaxCalibrater
 from PIL import Image
 from rich.progress import track
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, sha256_of
@@ -35,6 +35,7 @@ from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.clips import read_clips
+from convmae_deploy.tasks.preprocess import nearest_levels
 from convmae_deploy.terminal import Terminal
 from export.verification.task_data import spread
 
@@ -59,7 +60,7 @@ class CalibrationData:
     preprocessing: AnyPreprocessing
     odd: str = ""  # how many look like none, in words; empty: all are as they should be
 
-    def inputs(self) -> Iterator[FloatArray]:
+    def inputs(self) -> Iterator[InputArray]:
         """What the graph takes, (1, 3, ...), one at a time."""
         for path in self.files:
             yield _read(path, self.task, self.preprocessing)[1][None]
@@ -199,7 +200,7 @@ def cache_folder() -> Path:
 
 
 def activation_ranges(
-    model: onnx.ModelProto, values: Collection[str], inputs: Iterable[FloatArray], total: int
+    model: onnx.ModelProto, values: Collection[str], inputs: Iterable[InputArray], total: int
 ) -> dict[str, tuple[float, float]]:
     """The smallest and the largest entry of each value over all inputs.
 
@@ -241,24 +242,23 @@ class _ChosenValues(MinMaxCalibrater):  # type: ignore[misc]  # ONNX Runtime has
 class _One:
     """One input, in the form that the calibration asks for."""
 
-    def __init__(self, feeds: dict[str, FloatArray]) -> None:
-        self._feeds: dict[str, FloatArray] | None = feeds
+    def __init__(self, feeds: dict[str, InputArray]) -> None:
+        self._feeds: dict[str, InputArray] | None = feeds
 
-    def get_next(self) -> dict[str, FloatArray] | None:
+    def get_next(self) -> dict[str, InputArray] | None:
         """The input, then None."""
         feeds, self._feeds = self._feeds, None
         return feeds
 
 
-def _read(path: Path, task: type[Predictor], preprocessing: Any) -> tuple[Image.Image, FloatArray]:
+def _read(path: Path, task: type[Predictor], preprocessing: Any) -> tuple[Image.Image, InputArray]:
     """A photo, or the middle frame of a video's clip, and what the graph takes, (3, ...)."""
     if task.MEDIUM == "photo":
         photo = read_photo(path).image
         return photo, task.pixels(photo, preprocessing)
     clip = read_clips(path, preprocessing)[0]
-    frame = clip[:, preprocessing.frames // 2].transpose(1, 2, 0)  # (H, W, 3)
-    levels = 255 * (frame * np.array(preprocessing.std) + np.array(preprocessing.mean))
-    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)), clip
+    levels = clip if preprocessing.dtype == "uint8" else nearest_levels(clip, preprocessing)
+    return Image.fromarray(np.ascontiguousarray(levels[:, preprocessing.frames // 2].transpose(1, 2, 0))), clip
 
 
 def _correlation(one: np.ndarray[Any, np.dtype[np.float64]], other: np.ndarray[Any, np.dtype[np.float64]]) -> float:

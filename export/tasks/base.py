@@ -1,16 +1,19 @@
 """What an exported model is of, whatever its task."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convmae_deploy.backends.base import Outputs
 from convmae_deploy.bundle.manifest import (
     AnyPreprocessing,
     ClipPreprocessing,
+    InputType,
     Letterbox,
     Manifest,
     Precision,
@@ -69,6 +72,28 @@ class TaskExport:
     unlabelled: Callable[[Sequence[Path], Manifest], TaskData[Any]]  # data from files alone
     calibrated: int  # photos or videos that int8 is calibrated on
     headless: bool = False  # whether the model has no classes
+
+
+def with_input(task: ExportTask, dtype: InputType) -> ExportTask:
+    """The same whose graph takes an input of another type; its modules, which are changed, take levels from then on."""
+    preprocessing = task.preprocessing.model_copy(update={"dtype": dtype})
+    if dtype == "uint8":
+        for module in (task.wrapper, task.model):
+            module.register_forward_pre_hook(partial(_normalise_first, preprocessing))
+    return replace(task, preprocessing=preprocessing)
+
+
+def _normalise_first(spec: AnyPreprocessing, module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+    """What a module is given in place of its one argument; values that are normalised already stay as they are."""
+    (images,) = arguments
+    return (normalised(images, spec),) if images.dtype == torch.uint8 else arguments
+
+
+def normalised(levels: Tensor, spec: AnyPreprocessing) -> Tensor:
+    """Levels (B, 3, ...) as float32, scaled and normalised in the order of `convmae_deploy.tasks.preprocess`."""
+    axes = (3, *(1 for _ in spec.input_axes))
+    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(axes) for values in (spec.mean, spec.std))
+    return (levels.float() / 255 - mean) / std
 
 
 def own_preprocessing(task: str, record: CheckpointRecord, standard: Kind) -> Kind:

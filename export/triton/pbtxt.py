@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+DATA_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
 
 
 def block(name: str, fields: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ def prepare_config(name: str, manifest: Manifest, source: TritonSource, instance
         'backend: "python"',
         f"max_batch_size: {source.max_batch}",
         *block("input", _files()),
-        *block("output", tensor_fields(manifest.input.name, "float32", manifest.input.shape)),
+        *block("output", tensor_fields(manifest.input.name, manifest.input.dtype, manifest.input.shape)),
         *block("instance_group", [f"count: {instances}", "kind: KIND_CPU"]),
         *parameter_blocks({"task": manifest.task, "preprocessing": manifest.preprocessing.model_dump_json()}),
     ]

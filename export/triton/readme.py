@@ -5,6 +5,8 @@ from convmae_deploy.printing import printable
 from convmae_deploy.tasks import task_of
 from export.triton.source import TritonSource
 
+DATA_TYPES = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}  # as clients write them
+
 
 def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     """The text of a model's README.
@@ -17,7 +19,8 @@ def readme(name: str, manifest: Manifest, source: TritonSource) -> str:
     spec = manifest.input
     steps = manifest.preprocessing.steps()
     steps.append(
-        f"Send it as `{spec.name}`, FP32, shape ({shape_in_words(spec.shape)}), B from 1 to {source.max_batch}."
+        f"Send it as `{spec.name}`, {DATA_TYPES[spec.dtype]}, shape ({shape_in_words(spec.shape)}), "
+        f"B from 1 to {source.max_batch}."
     )
     if spec.sides is not None and source.engine is None:
         steps.append(
@@ -82,8 +85,7 @@ def output_row(name: str, described: OutputSpec, manifest: Manifest) -> str:
     note = task_of(manifest).OUTPUT_WORDS.get(name, "")
     if not note and described.stride is not None:
         note = f"feature map, {described.stride} pixels a cell"
-    kind = {"float32": "FP32", "int64": "INT64"}[described.dtype]
-    return f"| `{name}` | {kind} | ({shape_in_words(described.shape or (1,))}) | {note} |"
+    return f"| `{name}` | {DATA_TYPES[described.dtype]} | ({shape_in_words(described.shape or (1,))}) | {note} |"
 
 
 def shape_in_words(shape: tuple[int, ...]) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import FloatArray, InputArray
 from convmae_deploy.bundle.manifest import SIDE_STEP, AnyPreprocessing, InputSpec, Size
 from convmae_deploy.tasks.base import Predictor
+from convmae_deploy.tasks.preprocess import nearest_levels
 from export.verification.samples import SEED, Samples
 
 DETECTED_PHOTOS = 8  # photos that a detector is tried on, at most
@@ -18,7 +19,7 @@ class Batch:
     """One input of the graph with the name that reports use."""
 
     name: str
-    images: FloatArray  # (B, 3, H, W) or (B, 3, T, H, W), normalised
+    images: InputArray  # (B, 3, H, W) or (B, 3, T, H, W), as the graph takes them
     blank: bool = False  # all pixels of an image are alike
 
 
@@ -77,19 +78,25 @@ def smallest_batches(batches: Sequence[Batch]) -> list[Batch]:
     return [batch for batch in batches if len(batch.images) == least]
 
 
-def constant_images(spec: AnyPreprocessing) -> dict[str, FloatArray]:
-    """Images or clips of one value each: 0, 1, black and white, which are the extremes of the normalised range."""
+def constant_images(spec: AnyPreprocessing) -> dict[str, InputArray]:
+    """Images or clips of one value each: 0, 1, black and white, which are the extremes of the normalised range.
+
+    Graphs that take levels are given those that come nearest.
+    """
     axes = spec.input_axes
     mean, std = (np.array(values, np.float32).reshape(3, *(1 for _ in axes)) for values in (spec.mean, spec.std))
     levels = {"zeros": np.zeros_like(mean), "ones": np.ones_like(mean), "black": -mean / std, "white": (1 - mean) / std}
-    return {name: np.broadcast_to(level, (3, *axes)).copy() for name, level in levels.items()}
+    return {name: as_taken(np.broadcast_to(level, (3, *axes)).copy(), spec) for name, level in levels.items()}
 
 
 def _random_batch(generator: np.random.Generator, spec: AnyPreprocessing, size: int, title: str = "") -> Batch:
-    return Batch(
-        " ".join(filter(None, ("random", title, f"batch {size}"))),
-        generator.standard_normal((size, 3, *spec.input_axes), dtype=np.float32),
-    )
+    noise = generator.standard_normal((size, 3, *spec.input_axes), dtype=np.float32)
+    return Batch(" ".join(filter(None, ("random", title, f"batch {size}"))), as_taken(noise, spec))
+
+
+def as_taken(values: FloatArray, spec: AnyPreprocessing) -> InputArray:
+    """Normalised values as the graph takes them: as they are, or the nearest levels."""
+    return nearest_levels(values, spec) if spec.dtype == "uint8" else values
 
 
 def _further_photos(task: type[Predictor], spec: AnyPreprocessing, photos: Samples, largest: int) -> Iterator[Batch]:
@@ -101,7 +108,7 @@ def _further_photos(task: type[Predictor], spec: AnyPreprocessing, photos: Sampl
         yield Batch(name, np.stack(chosen))
 
 
-def _constant_batches(constants: dict[str, FloatArray], size: int) -> Iterator[Batch]:
+def _constant_batches(constants: dict[str, InputArray], size: int) -> Iterator[Batch]:
     """All constants in batches of `size`, the last filled up by starting again."""
     names, images = list(constants), list(constants.values())
     for start in range(0, len(names), size):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
@@ -50,9 +50,9 @@ class Samples:
     """What the model is for, at least one of it, with what reports call them."""
 
     name: str  # one of PICTURES: "photos", or "made pictures" for those of `made_photos`; of videos likewise
-    images: Sequence[Image.Image | FloatArray]  # photos, or clips (3, T, H, W) as the graph takes them
+    images: Sequence[Image.Image | InputArray]  # photos, or clips (3, T, H, W) as the graph takes them
 
-    def inputs(self, task: type[Predictor], spec: AnyPreprocessing, start: int, end: int) -> list[FloatArray]:
+    def inputs(self, task: type[Predictor], spec: AnyPreprocessing, start: int, end: int) -> list[InputArray]:
         """Some of them as the graph of a task takes them, (3, H, W) or (3, T, H, W)."""
         chosen = self.images[start:end]
         return [each if isinstance(each, np.ndarray) else task.pixels(each, spec) for each in chosen]
@@ -131,7 +131,7 @@ def read_photos(folder: Path, count: int) -> list[Image.Image]:
     return read_folder(folder, "photo", find_photos, lambda path: read_photo(path).image, count)
 
 
-def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[FloatArray]:
+def read_videos(folder: Path, spec: ClipPreprocessing, count: int) -> list[InputArray]:
     """Clips (3, T, H, W) of up to `count` videos of those below `folder`; see `read_folder`."""
     return read_folder(folder, "video", find_videos, lambda path: read_clips(path, spec)[0], count)
 
@@ -223,7 +223,7 @@ def verification_clips(spec: ClipPreprocessing, data: Path | None, run: Path | N
     return Samples("made clips", made_clips(spec, count))
 
 
-def made_clips(spec: ClipPreprocessing, count: int) -> list[FloatArray]:
+def made_clips(spec: ClipPreprocessing, count: int) -> list[InputArray]:
     """`count` clips (3, T, H, W), each a pan from one corner of a made picture to the opposite one."""
     clips = []
     for picture in made_photos(count):

@@ -243,9 +243,9 @@ def warm_up(predictor: Predictor) -> None:
     Raises:
         ConvMAEError: it does not run, or gives what it must not.
     """
-    shape = (1, *predictor.manifest.input.shape)
+    spec = predictor.manifest.input
     try:
-        predictor.run(np.zeros(shape, dtype=np.float32), list(predictor.manifest.outputs))
+        predictor.run(np.zeros((1, *spec.shape), dtype=spec.dtype), list(predictor.manifest.outputs))
     except ModelError as error:
         raise ConvMAEError(f"the model {predictor.manifest.name} cannot be served: {error}") from error
 

@@ -1,6 +1,6 @@
 """The Open Inference Protocol, version 2: what Triton's and KServe's clients send and read.
 
-A model has two inputs, of which a request gives one: the graph's own, FP32 and prepared as the manifest says, or
+A model has two inputs, of which a request gives one: the graph's own, prepared as the manifest says (FP32 or UINT8), or
 `encoded`, BYTES: photos or videos as files. Its outputs are the graph's, and for files also `result`: what the route of
 the model's task answers, as JSON, one text a file. Tensors stand in the JSON or as bytes after it (the extension for
 binary tensors); `classification` of Triton's extension names the best classes of `logits`.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
-from convmae_deploy.backends.base import FloatArray, Outputs
+from convmae_deploy.backends.base import InputArray, Outputs
 from convmae_deploy.tasks.base import LOGITS, ModelOutputError, Predictor, Run
 from convmae_deploy.tasks.postprocess import top_k
 from serving.api.inference import Done, Inference
@@ -38,7 +38,7 @@ ENCODED: Final = "encoded"
 RESULT: Final = "result"
 VERSION: Final = "1"  # of every model
 EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_repository", "model_repository(unload_dependents)")
-DATATYPES: Final[Mapping[str, str]] = {"float32": "FP32", "int64": "INT64"}
+DATATYPES: Final[Mapping[str, str]] = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
 BYTES_A_NUMBER: Final = 64  # that a number of a JSON list takes in memory
 CLASSIFICATION: Final = "classification"
 LENGTH: Final = re.compile(r"[0-9]{1,20}")  # of the JSON, in a header
@@ -117,7 +117,7 @@ class OpenInference:
             response = _response(head, predictor, answer, wanted, self.inference.settings.max_json_features_bytes)
         return Done(response, predictor.manifest.name, self.inference.media[predictor.MEDIUM], len(given))
 
-    def _read(self, received: Received, predictor: Predictor) -> tuple[_Head, list[_Wanted], list[Upload] | FloatArray]:
+    def _read(self, received: Received, predictor: Predictor) -> tuple[_Head, list[_Wanted], list[Upload] | InputArray]:
         """What a request says, the outputs that it asks for, and its files or its numbers.
 
         The numbers of its JSON take far more memory than their text, and are let go before anything is run.
@@ -138,7 +138,7 @@ class OpenInference:
         return head, wanted, given
 
     def _of_numbers(
-        self, received: Received, predictor: Predictor, batch: FloatArray, head: _Head, wanted: Sequence[_Wanted]
+        self, received: Received, predictor: Predictor, batch: InputArray, head: _Head, wanted: Sequence[_Wanted]
     ) -> _Answer:
         """Runs the graph on what the client has prepared; that the model cannot bear its numbers is no fault of it."""
         read_parameters(Parameters, received.query, _of_the_task(head), received.model)
@@ -214,7 +214,11 @@ def model_metadata(predictor: Predictor) -> dict[str, Any]:
         "versions": [VERSION],
         "platform": f"convmae_{manifest.task}",
         "inputs": [
-            {"name": manifest.input.name, "datatype": "FP32", "shape": [-1, *manifest.open_shape(manifest.input)]},
+            {
+                "name": manifest.input.name,
+                "datatype": DATATYPES[manifest.input.dtype],
+                "shape": [-1, *manifest.open_shape(manifest.input)],
+            },
             {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
         ],
         "outputs": [*outputs, {"name": RESULT, "datatype": "BYTES", "shape": [-1]}],
@@ -295,10 +299,11 @@ def _one_input(head: _Head, predictor: Predictor) -> _Tensor:
     if len(head.inputs) != 1:
         raise _refuse(f"expected one input, {predictor.manifest.input.name} or {ENCODED}, got two; send one", "inputs")
     (tensor,) = head.inputs
-    names = {"FP32": (predictor.manifest.input.name,), "BYTES": (ENCODED, predictor.manifest.input.name)}
+    prepared = DATATYPES[predictor.manifest.input.dtype]
+    names = {prepared: (predictor.manifest.input.name,), "BYTES": (ENCODED, predictor.manifest.input.name)}
     if tensor.datatype not in names:
         raise _refuse(
-            f"expected the datatype FP32 for prepared numbers or BYTES for files, got {tensor.datatype[:20]!r}; "
+            f"expected the datatype {prepared} for prepared numbers or BYTES for files, got {tensor.datatype[:20]!r}; "
             "convert it",
             "inputs[0].datatype",
         )
@@ -387,9 +392,10 @@ def _flat(values: list[Any]) -> list[Any]:
     return values
 
 
-def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatArray:
+def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> InputArray:
     """The batch that a request holds, checked as the graph needs it."""
     entry = predictor.manifest.input
+    dtype = np.dtype(entry.dtype).newbyteorder("<")
     if not (tensor.shape and tensor.shape[0] >= 1 and entry.takes(tuple(tensor.shape[1:]))):
         message = f"expected the shape {entry.in_words} with B at least 1, got {tensor.shape}"
         raise _refuse(f"{message}; prepare it so", "inputs[0].shape")
@@ -402,7 +408,7 @@ def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatAr
         raise _refuse("expected numbers in 'data', or as binary data, got neither; send them", "inputs[0].data")
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
-            values = np.frombuffer(data, "<f4") if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
+            values = np.frombuffer(data, dtype) if data is not None else np.array(tensor.data, dtype=np.float32).ravel()
     except (ValueError, TypeError, OverflowError):
         raise _refuse("expected numbers in 'data', got something else; send a list", "inputs[0].data") from None
     if values.size != math.prod(tensor.shape):
@@ -410,13 +416,17 @@ def _numbers(tensor: _Tensor, rest: memoryview, predictor: Predictor) -> FloatAr
         raise _refuse(f"{message}; correct one of them", "inputs[0].data")
     if not np.isfinite(values).all():
         raise _refuse("expected finite numbers, got NaN or infinity; correct them", "inputs[0].data")
-    return np.require(values.reshape(tensor.shape), np.float32, ("C", "A"))
+    if entry.dtype == "uint8" and ((values < 0) | (values > 255) | (values % 1 > 0)).any():
+        raise _refuse(
+            "expected levels, whole numbers from 0 to 255, got others; send pixels as they are", "inputs[0].data"
+        )
+    return np.require(values.reshape(tensor.shape), entry.dtype, ("C", "A"))
 
 
 def _keeping(run: Run, kept: dict[str, list[NDArray[Any]]]) -> Run:
     """A run that also keeps these outputs."""
 
-    def keep(batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def keep(batch: InputArray, outputs: Sequence[str]) -> Outputs:
         found = run(batch, list(dict.fromkeys([*outputs, *kept])))
         for name, parts in kept.items():
             parts.append(found[name])

@@ -215,7 +215,7 @@ def _tensors(route: Route) -> dict[str, tuple[Schema, object]]:
         "properties": {
             "name": TEXT,
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-            "datatype": {"type": "string", "enum": ["FP32", "BYTES"]},
+            "datatype": {"type": "string", "enum": ["FP32", "UINT8", "BYTES"]},
             "parameters": {"type": "object"},
             "data": {"type": "array", "items": {}},
         },

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from convmae_deploy.backends.base import Backend, FloatArray, Outputs
+from convmae_deploy.backends.base import Backend, InputArray, Outputs
 from convmae_deploy.bundle.graph_checks import check_images
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
@@ -43,7 +43,7 @@ class DeviceLost(RuntimeError):
 class _Call:
     """One call of `run`, in the queue or on the device."""
 
-    def __init__(self, rows: FloatArray, outputs: Sequence[str], since: float) -> None:
+    def __init__(self, rows: InputArray, outputs: Sequence[str], since: float) -> None:
         self.rows = rows
         self.outputs = tuple(sorted(set(outputs)))
         self.since = since  # by the backend's clock
@@ -117,7 +117,8 @@ class BatchingBackend:
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
         self._entry = manifest.input
-        self._input = np.zeros((self.sizes[-1], *manifest.input.shape), dtype=np.float32)  # every batch in turn
+        shape = (self.sizes[-1], *manifest.input.shape)
+        self._input = np.zeros(shape, dtype=manifest.input.dtype)  # every batch in turn
         self._changed = threading.Condition()
         self._queue: deque[_Call] = deque()
         self._queued_rows = 0
@@ -141,7 +142,7 @@ class BatchingBackend:
         """Where it runs, the preferred one first."""
         return self._backend.providers
 
-    def run(self, image: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
 
         Raises:
@@ -296,12 +297,12 @@ class BatchingBackend:
     def _check_device(self, error: Exception) -> None:
         """Tells a row that cannot be run from a device that cannot run: the latter fails on the warm-up's zeros too."""
         try:
-            self._execute([np.zeros((1, *self._input.shape[1:]), dtype=np.float32)], self._outputs)
+            self._execute([np.zeros_like(self._input[:1])], self._outputs)
         except Exception:
             self.lost = True
             logger.error("model %s: the device runs nothing any more", self._model, exc_info=error)
 
-    def _execute(self, rows: Sequence[FloatArray], outputs: Sequence[str]) -> Outputs:
+    def _execute(self, rows: Sequence[InputArray], outputs: Sequence[str]) -> Outputs:
         """One run on the device, of rows that are at most as many as the largest batch, filled up with the last one.
 
         Rows of another size than the model's own run as many as they are, and say nothing of how long a batch takes.

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from convmae_deploy.backends.base import FloatArray, Outputs
+from convmae_deploy.backends.base import InputArray, Outputs
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Predictor, Run
 from serving.errors import ApiError, ClientGone
@@ -82,7 +82,7 @@ def run_for(predictor: Predictor, ticket: Ticket) -> Run:
     return _in_parts(predictor, ticket) if predictor.ONE_BY_ONE else _whole(predictor, ticket)
 
 
-def _run(predictor: Predictor, batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+def _run(predictor: Predictor, batch: InputArray, outputs: Sequence[str]) -> Outputs:
     try:
         return predictor.run(batch, outputs)
     except Exception as error:
@@ -94,7 +94,7 @@ def _whole(predictor: Predictor, ticket: Ticket) -> Run:
     """For a job that holds its photos, and of several a batch: while it waits for a device, another has its core."""
     specs = predictor.manifest.outputs
 
-    def run(batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def run(batch: InputArray, outputs: Sequence[str]) -> Outputs:
         if not _on_device(predictor):
             return _run(predictor, batch, outputs)
         row = sum(math.prod(specs[name].shape) * np.dtype(specs[name].dtype).itemsize for name in outputs)
@@ -111,7 +111,7 @@ def _in_parts(predictor: Predictor, ticket: Ticket) -> Run:
     # One clip is work enough for a CPU; on a device it can end in the queue.
     size = limits.min_batch if predictor.MEDIUM == "video" and not _on_device(predictor) else limits.max_batch
 
-    def run(batch: FloatArray, outputs: Sequence[str]) -> Outputs:
+    def run(batch: InputArray, outputs: Sequence[str]) -> Outputs:
         parts = []
         for start in range(0, len(batch), size):
             ticket.check()

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from convmae_deploy.backends.base import FloatArray
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, corrupt
 from convmae_deploy.media.video_limits import VideoLimits, too_slow
@@ -40,7 +40,7 @@ ONE_THREAD: Final = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THR
 class DecodedVideo:
     """A video's clips and what its file says."""
 
-    clips: FloatArray  # (V, 3, T, H, W)
+    clips: InputArray  # (V, 3, T, H, W)
     frames: int
     seconds: float
 
@@ -102,7 +102,7 @@ class VideoProcesses:
                 send(connection, json.dumps(request).encode())
                 send(connection, data)
                 reply = json.loads(receive(connection, MAX_REPLY_BYTES))
-                clips = np.empty(shape, dtype=np.float32)
+                clips = np.empty(shape, dtype=sampling.dtype)
                 if "frames" in reply:
                     _receive_array(connection, clips)
             except (EOFError, OSError):
@@ -180,7 +180,7 @@ def _start(worker: str) -> "tuple[socket.socket, subprocess.Popen[bytes]]":
     return ours, process
 
 
-def _receive_array(connection: socket.socket, array: FloatArray) -> None:
+def _receive_array(connection: socket.socket, array: InputArray) -> None:
     """Fills an array with the content of one message.
 
     Raises:

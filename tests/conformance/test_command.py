@@ -19,7 +19,7 @@ from convmae_deploy.conformance.judging import judge_inputs
 from convmae_deploy.conformance.kit import KitItem, read_kit
 from convmae_deploy.conformance.mistakes import Maker, Mistakes, every_mistake
 from convmae_deploy.tasks import load_bundle, task_of
-from tests.bundle_factory import make_bundle, make_detection_bundle
+from tests.bundle_factory import make_bundle, make_detection_bundle, take_levels
 from tests.conformance.kits import with_kit
 
 # torchvision is here as another reader of files than Pillow, however long it stays one
@@ -191,3 +191,21 @@ def test_the_file_says_for_other_tools_what_is_in_it(bundle: Path) -> None:
     with ZipFile(bundle / "conformance.zip") as archive:
         content = json.loads(archive.read("kit.json"))
     assert content["preprocessing"]["resize"] == [73, 73] and content["input"]["name"] == "image"
+
+
+def test_a_program_for_a_graph_that_takes_levels_is_judged_in_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_kit(take_levels(make_bundle(tmp_path / "tiny")))
+    assert all(item.input.dtype == np.uint8 for item in kit_of(bundle))
+
+    def levels(content: bytes, **mistakes: Any) -> torch.Tensor:
+        made = client(content, **mistakes) * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+        return (255 * made).round().to(torch.uint8)
+
+    assert conform(bundle, "--npz", written(bundle, tmp_path / "right.npz", levels)) == 0
+    assert conform(bundle, "--npz", written(bundle, tmp_path / "bgr.npz", levels, bgr=True)) == 1
+    assert "the channels are in the order B, G, R" in " ".join(capsys.readouterr().out.split())
+    assert conform(bundle, "--npz", written(bundle, tmp_path / "normalised.npz", client)) == 1
+    assert "the levels are normalised, which the graph does itself" in " ".join(capsys.readouterr().out.split())
+    assert conform(bundle, "--onnx", bundle / "model.onnx") == 0

@@ -32,6 +32,8 @@ from convmae_deploy.files import open_regular, shortened
 MAX_NODES = 4000  # and weights: more than in any graph here, and runtimes need minutes for some times as many
 MAX_INPUTS = 4 * MAX_NODES  # and outputs, of all nodes together
 MAX_AXES = 8
+MAX_METADATA = 1000  # entries
+MAX_METADATA_BYTES = 16 * 2**20  # 100 000 classes with long names take half of it
 MAX_NUMBERS = 64  # entries of a tensor that can say what a shape is
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -118,6 +120,13 @@ _MODEL: Fields = {
     20: Field("a training", refused=True),
     25: Field("a function", refused=True),
 }
+# Of a file whose graph is not looked at: of whoever made it, what a bundle has not is no reason to refuse it.
+_ANY_MODEL: Fields = {
+    **_MODEL,
+    20: Field("training_info", repeated=True),
+    25: Field("functions", repeated=True),
+    26: Field("configuration", repeated=True),
+}
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,24 @@ class OnnxGraph:
     outputs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ModelHeader:
+    """What an ONNX file says of itself beside its graph."""
+
+    opset: int | None  # version of ONNX's own operators; None: it states none
+    metadata: dict[str, str]  # in the order of the file
+
+
+def read_header(path: Path) -> ModelHeader:
+    """What stands around the graph of an ONNX file, of a bundle or not.
+
+    Raises:
+        FormatProblem: it is no ONNX file, or has more metadata than any file needs.
+        OSError: it cannot be opened.
+    """
+    return _Reader().header_of(map_file(path))
+
+
 def read_graph(path: Path) -> OnnxGraph:
     """The graph of an ONNX file.
 
@@ -212,10 +239,27 @@ def map_file(path: Path) -> memoryview:
 class _Reader(ProtobufReader):
     """Makes the records above of messages."""
 
+    def header_of(self, data: memoryview) -> ModelHeader:
+        model = self.message(data, _ANY_MODEL, "the model")
+        if "graph" not in model:
+            raise FormatProblem("it has no graph")
+        entries = model.get("metadata_props", ())
+        if len(entries) > MAX_METADATA or sum(map(len, entries)) > MAX_METADATA_BYTES:
+            raise FormatProblem(f"it has more than {MAX_METADATA} entries of metadata or {MAX_METADATA_BYTES} bytes")
+        pairs = [self.message(entry, _ENTRY, "an entry of metadata") for entry in entries]
+        versions = self._opsets(model)
+        return ModelHeader(
+            opset=versions[0] if versions else None, metadata={text(pair, "key"): text(pair, "value") for pair in pairs}
+        )
+
+    def _opsets(self, model: Message) -> list[int]:
+        """Versions of ONNX's own operators; there should be one."""
+        opsets = [self.message(part, _OPSET, "an operator set") for part in model.get("opset_import", ())]
+        return [number(opset, "version") for opset in opsets if text(opset, "domain") in STANDARD_DOMAINS]
+
     def graph_of(self, data: memoryview) -> OnnxGraph:
         model = self.message(data, _MODEL, "the model")
-        opsets = [self.message(part, _OPSET, "an operator set") for part in model.get("opset_import", ())]
-        versions = [number(opset, "version") for opset in opsets if text(opset, "domain") in STANDARD_DOMAINS]
+        versions = self._opsets(model)
         if len(versions) != 1 or "graph" not in model:
             raise FormatProblem("it has no graph, or not one set of ONNX's operators")
         graph = self.message(model["graph"][0], _GRAPH, "the graph")

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from convmae_deploy.tasks.base import Predictor
+from tests.bundle_factory import make_bundle, take_levels
 from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.sample_images import jpeg
 
@@ -177,3 +178,25 @@ def test_another_version_than_the_one_is_not_there(client: TestClient) -> None:
     assert client.post("/v2/models/tiny/versions/1/infer", json={"inputs": [files()]}).status_code == 200
     assert client.post("/v2/models/tiny/versions/2/infer", json={"inputs": [files()]}).status_code == 404
     assert client.get("/v2/models/tiny/versions/2/ready").status_code == 404
+
+
+def test_a_model_that_takes_levels_is_sent_levels(make_client: ClientFactory, tmp_path: Path) -> None:
+    client = make_client(open_on_cpu(take_levels(make_bundle(tmp_path / "tiny"))))
+    (own, _) = client.get("/v2/models/tiny").json()["inputs"]
+    assert (own["name"], own["datatype"], own["shape"]) == ("image", "UINT8", [-1, 3, 64, 64])
+    levels = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+
+    def asked(**changes: Any) -> Any:
+        tensor = {"name": "image", "datatype": "UINT8", "shape": SHAPE, "data": levels.ravel().tolist()} | changes
+        return client.post(PATH, content=json.dumps({"inputs": [tensor], "outputs": [{"name": "logits"}]})).json()
+
+    size = {"binary_data_size": levels.size}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": SHAPE, "parameters": size}
+    text = json.dumps({"inputs": [tensor], "outputs": [{"name": "logits"}]}).encode()
+    binary = client.post(
+        PATH, content=text + levels.tobytes(), headers={"Inference-Header-Content-Length": str(len(text))}
+    )
+    assert binary.json()["outputs"] == asked()["outputs"]
+    assert "datatype UINT8 for prepared numbers" in asked(datatype="FP32")["error"]
+    for wrong in (256, -1, 0.5):
+        assert "whole numbers from 0 to 255" in asked(data=[wrong] * levels.size)["error"]
