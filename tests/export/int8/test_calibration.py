@@ -128,6 +128,7 @@ def test_ranges_are_kept_for_the_same_files_and_graph_alone(
     found = cached_ranges(graph.model, ["pooled"], data, cache)
     assert found == activation_ranges(graph.model, ["pooled"], data.inputs(), 4)
     measured: list[int] = []
+
     def measure(*_: object) -> dict[str, tuple[float, float]]:
         measured.append(1)
         return {"pooled": (0.0, 1.0)}
