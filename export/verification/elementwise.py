@@ -86,7 +86,7 @@ def verify(
     failures: list[Failure] = []
     names: list[str] = []
     several: Batch | None = None
-    takes_one = False  # whether the graph does: one for batches of one size may not
+    sizes: set[int] = set()
     for batch in batches:
         gate = tolerance if tolerance.blank or not batch.blank else FINITE
         comparisons = _compare_outputs(reference, candidate, batch.images, outputs, gate)
@@ -94,9 +94,9 @@ def verify(
         if not passed or gate is tolerance:
             _record(batch, comparisons, rows, failures)
         names.append(batch.name)
-        takes_one = takes_one or len(batch.images) == 1
+        sizes.add(len(batch.images))
         several = batch if passed and 2 <= len(batch.images) <= 4 and not batch.blank else several
-    if several is not None and takes_one:
+    if several is not None and len(sizes) > 1:  # a graph for batches of one size takes no single image
         single = Batch(f"{several.name} singly", several.images)
         _record(
             single,

@@ -36,7 +36,7 @@ Damage = Callable[[onnx.ModelProto], None]
 def good(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "mine"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(precisions, "export_graph", lambda *_: graph)
+        patch.setattr(precisions, "export_graph", lambda *_, **__: graph)
         config = exporting.ExportConfig(checkpoint=checkpoint, out=out, max_batch=MAX_BATCH)
         exporting.export_bundle(config, Console(quiet=True), ["test"])
     return out
@@ -45,7 +45,7 @@ def good(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def bundle(good: Path, graph: ExportedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle that a test may damage; its checkpoint need not be traced again."""
-    monkeypatch.setattr(program, "export_graph", lambda *_: graph)
+    monkeypatch.setattr(program, "export_graph", lambda *_, **__: graph)
     return Path(shutil.copytree(good, tmp_path / "mine"))
 
 

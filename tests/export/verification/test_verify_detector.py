@@ -215,7 +215,7 @@ def test_a_graph_that_does_not_settle_is_a_problem() -> None:
 def test_a_finished_bundle_is_held_against_its_checkpoint_in_all_three_tiers(
     checkpoint: Path, graph: ExportedGraph, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_bundle, "export_graph", lambda *_: graph)
+    monkeypatch.setattr(verify_bundle, "export_graph", lambda *_, **__: graph)
     config = verify_bundle.VerifyConfig(bundle=bundle, checkpoint=checkpoint, out=tmp_path / "failed")
     results = verify_bundle.verify_bundle(config, Console(quiet=True), ["test"])
     report = results.run[0].report
