@@ -93,7 +93,7 @@ def test_the_best_classes_come_as_triton_writes_them(client: triton.InferenceSer
 def test_errors_are_the_protocols(client: triton.InferenceServerClient, three_tasks: RunningServer) -> None:
     wrong = triton.InferInput("image", [1, 3, 2, 2], "FP32")
     wrong.set_data_from_numpy(np.zeros((1, 3, 2, 2), np.float32))
-    with pytest.raises(InferenceServerException, match=r"expected the shape \[B, 3, 64, 64\]"):
+    with pytest.raises(InferenceServerException, match=r"expected the shape \(B, 3, 64, 64\)"):
         client.infer("tiny", [wrong])
     with pytest.raises(InferenceServerException, match="expected an image file"):
         client.infer("tiny", [files(b"text")])
