@@ -5,6 +5,7 @@ the input by its name; OUTPUT.npz gets every output. TensorRT for RTX needs a GP
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def main(runtime: str, graph: Path, inputs: Path, outputs: Path) -> None:
 
 def onnxruntime(graph: Path, name: str, images: Any) -> dict[str, Any]:
     """Every output, on the CPU."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports its use to its maker otherwise
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -161,6 +161,7 @@ def test_every_package_turns_reports_off_before_it_imports_a_runtime(package: st
 def test_openvino_is_imported_only_where_its_reports_are_turned_off() -> None:
     folders = [ROOT / folder for folder in ("convmae_deploy", "training", "export", "serving", "benchmarks", "tests")]
     found = {file for folder in folders for file, names in imported_packages(folder).items() if "openvino" in names}
-    assert found == {ROOT / "convmae_deploy/backends/openvino_backend.py", ROOT / "export/reproduce.py"}
+    alone = {ROOT / "export/reproduce.py", ROOT / "benchmarks/run_elsewhere.py"}  # run without this package
+    assert found == {ROOT / "convmae_deploy/backends/openvino_backend.py"} | alone
     for file in found:
         assert 'modules.setdefault("openvino_telemetry", None)' in file.read_text()
