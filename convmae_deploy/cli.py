@@ -202,10 +202,10 @@ def features(
         column: of Parquet files, with the photos or videos, or with where they are (default: found by its name).
         batch_size: photos or videos a run (default: what the bundle allows, at most 32).
         size: HEIGHTxWIDTH in pixels of the model's input, such as 384x640, so that photos are cropped to that shape and
-            not to a square; for bundles that were exported with --dynamic-size (default: the bundle's).
+            not to a square; for bundles exported for every size (default: the bundle's).
         tile: pixels; a photo is not resized but cut into squares of this side, each of which is a row with its place,
             x and y in pixels of the upright photo (default: a row for each photo).
-        overlap: pixels that tiles have in common with the next ones (default: an eighth of --tile).
+        overlap: pixels that tiles have in common with the next ones (default: an eighth of their side).
         views: how often a video is looked at.
         photos: how large the file of a photo may be.
         strict: end with the first file that cannot be read; what it would have been a part of is not written.

@@ -394,7 +394,7 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
         | RUNTIME,
         "features": (
             {"--out", "--levels", "--dtype", "--shard-rows", "--shard-index", "--column", "--batch-size", "--strict"}
-            | {"--retry-failures"}
+            | {"--retry-failures", "--size", "--tile", "--overlap"}
             | {"--device", "--threads", "--ray", "--ray-actors", "--ray-cpus", "--ray-gpus"}
             | VIEWS
             | PHOTOS

@@ -39,7 +39,7 @@ def test_a_random_bundle_runs_and_says_that_nobody_verified_it(
 
 
 def test_int8_without_photos_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConvMAEError, match="int8 and --calibrate FOLDER.*need each other"):
+    with pytest.raises(ConvMAEError, match="int8-fp16 and --calibrate FOLDER.*need each other"):
         random_bundle.main(["--variant", "nano", "--precision", "int8", "--out", str(tmp_path / "bundle")])
     assert not list(tmp_path.iterdir())
 

@@ -257,8 +257,8 @@ def test_frames_are_let_go_as_soon_as_they_have_been_seen() -> None:
     gc.disable()
     try:
         with open_video(make_video(frames=40)) as video:
-            for _ in video.frames(range(40)):
-                assert alive() - before < 10
+            for number, _ in enumerate(video.frames(range(40))):
+                assert number % 13 or alive() - before < 10  # looking through all objects of a long run takes a second
     finally:
         gc.enable()
 

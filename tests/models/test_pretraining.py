@@ -1,7 +1,6 @@
 """The pretraining model: equal to the dense masked computation, blind to what is hidden, and its loss."""
 
 import math
-import shutil
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -278,16 +277,15 @@ def test_gradient_checkpointing_recomputes_every_block_and_changes_no_gradient(m
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++, on a CPU")
-@pytest.mark.parametrize(("masking", "backend"), [("block", "inductor"), ("token", "aot_eager")])
-def test_a_compiled_model_gives_the_same_loss_and_gradients(masking: str, backend: str) -> None:
+@pytest.mark.parametrize("masking", ["block", "token"])
+def test_a_compiled_model_gives_the_same_loss_and_gradients(masking: str) -> None:
     model = seeded(SQUARE | {"depths": (1, 1, 1)}, masking=masking)
     images, kept = seeded_images(1), seeded_mask(1, masking=masking)
     expected = model(images, kept)
     expected_gradients = gradients(model, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's advice about settings and hardware
-        found = torch.compile(model, fullgraph=False, dynamic=False, backend=backend)(images, kept)
+        found = torch.compile(model, fullgraph=False, dynamic=False, backend="aot_eager")(images, kept)
         found_gradients = gradients(model, found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
     assert_gradients_equal(found_gradients, expected_gradients, 1e-4)

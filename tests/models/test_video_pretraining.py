@@ -1,6 +1,5 @@
 """The video pretraining model: equal to the dense masked computation, blind to what is hidden, and its loss."""
 
-import shutil
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -215,7 +214,6 @@ def test_under_autocast_the_loss_is_that_of_float32_within_its_precision() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_it_gives_the_same() -> None:
     model, clips, kept = seeded(), seeded_clips(1, 3, 4, 32, 64), seeded_mask(1, (32, 64))
     expected = model(clips, kept)
