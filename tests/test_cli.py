@@ -401,6 +401,7 @@ def test_the_commands_and_their_options_are_these(capsys: pytest.CaptureFixture[
             | RUNTIME
         ),
         "compatible": set(),
+        "conform": {"--npz", "--onnx", "--precision", "--api-key-file"},
         "info": RUNTIME | {"--layers", "--sbom"},
         "sign": {"--key"},
         "import": {"--out", "--variant", "--image-size", "--num-heads"},
