@@ -11,7 +11,10 @@ weights after 0 updates; "no pretraining, no layer decay" finetunes them as one 
 learns at the full rate. An ordering shows where the interval of the differences does not hold 0 and the probability,
 adjusted for the number of comparisons (Holm), is below 5 %.
 
-Writes `table.md`, `results.json` and `table.png`; training/README.md says how far we have run it.
+Writes `table.md`, `results.json` and `table.png`, and for each run `<arm>-seed<seed>/result.json`. A run that has one
+is not run again, so seeds may be run on several machines: bring their files together in one of the `--out` folders
+and resume.
+training/README.md says how far we have run it.
 The 0.4 points of the paper between block and token masks would need some hundred seeds. The arm with a ViT shares
 photos and their order with ConvMAE, and has weights of its own.
 """
@@ -19,7 +22,7 @@ photos and their order with ConvMAE, and has weights of its own.
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +45,8 @@ from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, atomic_file, check_can_create
+from convmae_deploy.files import atomic_directory, atomic_file, check_can_create, read_json
+from convmae_deploy.machine import processor
 from convmae_deploy.models.vit import PhotoVariant
 from convmae_deploy.program import run_program
 from convmae_deploy.terminal import Terminal
@@ -50,6 +54,7 @@ from training import finetune, linprobe, pretrain
 
 MAY_CHANGE = ("data", "out", "resume", "workers", "arms", "seeds")  # on --resume
 BASELINE = "ConvMAE"
+RESULT = "result.json"  # of a run, in its folder
 MEASURES = {"probe_top1": "linear probe", "finetune_top1": "finetuned"}
 LEVEL = 0.05  # of the adjusted probability, below which an ordering shows
 
@@ -86,7 +91,7 @@ class AblationConfig:
     out: Path = tyro.MISSING  # folder for the runs, the table and the plot
     resume: bool = False  # continue where an interrupted comparison stopped, or add arms and seeds to it
     arms: tuple[str, ...] = ("no pretraining", "no pretraining, no layer decay", "no masked convolution")
-    seeds: tuple[int, ...] = (0, 1, 2)  # each arm is run once for each
+    seeds: tuple[int, ...] = (0, 1, 2)  # each arm is run once for each; an interval needs two
     pretrain_epochs: int = 60
     finetune_epochs: int = 110
     labelled: float = 0.1  # share of each class's training photos whose labels finetuning sees
@@ -96,8 +101,8 @@ class AblationConfig:
     workers: int = 1  # decoding processes
 
     def __post_init__(self) -> None:
-        if len(set(self.seeds)) < max(2, len(self.seeds)):
-            raise ConvMAEError(f"an interval needs at least two seeds, all different; got {self.seeds}")
+        if len(set(self.seeds)) < max(1, len(self.seeds)):
+            raise ConvMAEError(f"seeds must be at least one, two for an interval, all different; got {self.seeds}")
         unknown = sorted(set(self.arms) - set(ARMS) | {BASELINE} & set(self.arms))
         if unknown:
             raise ConvMAEError(
@@ -161,6 +166,8 @@ def link_photos(data: Path, out: Path, share: float) -> None:
 def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, console: Console) -> Result | int:
     """Pretrains, probes and finetunes; the exit status instead of a result when stopped by a signal."""
     arm, folder = ARMS[name], config.out / f"{slug(name)}-seed{seed}"
+    if (folder / RESULT).exists():
+        return read_result(folder / RESULT, config)
     begun = folder / "pretrain"
     if arm.updates:
         status = trained(pretrain.prepare, pretraining(config, arm, seed, begun))
@@ -183,7 +190,7 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
     if status:
         return status
     pretrained, finetuned = (RunFolder(folder / stage).metrics() for stage in ("pretrain", "finetune"))
-    return Result(
+    result = Result(
         arm=name,
         seed=seed,
         probe_top1=probe_top1,
@@ -191,6 +198,35 @@ def run_arm(config: AblationConfig, name: str, seed: int, labelled: Path, consol
         pretrain_loss=pretrained[-1]["train_loss"] if arm.updates else None,
         seconds=sum(line["seconds"] for line in (*pretrained, *finetuned)),
     )
+    record = {"settings": settings_of(config), "result": vars(result), "torch": torch.__version__, "cpu": processor()}
+    with atomic_file(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def settings_of(config: AblationConfig) -> dict[str, Any]:
+    """What two runs must share to be compared, as JSON has it."""
+    return {name: json.loads(json.dumps(v)) for name, v in asdict(config).items() if name not in MAY_CHANGE}
+
+
+def read_result(file: Path, config: AblationConfig) -> Result:
+    """A run's result, of this machine or another.
+
+    Raises:
+        ConvMAEError: it is no result, or one of a comparison with other settings.
+    """
+    try:
+        record = read_json(file)
+        settings, result = record["settings"], Result(**record["result"])
+    except (KeyError, TypeError):
+        raise ConvMAEError(f"{file} must hold the result of a run; it does not, so delete it to run it again") from None
+    for name, value in settings_of(config).items():
+        if settings.get(name) != value:
+            raise ConvMAEError(
+                f"{file} is of a run with {name} {settings.get(name)}, and this comparison has {value}; "
+                "take runs of the same settings"
+            )
+    return result
 
 
 def trained(prepare: Callable[[Stage], TrainingLoop], config: Stage) -> int:

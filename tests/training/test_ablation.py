@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from convmae_deploy.checkpoints import read_checkpoint
+from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import vit
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -103,6 +104,33 @@ def test_runs_are_compared_seed_by_seed_and_an_ordering_that_shows_is_bold() -> 
     assert "+0.50 (-5.85 to +6.85)" in rows[4] and "**" not in rows[4]
 
 
+def test_runs_of_several_machines_are_brought_together(config: program.AblationConfig, tmp_path: Path) -> None:
+    RunFolder(config.out).begin(config, seed=0, data={}, resume=False, ignored=())
+
+    def settled(settings: program.AblationConfig, arm: str, seed: int) -> Path:
+        file = config.out / f"{program.slug(arm)}-seed{seed}" / "result.json"
+        file.parent.mkdir(parents=True)
+        found = vars(result(arm, seed, 50.0 + seed, 60.0 + seed))
+        file.write_text(json.dumps({"settings": program.settings_of(settings), "result": found}))
+        return file
+
+    elsewhere = replace(config, data=tmp_path / "elsewhere", seeds=(1,), workers=4)
+    files = [settled(elsewhere, arm, seed) for arm in (program.BASELINE, "token masks") for seed in (0, 1)]
+    both = replace(config, arms=("token masks",), resume=True)
+    assert program.run_ablation(both, Console(quiet=True)) == 0
+    assert [found["finetune_top1"] for found in json.loads((config.out / "results.json").read_text())] == [
+        60,
+        60,
+        61,
+        61,
+    ]
+    with pytest.raises(ConvMAEError, match="a run with pretrain_epochs 1, and this comparison has 2"):
+        program.read_result(files[0], replace(config, pretrain_epochs=2))
+    files[0].write_text("[]")
+    with pytest.raises(ConvMAEError, match="must hold the result of a run"):
+        program.read_result(files[0], config)
+
+
 def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos", per_class=5)
     program.link_photos(photos, tmp_path / "links", 0.6)
@@ -114,8 +142,8 @@ def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"seeds": (3, 3)}, "at least two seeds, all different"),
-        ({"seeds": (3,)}, "at least two seeds, all different"),
+        ({"seeds": (3, 3)}, r"all different; got \(3, 3\)"),
+        ({"seeds": ()}, "at least one, two for an interval"),
         ({"arms": ("ConvMAE",)}, "arms must be among no pretraining"),
         ({"arms": ("no masks",)}, r"got \['no masks'\]"),
         ({"labelled": 0.0}, "labelled must be above 0"),
