@@ -13,6 +13,8 @@ from convmae_deploy.printing import printable
 MAX_EXAMPLES = 100  # of each kind
 MAX_KINDS = 40  # of things found in one split: a folder may hold a file of every ending
 MAX_LENGTH = 300  # characters of an example
+# of cameras and telephones, in formats that are not read
+UNREAD_PHOTOS = frozenset({".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".psd", ".raf"})
 ARCHIVES = frozenset((".tar", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
 OTHER_KINDS = "things of other kinds"
 
@@ -62,6 +64,8 @@ class Findings:
                 self.pass_over("hidden files", name)
         elif suffix in suffixes:
             self.pass_over("folders, pipes or devices with the name of a file", name)
+        elif suffix in UNREAD_PHOTOS:
+            self.pass_over(f"files that end in {suffix} (convert them to JPEG or PNG)", name)
         else:
             self.pass_over(f"files that end in {suffix[:12]}" if suffix else "files without an ending", name)
 

@@ -120,12 +120,22 @@ class RunFolder:
                 if old.get(name) == new.get(name):
                     continue
                 if name.split(".")[-1] not in ignored:
+                    self._check_program(before)
                     raise ConvMAEError(
                         f"{self.path} was begun with {part} {name} = {old.get(name)} and is now given {new.get(name)}; "
                         "resume with the same settings or choose another --out"
                     )
                 changes[name] = old.get(name), new.get(name)
         return changes
+
+    def _check_program(self, record: Mapping[str, Any]) -> None:
+        """Raises ConvMAEError where another program began the run, whose settings are others."""
+        words = shlex.split(str(record.get("command", "")))
+        begun = words[words.index("-m") + 1] if "-m" in words[:-1] else _module_name()
+        if begun != _module_name():
+            raise ConvMAEError(
+                f"{self.path} holds a run of {begun}, with which {_module_name()} cannot go on; choose another --out"
+            )
 
     def description(self) -> dict[str, Any]:
         """The content of run.json."""

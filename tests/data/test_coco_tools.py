@@ -238,7 +238,7 @@ def test_what_is_not_read_beside_annotations_is_counted(tmp_path: Path) -> None:
     found = passed_over(train)
     assert found["folders beside those that are read"] == ["test"]
     assert found["photos that the annotations do not name"] == ["train/b.png", "valid/valid_jpg.rf.1a.png"]
-    assert found["files that end in .heic"] == ["train/c.heic"]
+    assert found["files that end in .heic (convert them to JPEG or PNG)"] == ["train/c.heic"]
 
 
 def test_one_file_of_all_photos_is_named(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_whatever_is_not_taken_is_counted_by_its_kind(tmp_path: Path) -> None:
     assert len(train.photos) == len(val.photos) == 4 and train.classes == ("blue", "red")
     assert told(train) == {
         "links that lead nowhere": ["train/blue/x.png", "train/green"],
-        "files that end in .heic": ["train/blue/a.HEIC", "train/blue/deep/b.heic"],
+        "files that end in .heic (convert them to JPEG or PNG)": ["train/blue/a.HEIC", "train/blue/deep/b.heic"],
         "class folders without photos": ["train/empty"],
         "hidden files": ["train/red/.hidden/c.png"],
         "files without an ending": ["train/red/README"],
@@ -214,9 +214,15 @@ def test_folders_without_train_say_what_is_there(tmp_path: Path) -> None:
 
 def test_a_folder_without_what_is_expected_says_what_it_holds(tmp_path: Path) -> None:
     put_photos(tmp_path, "train/a/0.heic", "train/a/1.heic")
-    with pytest.raises(ConvMAEError, match=r"found none \(.*files that end in .heic: 2, the first train/a/0.heic\)"):
+    with pytest.raises(
+        ConvMAEError,
+        match=r"found none \(.*files that end in .heic \(convert them to JPEG or PNG\): 2, the first train/a/0.heic\)",
+    ):
         read_photo_folder(tmp_path, "train")
-    with pytest.raises(ConvMAEError, match=r"found none \(files that end in .heic: 2, the first train/a/0.heic\)"):
+    with pytest.raises(
+        ConvMAEError,
+        match=r"found none \(files that end in .heic \(convert them to JPEG or PNG\): 2, the first train/a/0.heic\)",
+    ):
         find_training_photos(tmp_path)
 
 
@@ -226,7 +232,7 @@ def test_what_pretraining_leaves_out_is_counted(tmp_path: Path) -> None:
     findings = Findings()
     assert len(find_training_photos(tmp_path, findings)) == 2
     assert left_out(findings) == {
-        "files that end in .heic": ["train/blue/a.heic"],
+        "files that end in .heic (convert them to JPEG or PNG)": ["train/blue/a.heic"],
         "files that end in .png": ["cover.png"],
         "folders beside those that are read": ["val"],
     }

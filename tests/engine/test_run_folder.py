@@ -1,6 +1,7 @@
 """Run folders: what is refused, what is kept."""
 
 import errno
+import json
 import resource
 import shlex
 from dataclasses import dataclass
@@ -46,6 +47,15 @@ def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) ->
         begin(folder, Config(epochs=5), resume=True)
     with pytest.raises(ConvMAEError, match="data photos = 4 and is now given 9"):
         begin(folder, Config(), resume=True, photos=9)
+
+
+def test_resuming_a_run_of_another_program_names_both(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(folder, Config())
+    record = folder.description() | {"command": "python -m training.pretrain nano --out run"}
+    (folder.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConvMAEError, match="holds a run of training.pretrain, with which .* cannot go on; choose"):
+        begin(folder, Config(epochs=5), resume=True)
 
 
 def test_resuming_what_was_never_begun_is_refused(tmp_path: Path) -> None:
