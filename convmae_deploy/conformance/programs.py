@@ -29,6 +29,16 @@ TYPES = {"FP32": "<f4", "INT64": "<i8"}
 LENGTH_HEADER = "Inference-Header-Content-Length"
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take photos and the key to a server that nobody named."""
+
+    def redirect_request(self, *about: object) -> None:
+        """Nothing to ask, so that the answer stays what it is."""
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file that a program wrote.
 
@@ -151,7 +161,7 @@ class Server:
         """The body of an answer, and how much of it is JSON where it says so."""
         request = urllib.request.Request(url, body, {**self._headers, **(headers or {})})
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            with _OPENER.open(request, timeout=SECONDS) as answer:
                 content = answer.read(MAX_ANSWER_BYTES)
                 length = answer.headers.get(LENGTH_HEADER)
         except urllib.error.HTTPError as error:

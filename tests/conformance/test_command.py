@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -183,6 +185,31 @@ def test_requests_that_cannot_be_carried_out_are_sentences(
         assert conform(*arguments) == 2  # type: ignore[arg-type]
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
+
+
+def test_a_redirection_is_not_followed_so_that_the_key_stays_with_the_server(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"http://{self.headers['Host']}/stolen")
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            """Nothing is printed."""
+
+    (tmp_path / "key").write_text("secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert conform(bundle, url, "--api-key-file", tmp_path / "key") == 2
+        server.shutdown()
+    assert "answered 302" in capsys.readouterr().err
+    assert asked == [f"/v2/models/{load_bundle(bundle).manifest.name}"]
 
 
 def test_the_file_says_for_other_tools_what_is_in_it(bundle: Path) -> None:
