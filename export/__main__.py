@@ -219,7 +219,7 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
     """
     check_is_new(config.out)
     task = with_input(open_task(config.checkpoint, config.image_size, config.task), config.input)
-    if "int8" in config.precision and weight_bytes(task.wrapper) > ONNX_LIMIT_BYTES:
+    if set(INT8).intersection(config.precision) and weight_bytes(task.wrapper) > ONNX_LIMIT_BYTES:
         raise ConvMAEError(
             f"int8 is made of a graph in one file, of at most {ONNX_LIMIT_BYTES / 1e9:g} GB; this model has "
             f"{weight_bytes(task.wrapper) / 1e9:.1f} GB of weights, leave int8 out or choose a smaller variant"

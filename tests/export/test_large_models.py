@@ -13,7 +13,8 @@ from rich.console import Console
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import BundleError
-from convmae_deploy.bundle.manifest import BundleFile, StoredFile
+from convmae_deploy.bundle.manifest import BundleFile, Precision, StoredFile
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks import load_bundle
 from export import to_triton
@@ -98,3 +99,13 @@ def test_triton_gets_both_files(bundle: Path, tmp_path: Path, images: FloatArray
     assert sorted(path.name for path in (model / "1").iterdir()) == ["model.fp16.onnx.data", "model.onnx"]
     graph = open_graph("onnxruntime", model / "1" / "model.onnx")
     assert np.isfinite(graph.run(["logits"], {"image": images})["logits"]).all()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-fp16"])
+def test_int8_of_such_a_model_is_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    monkeypatch.setattr("export.__main__.ONNX_LIMIT_BYTES", 1000)
+    config = ExportConfig(checkpoint=checkpoint, out=tmp_path / "b", precision=(precision,), calibrate=tmp_path)
+    with pytest.raises(ConvMAEError, match="int8 is made of a graph in one file"):
+        export_bundle(config, Console(quiet=True), ["test"])
