@@ -86,6 +86,25 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def numbered_errors(path: Path) -> Iterator[None]:
+    """Makes an OSError of what a library in Rust, as safetensors is, says of a disk: the error's number is in its text.
+
+    Args:
+        path: what is written, for the sentence.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # no common base, and nothing of theirs is imported here
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
+
+
+@contextmanager
 def _held(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """A new working file or folder for `path`, locked until the end of the block or of the process."""
     while True:

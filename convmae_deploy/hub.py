@@ -24,7 +24,7 @@ from convmae_deploy.checkpoints.loading import KINDS, load_classifier, load_feat
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint, read_checkpoint
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create, sha256_of
+from convmae_deploy.files import atomic_directory, check_can_create, numbered_errors, sha256_of
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.printing import printable
@@ -148,7 +148,8 @@ def save_for_timm(published: Published, directory: Path) -> None:
     )
     model.load_state_dict(published.model.state_dict())
     content = record.model_dump(mode="json") | {"label_names": list(record.classes)}  # ours and timm's side by side
-    save_for_hf(model, str(directory), model_config=content, safe_serialization=True)
+    with numbered_errors(directory):
+        save_for_hf(model, str(directory), model_config=content, safe_serialization=True)
 
 
 def crop_share(preprocessing: Preprocessing) -> float:

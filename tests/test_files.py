@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import (
@@ -16,6 +18,7 @@ from convmae_deploy.files import (
     check_is_new,
     existing_directory,
     find_files,
+    numbered_errors,
     path_inside,
     read_json,
     read_regular,
@@ -308,3 +311,11 @@ def test_an_address_is_not_taken_for_a_path(address: str, tmp_path: Path, monkey
         with pytest.raises(ConvMAEError, match="path on this machine"), write(Path(address)):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_what_safetensors_says_of_a_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, numbered_errors(tmp_path / "model.safetensors"):
+        save_file({"a": np.zeros(3)}, tmp_path / "gone" / "model.safetensors")
+    assert error.value.filename == str(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="of another kind"), numbered_errors(tmp_path):
+        raise ValueError("of another kind")

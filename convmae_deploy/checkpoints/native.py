@@ -6,8 +6,6 @@ is taken for it.
 """
 
 import json
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,7 +27,7 @@ from convmae_deploy.bundle.manifest import (
 )
 from convmae_deploy.checkpoints.pth_file import is_plain
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, existing_directory, open_regular, read_json
+from convmae_deploy.files import atomic_directory, existing_directory, numbered_errors, open_regular, read_json
 from convmae_deploy.models.classifier import GlobalPool
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.detector import DetectorConfig
@@ -120,14 +118,8 @@ def write_checkpoint_files(directory: Path, state: dict[str, Tensor], record: Ch
         OSError: the disk is full, or refuses for another reason.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    try:
+    with numbered_errors(directory / WEIGHTS_NAME):
         save_file(tensors, directory / WEIGHTS_NAME)
-    except SafetensorError as error:
-        refused = re.search(r"\(os error (\d+)\)", str(error))
-        if refused is None:
-            raise
-        number = int(refused[1])
-        raise OSError(number, os.strerror(number), str(directory / WEIGHTS_NAME)) from None
     (directory / CONFIG_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     shutil.copymode(directory / CONFIG_NAME, directory / WEIGHTS_NAME)  # safetensors lets its owner alone read it
 

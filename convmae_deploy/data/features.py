@@ -18,7 +18,7 @@ from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.unreadable import Unreadable, UnreadableCount
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_file
+from convmae_deploy.files import atomic_file, numbered_errors
 
 NO_FEATURES = ConvMAEError("it could not be decoded when its features were computed")
 KEY = "key"  # in a file's metadata: what its features were computed from
@@ -34,7 +34,7 @@ class Features:
 
 def write_features(path: Path, features: Features, key: str) -> None:
     """Writes a file that is there as a whole or not at all."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, numbered_errors(path):
         save_file({"values": features.values, "readable": features.readable}, temporary, metadata={KEY: key})
 
 
