@@ -134,8 +134,9 @@ def find_checkpoint(path: Path) -> Path:
         directory = existing_directory(candidate)
         if directory is not None and (directory / CONFIG_NAME).is_file():
             return directory
+    found = "a file, which convmae import turns into one if it is the authors'" if path.is_file() else "neither"
     raise ConvMAEError(
-        f"{path} must be a run folder or a checkpoint (a folder with {CONFIG_NAME} and {WEIGHTS_NAME}); found neither"
+        f"{path} must be a run folder or a checkpoint (a folder with {CONFIG_NAME} and {WEIGHTS_NAME}); found {found}"
     )
 
 

@@ -27,6 +27,12 @@ def test_a_run_folder_means_its_best_checkpoint_then_its_last(checkpoint: Path, 
     assert find_checkpoint(run) == run / "best"
 
 
+def test_a_file_of_the_authors_is_told_what_makes_a_checkpoint_of_it(tmp_path: Path) -> None:
+    (tmp_path / "convmae_base.pth").write_bytes(b"PK")
+    with pytest.raises(ConvMAEError, match="found a file, which convmae import turns into one"):
+        find_checkpoint(tmp_path / "convmae_base.pth")
+
+
 def test_a_config_with_an_unknown_field_or_impossible_numbers_is_refused(checkpoint: Path) -> None:
     config = checkpoint / "config.json"
     original = config.read_text()
