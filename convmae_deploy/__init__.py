@@ -13,13 +13,13 @@ is used.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from convmae_deploy.errors import ConvMAEError
 
 if TYPE_CHECKING:
     from convmae_deploy.backends.base import Device
-    from convmae_deploy.backends.runtimes import RuntimeName
+    from convmae_deploy.backends.runtimes import AutoName, RuntimeName
     from convmae_deploy.extraction.extractor import FeatureExtractor
     from convmae_deploy.tasks.base import Predictor
 
@@ -37,7 +37,7 @@ def load(
     *,
     device: "Device" = "auto",
     threads: int | None = None,
-    runtime: "RuntimeName | Literal['auto'] | None" = None,
+    runtime: "RuntimeName | AutoName | None" = None,
     file: str | None = None,
 ) -> "Predictor":
     """Opens a bundle and starts its graph.
@@ -60,15 +60,7 @@ def load(
     from convmae_deploy.backends.runtimes import RuntimeOptions
     from convmae_deploy.tasks import open_predictor
 
-    if runtime == "auto":
-        from convmae_deploy.backends.choice import follow_choice
-        from convmae_deploy.tasks import load_bundle
-
-        if file is not None:
-            raise ConvMAEError(f"runtime auto takes the file that was chosen; leave out file {file}, or name a runtime")
-        options, device = follow_choice(load_bundle(Path(bundle)), device)
-    else:
-        options = RuntimeOptions(runtime=runtime, file=file)
+    options = RuntimeOptions(runtime=runtime, file=file)
     return open_predictor(Path(bundle), device=device, threads=threads, options=options)
 
 

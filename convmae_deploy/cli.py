@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convmae_deploy.backends.base import Device, describe_backend
+from convmae_deploy.backends.choice import settle
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIXES
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.bill_of_materials import bill_of_materials
@@ -318,8 +319,9 @@ def info(bundle: BundlePath, sbom: bool = False, runtime: Runtime = DEFAULT_RUNT
     if runtime == DEFAULT_RUNTIME:
         describe(found, Terminal())
         return
+    options, device = settle(found, runtime)
     begun = time.perf_counter()
-    backend = start_backend(found, options=runtime)
+    backend = start_backend(found, device=device, options=options)
     seconds = time.perf_counter() - begun
     describe(found, Terminal())
     print(f"runs in {printable(describe_backend(backend))}; started in {seconds:.1f} s")

@@ -27,7 +27,6 @@ from convmae_deploy.bundle.manifest import (
     MAX_BATCH,
     NAME_PATTERN,
     BundleFile,
-    InputSpec,
     InputType,
     Manifest,
     Precision,
@@ -70,7 +69,7 @@ from export.steps import find_loss, photo_batch, run_verification
 from export.tasks import open_task
 from export.tasks.base import ExportTask, with_input
 from export.tool_versions import tool_versions
-from export.unfinished import Unfinished, unfinished
+from export.unfinished import Unfinished, temporary_files_in, unfinished
 from export.verification.divergence import Divergence, find_divergence
 from export.verification.elementwise import Verification, VerificationError
 from export.verification.explaining import Suspect, explain
@@ -246,7 +245,6 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
         exporter = Exporter(
             config=config,
             task=task,
-            entry=manifest.input,
             photos=photos,
             int8=int8,
             manifest=manifest,
@@ -254,8 +252,9 @@ def export_bundle(config: ExportConfig, console: Console, command: Sequence[str]
             command=command,
             kept=kept,
         )
-        written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
-        content = replace(content, max_batch=exporter.entry.max_batch)
+        with temporary_files_in(directory):
+            written = {file_name(precision): exporter.write(precision, directory) for precision in config.precisions}
+        content = replace(content, max_batch=exporter.manifest.input.max_batch)
         write_manifest(directory, content, shapes=shapes, files={name: made.file for name, made in written.items()})
         add_kit(directory, task.reference)
         check_with_runtime(directory, task.reference, photo_batch(exporter.batches), task.check)
@@ -317,10 +316,9 @@ class Exporter:
 
     config: ExportConfig
     task: ExportTask
-    entry: InputSpec  # what the graphs take
     photos: Samples
     int8: Int8Maker | None
-    manifest: Manifest  # without files
+    manifest: Manifest  # without files; its largest batch is that which is asked for until `_settle`
     console: Console
     command: Sequence[str]
     kept: Unfinished
@@ -339,10 +337,11 @@ class Exporter:
             self.console.print(f"{path.name}: finished before the interruption, taken over.", highlight=False)
             if precision != "fp32":  # which others are made of
                 return Written.before(kept)
-        size = " x ".join(map(str, task.preprocessing.input_axes)) if self.entry.sides is None else "every size"
+        entry = self.manifest.input
+        size = " x ".join(map(str, task.preprocessing.input_axes)) if entry.sides is None else "every size"
         request = GraphRequest(
             task=task,
-            entry=self.entry,
+            entry=entry,
             fixed_batch=self.config.static_batch is not None,
             float32=self.float32,
             int8=self.int8,
@@ -359,7 +358,7 @@ class Exporter:
             self._settle(graph)
         if kept is not None:
             return Written.before(kept)
-        write_graph(graph.model, path, leave_out=task.probes, metadata=self._metadata(precision))
+        write_graph(graph.model, path, leave_out=task.probes, metadata=metadata_of(self.manifest, precision))
         with meter.step("verification"):
             verification = run_verification(task, graph, path, self.batches, precision)
         print_report(verification.report, self.console)
@@ -371,19 +370,16 @@ class Exporter:
         self.kept.keep(path.name, directory, description)
         return Written(file=description, verification=verification)
 
-    def _metadata(self, precision: Precision) -> dict[str, str]:
-        """What a file says of itself."""
-        return metadata_of(self.manifest.model_copy(update={"input": self.entry}), precision)
-
     def _settle(self, graph: ExportedGraph) -> None:
         """Takes note of what all graphs are tried on."""
-        kind, spec = TASKS[self.task.task], self.task.preprocessing
+        kind, spec, entry = TASKS[self.task.task], self.task.preprocessing, self.manifest.input
         if self.config.max_batch is None and self.config.static_batch is None:
-            one = self.entry.model_copy(update={"max_batch": 1, "sides": None})
+            one = entry.model_copy(update={"max_batch": 1, "sides": None})
             first = verification_batches(kind, spec, self.photos, one)[0]
             largest = affordable_batch(graph, first, self.task.max_batch, self.console)
-            self.entry = self.entry.model_copy(update={"max_batch": largest})
-        self.batches = verification_batches(kind, spec, self.photos, self.entry)
+            entry = entry.model_copy(update={"max_batch": largest})
+            self.manifest = self.manifest.model_copy(update={"input": entry})
+        self.batches = verification_batches(kind, spec, self.photos, entry)
 
     def _failure(
         self, graph: ExportedGraph, path: Path, precision: Precision, verification: Verification

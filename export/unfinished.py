@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,3 +86,18 @@ def unfinished(out: Path, facts: Mapping[str, object]) -> Iterator[Unfinished]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def temporary_files_in(directory: Path) -> Iterator[None]:
+    """Has temporary files of the block, of libraries too, in a folder below another one, which is gone at the end.
+
+    What a killed process leaves of them then goes with the bundle's working folder, by the next export to that place.
+    """
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before

@@ -43,7 +43,7 @@ def model_labels(predictor: Predictor) -> dict[str, str]:
     lists graphs alone.
     """
     manifest = predictor.manifest
-    engines = RUNTIMES[predictor.runtime.runtime or "onnxruntime"].takes_engines
+    engines = RUNTIMES[predictor.runtime.settled].takes_engines
     file = predictor.runtime.file or ("" if engines else next(iter(manifest.files)))
     graph = manifest.files.get(file)
     return {

@@ -1,12 +1,13 @@
 """What a benchmark chose for a bundle on a machine, and whether that holds for the bundle and the machine at hand.
 
 `python -m export.benchmark BUNDLE --choose latency` writes BUNDLE.choice.json beside the folder, which stays as it was
-proven; `load(..., runtime="auto")` and CONVMAE_RUNTIME=auto follow it. A choice of another bundle or another machine is
-not followed, and a warning says so.
+proven; `load(..., runtime="auto")`, `--runtime auto` and CONVMAE_RUNTIME=auto follow it. A choice of another bundle or
+another machine is not followed, and a warning says so.
 """
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from convmae_deploy.backends.base import ComputePrecision, Device, PerformanceHint
 from convmae_deploy.backends.engine_record import ENGINE_SUFFIX, Digest, find_engine, read_record
 from convmae_deploy.backends.gpu import find_gpu
-from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName, RuntimeOptions
+from convmae_deploy.backends.runtimes import AUTO, DEFAULT_RUNTIME, RUNTIMES, RuntimeName, RuntimeOptions
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_regular
 from convmae_deploy.machine import available_cores, processor
 
 Goal = Literal["latency", "throughput"]
-AUTO: Literal["auto"] = "auto"
 MAX_CHOICE_BYTES = 2**16
 Word = Annotated[str, Field(max_length=300)]
 
@@ -84,16 +84,31 @@ def file_sha256(bundle: Bundle, file: str) -> str:
     return bundle.graph(file)[1].digest
 
 
-def follow_choice(
-    bundle: Bundle, device: Device = "auto", *, trust_engine_code: bool = False
+def settle(
+    bundle: Bundle, options: RuntimeOptions = DEFAULT_RUNTIME, device: Device = "auto"
 ) -> tuple[RuntimeOptions, Device]:
-    """How to open a bundle on this machine, and where: as was chosen, else as without a choice. A warning says which.
+    """How to open a bundle on this machine, and where: as it is asked for.
+
+    With runtime `auto` as was chosen, else as without a choice. A warning says which.
 
     Args:
         bundle: what is to run.
+        options: what is to run it.
         device: where it may run.
-        trust_engine_code: as of `RuntimeOptions`.
+
+    Raises:
+        ConvMAEError: something is asked for besides `auto` that the choice says.
     """
+    if options.runtime != AUTO:
+        return options, device
+    trusted = options.trust_engine_code
+    if replace(options, trust_engine_code=False) != RuntimeOptions(runtime=AUTO):
+        given = {"file": options.file, "precision": options.precision, "hint": options.hint}
+        named = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        raise ConvMAEError(
+            f"runtime auto takes the file, the precision and the hint that were chosen; leave out {named}, or name a "
+            "runtime"
+        )
     path = choice_path(bundle.path)
     try:
         choice = Choice.model_validate_json(read_regular(path, MAX_CHOICE_BYTES))
@@ -113,7 +128,7 @@ def follow_choice(
             reason,
             bundle.path,
         )
-        return RuntimeOptions(trust_engine_code=trust_engine_code), device
+        return RuntimeOptions(trust_engine_code=trusted), device
     logger.warning(
         "runtime auto follows %s for bundle %s: %s in %s, chosen for %s (%s)",
         path,
@@ -123,14 +138,14 @@ def follow_choice(
         choice.goal,
         choice.figures,
     )
-    options = RuntimeOptions(
+    chosen = RuntimeOptions(
         runtime=choice.runtime,
         file=choice.file,
         precision=choice.precision,
         hint=choice.hint,
-        trust_engine_code=trust_engine_code and RUNTIMES[choice.runtime].takes_engines,
+        trust_engine_code=trusted and RUNTIMES[choice.runtime].takes_engines,
     )
-    return options, choice.device
+    return chosen, choice.device
 
 
 def _why_not(choice: Choice, bundle: Bundle, device: Device) -> str | None:

@@ -12,6 +12,8 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 
 RuntimeName = Literal["onnxruntime", "openvino", "onnxruntime-tensorrt", "tensorrt"]
+AutoName = Literal["auto"]
+AUTO: AutoName = "auto"
 RUNTIMES: Mapping[RuntimeName, Runtime] = {
     "onnxruntime": ONNX_RUNTIME,
     "openvino": OPENVINO,
@@ -24,8 +26,9 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
 class RuntimeOptions:
     """What runs the model."""
 
-    # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs (default: onnxruntime)
-    runtime: RuntimeName | None = None
+    # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs; auto is what python -m
+    # export.benchmark --choose wrote beside the bundle on this machine, file included (default: onnxruntime)
+    runtime: RuntimeName | AutoName | None = None
     # which graph of the bundle, for instance model.fp16.onnx, of tensorrt which engine (default: the first)
     file: str | None = None
     precision: ComputePrecision | None = None  # openvino: bf16 is faster and less exact (default: fp32)
@@ -33,6 +36,12 @@ class RuntimeOptions:
     # tensorrt: run the program inside a version-compatible engine, with all of your rights; only for engines that you
     # built or whose maker you trust, as a hash beside an engine says nothing about who made it
     trust_engine_code: bool = False
+
+    @property
+    def settled(self) -> RuntimeName:
+        """The runtime's name, once it is known; see `choice.settle` for `auto`."""
+        assert self.runtime != AUTO
+        return self.runtime or "onnxruntime"
 
 
 DEFAULT_RUNTIME = RuntimeOptions()
@@ -51,13 +60,13 @@ def start_backend(
         bundle: where the graph is.
         device: where to run; "auto" prefers a GPU that works.
         threads: CPU threads for one run, of OpenVINO for all runs together; None leaves the number to the backend.
-        options: what runs it.
+        options: what runs it; not `auto`.
 
     Raises:
         ConvMAEError: the graph is not in order, the runtime or the device does not start, or an option is not for this
             runtime.
     """
-    runtime = RUNTIMES[options.runtime or "onnxruntime"]
+    runtime = RUNTIMES[options.settled]
     given = _given(options)
     for name, value in given.items():
         if name not in runtime.options:

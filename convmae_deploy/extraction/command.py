@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -93,8 +93,10 @@ def write_features_of(request: FeatureRequest, spell: Callable[[str], str | None
     Raises:
         ConvMAEError: something cannot be done as it is asked for.
     """
-    file, model = _single_file(request.out), request.model
+    file = _single_file(request.out)
     request.check(file)
+    request = replace(request, model=request.model.settled())
+    model = request.model
     predictor = model.open()
     predictor.check_options(model.options, spell=spell)
     if predictor.MEDIUM == "video":

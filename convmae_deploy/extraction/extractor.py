@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import Device
-from convmae_deploy.backends.runtimes import RuntimeName, RuntimeOptions
+from convmae_deploy.backends.runtimes import AutoName, RuntimeName, RuntimeOptions
+from convmae_deploy.bundle.manifest import Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.job import ModelSpec
 from convmae_deploy.extraction.pieces import COLUMNS, Item, item_of
@@ -37,9 +38,10 @@ class FeatureExtractor:
         column: str | None = None,
         dtype: FeatureType = "f32",
         batch_size: int | None = None,
+        size: Size | None = None,
         device: Device = "auto",
         threads: int | None = None,
-        runtime: RuntimeName | None = None,
+        runtime: RuntimeName | AutoName | None = None,
         file: str | None = None,
     ) -> None:
         """
@@ -50,9 +52,12 @@ class FeatureExtractor:
                 that is called as such columns are (bytes, image, path, ...).
             dtype: of the features, "f32" or "f16".
             batch_size: photos or videos a run; None: what the bundle allows, at most 32.
+            size: (height, width) in pixels of the model's input, for bundles exported for every size; None: the
+                bundle's.
             device: "auto" (a GPU that works, else the CPU), "cpu" or "cuda".
             threads: CPU threads of all runs of the model together; None: one a core.
-            runtime: what runs the graph; None is ONNX Runtime.
+            runtime: what runs the graph; None is ONNX Runtime, "auto" what was chosen for the machine that opens it, as
+                of `load`.
             file: which graph of the bundle; None is its first.
         """
         self._model = ModelSpec(
@@ -60,6 +65,7 @@ class FeatureExtractor:
             levels=(levels,) if isinstance(levels, str) else tuple(levels),
             dtype=dtype,
             batch_size=batch_size,
+            size=size,
             device=device,
             threads=threads,
             runtime=RuntimeOptions(runtime=runtime, file=file),
@@ -120,7 +126,8 @@ class FeatureExtractor:
 
     def _open(self) -> tuple[FeatureStream, Any]:
         if self._opened is None:
-            self._opened = self._model.stream(self._model.open(), remote=False), schema_of(self._model.origin())
+            model = self._model.settled()
+            self._opened = model.stream(model.open(), remote=False), schema_of(model.origin())
         return self._opened
 
 

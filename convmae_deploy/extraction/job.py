@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Self
 
 from convmae_deploy.backends.base import Device, check_threads
+from convmae_deploy.backends.choice import settle
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.manifest import Manifest, Size
 from convmae_deploy.errors import ConvMAEError
@@ -48,6 +50,11 @@ class ModelSpec:
     threads: int | None = None  # of all runs of the model together; None: one a core
     cores: int | None = None  # that the model and the readers may use; None: all that this process has
     runtime: RuntimeOptions = DEFAULT_RUNTIME
+
+    def settled(self) -> Self:
+        """The same with the runtime that this machine's choice says, where it is `auto`; see `choice.settle`."""
+        runtime, device = settle(load_bundle(self.bundle), self.runtime, self.device)
+        return replace(self, runtime=runtime, device=device)
 
     def open(self) -> FeaturePredictor:
         """Starts the model.
@@ -95,7 +102,7 @@ class ModelSpec:
         return self.cores or available_cores()
 
     def _shares_threads(self) -> bool:
-        return RUNTIMES[self.runtime.runtime or "onnxruntime"].shares_threads
+        return RUNTIMES[self.runtime.settled].shares_threads
 
     def _lanes(self) -> int:
         """Runs side by side on a CPU: several with few threads keep it busier than one with many."""
@@ -223,7 +230,7 @@ def prepare_job(
     """
     job = Job(
         origin=model.origin(),
-        computed_by=f"{model.runtime.runtime or 'onnxruntime'} on {model.device}",
+        computed_by=f"{model.runtime.settled} on {model.device}",
         files=plan.rows(range(plan.shards)),
         sources_sha256=plan.digest(),
         shard_rows=plan.shard_rows,

@@ -147,7 +147,7 @@ def feature_levels(bundle: Bundle) -> tuple[str, ...]:
 
 def _computation(bundle: Bundle, runtime: RuntimeOptions) -> tuple[str, BundleFile, str]:
     """The graph that is run, and the precision that it is computed in."""
-    if runtime.runtime is not None and RUNTIMES[runtime.runtime].takes_engines:
+    if RUNTIMES[runtime.settled].takes_engines:
         record = read_record(find_engine(bundle, runtime.file))
         return record.graph, bundle.manifest.files[record.graph], f"{record.precision} engine"
     name = runtime.file or bundle.default_file

@@ -7,6 +7,7 @@ that, which options it takes, and what people at a terminal see. Programs read `
 from pathlib import Path
 
 from convmae_deploy.backends.base import Device
+from convmae_deploy.backends.choice import settle
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError, read_bundle
 from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
@@ -91,5 +92,6 @@ def open_predictor(
         ConvMAEError: the bundle is not in order, or the runtime or the device does not start.
     """
     bundle = load_bundle(path)
+    options, device = settle(bundle, options, device)
     backend = start_backend(bundle, device=device, threads=threads, options=options)
     return task_of(bundle.manifest)(bundle, backend, options)

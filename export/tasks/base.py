@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.backends.base import Outputs
+from convmae_deploy.backends.base import InputArray, Outputs
 from convmae_deploy.bundle.manifest import (
     AnyPreprocessing,
     ClipPreprocessing,
@@ -75,18 +74,19 @@ class TaskExport:
 
 
 def with_input(task: ExportTask, dtype: InputType) -> ExportTask:
-    """The same whose graph takes an input of another type; its modules, which are changed, take levels from then on."""
-    preprocessing = task.preprocessing.model_copy(update={"dtype": dtype})
-    if dtype == "uint8":
-        for module in (task.wrapper, task.model):
-            module.register_forward_pre_hook(partial(_normalise_first, preprocessing))
-    return replace(task, preprocessing=preprocessing)
+    """The same whose wrapper, which is changed, and whose reference take an input of another type."""
+    spec = task.preprocessing.model_copy(update={"dtype": dtype})
+    if dtype == "float32":
+        return replace(task, preprocessing=spec)
 
+    def normalise_first(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        return (normalised(arguments[0], spec),)
 
-def _normalise_first(spec: AnyPreprocessing, module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-    """What a module is given in place of its one argument; values that are normalised already stay as they are."""
-    (images,) = arguments
-    return (normalised(images, spec),) if images.dtype == torch.uint8 else arguments
+    def reference(levels: InputArray) -> Outputs:
+        return task.reference(normalised(torch.from_numpy(levels), spec).numpy())
+
+    task.wrapper.register_forward_pre_hook(normalise_first)
+    return replace(task, preprocessing=spec, reference=reference)
 
 
 def normalised(levels: Tensor, spec: AnyPreprocessing) -> Tensor:

@@ -44,7 +44,7 @@ class DetectorTask(ExportTask):
 
     def verify(self, file: TracedFile, batches: Iterable[Batch]) -> Verification:
         """See `verify_detector`."""
-        return verify_detector(self.wrapper, file, batches)
+        return verify_detector(self.wrapper, self.reference, file, batches)
 
     def check(self, expected: Outputs, found: Outputs, precision: Precision) -> str | None:
         """What is wrong with a batch's detections, in words; None: nothing."""

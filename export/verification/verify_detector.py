@@ -95,11 +95,12 @@ class FedRunner:
         return self.opened.run(ELEMENTWISE, {"image": images} | feeds)
 
 
-def verify_detector(wrapper: StaticDetector, file: TracedFile, batches: Iterable[Batch]) -> Verification:
+def verify_detector(wrapper: StaticDetector, own: Runner, file: TracedFile, batches: Iterable[Batch]) -> Verification:
     """All three tiers; detections are compared on photos alone, as noise and blank images are full of ties.
 
     Args:
         wrapper: what was exported, in fp32; the reference of the first two tiers pools regions as it does.
+        own: the model's own inference, the reference of the third.
         file: the file, and the exported graph with its probes.
         batches: the inputs.
     """
@@ -108,7 +109,7 @@ def verify_detector(wrapper: StaticDetector, file: TracedFile, batches: Iterable
     tiers = verify(fed.reference, fed.candidate, batches, gate, outputs=ELEMENTWISE, between=file.between)
     failures = list(tiers.failures)
     chosen = [batch for batch in batches if batch.name.startswith(PICTURES)]
-    worst, comparison = verify_sets(wrapper, file, chosen)
+    worst, comparison = verify_sets(wrapper.model.roi_heads.score_thresh, own, file, chosen)
     if comparison.problem is not None:
         failures.append(Failure(batch=worst, output=DETECTIONS, comparison=comparison))
     report = tiers.report.model_copy(
@@ -121,10 +122,9 @@ def verify_detector(wrapper: StaticDetector, file: TracedFile, batches: Iterable
     return Verification(report=report, failures=tuple(failures))
 
 
-def verify_sets(wrapper: StaticDetector, file: TracedFile, chosen: Sequence[Batch]) -> tuple[Batch, Comparison]:
+def verify_sets(threshold: float, own: Runner, file: TracedFile, chosen: Sequence[Batch]) -> tuple[Batch, Comparison]:
     """The third tier: the batch that is worst by itself, and the comparison of all of them together."""
-    threshold, precision = wrapper.model.roi_heads.score_thresh, file.precision
-    own, runner = own_inference(wrapper.model), file.runner(OUTPUTS)
+    precision, runner = file.precision, file.runner(OUTPUTS)
     try:
         expected, found = ([side(batch.images) for batch in chosen] for side in (own, runner))
     except Exception as error:  # no runtime's exceptions have a common base; a graph that does not run has failed

@@ -17,9 +17,9 @@ from weakref import WeakSet
 
 import numpy as np
 
-from convmae_deploy.backends.base import Backend, Device
-from convmae_deploy.backends.choice import AUTO, follow_choice
-from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeOptions, start_backend
+from convmae_deploy.backends.base import Backend
+from convmae_deploy.backends.choice import settle
+from convmae_deploy.backends.runtimes import AUTO, RUNTIMES, RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError, ModelError, missing_extra
 from convmae_deploy.tasks import load_bundle, task_of
@@ -189,9 +189,9 @@ def start_predictor(bundle: Bundle, settings: Settings) -> Predictor:
     Raises:
         ConvMAEError: it does not start, or does not run.
     """
-    options, device = _options(settings, bundle)
+    options, device = settle(bundle, _options(settings), settings.device)
     # One thread a run: the pool already runs as many requests at once as there are cores.
-    threads = settings.threads if RUNTIMES[options.runtime or "onnxruntime"].shares_threads else 1
+    threads = settings.threads if RUNTIMES[options.settled].shares_threads else 1
     backend = start_backend(bundle, device=device, threads=threads, options=options)
     sizes = device_batches(backend, bundle.manifest, settings.max_batch)
     if sizes:
@@ -218,23 +218,15 @@ def close_predictors(predictors: Predictors, seconds: float) -> bool:
     return all(ended)
 
 
-def _options(settings: Settings, bundle: Bundle) -> tuple[RuntimeOptions, Device]:
-    if settings.runtime == AUTO:
-        if settings.file is not None or settings.precision != "fp32":
-            raise ConvMAEError(
-                "CONVMAE_RUNTIME=auto takes the file and the precision that were chosen; unset CONVMAE_FILE and "
-                "CONVMAE_PRECISION, or name a runtime"
-            )
-        return follow_choice(bundle, settings.device, trust_engine_code=settings.trust_engine_code)
-    runtime = RUNTIMES[settings.runtime]
-    options = RuntimeOptions(
+def _options(settings: Settings) -> RuntimeOptions:
+    has_hint = settings.runtime != AUTO and "hint" in RUNTIMES[settings.runtime].options
+    return RuntimeOptions(
         runtime=settings.runtime,
         file=settings.file,
         precision=None if settings.precision == "fp32" else settings.precision,
-        hint=settings.hint if "hint" in runtime.options else None,
+        hint=settings.hint if has_hint else None,
         trust_engine_code=settings.trust_engine_code,
     )
-    return options, settings.device
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from convmae_deploy import load
+from convmae_deploy import FeatureExtractor, load
 from convmae_deploy.backends import choice as module
-from convmae_deploy.backends.choice import Choice, Machine, choice_path, follow_choice
-from convmae_deploy.backends.runtimes import RuntimeOptions
+from convmae_deploy.backends.choice import Choice, Machine, choice_path, settle
+from convmae_deploy.backends.runtimes import AUTO, RuntimeOptions
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from tests.bundle_factory import make_bundle
+from tests.test_cli import convmae
 
 HERE = Machine(processor="A CPU of some kind", cores=4, gpu=None)
 
@@ -67,7 +69,7 @@ def test_what_is_not_for_this_bundle_here_is_not_followed_and_it_is_said_why(
 ) -> None:
     if changes is not None:
         write_choice(bundle, **changes)
-    assert follow_choice(load_bundle(bundle), device) == (RuntimeOptions(), device)
+    assert settle(load_bundle(bundle), RuntimeOptions(runtime=AUTO), device) == (RuntimeOptions(), device)
     assert words in caplog.text and "takes its first graph in ONNX Runtime" in caplog.text
 
 
@@ -76,10 +78,24 @@ def test_a_choice_that_cannot_be_read_is_not_followed(
     content: str, bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice_path(bundle).write_text(content)
-    assert follow_choice(load_bundle(bundle)) == (RuntimeOptions(), "auto")
+    assert settle(load_bundle(bundle), RuntimeOptions(runtime=AUTO)) == (RuntimeOptions(), "auto")
     assert "cannot be read" in caplog.text
 
 
 def test_a_file_and_auto_contradict_each_other(bundle: Path) -> None:
-    with pytest.raises(ConvMAEError, match="leave out file model.onnx"):
+    with pytest.raises(ConvMAEError, match="leave out file model.onnx, or name a runtime"):
         load(bundle, runtime="auto", file="model.onnx")
+
+
+def test_commands_and_pipelines_follow_it_too(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_choice(bundle)
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (40, 30), "red").save(photo)
+    assert convmae("predict", bundle, photo, "--runtime", "auto") == 0
+    assert convmae("features", bundle, photo, "--runtime", "auto", "--out", tmp_path / "a.npz") == 0
+    assert FeatureExtractor(bundle, runtime="auto")({"path": [str(photo)]})["error"].to_pylist() == [None]
+    assert caplog.text.count("model.onnx in OpenVINO, chosen for latency") == 3
+    assert convmae("info", bundle, "--runtime", "auto", "--precision", "bf16") == 2
+    assert "leave out precision bf16" in capsys.readouterr().err

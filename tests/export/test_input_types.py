@@ -4,27 +4,37 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from rich.console import Console
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.bundle.graph_metadata import read_metadata
 from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
+from convmae_deploy.models.classifier import build_video_classifier
+from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
+from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.preprocess import preprocess
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.to_onnx import ExportedGraph
 from export.runtimes.runners import open_graph
+from export.tasks import EXPORTS
+from export.tasks.base import ExportTask, with_input
 from export.to_triton import TritonConfig, write_model
 from export.verification.samples import made_photos
 from tests.export.conftest import CLASSES, SIZE
+from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, tiny_detector
 
 OUTPUTS = ("logits", "pooled", "e1", "e4")
 
@@ -104,3 +114,39 @@ def test_a_graph_explains_itself_to_us_and_to_those_who_know_ultralytics_keys(bu
     assert (pairs["task"], pairs["precision"], pairs["stride"], pairs["batch"]) == ("classification", "fp32", "32", "2")
     assert pairs["license"] == manifest.licence.name
     onnx.checker.check_model(onnx.load(alone), full_check=True)
+
+
+def tiny_task(kind: CheckpointKind) -> ExportTask:
+    """A model with random weights and the preprocessing of its task."""
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"kind": kind, "variant": "custom", "classes": CLASSES}
+    model: torch.nn.Module
+    if kind == "detection":
+        model, fields["model"], fields["detector"] = tiny_detector(), ENCODER, DETECTOR
+    else:
+        fields["model"] = config = ConvMAEConfig(
+            embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
+        )
+        if kind == "segmentation":
+            fields["segmenter"] = heads = SegmenterConfig(channels=16)
+            model = build_segmenter(config, heads, num_classes=len(CLASSES))
+        else:
+            fields["video"] = video = VideoConfig(frames=4)
+            model = build_video_classifier(config, video, num_classes=len(CLASSES), head_init_std=0.5)
+    return EXPORTS[kind].assemble(model.eval(), CheckpointRecord(**fields))
+
+
+@pytest.mark.parametrize("kind", ["detection", "segmentation", "video-classification"])
+def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values(kind: CheckpointKind) -> None:
+    floats, levels = tiny_task(kind), with_input(tiny_task(kind), "uint8")
+    spec = levels.preprocessing
+    batch = np.random.default_rng(0).integers(0, 256, (1, 3, *spec.input_axes), np.uint8)
+    mean, std = (
+        np.array(values, np.float32).reshape(3, *(1 for _ in spec.input_axes)) for values in (spec.mean, spec.std)
+    )
+    values = (batch.astype(np.float32) / 255 - mean) / std
+    expected, found = floats.reference(values), levels.reference(batch)
+    assert all(np.array_equal(found[name], expected[name]) for name in floats.outputs)
+    with torch.inference_mode():
+        pairs = zip(floats.wrapper(torch.from_numpy(values)), levels.wrapper(torch.from_numpy(batch)), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def verified(monkeypatch: pytest.MonkeyPatch, graph: ExportedGraph) -> list[str]
         files.append(path.name)
         return verify(task, graph, path, *more)
 
-    def half(_: GraphRequest) -> ExportedGraph:
+    def half(request: GraphRequest) -> ExportedGraph:
+        assert request.path is not None and Path(tempfile.gettempdir()).parent == request.path.parent
         if "interrupted" not in files:
             files.append("interrupted")
             raise KeyboardInterrupt
@@ -58,6 +60,7 @@ def test_an_interrupted_export_leaves_no_bundle_and_goes_on_behind_the_files_tha
     assert verified == ["model.onnx", "interrupted", "model.fp16.onnx"]
     assert written["model.onnx"].verification.report.passed
     assert list(load_bundle(out).manifest.files) == ["model.onnx", "model.fp16.onnx"]
+    assert not any(path.is_dir() for path in out.iterdir()) and tmp_path not in Path(tempfile.gettempdir()).parents
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

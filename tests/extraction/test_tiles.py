@@ -7,6 +7,7 @@ import pytest
 from pyarrow import parquet
 from safetensors.numpy import load_file
 
+from convmae_deploy import FeatureExtractor
 from convmae_deploy.extraction.command import read_origin
 from convmae_deploy.extraction.origin import compare
 from convmae_deploy.extraction.tiles import Tiles
@@ -35,6 +36,9 @@ def test_a_size_crops_photos_to_its_shape(tmp_path: Path, bundle: Path) -> None:
     assert found["e1"].shape == (1, 4, 24, 48)
     expected = predictor.at((96, 192)).features([picture], ["pooled", "e1"])
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    extractor = FeatureExtractor(bundle, levels=["pooled", "e1"], size=(96, 192), device="cpu", threads=1)
+    table = extractor({"path": [str(tmp_path / "a.png")]})
+    assert all(np.array_equal(np.ravel(table[name][0].as_py()), np.ravel(found[name])) for name in expected)
     assert np.abs(expected["pooled"] - predictor.features([picture])["pooled"]).max() > 1e-3
     assert not compare(read_origin(str(out)), read_origin(str(bundle)))[0].together  # they are other vectors
 
