@@ -144,7 +144,7 @@ def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values
     mean, std = (
         np.array(values, np.float32).reshape(3, *(1 for _ in spec.input_axes)) for values in (spec.mean, spec.std)
     )
-    values = (batch.astype(np.float32) / 255 - mean) / std
+    values = ((batch.astype(np.float32) / 255 - mean) / std).astype(np.float32)
     expected, found = floats.reference(values), levels.reference(batch)
     assert all(np.array_equal(found[name], expected[name]) for name in floats.outputs)
     with torch.inference_mode():
