@@ -11,7 +11,7 @@ the CPU. What is not there is listed with the reason. On a GPU nothing of this h
 
 Each contender lives in a process of its own, pinned to the same cores, one for each thread, so that memory and
 failures are its own. In every round each takes one turn, in an order that rotates; a turn is one run, or as many as
-take 0.1 s. Timed is a batch from normalised float32 arrays to outputs as NumPy arrays; decoding, preprocessing,
+take 0.1 s. Timed is a batch from arrays as the graph takes them to outputs as NumPy arrays; decoding, preprocessing,
 postprocessing, compilation and starting are not. Who computes in full precision on the CPU must give the first
 contender's outputs before it is timed. With `--data` every contender then predicts those photos or videos, and it is
 reported how often it says what the first one says, and the task's metric where there are labels.

@@ -157,6 +157,8 @@ def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
 def _session_options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    # int8: on x86 without VNNI products of unsigned by signed bytes saturate; those of unsigned ones do not
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -20,7 +20,7 @@ from export.benchmarking.timing import Statistics, is_significantly_faster, summ
 from export.runtimes.combinations import Combination
 
 TIMED = (
-    "normalised float32 array to outputs as NumPy arrays; not timed: decoding, preprocessing, postprocessing, "
+    "an array as the graph takes it, to outputs as NumPy arrays; not timed: decoding, preprocessing, postprocessing, "
     "compilation, session start"
 )
 PACKAGES = ("torch", *dict.fromkeys(extra for runtime in RUNTIMES.values() for extra in runtime.extras))

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from convmae_deploy.backends.base import Device
 from convmae_deploy.backends.gpu import Gpu
-from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend
+from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend, open_graph
 from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
@@ -55,6 +56,27 @@ def test_named_outputs_equal_those_of_onnxruntime_itself(tmp_path: Path) -> None
     for name, values in results.items():
         assert np.array_equal(values, direct.run([name], {"image": image})[0])
     assert backend.providers == ("CPUExecutionProvider",)
+
+
+def test_int8_products_do_not_saturate_on_any_cpu() -> None:
+    levels = np.full((64, 8), 127, np.int8)
+    constants = {"scale": np.array(1 / 127, np.float32), "zero": np.array(0, np.int8), "weight": levels}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["levels"]),
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["left"]),
+        helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["right"]),
+        helper.make_node("MatMul", ["left", "right"], ["y"]),
+    ]
+    shapes = {"x": [1, 64], "y": [1, 8]}
+    entry, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    weights = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "product", [entry], [result], weights),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    found = open_graph(model.SerializeToString()).run(["y"], {"x": np.ones((1, 64), np.float32)})["y"]
+    np.testing.assert_allclose(found, np.full((1, 8), 64), rtol=1e-5)
 
 
 def test_threads_share_one_backend(tmp_path: Path) -> None:
