@@ -60,7 +60,11 @@ def test_named_outputs_equal_those_of_onnxruntime_itself(tmp_path: Path) -> None
 
 def test_int8_products_do_not_saturate_on_any_cpu() -> None:
     levels = np.full((64, 8), 127, np.int8)
-    constants = {"scale": np.array(1 / 127, np.float32), "zero": np.array(0, np.int8), "weight": levels}
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "scale": np.array(1 / 127, np.float32),
+        "zero": np.array(0, np.int8),
+        "weight": levels,
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["levels"]),
         helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["left"]),
