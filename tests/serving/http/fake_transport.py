@@ -1,6 +1,7 @@
 """A connection of the server's protocol without a network: a test says what comes, and moves the clock."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from uvicorn.server import ServerState
 from serving.http.connection_limits import Connections
 from serving.http.protocol import CONNECTIONS, NOTE_REFUSAL, LimitedProtocol
 
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 TURNS = 30  # of the event loop, in which all is done that a test set going
 
 
@@ -182,3 +186,26 @@ class FakeConnection:
     def closed(self) -> bool:
         """Whether the server has ended the connection."""
         return self.transport.closed
+
+
+def talk(*pieces: bytes, app: ASGIApp = hello, seconds: float = 0.0) -> FakeConnection:
+    """Sends pieces one after the other, and then lets time pass."""
+
+    async def conversation() -> FakeConnection:
+        connection = FakeConnection(app)
+        await connection.send(*pieces)
+        await connection.loop.advance(seconds)
+        return connection
+
+    return asyncio.run(conversation())
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    """Status and code of an error, which must have the shape of all errors."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, _, lines = head.decode().partition("\r\n")
+    error = json.loads(body)["error"]
+    assert set(error) == {"code", "message", "field", "request_id"}
+    assert f"x-request-id: {error['request_id']}" in lines
+    assert "connection: close" in lines
+    return int(status.split()[1]), error["code"]

@@ -1,21 +1,23 @@
-"""Connections that never become a request, that never end one, and whose answers nobody reads."""
+"""Requests that never come whole, that are none, and what is answered to those that are."""
 
 import asyncio
-import contextlib
 import json
-import socket
 
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from serving.http import protocol
-from serving.http.connection_limits import Connections
-from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES, WRITE_SECONDS
-from tests.serving.http.fake_transport import FakeConnection, FakeLoop, FakeTransport, Timer, hello, settle
+from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES
+from tests.serving.http.fake_transport import (
+    CHUNKED,
+    GET,
+    LAST_GET,
+    FakeConnection,
+    error_of,
+    hello,
+    talk,
+)
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-LAST_GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 TRAILERS = b"".join(b"X-Trailer-%d: %s\r\n" % (index, b"a" * 1000) for index in range(MAX_HEADER_BYTES // 1500))
 
 
@@ -39,29 +41,6 @@ async def consent(scope: Scope, receive: Receive, send: Send) -> None:
     """Asks for the body, then answers."""
     assert (await receive())["body"] == b"ab"
     await hello(scope, receive, send)
-
-
-def talk(*pieces: bytes, app: ASGIApp = hello, seconds: float = 0.0) -> FakeConnection:
-    """Sends pieces one after the other, and then lets time pass."""
-
-    async def conversation() -> FakeConnection:
-        connection = FakeConnection(app)
-        await connection.send(*pieces)
-        await connection.loop.advance(seconds)
-        return connection
-
-    return asyncio.run(conversation())
-
-
-def error_of(answer: bytes) -> tuple[int, str]:
-    """Status and code of an error, which must have the shape of all errors."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status, _, lines = head.decode().partition("\r\n")
-    error = json.loads(body)["error"]
-    assert set(error) == {"code", "message", "field", "request_id"}
-    assert f"x-request-id: {error['request_id']}" in lines
-    assert "connection: close" in lines
-    return int(status.split()[1]), error["code"]
 
 
 @pytest.mark.parametrize("pieces", [(), (b"GET / HTT",), (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-Slow: 1\r\n")])
@@ -228,217 +207,6 @@ def test_the_offer_of_another_protocol_is_ignored_and_the_request_answered(size:
     assert not connection.closed
     assert [body for body, _ in seen] == [b"hello", b"hello", b"", b"hello"]
     assert all(b"upgrade" not in names and b"http2-settings" not in names for _, names in seen)
-
-
-def test_a_connection_without_a_request_is_kept_for_as_long_as_the_setting_says() -> None:
-    async def conversation() -> tuple[bool, bool]:
-        connection = FakeConnection(connections=Connections(10, keep_alive_seconds=75.0))
-        await connection.send(GET)
-        await connection.loop.advance(74.0)
-        await connection.send(GET)
-        await connection.loop.advance(74.0)
-        kept = not connection.closed
-        await connection.loop.advance(1.0)
-        return kept, connection.closed
-
-    assert asyncio.run(conversation()) == (True, True)
-
-
-@pytest.mark.parametrize(
-    ("head", "rest"),
-    [
-        (GET, (b"\r\n",)),  # allowed between requests, but no request
-        (GET[:-2] + b"Content-Length: 9\r\n\r\n", ()),
-        (GET[:-2] + b"Content-Length: 9\r\n\r\n", (b"a", b"b")),
-        (CHUNKED, (b"1\r\na\r\n", b"1\r\nb")),
-    ],
-)
-def test_an_answered_connection_that_does_not_go_on_is_closed(head: bytes, rest: tuple[bytes, ...]) -> None:
-    connection = talk(head, *rest, seconds=75.0)
-    assert connection.closed
-    assert connection.received.count(b"HTTP/1.1 ") == 1  # another answer would be taken for that of the next request
-
-
-def test_a_connection_that_is_kept_holds_no_body_that_its_application_left() -> None:
-    body = bytes(1000)
-    connection = talk(GET[:-2] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-    assert connection.received.endswith(b"hi") and not connection.closed
-    assert len(connection.protocol.cycle.body) == 0
-
-
-def test_after_the_rest_of_a_body_that_nobody_waited_for_the_connection_is_kept_as_ever() -> None:
-    async def conversation() -> FakeConnection:
-        connection = FakeConnection()
-        await connection.send(GET[:-2] + b"Content-Length: 2\r\n\r\n", b"a", b"b" + GET)
-        await connection.loop.advance(HEADER_SECONDS + 1)
-        await connection.send(GET)
-        return connection
-
-    connection = asyncio.run(conversation())
-    assert connection.received.count(b"HTTP/1.1 200 ") == 3
-    assert not connection.closed
-
-
-async def hold(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers when the body is there."""
-    while (await receive()).get("more_body"):
-        pass
-    await hello(scope, receive, send)
-
-
-def test_silent_connections_make_room_and_those_with_a_request_stay() -> None:
-    async def crowd() -> tuple[list[FakeConnection], list[FakeConnection]]:
-        loop, connections = FakeLoop(), Connections(3)
-        busy = FakeConnection(hold, connections, loop)
-        await busy.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\na")
-        silent = [FakeConnection(hello, connections, loop) for _ in range(20)]
-        await settle()
-        asking = FakeConnection(hello, connections, loop)
-        await asking.send(GET)
-        await busy.send(b"b")
-        return [busy, asking], silent
-
-    served, silent = asyncio.run(crowd())
-    assert [connection.received.endswith(b"hi") for connection in served] == [True, True]
-    assert [connection.closed for connection in silent] == [True] * 19 + [False]
-
-
-def test_a_connection_beyond_those_with_requests_is_503() -> None:
-    async def crowd() -> tuple[bytes, bool]:
-        loop, connections = FakeLoop(), Connections(2)
-        for _ in range(2):
-            await FakeConnection(hold, connections, loop).send(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
-        late = FakeConnection(hello, connections, loop)
-        return late.received, late.closed
-
-    answer, closed = asyncio.run(crowd())
-    assert error_of(answer) == (503, "too_many_connections")
-    assert b"\r\nretry-after: 1\r\n" in answer
-    assert closed
-
-
-def unread(*unsent: int, keep: bool) -> FakeTransport:
-    """An answer of which so many bytes are not sent, one number for each time that this is looked at."""
-
-    async def conversation() -> FakeTransport:
-        connection = FakeConnection()
-        connection.transport.unsent = unsent[0]
-        await connection.send(GET if keep else LAST_GET)
-        if keep:
-            connection.protocol.pause_writing()
-        for left in unsent[1:]:
-            connection.transport.unsent = left
-            await connection.loop.advance(WRITE_SECONDS)
-        return connection.transport
-
-    return asyncio.run(conversation())
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_an_answer_that_nobody_reads_is_thrown_away(keep: bool) -> None:
-    assert unread(500_000, 500_000, keep=keep).aborted
-    assert unread(500_000, 400_000, 400_000, keep=keep).aborted
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_an_answer_that_is_read_slowly_is_sent_to_its_end_and_one_more_slowly_is_not(keep: bool) -> None:
-    assert not unread(260_000, 200_000, 140_000, 80_000, 0, keep=keep).aborted  # 6 kB/s, over 10 s each
-    assert unread(260_000, 220_000, keep=keep).aborted  # 4 kB/s
-
-
-def read_late(requests: int) -> tuple[list[int], bytes]:
-    """How many answers there are: as their client reads nothing, and after it has read each."""
-
-    async def conversation() -> tuple[list[int], bytes]:
-        connection = FakeConnection()
-        connection.transport.high_water = 100
-        counts = []
-        connection.transport.unsent = 1000  # of the first answer
-        await connection.send(requests * GET)
-        for _ in range(requests):
-            counts.append(connection.received.count(b"HTTP/1.1 200 "))
-            connection.protocol.resume_writing()
-            await settle()
-        connection.transport.unsent = 0
-        return counts, connection.received
-
-    return asyncio.run(conversation())
-
-
-def test_the_next_request_waits_until_the_answer_before_it_is_read() -> None:
-    counts, received = read_late(3)
-    assert counts == [1, 2, 3]
-    assert received.count(b"HTTP/1.1 200 ") == 3
-
-
-def test_of_many_answers_that_are_not_read_the_slowest_goes_and_the_others_stay() -> None:
-    async def crowd() -> list[bool]:
-        loop = FakeLoop()
-        connections = Connections(10, most_unread_bytes=2500, least_bytes_per_second=1, clock=loop.time)
-        clients = []
-        for size in (1000, 1000, 1000):
-            clients.append(FakeConnection(hello, connections, loop))
-            clients[-1].transport.high_water = 100
-            clients[-1].transport.unsent = size
-            await clients[-1].send(GET)
-            await loop.advance(1.0)
-            clients[0].transport.unsent = 900  # the second has read nothing
-        return [client.transport.aborted for client in clients]
-
-    assert asyncio.run(crowd()) == [False, True, False]
-
-
-@pytest.mark.parametrize("sent", [b"", GET[:9], GET])
-def test_a_connection_that_breaks_leaves_no_timer_that_would_keep_it_in_memory(sent: bytes) -> None:
-    async def conversation() -> list[Timer]:
-        connection = FakeConnection()
-        await connection.send(sent)
-        assert connection.loop.waiting()
-        with socket.socket() as closed:
-            connection.transport.socket = closed
-        connection.protocol.connection_lost(ConnectionResetError())
-        return connection.loop.waiting()
-
-    assert asyncio.run(conversation()) == []
-
-
-def test_bytes_that_the_kernel_has_not_got_rid_of_are_not_sent_yet() -> None:
-    async def fill() -> tuple[int, int]:
-        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        accepted.send(bytes(100_000))
-                connection = FakeConnection()
-                connection.transport.socket = accepted
-                connection.transport.unsent = 7
-                return connection.protocol._bytes_to_send(), 7
-
-    known, in_transport = asyncio.run(fill())
-    assert known > in_transport
-
-
-def test_the_head_of_an_answer_and_the_start_of_its_body_are_one_packet() -> None:
-    recorder = FakeTransport()
-    writer = protocol.ResponseTransport(recorder)
-    interim, head = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
-    for _ in range(2):
-        for data in (interim, head, b"body", b"more"):
-            writer.write(data)
-        writer.end()
-    assert recorder.packets == 2 * [interim, head + b"body", b"more"]
-
-
-def test_an_answer_without_a_body_is_sent_when_it_ends_or_the_connection_does() -> None:
-    recorder = FakeTransport()
-    writer = protocol.ResponseTransport(recorder)
-    for end in (writer.end, writer.close):
-        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
-        end()
-    assert recorder.packets == 2 * [b"HTTP/1.1 204 No Content\r\n\r\n"]
-    assert writer.is_closing()
 
 
 def test_answers_on_one_connection_come_whole_and_in_order() -> None:
