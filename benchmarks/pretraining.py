@@ -157,9 +157,9 @@ class Figure:
 
 def workloads(config: PretrainingBenchmark) -> Iterator[Workload]:
     """Every row of the table, or every point of the sweep."""
+    encoder = replace(MODELS[config.model](), image_size=config.image_size)
     point = Workload(
-        variant=config.model,
-        image_size=config.image_size,
+        encoder=encoder,
         batch_size=config.images,
         mask_ratio=config.hidden,
         precision=config.precisions[0],
@@ -169,7 +169,7 @@ def workloads(config: PretrainingBenchmark) -> Iterator[Workload]:
         frames=config.frames if config.video else None,
     )
     if config.sweep:
-        yield from (replace(point, image_size=(side, side)) for side in SWEEP_SIZES)
+        yield from (replace(point, encoder=replace(encoder, image_size=(side, side))) for side in SWEEP_SIZES)
         yield from (replace(point, mask_ratio=ratio) for ratio in SWEEP_RATIOS)
         return
     for precision in config.precisions:
@@ -185,7 +185,7 @@ def run_benchmark(config: PretrainingBenchmark, console: Console) -> list[Figure
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=len(points) * (config.warm_up + config.rounds))
         for workload in points:
-            label = f"{workload.precision}, {workload.image_size[0]} px, mask {workload.mask_ratio:g}"
+            label = f"{workload.precision}, {workload.encoder.image_size[0]} px, mask {workload.mask_ratio:g}"
             progress.update(task, description=f"{label}: losses")
             with ExitStack() as stack:
                 contenders = {name: stack.enter_context(BenchProcess(workload, name)) for name in names}
@@ -208,7 +208,7 @@ def summarise(
             contender=name,
             precision=workload.precision,
             compiled=workload.compiled,
-            image_size=workload.image_size,
+            image_size=workload.encoder.image_size,
             mask_ratio=workload.mask_ratio,
             step_ms=1000 * taken,
             images_per_second=workload.batch_size / taken,

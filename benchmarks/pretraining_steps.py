@@ -18,7 +18,7 @@ from benchmarks.dense_masked import DenseMaskedPretraining
 from benchmarks.dense_masked_video import DenseMaskedVideo, plain_depthwise
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import keep_freed_memory, peak_memory_bytes
-from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
+from convmae_deploy.models.convmae import PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.models.masking import draw_noise, keep_lowest, keep_tubes
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.video import VideoConfig
@@ -44,8 +44,7 @@ LOSS_TOLERANCE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 2e-2}  # relativ
 class Workload:
     """What one contender's step is measured on."""
 
-    variant: str
-    image_size: tuple[int, int]
+    encoder: ConvMAEConfig  # with the size of the images
     batch_size: int
     mask_ratio: float
     precision: Precision
@@ -53,6 +52,8 @@ class Workload:
     threads: int
     device: str
     frames: int | None = None  # frames a clip; None: images
+    decoder_blocks: int | None = None  # None: as many as the authors'
+    compiler: str = "inductor"  # torch.compile's backend
 
 
 class EncoderAlone(nn.Module):
@@ -71,17 +72,21 @@ class EncoderAlone(nn.Module):
         return (latent @ direction).square().mean()
 
 
-def image_models(config: ConvMAEConfig) -> dict[str, nn.Module]:
+def image_models(workload: Workload) -> dict[str, nn.Module]:
     """The contenders of images, all of one set of weights."""
-    model = build_pretraining(config, PretrainingConfig(decoder_mlp_ratio=config.mlp_ratios[0]))
+    default = PretrainingConfig(decoder_mlp_ratio=workload.encoder.mlp_ratios[0])
+    decoder = replace(default, decoder_depth=workload.decoder_blocks or default.decoder_depth)
+    model = build_pretraining(workload.encoder, decoder)
     unmasked = copy.copy(model)  # the same modules and parameters
     unmasked.masked_convolution = False
     return {VISIBLE: model, DENSE: DenseMaskedPretraining(model), UNMASKED: unmasked}
 
 
-def video_models(config: ConvMAEConfig, frames: int) -> dict[str, nn.Module]:
+def video_models(workload: Workload, frames: int) -> dict[str, nn.Module]:
     """The contenders of videos, all of one set of weights."""
-    model = build_video_pretraining(config, VideoConfig(frames=frames), VideoPretrainingConfig())
+    default = VideoPretrainingConfig()
+    decoder = replace(default, decoder_depth=workload.decoder_blocks or default.decoder_depth)
+    model = build_video_pretraining(workload.encoder, VideoConfig(frames=frames), decoder)
     dense = DenseMaskedVideo(model, plain_depthwise)
     return {
         VISIBLE: model,
@@ -105,21 +110,20 @@ class Bench:
         self.workload = workload
         torch.set_num_threads(workload.threads)
         torch.manual_seed(SEED)
-        config = replace(MODELS[workload.variant](), image_size=workload.image_size)
         video = workload.frames is not None
-        models = video_models(config, workload.frames) if workload.frames is not None else image_models(config)
+        models = video_models(workload, workload.frames) if workload.frames is not None else image_models(workload)
         model = models[name].to(workload.device)
-        self._model = torch.compile(model) if workload.compiled else model
+        self._model = torch.compile(model, backend=workload.compiler) if workload.compiled else model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, fused=video or name != DENSE)
         frames = () if workload.frames is None else (workload.frames,)
-        shape = (workload.batch_size, 3, *frames, *workload.image_size)
+        shape = (workload.batch_size, 3, *frames, *workload.encoder.image_size)
         self._images = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(workload.device)
 
     def draw_masks(self, turn: int) -> Tensor:
         """Visible cells (B, K) of a round, others each round."""
         workload, generator = self.workload, torch.Generator().manual_seed(SEED + 1 + turn)
-        noise = draw_noise(workload.batch_size, workload.image_size, PATCH_SIZE, generator)
+        noise = draw_noise(workload.batch_size, workload.encoder.image_size, PATCH_SIZE, generator)
         choose = keep_lowest if workload.frames is None else keep_tubes
         return choose(noise, workload.mask_ratio).to(workload.device)
 

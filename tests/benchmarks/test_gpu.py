@@ -1,48 +1,91 @@
 """The acceptance run on a GPU, dry; and what happens when its time is over."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_parts import PARTS, shifted
+from benchmarks.gpu_parts import EXPECTED, PARTS, shifted
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convolution import convolve
 from tests.waiting import GivenClock
 
-QUICK = ("ceilings", "tests", "depthwise", "detector", "onnxruntime")  # the others run in their own benchmarks' tests
 
-
-def test_a_dry_run_writes_what_it_found_beside_what_is_expected(tmp_path: Path) -> None:
-    assert gpu.main(gpu.Options(out=tmp_path, dry_run=True, parts=QUICK)) == 0
-    page = (tmp_path / "gpu.md").read_text()
+@pytest.mark.slow
+def test_a_dry_run_takes_every_part_to_its_end_and_writes_what_it_found(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    page = (tmp_path / "gpu.html").read_text()
+    assert done.returncode == 0, page
     assert "the figures mean nothing" in page
-    assert "| | bf16 product TFLOP/s | 770 to 800 (measured there) | " in page
+    assert "<tr><td>bf16 product TFLOP/s<td>770 to 800 (measured there)<td>" in page
     outcomes = json.loads((tmp_path / "gpu.json").read_text())
-    assert [(outcome["part"], outcome["state"]) for outcome in outcomes] == [(name, "done") for name in QUICK]
-    assert outcomes[2]["found"]["shifted relative error"] < 1e-6
-    assert "CPUExecutionProvider" in outcomes[4]["found"]["ONNX Runtime"]
+    assert [(outcome["part"], outcome["state"]) for outcome in outcomes] == [(name, "done") for name in PARTS]
+    found = {what: value for outcome in outcomes for what, value in outcome["found"].items()}
+    assert found["shifted relative error"] < 1e-6 and found["shifted compiled relative error"] < 1e-6
+    assert found["dense loss over visible"] == pytest.approx(1, abs=1e-5)
+    assert found["bf16 epoch 2"].startswith("loss ") and found["fp16 skipped updates"] == 0
+    assert found["ONNX Runtime"] == "CPUExecutionProvider"
+    assert set(EXPECTED) <= set(found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.html", "gpu.json"]
 
 
 def test_a_part_that_takes_too_long_is_ended_and_one_that_would_begin_too_late_is_not_begun(tmp_path: Path) -> None:
-    options = gpu.Options(out=tmp_path, dry_run=True, minutes=0.5, parts=("ceilings", "step", "tests"))
-    assert gpu.run_part("step", 0.01, options, GivenClock()).state == "out of time"
-    clock = GivenClock()
-    clock.now += 0
-    outcomes = gpu.run_parts(gpu.Options(out=tmp_path, dry_run=True, minutes=0.1, parts=("tests",)), clock)
+    outcome = gpu.Outcome(part="step", state="running")
+    gpu.run_part(outcome, 0.01, time.monotonic, lambda: None)
+    assert outcome.state == "out of time"
+    outcomes = gpu.run_parts(gpu.Options(out=tmp_path, dry_run=True, minutes=0.1, parts=("tests",)), GivenClock())
     assert [outcome.state for outcome in outcomes] == ["not begun"]
-    assert "| tests | not begun, 0 s |" in (tmp_path / "gpu.md").read_text()
+    assert "<tr><th colspan=3>tests: not begun, 0 s</tr>" in (tmp_path / "gpu.html").read_text()
+
+
+def test_what_a_part_has_found_is_written_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = "open(sys.argv[4], 'w').write('{\"copy TB/s\": 4.25}')"
+    part = f"import sys, time; {finding}; time.sleep(600)"
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$PART" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PART", part)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(gpu, "WRITE_SECONDS", 0.01)
+    outcome, clock = gpu.Outcome(part="ceilings", state="running"), GivenClock()
+
+    def advance() -> None:
+        if outcome.found:
+            clock.advance(100)
+
+    gpu.run_part(outcome, 40, clock, advance)
+    assert (outcome.state, outcome.seconds, outcome.found) == ("out of time", 100, {"copy TB/s": 4.25})
 
 
 def test_a_part_that_fails_is_shown_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("no kernel image")
+        raise RuntimeError("no <kernel> image")
 
     monkeypatch.setattr(gpu, "measure", broken)
     assert gpu.main(gpu.Options(out=tmp_path, dry_run=True, parts=("ceilings",))) == 1
-    assert "## ceilings failed\n\n```\nRuntimeError: no kernel image\n```" in (tmp_path / "gpu.md").read_text()
+    page = (tmp_path / "gpu.html").read_text()
+    assert "<h2>ceilings: failed</h2>" in page and "RuntimeError: no &lt;kernel&gt; image</pre>" in page
+
+
+def test_a_figure_off_its_expectation_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    found = {"dense over visible": 1.39, "visible ms": 38.0}
+    page = gpu.page([gpu.Outcome(part="step", state="done", found=found)], gpu.Options(out=tmp_path))
+    assert '<tr class="off"><td>dense over visible<td>1.5 to 2.1; 1.4 is needed<td>1.39</tr>' in page
+    assert "<tr><td>visible ms<td>30 to 45<td>38</tr>" in page and "NVIDIA H200" in page
+
+
+def test_without_a_gpu_nothing_but_a_dry_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConvMAEError, match="needs an NVIDIA GPU that PyTorch can use, found none"):
+        gpu.main(gpu.Options(out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_unknown_parts_are_refused_and_every_part_fits_into_the_time(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from benchmarks.pretraining_steps import (
     measure,
 )
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.convmae import base, nano
 from convmae_deploy.models.pretraining import PretrainingConfig
 
 SMALL = Workload(
-    variant="nano",
-    image_size=(64, 32),
+    encoder=replace(nano(), image_size=(64, 32)),
     batch_size=1,
     mask_ratio=0.75,
     precision="fp32",
@@ -114,7 +114,7 @@ def test_every_contender_steps_once_a_round_on_the_same_masks_and_each_leads_in_
 
 @pytest.mark.usefixtures("small_decoder")
 def test_all_contenders_of_a_round_have_the_same_masks_and_the_next_round_has_others() -> None:
-    workload = replace(SMALL, image_size=(128, 128))
+    workload = replace(SMALL, encoder=replace(SMALL.encoder, image_size=(128, 128)))
     visible, dense = (Bench(workload, name) for name in (VISIBLE, DENSE))
     assert visible.draw_masks(0).shape == (1, 16)
     assert torch.equal(visible.draw_masks(3), dense.draw_masks(3))
@@ -155,7 +155,7 @@ def test_figures_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_encoder_alone_has_a_loss_that_masks_and_updates_change() -> None:
-    bench = Bench(replace(SMALL, image_size=(64, 64), frames=2), VISIBLE_ENCODER)
+    bench = Bench(replace(SMALL, encoder=replace(SMALL.encoder, image_size=(64, 64)), frames=2), VISIBLE_ENCODER)
     assert bench.loss(0) != pytest.approx(bench.loss(1), rel=1e-3)
     before = bench.loss(0)
     bench.step(0)
@@ -204,7 +204,7 @@ def test_every_precision_is_measured_eager_and_where_asked_compiled() -> None:
         ("bf16", False),
         ("bf16", True),
     ]
-    assert {(workload.variant, workload.batch_size) for workload in workloads(config)} == {("base", 8)}
+    assert {(workload.encoder, workload.batch_size) for workload in workloads(config)} == {(base(), 8)}
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_process_of_its_own_gives_the_same_losses_and_its_own_peak_memory() ->
 @pytest.mark.slow
 def test_a_process_that_ends_is_one_sentence() -> None:
     with (
-        BenchProcess(replace(SMALL, variant="none"), VISIBLE) as process,
+        BenchProcess(replace(SMALL, threads=0), VISIBLE) as process,
         pytest.raises(ConvMAEError, match="the process of visible cells ended with status 1"),
     ):
         process.loss(0)
