@@ -23,7 +23,12 @@ GraphSource = Path | bytes  # an ONNX file, or what is in one
 
 
 class Backend(Protocol):
-    """Runs batches through one graph of a bundle; `run` may be called from several threads at once."""
+    """Runs batches through one graph of a bundle; `run` may be called from several threads at once.
+
+    One on a GPU says more, which the server's batching asks for: `batch_sizes`, the batches that it is fast for,
+    `lanes`, how many of them it takes at once (else 1), and `host_buffer`, which as `numpy.zeros` makes an array, of
+    memory that the GPU copies fast from.
+    """
 
     @property
     def name(self) -> str:

@@ -23,7 +23,9 @@ from convmae_deploy.backends.base import (
     check_threads,
     does_not_run,
 )
-from convmae_deploy.backends.gpu import find_gpu
+from convmae_deploy.backends.gpu import find_gpu, page_locked
+from convmae_deploy.backends.lanes import Lanes
+from convmae_deploy.backends.onnxruntime_lane import Lane
 from convmae_deploy.backends.tensorrt_library import cache_folder, import_tensorrt
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph, check_images, checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
@@ -35,6 +37,7 @@ logger = logging.getLogger("convmae_deploy")
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}  # as ONNX Runtime calls them
 _LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
+_LANES = 2  # batches on a GPU at once: one runs, the next is copied
 
 
 class OnnxRuntimeBackend:
@@ -74,6 +77,11 @@ class OnnxRuntimeBackend:
         check_graph(inputs, outputs, bundle.manifest, path, _TYPES)
         self._input, self._path = bundle.manifest.input, path
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self._lanes: Lanes[Lane] | None = None
+        if self.providers[0] != _CPU:
+            self.batch_sizes, self.lanes = _batch_sizes(self._input), _LANES
+            self.host_buffer = page_locked
+            self._lanes = Lanes(lambda: Lane(self._session, self._input.name, "cuda"), _LANES)
 
     def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
@@ -84,6 +92,9 @@ class OnnxRuntimeBackend:
         """
         check_images(image, self._input)
         try:
+            if self._lanes is not None:
+                with self._lanes.take() as lane:
+                    return lane.run(image, outputs)
             found = self._session.run(list(outputs), {self._input.name: image})
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise does_not_run(f"ONNX Runtime {onnxruntime.__version__}", self._path, len(image), error) from error
@@ -257,6 +268,12 @@ def _batch_range(spec: InputSpec) -> dict[str, str]:
         f"trt_profile_{which}_shapes": f"{spec.name}:{'x'.join(map(str, (batch, *shapes[which])))}"
         for which, batch in batches.items()
     }
+
+
+def _batch_sizes(spec: InputSpec) -> tuple[int, ...]:
+    """Powers of two up to the largest batch, and that; ONNX Runtime takes any."""
+    powers = (1 << power for power in range(spec.max_batch.bit_length()))
+    return (*(size for size in powers if spec.min_batch <= size < spec.max_batch), spec.max_batch)
 
 
 def _tensors(items: Any) -> list[GraphTensor]:

@@ -9,10 +9,7 @@ it takes a further choice, `trust_engine_code`.
 """
 
 import logging
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from convmae_deploy.backends.engine_record import (
     rebuild,
 )
 from convmae_deploy.backends.gpu import find_gpu
+from convmae_deploy.backends.lanes import Lanes
 from convmae_deploy.backends.tensorrt_lane import Cuda, EngineSpec, Lane
 from convmae_deploy.backends.tensorrt_library import Severity, import_tensorrt, make_logger
 from convmae_deploy.bundle.graph_checks import GraphTensor, check_graph
@@ -90,8 +88,8 @@ class TensorRtBackend:
         self.name = f"{record.flavour} {record.precision}"
         self.providers = (gpu.name,)
         self.batch_sizes = record.batch_sizes  # those that run without rows to fill up
-        self._idle: deque[Lane] = deque()
-        self._turns = threading.Semaphore(streams)
+        self.lanes = streams
+        self._lanes = Lanes(lambda: Lane(self._cuda, self._tensorrt, self._engine, self._spec), streams)
 
     def run(self, image: InputArray, outputs: Sequence[str]) -> Outputs:
         """Runs images (B, 3, H, W), or clips (B, 3, T, H, W), and returns the named outputs, each (B, ...).
@@ -108,7 +106,7 @@ class TensorRtBackend:
         image = np.ascontiguousarray(image, dtype=self._spec.types[self._spec.input])
         largest = max(fitting.values())
         parts = []
-        with self._lane() as lane:
+        with self._lanes.take() as lane:
             for start in range(0, len(image), largest):
                 part = image[start : start + largest]
                 profile = next(place for place, size in fitting.items() if len(part) <= size)
@@ -116,17 +114,6 @@ class TensorRtBackend:
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-
-    @contextmanager
-    def _lane(self) -> Iterator[Lane]:
-        """A lane that nobody else uses until the end; one that failed is not used again."""
-        with self._turns:
-            try:
-                lane = self._idle.pop()
-            except IndexError:
-                lane = Lane(self._cuda, self._tensorrt, self._engine, self._spec)
-            yield lane
-            self._idle.append(lane)
 
     def _load(self, path: Path, content: bytes, record: EngineRecord) -> Any:
         self._runtime = self._tensorrt.Runtime(self._logger)  # must outlive the engine

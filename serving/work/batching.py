@@ -1,8 +1,10 @@
 """One device, many requests: whenever the device is free, what is queued becomes the next batch, without waiting.
 
 Requests call `run` from threads of their own, as on a CPU. Their rows (photos, windows, clips) are put together in the
-order in which they came, filled up to a batch size that the device was warmed up for, and taken apart again. All runs
-happen in one thread: ONNX Runtime keeps CUDA's handles and their memory for each thread that it is called from.
+order in which they came, filled up to a batch size that the device was warmed up for, and taken apart again. Batches
+run in a thread for each lane of the backend: ONNX Runtime keeps CUDA's handles and their memory for each thread that it
+is called from. While one batch runs, another lane prepares and copies the next one, but only where that is full: a
+smaller one is better off growing.
 
 Calls for different outputs do not share a batch: the maps of features are hundreds of times larger than logits, and
 copying them back for everybody would cost more than a smaller batch.
@@ -15,9 +17,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import Backend, InputArray, Outputs
 from convmae_deploy.bundle.graph_checks import check_images
@@ -30,7 +33,6 @@ from serving.work.pool import SMOOTHING, current_ticket
 
 logger = logging.getLogger("convmae_serving")
 
-GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})  # of ONNX Runtime
 STUCK_SECONDS: Final = 30.0  # that a batch may take before the device is thought to hang
 TIMED_RUNS: Final = 2  # for each batch size, after the one that warms it up
 ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -89,6 +91,15 @@ class _Part(NamedTuple):
     stop: int
 
 
+class _Lane:
+    """A thread that runs batches, with memory of its own for them."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        self.rows = rows  # every batch in turn
+        self.running: tuple[int, float] | None = None  # size of the batch on the device, and since when
+        self.thread: threading.Thread
+
+
 class BatchingBackend:
     """A backend that runs the calls of many threads together on another backend.
 
@@ -117,20 +128,27 @@ class BatchingBackend:
         self._model = manifest.name
         self._outputs = tuple(sorted(manifest.outputs))
         self._entry = manifest.input
-        shape = (self.sizes[-1], *manifest.input.shape)
-        self._input = np.zeros(shape, dtype=manifest.input.dtype)  # every batch in turn
         self._changed = threading.Condition()
         self._queue: deque[_Call] = deque()
         self._queued_rows = 0
         self._closed = False
         self.lost = False  # whether the device ran nothing the last time
         self._seconds: dict[int, float] = {}  # that a batch of each size takes
-        self._running: tuple[int, float] | None = None  # size of the batch on the device, and since when
-        warm: Future[None] = Future()
-        # A daemon, so that a device that hangs does not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, args=(warm,), name=f"batches-{self._model}", daemon=True)
-        self._thread.start()
-        warm.result()
+        self._taken = 0  # batches that lanes have taken and not run to their end
+        self._ended = -math.inf  # when the last batch came off the device
+        buffer, shape = getattr(backend, "host_buffer", np.zeros), (self.sizes[-1], *manifest.input.shape)
+        self._lanes = [_Lane(buffer(shape, manifest.input.dtype)) for _ in range(getattr(backend, "lanes", 1))]
+        for lane in self._lanes:  # one after the other, so that each is timed with the device to itself
+            warm: Future[None] = Future()
+            name = f"batches-{self._model}"
+            # A daemon, so that a device that hangs does not keep the process from ending.
+            lane.thread = threading.Thread(target=self._work, args=(lane, warm), name=name, daemon=True)
+            lane.thread.start()
+            try:
+                warm.result()
+            except BaseException:
+                self._close()
+                raise
 
     @property
     def name(self) -> str:
@@ -166,57 +184,63 @@ class BatchingBackend:
 
     def estimated_wait(self) -> float:
         """Seconds that a row given now would probably wait for the device."""
-        running, largest = self._running, self.sizes[-1]
+        largest = self.sizes[-1]
         wait = self._queued_rows // largest * self._seconds[largest]
-        if running is not None:
-            # What is left of the batch that runs; one that takes longer than usual may well take as long again.
-            wait += abs(self._seconds[running[0]] - (self._clock() - running[1]))
+        for lane in self._lanes:
+            if (running := lane.running) is not None:
+                # What is left of a batch that runs; one that takes longer than usual may well take as long again.
+                wait += abs(self._seconds[running[0]] - (self._clock() - running[1]))
         return wait
 
     def fault(self) -> str | None:
         """Why the device is of no use now, or None."""
-        running = self._running
-        if self.lost or not self._thread.is_alive():
+        if self.lost or not all(lane.thread.is_alive() for lane in self._lanes):
             return (
                 f"the device of the model {self._model} runs nothing any more; see the log, and start the server again"
             )
-        if running is not None and (seconds := self._clock() - running[1]) > STUCK_SECONDS:
+        begun = [running[1] for lane in self._lanes if (running := lane.running) is not None]
+        if begun and (seconds := self._clock() - min(begun)) > STUCK_SECONDS:
             return f"the device of the model {self._model} has not answered for {seconds:.0f} s; start the server again"
         return None
 
     def close(self, seconds: float | None = None) -> bool:
-        """Takes no more calls, runs those that are queued, and ends the thread.
+        """Takes no more calls, runs those that are queued, and ends the threads.
 
         Args:
             seconds: the longest time to wait for that; None waits for as long as it takes.
 
         Returns:
-            Whether the thread has ended.
+            Whether the threads have ended.
         """
+        self._close()
+        end = None if seconds is None else time.monotonic() + seconds
+        for lane in self._lanes:
+            lane.thread.join(None if end is None else max(end - time.monotonic(), 0))
+        return not any(lane.thread.is_alive() for lane in self._lanes)
+
+    def _close(self) -> None:
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
 
-    def _work(self, warm: "Future[None]") -> None:
+    def _work(self, lane: _Lane, warm: "Future[None]") -> None:
         try:
-            self._warm_up()
+            self._warm_up(lane)
         except BaseException as error:
             warm.set_exception(error)
             return
         warm.set_result(None)
-        while self._run_next():
+        while self._run_next(lane):
             pass
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, lane: _Lane) -> None:
         """Runs each size with all outputs, and times it."""
         for size in self.sizes:
             runs = []
             try:
                 for _ in range(1 + TIMED_RUNS):
                     started = self._clock()
-                    self._backend.run(self._input[:size], self._outputs)
+                    self._backend.run(lane.rows[:size], self._outputs)
                     runs.append(self._clock() - started)
             except Exception as error:  # backends' exceptions have no common base
                 reason = " ".join(str(error).split())
@@ -226,23 +250,37 @@ class BatchingBackend:
                 ) from error
             self._seconds[size] = min(runs)
 
-    def _run_next(self) -> bool:
+    def _run_next(self, lane: _Lane) -> bool:
         """Waits for rows and runs a batch of them, of which nothing is held afterwards; False once closed and empty."""
         with self._changed:
-            while not self._queue and not self._closed:
+            while not self._is_worth_taking() and not (self._closed and not self._queue):
                 self._changed.wait()
             if not self._queue:
                 return False
             parts = self._take()
-        self._run_batch(parts)
+            self._taken += 1
+        try:
+            self._run_batch(lane, parts)
+        finally:
+            with self._changed:
+                self._taken -= 1
+                if len(self._lanes) > 1:
+                    self._changed.notify_all()  # those that waited for the device
         return True
+
+    def _is_worth_taking(self) -> bool:
+        """Whether a batch is to be taken now: of any size where the device is free, a full one while another runs."""
+        if not self._taken:
+            return bool(self._queue)
+        alike = (call.waiting for call in self._queue if call.kind == self._queue[0].kind)
+        return sum(alike) >= self.sizes[-1]
 
     def _take(self) -> list[_Part]:
         """The next batch: of the calls like the oldest one, as many rows as are worth it."""
         calls = [call for call in self._queue if call.kind == self._queue[0].kind]
         left = choose_rows(sum(call.waiting for call in calls), self._seconds)
         pixels = math.prod(calls[0].rows.shape[1:])  # of larger images fewer, so that a batch takes as much memory
-        left = max(1, min(left, self._input.size // pixels))
+        left = max(1, min(left, self._lanes[0].rows.size // pixels))
         self._queued_rows -= left
         now, parts = self._clock(), []
         for call in calls:
@@ -257,16 +295,16 @@ class BatchingBackend:
         self._queue = deque(call for call in self._queue if call.waiting)
         return parts
 
-    def _run_batch(self, parts: Sequence[_Part]) -> None:
+    def _run_batch(self, lane: _Lane, parts: Sequence[_Part]) -> None:
         outputs = parts[0].call.outputs
         try:
-            found = self._execute([part.call.rows[part.start : part.stop] for part in parts], outputs)
+            found = self._execute(lane, [part.call.rows[part.start : part.stop] for part in parts], outputs)
         except Exception as error:  # backends' exceptions have no common base
             if self.lost:
                 self._fail_all(parts, error)
             else:
                 logger.warning("model %s: a batch failed, its rows are run one by one (%s)", self._model, str(error))
-                self._run_one_by_one(parts)
+                self._run_one_by_one(lane, parts)
             return
         if self.lost:
             logger.warning("model %s: the device runs again", self._model)
@@ -277,16 +315,16 @@ class BatchingBackend:
             part.call.add({name: values[start : start + rows] for name, values in found.items()}, rows)
             start += rows
 
-    def _run_one_by_one(self, parts: Sequence[_Part]) -> None:
+    def _run_one_by_one(self, lane: _Lane, parts: Sequence[_Part]) -> None:
         """Runs the rows of a failed batch alone, so that one bad row fails its own call only."""
         for call, start, stop in parts:
             for row in range(start, stop):
                 if call.ended.is_set():  # it has failed, or nobody waits for it any more
                     break
                 try:
-                    found = self._execute([call.rows[row : row + 1]], call.outputs)
+                    found = self._execute(lane, [call.rows[row : row + 1]], call.outputs)
                 except Exception as error:
-                    self._check_device(error)
+                    self._check_device(lane, error)
                     if self.lost:
                         self._fail_all(parts, error)
                         return
@@ -294,35 +332,37 @@ class BatchingBackend:
                 else:
                     call.add({name: values[:1] for name, values in found.items()}, 1)
 
-    def _check_device(self, error: Exception) -> None:
+    def _check_device(self, lane: _Lane, error: Exception) -> None:
         """Tells a row that cannot be run from a device that cannot run: the latter fails on the warm-up's zeros too."""
         try:
-            self._execute([np.zeros_like(self._input[:1])], self._outputs)
+            self._execute(lane, [np.zeros_like(lane.rows[:1])], self._outputs)
         except Exception:
             self.lost = True
             logger.error("model %s: the device runs nothing any more", self._model, exc_info=error)
 
-    def _execute(self, rows: Sequence[InputArray], outputs: Sequence[str]) -> Outputs:
+    def _execute(self, lane: _Lane, rows: Sequence[InputArray], outputs: Sequence[str]) -> Outputs:
         """One run on the device, of rows that are at most as many as the largest batch, filled up with the last one.
 
         Rows of another size than the model's own run as many as they are, and say nothing of how long a batch takes.
         """
-        if rows[0].shape[1:] != self._input.shape[1:]:
+        if rows[0].shape[1:] != lane.rows.shape[1:]:
             return self._checked(self._backend.run(np.concatenate(rows), outputs), sum(map(len, rows)), outputs)
         count = 0
         for part in rows:
-            self._input[count : count + len(part)] = part
+            lane.rows[count : count + len(part)] = part
             count += len(part)
         size = next(size for size in self.sizes if size >= count)
-        self._input[count:size] = self._input[count - 1]
-        self.rows_run.observe(count)
+        lane.rows[count:size] = lane.rows[count - 1]
+        with self._changed:
+            self.rows_run.observe(count)
         started = self._clock()
-        self._running = (size, started)
+        lane.running = (size, started)
         try:
-            found = self._backend.run(self._input[:size], outputs)
+            found = self._backend.run(lane.rows[:size], outputs)
         finally:
-            self._running = None
-        self._seconds[size] += SMOOTHING * (self._clock() - started - self._seconds[size])
+            lane.running, before, self._ended = None, self._ended, self._clock()
+        taken = self._ended - max(started, before)  # of a batch that waited for another one, from the end of that
+        self._seconds[size] += SMOOTHING * (taken - self._seconds[size])
         return self._checked(found, size, outputs)
 
     @staticmethod
@@ -369,7 +409,7 @@ def device_batches(backend: Backend, manifest: Manifest, largest: int | None) ->
     """The batch sizes in which a backend should get its rows, ascending; none where it runs on the CPU.
 
     Args:
-        backend: says the sizes itself where its graph was compiled for some; ONNX Runtime on a GPU takes any.
+        backend: says the sizes itself where it is on a device.
         manifest: of the model.
         largest: size wanted; None: as large as the model allows.
 
@@ -377,9 +417,6 @@ def device_batches(backend: Backend, manifest: Manifest, largest: int | None) ->
         ConvMAEError: every size is larger than that.
     """
     sizes: Sequence[int] = getattr(backend, "batch_sizes", ())
-    if not sizes and backend.providers[0] in GPU_PROVIDERS:
-        least, most = manifest.input.min_batch, manifest.input.max_batch
-        sizes = [size for size in (1 << power for power in range(most.bit_length())) if least <= size < most] + [most]
     chosen = tuple(sorted(size for size in sizes if largest is None or size <= largest))
     if sizes and not chosen:
         raise ConvMAEError(

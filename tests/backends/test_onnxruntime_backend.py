@@ -10,9 +10,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from convmae_deploy.backends import onnxruntime_backend
 from convmae_deploy.backends.base import Device
 from convmae_deploy.backends.gpu import Gpu
 from convmae_deploy.backends.onnxruntime_backend import OnnxRuntimeBackend, open_graph
+from convmae_deploy.backends.onnxruntime_lane import Lane
 from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import Bundle, BundleError
 from convmae_deploy.errors import ConvMAEError
@@ -128,6 +130,62 @@ def test_cuda_that_does_not_start_is_refused_and_never_runs_on_the_cpu(
     with pytest.raises(ConvMAEError, match="could not start"):
         OnnxRuntimeBackend(bundle, device="cuda")
     assert OnnxRuntimeBackend(bundle, device="auto").providers == ("CPUExecutionProvider",)
+
+
+class OnCuda:
+    """A session on the CPU that says it is on a GPU."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def run(self, *_: Any) -> None:
+        raise AssertionError("its inputs and outputs are bound on a GPU")
+
+
+def on_cuda(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntimeBackend:
+    """A backend that does all that it does on a GPU, with memory of the CPU."""
+    start = onnxruntime_backend._start
+    monkeypatch.setattr(onnxruntime_backend, "_start", lambda path, *_: OnCuda(start(path, "cpu", 1)))
+    monkeypatch.setattr(onnxruntime_backend, "Lane", lambda session, name, _: Lane(session.session, name, "cpu"))
+    return OnnxRuntimeBackend(bundle)
+
+
+def test_bound_inputs_and_outputs_give_the_numbers_of_a_run_to_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(make_bundle(tmp_path))
+    images = [np.random.default_rng(n).standard_normal((1 + n % 3, 3, 64, 64), dtype=np.float32) for n in range(12)]
+    asked = [["logits"] if n % 2 else ["e4", "e1"] for n in range(12)]
+    plain = OnnxRuntimeBackend(bundle, device="cpu", threads=1)
+    expected = [plain.run(image, names) for image, names in zip(images, asked, strict=True)]
+    backend = on_cuda(bundle, monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(backend.run, images, asked))
+    for one, other, names in zip(found, expected, asked, strict=True):
+        assert list(one) == names
+        assert all(np.array_equal(one[name], other[name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "sizes"),
+    [(1, 8, (1, 2, 4, 8)), (1, 1, (1,)), (2, 24, (2, 4, 8, 16, 24)), (4, 4, (4,))],
+)
+def test_on_a_gpu_it_takes_two_batches_at_once_in_powers_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, most: int, sizes: tuple[int, ...]
+) -> None:
+    backend = on_cuda(changed_bundle(tmp_path, input={"min_batch": least, "max_batch": most}), monkeypatch)
+    assert (backend.batch_sizes, backend.lanes) == (sizes, 2)
+
+
+def test_on_the_cpu_it_says_nothing_of_batches(tmp_path: Path) -> None:
+    backend = OnnxRuntimeBackend(load_bundle(make_bundle(tmp_path)), device="cpu")
+    assert not any(hasattr(backend, name) for name in ("batch_sizes", "lanes", "host_buffer"))
 
 
 @pytest.mark.gpu

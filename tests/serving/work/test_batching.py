@@ -19,7 +19,7 @@ from serving.errors import ClientGone
 from serving.work.batching import STUCK_SECONDS, BatchingBackend, DeviceLost, choose_rows, device_batches
 from serving.work.pool import Ticket, WorkPool
 from tests.serving.fake_device import POISON, FakeDevice, marked
-from tests.waiting import PATIENCE_SECONDS, GivenClock, wait_until
+from tests.waiting import PATIENCE_SECONDS, GivenClock, wait_for, wait_until
 
 Ask = Callable[..., "Future[dict[str, NDArray[Any]]]"]
 
@@ -383,16 +383,11 @@ def with_batches(manifest: Manifest, least: int, most: int) -> Manifest:
     [
         (Named("CPUExecutionProvider"), 1, 8, None, ()),
         (Named("CPUExecutionProvider"), 1, 8, 4, ()),
-        (Named("CUDAExecutionProvider", "CPUExecutionProvider"), 1, 8, None, (1, 2, 4, 8)),
-        (Named("TensorrtExecutionProvider", "CUDAExecutionProvider"), 1, 1, None, (1,)),
-        (Named("CUDAExecutionProvider"), 2, 24, None, (2, 4, 8, 16, 24)),
-        (Named("CUDAExecutionProvider"), 1, 64, 20, (1, 2, 4, 8, 16)),
-        (Named("CUDAExecutionProvider"), 4, 4, None, (4,)),
         (Named("cuda:0", batch_sizes=(32, 1, 8)), 1, 64, None, (1, 8, 32)),
         (Named("cuda:0", batch_sizes=(32, 1, 8)), 1, 64, 8, (1, 8)),
     ],
 )
-def test_batch_sizes_are_those_of_the_engine_or_powers_of_two_on_a_gpu(
+def test_batch_sizes_are_those_that_the_backend_says(
     manifest: Manifest, backend: Named, least: int, most: int, largest: int | None, sizes: tuple[int, ...]
 ) -> None:
     assert device_batches(backend, with_batches(manifest, least, most), largest) == sizes
@@ -437,3 +432,43 @@ def test_jobs_that_fail_and_jobs_that_are_given_up_leave_nothing_behind(
     assert kinds <= {type(None), RuntimeError, ClientGone, DeviceLost} and type(None) in kinds
     assert backend.run(marked(manifest, 1.0), ["logits"])["logits"][0, 0] == 1.0
     pool.shutdown()
+
+
+class TwoLanes(FakeDevice):
+    """A device that takes two batches at once and computes in the end, when both have been copied."""
+
+    lanes = 2
+
+    def run(self, image: NDArray[np.float32], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
+        self.entered.release()
+        wait_for(self.free)
+        with self.lock:
+            return super().run(image, outputs)
+
+    lock = threading.Lock()
+
+
+def test_a_second_lane_takes_a_full_batch_while_another_runs_and_leaves_others_to_grow(manifest: Manifest) -> None:
+    device = TwoLanes(manifest, sizes=(1, 2))
+    backend = BatchingBackend(device, (1, 2), manifest)
+    assert len(device.threads) == 2 and len(device.batches) == 12  # each thread has warmed both sizes up
+    device.forget()
+    device.free.clear()
+    with ThreadPoolExecutor(4) as threads:
+
+        def ask(mark: float) -> "Future[dict[str, NDArray[Any]]]":
+            return threads.submit(backend.run, marked(manifest, mark), ["logits"])
+
+        futures = [ask(100.0)]
+        device.wait_for_batch()
+        futures.append(ask(1.0))
+        wait_until(lambda: backend._queued_rows == 1)  # and stays, as half a batch is better off growing
+        assert not device.entered.acquire(blocking=False)
+        futures.append(ask(2.0))
+        device.wait_for_batch()
+        futures.append(ask(3.0))
+        wait_until(lambda: backend._queued_rows == 1)
+        device.free.set()
+        assert [logits(future) for future in futures] == [[100.0], [1.0], [2.0], [3.0]]
+    assert sorted(map(len, device.batches)) == [1, 1, 2]
+    assert backend.close(PATIENCE_SECONDS)
