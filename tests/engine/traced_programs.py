@@ -1,11 +1,13 @@
 """What makes the host wait for a GPU in an update of each training program, counted on one that computes nothing.
 
 Run as a program it prints, as JSON, {part: {program: {operation: times}}}: the forward passes on CUDA in bf16 and
-fp16, evaluation, and whole updates in bf16 on the device that stands in for it. In a process of its own, as that device
-is registered for good.
+fp16, evaluation, and whole updates on the device that stands in for it, in bf16 and, with its scaler, in fp16. In a
+process of its own, as that device is registered for good. Before these it prints the graphs and graph breaks of
+torch.compile over batches of several sizes, of the programs that it is given by name.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +53,7 @@ class Program:
     images: Callable[[], Tensor]  # on the CPU, as workers hand them over
     extra: Callable[[], Any]
     lars: bool = False
+    masked: bool = False  # the model takes visible cells too
 
 
 def photos() -> Tensor:
@@ -75,6 +78,7 @@ def reconstruction(masking: Any, cells: int) -> Program:
         lambda: build_pretraining(SMALL, PretrainingConfig(masking=masking, decoder_depth=1)),
         photos,
         lambda: torch.zeros(PHOTOS, cells),
+        masked=True,
     )
 
 
@@ -89,6 +93,7 @@ PROGRAMS = {
         lambda: build_video_pretraining(SMALL, VideoConfig(frames=4), VideoPretrainingConfig(decoder_depth=1)),
         lambda: torch.zeros(PHOTOS, 3, 4, 64, 64),
         lambda: torch.zeros(PHOTOS, 16),
+        masked=True,
     ),
     "finetune": Program(
         loosely(FinetuneRecipe, validation=None, mixing=batch_mixing(AugmentationConfig(), CLASSES)),
@@ -135,6 +140,8 @@ def begun(program: Program, model: nn.Module, device: torch.device, dtype: torch
     model.forward = torch.autocast(device.type, dtype)(model.forward)
     accelerator = TracedAccelerator(cpu=True)
     accelerator.traced = device
+    if dtype == torch.float16:
+        accelerator.scaler = torch.amp.GradScaler(device.type)
     optimizer = build_lars(model, LarsConfig()) if program.lars else build_adamw(model, OptimisationConfig())
     preprocessing = standard_preprocessing((64, 64))
     run = TrainingRun(
@@ -171,17 +178,44 @@ def evaluation(program: Program, model: nn.Module, device: torch.device) -> None
         moved(model, device).eval()(torch.empty(PHOTOS, 3, 64, 64, device=device))
 
 
-def update(program: Program, model: nn.Module, device: torch.device) -> None:
+def update(program: Program, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """A whole update, from the workers' batch on."""
-    loop = begun(program, model, device, torch.bfloat16)
+    loop = begun(program, model, device, dtype)
     loop.update([(program.images(), program.extra(), 0)])
+    assert (loop.run.accelerator.scaler is not None) is (dtype == torch.float16)
     for name, parameter in model.named_parameters():
         assert parameter.grad is None and parameter.device.type == device.type, name
 
 
-def main() -> None:
+def graphs(program: Program) -> dict[str, int]:
+    """Graphs that torch.compile makes for three batches of other sizes, each with masks of its own, and its breaks.
+
+    At least 4 photos each: for fewer PyTorch chooses other convolutions on a CPU, which makes one graph more.
+    """
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    model, made = program.build(), 0
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal made
+        made += 1
+        return graph.forward
+
+    model.compile(backend=count)
+    for photos in (4, 6, 5):
+        images = torch.randn(photos, *program.images().shape[1:])
+        extra = program.extra()
+        kept = (torch.rand(photos, extra.shape[1]).argsort(1)[:, : extra.shape[1] // 4],) if program.masked else ()
+        model(images, *kept)
+    return {"graphs": made, "breaks": sum(counters["graph_break"].values())}
+
+
+def main(compiled: list[str]) -> None:
     """Prints what was counted."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    found: dict[str, dict[str, dict[str, int]]] = {"compiled": {name: graphs(PROGRAMS[name]) for name in compiled}}
     for dtype, names in ((torch.bfloat16, [*PROGRAMS]), (torch.float16, ["pretrain"])):
         found[f"forward {dtype}"] = {
             name: host_waits("cuda", partial(forward, PROGRAMS[name], PROGRAMS[name].build(), dtype)) for name in names
@@ -189,13 +223,14 @@ def main() -> None:
     detect = PROGRAMS["detect"]
     found["evaluation"] = {"detect": host_waits("cuda", partial(evaluation, detect, detect.build()))}
     device = stand_in()
-    found["update"] = {
-        name: host_waits(device, partial(update, program, program.build()))
-        for name, program in PROGRAMS.items()
-        if name not in ("pretrain complementary", "pretrain token")  # whose forward differs alone
-    }
+    # the forward of the other two of pretraining differs alone
+    updates = [name for name in PROGRAMS if name not in ("pretrain complementary", "pretrain token")]
+    for dtype, names in ((torch.bfloat16, updates), (torch.float16, ["pretrain", "linprobe"])):
+        found[f"update {dtype}"] = {
+            name: host_waits(device, partial(update, PROGRAMS[name], PROGRAMS[name].build(), dtype)) for name in names
+        }
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
