@@ -20,7 +20,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -75,7 +75,7 @@ class RunFolder:
         started = {
             "command": shlex.join([Path(sys.executable).name, "-m", _module_name(), *sys.argv[1:]]),
             "start": list(start),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         }
@@ -258,6 +258,13 @@ def _settings_so_far(run: Path, part: str) -> dict[str, Any]:
 def _module_name() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None else Path(sys.argv[0]).stem
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # this one, run from a checkout
 
 
 def _plain(value: Any) -> Any:

@@ -5,12 +5,14 @@ import json
 import resource
 import shlex
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 
 from convmae_deploy.checkpoints.native import CheckpointRecord
+from convmae_deploy.engine import run_folder
 from convmae_deploy.engine.run_folder import RunFolder, optimisation_so_far, precision_so_far
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import build_convmae, nano
@@ -78,6 +80,18 @@ def test_resuming_a_run_whose_record_is_damaged_is_one_sentence(tmp_path: Path, 
     (tmp_path / "run" / "run.json").write_text(record)
     with pytest.raises(ConvMAEError, match=words):
         begin(folder, Config(), resume=True)
+
+
+def test_a_run_from_a_checkout_that_is_not_installed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(package: str) -> str:
+        if package == "convmae-deploy":
+            raise PackageNotFoundError(package)
+        return "1.2"
+
+    monkeypatch.setattr(run_folder, "version", ask)
+    begin(RunFolder(tmp_path / "run"), Config())
+    versions = json.loads((tmp_path / "run" / "run.json").read_text())["versions"]
+    assert (versions["convmae-deploy"], versions["torch"]) == ("not installed", "1.2")
 
 
 def test_the_run_record_says_command_versions_and_seed(tmp_path: Path) -> None:
