@@ -19,9 +19,10 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
-from tests.bundle_factory import make_detection_bundle
+from tests.bundle_factory import make_detection_bundle, make_segmentation_bundle, make_video_bundle, take_levels
 from tests.serving.conftest import ClientFactory, open_on_cpu
 from tests.serving.sample_images import jpeg
+from tests.video_files import make_video
 from tests.waiting import wait_for, wait_until
 
 
@@ -59,6 +60,16 @@ def segmenter(models: dict[str, Predictor]) -> Segmenter:
     found = models["areas"]
     assert isinstance(found, Segmenter)
     return found
+
+
+def test_graphs_that_take_levels_answer_alike_in_every_task(make_client: ClientFactory, tmp_path: Path) -> None:
+    makers = {"detect": make_detection_bundle, "segment": make_segmentation_bundle, "classify-video": make_video_bundle}
+    floats = make_client(open_on_cpu(*(make(tmp_path / name) for name, make in makers.items())))
+    levels = make_client(open_on_cpu(*(take_levels(make(tmp_path / f"of {name}")) for name, make in makers.items())))
+    for name in makers:
+        content = make_video() if name == "classify-video" else picture()
+        answers = [client.post(f"/v1/{name}", content=content).json() for client in (floats, levels)]
+        assert answers[0] == answers[1] and "error" not in answers[0]
 
 
 def test_models_of_all_tasks_stand_side_by_side(client: TestClient) -> None:
