@@ -61,6 +61,7 @@ LEAST: Final[Mapping[Precision, float]] = {  # decibels of what is taken for the
     "fp16": GATES["fp16"].snr_db,
     "bf16": GATES["bf16"].snr_db,
     "int8": 5.0,
+    "int8-fp16": 5.0,
 }
 MAX_NOTE: Final = 300  # characters
 JUDGED: Final = ("scores", "num")  # of a detector

@@ -56,7 +56,8 @@ class RandomBundleConfig:
     """Writes a bundle with random weights."""
 
     out: Path  # the bundle to create; must not exist
-    # 1000 classes; detection: Mask R-CNN, 80; segmentation: UperNet at 512, 150; video-classification: 16 frames, 400
+    # 1000 classes; features: without them; detection: Mask R-CNN, 80; segmentation: UperNet at 512, 150;
+    # video-classification: 16 frames, 400
     task: str = "classification"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
@@ -103,6 +104,7 @@ def random_video_classifier(variant: str) -> tuple[ConvMAEClassifier, Checkpoint
 
 RANDOM_MODELS: dict[str, Callable[[str], tuple[Any, CheckpointRecord]]] = {
     "classification": random_classifier,
+    "features": random_classifier,
     "detection": random_detector,
     "segmentation": random_segmenter,
     "video-classification": random_video_classifier,
@@ -215,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.verify or config.checkpoint is not None:
             save_checkpoint(checkpoint, model.state_dict(), record)
         if config.verify:
-            export_bundle(export, Console(), COMMAND)
+            export_bundle(replace(export, task=config.task), Console(), COMMAND)
         else:
             task = EXPORTS[config.task].assemble(model, record)
             write_random_bundle(config.out, task, config.max_batch, config.precision, config.calibrate)

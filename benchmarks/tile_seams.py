@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.manifest import SIDE_STEP, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.tiles import Place, Tiles
@@ -28,7 +29,7 @@ from convmae_deploy.program import run_program
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.features import POOLED
-from convmae_deploy.tasks.preprocess import normalise
+from convmae_deploy.tasks.preprocess import graph_input
 
 DISTANCES = (0, 16, 32, 64, 128)  # pixels from which on a column of the table counts
 
@@ -76,7 +77,7 @@ def distance_from_cuts(place: Place, side: int, photo: tuple[int, int], stride: 
     return np.minimum(axes[0][:, None], axes[1][None, :])
 
 
-def measure(predictor: Predictor, photo: NDArray[np.float32], tiles: Tiles, sums: Sums) -> float:
+def measure(predictor: Predictor, photo: InputArray, tiles: Tiles, sums: Sums) -> float:
     """Adds a photo (1, 3, H, W) and gives the cosine of the pooled vectors."""
     names, (height, width) = (*sums.levels, POOLED), photo.shape[2:]
     whole = predictor.at((height, width)).run(photo, names)
@@ -114,7 +115,7 @@ def main() -> None:
             continue
         left, top = (image.width - width) // 2, (image.height - height) // 2
         levels = np.asarray(image.crop((left, top, left + width, top + height)))
-        cosines.append(measure(predictor, normalise(levels, spec.mean, spec.std)[None], tiles, sums))
+        cosines.append(measure(predictor, graph_input(levels, spec)[None], tiles, sums))
     if not cosines:
         raise ConvMAEError(f"no photo of {config.photos} is larger than a tile of {tiles.side} pixels")
     print(f"| level | {' | '.join(f'from {distance} px' for distance in DISTANCES)} |")

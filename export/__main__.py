@@ -395,6 +395,7 @@ class Exporter:
         suspect = Suspect(
             model=graph.model,
             input=graph.input,
+            min_batch=self.entry.min_batch,
             outputs=task.outputs,
             precision=precision,
             runtime=runtime,

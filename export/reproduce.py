@@ -85,12 +85,14 @@ def run(path: Path, inputs: dict[str, Any], outputs: list[str], runtime: str) ->
     if runtime == "onnx-reference":
         import onnx
 
-        evaluator = runpy.run_path(str(path.with_name("evaluator.py")))["reference_evaluator"](onnx.load(path))
+        model = onnx.load(path)
+        evaluator = runpy.run_path(str(path.with_name("evaluator.py")))["reference_evaluator"](model)
         images = len(next(iter(inputs.values())))
+        step = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
         with np.errstate(all="ignore"):  # what overflows shows as infinity
-            rows = [  # one by one: some of its operators take no batch
-                evaluator.run(outputs, {name: values[image : image + 1] for name, values in inputs.items()})
-                for image in range(images)
+            rows = [  # one by one, unless batches have one size: some of its operators take no batch
+                evaluator.run(outputs, {name: values[start : start + step] for name, values in inputs.items()})
+                for start in range(0, images, step)
             ]
         return {name: np.concatenate(parts) for name, *parts in zip(outputs, *rows, strict=True)}
     import onnxruntime

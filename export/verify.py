@@ -16,6 +16,7 @@ against PyTorch with the weights of `--checkpoint`, or without it against the bu
 Exit status: 0 where all holds, 1 where something does not, 2 where the request cannot be carried out.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
@@ -30,7 +31,7 @@ from rich.console import Console
 
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import MANIFEST_NAME, Manifest
+from convmae_deploy.bundle.manifest import KIT_NAME, MANIFEST_NAME, Manifest
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
@@ -109,10 +110,8 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     if config.report is not None:
         check_can_create(config.report)
     bundle = load_bundle(config.bundle)
-    if bundle.graph()[1].precision != "fp32" and config.checkpoint is None:
-        raise ConvMAEError(
-            f"{config.bundle} has no fp32 file, which the others could be held against; give --checkpoint RUN"
-        )
+    if config.checkpoint is None:
+        check_has_reference(bundle)
     combinations = to_verify(bundle, config.file, config.runtime, trusted=config.trust_engine_code)
     size, task = bundle.manifest.preprocessing.input_size, None
     if config.checkpoint is not None:
@@ -126,8 +125,9 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
     samples = verification_samples(medium, spec, config.data, config.checkpoint)
     batches = verification_batches(medium, spec, samples, bundle.manifest.input)
     with tempfile.TemporaryDirectory() as folder:
-        traced, right = None, read_model(checked_path(bundle, None))
-        if task is not None:
+        if task is None:
+            traced, right = None, read_model(checked_path(bundle, None))
+        else:
             with console.status("Tracing the checkpoint's model ..."):
                 traced, right = traced_graph(bundle, task, Path(folder))
         explainer = Explainer(
@@ -153,6 +153,19 @@ def verify_bundle(config: VerifyConfig, console: Console, command: Sequence[str]
         origin = None if config.checkpoint is None else origin_note(bundle.manifest, config.checkpoint)
         raise VerificationError("; and ".join([*results.problems, *([] if origin is None else [origin])]))
     return results
+
+
+def check_has_reference(bundle: Bundle) -> None:
+    """Raises ConvMAEError where there is no fp32 file, and says what can be done without the checkpoint."""
+    path, description = bundle.graph()
+    if description.precision == "fp32":
+        return
+    advice = "give --checkpoint RUN"
+    runs_photos = description.precision == "fp16" and bundle.manifest.input.min_batch == 1  # in ONNX Runtime, singly
+    if runs_photos and (bundle.path / KIT_NAME).is_file():
+        command = ["convmae", "conform", str(bundle.path), "--onnx", str(path), "--precision", description.precision]
+        advice += f", or hold it against PyTorch's numbers for the kit's photos with {shlex.join(command)}"
+    raise ConvMAEError(f"{bundle.path} has no fp32 file, which the others could be held against; {advice}")
 
 
 def examine_all(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from convmae_deploy.backends.base import FloatArray
@@ -116,10 +117,12 @@ def verify(
     return Verification(report=report, failures=tuple(failures))
 
 
-def smallest_failing_images(reference: Runner, candidate: Runner, failure: Failure, tolerance: Tolerance) -> FloatArray:
-    """The one image that shows a failure, or the whole batch where it does not show alone."""
+def smallest_failing_images(
+    reference: Runner, candidate: Runner, failure: Failure, tolerance: Tolerance, *, least: int = 1
+) -> FloatArray:
+    """The one image that shows a failure, `least` times, or the whole batch where it does not show alone."""
     worst = failure.comparison.worst_image
-    alone = failure.batch.images[worst : worst + 1]
+    alone = np.repeat(failure.batch.images[worst : worst + 1], least, axis=0)
     comparison = _compare_outputs(reference, candidate, alone, [failure.output], tolerance)[failure.output]
     return alone if comparison.problem is not None else failure.batch.images
 

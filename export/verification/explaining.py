@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from convmae_deploy.backends.base import FloatArray
@@ -32,6 +31,7 @@ class Suspect:
 
     model: onnx.ModelProto | Path  # the graph, or its file
     input: str  # name of its input
+    min_batch: int  # images that it takes at once, at least
     outputs: tuple[str, ...]  # that `start` gives; others cannot be had from the bundle's own graph
     precision: Precision  # whose gate it failed
     runtime: str  # by the name that reproduce.py knows
@@ -73,7 +73,7 @@ def explain(
     try:
         runner = suspect.start()
         if failure.output in suspect.outputs:
-            images = smallest_failing_images(reference, runner, failure, gate)
+            images = smallest_failing_images(reference, runner, failure, gate, least=suspect.min_batch)
         arrays = {suspect.input: images}
         arrays |= {f"expected_{name}": value for name, value in reference(images).items()}
         arrays |= {f"found_{name}": value for name, value in runner(images).items()}
@@ -109,6 +109,11 @@ class Explainer:
     folder: Path  # where the reproducers go, a folder for each file
     command: Sequence[str]
 
+    @property
+    def min_batch(self) -> int:
+        """Images that every graph of the bundle takes."""
+        return self.bundle.manifest.input.min_batch
+
     def explain(self, outcome: Outcome) -> Outcome:
         """The outcome with the first diverging layer and where its reproducer is."""
         one = outcome.combination
@@ -116,6 +121,7 @@ class Explainer:
         suspect = Suspect(
             model=self.bundle.path / one.file,
             input=self.bundle.manifest.input.name,
+            min_batch=self.min_batch,
             outputs=tuple(self.bundle.manifest.outputs),
             precision=one.gate,
             runtime=one.runtime if one.computes_in is None else f"{one.runtime}-{one.computes_in}",
@@ -141,24 +147,24 @@ class Explainer:
         return self.layers(one, images)
 
     def in_engine(self, one: Combination, images: FloatArray) -> Divergence:
-        """An engine, module by module, on the first of some images."""
+        """An engine, module by module, on as few of some images as it takes."""
         record = read_record(self.bundle.path / one.file)
         probe = EngineProbe(
             bundle=self.bundle,
             record=record,
             combination=one,
             model=onnx.load(self.bundle.path / record.graph),
-            images=np.repeat(images[:1], self.bundle.manifest.input.min_batch, axis=0),
+            images=images[: self.min_batch],
         )
         return find_in_engine(self.right, probe)
 
     def layers(self, one: Combination, images: FloatArray) -> LayerErrors:
-        """A graph of the bundle module by module, on the first of some images, computed as it is written."""
+        """A graph of the bundle module by module, on as few of some images as it takes, computed as it is written."""
         precision = self.bundle.manifest.files[one.file].precision
         written = one.runtime in GRAPH_RUNTIMES and precision not in GRAPH_RUNTIMES[one.runtime].widens
         runtime = one.runtime if written and one.computes_in != "bf16" else runtimes_for(precision)[0]
         model = read_model(self.bundle.path / one.file)
-        return layer_errors(self.right, model, images[:1], precision=precision, runtime=runtime)
+        return layer_errors(self.right, model, images[: self.min_batch], precision=precision, runtime=runtime)
 
     def layers_of_files(self, outcomes: Sequence[Outcome], batches: Sequence[Batch]) -> dict[str, LayerErrors]:
         """The layers of every graph of reduced precision that was run, on one picture, in its first runtime."""

@@ -74,6 +74,12 @@ def copy_of(graph: ExportedGraph) -> ExportedGraph:
     return ExportedGraph(model, graph.program, graph.outputs)
 
 
+def with_batch(model: onnx.ModelProto, size: int) -> None:
+    """Makes a graph one for batches of one size."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+
+
 def node_of(model: onnx.ModelProto, module: str, operator: str) -> onnx.NodeProto:
     """The one node of an operator that was made from a module."""
     nodes: list[onnx.NodeProto] = [

@@ -19,22 +19,23 @@ from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.classification import Classifier
 from export import __main__ as program
+from export import reproduce
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import find_licence
 from export.precisions import GRAPHS
 from export.verification.inputs import Batch, verification_batches
 from export.verification.samples import Samples, made_photos
 from tests.bundle_factory import open_as
-from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of
+from tests.export.conftest import CLASSES, MAX_BATCH, SIZE, copy_of, with_batch
 from tests.export.verification.test_divergence import transpose_weight
 
 UseGraph = Callable[[ExportedGraph], None]
 
 
-def export(checkpoint: Path, out: Path, *more: str) -> int:
+def export(checkpoint: Path, out: Path, *more: str, batch: tuple[str, int] = ("--max-batch", MAX_BATCH)) -> int:
     """Runs the program and returns its exit status."""
     with pytest.raises(SystemExit) as exit_info:
-        run_program(lambda: program.main([str(checkpoint), "--out", str(out), "--max-batch", str(MAX_BATCH), *more]))
+        run_program(lambda: program.main([str(checkpoint), "--out", str(out), batch[0], str(batch[1]), *more]))
     assert isinstance(exit_info.value.code, int)
     return exit_info.value.code
 
@@ -141,6 +142,26 @@ def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reprodu
     with np.load(failed / "inputs.npz") as arrays:
         assert arrays["image"].shape == (1, 3, *SIZE)
         assert np.abs(arrays["expected_e2"] - arrays["found_e2"]).max() > 1e-3
+
+
+def test_what_reproduces_a_failure_of_a_static_batch_is_such_a_batch(
+    checkpoint: Path,
+    graph: ExportedGraph,
+    export_gives: UseGraph,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = copy_of(graph)
+    transpose_weight(broken.model)
+    with_batch(broken.model, 2)
+    export_gives(broken)
+    assert export(checkpoint, tmp_path / "mine", batch=("--static-batch", 2)) != 0
+    assert "first diverging layer: encoder.blocks2.0.conv1 (ONNX value linear_6)" in capsys.readouterr().err
+    with np.load(tmp_path / "mine.failed" / "inputs.npz") as arrays:
+        assert arrays["image"].shape == (2, 3, *SIZE)
+    assert reproduce.main(tmp_path / "mine.failed") == 1
+    printed = capsys.readouterr().out
+    assert "The failure shows." in printed and "within the gate (as recorded)" in printed
 
 
 def test_a_graph_that_does_not_run_fails_with_a_reproducer_too(

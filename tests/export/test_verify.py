@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,17 +17,18 @@ import pytest
 from onnx import helper, numpy_helper
 from rich.console import Console
 
+from convmae_deploy import cli
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
 from export import __main__ as exporting
-from export import precisions
+from export import precisions, reproduce
 from export import verify as program
 from export.graphs.to_onnx import ExportedGraph
 from export.tasks import open_task
 from tests.bundle_factory import make_segmentation_bundle, write_manifest
-from tests.export.conftest import CLASSES, MAX_BATCH
+from tests.export.conftest import CLASSES, MAX_BATCH, with_batch
 from tests.export.verification.test_divergence import perturb_one_number, store, transpose_weight, weight_of
 from tests.photo_folders import make_photo_folder
 
@@ -265,6 +268,55 @@ def test_without_a_checkpoint_the_fp32_graph_is_the_reference_and_that_is_said(
     assert "without a checkpoint the reference is model.onnx in ONNX Runtime" in printed
     assert "All holds: 1 file on 1 runtime, 1 run, against model.onnx in ONNX Runtime." in printed
     assert "model.fp16.onnx" in printed
+
+
+def half_alone(bundle: Path, damage: Damage = lambda model: None) -> None:
+    """Leaves a file of half precision in a bundle and no other."""
+    add_rounded(bundle, "fp16", damage)
+    (bundle / "model.onnx").unlink()
+    edit_manifest(bundle, lambda manifest: manifest["files"].pop("model.onnx"))
+
+
+def test_a_bundle_without_fp32_is_held_against_its_checkpoint(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_alone(bundle)
+    assert verify(bundle, checkpoint) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "All holds: 1 file on 1 runtime, 1 run, against PyTorch." in printed
+
+
+def test_a_damaged_file_in_a_bundle_without_fp32_is_found_with_its_layer(
+    bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_alone(bundle, perturb_one_number)
+    assert verify(bundle, checkpoint) == 1
+    assert "first diverging layer: encoder.blocks1.0.mlp.fc2" in capsys.readouterr().err
+
+
+def test_a_bundle_without_fp32_and_without_a_checkpoint_ends_with_2_and_says_what_else_there_is(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_alone(bundle)
+    assert verify(bundle, None) == 2
+    error = capsys.readouterr().err
+    assert "has no fp32 file, which the others could be held against; give --checkpoint RUN, or hold it" in error
+    (command,) = re.findall(r"with convmae (conform .*)\n", error)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(shlex.split(command))
+    assert not ended.value.code
+
+
+def test_the_layer_and_the_reproducer_of_a_static_batch_are_of_such_a_batch(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage_graph(bundle, lambda model: with_batch(model, MAX_BATCH))
+    edit_manifest(bundle, lambda manifest: manifest["input"].update(min_batch=MAX_BATCH))
+    add_rounded(bundle, "fp16", perturb_one_number)
+    assert verify(bundle, None) == 1
+    assert "first diverging layer: encoder.blocks1.0.mlp.fc2" in capsys.readouterr().err
+    assert reproduce.main(bundle.with_name("mine.failed") / "model.fp16") == 1
+    assert "The failure shows." in capsys.readouterr().out
 
 
 def test_a_reference_that_was_never_verified_is_pointed_out(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,15 @@ def files(*contents: bytes) -> list[Tensor]:
     return [Tensor("encoded", np.array([[content] for content in contents], dtype=np.object_))]
 
 
-@pytest.mark.parametrize("make", [make_bundle, make_detection_bundle], ids=["classification", "detection"])
+def make_bundle_of_every_size(directory: Path) -> Path:
+    return make_bundle(directory, largest=128)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make_bundle, make_bundle_of_every_size, make_detection_bundle],
+    ids=["classification", "every size", "detection"],
+)
 def test_the_ensemble_gives_the_predictors_numbers_for_every_photo_of_the_kit(
     make: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,12 +99,18 @@ def test_the_ensemble_gives_the_predictors_numbers_for_every_photo_of_the_kit(
     assert sorted(path.name for path in repository.iterdir()) == ["served", "served-photos", "served-prepare"]
     ensemble = read_config(repository / "served-photos")
     assert (ensemble.platform, ensemble.input[0].data_type) == ("ensemble", model_config_pb2.TYPE_STRING)
+    declared = {tensor.name: tensor.dims for tensor in (*ensemble.input, *ensemble.output)}
     tensors: dict[str, Any] = {"encoded": files(*(photo.content for photo in kit_photos()[:3]))[0].values}
     for step in ensemble.ensemble_scheduling.step:  # each takes and gives the ensemble's tensors, as its maps say
         inputs = {own: tensors[name] for own, name in step.input_map.items()}
         config = read_config(repository / step.model_name)
         assert {tensor.name for tensor in config.input} == set(inputs)
         assert set(step.output_map) <= {tensor.name for tensor in config.output}
+        for tensor in (*config.input, *config.output):  # what Triton asks of an ensemble: -1 goes with every side
+            name = {**step.input_map, **step.output_map}[tensor.name]
+            before = declared.setdefault(name, tensor.dims)
+            assert len(before) == len(tensor.dims)
+            assert all(-1 in pair or pair[0] == pair[1] for pair in zip(before, tensor.dims, strict=True))
         if config.backend == "python":
             model = start(repository / step.model_name, monkeypatch)
             (response,) = model.execute([[Tensor(*pair) for pair in inputs.items()]])

@@ -89,6 +89,16 @@ def test_a_failure_is_reduced_to_the_one_image_that_shows_it() -> None:
     assert len(images) == 1 and images.min() < -1.5
 
 
+def test_a_graph_for_batches_of_one_size_is_shown_the_failing_image_as_often() -> None:
+    def wrong_where_negative(images: FloatArray) -> Outputs:
+        assert len(images) == 3
+        return {name: np.where(value < -3, 0, value) for name, value in doubled(images).items()}
+
+    failure = check(wrong_where_negative, 3).worst
+    images = smallest_failing_images(doubled, wrong_where_negative, failure, FP32, least=3)
+    assert len(images) == 3 and (images == images[:1]).all() and images.min() < -1.5
+
+
 def test_a_failure_of_the_whole_batch_keeps_the_whole_batch() -> None:
     def wrong_in_batches(images: FloatArray) -> Outputs:
         return doubled(images * np.float32(len(images)))
