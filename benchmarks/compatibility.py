@@ -4,7 +4,8 @@
 
 Each runtime gets an environment of its own in --folder, made from the package index at the first time. A cell is the
 lowest signal-to-noise ratio of an output against ONNX Runtime's of this project on the bundle's first file, "built"
-where nothing can be run (TensorRT for RTX without a GPU), or the number of a note that says why it was refused.
+where nothing can be run (TensorRT for RTX without a GPU), or the number of a note that says why it was refused. Of
+several bundles it is the lowest of those whose file runs, and names the tasks of the others.
 A detector's rows are in the order of their scores and may change places where two are all but equal, so that one pair
 counts as noise; what is judged there are `scores` and `num`.
 """
@@ -64,6 +65,8 @@ LEAST: Final[Mapping[Precision, float]] = {  # decibels of what is taken for the
     "int8-fp16": 5.0,
 }
 MAX_NOTE: Final = 300  # characters
+BUILT, REFUSED = "built", "no"  # cells without a figure
+NODE_NAMES: Final = r"node_\w+|\d+"  # what differs in a message from graph to graph
 JUDGED: Final = ("scores", "num")  # of a detector
 
 
@@ -71,7 +74,7 @@ JUDGED: Final = ("scores", "num")  # of a detector
 class CompatibilityConfig:
     """Runs every file of some bundles in every runtime of a list and prints a table."""
 
-    bundles: Annotated[tuple[Path, ...], tyro.conf.Positional]  # of any tasks
+    bundles: Annotated[tuple[Path, ...], tyro.conf.Positional]  # each of another task
     folder: Path  # of the environments; kept, so that a second time is quick
     runtime: tuple[str, ...] = DEFAULT  # packages of Python or npm, as NAME or NAME==VERSION
 
@@ -190,34 +193,54 @@ def decibels(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[A
     return lowest
 
 
-def rows_of(bundle: Bundle, environments: Mapping[str, Path | str], notes: list[str]) -> list[list[str]]:
-    """A row of cells for each file."""
+def cells_of(bundle: Bundle, environments: Mapping[str, Path | str], notes: list[str]) -> dict[tuple[str, str], str]:
+    """(runtime, file) -> its cell, for one bundle."""
     manifest, task = bundle.manifest, task_of(bundle.manifest)
     count = min(IMAGES, manifest.input.max_batch)
     samples = verification_samples(task, manifest.preprocessing, None, None, count)
     images = np.stack(samples.inputs(task, manifest.preprocessing, 0, count)).astype(np.float32)
     outputs = [name for name in manifest.outputs if name in JUDGED] if task.GIVES_LISTS else list(manifest.outputs)
     expected = onnx_runner(checked_path(bundle, None), outputs)(images)
-    rows = []
+    cells: dict[tuple[str, str], str] = {}
     for file, described in manifest.files.items():
-        cells = [manifest.task, f"`{file}`", str(described.opset)]
         for runtime, place in environments.items():
             try:
                 if isinstance(place, str):
                     raise ConvMAEError(place)
                 found = outputs_of(place, runtime, checked_path(bundle, file), manifest.input.name, images)
                 ratio = decibels(expected, found) if found else None
-                cells.append("built" if ratio is None else f"{ratio:.0f} dB")
+                cell = BUILT if ratio is None else f"{ratio:.0f} dB"
                 if ratio is not None and ratio < LEAST[described.precision]:
-                    raise ConvMAEError(f"{cells.pop()}, and {LEAST[described.precision]:g} are expected")
+                    raise ConvMAEError(f"{cell}, and {LEAST[described.precision]:g} are expected")
             except ConvMAEError as error:
-                note = f"{runtime}: {error}"
-                if note not in notes:
-                    notes.append(note)
-                cells.append(f"no ({notes.index(note) + 1})")
-            print(f"{file} of {bundle.path.name} in {runtime}: {cells[-1]}", file=sys.stderr)
-        rows.append(cells)
-    return rows
+                cell = f"{REFUSED} ({note_number(notes, f'{runtime}: {error}')})"
+            print(f"{file} of {manifest.task} in {runtime}: {cell}", file=sys.stderr)
+            cells[runtime, file] = cell
+    return cells
+
+
+def note_number(notes: list[str], note: str) -> int:
+    """Its place among the notes, counted from 1; those that differ in the name of a node alone are one."""
+    known = [re.sub(NODE_NAMES, "", one) for one in notes]
+    if (key := re.sub(NODE_NAMES, "", note)) not in known:
+        known.append(key)
+        notes.append(note)
+    return known.index(key) + 1
+
+
+def merged(cells: Mapping[str, str]) -> str:
+    """One cell of those of several tasks: the lowest figure, and the tasks that have none."""
+    figures = [cell for cell in cells.values() if not cell.startswith(REFUSED)]
+    refused: dict[str, list[str]] = {}
+    for task, cell in cells.items():
+        if cell not in figures:
+            refused.setdefault(cell, []).append(task)
+    if not figures and len(refused) == 1:
+        return next(iter(refused))
+    lowest = min(figures, key=lambda cell: 0.0 if cell == BUILT else float(cell.split()[0]), default=None)
+    return "; ".join(
+        [*([] if lowest is None else [lowest]), *(f"{', '.join(tasks)}: {cell}" for cell, tasks in refused.items())]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -235,8 +258,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ConvMAEError as error:
             environments[runtime] = f"it cannot be installed here: {error}"
     notes: list[str] = []
-    rows = [row for bundle in config.bundles for row in rows_of(load_bundle(bundle), environments, notes)]
-    header = ["task", "file", "opset", *(runtime.replace("==", " ") for runtime in environments)]
+    tables = {}
+    for path in config.bundles:
+        bundle = load_bundle(path)
+        tables[bundle.manifest.task] = cells_of(bundle, environments, notes)
+    files = list(dict.fromkeys(file for table in tables.values() for _, file in table))
+    header = ["runtime", *(f"`{file}`" for file in files)]
+    rows = [
+        [
+            runtime.replace("==", " "),
+            *(
+                merged({task: table[runtime, file] for task, table in tables.items() if (runtime, file) in table})
+                for file in files
+            ),
+        ]
+        for runtime in environments
+    ]
     for cells in (header, ["---"] * len(header), *rows):
         print(f"| {' | '.join(cells)} |")
     print("\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1)))

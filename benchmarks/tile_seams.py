@@ -96,9 +96,10 @@ def measure(predictor: Predictor, photo: InputArray, tiles: Tiles, sums: Sums) -
     return float(mean @ right / (np.linalg.norm(mean) * np.linalg.norm(right)))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    config = tyro.cli(SeamConfig, prog="python -m benchmarks.tile_seams", description=SeamConfig.__doc__)
+    prog = "python -m benchmarks.tile_seams"
+    config = tyro.cli(SeamConfig, args=arguments, prog=prog, description=SeamConfig.__doc__)
     predictor, tiles = open_predictor(config.bundle), Tiles.of(config.tile, config.overlap)
     spec, sides = predictor.manifest.preprocessing, predictor.manifest.input.sides
     if sides is None or not isinstance(spec, Preprocessing) or sides.largest <= tiles.side:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compatibility
-from benchmarks.compatibility import decibels, main
+from benchmarks.compatibility import decibels, main, merged, note_number
 from convmae_deploy.errors import ConvMAEError
 from tests.bundle_factory import make_bundle
 
@@ -30,10 +30,29 @@ def test_every_cell_is_run_and_a_refusal_is_a_note(
     monkeypatch.setattr(compatibility, "call", no_index(compatibility.call))
     arguments = ["--folder", str(tmp_path / "environments"), "--runtime", "onnxruntime==1.99", "openvino==0.1"]
     main([str(bundle), *arguments])
-    header, _, row, _, note = capsys.readouterr().out.splitlines()
-    assert header == "| task | file | opset | onnxruntime 1.99 | openvino 0.1 |"
-    assert row == "| classification | `model.onnx` | 20 | 200 dB | no (1) |"
+    header, _, *rows, _, note = capsys.readouterr().out.splitlines()
+    assert header == "| runtime | `model.onnx` |"
+    assert rows == ["| onnxruntime 1.99 | 200 dB |", "| openvino 0.1 | no (1) |"]
     assert note == "1. openvino==0.1: it cannot be installed here: no index"
+
+
+@pytest.mark.parametrize(
+    ("cells", "one"),
+    [
+        ({"a": "120 dB", "b": "63 dB"}, "63 dB"),
+        ({"a": "built", "b": "no (1)", "c": "no (1)"}, "built; b, c: no (1)"),
+        ({"a": "no (2)", "b": "no (2)"}, "no (2)"),
+        ({"a": "no (2)", "b": "no (1)"}, "a: no (2); b: no (1)"),
+    ],
+)
+def test_the_tasks_of_a_cell_are_one_figure_and_those_that_are_refused(cells: dict[str, str], one: str) -> None:
+    assert merged(cells) == one
+
+
+def test_the_same_refusal_of_another_node_is_one_note() -> None:
+    notes: list[str] = []
+    assert [note_number(notes, f"x==1: no {what}") for what in ("node_conv2d_1", "node_conv2d", "matmul")] == [1, 1, 2]
+    assert notes == ["x==1: no node_conv2d_1", "x==1: no matmul"]
 
 
 def no_index(call: Any) -> Any:
