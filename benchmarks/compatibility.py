@@ -48,6 +48,7 @@ DEFAULT: Final = (
     *(f"onnxruntime=={version}" for version in ("1.16.3", "1.17.3", "1.18.1", "1.20.1", "1.22.1")),
     "onnxruntime",
     "openvino==2023.3.0",
+    "openvino==2024.3.0",
     "openvino==2024.6.0",
     "openvino",
     "onnxruntime-node",
@@ -66,7 +67,7 @@ LEAST: Final[Mapping[Precision, float]] = {  # decibels of what is taken for the
 }
 MAX_NOTE: Final = 300  # characters
 BUILT, REFUSED = "built", "no"  # cells without a figure
-NODE_NAMES: Final = r"node_\w+|\d+"  # what differs in a message from graph to graph
+NAMES: Final = r"node_\w+|model[\w.-]*\.onnx|\d+"  # what differs in a message from graph to graph
 JUDGED: Final = ("scores", "num")  # of a detector
 
 
@@ -221,8 +222,8 @@ def cells_of(bundle: Bundle, environments: Mapping[str, Path | str], notes: list
 
 def note_number(notes: list[str], note: str) -> int:
     """Its place among the notes, counted from 1; those that differ in the name of a node alone are one."""
-    known = [re.sub(NODE_NAMES, "", one) for one in notes]
-    if (key := re.sub(NODE_NAMES, "", note)) not in known:
+    known = [re.sub(NAMES, "", one) for one in notes]
+    if (key := re.sub(NAMES, "", note)) not in known:
         known.append(key)
         notes.append(note)
     return known.index(key) + 1

@@ -395,7 +395,7 @@ class Exporter:
         suspect = Suspect(
             model=graph.model,
             input=graph.input,
-            min_batch=self.entry.min_batch,
+            min_batch=self.config.static_batch or 1,
             outputs=task.outputs,
             precision=precision,
             runtime=runtime,
