@@ -1,7 +1,9 @@
 """What the machine can is given to the code under test, so that every test means the same on every machine."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,6 @@ ask_openvino = openvino_backend.openvino_capabilities  # the function itself, wh
 SLOW_FIXTURES = {
     "exported",
     "graph",
-    "half_graph",
     "locked_server",
     "own_server",
     "page",
@@ -28,6 +29,7 @@ SLOW_FIXTURES = {
     "two_models",
     "video_server",
 }
+TOGETHER = ("tests/export/", "tests/serving/")  # folders whose session fixtures are costly: each runs in one process
 PLAIN_CPU = ("FP32", "INT8")  # what OpenVINO finds on a CPU without instructions for half precision, by its own names
 
 
@@ -59,9 +61,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if wanted and not find_gpu():
         for item in items:
             item.add_marker(pytest.mark.skip(reason="there is no NVIDIA GPU with its driver"))
-    # Files go to the processes in this order: those that take long come first, so that none is left alone with one.
+    # They go to the processes in this order: what takes long comes first, so that none is left alone with it.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (not item.nodeid.startswith(TOGETHER), item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """What importing has left stays until the end: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """As `--dist loadfile`, but for the folders that stay together."""
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class LoadFolders(LoadFileScheduling):  # type: ignore[misc]  # of an untyped package
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    return LoadFolders(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.roi_heads import SAMPLING_RATIO, PyramidRoIAlign
 from tests.coco_folders import make_coco_folder
-from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, SIZE, tiny_detector
+from tests.export.tiny_detectors import DETECTOR, ENCODER, SIZE, tiny_detector
 
 LEVELS = [torch.arange(float(side)).square().expand(1, 1, side, side) for side in (16, 8, 4, 2)]
 REGIONS = [torch.tensor([[2.0, 2.0, 34.0, 34.0]])]  # -0.5 + 2 / 4 = 0 to 8 cells of the first level

@@ -1,4 +1,4 @@
-"""One tiny classifier, exported once for all tests of this folder."""
+"""One tiny classifier and one tiny detector, traced once for all tests of this folder, which run in one process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,17 +6,27 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from rich.console import Console
 
+from convmae_deploy.backends import openvino_backend
+from convmae_deploy.bundle.manifest import InputSpec, Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from export import precisions
+from export.__main__ import ExportConfig, export_bundle
+from export.graphs.half_precision import HalfPrecision
 from export.graphs.to_onnx import ExportedGraph
+from export.precisions import GRAPHS, GraphRequest
+from export.tasks import open_task
 from tests.export.graphs_of import export_classifier
+from tests.export.tiny_detectors import DETECTOR, ENCODER, few_rounds, tiny_detector
+from tests.export.tiny_detectors import SIZE as DETECTOR_SIZE
 
 SIZE = (64, 96)
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 MAX_BATCH = 4
+HALF: tuple[HalfPrecision, ...] = ("fp16", "bf16")
 
 
 def tiny_classifier() -> ConvMAEClassifier:
@@ -55,6 +65,56 @@ def checkpoint(classifier: ConvMAEClassifier, tmp_path_factory: pytest.TempPathF
     )
     save_checkpoint(run / "best", classifier.state_dict(), record)
     return run
+
+
+@pytest.fixture(scope="session")
+def half_graphs(checkpoint: Path, graph: ExportedGraph) -> dict[HalfPrecision, ExportedGraph]:
+    """The classifier's graphs in half precision, as the program makes them."""
+    entry = InputSpec(shape=(3, *SIZE), max_batch=MAX_BATCH)
+    request = GraphRequest(task=open_task(checkpoint, None), entry=entry, float32=graph)
+    return {precision: GRAPHS[precision](request) for precision in HALF}
+
+
+@pytest.fixture(scope="session")
+def three_precisions(
+    checkpoint: Path,
+    graph: ExportedGraph,
+    half_graphs: dict[HalfPrecision, ExportedGraph],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A bundle of the classifier in fp32, bf16 and fp16, for batches of up to 2; nobody changes it."""
+    out = tmp_path_factory.mktemp("bundles") / "mine"
+    config = ExportConfig(checkpoint=checkpoint, out=out, max_batch=2, precision=("bf16", "fp16"))
+    with pytest.MonkeyPatch.context() as patch:
+        for precision, made in {"fp32": graph, **half_graphs}.items():
+            patch.setitem(GRAPHS, precision, lambda _, made=made: made)
+        patch.setattr(openvino_backend, "openvino_capabilities", lambda: ("FP32", "FP16", "BF16"))
+        export_bundle(config, Console(quiet=True), ["test"])
+    return out
+
+
+@pytest.fixture(scope="session")
+def detector_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny detector's checkpoint."""
+    record = CheckpointRecord(
+        kind="detection",
+        variant="custom",
+        model=ENCODER,
+        detector=DETECTOR,
+        classes=CLASSES,
+        preprocessing=Letterbox(size=DETECTOR_SIZE),
+    )
+    path = tmp_path_factory.mktemp("run") / "best"
+    save_checkpoint(path, tiny_detector().state_dict(), record)
+    return path
+
+
+@pytest.fixture(scope="session")
+def detector_graph(detector_checkpoint: Path) -> ExportedGraph:
+    """The tiny detector's graph in fp32, with few rounds of suppression."""
+    entry = InputSpec(shape=(3, *DETECTOR_SIZE), max_batch=MAX_BATCH)
+    with few_rounds():
+        return GRAPHS["fp32"](GraphRequest(task=open_task(detector_checkpoint, None), entry=entry))
 
 
 @pytest.fixture

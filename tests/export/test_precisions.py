@@ -19,16 +19,13 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks import load_bundle
 from export.__main__ import ExportConfig, Written, export_bundle
-from export.graphs.half_precision import HalfPrecision
 from export.graphs.to_onnx import ExportedGraph
 from export.packaging import describe_file
 from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.runtimes.runners import describe, runtimes_for
 from export.verification.elementwise import VerificationError
 from tests.conftest import GiveOpenVino
-from tests.export.conftest import tiny_classifier
-
-HALF: tuple[HalfPrecision, ...] = ("fp16", "bf16")
+from tests.export.conftest import HALF, tiny_classifier
 
 
 def export(checkpoint: Path, out: Path, *precision: Any) -> dict[str, Written]:
@@ -44,14 +41,10 @@ def half_precision_in_openvino() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path, graph: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bundle(three_precisions: Path) -> Path:
     """The tiny classifier in three precisions."""
-    out = tmp_path_factory.mktemp("bundles") / "mine"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(GRAPHS, "fp32", lambda _: graph)
-        export(checkpoint, out, "bf16", "fp16")
-    return out
+    return three_precisions
 
 
 def loaded(bundle: Path, precision: Precision) -> onnx.ModelProto:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from onnx import TensorProto, shape_inference
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import InputSpec
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import TableBias
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_video_classifier
@@ -32,16 +31,15 @@ from export.graphs.half_precision import (
 from export.graphs.slotwise import replace_depthwise_3d
 from export.graphs.static_detector import DENSE, StaticDetector
 from export.graphs.static_detector import OUTPUTS as DETECTED
-from export.graphs.to_onnx import ExportedGraph, export_graph
+from export.graphs.to_onnx import ExportedGraph
 from export.tasks.classification import ClassifierGraph
 from export.tasks.segmentation import SegmenterGraph
 from export.tasks.video import VideoClassifierGraph
 from export.verification.gates import GATES, signal_to_noise
-from tests.export.conftest import SIZE, tiny_classifier
+from tests.export.conftest import HALF, SIZE, tiny_classifier
 
 SIDE = 64
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-PRECISIONS: tuple[HalfPrecision, ...] = ("fp16", "bf16")
 
 
 def encoder(**dense: object) -> ConvMAEConfig:
@@ -103,7 +101,7 @@ def random_wrapper(name: str) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", HALF)
 @torch.inference_mode()
 def test_each_model_gives_its_numbers_in_half_precision_as_float32(name: str, precision: HalfPrecision) -> None:
     wrapper, images = random_wrapper(name)
@@ -136,11 +134,11 @@ def test_layers_of_float32_keep_their_weights_and_all_others_of_a_part_have_none
             assert tensor.dtype == expected or not tensor.is_floating_point(), path
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
-def half_graph(request: pytest.FixtureRequest) -> tuple[HalfPrecision, ExportedGraph]:
-    torch.manual_seed(0)
-    wrapper = in_half_precision(ClassifierGraph(tiny_classifier()), request.param)
-    return request.param, export_graph(wrapper, InputSpec(shape=(3, *SIZE), max_batch=2), OUTPUTS)
+@pytest.fixture(params=HALF)
+def half_graph(
+    request: pytest.FixtureRequest, half_graphs: dict[HalfPrecision, ExportedGraph]
+) -> tuple[HalfPrecision, ExportedGraph]:
+    return request.param, half_graphs[request.param]
 
 
 def float_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -5,14 +5,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.detector import ConvMAEDetector, DetectorConfig, build_detector
+from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.models.roi_heads import BOX_SIZE, MASK_SIZE, POOLED_STRIDES, PyramidRoIAlign, pyramid_level
 from export.graphs.static_detector import OUTPUTS, PROBES, GridPool, StaticDetector, suppress
+from tests.export.tiny_detectors import SIZE, tiny_detector
 
-SIZE = (64, 128)
-ENCODER = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 2), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE)
-DETECTOR = DetectorConfig(channels=16, fc_width=32, norm="layer")
 IMAGES = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
@@ -29,17 +26,6 @@ class RoiAlignPool(GridPool):
         for index in range(1, len(POOLED_STRIDES)):
             pooled = torch.where(level_of == index, align.pool(levels[index], rois, index), pooled)
         return pooled
-
-
-def tiny_detector(num_classes: int = 5) -> ConvMAEDetector:
-    """A detector in evaluation mode whose scores differ by much more than rounding."""
-    torch.manual_seed(0)
-    model = build_detector(ENCODER, DETECTOR, num_classes=num_classes).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(scope="module")

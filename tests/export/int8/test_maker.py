@@ -22,16 +22,14 @@ from convmae_deploy.bundle.manifest import (
 )
 from convmae_deploy.bundle.numerics import Quantisation
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS, Classifier
 from export import __main__ as program
-from export.graphs.half_precision import in_half_precision
-from export.graphs.to_onnx import OPSET, ExportedGraph, export_graph
+from export.graphs.half_precision import HalfPrecision
+from export.graphs.to_onnx import OPSET, ExportedGraph
 from export.int8.maker import Int8Maker, Int8Options, Metric
 from export.int8.quantisation import quantise
 from export.runtimes.runners import open_graph
-from export.tasks.classification import ClassifierGraph
 from export.verification.elementwise import VerificationError
 from export.verification.samples import made_photos
 from tests.bundle_factory import open_as
@@ -125,10 +123,9 @@ def test_the_record_says_what_was_measured_on_what(graph: ExportedGraph, photos:
 
 
 def test_int8_fp16_is_the_fp16_graph_with_the_same_layers_in_int8(
-    classifier: ConvMAEClassifier, graph: ExportedGraph, photos: Path, tmp_path: Path
+    half_graphs: dict[HalfPrecision, ExportedGraph], graph: ExportedGraph, photos: Path, tmp_path: Path
 ) -> None:
-    wrapper = in_half_precision(ClassifierGraph(classifier).eval(), "fp16")
-    half = export_graph(wrapper, InputSpec(shape=(3, *SIZE), max_batch=MAX_BATCH), CLASSIFIER_OUTPUTS)
+    half = half_graphs["fp16"]
     made = maker(photos, tmp_path / "failed", max_drop=50)
     full, mixed = made.make(graph), made.make(graph, half)
     assert full.quantisation is not None and mixed.quantisation is not None

@@ -1,5 +1,6 @@
 """A detector from checkpoint to bundle, and the tiers that hold its numbers against PyTorch's."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from rich.console import Console
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.backends.openvino_backend import openvino_core
 from convmae_deploy.bundle.manifest import InputSpec, Letterbox
-from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
 from export import precisions
@@ -19,7 +19,7 @@ from export import verify as verify_bundle
 from export.__main__ import ExportConfig, export_bundle
 from export.graph_files import without_outputs
 from export.graphs.static_detector import DENSE, HEADS, OUTPUTS, PROBES, StaticDetector
-from export.graphs.to_onnx import ExportedGraph, export_graph
+from export.graphs.to_onnx import ExportedGraph
 from export.runtimes.runners import Runner, onnx_runner
 from export.tasks import open_task
 from export.tasks.base import ExportTask
@@ -28,25 +28,21 @@ from export.verification.detection_sets import compare_detections
 from export.verification.elementwise import TracedFile, VerificationError
 from export.verification.inputs import verification_batches
 from export.verification.samples import Samples, made_photos
-from tests.export.conftest import copy_of
-from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, IMAGES, SIZE, static, tiny_detector
+from tests.export.conftest import CLASSES, copy_of
+from tests.export.graphs.test_static_detector import IMAGES, static
+from tests.export.tiny_detectors import SIZE, few_rounds
 
-CLASSES = ("ant", "bee", "cat", "dog", "eel")
+
+@pytest.fixture(scope="module", autouse=True)
+def reference_of_few_rounds() -> Iterator[None]:
+    """PyTorch computes as many rounds as the graph: most of what it does for a tiny detector."""
+    with few_rounds():
+        yield
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    record = CheckpointRecord(
-        kind="detection",
-        variant="custom",
-        model=ENCODER,
-        detector=DETECTOR,
-        classes=CLASSES,
-        preprocessing=Letterbox(size=SIZE),
-    )
-    path = tmp_path_factory.mktemp("run") / "best"
-    save_checkpoint(path, tiny_detector().state_dict(), record)
-    return path
+def checkpoint(detector_checkpoint: Path) -> Path:
+    return detector_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +51,8 @@ def task(checkpoint: Path) -> ExportTask:
 
 
 @pytest.fixture(scope="module")
-def graph(task: ExportTask) -> ExportedGraph:
-    return export_graph(task.wrapper, InputSpec(shape=(3, *SIZE), max_batch=4), (*task.outputs, *task.probes))
+def graph(detector_graph: ExportedGraph) -> ExportedGraph:
+    return detector_graph
 
 
 @pytest.fixture(scope="module")
