@@ -34,7 +34,7 @@ from export.tasks.base import ExportTask, with_input
 from export.to_triton import TritonConfig, write_model
 from export.verification.samples import made_photos
 from tests.export.conftest import CLASSES, SIZE
-from tests.export.graphs.test_static_detector import DETECTOR, ENCODER, tiny_detector
+from tests.export.tiny_detectors import DETECTOR, ENCODER, few_rounds, tiny_detector
 
 OUTPUTS = ("logits", "pooled", "e1", "e4")
 
@@ -137,6 +137,7 @@ def tiny_task(kind: CheckpointKind) -> ExportTask:
 
 
 @pytest.mark.parametrize("kind", ["detection", "segmentation", "video-classification"])
+@few_rounds()
 def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values(kind: CheckpointKind) -> None:
     floats, levels = tiny_task(kind), with_input(tiny_task(kind), "uint8")
     spec = levels.preprocessing

@@ -25,7 +25,7 @@ from export.precisions import GRAPHS, GraphRequest, file_name, parse_precision
 from export.runtimes.runners import describe, runtimes_for
 from export.verification.elementwise import VerificationError
 from tests.conftest import GiveOpenVino
-from tests.export.conftest import HALF, tiny_classifier
+from tests.export.conftest import HALF, made_before, tiny_classifier
 
 
 def export(checkpoint: Path, out: Path, *precision: Any) -> dict[str, Written]:
@@ -49,10 +49,6 @@ def bundle(three_precisions: Path) -> Path:
 
 def loaded(bundle: Path, precision: Precision) -> onnx.ModelProto:
     return onnx.load(bundle / file_name(precision))
-
-
-def made_before(graph: ExportedGraph, _: GraphRequest) -> ExportedGraph:
-    return graph
 
 
 def test_a_bundle_has_a_file_for_each_precision_and_fp32_comes_first(bundle: Path) -> None:
