@@ -26,8 +26,8 @@ RUNTIMES: Mapping[RuntimeName, Runtime] = {
 class RuntimeOptions:
     """What runs the model."""
 
-    # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs; auto is what export.benchmark chose
-    # for the bundle on this machine, file included (default: onnxruntime)
+    # what runs the model; openvino is for CPUs, the two of TensorRT for NVIDIA GPUs; auto is what
+    # export.benchmark chose for the bundle on this machine, file included (default: onnxruntime)
     runtime: RuntimeName | AutoName | None = None
     # which graph of the bundle, for instance model.fp16.onnx, of tensorrt which engine (default: the first)
     file: str | None = None
