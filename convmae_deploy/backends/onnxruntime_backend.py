@@ -36,6 +36,7 @@ logger = logging.getLogger("convmae_deploy")
 
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}  # as ONNX Runtime calls them
+_UNSIGNED_PRODUCTS = "session.x64quantprecision"
 _LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
 _LANES = 2  # batches on a GPU at once: one runs, the next is copied
 
@@ -168,14 +169,18 @@ def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
 def _session_options(threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    # int8: on x86 without VNNI products of unsigned by signed bytes saturate; those of unsigned ones do not
-    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
 def _session(source: GraphSource, options: Any, providers: Sequence[Any]) -> Any:
     graph = str(source) if isinstance(source, Path) else source
-    return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
+    # int8: on x86 without VNNI products of unsigned by signed bytes saturate; those of unsigned ones do not
+    options.add_session_config_entry(_UNSIGNED_PRODUCTS, "1")
+    try:
+        return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
+    except Exception:  # 1.31 cannot where layers share a weight (detectors); what else is wrong is wrong again
+        options.add_session_config_entry(_UNSIGNED_PRODUCTS, "0")
+        return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
 
 
 def _problem(device: Device, precision: Precision) -> str | None:
