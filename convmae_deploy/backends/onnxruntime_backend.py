@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,13 @@ class OnnxRuntimeBackend:
 
 def _start(path: Path, device: Device, threads: int | None, engines: dict[str, str] | None = None) -> Any:
     """A session; with `engines`, TensorRT's options, one in which TensorRT runs."""
-    options = _session_options(threads)
     problem = _problem(device, "fp32")
     if problem is not None:
         raise ConvMAEError(problem)
     has_cuda = _CUDA in onnxruntime.get_available_providers()
     cuda = device == "cuda" or (device == "auto" and has_cuda and _gpu_is_present())
     # Why a GPU does not start is in the log alone; all else that goes wrong is raised as well.
-    options.log_severity_level = _LOG_ERRORS if cuda else _LOG_FATAL_ERRORS
+    make_options = partial(_session_options, threads, _LOG_ERRORS if cuda else _LOG_FATAL_ERRORS)
     providers: list[str | tuple[str, dict[str, str]]] = [_CPU]
     if cuda:
         providers.insert(0, (_CUDA, {"use_tf32": "0"}))  # fp32 is to be fp32, as on the CPU
@@ -123,7 +122,7 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
             if cuda:
                 # Finds the CUDA and cuDNN libraries of the nvidia-* wheels, which are on no library path.
                 onnxruntime.preload_dlls()
-            session = _session(path, options, providers)
+            session = _session(path, make_options, providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = " ".join(str(error).split())
         raise BundleError(
@@ -147,12 +146,15 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
 
 def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     """A graph on the CPU; see `GraphOpener`."""
-    options = _session_options(None)
-    options.log_severity_level = _LOG_FATAL_ERRORS  # the exception says it all
-    options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = _session(source, options, [_CPU])
+
+    def make_options() -> Any:
+        options = _session_options(None, _LOG_FATAL_ERRORS)  # the exception says it all
+        options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return options
+
+    session = _session(source, make_options, [_CPU])
 
     def run(outputs: Sequence[str], feeds: Feeds) -> Outputs:
         return dict(zip(outputs, session.run(list(outputs), dict(feeds)), strict=True))
@@ -166,21 +168,21 @@ def open_graph(source: GraphSource, *, optimised: bool = True) -> OpenGraph:
     )
 
 
-def _session_options(threads: int | None) -> Any:
+def _session_options(threads: int | None, log_severity: int) -> Any:
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = log_severity
     options.intra_op_num_threads = threads or 0
     return options
 
 
-def _session(source: GraphSource, options: Any, providers: Sequence[Any]) -> Any:
-    graph = str(source) if isinstance(source, Path) else source
+def _session(source: GraphSource, make_options: Callable[[], Any], providers: Sequence[Any]) -> Any:
+    graph, options = str(source) if isinstance(source, Path) else source, make_options()
     # int8: on x86 without VNNI products of unsigned by signed bytes saturate; those of unsigned ones do not
     options.add_session_config_entry(_UNSIGNED_PRODUCTS, "1")
     try:
         return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
     except Exception:  # 1.31 cannot where layers share a weight (detectors); what else is wrong is wrong again
-        options.add_session_config_entry(_UNSIGNED_PRODUCTS, "0")
-        return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
+        return onnxruntime.InferenceSession(graph, sess_options=make_options(), providers=providers)
 
 
 def _problem(device: Device, precision: Precision) -> str | None:

@@ -60,7 +60,7 @@ def test_named_outputs_equal_those_of_onnxruntime_itself(tmp_path: Path) -> None
     assert backend.providers == ("CPUExecutionProvider",)
 
 
-def test_int8_products_do_not_saturate_on_any_cpu() -> None:
+def test_int8_products_do_not_saturate_on_any_cpu(capfd: pytest.CaptureFixture[str]) -> None:
     levels = np.full((64, 8), 127, np.int8)
     constants: dict[str, np.ndarray[Any, Any]] = {
         "scale": np.array(1 / 127, np.float32),
@@ -88,6 +88,7 @@ def test_int8_products_do_not_saturate_on_any_cpu() -> None:
     model.graph.node.append(helper.make_node("MatMul", ["left", "right again"], ["z"]))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 8]))
     assert np.isfinite(open_graph(model.SerializeToString()).run(["z"], {"x": np.ones((1, 64), np.float32)})["z"]).all()
+    assert not capfd.readouterr().err
 
 
 def test_threads_share_one_backend(tmp_path: Path) -> None:
