@@ -80,7 +80,8 @@ def with_input(task: ExportTask, dtype: InputType) -> ExportTask:
         return replace(task, preprocessing=spec)
 
     def normalise_first(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        return (normalised(arguments[0], spec),)
+        (images,) = arguments  # where the reference runs the wrapper they are normalised already
+        return (normalised(images, spec),) if images.dtype == torch.uint8 else arguments
 
     def reference(levels: InputArray) -> Outputs:
         return task.reference(normalised(torch.from_numpy(levels), spec).numpy())

@@ -125,7 +125,7 @@ def test_auto_follows_the_choice_beside_each_bundle_and_takes_nothing_else(tmp_p
     predictors = open_predictors(Settings(bundle=(chosen, other), runtime="auto", threads=2))
     assert [each.backend.name for each in predictors.values()] == ["openvino fp32", "onnxruntime"]
     assert [model_labels(each)["file"] for each in predictors.values()] == ["model.onnx", "model.onnx"]
-    with pytest.raises(ConvMAEError, match="unset CONVMAE_FILE"):
+    with pytest.raises(ConvMAEError, match="leave out file model.onnx"):
         open_predictors(Settings(bundle=(chosen,), runtime="auto", file="model.onnx"))
 
 
