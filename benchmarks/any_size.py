@@ -20,7 +20,8 @@ import tyro
 
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.backends.runtimes import RUNTIMES, RuntimeName, RuntimeOptions, start_backend
-from convmae_deploy.bundle.manifest import InputSpec, SideRange, Size, parse_size
+from convmae_deploy.bundle.manifest import InputSpec, SideRange
+from convmae_deploy.bundle.preprocessing import Size, parse_size
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import Predictor

@@ -26,7 +26,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, crop_transform, normalised, training_transform
 from convmae_deploy.data.photo_datasets import MaskedPhotos, collate_readable, seed_sample
 from convmae_deploy.data.photo_folder import find_training_photos

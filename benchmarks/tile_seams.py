@@ -21,7 +21,8 @@ import tyro
 from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import SIDE_STEP, Preprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.tiles import Place, Tiles
 from convmae_deploy.media.photo_files import find_photos, read_photo

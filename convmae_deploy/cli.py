@@ -19,7 +19,8 @@ from convmae_deploy.backends.engine_record import ENGINE_SUFFIXES
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions, start_backend
 from convmae_deploy.bundle.bill_of_materials import bill_of_materials
 from convmae_deploy.bundle.graph_metadata import read_metadata
-from convmae_deploy.bundle.manifest import Precision, parse_size
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.preprocessing import parse_size
 from convmae_deploy.bundle.signing import SIGNATURE_NAME, sign_folder
 from convmae_deploy.cli_files import files_of
 from convmae_deploy.conformance.command import conform_with

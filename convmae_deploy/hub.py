@@ -19,7 +19,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import save_for_hf
 
 import convmae_deploy
-from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.loading import KINDS, load_classifier, load_feature_extractor
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint, read_checkpoint
 from convmae_deploy.engine.run_folder import RunFolder

@@ -22,16 +22,8 @@ from rich.table import Table
 
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.graph_metadata import metadata_of
-from convmae_deploy.bundle.manifest import (
-    INT8,
-    MAX_BATCH,
-    NAME_PATTERN,
-    BundleFile,
-    InputType,
-    Manifest,
-    Precision,
-    SideRange,
-)
+from convmae_deploy.bundle.manifest import INT8, MAX_BATCH, NAME_PATTERN, BundleFile, Manifest, Precision, SideRange
+from convmae_deploy.bundle.preprocessing import InputType
 from convmae_deploy.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_is_new, sha256_of

@@ -14,7 +14,6 @@ from convmae_deploy.bundle.loading import Bundle, file_inside, in_words
 from convmae_deploy.bundle.manifest import (
     LICENCE_NAME,
     MANIFEST_NAME,
-    AnyPreprocessing,
     BundleFile,
     InputSpec,
     Licence,
@@ -24,6 +23,7 @@ from convmae_deploy.bundle.manifest import (
     StoredFile,
 )
 from convmae_deploy.bundle.numerics import ExportCost, NumericsReport, Quantisation
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of

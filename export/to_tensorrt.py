@@ -53,7 +53,8 @@ from convmae_deploy.backends.tensorrt_library import (
 )
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import InputSpec, Manifest, Precision, Size, parse_size
+from convmae_deploy.bundle.manifest import InputSpec, Manifest, Precision
+from convmae_deploy.bundle.preprocessing import Size, parse_size
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import atomic_file, check_can_create
 from convmae_deploy.program import run_program

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_initial_encoder, save_checkpoint
 from convmae_deploy.checkpoints.loading import load_classifier, load_feature_extractor
 from convmae_deploy.checkpoints.native import read_checkpoint

@@ -30,7 +30,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits

@@ -20,7 +20,8 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Letterbox, Licence
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.coco import CocoSplit, read_coco_split
 from convmae_deploy.data.coco_file import note_unread

@@ -14,7 +14,7 @@ from functools import partial
 
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, training_transform
 from convmae_deploy.data.data_check import check_photos
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos

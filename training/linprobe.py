@@ -27,7 +27,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, normalised, training_transform

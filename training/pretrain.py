@@ -20,7 +20,8 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Licence, Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig, crop_transform, training_transform
 from convmae_deploy.data.data_check import check_shards, check_unlabelled_photos

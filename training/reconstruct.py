@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.initial import load_initial_pretraining
 from convmae_deploy.engine.reconstruction import reconstruction_picture, what_is_shown
 from convmae_deploy.errors import ConvMAEError

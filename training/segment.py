@@ -21,7 +21,8 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Licence, SlidingWindow, standard_windows
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import SlidingWindow, standard_windows
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.data_check import check_segmentation
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig

@@ -17,7 +17,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.data_check import check_videos
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation

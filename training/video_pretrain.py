@@ -17,7 +17,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.data.data_check import check_unlabelled_videos
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform

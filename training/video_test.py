@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.checkpoints.loading import load_video_classifier
 from convmae_deploy.data.video_datasets import EvaluationVideos
 from convmae_deploy.data.video_folder import read_video_folder

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from convmae_deploy.backends.gpu import Gpu, find_gpu
 from convmae_deploy.backends.tensorrt_library import TITLES, Flavour, import_tensorrt, is_installed
 from convmae_deploy.bundle.loading import Bundle, BundleError, file_inside
-from convmae_deploy.bundle.manifest import MAX_BATCH, Precision, Size
+from convmae_deploy.bundle.manifest import MAX_BATCH, Precision
+from convmae_deploy.bundle.preprocessing import Size
 from convmae_deploy.files import read_regular
 
 ENGINE_SUFFIX = ".engine"

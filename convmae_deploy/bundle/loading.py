@@ -17,15 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from convmae_deploy.bundle.manifest import (
-    KIT_NAME,
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    BundleFile,
-    Manifest,
-    Size,
-    StoredFile,
-)
+from convmae_deploy.bundle.manifest import KIT_NAME, MANIFEST_NAME, SCHEMA_VERSION, BundleFile, Manifest, StoredFile
+from convmae_deploy.bundle.preprocessing import Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import open_regular, read_regular, shortened
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints.native import (
     CONFIG_NAME,
     ENCODER_PREFIX,

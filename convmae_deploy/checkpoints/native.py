@@ -16,15 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import (
-    MAX_CLASSES,
-    AnyPreprocessing,
-    CategoryId,
-    ClassName,
-    Licence,
-    Text,
-    Word,
-)
+from convmae_deploy.bundle.manifest import MAX_CLASSES, CategoryId, ClassName, Licence, Text, Word
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing
 from convmae_deploy.checkpoints.pth_file import is_plain
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, existing_directory, numbered_errors, open_regular, read_json

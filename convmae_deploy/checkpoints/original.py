@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Licence, standard_preprocessing, standard_windows
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import standard_preprocessing, standard_windows
 from convmae_deploy.checkpoints.coco_classes import COCO_CATEGORY_IDS, COCO_CLASSES
 from convmae_deploy.checkpoints.loading import KINDS
 from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, save_checkpoint

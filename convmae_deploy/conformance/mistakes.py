@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import FloatArray, InputArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Letterbox, Preprocessing
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, Letterbox, Preprocessing
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.letterbox import fitted_size

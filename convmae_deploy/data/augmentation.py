@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Compose, InterpolationMode, PILToTensor
 from torchvision.transforms.v2.functional import resized_crop
 
-from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Preprocessing
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, ClipPreprocessing, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 
 

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.data.coco import CocoObject
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.preprocess import normalise

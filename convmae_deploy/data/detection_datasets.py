@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, Target
 from convmae_deploy.data.determinism import MicroBatch

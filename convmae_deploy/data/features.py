@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.data.determinism import MicroBatch, StepSampler, StepSource
 from convmae_deploy.data.photo_datasets import EvaluationPhotos, LabelledSample
 from convmae_deploy.data.photo_folder import PhotoFolder

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.data.determinism import MicroBatch
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.shard_sampler import ShardPhoto

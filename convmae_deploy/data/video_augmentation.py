@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, training_stages
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.errors import ConvMAEError

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Licence, standard_preprocessing
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.photo_datasets import EvaluationPhotos

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Preprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing, Preprocessing
 from convmae_deploy.engine.evaluation import evaluating
 from convmae_deploy.engine.pictures import draw_columns
 from convmae_deploy.engine.recipe import Recipe

@@ -15,6 +15,7 @@ last/  best/     checkpoints; `last` also holds `training_state.pt`, which conti
 import json
 import math
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -130,8 +131,8 @@ class RunFolder:
 
     def _check_program(self, record: Mapping[str, Any]) -> None:
         """Raises ConvMAEError where another program began the run, whose settings are others."""
-        words = shlex.split(str(record.get("command", "")))
-        begun = words[words.index("-m") + 1] if "-m" in words[:-1] else _module_name()
+        found = re.match(r"\S+ -m (\S+)", str(record.get("command", "")))
+        begun = found[1] if found else _module_name()
         if begun != _module_name():
             raise ConvMAEError(
                 f"{self.path} holds a run of {begun}, with which {_module_name()} cannot go on; choose another --out"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.data.detection_datasets import collate_detections
 from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Licence, standard_clips
+from convmae_deploy.bundle.manifest import Licence
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, check_at_least

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convmae_deploy.backends.base import Device
 from convmae_deploy.backends.runtimes import AutoName, RuntimeName, RuntimeOptions
-from convmae_deploy.bundle.manifest import Size
+from convmae_deploy.bundle.preprocessing import Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.job import ModelSpec
 from convmae_deploy.extraction.pieces import COLUMNS, Item, item_of

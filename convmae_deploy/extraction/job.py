@@ -11,8 +11,9 @@ from typing import Self
 
 from convmae_deploy.backends.base import Device, check_threads
 from convmae_deploy.backends.choice import settle
-from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions, start_backend
-from convmae_deploy.bundle.manifest import Manifest, Size
+from convmae_deploy.backends.runtimes import AUTO, DEFAULT_RUNTIME, RUNTIMES, RuntimeOptions, start_backend
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.preprocessing import Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import Output, open_output
@@ -53,6 +54,8 @@ class ModelSpec:
 
     def settled(self) -> Self:
         """The same with the runtime that this machine's choice says, where it is `auto`; see `choice.settle`."""
+        if self.runtime.runtime != AUTO:
+            return self
         runtime, device = settle(load_bundle(self.bundle), self.runtime, self.device)
         return replace(self, runtime=runtime, device=device)
 

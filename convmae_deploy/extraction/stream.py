@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.pieces import Item, Readable

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import Prepared
 from convmae_deploy.tasks.preprocess import graph_input

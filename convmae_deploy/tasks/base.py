@@ -16,7 +16,8 @@ from convmae_deploy.backends.base import Backend, InputArray, Outputs
 from convmae_deploy.backends.runtimes import DEFAULT_RUNTIME, RuntimeOptions
 from convmae_deploy.bundle.graph_checks import checked_path
 from convmae_deploy.bundle.loading import Bundle, BundleError
-from convmae_deploy.bundle.manifest import AnyPreprocessing, Manifest, OutputSpec, Size
+from convmae_deploy.bundle.manifest import Manifest, OutputSpec
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, Size
 from convmae_deploy.errors import ConvMAEError, ModelError
 from convmae_deploy.media.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from convmae_deploy.media.photo_files import read_photo

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import OutputSpec, Preprocessing
+from convmae_deploy.bundle.manifest import OutputSpec
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoFile, open_video
 from convmae_deploy.media.video_limits import VideoLimits

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import Letterbox, OutputSpec, Size
+from convmae_deploy.bundle.manifest import OutputSpec
+from convmae_deploy.bundle.preprocessing import Letterbox, Size
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (

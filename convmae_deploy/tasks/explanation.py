@@ -23,7 +23,7 @@ from PIL import Image
 
 from convmae_deploy.bundle.graphs.head import OtherHead, PooledHead, read_pooled_head
 from convmae_deploy.bundle.loading import Bundle
-from convmae_deploy.bundle.manifest import Preprocessing, Size
+from convmae_deploy.bundle.preprocessing import Preprocessing, Size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.tasks.preprocess import covering_size

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.tasks.drawing import drawing_scale
 from convmae_deploy.tasks.explanation import MEANING, Explanation, seen_box
 

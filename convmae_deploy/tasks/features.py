@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray, Outputs
-from convmae_deploy.bundle.manifest import ClipPreprocessing, OutputSpec, Preprocessing
+from convmae_deploy.bundle.manifest import OutputSpec
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing, Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import (
     LOGITS,

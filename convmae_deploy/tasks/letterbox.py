@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import Letterbox, Size
+from convmae_deploy.bundle.preprocessing import Letterbox, Size
 from convmae_deploy.tasks.preprocess import FILTERS, graph_input
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import Size
+from convmae_deploy.bundle.preprocessing import Size
 
 MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to the object
 _CHARACTER_BITS = 5  # bits of a number in a character of COCO's compressed run lengths

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing, Preprocessing
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, ClipPreprocessing, Preprocessing
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

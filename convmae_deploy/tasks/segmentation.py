@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from convmae_deploy.backends.base import FloatArray, InputArray
-from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, OutputSpec, SlidingWindow
+from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, OutputSpec
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.files import atomic_file
 from convmae_deploy.program import readable
 from convmae_deploy.tasks.base import (

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convmae_deploy.backends.base import FloatArray, InputArray
-from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE, Size, SlidingWindow
+from convmae_deploy.bundle.manifest import SEGMENTER_STRIDE
+from convmae_deploy.bundle.preprocessing import Size, SlidingWindow
 from convmae_deploy.tasks.preprocess import FILTERS, graph_input
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]

@@ -10,7 +10,8 @@ from typing import ClassVar
 from PIL import Image
 
 from convmae_deploy.bundle.loading import BundleError
-from convmae_deploy.bundle.manifest import ClipPreprocessing, Manifest, OutputSpec
+from convmae_deploy.bundle.manifest import Manifest, OutputSpec
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.tasks.base import LOGITS, NO_OPTIONS, PredictOptions, Prepared, Report, Source

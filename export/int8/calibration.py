@@ -27,7 +27,7 @@ from PIL import Image
 from rich.progress import track
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, sha256_of
 from convmae_deploy.media.photo_files import find_photos, read_photo

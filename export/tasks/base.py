@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import InputArray, Outputs
-from convmae_deploy.bundle.manifest import (
+from convmae_deploy.bundle.manifest import Manifest, Precision
+from convmae_deploy.bundle.preprocessing import (
     AnyPreprocessing,
     ClipPreprocessing,
     InputType,
     Letterbox,
-    Manifest,
-    Precision,
     Preprocessing,
     SlidingWindow,
 )

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, standard_preprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_classifier
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder

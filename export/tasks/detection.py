@@ -8,7 +8,8 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from convmae_deploy.backends.base import Outputs
-from convmae_deploy.bundle.manifest import Letterbox, Manifest, Precision
+from convmae_deploy.bundle.manifest import Manifest, Precision
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.coco import CocoPhoto, CocoSplit, read_coco_photo, read_coco_split

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray
-from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints.loading import load_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder

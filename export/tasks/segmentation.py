@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from convmae_deploy.backends.base import FloatArray, Outputs
-from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest, standard_windows
+from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest
+from convmae_deploy.bundle.preprocessing import standard_windows
 from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Manifest, standard_clips
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.checkpoints.loading import load_video_classifier, load_video_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder

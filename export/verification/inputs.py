@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from convmae_deploy.backends.base import FloatArray, InputArray
-from convmae_deploy.bundle.manifest import SIDE_STEP, AnyPreprocessing, InputSpec, Size
+from convmae_deploy.bundle.manifest import SIDE_STEP, InputSpec
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, Size
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.preprocess import nearest_levels
 from export.verification.samples import SEED, Samples

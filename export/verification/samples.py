@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import AnyPreprocessing, ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import AnyPreprocessing, ClipPreprocessing
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import read_json

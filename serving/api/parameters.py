@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from convmae_deploy.bundle.manifest import SIZE_PATTERN, parse_size
+from convmae_deploy.bundle.preprocessing import SIZE_PATTERN, parse_size
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import PredictOptions, Predictor
 from convmae_deploy.tasks.explanation import MEANING

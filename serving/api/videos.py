@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Final
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, VideoErrorCode
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.base import Prepared

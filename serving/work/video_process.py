@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from convmae_deploy.backends.base import InputArray
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError, corrupt
 from convmae_deploy.media.video_limits import VideoLimits, too_slow
 from convmae_deploy.tasks.clips import ClipViews

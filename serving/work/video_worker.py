@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError
 from convmae_deploy.media.video_file import import_av, open_video
 from convmae_deploy.media.video_limits import VideoLimits

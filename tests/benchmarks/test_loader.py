@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks import loader as program
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.data.augmentation import normalised
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.data.photo_folder import find_training_photos

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.sampling_ratio import ADAPTIVE, PooledDifference, compared, main, pools_of, sampling
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.roi_heads import SAMPLING_RATIO, PyramidRoIAlign

@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from convmae_deploy.bundle.manifest import (
+from convmae_deploy.bundle.manifest import InputSpec, Manifest, SideRange
+from convmae_deploy.bundle.preprocessing import (
     ClipPreprocessing,
-    InputSpec,
     Letterbox,
-    Manifest,
-    SideRange,
     SlidingWindow,
     standard_clips,
     standard_windows,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints import (
     CheckpointRecord,
     save_checkpoint,

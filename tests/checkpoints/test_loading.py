@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.checkpoints import (
     CheckpointRecord,
     load_classifier,

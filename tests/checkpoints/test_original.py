@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints import import_original, load_classifier, load_pretraining, read_checkpoint
 from convmae_deploy.checkpoints.original_configs import infer_config
 from convmae_deploy.errors import ConvMAEError

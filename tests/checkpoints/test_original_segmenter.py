@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.checkpoints import import_original, load_initial_encoder, save_checkpoint
 from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.checkpoints.native import CheckpointRecord

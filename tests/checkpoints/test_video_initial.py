@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.checkpoints.loading import load_encoder_state, load_video_classifier, load_video_pretraining
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.video_initial import Inflation, load_initial_video_encoder

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.auto_augment import RandAugment
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.data.augmentation import (
     AugmentationConfig,
     batch_mixing,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.data.coco import CocoObject
 from convmae_deploy.data.detection_augmentation import (
     DetectionAugmentation,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo, read_coco_split
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig
 from convmae_deploy.data.detection_datasets import (

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.photo_datasets import seed_sample
 from convmae_deploy.data.video_augmentation import (

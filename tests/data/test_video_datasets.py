@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.data.photo_datasets import MaskedSample, collate_readable

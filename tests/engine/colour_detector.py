@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.detection_datasets import EvaluationDetections
 from convmae_deploy.engine.detection import evaluate_detector

@@ -1,6 +1,6 @@
 """What finetuning and the linear probe share."""
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.engine.classification import Accuracy, initial_record
 from convmae_deploy.engine.evaluation import Validation
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_clips
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_clips
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder
 from convmae_deploy.data.unreadable import Unreadable

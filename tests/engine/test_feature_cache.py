@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.data.features import read_features
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import read_photo_folder

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import Preprocessing, standard_preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
 from convmae_deploy.engine.pictures import CAPTION_HEIGHT, GAP
 from convmae_deploy.engine.reconstruction import reconstruction_columns, reconstruction_picture, what_is_shown
 from convmae_deploy.errors import ConvMAEError

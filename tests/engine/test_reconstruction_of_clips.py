@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.engine.reconstruction import reconstruction_rows, reconstruction_strip
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.pretraining import Reconstruction

@@ -54,7 +54,7 @@ def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) ->
 def test_resuming_a_run_of_another_program_names_both(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     begin(folder, Config())
-    record = folder.description() | {"command": "python -m training.pretrain nano --out run"}
+    record = folder.description() | {"command": "python -m training.pretrain nano --out 'cut off"}
     (folder.path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ConvMAEError, match="holds a run of training.pretrain, with which .* cannot go on; choose"):
         begin(folder, Config(epochs=5), resume=True)

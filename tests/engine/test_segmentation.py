@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import SlidingWindow, standard_windows
+from convmae_deploy.bundle.preprocessing import SlidingWindow, standard_windows
 from convmae_deploy.data.segmentation_folder import read_segmentation_folder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.engine.evaluation import Validation

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, normalised
 from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.engine.optimisation import LarsConfig, OptimisationConfig, build_adamw, build_lars

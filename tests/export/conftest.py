@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from convmae_deploy.backends import openvino_backend
-from convmae_deploy.bundle.manifest import InputSpec, Letterbox
+from convmae_deploy.bundle.manifest import InputSpec
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import ConvMAEClassifier, build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig

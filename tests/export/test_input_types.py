@@ -16,7 +16,7 @@ from rich.console import Console
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.bundle.graph_metadata import read_metadata
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import InputSpec, Preprocessing
+from convmae_deploy.bundle.manifest import InputSpec
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
@@ -116,15 +117,17 @@ def test_a_manifest_that_would_be_invalid_is_a_sentence_before_anything_is_expor
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.fixture
+def broken(graph: ExportedGraph) -> ExportedGraph:
+    """The graph with one wrong weight."""
+    copy = copy_of(graph)
+    transpose_weight(copy.model)
+    return copy
+
+
 def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reproducer(
-    checkpoint: Path,
-    graph: ExportedGraph,
-    export_gives: UseGraph,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, broken: ExportedGraph, export_gives: UseGraph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = copy_of(graph)
-    transpose_weight(broken.model)
     export_gives(broken)
     status = export(checkpoint, tmp_path / "mine")
     assert status != 0
@@ -145,14 +148,8 @@ def test_a_broken_graph_fails_names_output_and_layer_and_leaves_only_the_reprodu
 
 
 def test_what_reproduces_a_failure_of_a_static_batch_is_such_a_batch(
-    checkpoint: Path,
-    graph: ExportedGraph,
-    export_gives: UseGraph,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, broken: ExportedGraph, export_gives: UseGraph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = copy_of(graph)
-    transpose_weight(broken.model)
     with_batch(broken.model, 2)
     export_gives(broken)
     assert export(checkpoint, tmp_path / "mine", batch=("--static-batch", 2)) != 0

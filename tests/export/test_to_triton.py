@@ -12,7 +12,8 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
-from convmae_deploy.bundle.manifest import Manifest, Preprocessing
+from convmae_deploy.bundle.manifest import Manifest
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier

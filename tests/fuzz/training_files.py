@@ -125,7 +125,7 @@ def shard_check() -> Check:
 
 def checkpoint_seeds() -> dict[str, bytes]:
     """The two files of a checkpoint, and the config of one of another kind; the first byte says which an input is."""
-    from convmae_deploy.bundle.manifest import Letterbox
+    from convmae_deploy.bundle.preprocessing import Letterbox
     from convmae_deploy.checkpoints.native import CheckpointRecord
     from convmae_deploy.models.convmae import nano
     from convmae_deploy.models.detector import DetectorConfig
@@ -147,7 +147,7 @@ def checkpoint_seeds() -> dict[str, bytes]:
 def _tiny_checkpoint(folder: Path) -> dict[str, bytes]:
     import torch
 
-    from convmae_deploy.bundle.manifest import standard_preprocessing
+    from convmae_deploy.bundle.preprocessing import standard_preprocessing
     from convmae_deploy.checkpoints.native import CheckpointRecord, write_checkpoint_files
     from convmae_deploy.models.convmae import nano
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError
 from convmae_deploy.media.video_formats import CODECS
 from convmae_deploy.media.video_limits import VideoLimits

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing, standard_clips
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing, standard_clips
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_file import VideoError, VideoLimits, open_video
 from convmae_deploy.tasks.clips import (

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.base import ModelOutputError

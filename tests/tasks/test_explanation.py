@@ -11,7 +11,7 @@ from PIL import Image
 
 from convmae_deploy.backends.runtimes import RuntimeName, RuntimeOptions
 from convmae_deploy.bundle.graphs.head import Norm, PooledHead
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.base import PredictOptions
 from convmae_deploy.tasks.classification import Classifier

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.base import Predictor
 from convmae_deploy.tasks.sliding_window import padded

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.tasks.letterbox import boxes_to_photo, fitted_size, letterbox
 
 SPEC = Letterbox(size=(64, 96), fill=10)

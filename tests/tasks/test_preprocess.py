@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.media.images import decode_image
 from convmae_deploy.tasks.preprocess import cropped_views, preprocess
 

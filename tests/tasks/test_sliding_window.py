@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.tasks import sliding_window
 from convmae_deploy.tasks.sliding_window import (
     averaged_logits,

@@ -8,14 +8,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from convmae_deploy.bundle.loading import BundleError
-from convmae_deploy.bundle.manifest import (
-    ClipPreprocessing,
-    Letterbox,
-    Manifest,
-    OutputSpec,
-    SlidingWindow,
-    standard_clips,
-)
+from convmae_deploy.bundle.manifest import Manifest, OutputSpec
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing, Letterbox, SlidingWindow, standard_clips
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import TASKS, check_manifest, load_bundle, open_predictor
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from convmae_deploy.bundle.manifest import Letterbox
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.loading import load_detector
 from convmae_deploy.data.detection_augmentation import DetectionAugmentationConfig

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Preprocessing
+from convmae_deploy.bundle.preprocessing import Preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.engine.classification import FinetuneRecipe
 from convmae_deploy.errors import ConvMAEError

@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.checkpoints.original_keys import fold_probe_head
 from convmae_deploy.engine.classification import initial_record

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, build_convmae

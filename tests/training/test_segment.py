@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentationConfig

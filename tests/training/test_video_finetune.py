@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.checkpoints.loading import load_video_classifier
 from convmae_deploy.data.augmentation import AugmentationConfig
 from convmae_deploy.errors import ConvMAEError

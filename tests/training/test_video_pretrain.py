@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.checkpoints.loading import load_video_pretraining
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.engine.reconstruction import ReconstructionRecipe

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from convmae_deploy.backends import openvino_backend
-from convmae_deploy.bundle.manifest import Precision, standard_clips, standard_windows
+from convmae_deploy.bundle.manifest import Precision
+from convmae_deploy.bundle.preprocessing import standard_clips, standard_windows
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.models.classifier import build_video_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig

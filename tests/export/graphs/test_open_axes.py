@@ -9,7 +9,8 @@ import torch
 
 from convmae_deploy.backends.runtimes import RuntimeOptions, start_backend
 from convmae_deploy.bundle.loading import BundleError
-from convmae_deploy.bundle.manifest import InputSpec, SideRange, standard_preprocessing
+from convmae_deploy.bundle.manifest import InputSpec, SideRange
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import ConvMAEClassifier

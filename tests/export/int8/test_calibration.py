@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph

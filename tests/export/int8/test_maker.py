@@ -12,15 +12,9 @@ from onnx import TensorProto
 from rich.console import Console
 
 from convmae_deploy.backends.runtimes import RuntimeOptions
-from convmae_deploy.bundle.manifest import (
-    BundleFile,
-    InputSpec,
-    Licence,
-    Manifest,
-    OutputSpec,
-    standard_preprocessing,
-)
+from convmae_deploy.bundle.manifest import BundleFile, InputSpec, Licence, Manifest, OutputSpec
 from convmae_deploy.bundle.numerics import Quantisation
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS, Classifier

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convmae_deploy.bundle.manifest import standard_preprocessing
+from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from convmae_deploy.tasks.classification import Classifier
 from export.graphs.to_onnx import ExportedGraph

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import Letterbox, Preprocessing
+from convmae_deploy.bundle.preprocessing import Letterbox, Preprocessing
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier, build_video_classifier

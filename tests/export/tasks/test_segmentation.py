@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import SlidingWindow
+from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig, DenseConfig

@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from convmae_deploy.bundle.manifest import InputSpec, Preprocessing, standard_clips
+from convmae_deploy.bundle.manifest import InputSpec
+from convmae_deploy.bundle.preprocessing import Preprocessing, standard_clips
 from convmae_deploy.checkpoints.native import CheckpointRecord, save_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.video_formats import find_videos

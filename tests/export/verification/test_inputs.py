@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import InputSpec, Letterbox, Preprocessing, SideRange, standard_clips
+from convmae_deploy.bundle.manifest import InputSpec, SideRange
+from convmae_deploy.bundle.preprocessing import Letterbox, Preprocessing, standard_clips
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.preprocess import preprocess

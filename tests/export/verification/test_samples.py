@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convmae_deploy.bundle.manifest import standard_clips
+from convmae_deploy.bundle.preprocessing import standard_clips
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks.clips import read_clips
 from export.verification.samples import (

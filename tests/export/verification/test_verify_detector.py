@@ -11,7 +11,8 @@ from rich.console import Console
 
 from convmae_deploy.backends.base import FloatArray, Outputs
 from convmae_deploy.backends.openvino_backend import openvino_core
-from convmae_deploy.bundle.manifest import InputSpec, Letterbox
+from convmae_deploy.bundle.manifest import InputSpec
+from convmae_deploy.bundle.preprocessing import Letterbox
 from convmae_deploy.tasks import load_bundle, open_predictor
 from convmae_deploy.tasks.detection import DETECTOR_OUTPUTS, Detector
 from export import precisions

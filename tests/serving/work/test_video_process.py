@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convmae_deploy.bundle.manifest import ClipPreprocessing
+from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.media.video_errors import VideoError
 from convmae_deploy.media.video_limits import VideoLimits
 from convmae_deploy.tasks.clips import ClipViews, read_clips
