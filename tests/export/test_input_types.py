@@ -17,10 +17,10 @@ from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.backends.runtimes import RuntimeOptions
 from convmae_deploy.bundle.graph_metadata import read_metadata
 from convmae_deploy.bundle.preprocessing import Preprocessing
-from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
+from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import sha256_of
-from convmae_deploy.models.classifier import build_video_classifier
+from convmae_deploy.models.classifier import build_classifier, build_video_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.segmenter import SegmenterConfig, build_segmenter
 from convmae_deploy.models.video import VideoConfig
@@ -116,30 +116,33 @@ def test_a_graph_explains_itself_to_us_and_to_those_who_know_ultralytics_keys(bu
     onnx.checker.check_model(onnx.load(alone), full_check=True)
 
 
-def tiny_task(kind: CheckpointKind) -> ExportTask:
+def tiny_task(task: str) -> ExportTask:
     """A model with random weights and the preprocessing of its task."""
     torch.manual_seed(0)
+    (kind, *_) = EXPORTS[task].kinds
     fields: dict[str, Any] = {"kind": kind, "variant": "custom", "classes": CLASSES}
     model: torch.nn.Module
-    if kind == "detection":
+    if task == "detection":
         model, fields["model"], fields["detector"] = tiny_detector(), ENCODER, DETECTOR
     else:
         fields["model"] = config = ConvMAEConfig(
             embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=SIZE
         )
-        if kind == "segmentation":
+        if task in ("classification", "features"):
+            model = build_classifier(config, num_classes=len(CLASSES), head_init_std=0.5)
+        elif task == "segmentation":
             fields["segmenter"] = heads = SegmenterConfig(channels=16)
             model = build_segmenter(config, heads, num_classes=len(CLASSES))
         else:
             fields["video"] = video = VideoConfig(frames=4)
             model = build_video_classifier(config, video, num_classes=len(CLASSES), head_init_std=0.5)
-    return EXPORTS[kind].assemble(model.eval(), CheckpointRecord(**fields))
+    return EXPORTS[task].assemble(model.eval(), CheckpointRecord(**fields))
 
 
-@pytest.mark.parametrize("kind", ["detection", "segmentation", "video-classification"])
+@pytest.mark.parametrize("task", ["classification", "features", "detection", "segmentation", "video-classification"])
 @few_rounds()
-def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values(kind: CheckpointKind) -> None:
-    floats, levels = tiny_task(kind), with_input(tiny_task(kind), "uint8")
+def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values(task: str) -> None:
+    floats, levels = tiny_task(task), with_input(tiny_task(task), "uint8")
     spec = levels.preprocessing
     batch = np.random.default_rng(0).integers(0, 256, (1, 3, *spec.input_axes), np.uint8)
     mean, std = (
