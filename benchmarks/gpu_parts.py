@@ -30,7 +30,7 @@ from convmae_deploy.files import atomic_file
 from convmae_deploy.machine import available_cores
 from convmae_deploy.models.classifier import build_classifier
 from convmae_deploy.models.convmae import ConvMAEConfig, base
-from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, by_convolution, by_products, fastest
 from convmae_deploy.models.detector import build_detector, nano_fpn
 from convmae_deploy.tasks import load_bundle
 from training import pretrain
@@ -190,43 +190,28 @@ def others(run: Run) -> None:
     run.says("finetuning ms", run.milliseconds(update, rounds=10))
 
 
-def shifted(windows_mexc: Tensor, weight: Tensor) -> Tensor:
-    """`convolve` without padding as shifted products, which torch.compile makes one kernel of; (M, e, e, C) in."""
-    kernel = weight.shape[-1]
-    side = windows_mexc.shape[1] - kernel + 1
-    terms = (
-        windows_mexc[:, row : row + side, column : column + side] * weight[:, 0, row, column]
-        for row in range(kernel)
-        for column in range(kernel)
-    )
-    return sum(terms, start=torch.zeros_like(windows_mexc[:, :side, :side]))
-
-
 def depthwise(run: Run) -> None:
-    """The depthwise convolution of visible cells in the ways that there are, at the size of ConvMAE-B's stage 1."""
+    """The depthwise convolution of visible cells in all ways, at the size of ConvMAE-B's stage 1, and the fastest."""
     cells, channels = (8, 8) if run.dry else (128 * 49, 256)
     dtype = torch.float32 if run.dry else torch.bfloat16
     windows = torch.randn(cells, 8, 8, channels, device=run.device, dtype=dtype)
     weight = torch.randn(channels, 1, 5, 5, device=run.device, dtype=dtype)
     gradient = torch.randn(cells, 4, 4, channels, device=run.device, dtype=dtype)
-    exact = convolve(windows.double(), weight.double())
-    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"convolution": convolve, "shifted": shifted}
-    ways["shifted compiled"] = torch.compile(shifted, backend="eager" if run.dry else "inductor")
-    for name, way in ways.items():
-        error = (way(windows, weight).double() - exact).norm() / exact.norm()
-        run.says(f"{name} ms", run.milliseconds(lambda way=way: way(windows, weight)))  # type: ignore[misc]
-        run.says(f"{name} relative error", float(error))
-
-    def theirs() -> Any:
-        return torch.ops.aten.convolution_backward(
-            gradient.movedim(-1, 1), windows.movedim(-1, 1), weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0],
-            channels, [False, True, False],
-        )  # fmt: skip
-
-    run.says(
-        "weight gradient ms", run.milliseconds(lambda: depthwise_weight_gradient(windows, gradient, weight.shape[2:]))
-    )
-    run.says("weight gradient, PyTorch's ms", run.milliseconds(theirs))
+    exact = by_convolution(windows.double(), weight.double(), (0, 0))
+    exact_gradient = by_products(windows.double(), gradient.double(), (5, 5))
+    ways: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+        **{name: (partial(way, windows, weight, (0, 0)), exact) for name, way in CONVOLUTIONS.items()},
+        **{
+            f"weight gradient, {name}": (partial(way, windows, gradient, (5, 5)), exact_gradient)
+            for name, way in GRADIENTS.items()
+        },
+    }
+    with torch.compiler.set_stance("force_eager" if run.dry else "default"):
+        for name, (way, expected) in ways.items():
+            run.says(f"{name} ms", run.milliseconds(way))
+            run.says(f"{name} relative error", float((way().double() - expected).norm() / expected.norm()))
+    if not run.dry:
+        run.says("taken", str(fastest(weight, 4)[0]))
 
 
 def tests(run: Run) -> None:

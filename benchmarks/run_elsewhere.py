@@ -41,7 +41,7 @@ def openvino(graph: Path, name: str, images: Any) -> dict[str, Any]:
 
     compiled = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({name: images})
-    return {port.get_any_name(): np.array(results[port]) for port in compiled.outputs}
+    return {name: np.array(results[port]) for port in compiled.outputs for name in port.get_names()}
 
 
 def opencv(graph: Path, name: str, images: Any) -> dict[str, Any]:

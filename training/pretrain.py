@@ -188,6 +188,8 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
     assert record.pretraining is not None
     model = build_pretraining(record.model, record.pretraining)
     model.set_grad_checkpointing(config.grad_checkpointing)
+    if config.model.masked_convolution:
+        setup.choose_depthwise(model)
     run = setup.begin(record, model, build_adamw(model, config.optimisation), source, facts)
     recipe = ReconstructionRecipe(
         config=config,

@@ -127,6 +127,7 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     fresh = build_video_pretraining(record.model, config.video, config.model)
     model = config.started(fresh, record.model, setup.console)
     optimizer = build_adamw(model, config.optimisation)
+    setup.choose_depthwise(model)
     run = setup.begin(record, model, optimizer, source, {"train_videos": len(videos)})
     picture = partial(last_clips, preprocessing=record.preprocessing)
     recipe = ReconstructionRecipe(config=config, run=run, console=setup.console, choose=choose, picture=picture)

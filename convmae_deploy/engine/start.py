@@ -1,5 +1,6 @@
 """What a training says before its first update: where it runs, on what, in which updates and at what learning rate."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.machine import processor
+from convmae_deploy.models.depthwise import Ways
 from convmae_deploy.printing import counted
 
 # What a setting that may change on resume does to what is learnt; nothing where it says nothing.
@@ -108,6 +110,26 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
         left = f"{counted(unused, kind.removesuffix('s'))} {'is' if unused == 1 else 'are'} left over"
         words += f"; {left} in every epoch, other ones each time"
     return f"{words}; epochs: {optimisation.epochs}"
+
+
+def ways_in_words(ways: Ways, seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """Which ways to convolve visible cells were the fastest on this device.
+
+    Args:
+        ways: that are taken.
+        seconds: of all, as `models.depthwise.fastest` gives them.
+    """
+    parts = {
+        what: ", ".join(
+            f"{name} {1000 * taken:.3g}" if math.isfinite(taken) else f"{name} does not run"
+            for name, taken in each.items()
+        )
+        for what, each in seconds.items()
+    }
+    return (
+        f"depthwise convolution of visible cells: {ways.convolution} (ms: {parts['convolution']}); gradient of its "
+        f"weight: {ways.gradient} (ms: {parts['gradient']})"
+    )
 
 
 def changes_in_words(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -21,14 +22,15 @@ from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.failures import failures_in_words
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder, optimisation_so_far
-from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines
+from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines, ways_in_words
 from convmae_deploy.engine.training_config import TrainingConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
-from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.convmae import ConvBlock, ConvMAEConfig
+from convmae_deploy.models.depthwise import fastest, take
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD
 from convmae_deploy.terminal import Terminal
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 Program = TypeVar("Program", bound=TrainingConfig)
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's names
+STAGE1_SIDE = 4  # tokens along the side of a cell where the convolutions have the most to do
 
 
 class DataChecked(Exception):
@@ -53,6 +58,7 @@ class Setup:
     console: Console
     precision_reason: str = ""  # why it was, a clause
     data_check: "DataCheck | None" = None  # on the main process of a run that begins
+    choices: list[str] = field(default_factory=list)  # what was chosen for these devices, a line each
 
     @classmethod
     def of(cls, config: TrainingConfig, *, may_shard: bool = False) -> "Setup":
@@ -124,6 +130,25 @@ class Setup:
             samples, sampler, workers=self.config.run.workers, pin_memory=self.pin_memory, collate=collate
         )
 
+    def choose_depthwise(self, model: nn.Module) -> None:
+        """On a GPU measures the ways to convolve visible cells; all processes take the main one's fastest.
+
+        Args:
+            model: that is to be pretrained, on any device; one without convolutions has nothing to choose.
+        """
+        device = self.accelerator.device
+        layer = next((module.attn for module in model.modules() if isinstance(module, ConvBlock)), None)
+        if device.type == "cpu" or layer is None:
+            return
+        chosen: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            dtype = AUTOCAST.get(self.accelerator.mixed_precision, torch.float32)
+            chosen[:] = fastest(layer.weight.detach().to(device, dtype), STAGE1_SIDE)
+        broadcast_object_list(chosen)
+        ways, seconds = chosen
+        take(device, ways)
+        self.choices.append(ways_in_words(ways, seconds))
+
     def begin(
         self,
         record: CheckpointRecord,
@@ -163,7 +188,7 @@ class Setup:
     def _begin_folder(self, folder: RunFolder, steps: StepSampler, facts: Mapping[str, Any]) -> None:
         run, optimisation = self.config.run, self.config.optimisation
         precision = f"{run.precision}, {self.precision_reason}"
-        lines = start_lines(self.accelerator, precision, facts, optimisation, steps)
+        lines = start_lines(self.accelerator, precision, facts, optimisation, steps) + self.choices
         if run.resume:
             changes = folder.changes(self.config, facts, MAY_CHANGE_ON_RESUME)
             if "processes" in changes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient, flipped
+from convmae_deploy.models.depthwise import convolve, flipped, weight_gradient, window_padding
 
 
 class VisibleCells:
@@ -160,7 +160,7 @@ class _DepthwiseOfCells(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells_mssc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
         ctx.save_for_backward(cells_mssc, weight, windows)
-        return convolve(_take(cells_mssc, windows), weight, padding=window_padding(weight))
+        return convolve(_take(cells_mssc, windows), weight, padding=window_padding(weight.shape[2:]))
 
     @staticmethod
     def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -169,16 +169,10 @@ class _DepthwiseOfCells(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # a reaches b by an offset exactly when b reaches a by the opposite one
             reached = _take(gradient_mssc, windows)
-            gradient_cells = convolve(reached, flipped(weight), padding=window_padding(weight))
+            gradient_cells = convolve(reached, flipped(weight), padding=window_padding(weight.shape[2:]))
         if ctx.needs_input_grad[1]:
-            gradient_weight = depthwise_weight_gradient(_take(cells_mssc, windows), gradient_mssc, weight.shape[2:])
+            gradient_weight = weight_gradient(_take(cells_mssc, windows), gradient_mssc, weight.shape[2:])
         return gradient_cells, gradient_weight, None
-
-
-def window_padding(weight: Tensor) -> tuple[int, ...]:
-    """Windows hold all that the kernel reaches within a slot, so only the time axis is padded, if there is one."""
-    *depth, _, _ = weight.shape[2:]
-    return (*(size // 2 for size in depth), 0, 0)
 
 
 def _take(cells_mssc: Tensor, windows: Tensor) -> Tensor:

@@ -53,6 +53,14 @@ class Layer:
     inputs: tuple[str, ...]  # the values that go in, one for each node
     type: int = TensorProto.FLOAT  # ONNX element type of its weight and of what it reads and gives
 
+    @property
+    def own_weights(self) -> tuple[str, ...]:
+        """The weight of each node in the int8 graph; ONNX Runtime refuses shared ones with `session.x64quantprecision`.
+
+        Without that option its products saturate on x86 without VNNI.
+        """
+        return (self.weight, *(f"{self.weight}/{index}" for index in range(1, len(self.nodes))))
+
 
 def fold_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which weights are constants, not transposed and reshaped ones."""
@@ -112,18 +120,18 @@ def quantise(model: onnx.ModelProto, layers: Collection[Layer], ranges: Ranges) 
     """
     if not layers:
         return _copy(model)
-    nodes = {name for layer in layers for name in layer.nodes}
+    nodes = sorted(name for layer in layers for name in layer.nodes)
     with tempfile.TemporaryDirectory(prefix="convmae-int8-") as folder:
         cache, target = Path(folder) / "ranges.json", Path(folder) / "int8.onnx"
         types = {value: layer.type for layer in layers for value in layer.inputs}
         save_tensors_data(_tensors_data({value: ranges[value] for value in types}, types), cache)
         quantize_static(
-            _with_aliases(model, nodes, types),
+            _prepared(model, layers, types),
             target,
             calibration_cache_path=cache,
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
-            nodes_to_quantize=sorted(nodes),
+            nodes_to_quantize=nodes,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -176,31 +184,39 @@ def _keep_small_channels(quantised: onnx.ModelProto, model: onnx.ModelProto, lay
     """
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     sources = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = {node.input[0]: node for node in quantised.graph.node}
     for layer in layers:
         if layer.type != TensorProto.FLOAT16:
             continue
         weight = numpy_helper.to_array(sources[layer.weight]).astype(np.float32)
-        read = next(node for node in quantised.graph.node if node.input[:1] == [f"{layer.weight}_quantized"])
-        axis = helper.get_node_attr_value(read, "axis") % weight.ndim
+        axis = helper.get_node_attr_value(readers[f"{layer.weight}_quantized"], "axis") % weight.ndim
         others = tuple(place for place in range(weight.ndim) if place != axis)
         largest = np.abs(weight).max(axis=others, keepdims=True)
         if largest.min() / LEVELS >= np.finfo(np.float16).tiny:
             continue
         scale = np.maximum(largest / LEVELS, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
         levels = np.clip(np.round(weight / scale.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
-        stored[read.input[0]].CopyFrom(numpy_helper.from_array(levels, read.input[0]))
-        stored[read.input[1]].CopyFrom(numpy_helper.from_array(scale.ravel(), read.input[1]))
+        for own in layer.own_weights:
+            read = readers[f"{own}_quantized"]
+            stored[read.input[0]].CopyFrom(numpy_helper.from_array(levels, read.input[0]))
+            stored[read.input[1]].CopyFrom(numpy_helper.from_array(scale.ravel(), read.input[1]))
 
 
-def _with_aliases(model: onnx.ModelProto, nodes: Collection[str], values: Mapping[str, int]) -> onnx.ModelProto:
-    """A copy in which these nodes read these values by another name.
+def _prepared(model: onnx.ModelProto, layers: Collection[Layer], values: Mapping[str, int]) -> onnx.ModelProto:
+    """A copy in which the nodes of layers have weights of their own and read these values by another name.
 
     The quantiser gives rounded values to all readers of a value, also those it does not quantise, and to the outputs.
     """
     copy = _copy(model)
-    readers = {node.name: node for node in copy.graph.node if node.name in nodes}
-    for node in readers.values():
-        node.input[0] += ALIAS
+    nodes = {node.name: node for node in copy.graph.node}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for layer in layers:
+        for name, own in zip(layer.nodes, layer.own_weights, strict=True):
+            nodes[name].input[0] += ALIAS
+            if own != layer.weight:
+                nodes[name].input[1] = own
+                copy.graph.initializer.add().CopyFrom(weights[layer.weight])
+                copy.graph.initializer[-1].name = own
     aliases = [helper.make_node("Identity", [value], [value + ALIAS], value + ALIAS) for value in sorted(values)]
     copy.graph.value_info.extend(
         helper.make_tensor_value_info(value + ALIAS, kind, None) for value, kind in sorted(values.items())
@@ -223,7 +239,7 @@ def _insert(graph: onnx.GraphProto, aliases: Collection[onnx.NodeProto]) -> None
 
 
 def _remove_aliases(model: onnx.ModelProto) -> None:
-    """Undoes `_with_aliases`, and drops what else the quantiser leaves behind."""
+    """Undoes the names of `_prepared`, and drops what else the quantiser leaves behind."""
     graph = model.graph
     sources = {node.output[0]: node.input[0] for node in graph.node if node.output[0].endswith(ALIAS)}
     kept = [node for node in graph.node if node.output[0] not in sources]

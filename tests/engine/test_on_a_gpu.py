@@ -11,7 +11,7 @@ import torch
 from benchmarks.dense_masked import DenseMaskedPretraining
 from convmae_deploy.engine.optimisation import OptimisationConfig, build_adamw
 from convmae_deploy.models.convmae import nano
-from convmae_deploy.models.convolution import convolve, depthwise_weight_gradient
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, by_convolution, by_products
 from convmae_deploy.models.detector import build_detector, nano_fpn
 from convmae_deploy.models.masking import draw_noise, keep_lowest
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
@@ -49,12 +49,11 @@ def test_the_cells_convolution_and_its_gradient_are_those_of_float64(dtype: torc
     )
     exact = [value.double() for value in (windows, weight, gradient)]
     there = [value.to("cuda", dtype) for value in (windows, weight, gradient)]
-    pairs = [
-        (convolve(there[0], there[1]), convolve(exact[0], exact[1])),
-        (depthwise_weight_gradient(there[0], there[2], (5, 5)), depthwise_weight_gradient(exact[0], exact[2], (5, 5))),
-    ]
-    for found, expected in pairs:
-        assert float((found.cpu().double() - expected).norm() / expected.norm()) < tolerance
+    expected = by_convolution(exact[0], exact[1], (0, 0)), by_products(exact[0], exact[2], (5, 5))
+    found = [(way(there[0], there[1], (0, 0)), expected[0]) for way in CONVOLUTIONS.values()]
+    found += [(way(there[0], there[2], (5, 5)), expected[1]) for way in GRADIENTS.values()]
+    for values, reference in found:
+        assert float((values.cpu().double() - reference).norm() / reference.norm()) < tolerance
 
 
 def test_the_device_leaves_weights_alone_where_the_loss_is_not_finite() -> None:

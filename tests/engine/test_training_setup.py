@@ -1,6 +1,7 @@
 """What a program has before its model, and how its run begins."""
 
 import json
+import math
 import sys
 import threading
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.data_check import DataCheck, SplitCheck
@@ -26,6 +27,8 @@ from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import DataChecked, Setup, run_preset, run_training, with_run_so_far
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
+from convmae_deploy.models.depthwise import Ways
+from convmae_deploy.models.vit import build_encoder
 from tests.engine.updates import Updates
 
 
@@ -49,6 +52,42 @@ def test_fresh_weights_follow_from_the_seed(tmp_path: Path) -> None:
         Setup.of(config(tmp_path))
         drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
+
+
+def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, taken = [], []
+
+    def measure(weight: Tensor, side: int) -> tuple[Ways, dict[str, dict[str, float]]]:
+        measured.append((weight.device.type, weight.dtype, tuple(weight.shape), side))
+        seconds = {"convolution": 31e-5, "shifted": 1e-4}, {"products": 2e-4, "shifted": math.inf}
+        return Ways("shifted", "products"), dict(zip(("convolution", "gradient"), seconds, strict=True))
+
+    monkeypatch.setattr(training_setup, "fastest", measure)
+    monkeypatch.setattr(training_setup, "take", lambda device, ways: taken.append((device.type, ways)))
+    gpu = SimpleNamespace(device=torch.device("meta"), mixed_precision="bf16", is_main_process=True)
+    setup = Setup(config=config(tmp_path), accelerator=gpu, console=Console(quiet=True))
+    setup.choose_depthwise(build_encoder(nano()))
+    assert measured == [("meta", torch.bfloat16, (32, 1, 5, 5), 4)]
+    assert taken == [("meta", Ways("shifted", "products"))]
+    assert setup.choices == [
+        "depthwise convolution of visible cells: shifted (ms: convolution 0.31, shifted 0.1); gradient of its weight: "
+        "products (ms: products 0.2, shifted does not run)"
+    ]
+    setup.choose_depthwise(nn.Linear(2, 1))
+    setup.accelerator = Accelerator(cpu=True)
+    setup.choose_depthwise(build_encoder(nano()))
+    assert len(measured) == 1
+
+
+def test_what_was_chosen_stands_in_the_run_folder(tmp_path: Path) -> None:
+    setup = Setup(config=config(tmp_path), accelerator=Accelerator(cpu=True), console=Console(quiet=True))
+    setup.choices.append("depthwise convolution of visible cells: shifted")
+    model = nn.Linear(2, 1)
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
+    run = setup.begin(record, model, torch.optim.SGD(model.parameters()), Updates(4), {"train_photos": 4})
+    assert json.loads((run.folder.path / "run.json").read_text())["start"][-1] == setup.choices[0]
 
 
 def test_only_programs_that_can_run_sharded_are_let(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,11 +162,13 @@ def test_nodes_keep_their_modules(layers: tuple[Layer, ...], quantised: onnx.Mod
     assert not quantised.metadata_props and not quantised.graph.value_info
 
 
-def two_layers() -> onnx.ModelProto:
+def two_layers(kind: type[np.floating] = np.float32) -> onnx.ModelProto:
     """A convolution used twice, and a product whose weight is transposed when the graph runs."""
     generator = np.random.default_rng(0)
-    kernel = generator.standard_normal((16, 16, 3, 3)).astype(np.float32)
-    weight = generator.standard_normal((32, 16)).astype(np.float32)
+    kernel = generator.standard_normal((16, 16, 3, 3)).astype(kind)
+    kernel[3] *= kind(1e-3)
+    weight = generator.standard_normal((32, 16)).astype(kind)
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
     return helper.make_model(
         helper.make_graph(
             [
@@ -178,8 +180,8 @@ def two_layers() -> onnx.ModelProto:
                 helper.make_node("MatMul", ["last", "turned"], ["result"], "product"),
             ],
             "two_layers",
-            [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 16, 8, 8])],
-            [helper.make_tensor_value_info("result", TensorProto.FLOAT, ["batch", 8, 8, 32])],
+            [helper.make_tensor_value_info("image", number, ["batch", 16, 8, 8])],
+            [helper.make_tensor_value_info("result", number, ["batch", 8, 8, 32])],
             [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(weight, "weight")],
         ),
         opset_imports=[helper.make_opsetid("", 20)],
@@ -197,6 +199,26 @@ def test_a_weight_used_twice_is_one_layer() -> None:
     for name in shared.nodes:
         assert nodes(quantised)[name].input[1] == "kernel"
     assert nodes(quantise(model, [shared], ranges))["product"].input[1] == "turned"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_each_use_of_a_shared_weight_reads_a_copy(kind: type[np.floating]) -> None:
+    """With the option that spares products from saturation, ONNX Runtime opens no graph with shared int8 weights."""
+    model = fold_weights(two_layers(kind))
+    quantised = quantise(model, quantisable_layers(model)[:1], {"image": (-3.0, 3.0), "positive": (0.0, 9.0)})
+    onnx.checker.check_model(quantised, full_check=True)
+    stored, found = constants(quantised), nodes(quantised)
+    read = [
+        [node for node in quantised.graph.node if found[name].input[1] in node.output][0]
+        for name in ("first", "second")
+    ]
+    once, again = ([stored[name] for name in node.input] for node in read)
+    assert not set(read[0].input) & set(read[1].input)
+    assert all(np.array_equal(one, other) for one, other in zip(once, again, strict=True))
+    assert np.abs(once[0][3]).max() > 100  # the channel of small weights
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    onnxruntime.InferenceSession(quantised.SerializeToString(), options)
 
 
 def test_a_transposed_weight_becomes_a_constant() -> None:

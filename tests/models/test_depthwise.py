@@ -1,0 +1,113 @@
+"""Every way to convolve windows and to compute the weight's gradient gives PyTorch's numbers; the fastest is found."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convmae_deploy.models import depthwise
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, Ways, convolve, fastest, take, weight_gradient
+from tests.original_files import relative_error
+
+KERNELS = [((5, 5), 4), ((7, 7), 2), ((9, 9), 1), ((3, 5, 5), 4), ((1, 5, 5), 2), ((5, 3, 3), 1)]  # and the side
+CHANNELS, CELLS, SLOTS = 6, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing compiled: what a compiler makes of the same sums is for a device to show."""
+    monkeypatch.setattr(depthwise, "_taken", {})
+    monkeypatch.setattr(depthwise, "_compiled", lambda function: function)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def case(kernel: tuple[int, ...], side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows, a weight, and a gradient of what comes out."""
+    outer = (CELLS,) if len(kernel) == 2 else (CELLS, SLOTS)
+    extent = side + kernel[-1] - 1
+    windows, gradient = noise(*outer, extent, extent, CHANNELS), noise(*outer, side, side, CHANNELS, seed=1)
+    return windows, noise(CHANNELS, 1, *kernel, seed=2), gradient
+
+
+def literally(windows: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """PyTorch's convolution and what its autograd makes of it."""
+    weight = weight.clone().requires_grad_()
+    operation, padding = (F.conv2d, (0, 0)) if weight.dim() == 4 else (F.conv3d, (weight.shape[2] // 2, 0, 0))
+    mixed = operation(windows.movedim(-1, 1), weight, padding=padding, groups=CHANNELS).movedim(1, -1)
+    return mixed.detach(), torch.autograd.grad(mixed, weight, gradient)[0]
+
+
+@pytest.mark.parametrize(("kernel", "side"), KERNELS)
+@pytest.mark.parametrize("ways", [Ways(way, gradient) for way in CONVOLUTIONS for gradient in GRADIENTS])
+def test_every_way_gives_the_numbers_of_pytorch(ways: Ways, kernel: tuple[int, ...], side: int) -> None:
+    windows, weight, gradient = case(kernel, side)
+    take(windows.device, ways)
+    mixed, derivative = literally(windows, weight, gradient)
+    assert relative_error(convolve(windows, weight, depthwise.window_padding(kernel)), mixed) < 1e-12
+    assert relative_error(weight_gradient(windows, gradient, kernel), derivative) < 1e-12
+
+
+@pytest.mark.parametrize("way", CONVOLUTIONS)
+def test_padding_is_zeros_around_the_map(way: str) -> None:
+    map_mhwc, weight = noise(2, 3, 4, CHANNELS), noise(CHANNELS, 1, 5, 3)
+    expected = F.conv2d(map_mhwc.movedim(-1, 1), weight, padding=(2, 1), groups=CHANNELS).movedim(1, -1)
+    found = CONVOLUTIONS[way](map_mhwc, weight, (2, 1))
+    assert relative_error(found, expected) < 1e-12 and found.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shifted_products_of_half_precision_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """Twenty-five sums in bf16 would lose three more bits."""
+    windows, weight, gradient = (value.to(dtype) for value in case((5, 5), 4))
+    expected = literally(windows.double(), weight.double(), gradient.double())
+    found = CONVOLUTIONS["shifted"](windows, weight, (0, 0)), GRADIENTS["shifted"](windows, gradient, (5, 5))
+    for values, exact in zip(found, expected, strict=True):
+        assert values.dtype == dtype and relative_error(values.double(), exact) < torch.finfo(dtype).eps / 2
+
+
+def clock(*seconds: float) -> Callable[[Callable[[], Any]], float]:
+    """Runs what it is given, and says these numbers in turn."""
+    given: Iterator[float] = iter(seconds)
+
+    def taken(work: Callable[[], Any]) -> float:
+        work()
+        return next(given)
+
+    return taken
+
+
+@pytest.mark.parametrize(("kernel", "side"), [((5, 5), 4), ((3, 5, 5), 4)])
+def test_the_fastest_are_found(kernel: tuple[int, ...], side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
+    weight = case(kernel, side)[1]
+    ways, found = fastest(weight, side, clock(0.3, 0.1, 0.2, 0.5, 0.4))
+    assert ways == Ways("shifted", "products")
+    assert found == {
+        "convolution": {"convolution": 0.3, "shifted": 0.1},
+        "gradient": {"products": 0.2, "convolution": 0.5, "shifted": 0.4},
+    }
+
+
+def test_a_way_that_does_not_run_here_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: object) -> Tensor:
+        raise RuntimeError("Cannot find a working triton installation")
+
+    monkeypatch.setattr(depthwise, "_compiled", lambda _: no_compiler)
+    monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
+    ways, found = fastest(case((5, 5), 4)[1], 4, clock(0.3, 0.5, 0.2))
+    assert ways == Ways("convolution", "convolution")
+    assert found["convolution"]["shifted"] == found["gradient"]["shifted"] == math.inf
+
+
+def test_devices_that_were_not_measured_take_what_a_cpu_is_fast_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    take(torch.device("cuda"), Ways("shifted", "shifted"))
+    monkeypatch.setattr(depthwise, "_compiled", lambda _: pytest.fail("the way of another device"))
+    windows, weight, gradient = case((5, 5), 4)
+    convolve(windows, weight), weight_gradient(windows, gradient, (5, 5))
