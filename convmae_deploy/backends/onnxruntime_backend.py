@@ -181,7 +181,7 @@ def _session(source: GraphSource, make_options: Callable[[], Any], providers: Se
     options.add_session_config_entry(_UNSIGNED_PRODUCTS, "1")
     try:
         return onnxruntime.InferenceSession(graph, sess_options=options, providers=providers)
-    except Exception:  # 1.31 cannot where layers share a weight (detectors); what else is wrong is wrong again
+    except Exception:  # 1.31 cannot where int8 layers share a weight (older files); other faults come again
         return onnxruntime.InferenceSession(graph, sess_options=make_options(), providers=providers)
 
 

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight, conv3d_weight
-from torch.utils.benchmark import Timer
 
 Convolution = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # map, weight, padding
 Gradient = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # windows, gradient of what comes out, kernel
@@ -116,6 +115,8 @@ def _taken_by(work: Callable[[], Any], seconds: Seconds | None) -> float:
 
 
 def _median(work: Callable[[], Any]) -> float:
+    from torch.utils.benchmark import Timer  # it warns, when imported, of machines without CUDA
+
     timer = Timer("work()", globals={"work": work})
     return float(timer.blocked_autorange(min_run_time=0.1).median)
 
