@@ -213,7 +213,10 @@ def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> A
         return core.compile_model(path, "CPU", settings)
     except Exception as error:  # OpenVINO's exceptions have no common base
         reason = " ".join(str(error).split())
-        raise BundleError(f"OpenVINO {version} cannot load {path} ({reason}); export it again") from error
+        raise BundleError(
+            f"OpenVINO {version} cannot load {path} ({reason}); install OpenVINO 2026.3 or newer, which runs every file "
+            "that is exported, use runtime onnxruntime, or export it again"
+        ) from error
 
 
 def _problem(device: Device, precision: Precision) -> str | None:
