@@ -92,8 +92,9 @@ def fastest(weight: Tensor, side: int, seconds: Seconds | None = None) -> tuple[
     *depth, size, _ = kernel = tuple(weight.shape[2:])
     slots = [4 * each for each in depth]
     outer = [max(1, MEASURED_TOKENS // ((side + size - 1) ** 2 * math.prod(slots))), *slots]
+    own = torch.Generator(weight.device).manual_seed(0)  # training's is left alone
     windows, gradient = (
-        torch.randn(*outer, edge, edge, len(weight), device=weight.device, dtype=weight.dtype)
+        torch.randn(*outer, edge, edge, len(weight), generator=own, device=weight.device, dtype=weight.dtype)
         for edge in (side + size - 1, side)
     )
     padding = window_padding(kernel)
