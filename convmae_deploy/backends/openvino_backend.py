@@ -214,8 +214,8 @@ def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> A
     except Exception as error:  # OpenVINO's exceptions have no common base
         reason = " ".join(str(error).split())
         raise BundleError(
-            f"OpenVINO {version} cannot load {path} ({reason}); install OpenVINO 2026.3 or newer, which runs every file "
-            "that is exported, use runtime onnxruntime, or export it again"
+            f"OpenVINO {version} cannot load {path} ({reason}); install OpenVINO 2026.3 or newer, which runs every "
+            "file that is exported, use runtime onnxruntime, or export it again"
         ) from error
 
 
