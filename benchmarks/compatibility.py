@@ -50,6 +50,7 @@ DEFAULT: Final = (
     "openvino==2023.3.0",
     "openvino==2024.3.0",
     "openvino==2024.6.0",
+    "openvino==2026.3.0",
     "openvino",
     "onnxruntime-node",
     "onnxruntime-web",

@@ -41,7 +41,7 @@ def openvino(graph: Path, name: str, images: Any) -> dict[str, Any]:
 
     compiled = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({name: images})
-    return {name: np.array(results[port]) for port in compiled.outputs for name in port.get_names()}
+    return {key: np.array(results[port]) for port in compiled.outputs for key in port.get_names()}
 
 
 def opencv(graph: Path, name: str, images: Any) -> dict[str, Any]:

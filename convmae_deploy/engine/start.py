@@ -113,18 +113,18 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
 
 
 def ways_in_words(ways: Ways, seconds: Mapping[str, Mapping[str, float]]) -> str:
-    """Which ways to convolve visible cells were the fastest on this device.
+    """How visible cells are convolved on this device, and how long each way took.
 
     Args:
-        ways: that are taken.
+        ways: the fastest.
         seconds: of all, as `models.depthwise.fastest` gives them.
     """
     parts = {
         what: ", ".join(
-            f"{name} {1000 * taken:.3g}" if math.isfinite(taken) else f"{name} does not run"
-            for name, taken in each.items()
+            f"{name} {1000 * needed:.3g}" if math.isfinite(needed) else f"{name} does not run"
+            for name, needed in measured.items()
         )
-        for what, each in seconds.items()
+        for what, measured in seconds.items()
     }
     return (
         f"depthwise convolution of visible cells: {ways.convolution} (ms: {parts['convolution']}); gradient of its "

@@ -29,8 +29,11 @@ from convmae_deploy.engine.training_run import TrainingRun
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
-from convmae_deploy.models.convmae import ConvBlock, ConvMAEConfig
-from convmae_deploy.models.depthwise import fastest, take
+from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.depthwise import MEASURED_WEIGHT, fastest
+from convmae_deploy.models.pretraining import ConvMAEPretraining
+from convmae_deploy.models.video_pretraining import VideoPretraining
+from convmae_deploy.models.vit import ViT
 from convmae_deploy.printing import printable
 from convmae_deploy.program import SOME_INPUTS_BAD
 from convmae_deploy.terminal import Terminal
@@ -42,7 +45,6 @@ Program = TypeVar("Program", bound=TrainingConfig)
 LoadEncoder = Callable[[Path, ConvMAEConfig], tuple[dict[str, Tensor], list[str]]]  # its weights, notes on them
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's names
-STAGE1_SIDE = 4  # tokens along the side of a cell where the convolutions have the most to do
 
 
 class DataChecked(Exception):
@@ -130,24 +132,23 @@ class Setup:
             samples, sampler, workers=self.config.run.workers, pin_memory=self.pin_memory, collate=collate
         )
 
-    def choose_depthwise(self, model: nn.Module) -> None:
+    def choose_depthwise(self, model: ConvMAEPretraining | VideoPretraining, side: int) -> None:
         """On a GPU measures the ways to convolve visible cells; all processes take the main one's fastest.
 
         Args:
             model: that is to be pretrained, on any device; one without convolutions has nothing to choose.
+            side: tokens of stage 1 along the side of a cell.
         """
         device = self.accelerator.device
-        layer = next((module.attn for module in model.modules() if isinstance(module, ConvBlock)), None)
-        if device.type == "cpu" or layer is None:
+        if device.type != "cuda" or isinstance(model.encoder, ViT):
             return
         chosen: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             dtype = AUTOCAST.get(self.accelerator.mixed_precision, torch.float32)
-            chosen[:] = fastest(layer.weight.detach().to(device, dtype), STAGE1_SIDE)
+            chosen[:] = fastest(model.get_parameter(MEASURED_WEIGHT).shape, side, device, dtype)
         broadcast_object_list(chosen)
-        ways, seconds = chosen
-        take(device, ways)
-        self.choices.append(ways_in_words(ways, seconds))
+        model.depthwise_ways, seconds = chosen
+        self.choices.append(ways_in_words(model.depthwise_ways, seconds))
 
     def begin(
         self,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convmae_deploy.models.depthwise import convolve, flipped, weight_gradient
+from convmae_deploy.models.depthwise import by_convolution, by_products, flipped
 
 SQUARE = 4  # tokens: sides of stages 1 and 2 are multiples of it, and a larger one wastes more of its matrix products
 
@@ -55,13 +55,13 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, map_mhwc: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(map_mhwc, weight)
-        return convolve(map_mhwc, weight, padding=tuple(size // 2 for size in weight.shape[2:]))
+        return by_convolution(map_mhwc, weight, [size // 2 for size in weight.shape[2:]])
 
     @staticmethod
     def backward(ctx: Any, gradient_mhwc: Tensor) -> tuple[Tensor, Tensor]:
         map_mhwc, weight = ctx.saved_tensors
         kernel = weight.shape[2:]
-        gradient_map = convolve(gradient_mhwc, flipped(weight), padding=tuple(size // 2 for size in kernel))
+        gradient_map = by_convolution(gradient_mhwc, flipped(weight), [size // 2 for size in kernel])
         *outer, height, width, channels = map_mhwc.shape  # outer: (M,) or (M, T)
         reach = kernel[-1] // 2
         padded = F.pad(map_mhwc, (0, 0, reach, reach, reach, reach))
@@ -73,4 +73,4 @@ class _Depthwise(torch.autograd.Function):
         else:  # to (M * H / s * W / s, T, e, e, C) and (M * H / s * W / s, T, s, s, C)
             windows = windows.permute(0, 2, 3, 1, 5, 6, 4).flatten(0, 2)
             squares = squares.permute(0, 2, 4, 1, 3, 5, 6).flatten(0, 2)
-        return gradient_map, weight_gradient(windows, squares, kernel)
+        return gradient_map, by_products(windows, squares, kernel)

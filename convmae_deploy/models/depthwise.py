@@ -2,8 +2,8 @@
 
 PyTorch's gradient of a depthwise weight takes so much longer on a CPU than the convolution itself that it dominates
 whole training steps; one matrix product per channel does not. That is what a CPU takes, and so does any device that
-nobody has measured. Which is the fastest on a GPU depends on the GPU and on its libraries: `fastest` measures, and
-`take` has this process compute so from then on. All ways give the same but for rounding.
+nobody has measured. Which is the fastest on a GPU depends on the GPU and on its libraries, so that `fastest` measures;
+a pretraining model keeps what it found. All ways give the same but for rounding.
 
 Shapes: M maps or windows, H W their grid, C channels, k kernel size, s side of a square of tokens, e = s + k - 1 side
 of its window: the square and all that the kernel reaches from it. Windows of a video have a time axis of T slots in
@@ -13,7 +13,7 @@ front of the grid, and a kernel for them a depth d, which is padded.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.nn.grad import conv2d_weight, conv3d_weight
 
 Convolution = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # map, weight, padding
 Gradient = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # windows, gradient of what comes out, kernel
-Seconds = Callable[[Callable[[], Any]], float]  # how long a piece of work takes
+Measure = Callable[[Callable[[], Any]], float]  # the seconds that a piece of work takes
 MEASURED_TOKENS = 2**17  # in windows: enough for all of a GPU
 
 
@@ -36,35 +36,8 @@ class Ways:
     gradient: str = "products"
 
 
-_taken: dict[str, Ways] = {}  # by type of device
-
-
-def take(device: torch.device, ways: Ways) -> None:
-    """Has this process compute so on devices of this type."""
-    _taken[device.type] = ways
-
-
-def convolve(map_mhwc: Tensor, weight: Tensor, padding: Sequence[int] | None = None) -> Tensor:
-    """Depthwise, without bias; (M, H, W, C) to (M, H + 2 * padding - k + 1, W + ..., C), contiguous; with time as well.
-
-    Args:
-        map_mhwc: (M, H, W, C) or (M, T, H, W, C).
-        weight: (C, 1, k, k) or (C, 1, d, k, k).
-        padding: on both sides of each axis of the kernel; None for none.
-    """
-    way = CONVOLUTIONS[_taken.get(map_mhwc.device.type, Ways()).convolution]
-    return way(map_mhwc, weight, padding or (0,) * (weight.dim() - 2))
-
-
-def weight_gradient(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
-    """The weight's gradient, (C, 1, k, k) or (C, 1, d, k, k).
-
-    Args:
-        windows: (M, e, e, C) or (M, T, e, e, C).
-        gradient: of the convolution's result, (M, s, s, C) or (M, T, s, s, C).
-        kernel: (k, k) or (d, k, k).
-    """
-    return GRADIENTS[_taken.get(windows.device.type, Ways()).gradient](windows, gradient, kernel)
+ON_A_CPU = Ways()
+MEASURED_WEIGHT = "encoder.blocks1.0.attn.weight"  # of a pretraining model, where most tokens are
 
 
 def flipped(weight: Tensor) -> Tensor:
@@ -78,39 +51,48 @@ def window_padding(kernel: Sequence[int]) -> tuple[int, ...]:
     return (*(size // 2 for size in depth), 0, 0)
 
 
-def fastest(weight: Tensor, side: int, seconds: Seconds | None = None) -> tuple[Ways, dict[str, dict[str, float]]]:
-    """The fastest ways for a layer on the device and in the type of its weight.
+@torch.no_grad()  # as within an autograd.Function
+def fastest(
+    shape: Sequence[int], side: int, device: torch.device, dtype: torch.dtype, measure: Measure | None = None
+) -> tuple[Ways, dict[str, dict[str, float]]]:
+    """The fastest ways for a layer on a device in a precision.
 
     Args:
-        weight: (C, 1, k, k) or (C, 1, d, k, k).
+        shape: of its weight, (C, 1, k, k) or (C, 1, d, k, k).
         side: s.
-        seconds: how long something takes; by default the median by PyTorch's timer, which waits for the device.
+        device: on which all is computed.
+        dtype: of maps and weight.
+        measure: by default gives the median of many runs by PyTorch's timer, which waits for the device.
 
     Returns:
         The ways, and {"convolution" or "gradient": {way: seconds}}; infinity for one that does not run there.
     """
-    *depth, size, _ = kernel = tuple(weight.shape[2:])
+    channels, _, *kernel = shape
+    *depth, size, _ = kernel
     slots = [4 * each for each in depth]
-    outer = [max(1, MEASURED_TOKENS // ((side + size - 1) ** 2 * math.prod(slots))), *slots]
-    own = torch.Generator(weight.device).manual_seed(0)  # training's is left alone
-    windows, gradient = (
-        torch.randn(*outer, edge, edge, len(weight), generator=own, device=weight.device, dtype=weight.dtype)
-        for edge in (side + size - 1, side)
-    )
-    padding = window_padding(kernel)
-    found: dict[str, dict[str, float]] = {"convolution": {}, "gradient": {}}
-    for name, convolution in CONVOLUTIONS.items():
-        found["convolution"][name] = _taken_by(lambda way=convolution: way(windows, weight, padding), seconds)  # type: ignore[misc]
-    for name, derivative in GRADIENTS.items():
-        found["gradient"][name] = _taken_by(lambda way=derivative: way(windows, gradient, kernel), seconds)  # type: ignore[misc]
+    cells = max(1, MEASURED_TOKENS // ((side + size - 1) ** 2 * math.prod(slots)))
+    own = torch.Generator(device).manual_seed(0)  # training's is left alone
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=own, device=device, dtype=dtype)
+
+    weight = noise(*shape)
+    windows, gradient = (noise(cells, *slots, edge, edge, channels) for edge in (side + size - 1, side))
+    work = {
+        "convolution": {
+            name: partial(way, windows, weight, window_padding(kernel)) for name, way in CONVOLUTIONS.items()
+        },
+        "gradient": {name: partial(way, windows, gradient, kernel) for name, way in GRADIENTS.items()},
+    }
+    found = {what: {name: _seconds(way, measure) for name, way in ways.items()} for what, ways in work.items()}
     best = {what: min(times, key=times.__getitem__) for what, times in found.items()}
     return Ways(**best), found
 
 
-def _taken_by(work: Callable[[], Any], seconds: Seconds | None) -> float:
+def _seconds(work: Callable[[], Any], measure: Measure | None) -> float:
     try:
         work()  # compiles
-        return (seconds or _median)(work)
+        return (measure or _median)(work)
     except Exception:  # of the compiler, of its compiler, of the driver: they have no common base
         return math.inf
 
@@ -123,14 +105,20 @@ def _median(work: Callable[[], Any]) -> float:
 
 
 def by_convolution(map_mhwc: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
-    """PyTorch's own; arguments as for `convolve`."""
+    """PyTorch's own, without bias; (M, H, W, C) to (M, H + 2 * padding - k + 1, W + ..., C), contiguous.
+
+    Args:
+        map_mhwc: (M, H, W, C) or (M, T, H, W, C).
+        weight: (C, 1, k, k) or (C, 1, d, k, k).
+        padding: on both sides of each axis of the kernel.
+    """
     operation = F.conv2d if weight.dim() == 4 else F.conv3d
     mixed = operation(map_mhwc.movedim(-1, 1), weight, padding=tuple(padding), groups=len(weight))
     return mixed.movedim(1, -1).contiguous()
 
 
 def shifted(map_mhwc: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
-    """A product of the map and each place of the kernel, summed; arguments as for `convolve`.
+    """A product of the map and each place of the kernel, summed; arguments as for `by_convolution`.
 
     One pass over the memory where torch.compile makes one piece of it, twenty-five where it does not.
     """
@@ -140,7 +128,13 @@ def shifted(map_mhwc: Tensor, weight: Tensor, padding: Sequence[int]) -> Tensor:
 
 
 def by_products(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
-    """One matrix product per channel, of which not all is used; arguments as for `weight_gradient`."""
+    """The weight's gradient, (C, 1, k, k) or (C, 1, d, k, k), by one matrix product a channel, not all of it used.
+
+    Args:
+        windows: (M, e, e, C) or (M, T, e, e, C).
+        gradient: of the convolution's result, (M, s, s, C) or (M, T, s, s, C).
+        kernel: (k, k) or (d, k, k).
+    """
     channels = gradient.shape[-1]
     if len(kernel) == 2:
         return _square_gradient(_columns(windows), _columns(gradient), channels, kernel[-1]).unsqueeze(1)
@@ -159,7 +153,7 @@ def by_products(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Ten
 
 
 def gradient_by_convolution(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
-    """PyTorch's own; arguments as for `weight_gradient`."""
+    """PyTorch's own; arguments as for `by_products`."""
     operation = conv2d_weight if len(kernel) == 2 else conv3d_weight
     channels = gradient.shape[-1]
     windows_mc, gradient_mc = windows.movedim(-1, 1), gradient.movedim(-1, 1)
@@ -168,7 +162,7 @@ def gradient_by_convolution(windows: Tensor, gradient: Tensor, kernel: Sequence[
 
 
 def shifted_gradient(windows: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
-    """For each place of the kernel the product of what it reaches with the gradient; as for `weight_gradient`."""
+    """For each place of the kernel the product of what it reaches with the gradient; arguments as for `by_products`."""
     parts = _parts(windows, kernel, window_padding(kernel))
     sums = torch.stack([(part * gradient).sum(tuple(range(gradient.dim() - 1))) for part in parts])
     return sums.t().reshape(-1, 1, *kernel).to(gradient.dtype)
@@ -185,9 +179,18 @@ def _parts(map_mhwc: Tensor, kernel: Sequence[int], padding: Sequence[int]) -> I
         yield part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
 
 
+def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function as one kernel, for maps of any size; within a model that is compiled it is compiled with that."""
+
+    def run(*arguments: Any) -> Tensor:
+        return (function if torch.compiler.is_compiling() else _compiled(function))(*arguments)
+
+    return run
+
+
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function)
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 def _columns(values: Tensor) -> Tensor:
@@ -219,12 +222,9 @@ def _square_gradient(windows_xm: Tensor, gradient_ym: Tensor, channels: int, ker
     return diagonal.sum((3, 4))
 
 
-CONVOLUTIONS: Mapping[str, Convolution] = {
-    "convolution": by_convolution,
-    "shifted": lambda *arguments: _compiled(shifted)(*arguments),
-}
+CONVOLUTIONS: Mapping[str, Convolution] = {"convolution": by_convolution, "shifted": _fused(shifted)}
 GRADIENTS: Mapping[str, Gradient] = {
     "products": by_products,
     "convolution": gradient_by_convolution,
-    "shifted": lambda *arguments: _compiled(shifted_gradient)(*arguments),
+    "shifted": _fused(shifted_gradient),
 }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.models.depthwise import convolve, flipped, weight_gradient, window_padding
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, ON_A_CPU, Ways, flipped, window_padding
 
 
 class VisibleCells:
@@ -23,13 +23,15 @@ class VisibleCells:
     A map of cells is (M, s, s, C): all cells of the first image, then those of the next, in the order of `kept`.
     """
 
-    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int]) -> None:
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], ways: Ways = ON_A_CPU) -> None:
         """
         Args:
             kept_bk: row-major indices of the visible cells, (B, K) int64, each at most once an image.
             grid_size: (H, W) in cells.
+            ways: to compute the convolution.
         """
         self.kept = kept_bk
+        self.ways = ways
         self.grid_size = grid_size
         batch, cells = len(kept_bk), grid_size[0] * grid_size[1]
         first = torch.arange(batch, device=kept_bk.device)[:, None] * cells
@@ -61,7 +63,9 @@ class VisibleCells:
     def depthwise(self, convolution: nn.Conv2d | nn.Conv3d, cells_mssc: Tensor) -> Tensor:
         """The depthwise convolution of the scattered map, at the visible cells; (M, s, s, C) to the same."""
         weight = convolution.weight.to(cells_mssc.dtype)  # as autocast would
-        mixed: Tensor = _DepthwiseOfCells.apply(cells_mssc, weight, self.windows(cells_mssc, weight.shape[-1]))
+        windows = self.windows(cells_mssc, weight.shape[-1])
+        ways = self.ways.convolution, self.ways.gradient
+        mixed: Tensor = _DepthwiseOfCells.apply(cells_mssc, weight, windows, *ways)
         assert convolution.bias is not None
         return mixed + convolution.bias.to(mixed.dtype)
 
@@ -104,9 +108,9 @@ class VisibleTubes(VisibleCells):
     A map of tubes is (M, T, s, s, C): all slots of the first cell, then those of the next.
     """
 
-    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int]) -> None:
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], ways: Ways = ON_A_CPU) -> None:
         """Arguments as for `VisibleCells`."""
-        super().__init__(kept_bk, grid_size)
+        super().__init__(kept_bk, grid_size, ways)
         self._tube_windows: dict[tuple[int, int, int], Tensor] = {}
 
     def gather(self, map_bthwc: Tensor, side: int) -> Tensor:
@@ -158,21 +162,25 @@ class _DepthwiseOfCells(torch.autograd.Function):
     """Depthwise convolution of visible cells (M, s, s, C) or tubes (M, T, s, s, C), from the window around each."""
 
     @staticmethod
-    def forward(ctx: Any, cells_mssc: Tensor, weight: Tensor, windows: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, cells_mssc: Tensor, weight: Tensor, windows: Tensor, convolution: str, gradient: str
+    ) -> Tensor:
         ctx.save_for_backward(cells_mssc, weight, windows)
-        return convolve(_take(cells_mssc, windows), weight, padding=window_padding(weight.shape[2:]))
+        ctx.convolution, ctx.gradient = convolution, gradient
+        return CONVOLUTIONS[convolution](_take(cells_mssc, windows), weight, window_padding(weight.shape[2:]))
 
     @staticmethod
-    def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient_mssc: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         cells_mssc, weight, windows = ctx.saved_tensors
+        kernel = weight.shape[2:]
         gradient_cells = gradient_weight = None
         if ctx.needs_input_grad[0]:
             # a reaches b by an offset exactly when b reaches a by the opposite one
             reached = _take(gradient_mssc, windows)
-            gradient_cells = convolve(reached, flipped(weight), padding=window_padding(weight.shape[2:]))
+            gradient_cells = CONVOLUTIONS[ctx.convolution](reached, flipped(weight), window_padding(kernel))
         if ctx.needs_input_grad[1]:
-            gradient_weight = weight_gradient(_take(cells_mssc, windows), gradient_mssc, weight.shape[2:])
-        return gradient_cells, gradient_weight, None
+            gradient_weight = GRADIENTS[ctx.gradient](_take(cells_mssc, windows), gradient_mssc, kernel)
+        return gradient_cells, gradient_weight, None, None, None
 
 
 def _take(cells_mssc: Tensor, windows: Tensor) -> Tensor:

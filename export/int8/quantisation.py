@@ -184,20 +184,20 @@ def _keep_small_channels(quantised: onnx.ModelProto, model: onnx.ModelProto, lay
     """
     stored = {tensor.name: tensor for tensor in quantised.graph.initializer}
     sources = {tensor.name: tensor for tensor in model.graph.initializer}
-    readers = {node.input[0]: node for node in quantised.graph.node}
+    readers = {name: node for node in quantised.graph.node for name in node.input[:1]}
     for layer in layers:
         if layer.type != TensorProto.FLOAT16:
             continue
         weight = numpy_helper.to_array(sources[layer.weight]).astype(np.float32)
-        axis = helper.get_node_attr_value(readers[f"{layer.weight}_quantized"], "axis") % weight.ndim
-        others = tuple(place for place in range(weight.ndim) if place != axis)
-        largest = np.abs(weight).max(axis=others, keepdims=True)
-        if largest.min() / LEVELS >= np.finfo(np.float16).tiny:
-            continue
-        scale = np.maximum(largest / LEVELS, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
-        levels = np.clip(np.round(weight / scale.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
         for own in layer.own_weights:
             read = readers[f"{own}_quantized"]
+            axis = helper.get_node_attr_value(read, "axis") % weight.ndim
+            others = tuple(place for place in range(weight.ndim) if place != axis)
+            largest = np.abs(weight).max(axis=others, keepdims=True)
+            if largest.min() / LEVELS >= np.finfo(np.float16).tiny:
+                continue
+            scale = np.maximum(largest / LEVELS, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
+            levels = np.clip(np.round(weight / scale.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
             stored[read.input[0]].CopyFrom(numpy_helper.from_array(levels, read.input[0]))
             stored[read.input[1]].CopyFrom(numpy_helper.from_array(scale.ravel(), read.input[1]))
 

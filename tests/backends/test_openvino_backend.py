@@ -37,7 +37,7 @@ from tests.bundle_factory import (
     open_as,
     write_manifest,
 )
-from tests.conftest import GiveOpenVino, ask_openvino
+from tests.conftest import PLAIN_CPU, GiveOpenVino, ask_openvino
 from tests.media.photo_files import photo
 
 pytest.importorskip("openvino")
@@ -361,3 +361,30 @@ def test_a_graph_that_is_not_the_manifest_s_is_refused_in_one_sentence(
     with pytest.raises(BundleError) as caught:
         OpenVinoBackend(changed(tmp_path, change))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+class RefusingCore:
+    """Of an OpenVINO that lacks an operator."""
+
+    def get_property(self, device: str, name: str) -> Any:
+        return list(PLAIN_CPU)
+
+    def compile_model(self, *_: object) -> None:
+        raise RuntimeError("Errors during ONNX translation: node_GridSample_1716")
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        ("2026.2.1-21919-ede283a88e3", "install OpenVINO 2026.3, the first that runs every file, or use runtime"),
+        ("2026.3.0-22000-0123456789a", "export it again, or use runtime onnxruntime"),
+        ("2027.0.0-23000-0123456789a", "export it again, or use runtime onnxruntime"),
+    ],
+)
+def test_an_openvino_from_before_2026_3_is_to_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, advice: str
+) -> None:
+    monkeypatch.setattr(openvino_backend.import_openvino(), "__version__", version)
+    monkeypatch.setattr(openvino_backend, "openvino_core", RefusingCore)
+    with pytest.raises(BundleError, match=f"OpenVINO {version} cannot load .*GridSample_1716.*; {advice}"):
+        OpenVinoBackend(load_bundle(make_detection_bundle(tmp_path)))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.data_check import DataCheck, SplitCheck
@@ -28,7 +28,8 @@ from convmae_deploy.engine.training_setup import DataChecked, Setup, run_preset,
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import nano
 from convmae_deploy.models.depthwise import Ways
-from convmae_deploy.models.vit import build_encoder
+from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
+from convmae_deploy.models.vit import variant_config
 from tests.engine.updates import Updates
 
 
@@ -54,31 +55,51 @@ def test_fresh_weights_follow_from_the_seed(tmp_path: Path) -> None:
     assert torch.equal(*drawn)
 
 
+SECONDS = {
+    "convolution": {"convolution": 31e-5, "shifted": 1e-4},
+    "gradient": {"products": 2e-4, "shifted": math.inf},
+}
+CHOSEN = (
+    "depthwise convolution of visible cells: shifted (ms: convolution 0.31, shifted 0.1); gradient of its weight: "
+    "products (ms: products 0.2, shifted does not run)"
+)
+
+
+def on_a_gpu(tmp_path: Path, *, main: bool) -> Setup:
+    gpu = SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", is_main_process=main)
+    return Setup(config=config(tmp_path), accelerator=gpu, console=Console(quiet=True))
+
+
 def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured, taken = [], []
+    measured = []
 
-    def measure(weight: Tensor, side: int) -> tuple[Ways, dict[str, dict[str, float]]]:
-        measured.append((weight.device.type, weight.dtype, tuple(weight.shape), side))
-        seconds = {"convolution": 31e-5, "shifted": 1e-4}, {"products": 2e-4, "shifted": math.inf}
-        return Ways("shifted", "products"), dict(zip(("convolution", "gradient"), seconds, strict=True))
+    def measure(*what: Any) -> tuple[Ways, dict[str, dict[str, float]]]:
+        measured.append(what)
+        return Ways("shifted", "products"), SECONDS
 
     monkeypatch.setattr(training_setup, "fastest", measure)
-    monkeypatch.setattr(training_setup, "take", lambda device, ways: taken.append((device.type, ways)))
-    gpu = SimpleNamespace(device=torch.device("meta"), mixed_precision="bf16", is_main_process=True)
-    setup = Setup(config=config(tmp_path), accelerator=gpu, console=Console(quiet=True))
-    setup.choose_depthwise(build_encoder(nano()))
-    assert measured == [("meta", torch.bfloat16, (32, 1, 5, 5), 4)]
-    assert taken == [("meta", Ways("shifted", "products"))]
-    assert setup.choices == [
-        "depthwise convolution of visible cells: shifted (ms: convolution 0.31, shifted 0.1); gradient of its weight: "
-        "products (ms: products 0.2, shifted does not run)"
-    ]
-    setup.choose_depthwise(nn.Linear(2, 1))
+    setup, model = on_a_gpu(tmp_path, main=True), build_pretraining(nano(), PretrainingConfig())
+    setup.choose_depthwise(model, 4)
+    assert measured == [((32, 1, 5, 5), 4, torch.device("cuda"), torch.bfloat16)]
+    assert model.depthwise_ways == Ways("shifted", "products") and setup.choices == [CHOSEN]
+    baseline = build_pretraining(variant_config("vit_nano", None), PretrainingConfig(multi_scale=False))
+    setup.choose_depthwise(baseline, 4)
     setup.accelerator = Accelerator(cpu=True)
-    setup.choose_depthwise(build_encoder(nano()))
+    setup.choose_depthwise(build_pretraining(nano(), PretrainingConfig()), 4)
     assert len(measured) == 1
+
+
+def test_other_processes_take_what_the_main_one_has_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_the_main_process(values: list[Any]) -> None:
+        values[:] = [Ways("shifted", "convolution"), SECONDS]
+
+    monkeypatch.setattr(training_setup, "fastest", lambda *_: pytest.fail("only the main process measures"))
+    monkeypatch.setattr(training_setup, "broadcast_object_list", from_the_main_process)
+    model = build_pretraining(nano(), PretrainingConfig())
+    on_a_gpu(tmp_path, main=False).choose_depthwise(model, 4)
+    assert model.depthwise_ways == Ways("shifted", "convolution")
 
 
 def test_what_was_chosen_stands_in_the_run_folder(tmp_path: Path) -> None:

@@ -8,19 +8,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from convmae_deploy.models import depthwise
-from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, Ways, convolve, fastest, take, weight_gradient
+from convmae_deploy.models.depthwise import (
+    CONVOLUTIONS,
+    GRADIENTS,
+    Ways,
+    fastest,
+    shifted,
+    shifted_gradient,
+    window_padding,
+)
 from tests.original_files import relative_error
 
 KERNELS = [((5, 5), 4), ((7, 7), 2), ((9, 9), 1), ((3, 5, 5), 4), ((1, 5, 5), 2), ((5, 3, 3), 1)]  # and the side
 CHANNELS, CELLS, SLOTS = 6, 5, 4
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing compiled: what a compiler makes of the same sums is for a device to show."""
-    monkeypatch.setattr(depthwise, "_taken", {})
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler makes of the same sums is for a device to show."""
     monkeypatch.setattr(depthwise, "_compiled", lambda function: function)
 
 
@@ -28,9 +37,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def case(kernel: tuple[int, ...], side: int) -> tuple[Tensor, Tensor, Tensor]:
+def case(kernel: tuple[int, ...], side: int, cells: int = CELLS) -> tuple[Tensor, Tensor, Tensor]:
     """Windows, a weight, and a gradient of what comes out."""
-    outer = (CELLS,) if len(kernel) == 2 else (CELLS, SLOTS)
+    outer = (cells,) if len(kernel) == 2 else (cells, SLOTS)
     extent = side + kernel[-1] - 1
     windows, gradient = noise(*outer, extent, extent, CHANNELS), noise(*outer, side, side, CHANNELS, seed=1)
     return windows, noise(CHANNELS, 1, *kernel, seed=2), gradient
@@ -45,13 +54,29 @@ def literally(windows: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor
 
 
 @pytest.mark.parametrize(("kernel", "side"), KERNELS)
-@pytest.mark.parametrize("ways", [Ways(way, gradient) for way in CONVOLUTIONS for gradient in GRADIENTS])
-def test_every_way_gives_the_numbers_of_pytorch(ways: Ways, kernel: tuple[int, ...], side: int) -> None:
+def test_every_way_gives_the_numbers_of_pytorch(kernel: tuple[int, ...], side: int) -> None:
     windows, weight, gradient = case(kernel, side)
-    take(windows.device, ways)
     mixed, derivative = literally(windows, weight, gradient)
-    assert relative_error(convolve(windows, weight, depthwise.window_padding(kernel)), mixed) < 1e-12
-    assert relative_error(weight_gradient(windows, gradient, kernel), derivative) < 1e-12
+    for name, convolve in CONVOLUTIONS.items():
+        assert relative_error(convolve(windows, weight, window_padding(kernel)), mixed) < 1e-12, name
+    for name, differentiate in GRADIENTS.items():
+        assert relative_error(differentiate(windows, gradient, kernel), derivative) < 1e-12, name
+
+
+@pytest.mark.parametrize(("kernel", "side"), [((5, 5), 4), ((3, 5, 5), 4)])
+def test_shifted_products_are_one_graph_whatever_the_size(kernel: tuple[int, ...], side: int) -> None:
+    """A compiler that cannot make one of them raises; the device's own is for the device."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    convolve, differentiate = (
+        torch.compile(each, backend=counter, dynamic=True, fullgraph=True) for each in (shifted, shifted_gradient)
+    )
+    for cells in (11, 14):  # none of the other sizes, which would be taken for the same one
+        windows, weight, gradient = case(kernel, side, cells)
+        mixed, derivative = literally(windows, weight, gradient)
+        assert relative_error(convolve(windows, weight, window_padding(kernel)), mixed) < 1e-12
+        assert relative_error(differentiate(windows, gradient, kernel), derivative) < 1e-12
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("way", CONVOLUTIONS)
@@ -86,9 +111,8 @@ def clock(*seconds: float) -> Callable[[Callable[[], Any]], float]:
 @pytest.mark.parametrize(("kernel", "side"), [((5, 5), 4), ((3, 5, 5), 4)])
 def test_the_fastest_are_found(kernel: tuple[int, ...], side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
-    weight = case(kernel, side)[1]
     before = torch.get_rng_state()
-    ways, found = fastest(weight, side, clock(0.3, 0.1, 0.2, 0.5, 0.4))
+    ways, found = fastest((CHANNELS, 1, *kernel), side, CPU, torch.float32, clock(0.3, 0.1, 0.2, 0.5, 0.4))
     assert torch.equal(torch.get_rng_state(), before)
     assert ways == Ways("shifted", "products")
     assert found == {
@@ -103,13 +127,6 @@ def test_a_way_that_does_not_run_here_is_not_taken(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(depthwise, "_compiled", lambda _: no_compiler)
     monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
-    ways, found = fastest(case((5, 5), 4)[1], 4, clock(0.3, 0.5, 0.2))
+    ways, found = fastest((CHANNELS, 1, 5, 5), 4, CPU, torch.float32, clock(0.3, 0.5, 0.2))
     assert ways == Ways("convolution", "convolution")
     assert found["convolution"]["shifted"] == found["gradient"]["shifted"] == math.inf
-
-
-def test_devices_that_were_not_measured_take_what_a_cpu_is_fast_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    take(torch.device("cuda"), Ways("shifted", "shifted"))
-    monkeypatch.setattr(depthwise, "_compiled", lambda _: pytest.fail("the way of another device"))
-    windows, weight, gradient = case((5, 5), 4)
-    convolve(windows, weight), weight_gradient(windows, gradient, (5, 5))

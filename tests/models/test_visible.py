@@ -1,11 +1,15 @@
 """Maps of visible cells: to whole maps and back, and the convolution that looks at neighbours."""
 
+from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from convmae_deploy.models import depthwise as depthwise_module
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, Ways
 from convmae_deploy.models.visible import VisibleCells, VisibleTubes
 from tests.original_files import relative_error
 
@@ -188,3 +192,30 @@ def test_tubes_are_the_cells_of_every_slot() -> None:
     for slot in range(3):
         assert torch.equal(gathered[:, slot], cells.gather(video[:, slot], 4))
         assert torch.equal(tubes.scatter(gathered)[:, slot], cells.scatter(gathered[:, slot]))
+
+
+def test_the_ways_that_are_given_compute_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def noted(name: str, way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*given: Any) -> Tensor:
+            used.append(name)
+            return way(*given)
+
+        return run
+
+    monkeypatch.setitem(CONVOLUTIONS, "shifted", noted("shifted", CONVOLUTIONS["shifted"]))
+    monkeypatch.setitem(GRADIENTS, "convolution", noted("convolution", GRADIENTS["convolution"]))
+    monkeypatch.setattr(depthwise_module, "_compiled", lambda function: function)
+    convolution, cells = depthwise(5), noise(4, 2, 2, CHANNELS).requires_grad_()
+    kept = torch.tensor([[0, 1], [2, 0]])
+    results = [
+        VisibleCells(kept, (1, 3), *ways).depthwise(convolution, cells)
+        for ways in ((), (Ways("shifted", "convolution"),))
+    ]
+    assert used == ["shifted"]
+    found, expected = (gradients(result, convolution, cells) for result in reversed(results))
+    assert used == ["shifted", "shifted", "convolution"]
+    assert relative_error(*reversed(results)) <= TOLERANCE
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) <= TOLERANCE, name
