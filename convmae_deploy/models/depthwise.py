@@ -179,18 +179,29 @@ def _parts(map_mhwc: Tensor, kernel: Sequence[int], padding: Sequence[int]) -> I
         yield part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
 
 
-def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function as one kernel, for maps of any size; within a model that is compiled it is compiled with that."""
+def _fused(function: Callable[..., Tensor], counted: int) -> Callable[..., Tensor]:
+    """The function as one kernel for any number of maps; within a model that is compiled it is compiled with that.
+
+    Args:
+        function: of tensors and a size.
+        counted: how many of its arguments begin with the number of maps.
+    """
 
     def run(*arguments: Any) -> Tensor:
-        return (function if torch.compiler.is_compiling() else _compiled(function))(*arguments)
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        for maps in arguments[:counted]:
+            torch._dynamo.maybe_mark_dynamic(maps, 0)
+        with torch.autocast(arguments[0].device.type, enabled=False):  # else it is compiled for both
+            return _compiled(function)(*arguments)
 
     return run
 
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    # sizes of the other axes are few, and a kernel for any of them takes minutes to make
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _columns(values: Tensor) -> Tensor:
@@ -222,9 +233,9 @@ def _square_gradient(windows_xm: Tensor, gradient_ym: Tensor, channels: int, ker
     return diagonal.sum((3, 4))
 
 
-CONVOLUTIONS: Mapping[str, Convolution] = {"convolution": by_convolution, "shifted": _fused(shifted)}
+CONVOLUTIONS: Mapping[str, Convolution] = {"convolution": by_convolution, "shifted": _fused(shifted, 1)}
 GRADIENTS: Mapping[str, Gradient] = {
     "products": by_products,
     "convolution": gradient_by_convolution,
-    "shifted": _fused(shifted_gradient),
+    "shifted": _fused(shifted_gradient, 2),
 }
