@@ -18,10 +18,9 @@ from benchmarks.dense_masked import DenseMaskedPretraining
 from benchmarks.dense_masked_video import DenseMaskedVideo, plain_depthwise
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import keep_freed_memory, peak_memory_bytes
-from convmae_deploy.models.convmae import PATCH_SIZE, STRIDES, ConvMAEConfig
-from convmae_deploy.models.depthwise import MEASURED_WEIGHT, fastest
+from convmae_deploy.models.convmae import PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.models.masking import draw_noise, keep_lowest, keep_tubes
-from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
+from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining, fastest_ways
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import (
     VideoPretraining,
@@ -116,14 +115,13 @@ class Bench:
         model = models[name].to(workload.device)
         if isinstance(model, ConvMAEPretraining | VideoPretraining) and workload.device == "cuda":  # as training does
             dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float32
-            shape = model.get_parameter(MEASURED_WEIGHT).shape
-            model.depthwise_ways, _ = fastest(shape, PATCH_SIZE // STRIDES[0], torch.device("cuda"), dtype)
+            model.depthwise_ways, _ = fastest_ways(model, PATCH_SIZE, torch.device("cuda"), dtype)
         self._model = torch.compile(model, backend=workload.compiler) if workload.compiled else model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, fused=video or name != DENSE)
         frames = () if workload.frames is None else (workload.frames,)
-        size = (workload.batch_size, 3, *frames, *workload.encoder.image_size)
-        self._images = torch.randn(size, generator=torch.Generator().manual_seed(SEED)).to(workload.device)
+        shape = (workload.batch_size, 3, *frames, *workload.encoder.image_size)
+        self._images = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).to(workload.device)
 
     def draw_masks(self, turn: int) -> Tensor:
         """Visible cells (B, K) of a round, others each round."""

@@ -38,7 +38,6 @@ from convmae_deploy.engine.training_config import RunConfig, check_at_least
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup, run_preset
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import STRIDES
 from convmae_deploy.models.masking import MASKING
 from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining
 from convmae_deploy.models.vit import PhotoVariant, variant_config
@@ -190,7 +189,7 @@ def prepare(config: PretrainConfig) -> TrainingLoop:
     model = build_pretraining(record.model, record.pretraining)
     model.set_grad_checkpointing(config.grad_checkpointing)
     if config.model.masked_convolution:
-        setup.choose_depthwise(model, masking.cell_size // STRIDES[0])
+        setup.choose_depthwise(model, masking.cell_size)
     run = setup.begin(record, model, build_adamw(model, config.optimisation), source, facts)
     recipe = ReconstructionRecipe(
         config=config,

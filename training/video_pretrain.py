@@ -30,7 +30,7 @@ from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup, run_preset
 from convmae_deploy.engine.video import VideoTrainingConfig
 from convmae_deploy.media.video_file import import_av
-from convmae_deploy.models.convmae import PATCH_SIZE, STRIDES
+from convmae_deploy.models.convmae import PATCH_SIZE
 from convmae_deploy.models.masking import keep_tubes
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import (
@@ -128,7 +128,7 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     fresh = build_video_pretraining(record.model, config.video, config.model)
     model = config.started(fresh, record.model, setup.console)
     optimizer = build_adamw(model, config.optimisation)
-    setup.choose_depthwise(model, PATCH_SIZE // STRIDES[0])
+    setup.choose_depthwise(model, PATCH_SIZE)
     run = setup.begin(record, model, optimizer, source, {"train_videos": len(videos)})
     picture = partial(last_clips, preprocessing=record.preprocessing)
     recipe = ReconstructionRecipe(config=config, run=run, console=setup.console, choose=choose, picture=picture)

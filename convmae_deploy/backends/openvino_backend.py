@@ -31,7 +31,7 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 _TYPES = {"float32": "f32", "int64": "i64", "uint8": "u8"}  # as OpenVINO calls them
 _PRECISION_HINTS: dict[ComputePrecision, str] = {"fp32": "f32", "bf16": "bf16"}
 _AS_IN_GRAPH = "dynamic"  # a precision hint; with "f32" it computes float16 graphs in float32
-_RUNS_ALL = (2026, 3)  # before it, GridSample of opset 20 (detectors) is unknown, before 2024.3 more
+_RUNS_ALL = (2026, 3)  # the first version; those before know no GridSample of opset 20, which detectors have
 _CAPABILITIES: dict[Precision, str] = {
     "fp32": "FP32",
     "fp16": "FP16",
@@ -216,9 +216,7 @@ def _compile(core: Any, path: Path, settings: dict[str, Any], version: str) -> A
         reason = " ".join(str(error).split())
         old = tuple(map(int, version.split(".")[:2])) < _RUNS_ALL
         advice = "install OpenVINO 2026.3, the first that runs every file" if old else "export it again"
-        raise BundleError(
-            f"OpenVINO {version} cannot load {path} ({reason}); {advice}, or use runtime onnxruntime"
-        ) from error
+        raise BundleError(f"OpenVINO {version} cannot load {path} ({reason}); {advice}") from error
 
 
 def _problem(device: Device, precision: Precision) -> str | None:

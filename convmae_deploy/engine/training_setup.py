@@ -30,8 +30,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.depthwise import MEASURED_WEIGHT, fastest
-from convmae_deploy.models.pretraining import ConvMAEPretraining
+from convmae_deploy.models.pretraining import ConvMAEPretraining, fastest_ways
 from convmae_deploy.models.video_pretraining import VideoPretraining
 from convmae_deploy.models.vit import ViT
 from convmae_deploy.printing import printable
@@ -132,12 +131,12 @@ class Setup:
             samples, sampler, workers=self.config.run.workers, pin_memory=self.pin_memory, collate=collate
         )
 
-    def choose_depthwise(self, model: ConvMAEPretraining | VideoPretraining, side: int) -> None:
+    def choose_depthwise(self, model: ConvMAEPretraining | VideoPretraining, cell_size: int) -> None:
         """On a GPU measures the ways to convolve visible cells; all processes take the main one's fastest.
 
         Args:
             model: that is to be pretrained, on any device; one without convolutions has nothing to choose.
-            side: tokens of stage 1 along the side of a cell.
+            cell_size: pixels along the side of what a mask hides.
         """
         device = self.accelerator.device
         if device.type != "cuda" or isinstance(model.encoder, ViT):
@@ -145,7 +144,7 @@ class Setup:
         chosen: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             dtype = AUTOCAST.get(self.accelerator.mixed_precision, torch.float32)
-            chosen[:] = fastest(model.get_parameter(MEASURED_WEIGHT).shape, side, device, dtype)
+            chosen[:] = fastest_ways(model, cell_size, device, dtype)
         broadcast_object_list(chosen)
         model.depthwise_ways, seconds = chosen
         self.choices.append(ways_in_words(model.depthwise_ways, seconds))

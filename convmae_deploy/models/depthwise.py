@@ -37,7 +37,6 @@ class Ways:
 
 
 ON_A_CPU = Ways()
-MEASURED_WEIGHT = "encoder.blocks1.0.attn.weight"  # of a pretraining model, where most tokens are
 
 
 def flipped(weight: Tensor) -> Tensor:

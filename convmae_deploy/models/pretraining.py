@@ -19,6 +19,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import Attention
 from convmae_deploy.models.convmae import (
     PATCH_SIZE,
+    STRIDES,
     TRANSFORMER_NORM_EPS,
     ConvMAE,
     ConvMAEConfig,
@@ -26,7 +27,7 @@ from convmae_deploy.models.convmae import (
     run_blocks,
 )
 from convmae_deploy.models.convolution import strided_convolution
-from convmae_deploy.models.depthwise import ON_A_CPU
+from convmae_deploy.models.depthwise import ON_A_CPU, Ways, fastest
 from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.positions import resize_position_embedding, sincos_position_embedding
@@ -246,6 +247,21 @@ def build_pretraining(config: ConvMAEConfig, pretraining: PretrainingConfig) -> 
         masked_convolution=pretraining.masked_convolution,
         norm_pix_loss=pretraining.norm_pix_loss,
     )
+
+
+def fastest_ways(
+    model: nn.Module, cell_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Ways, dict[str, dict[str, float]]]:
+    """The fastest ways to convolve a pretraining model's visible cells; see `models.depthwise.fastest`.
+
+    Args:
+        model: for photos or videos, with convolutions; its first one is measured, where most tokens are.
+        cell_size: pixels along the side of what a mask hides.
+        device: to measure on, whatever the model is on.
+        dtype: that the convolution is computed in.
+    """
+    shape = model.get_parameter("encoder.blocks1.0.attn.weight").shape
+    return fastest(shape, cell_size // STRIDES[0], device, dtype)
 
 
 def initialise_pretraining(model: nn.Module, last_patch_embedding: nn.Conv2d, mask_token: nn.Parameter) -> None:

@@ -376,9 +376,9 @@ class RefusingCore:
 @pytest.mark.parametrize(
     ("version", "advice"),
     [
-        ("2026.2.1-21919-ede283a88e3", "install OpenVINO 2026.3, the first that runs every file, or use runtime"),
-        ("2026.3.0-22000-0123456789a", "export it again, or use runtime onnxruntime"),
-        ("2027.0.0-23000-0123456789a", "export it again, or use runtime onnxruntime"),
+        ("2026.2.1-21919-ede283a88e3", "install OpenVINO 2026.3, the first that runs every file"),
+        ("2026.3.0-22000-0123456789a", "export it again"),
+        ("2027.0.0-23000-0123456789a", "export it again"),
     ],
 )
 def test_an_openvino_from_before_2026_3_is_to_be_renewed(
@@ -386,5 +386,5 @@ def test_an_openvino_from_before_2026_3_is_to_be_renewed(
 ) -> None:
     monkeypatch.setattr(openvino_backend.import_openvino(), "__version__", version)
     monkeypatch.setattr(openvino_backend, "openvino_core", RefusingCore)
-    with pytest.raises(BundleError, match=f"OpenVINO {version} cannot load .*GridSample_1716.*; {advice}"):
+    with pytest.raises(BundleError, match=f"OpenVINO {version} cannot load .*GridSample_1716.*; {advice}$"):
         OpenVinoBackend(load_bundle(make_detection_bundle(tmp_path)))

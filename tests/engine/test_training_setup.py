@@ -26,6 +26,7 @@ from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import DataChecked, Setup, run_preset, run_training, with_run_so_far
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models import pretraining
 from convmae_deploy.models.convmae import nano
 from convmae_deploy.models.depthwise import Ways
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
@@ -79,15 +80,15 @@ def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
         measured.append(what)
         return Ways("shifted", "products"), SECONDS
 
-    monkeypatch.setattr(training_setup, "fastest", measure)
+    monkeypatch.setattr(pretraining, "fastest", measure)
     setup, model = on_a_gpu(tmp_path, main=True), build_pretraining(nano(), PretrainingConfig())
-    setup.choose_depthwise(model, 4)
+    setup.choose_depthwise(model, 16)
     assert measured == [((32, 1, 5, 5), 4, torch.device("cuda"), torch.bfloat16)]
     assert model.depthwise_ways == Ways("shifted", "products") and setup.choices == [CHOSEN]
     baseline = build_pretraining(variant_config("vit_nano", None), PretrainingConfig(multi_scale=False))
-    setup.choose_depthwise(baseline, 4)
+    setup.choose_depthwise(baseline, 16)
     setup.accelerator = Accelerator(cpu=True)
-    setup.choose_depthwise(build_pretraining(nano(), PretrainingConfig()), 4)
+    setup.choose_depthwise(build_pretraining(nano(), PretrainingConfig()), 16)
     assert len(measured) == 1
 
 
@@ -95,10 +96,10 @@ def test_other_processes_take_what_the_main_one_has_measured(tmp_path: Path, mon
     def from_the_main_process(values: list[Any]) -> None:
         values[:] = [Ways("shifted", "convolution"), SECONDS]
 
-    monkeypatch.setattr(training_setup, "fastest", lambda *_: pytest.fail("only the main process measures"))
+    monkeypatch.setattr(pretraining, "fastest", lambda *_: pytest.fail("only the main process measures"))
     monkeypatch.setattr(training_setup, "broadcast_object_list", from_the_main_process)
     model = build_pretraining(nano(), PretrainingConfig())
-    on_a_gpu(tmp_path, main=False).choose_depthwise(model, 4)
+    on_a_gpu(tmp_path, main=False).choose_depthwise(model, 16)
     assert model.depthwise_ways == Ways("shifted", "convolution")
 
 
