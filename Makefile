@@ -21,7 +21,7 @@ serve: .venv/.serve
 test: .venv/.dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL)
 
-# What a person runs while working: everything but the tests that take seconds (servers, browsers, exports, training).
+# What a person runs while working: everything but the tests that take a moment (servers, browsers, exports, training).
 quick: .venv/.dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PARALLEL) -m 'not slow'
 

@@ -16,6 +16,7 @@ GiveOpenVino = Callable[..., None]
 ask_openvino = openvino_backend.openvino_capabilities  # the function itself, which tests replace
 # Fixtures whose first use takes seconds: a server, a browser, a traced model, an interpreter with torch in it.
 SLOW_FIXTURES = {
+    "any_size",
     "exported",
     "graph",
     "locked_server",

@@ -41,6 +41,7 @@ def convmae(*arguments: str | Path) -> int:
     return caught.value.code
 
 
+@pytest.mark.slow
 def test_predictions_are_one_json_object_a_photo_in_order(bundle: Path, photos: Path) -> None:
     files = [str(photos / name) for name in ("b.png", "a.jpg")]
     command = [sys.executable, "-m", "convmae_deploy.cli", "predict", str(bundle), *files, "--top-k", "2", "--json"]
@@ -88,6 +89,7 @@ def test_a_large_photo_is_halved_or_refused_or_whole(
     assert "predictions" in lines[1] and "predictions" in lines[2]
 
 
+@pytest.mark.slow
 def test_an_explanation_is_a_picture_with_its_numbers_beside_it(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +108,7 @@ def test_an_explanation_is_a_picture_with_its_numbers_beside_it(
     assert {file.name for file in picture.parent.glob("*.png")} == {"map.png", "map.0.png", "map.1.png"}
 
 
+@pytest.mark.slow
 def test_several_photos_are_explained_in_a_folder_or_in_a_table(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_wrong_request_is_one_sentence_with_status_2(
     assert not list(tmp_path.glob("x.*"))
 
 
+@pytest.mark.slow
 def test_features_of_a_folder_are_written_with_the_names_of_its_photos(
     bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -262,6 +266,7 @@ def test_parquet_without_pyarrow_is_refused_before_any_work(
     assert "pip install '.[parquet]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_info_shows_the_whole_bundle(bundle: Path) -> None:
     command = [sys.executable, "-m", "convmae_deploy.cli", "info", str(bundle)]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -310,6 +315,7 @@ def test_info_says_how_a_detector_and_a_segmenter_see_a_photo(
         assert words in output
 
 
+@pytest.mark.slow
 def test_openvino_predicts_writes_features_and_is_shown(
     bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def created(folder: Path, **arguments: Any) -> Any:
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments).eval()
 
 
+@pytest.mark.slow
 def test_timm_and_this_project_read_the_same_classifier(run: Path, published: Path) -> None:
     expected, _ = load_classifier(run)
     native, record = load_classifier(published)
@@ -111,6 +112,7 @@ def test_timm_and_this_project_read_the_same_classifier(run: Path, published: Pa
     assert created(published).pretrained_cfg["label_names"] == list(CLASSES)
 
 
+@pytest.mark.slow
 def test_programs_take_the_folder_as_it_is(published: Path, run: Path) -> None:
     task = open_task(published, None)
     assert (task.task, task.record.classes) == ("classification", CLASSES)
@@ -122,6 +124,7 @@ def test_programs_take_the_folder_as_it_is(published: Path, run: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_timm_s_transform_is_ours(run: Path, tmp_path: Path) -> None:
     record, state = read_checkpoint(run)
     save_checkpoint(tmp_path / "own", state, record.model_copy(update={"preprocessing": PREPROCESSING}))
@@ -133,6 +136,7 @@ def test_timm_s_transform_is_ours(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(transform(photo), torch.from_numpy(preprocess(photo, PREPROCESSING)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["features", "pretraining"])
 def test_an_encoder_is_published_without_a_head(kind: Any, tmp_path: Path) -> None:
     pretraining = PretrainingConfig(decoder_width=32, decoder_depth=1, decoder_heads=2)
@@ -186,6 +190,7 @@ def test_what_stands_in_a_checkpoint_is_no_markup_in_the_card(published: Path) -
     assert "    note: \\x1b[2J\\n# a heading, <b>markup</b>\n" in text and "\x1b" not in text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_names_no_epoch_has_no_scores(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "best", tmp_path / "alone")  # without the run around it
     for source, stated in ((run / "last", "None were recorded."), (tmp_path / "alone", "See `validation` below.")):
@@ -194,6 +199,7 @@ def test_a_checkpoint_that_names_no_epoch_has_no_scores(run: Path, tmp_path: Pat
         assert "model-index" not in card.data.to_dict() and stated in card.text
 
 
+@pytest.mark.slow
 def test_a_run_whose_description_holds_other_things_is_published_without_them(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     descriptions: tuple[Any, ...] = (
@@ -322,6 +328,7 @@ def hub_model(entry: str, *arguments: Any, **options: Any) -> Any:
     return load(str(ROOT), entry, *arguments, source="local", **options)
 
 
+@pytest.mark.slow
 def test_torch_hub_makes_every_variant() -> None:
     with torch.device("meta"):
         for name, build in MODELS.items():
@@ -331,6 +338,7 @@ def test_torch_hub_makes_every_variant() -> None:
     assert pyramid.feature_info.reduction() == [4, 8, 16, 32]
 
 
+@pytest.mark.slow
 def test_torch_hub_opens_runs_and_hub_folders(run: Path, published: Path, tmp_path: Path) -> None:
     expected, _ = load_classifier(run)
     record = CheckpointRecord(kind="features", variant="nano", model=CONFIG)

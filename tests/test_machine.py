@@ -34,6 +34,7 @@ def mapped_pages(mode: str) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_new_pages_where_a_program_asks_for_that() -> None:
     kept = mapped_pages("kept")
     assert kept[0] > 10 * max(kept[1:])
@@ -45,6 +46,7 @@ def test_there_is_a_core() -> None:
     assert available_cores() >= 1
 
 
+@pytest.mark.slow
 def test_the_most_memory_stays_after_it_is_freed_and_is_not_that_of_the_parent() -> None:
     before = peak_memory_bytes()
     held = np.ones(300 * 2**20, np.uint8)

@@ -73,12 +73,14 @@ def test_the_checker_sees_what_native_code_looks_up_and_connects_to(watch: Watch
     assert all("INJECTED" in call for call in watched.attempts)  # nothing has left
 
 
+@pytest.mark.slow
 @needs_checker
 def test_what_a_user_has_set_stays_and_the_checker_sees_what_onnx_runtime_then_leaves(watch: Watch) -> None:
     watched = watch.run("-m", "convmae_deploy.cli", "info", SHIPPED, settings={"ORT_DISABLE_TELEMETRY": "0"})
     assert [file for file in watched.at_home if "onnxruntime" in file]
 
 
+@pytest.mark.slow
 @needs_checker
 def test_the_checker_sees_what_openvino_leaves_without_our_import(watch: Watch) -> None:
     pytest.importorskip("openvino_telemetry")

@@ -118,6 +118,7 @@ def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pyt
     assert len(predictions) == 3 and predictions[0].label == "golf_ball" and 0.91 < predictions[0].score < 0.925
 
 
+@pytest.mark.slow
 def test_the_block_about_timm_prints_what_its_comment_says(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(python_blocks("training/README.md")[0], "README.md", "exec"), {})
     assert capsys.readouterr().out == "[4, 8, 16, 32]\n"

@@ -72,6 +72,7 @@ def test_every_variant_is_listed_and_none_has_weights_of_its_own() -> None:
     assert timm.list_models("convmae_*", pretrained=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MODELS))
 def test_features_only_gives_a_pyramid_of_strides_4_8_16_32(name: str) -> None:
     with torch.device("meta"):
@@ -105,6 +106,7 @@ def test_out_indices_choose_among_the_maps_and_no_head_is_left() -> None:
     assert not [name for name, _ in model.named_parameters() if "head" in name or "fc_norm" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_meta_device")
 def test_classifier_arguments_arrive() -> None:
     model = created(
@@ -135,6 +137,7 @@ def test_what_convmae_cannot_be_is_refused_in_one_sentence(arguments: dict[str, 
         created("convmae_nano", **arguments)
 
 
+@pytest.mark.slow
 def test_weights_of_our_checkpoint_load_through_timm(tmp_path: Path) -> None:
     model = trained(num_classes=4)
     record = CheckpointRecord(kind="classification", variant="nano", model=MODELS["nano"](), classes=tuple("abcd"))
@@ -149,6 +152,7 @@ def test_weights_of_our_checkpoint_load_through_timm(tmp_path: Path) -> None:
         assert torch.equal(loaded(IMAGES), expected)
 
 
+@pytest.mark.slow
 def test_published_weights_give_the_same_numbers(folder: Path) -> None:
     expected = trained(num_classes=5, img_size=(64, 96))
     loaded = created(f"local-dir:{folder}", pretrained=True).eval()
@@ -161,6 +165,7 @@ def test_published_weights_give_the_same_numbers(folder: Path) -> None:
             assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_published_weights_are_resized_for_another_image_size(folder: Path) -> None:
     loaded = created(f"local-dir:{folder}", pretrained=True, img_size=160)
     stored = trained(num_classes=5, img_size=(64, 96)).encoder.pos_embed
@@ -181,6 +186,7 @@ def test_positions_of_a_size_that_nobody_states_are_taken_for_a_square_or_refuse
         created("convmae_nano", num_classes=5, pretrained=True, pretrained_cfg_overlay=weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_published_weights_are_adapted_to_other_channels_as_timm_does(folder: Path, channels: int) -> None:
     loaded = created(f"local-dir:{folder}", pretrained=True, in_chans=channels)
@@ -204,6 +210,7 @@ def test_what_was_changed_after_the_model_was_made_is_saved_with_it(tmp_path: Pa
         assert torch.equal(loaded(IMAGES), model(IMAGES))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("on_meta_device")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_zoo_describes_itself_as_timm_s_models_do(name: str) -> None:

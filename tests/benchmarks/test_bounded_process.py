@@ -19,6 +19,7 @@ def test_a_command_that_ends_is_described_and_its_output_kept(tmp_path: Path) ->
     assert not outcome.timed_out and not outcome.ran_out_of_memory
 
 
+@pytest.mark.slow
 @needs_linux
 def test_the_memory_of_the_largest_moment_is_told_whatever_this_process_has() -> None:
     mine = bytearray(600_000_000)

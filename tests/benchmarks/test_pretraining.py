@@ -121,6 +121,7 @@ def test_all_contenders_of_a_round_have_the_same_masks_and_the_next_round_has_ot
     assert not torch.equal(visible.draw_masks(3), visible.draw_masks(4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_decoder")
 def test_visible_cells_and_the_dense_masked_step_learn_the_same_from_the_same_start() -> None:
     visible, dense, unmasked = (Bench(SMALL, name) for name in (VISIBLE, DENSE, UNMASKED))
@@ -138,6 +139,7 @@ def test_a_fast_contender_with_another_loss_is_refused() -> None:
         check_losses(contenders, "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_figures_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     config = PretrainingBenchmark(**TINY, image_size=(64, 32))
@@ -154,6 +156,7 @@ def test_figures_are_printed_as_a_table(capsys: pytest.CaptureFixture[str]) -> N
     assert visible.speed_against_dense == pytest.approx(dense.step_ms / visible.step_ms)
 
 
+@pytest.mark.slow
 def test_the_encoder_alone_has_a_loss_that_masks_and_updates_change() -> None:
     bench = Bench(replace(SMALL, encoder=replace(SMALL.encoder, image_size=(64, 64)), frames=2), VISIBLE_ENCODER)
     assert bench.loss(0) != pytest.approx(bench.loss(1), rel=1e-3)

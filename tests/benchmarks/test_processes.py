@@ -5,9 +5,12 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from benchmarks.processes import descriptors, family, memory, threads
 
 
+@pytest.mark.slow
 def test_a_process_is_counted_with_all_that_it_has_started() -> None:
     alone = (memory(os.getpid()), descriptors(os.getpid()), threads(os.getpid()))
     read, write = os.pipe()

@@ -69,6 +69,7 @@ def test_both_heads_are_switched() -> None:
     assert not torch.equal(masks_changed["masks"], ours["masks"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_both_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = make_coco_folder(tmp_path / "things")
     run = detector_run(tmp_path / "run", ("red thing", "blue thing"))

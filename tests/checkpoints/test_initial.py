@@ -89,6 +89,7 @@ def test_the_encoder_of_an_original_file_comes_without_the_norm(tmp_path: Path) 
     assert not any(line.startswith("wrote ") for line in report)
 
 
+@pytest.mark.slow
 def test_an_original_pretraining_file_gives_the_model_of_its_import(tmp_path: Path) -> None:
     source = nano_pretraining_file(tmp_path / "a.pth")
     import_original(source, tmp_path / "imported")

@@ -84,6 +84,7 @@ def random_detector(dense: DenseConfig, config: DetectorConfig, num_classes: int
     return model
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("dense", "heads"), [(SHARED, FPN), (DECOMPOSED, SIMPLE)], ids=["fpn", "simple"])
 def test_an_imported_detector_computes_what_its_source_did(

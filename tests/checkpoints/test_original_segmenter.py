@@ -68,6 +68,7 @@ def test_an_imported_segmenter_computes_what_its_source_did(tmp_path: Path) -> N
     assert len(dropped) == 2 and all("relative_position_index: it follows from the size" in line for line in dropped)
 
 
+@pytest.mark.slow
 def test_classes_without_usable_names_are_numbered(tmp_path: Path) -> None:
     state = segmentation_state(random_segmenter())
     metas: tuple[dict[str, object], ...] = ({}, {"CLASSES": None}, {"CLASSES": ["wall"]}, {"CLASSES": [1, 2, 3]})

@@ -79,6 +79,7 @@ def test_another_program_that_does_as_the_steps_say_conforms(
     assert "It conforms: 5 of 5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistakes", "words", "photos"),
     [
@@ -104,6 +105,7 @@ def test_a_deliberate_mistake_is_named_with_the_photos_that_show_it(
     assert photos in line
 
 
+@pytest.mark.slow
 def test_two_mistakes_at_once_are_both_named(bundle: Path) -> None:
     loaded, kit = load_bundle(bundle), kit_of(bundle)
     found = {item.photo.name: client(item.photo.content, bgr=True, orientation=False).numpy() for item in kit}
@@ -112,6 +114,7 @@ def test_two_mistakes_at_once_are_both_named(bundle: Path) -> None:
     assert both == Mistakes("the EXIF orientation is ignored", "", "the channels are in the order B, G, R")
 
 
+@pytest.mark.slow
 def test_every_mistake_with_a_letterbox_is_told_from_the_others(tmp_path: Path) -> None:
     loaded = load_bundle(with_kit(make_detection_bundle(tmp_path / "bundle")))
     (item, *_) = kit = [item for item in read_kit(loaded) if item.photo.name == "orientation"]
@@ -145,6 +148,7 @@ def test_a_graph_conforms_or_it_is_said_what_input_it_wants(
     )
 
 
+@pytest.mark.slow
 def test_outputs_alone_tell_what_was_done_to_the_file(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +191,7 @@ def test_requests_that_cannot_be_carried_out_are_sentences(
         assert words in error and error.count("\n") == 1, error
 
 
+@pytest.mark.slow
 def test_a_redirection_is_not_followed_so_that_the_key_stays_with_the_server(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +225,7 @@ def test_the_file_says_for_other_tools_what_is_in_it(bundle: Path) -> None:
     assert content["preprocessing"]["resize"] == [73, 73] and content["input"]["name"] == "image"
 
 
+@pytest.mark.slow
 def test_a_program_for_a_graph_that_takes_levels_is_judged_in_levels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def packed(members: Members) -> bytes:
     return target.getvalue()
 
 
+@pytest.mark.slow
 def test_a_kit_holds_photos_right_inputs_and_outputs_and_the_steps_in_words(tmp_path: Path) -> None:
     bundle = with_kit(make_bundle(tmp_path / "tiny"))
     kit = read_kit(load_bundle(bundle))

@@ -312,6 +312,7 @@ def test_a_photo_of_another_size_than_annotated_is_refused(root: Path) -> None:
         read_coco_photo(read_coco_split(root, "train").photos[0])
 
 
+@pytest.mark.slow
 @needs_det_coco
 def test_reading_the_pack_finds_what_is_in_it() -> None:
     train, val = (read_coco_split(DET_COCO, split) for split in ("train", "val"))

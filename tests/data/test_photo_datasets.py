@@ -119,6 +119,7 @@ def test_a_photo_of_a_shard_depends_on_all_of_its_key(tmp_path: Path) -> None:
     assert isinstance(dataset[key._replace(data=data[:100])], Unreadable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(17_000, 300), (7_200, 7_000)])
 def test_photos_beyond_the_limits_of_a_server_are_trained_and_validated_on(
     tmp_path: Path, size: tuple[int, int]

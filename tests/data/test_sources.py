@@ -56,6 +56,7 @@ def test_a_folder_gives_updates_of_micro_batches_and_continues_exactly(tmp_path:
     assert not equal(list(source.epoch(2, 0)), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, kind: str) -> None:
     names = make_shards(tmp_path / "shards", [3, 5, 4, 4])
@@ -71,6 +72,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, kind: str) -> Non
         assert equal(list(alone.epoch(epoch, first_step)), list(helped.epoch(epoch, first_step)))
 
 
+@pytest.mark.slow
 def test_an_epoch_left_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
     source = shard_source(make_shards(tmp_path, [8, 8]), 16, workers=2)
     whole = list(source.epoch(0, 0))

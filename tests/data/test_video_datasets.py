@@ -142,6 +142,7 @@ def test_videos_that_cannot_be_decoded_are_counted_and_left_out(tmp_path: Path) 
     assert collate_readable([evaluated[index] for index in range(4)])[2] == 2
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_batches_as_none(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, count=8)
     batches = []

@@ -69,6 +69,7 @@ def test_classes_json_names_the_labels_of_a_list(tmp_path: Path) -> None:
     assert read_video_folder(tmp_path, "train", classes=("down", "up")).labels == (1, 0)
 
 
+@pytest.mark.slow
 def test_paths_are_relative_to_the_list_s_folder(tmp_path: Path) -> None:
     file = make_list(tmp_path, "a.mp4 0\n")
     with pytest.raises(ConvMAEError, match=r"names 'a\.mp4', which is not in"):

@@ -27,6 +27,7 @@ def detection(annotation: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return found | {"score": 0.9, "segmentation": lengths} | changes
 
 
+@pytest.mark.slow
 @needs_det_coco
 @pytest.mark.parametrize(("kind", "name"), [("box", "bbox"), ("mask", "segm")])
 def test_the_reference_results_give_the_reference_numbers(kind: Kind, name: str) -> None:

@@ -54,6 +54,7 @@ def test_a_picture_is_due_every_so_many_epochs_and_after_the_last(tmp_path: Path
     assert not any(never.picture_is_due(epoch) for epoch in range(5))
 
 
+@pytest.mark.slow
 def test_only_a_better_score_is_the_best(tmp_path: Path) -> None:
     log = begin(tmp_path / "run", validation_epochs=1)
     records = [log.finish(epoch, 1.0, scored(value)) for epoch, value in enumerate((40.0, 30.0, 40.0, 41.0))]
@@ -64,6 +65,7 @@ def test_only_a_better_score_is_the_best(tmp_path: Path) -> None:
     assert records[3].provenance["data"] == "3 training and 2 validation photos of photos"
 
 
+@pytest.mark.slow
 def test_lines_and_curves_have_the_scores_where_there_was_a_validation(tmp_path: Path) -> None:
     log = begin(tmp_path / "run")
     assert log.finish(0, 2.0) is None
@@ -74,6 +76,7 @@ def test_lines_and_curves_have_the_scores_where_there_was_a_validation(tmp_path:
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_validation_is_told_with_its_loss_where_it_has_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from convmae_deploy.engine.progress import Lines, TrainingProgress, draw_curves,
 EPOCHS = [{"epoch": n, "train_loss": 2 / n, "val_loss": 1.5 / n, "val_top1": 20.0 * n} for n in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_curves_are_a_picture_with_ink(tmp_path: Path) -> None:
     draw_curves(tmp_path / "curves.png", EPOCHS, score="val_top1", score_label="validation top-1 (%)")
     with Image.open(tmp_path / "curves.png") as picture:

@@ -123,6 +123,7 @@ def all_of_class_one(windows: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
+@pytest.mark.slow
 def test_a_row_for_each_photo_and_a_legend(tmp_path: Path) -> None:
     folder = read_segmentation_folder(make_segmentation_folder(tmp_path / "data"), "val")
     one, two = (segmentation_picture(folder, range(count), WINDOWS, all_of_class_one) for count in (1, 2))

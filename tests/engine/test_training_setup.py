@@ -71,6 +71,7 @@ def on_a_gpu(tmp_path: Path, *, main: bool) -> Setup:
     return Setup(config=config(tmp_path), accelerator=gpu, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
     assert len(measured) == 1
 
 
+@pytest.mark.slow
 def test_other_processes_take_what_the_main_one_has_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def from_the_main_process(values: list[Any]) -> None:
         values[:] = [Ways("shifted", "convolution"), SECONDS]

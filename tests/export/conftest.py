@@ -22,7 +22,7 @@ from export.graphs.to_onnx import ExportedGraph
 from export.precisions import GRAPHS, GraphRequest
 from export.tasks import open_task
 from tests.export.graphs_of import export_classifier
-from tests.export.tiny_detectors import DETECTOR, ENCODER, few_rounds, tiny_detector
+from tests.export.tiny_detectors import DETECTOR, ENCODER, little_suppression, tiny_detector
 from tests.export.tiny_detectors import SIZE as DETECTOR_SIZE
 
 SIZE = (64, 96)
@@ -116,7 +116,7 @@ def detector_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def detector_graph(detector_checkpoint: Path) -> ExportedGraph:
     """The tiny detector's graph in fp32, with few rounds of suppression."""
     entry = InputSpec(shape=(3, *DETECTOR_SIZE), max_batch=MAX_BATCH)
-    with few_rounds():
+    with little_suppression():
         return GRAPHS["fp32"](GraphRequest(task=open_task(detector_checkpoint, None), entry=entry))
 
 

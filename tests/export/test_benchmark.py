@@ -135,6 +135,7 @@ def test_inputs_are_photos_of_the_folder_or_made_of_the_task_s_kind(tmp_path: Pa
     assert all(isinstance(clip, np.ndarray) and clip.shape == video.manifest.input.shape for clip in clips.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", [make_detection_bundle, make_video_bundle])
 def test_detectors_and_video_models_are_measured_too(
     tmp_path: Path, maker: Any, capsys: pytest.CaptureFixture[str]

@@ -34,9 +34,11 @@ from export.tasks.base import ExportTask, with_input
 from export.to_triton import TritonConfig, write_model
 from export.verification.samples import made_photos
 from tests.export.conftest import CLASSES, SIZE
-from tests.export.tiny_detectors import DETECTOR, ENCODER, few_rounds, tiny_detector
+from tests.export.tiny_detectors import DETECTOR, ENCODER, little_suppression, tiny_detector
 
 OUTPUTS = ("logits", "pooled", "e1", "e4")
+
+pytestmark = pytest.mark.slow  # together
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ def tiny_task(task: str) -> ExportTask:
 
 
 @pytest.mark.parametrize("task", ["classification", "features", "detection", "segmentation", "video-classification"])
-@few_rounds()
+@little_suppression()
 def test_models_of_every_task_make_of_levels_what_they_make_of_normalised_values(task: str) -> None:
     floats, levels = tiny_task(task), with_input(tiny_task(task), "uint8")
     spec = levels.preprocessing

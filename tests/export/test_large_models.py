@@ -29,6 +29,8 @@ from tests.export.conftest import SIZE
 
 GRAPH = ["model.fp16.onnx", "model.fp16.onnx.data"]
 
+pytestmark = pytest.mark.slow  # together
+
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -105,6 +105,7 @@ def test_the_predictor_gives_the_models_numbers_for_a_photo(bundle: Path, classi
     np.testing.assert_allclose(found["e4"], e4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_manifest_that_would_be_invalid_is_a_sentence_before_anything_is_exported(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

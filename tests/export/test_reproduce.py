@@ -58,6 +58,7 @@ def test_one_command_shows_the_failure_without_this_project(folder: Path, tmp_pa
     assert "logits" in done.stdout and "is off by up to 0.5" in done.stdout and "The failure shows." in done.stdout
 
 
+@pytest.mark.slow
 def test_a_failure_in_onnx_s_evaluator_shows_with_its_own_operators(folder: Path) -> None:
     indices = np.full((3, 80, 64), 70)  # of an axis that onnx's own operator does not take
     graph = helper.make_graph(

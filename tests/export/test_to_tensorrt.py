@@ -69,6 +69,7 @@ def manifest_fields(folder: Path) -> dict[str, Any]:
     return fields
 
 
+@pytest.mark.slow
 def test_an_engine_lands_beside_its_graph_with_a_record_of_how_it_was_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_an_engine_lands_beside_its_graph_with_a_record_of_how_it_was_built(
         cli.info(folder, layers=True)
 
 
+@pytest.mark.slow
 def test_an_engine_in_a_set_lies_in_a_folder_of_its_gpus_and_version(
     tmp_path: Path,
 ) -> None:
@@ -130,6 +132,7 @@ def test_an_engine_with_its_record_is_replaced_and_any_other_file_is_not(tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == ["LICENSE-WEIGHTS", "manifest.json", "model.onnx"]
 
 
+@pytest.mark.slow
 def test_the_record_names_the_gpus_that_were_asked_for(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
     record = read_record(build(folder, batch=(1,), compute_capability=("8.9", "12.0"), workspace_mb=64))
@@ -197,6 +200,7 @@ def with_large_top_k() -> onnx.ModelProto:
     return graph
 
 
+@pytest.mark.slow
 def test_a_forbidden_operator_is_named_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +212,7 @@ def test_a_forbidden_operator_is_named_before_anything_is_built(
     assert sentence.startswith(f"TensorRT for RTX {rtx.__version__} cannot") and str(folder / "model.onnx") in sentence
 
 
+@pytest.mark.slow
 def test_a_graph_that_the_manifest_does_not_describe_is_refused(tmp_path: Path) -> None:
     folder = bundle_with(tmp_path / "bundle", make_graph(4, (64, 64)))
     assert "output 'logits'" in refusal(folder, batch=(1,))
@@ -225,6 +230,7 @@ def request_for(folder: Path, **changes: Any) -> BuildRequest:
     return BuildRequest(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_a_missing_profile_is_tensorrt_s_reason_in_our_sentence(tmp_path: Path) -> None:
     request = request_for(make_bundle(tmp_path / "bundle"), profiles=())
     with pytest.raises(ConvMAEError, match=r"cannot build an engine of .*no optimization profile has been defined"):
@@ -248,6 +254,7 @@ def test_a_crash_of_tensorrt_is_one_sentence_and_leaves_nothing(
     assert "(signal SIGSEGV); its last message was: cannot reach the device" in sentence
 
 
+@pytest.mark.slow
 def test_messages_and_progress_come_through(tmp_path: Path) -> None:
     messages: list[tuple[str, str]] = []
     phases: list[Any] = []
@@ -271,6 +278,7 @@ def test_times_are_kept_for_one_version_on_one_gpu_and_not_by_tensorrt_for_rtx(t
     assert tensorrt_builder._timing_cache_path(request_for(tmp_path / "bundle"), rtx, gpu) is None
 
 
+@pytest.mark.slow
 def test_an_engine_that_computes_in_fp32_where_fp16_was_asked_for_is_refused(tmp_path: Path) -> None:
     """The manifest calls the fp32 graph fp16, which TensorRT then makes of it what it is."""
     folder = make_bundle(tmp_path / "bundle")

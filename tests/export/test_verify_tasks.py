@@ -30,6 +30,7 @@ TASKS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path], tuple[str
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_a_bundle_is_held_in_openvino_against_its_own_graph_with_the_metric_of_its_task(
     task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

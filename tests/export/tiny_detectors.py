@@ -26,9 +26,12 @@ def tiny_detector(num_classes: int = 5) -> ConvMAEDetector:
 
 
 @contextmanager
-def few_rounds() -> Iterator[None]:
-    """Graphs have 16 rounds of each suppression, of which tiny detectors need 12."""
+def little_suppression() -> Iterator[None]:
+    """Detectors sort out 300 proposals of a level, not 1000, in 16 rounds, of which tiny ones need 12."""
+    most = {"training": 300, "testing": 300}
     with pytest.MonkeyPatch.context() as patch:
-        for rounds in ("PROPOSAL_ROUNDS", "DETECTION_ROUNDS"):
-            patch.setattr(f"export.graphs.static_detector.{rounds}", 16)
+        for name in ("PROPOSAL_ROUNDS", "DETECTION_ROUNDS"):
+            patch.setattr(f"export.graphs.static_detector.{name}", 16)
+        for name in ("BEFORE_SUPPRESSION", "AFTER_SUPPRESSION"):
+            patch.setattr(f"convmae_deploy.models.proposals.{name}", most)
         yield

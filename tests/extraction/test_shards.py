@@ -149,6 +149,7 @@ def test_a_folder_belongs_to_one_job(tmp_path: Path) -> None:
         begin(output, "out", job())
 
 
+@pytest.mark.slow
 def test_of_processes_that_begin_at_once_one_makes_the_job_and_all_go_on(tmp_path: Path) -> None:
     for attempt in range(20):
         out, together = str(tmp_path / str(attempt)), threading.Barrier(4)

@@ -140,7 +140,7 @@ def test_a_store_that_does_not_answer_ends_the_work(predictor: Classifier, monke
 
 
 def test_what_is_read_ahead_has_a_bound_and_who_stops_early_leaves_no_thread(predictor: Classifier) -> None:
-    photo, ahead = encoded(0), 0
+    photo, ahead, before = encoded(0), 0, set(threading.enumerate())
     piece = Items([Item(name=str(index), content=photo) for index in range(300)])
     with FeatureStream(predictor, LEVELS, batch_size=4) as stream:
         rows = stream.run([(0, piece)])
@@ -150,7 +150,7 @@ def test_what_is_read_ahead_has_a_bound_and_who_stops_early_leaves_no_thread(pre
         rows.close()  # type: ignore[attr-defined]
     # one batch that runs, one that is put together, what waits in the queue and one on either side of it
     assert ahead <= 4 + 4 + stream._ahead + 2 < 100
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("convmae-")]
+    assert set(threading.enumerate()) <= before
 
 
 def test_contents_that_wait_have_a_bound_in_bytes_and_a_larger_one_goes_alone() -> None:

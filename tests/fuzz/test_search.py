@@ -111,6 +111,7 @@ def test_of_one_kind_the_smallest_input_is_kept(tmp_path: Path) -> None:
     assert (find.kind, find.data) == (broken.kind, b"s")
 
 
+@pytest.mark.slow
 def test_what_ended_a_search_is_a_find_where_it_is_to_blame_and_mended_finds_go(tmp_path: Path) -> None:
     for folder in ("finds", "artifacts"):
         (tmp_path / folder).mkdir()

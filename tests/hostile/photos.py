@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.media.photo_files import encode, grey_png, insert_after_jpeg_start, jpeg_segment, png_chunk
+from tests.media.photo_files import encode, grey_png, insert_after_jpeg_start, jpeg_segment, packed_zeros, png_chunk
 
 LARGE = (8160, 6120)  # pixels, just below the 50 million that are accepted
 
@@ -133,7 +133,7 @@ def bmp_of_runs(size: tuple[int, int]) -> bytes:
     return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + header + palette + pixels
 
 
-BOMB = b"name\0\0" + zlib.compress(bytes(60_000_000), 9)
+BOMB = b"name\0\0" + packed_zeros(60_000_000)
 
 PHOTOS: dict[str, Callable[[], bytes]] = {
     "WebP of 49 megapixels": lambda: encode(Image.new("RGB", (7000, 7000)), "WEBP", method=0),

@@ -11,6 +11,8 @@ import pytest
 from convmae_deploy.errors import ConvMAEError
 from tests.hostile.bounds import MEGABYTE, bounded
 
+pytestmark = pytest.mark.slow  # together
+
 
 def take_memory(megabytes: int) -> int:
     return len(bytearray(b"\1") * megabytes * MEGABYTE) // MEGABYTE

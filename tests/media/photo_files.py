@@ -38,6 +38,16 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def packed_zeros(count: int) -> bytes:
+    """Zeros as zlib packs them, the same piece again and again: packing a hundred million of them takes a second."""
+    size = 1_000_000
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    piece = packer.compress(bytes(size)) + packer.flush(zlib.Z_FULL_FLUSH)
+    end = packer.compress(bytes(count % size)) + packer.flush()
+    check_sum = count % 65521 << 16 | 1  # Adler-32 of so many zeros
+    return b"\x78\xda" + count // size * piece + end + struct.pack(">I", check_sum)
+
+
 def png_header(width: int, height: int) -> bytes:
     """Signature and header of an 8-bit grey PNG."""
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))

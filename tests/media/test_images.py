@@ -234,6 +234,7 @@ def test_a_png_of_100_megapixels_in_97_kilobytes_is_refused_from_its_header_with
     assert peak < 1_000_000
 
 
+@pytest.mark.slow
 def test_an_image_beyond_pillows_own_limits_gives_neither_warning_nor_error() -> None:
     for pixels in (80_000_000, 400_000_000):
         limits = ImageLimits(max_pixels=pixels, max_side=50_000)

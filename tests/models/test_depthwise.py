@@ -62,6 +62,7 @@ def test_every_way_gives_the_numbers_of_pytorch(kernel: tuple[int, ...], side: i
         assert relative_error(differentiate(windows, gradient, kernel), derivative) < 1e-12, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [(3, 3), (3, 3, 3)])
 def test_shifted_products_are_one_graph_for_each_stage_whatever_the_number_of_cells(
     kernel: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

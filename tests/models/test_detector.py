@@ -44,6 +44,7 @@ def test_detectors_have_their_number_of_parameters(name: str, millions: float) -
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pyramid", ["fpn", "simple"])
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

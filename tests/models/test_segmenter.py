@@ -47,6 +47,7 @@ def base_segmenter(dense: DenseConfig, e4: E4Form) -> ConvMAESegmenter:
         return build_segmenter(architecture, SegmenterConfig(e4=e4), num_classes=150)
 
 
+@pytest.mark.slow
 def test_the_form_of_the_authors_code_has_their_parameters() -> None:
     model = base_segmenter(authors_dense(), "convolution")
     assert count(model) == 160_175_664

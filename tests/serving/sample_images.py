@@ -1,10 +1,9 @@
 """Image files, good, odd and bad, made in memory."""
 
 import struct
-import zlib
 from typing import Any
 
-from tests.media.photo_files import encode, orientation_exif, photo, png_chunk
+from tests.media.photo_files import encode, orientation_exif, packed_zeros, photo, png_chunk
 
 
 def jpeg(width: int = 96, height: int = 64, seed: int = 0, **options: Any) -> bytes:
@@ -31,7 +30,4 @@ def jpeg_with_orientation(value: int) -> bytes:
 
 def blank_png(side: int) -> bytes:
     """A valid PNG of side x side black pixels, about a thousandth of them in bytes."""
-    compressor = zlib.compressobj(9)
-    row = bytes(1 + 3 * side)
-    data = b"".join([*(compressor.compress(row) for _ in range(side)), compressor.flush()])
-    return png(side, side, data)
+    return png(side, side, packed_zeros(side * (1 + 3 * side)))

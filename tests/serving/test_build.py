@@ -135,6 +135,7 @@ def test_several_bundles_keep_their_order(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "context/serving/bundles").iterdir()) == ["00-zebra", "01-ant"]
 
 
+@pytest.mark.slow
 def test_a_broken_bundle_is_one_sentence(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "serving.build", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
@@ -157,6 +158,7 @@ def test_the_packages_of_the_bento_are_those_of_the_serve_extra() -> None:
     assert packed - set(extras("serve")) <= core
 
 
+@pytest.mark.slow
 def test_whatever_the_server_imports_is_declared() -> None:
     # The extra `parquet` is for the command line; the server imports the module that would need it, and not what it is.
     # Other extras are only for who serves a video model, or with OpenVINO or TensorRT.

@@ -181,6 +181,7 @@ def test_a_lost_device_is_not_ready_until_it_runs_again(
     assert client.post("/v1/classify", content=jpeg()).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_has_timed_out_in_the_queue_never_reaches_the_device(
     make_client: ClientFactory, models: dict[str, Predictor], devices: dict[str, FakeDevice]
 ) -> None:

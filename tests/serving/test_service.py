@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.serving.running_server import ROOT, caller_environment
 
 PROGRAM = """
@@ -26,6 +28,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_our_application_answers_every_path_inside_bentoml(bundle: Path) -> None:
     settings = {"CONVMAE_BUNDLE": str(bundle), "CONVMAE_DEVICE": "cpu", "CONVMAE_THREADS": "1"}
     finished = subprocess.run(

@@ -51,10 +51,12 @@ def test_nothing_but_that_is_said_when_all_is_well(server: RunningServer) -> Non
     assert "WARNING" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_missing_bundle_is_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(start(CONVMAE_BUNDLE=str(tmp_path / "none")), str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_a_changed_bundle_is_one_sentence(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "tiny")
     with (bundle / "model.onnx").open("ab") as file:
@@ -62,6 +64,7 @@ def test_a_changed_bundle_is_one_sentence(tmp_path: Path) -> None:
     assert_one_sentence(start(CONVMAE_BUNDLE=str(bundle)), "model.onnx")
 
 
+@pytest.mark.slow
 def test_two_bundles_of_one_name_are_one_sentence(tmp_path: Path) -> None:
     paths = [make_bundle(tmp_path / folder, name="same") for folder in ("a", "b")]
     assert_one_sentence(start(CONVMAE_BUNDLE=":".join(map(str, paths))), "same")
@@ -100,6 +103,7 @@ def test_with_openvino_it_says_so_and_answers_as_with_onnx_runtime(
     assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_arguments_are_refused_as_settings_come_from_the_environment() -> None:
     assert_one_sentence(start(("-m", "serving", "--port", "80")), "no arguments", "--port 80", "CONVMAE_")
 
@@ -112,10 +116,12 @@ def test_a_bad_setting_is_one_sentence_that_names_it() -> None:
     assert_one_sentence(start(CONVMAE_BUNDLE="x" * 300), "cannot be used (File name too long)")
 
 
+@pytest.mark.slow
 def test_a_key_of_one_character_is_one_sentence() -> None:
     assert_one_sentence(start(CONVMAE_API_KEY="k"), "CONVMAE_API_KEY", "16 characters", "secrets.token_urlsafe")
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_sentence(bundle: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

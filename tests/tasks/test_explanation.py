@@ -32,6 +32,7 @@ def opened(bundle: Path, runtime: RuntimeName = "onnxruntime") -> Classifier:
     return open_as(Classifier, bundle, device="cpu", options=RuntimeOptions(runtime=runtime))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("which", ["tiny", "shipped"])
 def test_contributions_and_bias_sum_to_the_logit_that_the_runtime_gave(
@@ -51,6 +52,7 @@ def test_contributions_and_bias_sum_to_the_logit_that_the_runtime_gave(
         assert abs(each.difference) <= 1e-6 * largest and each.note is None
 
 
+@pytest.mark.slow
 def test_without_a_class_the_largest_logit_is_explained_of_each_photo() -> None:
     classifier = opened(SHIPPED)
     pictures = [photo(200, 200, seed=seed) for seed in range(3)]

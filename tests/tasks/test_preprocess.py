@@ -35,6 +35,7 @@ def test_random_photos_equal_timms_evaluation_transform_bit_for_bit(
         assert np.array_equal(preprocess(photo, spec), transform(photo).numpy()), (width, height)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("CONVMAE_DATA" not in os.environ, reason="CONVMAE_DATA does not name the folder of the data packs")
 @pytest.mark.parametrize("pattern", ["imagenet_sample/images/*", "cls_imagenette160/val/*/*"])
 def test_real_photos_equal_timms_evaluation_transform_bit_for_bit(pattern: str) -> None:

@@ -104,6 +104,7 @@ def test_runs_are_compared_seed_by_seed_and_an_ordering_that_shows_is_bold() -> 
     assert "+0.50 (-5.85 to +6.85)" in rows[4] and "**" not in rows[4]
 
 
+@pytest.mark.slow
 def test_runs_of_several_machines_are_brought_together(config: program.AblationConfig, tmp_path: Path) -> None:
     RunFolder(config.out).begin(config, seed=0, data={}, resume=False, ignored=())
 

@@ -92,6 +92,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     check_resuming(start, tmp_path, monkeypatch, updates)
 
 
+@pytest.mark.slow
 def test_photos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     photos = make_coco_folder(tmp_path / "things")
     for split in ("train", "val"):

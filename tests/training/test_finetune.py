@@ -102,11 +102,13 @@ def test_an_output_that_cannot_be_made_is_refused_before_any_work(photos: Path, 
         program.prepare(config(photos, tmp_path / "file" / "run")).fit()
 
 
+@pytest.mark.slow
 def test_a_single_image_is_trained_on_without_mixing(photos: Path, tmp_path: Path) -> None:
     plain = config(photos, tmp_path / "run", epochs=2, augmentation=replace(program.nano().augmentation, mixup=0.8))
     assert program.prepare(replace(plain, optimisation=replace(plain.optimisation, micro_batch_size=1))).fit() == 0
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(photos: Path, tmp_path: Path) -> None:
     plain = replace(program.nano().augmentation, rand_augment=None, random_erasing=0.0)
     accumulated = config(photos, tmp_path / "two", epochs=1, drop_path=0.0, augmentation=plain)
@@ -153,6 +155,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
         program.prepare(config(tmp_path / "photos", tmp_path / "run")).fit()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     check_resuming(start, tmp_path, monkeypatch, updates)
 
 
+@pytest.mark.slow
 def test_as_many_cached_views_as_epochs_equal_none(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     for views in (0, 3):
         assert program.prepare(config(photos, pretrained, tmp_path / str(views), views=views)).fit() == 0
@@ -135,6 +136,7 @@ def test_as_many_cached_views_as_epochs_equal_none(photos: Path, pretrained: Pat
     assert len(list((tmp_path / "3" / "features").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_one_cached_view_serves_every_epoch(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     assert program.prepare(config(photos, pretrained, tmp_path / "run", views=1)).fit() == 0
     files = sorted(file.name for file in (tmp_path / "run" / "features").iterdir())
@@ -270,6 +272,7 @@ def test_the_first_token_without_a_pretraining_norm_is_refused(photos: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_on_another_encoder(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     assert program.prepare(config(photos, pretrained, tmp_path / "run", epochs=1)).fit() == 0
     record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)

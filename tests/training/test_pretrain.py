@@ -106,6 +106,7 @@ def test_twenty_updates_give_the_golden_losses(photos: Path, tmp_path: Path) -> 
     assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_photos_without_labels_and_broken_ones_are_taken_as_they_come(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def break_photos(root: Path, kept: int) -> None:
         photo.write_bytes(photo.read_bytes()[:200])
 
 
+@pytest.mark.slow
 def test_updates_without_a_readable_photo_are_skipped_and_counted(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos")
     break_photos(photos, kept=2)
@@ -160,6 +162,7 @@ def test_data_that_cannot_be_read_end_the_run_with_the_cause(tmp_path: Path, epo
         loop.fit()
 
 
+@pytest.mark.slow
 def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +218,7 @@ def test_updates_that_are_not_finite_are_skipped_and_leave_the_weights_alone(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+@pytest.mark.slow
 def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_works(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +237,7 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
     assert run["resumed"][0]["changed"]["optimisation.base_lr"] == [0.1, 0.01]
 
 
+@pytest.mark.slow
 def test_an_update_that_holds_all_photos_has_their_learning_rate_and_says_so(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_the_losses_are_those_of_the_model_with_masks_from_the_seed(
     assert [line.split(": ")[0] for line in output.splitlines()[:3]] == [str(photos / f"0{i}.png") for i in range(3)]
 
 
+@pytest.mark.slow
 def test_the_picture_follows_from_the_seed(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
         program.reconstruct(config(checkpoint, photos, out=tmp_path / "made" / f"{name}.png", seed=seed))
@@ -113,6 +114,7 @@ def test_the_mask_ratio_and_the_image_size_can_be_changed(
     assert (masked == 128).all(axis=2).mean() == pytest.approx(44 / 48, abs=0.01)
 
 
+@pytest.mark.slow
 def test_no_more_than_sixteen_photos_are_drawn_and_a_sentence_says_so(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +219,7 @@ def test_the_command_draws(
         assert picture.format == "PNG"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'training.reconstruct' found in sys.modules:RuntimeWarning")
 def test_the_command_refuses_with_one_sentence_and_a_status(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

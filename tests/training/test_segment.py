@@ -88,6 +88,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert any(name.endswith("running_mean") for name in load_file(tmp_path / "whole" / "last" / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_lone_photo_is_trained_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = config(photos, tmp_path / "run", epochs=1)
     optimisation = replace(plain.optimisation, batch_size=3, micro_batch_size=2)  # two photos and one

@@ -89,6 +89,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     check_resuming(start, tmp_path, monkeypatch, 3)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_pretrained_encoder_of_another_size(videos: Path, tmp_path: Path) -> None:
     preset = video_pretrain.nano()
     pretraining = replace(
@@ -109,6 +110,7 @@ def test_it_starts_from_a_pretrained_encoder_of_another_size(videos: Path, tmp_p
     assert program.prepare(started).fit() == 0
 
 
+@pytest.mark.slow
 def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "clips").symlink_to(videos)
     for split in ("train", "val"):
@@ -121,6 +123,7 @@ def test_segments_and_lists_are_learnt_from_too(videos: Path, tmp_path: Path) ->
     assert record.preprocessing == standard_clips((32, 32), frames=8, stride=None)
 
 
+@pytest.mark.slow
 def test_what_is_trained_on_can_be_validated_on_where_there_is_nothing_else(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "motions", train=2, val=0)
     assert program.prepare(config(videos, tmp_path / "run", epochs=1, validate_on="train")).fit() == 0

@@ -79,6 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     check_resuming(start, tmp_path, monkeypatch, updates)
 
 
+@pytest.mark.slow
 def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     videos = make_motion_folder(tmp_path / "motions", train=4)
     broken = videos / "train" / "left" / "0.mp4"
@@ -87,6 +88,7 @@ def test_videos_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     assert [line["unreadable_train"] for line in lines_of(tmp_path / "run")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = ReconstructionRecipe.loss, 0
 
@@ -100,6 +102,7 @@ def test_updates_that_are_not_finite_are_skipped(videos: Path, tmp_path: Path, m
     assert lines_of(tmp_path / "run")[-1]["skipped_updates"] == 1
 
 
+@pytest.mark.slow
 def test_it_can_start_from_an_image_encoder(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = CheckpointRecord(kind="features", variant="nano", model=TEST_MODEL)
     save_checkpoint(tmp_path / "image", build_convmae(TEST_MODEL).state_dict(), record)

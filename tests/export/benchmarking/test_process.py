@@ -44,6 +44,7 @@ def start(bundle: Path, tmp_path: Path) -> Iterator[Starter]:
         process.close()
 
 
+@pytest.mark.slow
 def test_a_contender_starts_gives_its_outputs_and_takes_turns(start: Starter, bundle: Path, tmp_path: Path) -> None:
     process = start()
     started = process.start()
@@ -70,6 +71,7 @@ def test_it_answers_a_user_s_photos_as_they_are_served(start: Starter, tmp_path:
     assert [logits.shape for logits in predictions] == [(3,)] * 3
 
 
+@pytest.mark.slow
 def test_an_error_is_a_sentence_and_the_process_goes_on(start: Starter) -> None:
     process = start()
     with pytest.raises(WorkerError, match="no_such_batch"):
@@ -77,6 +79,7 @@ def test_an_error_is_a_sentence_and_the_process_goes_on(start: Starter) -> None:
     assert process.turn(1, 0.0)[0]
 
 
+@pytest.mark.slow
 def test_one_that_cannot_start_says_why_every_time(start: Starter) -> None:
     process = start(Combination(runtime="onnxruntime", precision="int8", file="model.int8.onnx"))
     for _ in range(2):
@@ -84,6 +87,7 @@ def test_one_that_cannot_start_says_why_every_time(start: Starter) -> None:
             process.start()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_is_told_with_its_signal_and_from_then_on(start: Starter) -> None:
     process = start()
     process.start()
@@ -94,6 +98,7 @@ def test_the_end_of_a_process_is_told_with_its_signal_and_from_then_on(start: St
             process.turn(1, 0.0)
 
 
+@pytest.mark.slow
 def test_closing_ends_the_process(start: Starter) -> None:
     process = start()
     process.start()
@@ -102,6 +107,7 @@ def test_closing_ends_the_process(start: Starter) -> None:
     process.close()
 
 
+@pytest.mark.slow
 def test_what_runs_onnx_runtime_holds_no_torch() -> None:
     program = "import sys, export.benchmarking.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

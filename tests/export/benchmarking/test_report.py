@@ -191,6 +191,7 @@ def test_the_terminal_shows_tables_failures_reasons_warnings_and_what_to_pick() 
     assert not any("…" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture_with_every_contender(tmp_path: Path) -> None:
     rows = (row(ONNX, 1, 160, 190), row(BF16, 1, 50), row(INT8, 1, 80), row(ONNX, 8, 1280), row(BF16, 8, 300))
     draw_record(tmp_path / "all.png", record_of(rows))

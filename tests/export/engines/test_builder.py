@@ -27,7 +27,7 @@ from export.precisions import GRAPHS, file_name
 from export.to_tensorrt import EngineConfig, write_engine
 from tests.bundle_factory import write_manifest
 from tests.export.conftest import CLASSES
-from tests.export.tiny_detectors import few_rounds
+from tests.export.tiny_detectors import little_suppression
 
 CONFIG = ConvMAEConfig(embed_dims=(8, 16, 32), depths=(1, 1, 1), mlp_ratios=(2, 2, 2), num_heads=2, image_size=(64, 64))
 EXPORTED: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
@@ -64,7 +64,7 @@ def verified_in_openvino() -> Iterator[None]:
 def export(checkpoint: Path, out: Path) -> Path:
     """A bundle as the program writes it."""
     config = ExportConfig(checkpoint=checkpoint, out=out, max_batch=2, precision=EXPORTED)
-    with few_rounds():
+    with little_suppression():
         export_bundle(config, Console(quiet=True), ["test"])
     return out
 

@@ -37,7 +37,7 @@ from export.tasks.segmentation import SegmenterGraph
 from export.tasks.video import VideoClassifierGraph
 from export.verification.gates import GATES, signal_to_noise
 from tests.export.conftest import HALF, SIZE, tiny_classifier
-from tests.export.tiny_detectors import few_rounds
+from tests.export.tiny_detectors import little_suppression
 
 SIDE = 64
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -103,7 +103,7 @@ def random_wrapper(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("precision", HALF)
-@few_rounds()
+@little_suppression()
 @torch.inference_mode()
 def test_each_model_gives_its_numbers_in_half_precision_as_float32(name: str, precision: HalfPrecision) -> None:
     wrapper, images = random_wrapper(name)

@@ -58,6 +58,7 @@ def bundle(any_size: ExportedGraph, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_one_graph_gives_pytorchs_numbers_at_every_size_and_refuses_others(
     classifier: ConvMAEClassifier, bundle: Path, runtime: str
@@ -107,6 +108,7 @@ def test_a_model_whose_positions_belong_to_one_size_is_refused() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_is_a_number_in_the_graph(tmp_path: Path) -> None:
     class Halved(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -102,6 +102,7 @@ def test_memory_is_estimated_from_the_largest_tensor(graph: ExportedGraph) -> No
     assert estimate == peak_bytes_per_image(graph.program, images[:1])
 
 
+@pytest.mark.slow
 def test_a_model_with_an_operator_that_is_not_for_every_runtime_is_refused() -> None:
     class Positive(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

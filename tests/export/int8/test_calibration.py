@@ -61,6 +61,7 @@ def test_blank_pictures_are_told_from_photos() -> None:
     assert picture_flaw(Image.new("RGB", (300, 200), (12, 200, 90))) == "blank"
 
 
+@pytest.mark.slow
 def test_smooth_pictures_with_edges_pass_whatever_their_size() -> None:
     for picture in made_photos(8):
         for side in (48, 160, 500):
@@ -105,6 +106,7 @@ def test_few_photos_are_told_and_none_is_one_sentence(tmp_path: Path, caplog: py
         read_calibration(folder / "00.png", Classifier, SPEC, 16)
 
 
+@pytest.mark.slow
 def test_photos_to_compare_with_are_not_those_to_calibrate_with(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "photos", made_photos(12))
     found = read_calibration(folder, Classifier, SPEC, 5, hold_out=True)
@@ -113,6 +115,7 @@ def test_photos_to_compare_with_are_not_those_to_calibrate_with(tmp_path: Path) 
     assert read_calibration(folder, Classifier, SPEC, 5).others == ()
 
 
+@pytest.mark.slow
 def test_inputs_are_the_manifests_preprocessing_one_at_a_time(tmp_path: Path) -> None:
     pictures = made_photos(4)
     found = read_calibration(folder_of(tmp_path / "photos", pictures), Classifier, SPEC, 4)

@@ -98,6 +98,7 @@ def test_the_page_is_well_formed(results: Results) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_verdict_comes_first_and_is_one_sentence(results: Results) -> None:
     html = page(results)
     assert "All holds: 1 file on 2 runtimes, 2 runs, against PyTorch." in html

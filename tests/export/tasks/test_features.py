@@ -112,6 +112,7 @@ def test_an_encoder_is_exported_verified_and_extracted_with(tmp_path: Path) -> N
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["video-pretraining", "video-classification"])
 def test_encoders_of_videos_give_features_of_clips(tmp_path: Path, kind: CheckpointKind) -> None:
     torch.manual_seed(0)

@@ -31,13 +31,13 @@ from export.verification.inputs import verification_batches
 from export.verification.samples import Samples, made_photos
 from tests.export.conftest import CLASSES, copy_of
 from tests.export.graphs.test_static_detector import IMAGES, static
-from tests.export.tiny_detectors import SIZE, few_rounds
+from tests.export.tiny_detectors import SIZE, little_suppression
 
 
 @pytest.fixture(scope="module", autouse=True)
-def reference_of_few_rounds() -> Iterator[None]:
-    """PyTorch computes as many rounds as the graph: most of what it does for a tiny detector."""
-    with few_rounds():
+def reference_of_little_suppression() -> Iterator[None]:
+    """PyTorch sorts out as much as the graph, in as many rounds: most of what it does for a tiny detector."""
+    with little_suppression():
         yield
 
 

@@ -62,6 +62,7 @@ def segmenter(models: dict[str, Predictor]) -> Segmenter:
     return found
 
 
+@pytest.mark.slow
 def test_graphs_that_take_levels_answer_alike_in_every_task(make_client: ClientFactory, tmp_path: Path) -> None:
     makers = {"detect": make_detection_bundle, "segment": make_segmentation_bundle, "classify-video": make_video_bundle}
     floats = make_client(open_on_cpu(*(make(tmp_path / name) for name, make in makers.items())))
@@ -253,6 +254,7 @@ def test_a_model_that_answers_nonsense_is_500_and_not_ready_after_three(
     assert client.get("/readyz").status_code == 503
 
 
+@pytest.mark.slow
 def test_a_photo_of_many_windows_is_given_up_when_its_time_is_over(
     make_client: ClientFactory, models: dict[str, Predictor], segmentation_bundle: Path
 ) -> None:

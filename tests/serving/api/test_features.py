@@ -134,6 +134,7 @@ def test_embeddings_of_a_clip_come_in_the_same_shape(
     assert np.allclose(answer["data"][0]["embedding"], video_models["clips"].predict(CLIP)["pooled"])
 
 
+@pytest.mark.slow
 def test_the_model_says_whether_a_photo_or_a_clip_is_expected_wherever_it_is_named(
     make_client: ClientFactory, models: dict[str, Predictor], video_models: dict[str, Predictor]
 ) -> None:

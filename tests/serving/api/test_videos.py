@@ -135,6 +135,7 @@ def test_headers_say_what_the_file_holds(client: TestClient) -> None:
     assert (headers["x-video-frames"], headers["x-video-seconds"]) == ("20", "0.800")
 
 
+@pytest.mark.slow
 def test_bytes_forms_and_json_give_the_same(client: TestClient) -> None:
     by_bytes = client.post(ROUTE, content=VIDEO).json()
     assert [entry["label"] for entry in by_bytes]
@@ -146,12 +147,14 @@ def test_bytes_forms_and_json_give_the_same(client: TestClient) -> None:
     assert client.post(ROUTE, json={"inputs": f"data:image/gif;base64,{text(make_gif())}"}).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["video/mp4", "image/jpeg", "text/plain", "application/json", "multipart/form-data"])
 def test_the_bytes_decide_and_not_the_label(client: TestClient, label: str) -> None:
     for data in (VIDEO, make_video("webm"), make_video("avi"), make_gif()):
         assert client.post(ROUTE, content=data, headers={"Content-Type": label}).status_code == 200
 
 
+@pytest.mark.slow
 def test_views_are_averaged_as_the_predictor_does(client: TestClient, classifier: VideoClassifier) -> None:
     data = make_video(size=(48, 128), frames=40)
     once = client.post(ROUTE, content=data).json()
@@ -294,6 +297,7 @@ def test_flipped_bytes_are_answered_or_refused(client: TestClient) -> None:
     assert {200, 400} <= statuses <= {200, 400, 413, 415, 422}
 
 
+@pytest.mark.slow
 def test_a_decoder_that_breaks_is_the_fault_of_the_file_and_one_that_does_not_start_is_ours(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, misbehaving: VideoProcesses
 ) -> None:
@@ -304,6 +308,7 @@ def test_a_decoder_that_breaks_is_the_fault_of_the_file_and_one_that_does_not_st
     assert client.app.state.api.inference.memory.taken == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_decoding_ends_when_the_request_does(
     make_client: ClientFactory,
     models: dict[str, Predictor],
@@ -349,6 +354,7 @@ def test_reading_packets_ends_soon_after_the_request_too(
     assert refused.value.code == "decoding_too_slow"
 
 
+@pytest.mark.slow
 def test_between_two_views_the_work_ends_when_its_time_is_over(
     make_client: ClientFactory, classifier: VideoClassifier, video_bundle: Path
 ) -> None:

@@ -16,6 +16,7 @@ CHECKS = ("status_code_conformance", "content_type_conformance", "response_schem
 CASES = 12  # of each operation
 
 
+@pytest.mark.slow
 def test_the_description_is_openapi() -> None:
     schemathesis.openapi.from_dict(document(Settings(), {})).validate()
 

@@ -115,6 +115,7 @@ def test_nothing_is_opened_where_nobody_asks_for_it(variables: dict[str, str]) -
     assert open_tracing(variables) is None
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_where_nobody_asks_for_it() -> None:
     code = (
         "import sys; from serving.http.tracing import open_tracing; open_tracing({}); import serving.app; "

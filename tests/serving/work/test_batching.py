@@ -309,6 +309,7 @@ def test_the_end_runs_what_is_queued_and_takes_nothing_more(
         backend.run(marked(manifest, 1.0), ["logits"])
 
 
+@pytest.mark.slow
 def test_hundreds_of_calls_at_once_all_get_their_own_answers(
     device: FakeDevice, backend: BatchingBackend, manifest: Manifest
 ) -> None:

@@ -59,6 +59,7 @@ def test_why_a_video_is_refused_is_told() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [100_000, 1_000_000, 5_000_000])
 def test_a_video_that_needs_more_memory_than_it_may_take_is_refused(memory: int) -> None:
     data = make_video(size=(720, 1280), frames=10)
@@ -67,6 +68,7 @@ def test_a_video_that_needs_more_memory_than_it_may_take_is_refused(memory: int)
     assert decode(data).frames == 10
 
 
+@pytest.mark.slow
 def test_memory_that_a_file_asks_for_in_vain_is_not_given(misbehaving: VideoProcesses) -> None:
     assert refusal(video_that("takes all memory"), misbehaving)[0] == "decoding_too_large"
 
@@ -121,6 +123,7 @@ def test_when_the_process_that_is_copied_has_ended_there_is_a_new_one() -> None:
     processes.close()
 
 
+@pytest.mark.slow
 def test_signals_that_end_the_server_leave_its_processes_to_it() -> None:
     processes = VideoProcesses()
     decode(processes=processes)
