@@ -42,7 +42,7 @@ class AnySizeConfig:
 
     checkpoint: Annotated[Path, tyro.conf.Positional]  # run folder or checkpoint of an encoder or a classifier
     size: Annotated[tuple[Size, ...], comma_list(parse_size, "384x640,...")] = SIZES
-    runtime: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+    runtime: tuple[RuntimeName, ...] = tuple(name for name, runtime in RUNTIMES.items() if "cpu" in runtime.devices)
     rounds: int = 5  # turns of each
     threads: int | None = None  # of a run (default: one a core)
 

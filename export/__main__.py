@@ -100,8 +100,8 @@ class ExportConfig:
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
     # the half precision of --precision alone: half the disk, memory and time, for models that are large
     without_fp32: bool = False
-    # what it is for: classification, detection, segmentation, video-classification, or features without a head
-    # (of videos: video-features), from any checkpoint that holds an encoder; default: what it was trained for
+    # what it is for, by the name of a task; features (of videos: video-features) leave the head out and can be taken
+    # from any checkpoint that holds an encoder; default: what it was trained for
     task: str | None = None
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's

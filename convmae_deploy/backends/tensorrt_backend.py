@@ -178,9 +178,9 @@ def _on_message(severity: Severity, message: str) -> None:
 def _problem(device: Device, precision: Precision = "fp32") -> str | None:
     """Why no engine can run here; whether one fits this machine is in its record."""
     if device == "cpu":
-        return "runtime tensorrt runs on an NVIDIA GPU, not on device cpu; use runtime onnxruntime or openvino there"
+        return "runtime tensorrt runs on an NVIDIA GPU, not on device cpu; use runtime onnxruntime there"
     if find_gpu() is None:
-        return "runtime tensorrt needs an NVIDIA GPU with its driver, found none; use runtime onnxruntime or openvino"
+        return "runtime tensorrt needs an NVIDIA GPU with its driver, found none; use runtime onnxruntime"
     return None
 
 

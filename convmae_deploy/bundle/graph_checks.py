@@ -59,7 +59,7 @@ def extreme_shapes(spec: InputSpec) -> tuple[tuple[int, ...], ...]:
 
 
 def check_images(images: NDArray[np.float32], spec: InputSpec) -> None:
-    """Refuses a batch that a runtime might run all the same, or give other numbers for, as OpenVINO does.
+    """Refuses a batch that a runtime might run all the same, or give other numbers for.
 
     Raises:
         ConvMAEError: its images are of a size that the graph does not take.

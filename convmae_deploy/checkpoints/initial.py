@@ -24,7 +24,7 @@ DENSE_PART = re.compile(r"(?:\.table|\.rel_pos_[hw]|\.ls[12]\.gamma)$")
 def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:
     """The weights (keys without prefix) of a trained encoder, made to fit, and what there is to tell of it.
 
-    What detection and segmentation add to the encoder is taken where both have it, and else starts without effect.
+    What `DenseConfig` adds to the encoder is taken where both have it, and else starts without effect.
 
     Args:
         path: a run folder or checkpoint of ours, or a `.pth` file of the authors.

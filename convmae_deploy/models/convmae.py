@@ -80,7 +80,7 @@ class ConvMAEConfig:
     num_heads: int  # attention heads of stage 3
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels that the position embedding is stored for
     kernel_size: int = 5  # the depthwise convolutions' (paper, Table 5: 5, 7, 9)
-    dense: DenseConfig = DenseConfig()  # for detection and segmentation
+    dense: DenseConfig = DenseConfig()  # what detectors and segmenters change
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
@@ -316,7 +316,7 @@ class ConvMAE(nn.Module):
             kernel_size: of the depthwise convolutions.
             in_chans: channels of the images; 3 but for models made through timm.
             drop_path_rate: stochastic depth of the last block; it grows linearly from 0 over all blocks.
-            dense: what detection or segmentation change; None: nothing.
+            dense: what detectors and segmenters change; None: nothing.
         """
         super().__init__()
         self.in_chans = in_chans

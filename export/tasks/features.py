@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convmae_deploy.backends.base import FloatArray
 from convmae_deploy.bundle.manifest import SIDE_STEP, Manifest
 from convmae_deploy.bundle.preprocessing import Preprocessing, standard_preprocessing
-from convmae_deploy.checkpoints.loading import load_feature_extractor
+from convmae_deploy.checkpoints.loading import KINDS, load_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder
 from convmae_deploy.data.photo_folder import read_photo_folder
@@ -112,7 +112,7 @@ def read_feature_photos(data: Path, manifest: Manifest, split: str, limit: int |
 
 
 FEATURES = TaskExport(
-    kinds=("features", "pretraining", "classification", "detection", "segmentation"),
+    kinds=tuple(kind for kind, held in KINDS.items() if "video" not in held.parts),
     load=load_feature_extractor,
     assemble=feature_task,
     headless=True,

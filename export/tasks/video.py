@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.bundle.preprocessing import standard_clips
-from convmae_deploy.checkpoints.loading import load_video_classifier, load_video_feature_extractor
+from convmae_deploy.checkpoints.loading import KINDS, load_video_classifier, load_video_feature_extractor
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.class_folder import split_folder
 from convmae_deploy.data.video_folder import VideoFolder, list_of, read_video_folder
@@ -121,7 +121,7 @@ VIDEO_CLASSIFICATION = TaskExport(
     calibrated=32,
 )
 VIDEO_FEATURES = TaskExport(
-    kinds=("video-pretraining", "video-classification"),
+    kinds=tuple(kind for kind, held in KINDS.items() if "video" in held.parts),
     load=load_video_feature_extractor,
     assemble=video_feature_task,
     headless=True,

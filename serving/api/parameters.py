@@ -194,11 +194,11 @@ class SegmentParameters(PhotoParameters):
     )
     mask_threshold: Share = Field(
         default=0.5,
-        description="Accepted because Hugging Face's clients send it; as there, it changes nothing of a semantic "
-        "segmentation, in which each pixel has its likeliest class.",
+        description="Accepted because Hugging Face's clients send it; as there, it changes nothing where each pixel "
+        "has its likeliest class.",
     )
     overlap_mask_area_threshold: Share = Field(
-        default=0.8, description="As `mask_threshold`: segments of a semantic segmentation never overlap."
+        default=0.8, description="As `mask_threshold`: segments of pixels with one class each never overlap."
     )
 
 
