@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 SMOOTHING: Final = 0.1  # weight of the newest job in the mean duration
 MAX_JOBS_PER_THREAD: Final = 64  # queued or running, whatever the estimate says
-UNWATCHED_SECONDS: Final = 0.05
+UNWATCHED_SECONDS: Final = 0.25  # most photos are done by then, also those that had to queue
 MAX_AWAY: Final = 256  # jobs that wait for a device while others have their cores, each in a thread of its own
 MAX_AWAY_BYTES: Final = 512_000_000  # for their inputs
 
@@ -227,12 +227,12 @@ class WorkPool:
                 loop.call_soon_threadsafe(awake.set)
 
         loop = asyncio.get_running_loop()
-        ticket, future = self.submit(job, kind)
         # Not asyncio.wait on wrap_future: their tasks, futures and callbacks would cost every request twice as much.
         awake = asyncio.Event()  # set when the job has ended, the time is over, or the client has gone away
-        future.add_done_callback(wake)
         # Most jobs are done before watching the client would be worth the task that it takes.
         timer = loop.call_later(min(timeout, UNWATCHED_SECONDS), awake.set)
+        ticket, future = self.submit(job, kind)  # last, as its thread can begin no sooner than this one waits
+        future.add_done_callback(wake)
         watcher: asyncio.Task[None] | None = None
         try:
             await awake.wait()
