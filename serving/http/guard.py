@@ -26,6 +26,7 @@ from serving.settings import Settings
 logger = logging.getLogger("convmae_serving")
 
 EXCHANGE: Final = "convmae.exchange"  # where a request's scope has it until it is answered
+WHOLE_BODY: Final = "convmae.whole_body"  # in the scope once the protocol has all of the body
 LENGTH_DIGITS: Final = 20  # digits of a Content-Length; more are no length that the protocol lets through
 LINGER_SECONDS: Final = 1.0
 SKIPPED_BYTES: Final = 1_000_000
@@ -343,7 +344,8 @@ class Guard:
         part = seconds * self.settings.min_bytes_per_second
         due = part
         try:
-            async with asyncio.timeout(seconds) as limit:
+            # A timer is made only where there is something to wait for.
+            async with asyncio.timeout(None if WHOLE_BODY in exchange.scope else seconds) as limit:
                 while exchange.more_body:
                     message = await exchange.receive()
                     if message["type"] == "http.disconnect":
@@ -354,7 +356,7 @@ class Guard:
                     self.buffered_bytes += len(chunk)
                     if self.buffered_bytes > self.settings.max_buffered_bytes:
                         raise busy("the server holds as many request bodies as it may", 1)
-                    if exchange.body_bytes >= due:
+                    if exchange.more_body and exchange.body_bytes >= due:
                         due = exchange.body_bytes + part
                         limit.reschedule(clock() + seconds)
         except TimeoutError:

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.errors import ApiError, error_response
 from serving.http.connection_limits import Connections
-from serving.http.guard import new_request_id
+from serving.http.guard import WHOLE_BODY, new_request_id
 from serving.http.parser import RequestParser
 
 CONNECTIONS: Final = "convmae.connections"  # where the application's state has them, which uvicorn hands over
@@ -186,6 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_headers = True
         super().on_message_complete()
+        self.scope[WHOLE_BODY] = True
         if self.cycle.response_complete:  # the rest of a body that its answer did not wait for
             self._stop_header_timer()
 

@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.http.guard import EXCHANGE, Exchange, Guard
+from serving.http.guard import EXCHANGE, WHOLE_BODY, Exchange, Guard
 from serving.http.keys import FREE_KEYS, SECONDS_A_KEY
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -159,6 +159,29 @@ def test_a_body_may_take_as_long_as_it_comes_at_the_least_rate(
 def test_the_least_rate_is_a_setting() -> None:
     assert slow_body(30, 4_000, 1.0, min_bytes_per_second=3_000) == 200
     assert slow_body(300, 6_000, 1.0, min_bytes_per_second=10_000) == 408
+
+
+def test_a_body_that_is_there_costs_no_timer() -> None:
+    timers = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await guard.read_body(scope)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(5_000_000), "more_body": False}
+
+    class NotingLoop(asyncio.SelectorEventLoop):
+        def call_at(self, when: float, *arguments: Any, **options: Any) -> asyncio.TimerHandle:
+            timers.append(when)
+            return super().call_at(when, *arguments, **options)
+
+    guard = Guard(application, Settings(bundle=(Path("none"),), threads=1), Metrics(), lambda _: LIMITS)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"5000000")]}
+    with asyncio.Runner(loop_factory=NotingLoop) as runner:
+        runner.run(guard({**scope, WHOLE_BODY: True}, receive, receive))
+        assert timers == []
+        runner.run(guard(scope, receive, receive))
+        assert len(timers) == 1
 
 
 def test_a_body_that_came_fast_and_then_stops_gets_no_more_time_than_any_other() -> None:

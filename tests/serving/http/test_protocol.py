@@ -7,6 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from serving.http import protocol
+from serving.http.guard import WHOLE_BODY
 from serving.http.protocol import HEADER_SECONDS, MAX_HEADER_BYTES
 from tests.serving.http.fake_transport import (
     CHUNKED,
@@ -218,6 +219,21 @@ def test_answers_on_one_connection_come_whole_and_in_order() -> None:
         b"",
         b"hi",
     ]
+
+
+@pytest.mark.parametrize(("pieces", "whole"), [((b"ab",), True), ((b"a", b"b"), False), ((b"", b"ab"), False)])
+def test_an_application_sees_whether_the_whole_body_is_there_when_it_begins(
+    pieces: tuple[bytes, ...], whole: bool
+) -> None:
+    seen = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(WHOLE_BODY in scope)
+        await hello(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+    talk(head + pieces[0], *pieces[1:], app=look)
+    assert seen == [whole]
 
 
 def test_a_client_that_waits_for_consent_gets_it_before_it_sends_its_body() -> None:
