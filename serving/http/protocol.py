@@ -186,7 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_headers = True
         super().on_message_complete()
-        self.scope[WHOLE_BODY] = True
+        self.scope[WHOLE_BODY] = True  # type: ignore[typeddict-unknown-key]
         if self.cycle.response_complete:  # the rest of a body that its answer did not wait for
             self._stop_header_timer()
 
