@@ -102,7 +102,7 @@ class ExportConfig:
     without_fp32: bool = False
     # what it is for, by the name of a task; features (of videos: video-features) leave the head out and can be taken
     # from any checkpoint that holds an encoder; default: what it was trained for
-    task: str | None = None
+    task: Annotated[str | None, tyro.conf.arg(metavar="|".join(TASKS))] = None
     name: str | None = None  # what the server calls the model; default: the name of --out
     image_size: tuple[int, int] | None = None  # height and width in pixels, multiples of 32; default: the checkpoint's
     # one graph for every height and width that are multiples of 32, up to this many pixels; default: one size

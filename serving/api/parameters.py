@@ -198,7 +198,7 @@ class SegmentParameters(PhotoParameters):
         "has its likeliest class.",
     )
     overlap_mask_area_threshold: Share = Field(
-        default=0.8, description="As `mask_threshold`: segments of pixels with one class each never overlap."
+        default=0.8, description="As `mask_threshold`: where each pixel has one class, segments never overlap."
     )
 
 

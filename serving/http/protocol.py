@@ -5,7 +5,8 @@
 - an answer that is not read ends at a least rate, its bytes count, and the next request waits until it is read;
 - offers of another protocol (h2c, WebSocket) are ignored and the request's body stays (see parser.py);
 - what is no request, a tunnel, or a URL instead of a path, is refused in the shape of all our errors, or understood;
-- the head and the start of the body of an answer are one packet.
+- the head and the start of the body of an answer are one packet;
+- a request's scope says once its whole body is there, so that nobody starts a clock for it.
 """
 
 import asyncio
