@@ -124,8 +124,13 @@ def give_back_freed_memory() -> bool:
 
 
 def release_free_memory() -> bool:
-    """Gives back what malloc holds and nobody uses, after something large has gone; returns whether it can (glibc)."""
+    """Gives back all that nobody uses, after something large has gone; returns whether malloc's too (glibc)."""
     gc.collect()
+    return trim_heap()
+
+
+def trim_heap() -> bool:
+    """Gives back what malloc holds and nobody uses; returns whether it can (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is None:
         return False

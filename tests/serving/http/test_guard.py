@@ -66,6 +66,37 @@ def test_a_refused_body_makes_room_for_others_at_once() -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize(
+    ("sizes", "still_held"),
+    [
+        ((3_000_000, 3_000_000, 3_000_000), [0]),
+        ((7_000_000, 1_000_000, 1_000_000), [2_000_000]),  # the burst is over before its last request is
+        ((2_000_000, 2_000_000, 2_000_000), []),  # no burst
+    ],
+)
+def test_what_a_burst_of_bodies_took_is_given_back_after_it(
+    sizes: tuple[int, ...], still_held: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await guard.read_body(scope)
+        await answers.get()  # in the order in which the requests came
+
+    async def bursts(count: int) -> None:
+        for _ in range(count):
+            for size in sizes:
+                await Conversation(guard, size).send(size, more=False)
+            for _ in sizes:
+                answers.put_nowait(None)
+                await settle()
+
+    trimmed: list[int] = []
+    answers: asyncio.Queue[None] = asyncio.Queue()
+    guard = Guard(application, Settings(bundle=(Path("none"),), threads=1), Metrics(), lambda _: LIMITS)
+    monkeypatch.setattr("serving.http.guard.trim_heap", lambda: trimmed.append(guard.buffered_bytes))
+    asyncio.run(bursts(2))
+    assert trimmed == still_held * 2
+
+
 @pytest.mark.parametrize("error", [None, ApiError(503, "overloaded", "busy")])
 def test_nothing_of_a_request_stays_until_python_looks_for_cycles(error: ApiError | None) -> None:
     exchanges: list[weakref.ref[Exchange]] = []
