@@ -240,7 +240,7 @@ def draw(soak: Soak, path: Path) -> None:
     minutes = [sample.seconds / 60 for sample in soak.samples]
     above.plot(minutes, [sample.megabytes for sample in soak.samples], color="#0f6a70")
     above.set_ylabel("memory, MB")
-    above.set_ylim(bottom=0)
+    above.set_ylim(0, 1.1 * max(sample.megabytes for sample in soak.samples))
     below.plot(minutes, [sample.descriptors for sample in soak.samples], color="#8a5a00")
     below.set_ylabel("descriptors")
     below.set_ylim(bottom=0)

@@ -120,7 +120,9 @@ def draw_curves(
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     scored = [] if score is None else [(line["epoch"], line[score]) for line in epochs if line.get(score) is not None]
-    figure = Figure(figsize=(9 if scored else 5, 3.6), layout="constrained")
+    width = 9 if scored else 5  # inches
+    figure = Figure(figsize=(width, 3.6))
+    figure.subplots_adjust(left=0.95 / width, right=1 - 0.3 / width, bottom=0.14, top=0.96, wspace=0.3)
     panels = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
     panels[0].plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], label="training")
     panels[0].set(xlabel="epoch", ylabel="loss")
@@ -135,6 +137,7 @@ def draw_curves(
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
@@ -144,4 +147,4 @@ def _draw_score(axes: Any, points: Sequence[tuple[int, float]]) -> None:
     axes.plot(*zip(*points, strict=True), color="tab:green")
     best = max(points, key=lambda point: point[1])
     axes.plot(*best, "o", color="tab:green")
-    axes.annotate(f"{best[1]:.2f}", best, (0, -14), textcoords="offset points")
+    axes.annotate(f"{best[1]:.2f}", best, (0, -14), textcoords="offset points", ha="center")
