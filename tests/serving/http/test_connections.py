@@ -4,11 +4,13 @@ import contextlib
 import json
 import select
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import memory
 from tests.serving.running_server import RunningServer, post, post_head, read_response, run_server
 from tests.serving.sample_images import jpeg
 from tests.waiting import PATIENCE_SECONDS, wait_until
@@ -168,6 +170,23 @@ def test_two_hundred_half_open_connections_do_not_disturb_others(server: Running
     finally:
         for connection in connections:
             connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_many_bodies_at_once_took_is_given_back_once_they_are_answered(bundle: Path, tmp_path: Path) -> None:
+    size, count, patience = 2_000_000, 30, str(PATIENCE_SECONDS)
+    settings = {"CONVMAE_BODY_TIMEOUT_SECONDS": patience, "CONVMAE_MAX_QUEUE_SECONDS": patience}
+    with run_server(tmp_path, {"CONVMAE_BUNDLE": str(bundle)} | settings) as server, contextlib.ExitStack() as stack:
+        before = memory(server.process.pid)
+        connections = [stack.enter_context(server.connect()) for _ in range(count)]
+        for connection in connections:
+            connection.sendall(post_head("/v1/classify", f"Content-Length: {size}") + bytes(size - 1))
+        wait_until(lambda: memory(server.process.pid) > before + count * size / 2)  # held: none is complete
+        for connection in connections:
+            connection.sendall(b"0")
+        assert {read_response(connection).status for connection in connections} == {400}
+        wait_until(lambda: memory(server.process.pid) < before + count * size / 4)
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
