@@ -1,12 +1,13 @@
-"""How often is an exported classifier right? Top-1 and top-5 on a labelled folder of photos, through the runtime.
+"""How good is an exported model on labelled data, by class? Its task's metric, through the runtime.
 
     python -m benchmarks.accuracy serving/bundles/imagenette-nano --data photos/ [--split val]
+    python -m benchmarks.accuracy serving/bundles/street-nano --data camvid/
 
-The photos are decoded and preprocessed exactly as the server and `convmae predict` do it, and run in batches. Top-1 and
-its change from file to file is also what `python -m export.verify B --data photos/` says; here it is by class.
+Photos and videos are decoded and preprocessed exactly as the server and `convmae predict` do it. The metric and its
+change from file to file is also what `python -m export.verify B --data photos/` says; here it is by class.
 """
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,68 +21,66 @@ from convmae_deploy.program import run_program
 from convmae_deploy.tasks import open_predictor
 from convmae_deploy.tasks.base import Predictor
 from export.tasks import read_task_data
-from export.tasks.classification import ClassifiedData
+from export.verification.task_data import ClassScores, TaskMetric
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyConfig:
-    """Measures a bundle's accuracy on DATA/SPLIT/<class>/*."""
+    """Measures a bundle on labelled data, as the training programs read them."""
 
     bundle: Annotated[Path, tyro.conf.Positional]  # folder of the exported model
-    data: Path  # folder of photos; a classes.json in it names the classes
-    split: str = "val"  # folder below it
+    data: Path  # folder of the data
+    split: str = "val"  # part of it
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundleAccuracy:
-    """Counts over a split."""
+class Accuracy:
+    """What a model is worth on a split."""
 
-    photos: Counter[str]  # by class
-    first: Counter[str]  # right at the first place, by class
-    five: Counter[str]  # among the first five, by class
-    unreadable: int
-
-    def percent(self, hits: Counter[str], name: str | None = None) -> float:
-        """Share of a class, or of all, in percent."""
-        chosen = [name] if name is not None else list(self.photos)
-        return 100 * sum(hits[key] for key in chosen) / sum(self.photos[key] for key in chosen)
+    metrics: Sequence[TaskMetric]
+    by_class: ClassScores
+    undecoded: int  # photos or videos, which are not counted
 
 
-def measure(predictor: Predictor, data: Path, split: str) -> BundleAccuracy:
-    """Classifies every photo of a split.
+def measure(predictor: Predictor, data: Path, split: str) -> Accuracy:
+    """Predicts every photo or video of a split.
 
     Raises:
-        ConvMAEError: there are none, none can be decoded, or a class of the folder is not one of the model's.
+        ConvMAEError: there are none, none has a label, none can be decoded, or a class is not one of the model's.
     """
     labelled = read_task_data(data, predictor.manifest, split=split)
-    if not isinstance(labelled, ClassifiedData) or labelled.labels is None:
-        raise ConvMAEError(f"--data must hold photos by class in {data / split}; found no such folder")
+    if not labelled.labelled:
+        raise ConvMAEError(f"--data must hold labels of {split!r} beside its {labelled.kind}; found none in {data}")
     predictions = labelled.predictions(predictor)
-    photos, first, five = Counter[str](), Counter[str](), Counter[str]()
-    for label, logits in zip(labelled.labels, predictions, strict=True):
-        if logits is not None:
-            name, place = predictor.manifest.classes[label], int((logits > logits[label]).sum())
-            photos[name] += 1
-            first[name] += place < 1
-            five[name] += place < 5
-    return BundleAccuracy(photos=photos, first=first, five=five, unreadable=len(predictions) - photos.total())
+    return Accuracy(
+        metrics=labelled.metrics(predictions),
+        by_class=labelled.by_class(predictions, predictor.manifest.classes),
+        undecoded=sum(prediction is None for prediction in predictions),
+    )
+
+
+def table_of(scores: ClassScores) -> Table:
+    """A row a class, and last that of all."""
+    rows = list(scores.items())
+    table = Table("class", *rows[-1][1])
+    for place, (name, values) in enumerate(rows, start=1):
+        digits = 2 if place == len(rows) else 1
+        cells = (str(value) if isinstance(value, int) else f"{value:.{digits}f}" for value in values.values())
+        table.add_row(name, *cells, end_section=place == len(rows) - 1)
+    return table
 
 
 def main() -> None:
     """The command."""
     config = tyro.cli(AccuracyConfig, prog="python -m benchmarks.accuracy", description=AccuracyConfig.__doc__)
     accuracy = measure(open_predictor(config.bundle), config.data, config.split)
-    table = Table("class", "photos", "top-1 %", "top-5 %")
-    for name, count in accuracy.photos.items():
-        shares = (f"{accuracy.percent(hits, name):.1f}" for hits in (accuracy.first, accuracy.five))
-        table.add_row(name, str(count), *shares)
-    totals = (f"{accuracy.percent(hits):.2f}" for hits in (accuracy.first, accuracy.five))
-    table.add_section()
-    table.add_row("all", str(accuracy.photos.total()), *totals)
     console = Console()
-    console.print(table)
-    if accuracy.unreadable:
-        console.print(f"{accuracy.unreadable} photos could not be decoded and are not counted")
+    if accuracy.by_class:
+        console.print(table_of(accuracy.by_class))
+    for metric in accuracy.metrics:
+        console.print(f"{metric.name} {metric.value:.2f} %, {metric.samples} samples")
+    if accuracy.undecoded:
+        console.print(f"{accuracy.undecoded} could not be decoded and are not counted")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, InterpolationMode, PILToTensor
-from torchvision.transforms.v2.functional import resized_crop
+from torchvision.transforms.v2.functional import resize
 
 from convmae_deploy.bundle.preprocessing import AnyPreprocessing, ClipPreprocessing, Preprocessing
 from convmae_deploy.errors import ConvMAEError
@@ -101,11 +101,10 @@ def crop_transform(
     def apply(photo: Image.Image) -> Tensor:
         top, left, height, width = crop.get_params(photo, crop.scale, crop.ratio)  # type: ignore[no-untyped-call]
         top, left = min(top, photo.height - 1), min(left, photo.width - 1)
-        place = top, left, max(1, height), max(1, width)  # of a photo of a few pixels timm may take no row or column
-        levels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)  # channels last, for which ATen has a fast way
-        cropped: Tensor = resized_crop(
-            levels, *place, size=list(image_size), interpolation=interpolation, antialias=True
-        )
+        # of a photo of a few pixels timm may take no row or column
+        cut = photo.crop((left, top, left + max(1, width), top + max(1, height)))
+        levels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)  # channels last, for which ATen has a fast way
+        cropped: Tensor = resize(levels, list(image_size), interpolation=interpolation, antialias=True)
         return cropped.flip(-1) if float(torch.rand(1)) < config.flip else cropped
 
     return apply

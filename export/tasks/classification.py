@@ -5,6 +5,7 @@ Shapes: K classes.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from export.verification.gates import FP32, compare
 from export.verification.task_data import (
     Agreement,
     Changes,
+    ClassScores,
     OneRowData,
     TaskData,
     TaskMetric,
@@ -72,6 +74,20 @@ class ClassifiedData(OneRowData):
         right = sum(int(logits.argmax()) == label for logits, label in pairs)
         return (TaskMetric(name="top-1", value=100 * right / len(pairs), samples=len(pairs)),)
 
+    def by_class(self, predictions: Sequence[FloatArray | None], classes: Sequence[str]) -> ClassScores:
+        """Top-1 and top-5 of the samples of each class, and of all."""
+        if self.labels is None:
+            return {}
+        ranks: dict[int, list[int]] = {}  # by class: how many classes are ahead of the true one
+        for label, logits in zip(self.labels, predictions, strict=True):
+            if logits is not None:
+                ranks.setdefault(label, []).append(int((logits > logits[label]).sum()))
+        rows = {classes[label]: ranks[label] for label in sorted(ranks)} | {"all": [*chain(*ranks.values())]}
+        return {
+            name: {self.kind: len(found), "top-1 %": share_below(1, found), "top-5 %": share_below(5, found)}
+            for name, found in rows.items()
+        }
+
     def agreement(self, expected: Sequence[FloatArray | None], found: Sequence[FloatArray | None]) -> Agreement:
         """On the top class, wherever fp32 rounding alone could not change it."""
         before, after = (np.stack([logits for logits in side if logits is not None]) for side in (expected, found))
@@ -87,6 +103,11 @@ class ClassifiedData(OneRowData):
         pairs = zip(expected, found, strict=True)
         classes = [(int(a.argmax()), int(b.argmax())) for a, b in pairs if a is not None and b is not None]
         return Counter(pair for pair in classes if pair[0] != pair[1])
+
+
+def share_below(limit: int, ranks: Sequence[int]) -> float:
+    """Percent of the ranks that are smaller."""
+    return 100 * sum(rank < limit for rank in ranks) / len(ranks)
 
 
 def read_classified_photos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:

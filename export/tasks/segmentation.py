@@ -22,7 +22,7 @@ from convmae_deploy.bundle.preprocessing import standard_windows
 from convmae_deploy.checkpoints.loading import load_segmenter
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.segmentation_folder import SegmentationFolder, read_segmentation_folder
-from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
+from convmae_deploy.data.segmentation_metrics import Confusion, confusion_of, scores_of
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.segmenter import ConvMAESegmenter
@@ -30,7 +30,16 @@ from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
 from export.graphs.pooling import replace_adaptive_pooling
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
-from export.verification.task_data import Agreement, Changes, TaskData, TaskMetric, logger, say_findings, spread
+from export.verification.task_data import (
+    Agreement,
+    Changes,
+    ClassScores,
+    TaskData,
+    TaskMetric,
+    logger,
+    say_findings,
+    spread,
+)
 
 
 class SegmenterGraph(nn.Module):
@@ -97,17 +106,31 @@ class SegmentedData(TaskData[bytes]):
         """Mean IoU over the classes that are true or predicted somewhere."""
         if self.folder is None:
             return ()
-        confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
-        for path, packed in zip(self.files, predictions, strict=True):
-            if packed is not None:
-                labels = self.folder.read_labels(self._labels[path])
-                confusion += confusion_of(labels, labels_of(packed).reshape(labels.shape), self.num_classes)
+        confusion = self.confusion(self.folder, predictions)
         samples = sum(packed is not None for packed in predictions)
         missing = [name for name, pixels in zip(self.folder.classes, confusion.sum(axis=1), strict=True) if not pixels]
         if missing:
             words = f"{len(missing)} of {self.num_classes} classes have no pixel in {samples} label maps"
             logger.warning("%s, the first %s", words, printable(missing[0]))
         return (TaskMetric(name="mIoU", value=100 * scores_of(confusion).mean_iou, samples=samples),)
+
+    def by_class(self, predictions: Sequence[bytes | None], classes: Sequence[str]) -> ClassScores:
+        """IoU and accuracy of the pixels of each class, and their means."""
+        if self.folder is None:
+            return {}
+        scores = scores_of(self.confusion(self.folder, predictions))
+        shares = zip(classes, scores.iou, scores.accuracy, strict=True)
+        rows = {name: {"IoU %": 100 * iou, "accuracy %": 100 * accuracy} for name, iou, accuracy in shares}
+        return rows | {"mean": {"IoU %": 100 * scores.mean_iou, "accuracy %": 100 * scores.mean_accuracy}}
+
+    def confusion(self, folder: SegmentationFolder, predictions: Sequence[bytes | None]) -> Confusion:
+        """Pixels (K, K) by true and predicted class, of the photos that could be decoded."""
+        confusion = np.zeros((self.num_classes, self.num_classes), np.int64)
+        for path, packed in zip(self.files, predictions, strict=True):
+            if packed is not None:
+                labels = folder.read_labels(self._labels[path])
+                confusion += confusion_of(labels, labels_of(packed).reshape(labels.shape), self.num_classes)
+        return confusion
 
     def agreement(self, expected: Sequence[bytes | None], found: Sequence[bytes | None]) -> Agreement:
         """On the label of each pixel."""

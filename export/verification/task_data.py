@@ -57,6 +57,8 @@ class Agreement:
         return self.agreeing / self.decided if self.decided else 1.0
 
 
+# class, and last what stands for all of them -> what is counted -> percent, or how many where it is whole
+ClassScores = Mapping[str, Mapping[str, float]]
 Changes = Counter[tuple[int, int]]  # (class of the reference, class of the model) -> how often, where they differ
 
 
@@ -125,6 +127,10 @@ class TaskData(ABC, Generic[Prediction]):
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction | None]) -> tuple[TaskMetric, ...]:
         """The task's metrics of a model's predictions, the one to decide by last; none without labels."""
+
+    def by_class(self, predictions: Sequence[Prediction | None], classes: Sequence[str]) -> ClassScores:
+        """A model's predictions against the labels, class by class; none without labels, and of detections."""
+        return {}
 
     @abstractmethod
     def agreement(self, expected: Sequence[Prediction | None], found: Sequence[Prediction | None]) -> Agreement:

@@ -18,6 +18,12 @@ const SAMPLES = [
     alt: "People in front of an old biplane, in black and white",
     credit: "The Commons on Flickr, no known copyright restrictions",
   },
+  {
+    file: "street.jpg",
+    name: "Street",
+    alt: "A paved street between old brick houses",
+    credit: "contributors of OpenCV, Apache-2.0",
+  },
 ];
 
 /**

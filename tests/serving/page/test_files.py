@@ -74,7 +74,7 @@ def test_the_samples_are_small_and_each_is_named_with_its_terms() -> None:
     terms = (PAGE / "samples" / "LICENSES.md").read_text(encoding="utf-8")
     script = (PAGE / "samples.js").read_text(encoding="utf-8")
     photos = [*(PAGE / "samples").glob("*.jpg"), PAGE.parent / "golf-ball.jpg"]
-    assert len(photos) == 4
+    assert len(photos) == 5
     for path in photos:
         assert path.stat().st_size <= 60_000
         assert f"{path.name}`" in terms and f'file: "{path.name}"' in script

@@ -277,10 +277,10 @@ def test_the_keyboard_alone_reaches_everything_and_the_focus_is_visible(page: Pa
     page.press(Keys.SPACE)
     assert page.script("return window.dialogues") == 2
     page.chrome.execute_cdp_cmd("Page.setInterceptFileChooserDialog", {"enabled": False})
-    assert [page.press(Keys.TAB).get_attribute("class") for _ in range(4)] == ["sample"] * 4
+    assert [page.press(Keys.TAB).get_attribute("class") for _ in range(5)] == ["sample"] * 5
     page.press(Keys.ENTER)
     page.wait_for_state("done")
-    assert "aeroplane.jpg, 480 × 363" in page.one("#crop-note").text
+    assert "street.jpg, 480 × 360" in page.one("#crop-note").text
 
 
 def test_the_same_call_is_there_in_four_ways_as_tabs_that_the_arrow_keys_move_between(
@@ -357,9 +357,15 @@ def test_a_sample_shows_something_at_once_and_its_terms_stand_beside_it(page: Pa
     pictures = page.script(
         "return [...document.querySelectorAll('.sample img')].map((p) => [p.alt, p.complete && p.naturalWidth > 300])"
     )
-    assert len(pictures) == 4 and all(alt and loaded for alt, loaded in pictures)
+    assert len(pictures) == 5 and all(alt and loaded for alt, loaded in pictures)
     terms = page.one(".credits").text
-    for words in ("project, MIT", "Stefan van der Walt, CC0", "Rachel Michetti, CC0", "no known copyright"):
+    for words in (
+        "project, MIT",
+        "Stefan van der Walt, CC0",
+        "Rachel Michetti, CC0",
+        "no known copyright",
+        "Apache-2.0",
+    ):
         assert words in terms
     page.one(".sample").click()
     page.wait_for_state("done")
