@@ -36,7 +36,7 @@ MOST_PIXELS = 2**31  # of no photo that memory has room for
 UNKNOWN_DEFAULT = "default_factory_not_called"  # of a setting whose default needs another, which has a bad value
 LIKENESS = 0.9  # of a variable that is no setting to the one that was meant
 DEFAULTS_IN_WORDS = {
-    "bundle": "the model that ships",
+    "bundle": "the models that ship",
     "threads": "all cores",
     "max_request_pixels": "twice `CONVMAE_MAX_IMAGE_PIXELS`",
     "max_decoding_bytes": "half of memory",
