@@ -58,14 +58,16 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 @pytest.mark.slow
 def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> None:
     (tmp_path / "serving").symlink_to(ROOT / "serving")
-    with run_server(tmp_path, {}) as server:  # no CONVMAE_BUNDLE: the model that ships
-        classify, features = (
+    with run_server(tmp_path, {}) as server:  # no CONVMAE_BUNDLE: the models that ship
+        classify, features, segments = (
             run_line(line.replace("http://127.0.0.1:3000", server.url), tmp_path) for line in lines_of(BLOCKS[0])
         )
     predictions = json.loads(classify)
     assert len(predictions) == 5 and predictions[0].keys() == {"label", "score"}
     assert predictions[0]["label"] == "golf_ball" and 0.91 < predictions[0]["score"] < 0.925
-    assert features == ""
+    assert features == segments == ""
+    labels = np.asarray(Image.open(tmp_path / "labels.png"))
+    assert labels.shape == (360, 480) and (labels[:60, 150:450] == 0).mean() > 0.9  # sky
     maps = load_file(tmp_path / "features.safetensors")
     assert maps.keys() == {"e1", "e2", "e3", "e4", "pooled"}
     assert maps["e1"].shape == (1, 32, 32, 32)

@@ -44,7 +44,20 @@ CLASSIFIER = Expected(
     least=75,
     near=0.16,  # two photos
 )
-MODELS = {"imagenette-nano": CLASSIFIER}
+SEGMENTER = Expected(
+    file="model.fp16.onnx",
+    most_bytes=7_000_000,
+    outputs=frozenset({"logits"}),
+    classes=11,
+    one_class="Pavement",
+    licence="CC BY-NC 4.0",
+    data="seg_camvid",
+    row="mean",
+    column="IoU %",
+    least=55,
+    near=0.05,
+)
+MODELS = {"imagenette-nano": CLASSIFIER, "street-nano": SEGMENTER}
 
 
 def test_each_is_held_here() -> None:

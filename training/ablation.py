@@ -398,8 +398,8 @@ def draw_results(path: Path, results: Sequence[Result]) -> None:
                 color = "tab:red" if comparison.shows else "tab:gray"
                 differences.errorbar(found.mean, place, xerr=reach, fmt="o", color=color, capsize=4)
         differences.axvline(0, color="black", linewidth=0.8)
-        runs.set(xlabel="top-1 on val (%), a dot a seed", title=title)
-        differences.set(xlabel=f"points against {BASELINE}, {100 * CONFIDENCE:.0f} % interval", title=title)
+        runs.set(xlabel="top-1 %, each seed", title=title)
+        differences.set(xlabel=f"points, {100 * CONFIDENCE:.0f} % interval", title=f"against {BASELINE}")
     for axes in panels:
         axes.set_yticks(range(len(arms)), arms)
         axes.spines[["top", "right"]].set_visible(False)
