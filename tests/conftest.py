@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,6 +99,15 @@ def plain_cpu() -> Iterator[None]:
 def own_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What torch.compile made in other runs, perhaps for a CPU with other limits, is not taken."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_precision() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process, which in an earlier file may be what its CPU is best at."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
