@@ -12,8 +12,8 @@ learns at the full rate. An ordering shows where the interval of the differences
 adjusted for the number of comparisons (Holm), is below 5 %.
 
 Writes `table.md`, `results.json` and `table.png`, and for each run `<arm>-seed<seed>/result.json`. A run that has one
-is not run again, so seeds may be run on several machines: bring their files together in one of the `--out` folders
-and resume.
+is not run again, so seeds may be run on several machines: bring their folders, or these files of them, together in
+one `--out` folder, a new one or one of theirs, and resume.
 training/README.md says how far we have run it.
 The 0.4 points of the paper between block and token masks would need some hundred seeds. The arm with a ViT shares
 photos and their order with ConvMAE, and has weights of its own.
@@ -131,7 +131,7 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
         ConvMAEError: bad data or settings, or a folder of other settings.
     """
     check_can_create(config.out)
-    RunFolder(config.out).begin(config, seed=config.seeds[0], data={}, resume=config.resume, ignored=MAY_CHANGE)
+    begin(config)
     labelled = config.out / "labelled"
     if not labelled.exists():
         link_photos(config.data, labelled, config.labelled)
@@ -147,6 +147,16 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
             write_results(config, results)
     console.print((config.out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+def begin(config: AblationConfig) -> None:
+    """Begins the comparison, or goes on with the one that is there or that results of other machines are of."""
+    joined = config.resume and not (config.out / "run.json").exists()
+    brought = {file.parent.name for file in config.out.glob(f"*/{RESULT}")} if joined else set()
+    resume = config.resume and not brought
+    RunFolder(config.out).begin(
+        config, seed=config.seeds[0], data={}, resume=resume, ignored=MAY_CHANGE, beside=brought
+    )
 
 
 def link_photos(data: Path, out: Path, share: float) -> None:

@@ -58,6 +58,7 @@ class RunFolder:
         resume: bool,
         ignored: Collection[str],
         start: Sequence[str] = (),
+        beside: Collection[str] = (),
     ) -> None:
         """Creates the folder, or checks that the one that is there belongs to the same run.
 
@@ -68,6 +69,7 @@ class RunFolder:
             resume: whether to continue.
             ignored: fields of the config that a resumed run may change; what it changes is noted in run.json.
             start: what the program says as it starts, to be kept.
+            beside: names of what may lie in the folder of a new run.
 
         Raises:
             ConvMAEError: the folder exists and `resume` is False, or the reverse, or its config differs.
@@ -87,14 +89,14 @@ class RunFolder:
             record.setdefault("resumed", []).append({"at": now, "changed": changes} | started)
             self._write_description(record)
             return
-        self.check_is_new()
+        self.check_is_new(beside)
         self._write_description(current | {"seed": seed, "started": now} | started)
 
-    def check_is_new(self) -> None:
-        """Raises ConvMAEError where the folder holds anything but a check of the data, or is a file."""
+    def check_is_new(self, beside: Collection[str] = ()) -> None:
+        """Raises ConvMAEError where the folder holds anything but a check of the data and `beside`, or is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise ConvMAEError(f"expected a folder for the run at {self.path}, found a file; choose another --out")
-        if self.path.exists() and any(entry.name != DATA_CHECK for entry in self.path.iterdir()):
+        if self.path.exists() and {entry.name for entry in self.path.iterdir()} - {DATA_CHECK, *beside}:
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
 
     def _write_description(self, record: Mapping[str, Any]) -> None:

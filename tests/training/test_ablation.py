@@ -106,8 +106,6 @@ def test_runs_are_compared_seed_by_seed_and_an_ordering_that_shows_is_bold() -> 
 
 @pytest.mark.slow
 def test_runs_of_several_machines_are_brought_together(config: program.AblationConfig, tmp_path: Path) -> None:
-    RunFolder(config.out).begin(config, seed=0, data={}, resume=False, ignored=())
-
     def settled(settings: program.AblationConfig, arm: str, seed: int) -> Path:
         file = config.out / f"{program.slug(arm)}-seed{seed}" / "result.json"
         file.parent.mkdir(parents=True)
@@ -118,6 +116,8 @@ def test_runs_of_several_machines_are_brought_together(config: program.AblationC
     elsewhere = replace(config, data=tmp_path / "elsewhere", seeds=(1,), workers=4)
     files = [settled(elsewhere, arm, seed) for arm in (program.BASELINE, "token masks") for seed in (0, 1)]
     both = replace(config, arms=("token masks",), resume=True)
+    with pytest.raises(ConvMAEError, match="add --resume"):
+        program.run_ablation(replace(both, resume=False), Console(quiet=True))
     assert program.run_ablation(both, Console(quiet=True)) == 0
     assert [found["finetune_top1"] for found in json.loads((config.out / "results.json").read_text())] == [
         60,
@@ -125,6 +125,8 @@ def test_runs_of_several_machines_are_brought_together(config: program.AblationC
         61,
         61,
     ]
+    assert program.run_ablation(both, Console(quiet=True)) == 0
+    assert len(RunFolder(config.out).description()["resumed"]) == 1
     with pytest.raises(ConvMAEError, match="a run with pretrain_epochs 1, and this comparison has 2"):
         program.read_result(files[0], replace(config, pretrain_epochs=2))
     files[0].write_text("[]")
