@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from typing import Any
 from convmae_deploy.errors import ConvMAEError
 
 MAX_JSON_BYTES = 64 * 1024 * 1024  # for descriptions; annotations of a data set have a bound of their own
+RUN_RECORD = "run.json"  # what a training program leaves in the folder of each run
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a scheme, longer than the letter of a drive, as `Path` leaves it
 _PREVIOUS = "previous"  # in a working folder of `atomic_directory`: the folder that is being replaced
@@ -279,6 +281,23 @@ def path_inside(folder: Path, name: str) -> Path:
     if not parts[0] or ".." in parts or PureWindowsPath(name).drive or _CONTROL_CHARACTERS.search(name):
         raise ConvMAEError(f"a file must be named by its path inside {folder}, without '..'; found {shortened(name)}")
     return folder / name
+
+
+def as_spelt(folder: Path, name: str) -> Path:
+    """The file that a name means which `path_inside` allows, as it is spelt in `folder`; else `folder / name`.
+
+    Systems differ in the form that they give to letters with accents, and tools in the case of a file's ending.
+    """
+    path = folder / name
+    if os.path.isfile(path):
+        return path
+    spellings = (path.with_suffix(ending) for ending in (path.suffix.lower(), path.suffix.upper()))
+    for spelling in (path, *spellings):
+        for form in ("NFC", "NFD"):
+            found = folder / unicodedata.normalize(form, str(spelling.relative_to(folder)))
+            if os.path.isfile(found):
+                return found
+    return path
 
 
 def shortened(text: str, length: int = 100) -> str:

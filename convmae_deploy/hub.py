@@ -25,7 +25,7 @@ from convmae_deploy.checkpoints.loading import KINDS, load_classifier, load_feat
 from convmae_deploy.checkpoints.native import WEIGHTS_NAME, CheckpointRecord, find_checkpoint, read_checkpoint
 from convmae_deploy.engine.run_folder import RunFolder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, check_can_create, numbered_errors, sha256_of
+from convmae_deploy.files import RUN_RECORD, atomic_directory, check_can_create, numbered_errors, sha256_of
 from convmae_deploy.models.classifier import ConvMAEClassifier
 from convmae_deploy.models.convmae import MODELS, PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.printing import printable
@@ -118,7 +118,7 @@ def architecture_of(config: ConvMAEConfig, source: Path) -> str:
 def recorded(checkpoint: Path, record: CheckpointRecord) -> tuple[Mapping[str, Any], Mapping[str, float]]:
     """What the run around a checkpoint says of it: run.json, and the scores of its epoch in metrics.jsonl."""
     folder = RunFolder(checkpoint.absolute().parent)
-    if not (folder.path / "run.json").is_file():
+    if not (folder.path / RUN_RECORD).is_file():
         return {}, {}
     run = folder.description()
     epoch = record.provenance.get("epoch", "").partition(" ")[0]  # "36 of 40"; only the checkpoint `best` says it

@@ -45,7 +45,7 @@ from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, atomic_file, check_can_create, read_json
+from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, check_can_create, read_json
 from convmae_deploy.machine import processor
 from convmae_deploy.models.vit import PhotoVariant
 from convmae_deploy.program import run_program
@@ -151,7 +151,7 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
 
 def begin(config: AblationConfig) -> None:
     """Begins the comparison, or goes on with the one that is there or that results of other machines are of."""
-    joined = config.resume and not (config.out / "run.json").exists()
+    joined = config.resume and not (config.out / RUN_RECORD).exists()
     brought = {file.parent.name for file in config.out.glob(f"*/{RESULT}")} if joined else set()
     resume = config.resume and not brought
     RunFolder(config.out).begin(
@@ -269,7 +269,7 @@ def staged(plain: Stage, config: AblationConfig, epochs: int, seed: int, out: Pa
 
 def run_of(config: AblationConfig, plain: RunConfig, seed: int, out: Path) -> RunConfig:
     """Where and how a run executes; one that was begun is resumed."""
-    resume = (out / "run.json").exists()
+    resume = (out / RUN_RECORD).exists()
     return replace(plain, out=out, seed=seed, precision=config.precision, workers=config.workers, resume=resume)
 
 

@@ -13,9 +13,9 @@ from convmae_deploy.checkpoints.native import NORM_PREFIX, CheckpointRecord, rea
 from convmae_deploy.checkpoints.original import import_original, read_original
 from convmae_deploy.checkpoints.original_keys import convert_keys
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.models.convmae import ConvMAEConfig
+from convmae_deploy.models.convmae import MODELS, ConvMAEConfig, DenseConfig
 from convmae_deploy.models.pretraining import ConvMAEPretraining
-from convmae_deploy.models.vit import build_encoder
+from convmae_deploy.models.vit import VITS, build_encoder
 
 # parameters that only encoders of detectors and segmenters have
 DENSE_PART = re.compile(r"(?:\.table|\.rel_pos_[hw]|\.ls[12]\.gamma)$")
@@ -43,9 +43,19 @@ def load_initial_encoder(path: Path, architecture: ConvMAEConfig) -> tuple[dict[
             report = import_original(path, imported, num_heads=architecture.num_heads).lines()[:-1]  # not where to
             found, state = load_encoder_state(imported, architecture.image_size)
     if replace(found, dense=architecture.dense) != architecture:
-        raise ConvMAEError(f"initial weights must be an encoder of {architecture}; {path} holds {found}")
+        raise ConvMAEError(
+            f"initial weights must be an encoder of {_named(architecture)}; {path} holds {_named(found)}"
+        )
     fitted, changes = fit_dense_parts(state, architecture)
     return fitted, report + changes
+
+
+def _named(architecture: ConvMAEConfig) -> str:
+    """The variant that an encoder is, else its numbers."""
+    plain = replace(architecture, dense=DenseConfig(), image_size=(224, 224))
+    variants = (MODELS | VITS).items()
+    names = [name for name, build in variants if replace(build(), image_size=plain.image_size) == plain]
+    return f"the variant {names[0]}" if names else str(plain)
 
 
 def fit_dense_parts(state: dict[str, Tensor], architecture: ConvMAEConfig) -> tuple[dict[str, Tensor], list[str]]:

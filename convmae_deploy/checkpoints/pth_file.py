@@ -67,6 +67,8 @@ def load_without_code(source: Path) -> Any:
     if not source.is_file():
         found = "a folder" if source.is_dir() else "nothing there" if not os.path.lexists(source) else "no plain file"
         raise ConvMAEError(f"{source} must be a file that PyTorch wrote; found {found}")
+    if source.suffix == ".safetensors":
+        raise ConvMAEError(f"{source} is part of a checkpoint; give the folder that it lies in")
     try:
         _check(source)
         with torch.serialization.safe_globals(ALLOWED):
@@ -83,7 +85,8 @@ def load_without_code(source: Path) -> Any:
                 "weights alone, as a state dict"
             ) from None
         raise ConvMAEError(
-            f"{source} is not a readable PyTorch checkpoint ({type(error).__name__}); check that it is one and whole"
+            f"{source} is not a readable PyTorch checkpoint ({type(error).__name__}); check that it is one and whole, "
+            "and no pointer of Git LFS, for which `git lfs pull` fetches it"
         ) from None
 
 

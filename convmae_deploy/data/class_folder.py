@@ -1,8 +1,8 @@
 """Files in folders, with labels as `ROOT/<split>/<class>/*`; photos and videos alike. Without torch."""
 
-import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class ClassFolders:
 
     files: tuple[Path, ...]
     labels: tuple[int, ...]
-    folders: tuple[str, ...]  # the name of each class's folder
+    folders: tuple[str, ...]  # the name of each class's folder, see `name_of`
     classes: tuple[str, ...]  # what each class is called
     findings: Findings
 
@@ -43,8 +43,9 @@ def read_class_folders(
 ) -> ClassFolders:
     """Lists `root/split/<class>/*`; classes in sorted order of their folder names, hidden folders left out.
 
-    A folder without files is no class. A `root/classes.json` of the form {"folder name": "class name"} gives the names,
-    unchanged; otherwise the folder's own name is the class's.
+    A folder without files is no class, and folders whose names differ in Unicode's form alone are one. A
+    `root/classes.json` of the form {"folder name": "class name"} gives the names, unchanged; otherwise the folder's own
+    name is the class's.
 
     Args:
         root: of the data.
@@ -79,27 +80,33 @@ def read_class_folders(
             f"expected {kind} ({' '.join(sorted(suffixes))}) in the class folders of {directory}, found none"
             f"{_instead(findings)}; check the path"
         )
+    if [folder.name for folder in filled if folder.name in names_of_split(split)] == [folder.name for folder in filled]:
+        raise ConvMAEError(f"{directory} must hold class folders; found {filled[0]}: move what is in it one folder up")
     names = read_class_names(root / "classes.json")
-    unnamed = [folder.name for folder in filled if names and folder.name not in names]
+    unnamed = [name_of(folder) for folder in filled if names and name_of(folder) not in names]
     if unnamed:
         raise ConvMAEError(f"{root / 'classes.json'} must name every folder of {directory}; {unnamed[0]} is missing")
-    folders = tuple(folder.name for folder in filled) if like is None else like.folders
-    foreign = [folder.name for folder in filled if folder.name not in folders]
+    folders = tuple(sorted(set(map(name_of, filled)))) if like is None else like.folders
+    foreign = [folder.name for folder in filled if name_of(folder) not in folders]
     if foreign:
         raise ConvMAEError(
             f"{directory} has {kind} of {foreign[0]!r}, of which there are none to train on; add some or take it away"
         )
     classes = tuple(names.get(name, name) for name in folders)
     check_class_names(classes, directory)
-    _note_shared_folders(found, findings, root)
     index = {name: label for label, name in enumerate(folders)}
     return ClassFolders(
         files=tuple(file for folder in filled for file in found[folder]),
-        labels=tuple(index[folder.name] for folder in filled for _ in found[folder]),
+        labels=tuple(index[name_of(folder)] for folder in filled for _ in found[folder]),
         folders=folders,
         classes=classes,
         findings=findings,
     )
+
+
+def name_of(folder: Path) -> str:
+    """What a class folder is called, whichever form its system gave to letters with accents."""
+    return unicodedata.normalize("NFC", folder.name)
 
 
 def read_class_splits(root: Path, suffixes: frozenset[str], kind: str) -> tuple[ClassFolders, ClassFolders]:
@@ -114,10 +121,6 @@ def read_class_splits(root: Path, suffixes: frozenset[str], kind: str) -> tuple[
     for label, name in enumerate(train.classes):
         if label not in with_val:
             val.findings.doubt(f"classes without {kind} to validate on", name)
-    trained_on = {os.path.realpath(folder) for folder in {file.parent for file in train.files}}
-    for folder in sorted({file.parent for file in val.files}):
-        if os.path.realpath(folder) in trained_on:
-            val.findings.doubt("folders of validation that are trained on too", folder.relative_to(root))
     read = [split_folder(root, split).name for split in ("train", "val")]
     note_unused(root, root, train.findings, used=(*read, "classes.json"))
     return train, val
@@ -177,15 +180,6 @@ def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
     return any(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in files_below(folder))
 
 
-def _note_shared_folders(found: Mapping[Path, Sequence[Path]], findings: Findings, root: Path) -> None:
-    """Counts the folders of files that links put into two classes."""
-    seen: dict[str, Path] = {}
-    for class_folder, files in found.items():
-        for folder in sorted({file.parent for file in files}):
-            if seen.setdefault(os.path.realpath(folder), class_folder) != class_folder:
-                findings.doubt("folders whose files are of two classes", folder.relative_to(root))
-
-
 def _instead(findings: Findings) -> str:
     """What there is in place of what was expected."""
     kinds = [
@@ -205,7 +199,7 @@ def read_class_names(path: Path) -> dict[str, str]:
     names = read_json(path)
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ConvMAEError(f'{path} must be an object of the form {{"folder name": "class name"}}')
-    return names
+    return {unicodedata.normalize("NFC", key): name for key, name in names.items()}
 
 
 def check_class_names(names: Sequence[str], source: Path) -> None:

@@ -20,23 +20,22 @@ from convmae_deploy.data.coco_file import (
     Annotation,
     Category,
     Instances,
-    RunLengths,
     find_split,
     paths_of_photos,
     read_instances,
+    usable_mask,
 )
 from convmae_deploy.data.coco_masks import Segmentation, area_of, bounds_of, mask_of
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.media.photo_files import ANNOTATED_PHOTO_LIMITS, read_photo
 
-MIN_POLYGON = 6  # numbers: three points
 MAX_MASK_BYTES = 4 * 10**9  # for one photo: training holds a mask of its size for every object
 LEAST_OVERLAP = 0.5  # of an object's box with that of its mask, below which the two contradict each other
 
 LEFT_OUT = {  # what becomes of an annotation that is nothing to learn from
     "crowd": "annotations of crowds (iscrowd 1), which are not learnt from",
-    "maskless": "objects without a mask",
+    "maskless": "objects without a mask that lies in the photo and fits its size",
     "outside": "objects whose box is empty or outside of the photo",
 }
 
@@ -177,7 +176,7 @@ class CocoSplit:
         annotations: list[dict[str, Any]] = []
         for annotation in read_instances(self.file, Findings()).annotations:
             photo = photos.get(annotation.image_id)
-            segmentation = None if photo is None else _usable(annotation.segmentation, photo)
+            segmentation = None if photo is None else usable_mask(annotation.segmentation, photo.height, photo.width)
             if photo is None or (segmentation is None and (annotation.iscrowd or _clipped(annotation, photo) is None)):
                 continue
             annotations.append(
@@ -229,7 +228,7 @@ def read_coco_split(root: Path, split: str, *, like: CocoSplit | None = None) ->
                 item = _object(annotation, photo, labels)
                 if isinstance(item, CocoObject):
                     kept.append(item)
-                    _note_contradiction(annotation, item, photo, findings)
+                    _note_doubts(annotation, item, photo, findings)
                     continue
                 found[item] += 1
                 findings.pass_over(LEFT_OUT[item], annotation.name)
@@ -286,8 +285,8 @@ def _why_none(found: Mapping[str, int], photos: Sequence[CocoPhoto], content: In
         )
     if found["maskless"]:
         return (
-            f"{found['maskless']} have a box alone, and Mask R-CNN needs masks: annotate polygons, or run lengths "
-            "of the photo's size"
+            f"{found['maskless']} have a box and no mask that fits, and Mask R-CNN needs masks: annotate polygons in "
+            "pixels of the photo, or run lengths of its (height, width)"
         )
     return (
         f"found none among its {len(content.annotations)} annotations ({found['outside']} lie outside of their photo), "
@@ -351,7 +350,7 @@ def _object(annotation: Annotation, photo: CocoPhoto, labels: Mapping[int, int])
     """An annotation as something to learn from, or else a key of `LEFT_OUT`."""
     if annotation.iscrowd:
         return "crowd"
-    box, segmentation = _clipped(annotation, photo), _usable(annotation.segmentation, photo)
+    box, segmentation = _clipped(annotation, photo), usable_mask(annotation.segmentation, photo.height, photo.width)
     if box is None:
         return "outside"
     if segmentation is None:
@@ -366,15 +365,6 @@ def _clipped(annotation: Annotation, photo: CocoPhoto) -> Box | None:
     return None if box[0] >= box[2] or box[1] >= box[3] else box
 
 
-def _usable(segmentation: list[list[float]] | RunLengths | None, photo: CocoPhoto) -> Segmentation | None:
-    """Run lengths of the photo's size, or the polygons of at least three points; None where there is neither."""
-    if isinstance(segmentation, RunLengths):
-        fits = segmentation.size == (photo.height, photo.width)
-        return segmentation.model_dump(mode="json") if fits else None
-    polygons = segmentation or []
-    return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON and len(polygon) % 2 == 0] or None
-
-
 def _area(annotation: Annotation, segmentation: Segmentation | None, photo: CocoPhoto) -> float:
     """Pixels of an object: what the file says, else those of its mask or of its box."""
     said = annotation.area
@@ -385,8 +375,11 @@ def _area(annotation: Annotation, segmentation: Segmentation | None, photo: Coco
     return area_of(segmentation, photo.height, photo.width)
 
 
-def _note_contradiction(annotation: Annotation, item: CocoObject, photo: CocoPhoto, findings: Findings) -> None:
-    """Counts an object whose box is not that of its mask: one as corners, as shares of the photo, or of another one."""
+def _note_doubts(annotation: Annotation, item: CocoObject, photo: CocoPhoto, findings: Findings) -> None:
+    """Counts an object whose box is not that of its mask (corners, shares of the photo, that of another one), and one
+    whose box and mask are shares of the photo."""
+    if max(annotation.bbox[2:]) < 1:
+        findings.doubt("objects smaller than a pixel (their numbers must be pixels, not shares)", annotation.name)
     x1, y1, x2, y2 = bounds_of(item.segmentation, photo.height, photo.width)
     width = min(x2, item.box[2]) - max(x1, item.box[0])
     height = min(y2, item.box[3]) - max(y1, item.box[1])

@@ -1,8 +1,9 @@
 """A file of annotations in COCO's format, as it lies in a folder and as it is written by COCO, CVAT, Roboflow, Label
 Studio, FiftyOne and detectron2.
 
-    ROOT/annotations/instances_<split>.json, photos in ROOT/images/<split>/ or ROOT/images/      (CVAT, and ours)
-    ROOT/annotations/instances_<split>2017.json, photos in ROOT/<split>2017/                     (COCO itself)
+    ROOT/annotations/instances_<split>.json, photos in ROOT/images/<split>/                      (CVAT, and ours)
+    ROOT/annotations/instances_<split>2017.json, photos in ROOT/<split>2017/                     (COCO; 2014 too)
+    ROOT/annotations/[instances_]<split>.json, photos in ROOT/images/<split>/, ROOT/images/ or ROOT/<split>/
     ROOT/<split>/_annotations.coco.json, photos beside it                                        (Roboflow)
     ROOT/<split>/result.json, photos in ROOT/<split>/images/                                     (Label Studio)
     ROOT/<split>/labels.json, photos in ROOT/<split>/data/                                       (FiftyOne)
@@ -14,27 +15,41 @@ A file of annotations may come from anyone. It names photos inside the folder of
 numbers and masks are judged when it is read, so that none of them is met in the middle of a training.
 """
 
+import codecs
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qs, unquote
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from convmae_deploy.data.class_folder import check_class_names, names_of_split, note_unused
-from convmae_deploy.data.coco_masks import check_box, check_polygons, check_run_lengths
+from convmae_deploy.data.coco_masks import (
+    MIN_POLYGON,
+    Segmentation,
+    bounds_of,
+    check_box,
+    check_polygons,
+    check_run_lengths,
+)
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import files_below, path_inside, read_regular, shortened
+from convmae_deploy.files import as_spelt, files_below, path_inside, read_regular, shortened
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 
 LAYOUTS = (  # (annotations, photos) below the root
     ("annotations/instances_{}.json", "images/{}"),
     ("annotations/instances_{}2017.json", "{}2017"),
+    ("annotations/instances_{}2014.json", "{}2014"),
     ("annotations/instances_{}.json", "images"),
+    ("annotations/instances_{}.json", "{}"),
+    ("annotations/{}.json", "images/{}"),
+    ("annotations/{}.json", "images"),
+    ("annotations/{}.json", "{}"),
     ("{}/_annotations.coco.json", "{}"),
     ("{}/result.json", "{}/images"),
     ("{}/result.json", "{}"),
@@ -43,6 +58,7 @@ LAYOUTS = (  # (annotations, photos) below the root
 MAX_ANNOTATION_BYTES = 2 * 1024**3  # the largest public files have half of it
 MAX_SIDE = 65_535  # pixels of a photo: their product fits the 32 bits of run lengths
 MAX_DEPTH = 16  # parts at the end of a photo's path that are looked for
+MAX_QUERY = 4096  # characters after the ? of a URL, those of signed ones are fewer
 MAX_ID = 2**53  # the evaluation keeps ids as float64
 
 Id = Annotated[int, Field(ge=-MAX_ID, le=MAX_ID)]
@@ -63,7 +79,16 @@ class RunLengths(BaseModel):
     counts: str | Annotated[list[int], FirstErrorOnly()]
 
 
-Polygons = Annotated[list[Annotated[list[float], FirstErrorOnly()]], FirstErrorOnly()]
+def _as_polygons(value: object) -> object:
+    """One polygon by itself, as the VGG Image Annotator writes it, in the list that it should be in."""
+    return [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
+
+
+Polygons = Annotated[
+    list[Annotated[list[float], FirstErrorOnly()]], FirstErrorOnly(), pydantic.BeforeValidator(_as_polygons)
+]
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
+Box = Annotated[tuple[float, float, float, float], pydantic.BeforeValidator(lambda value: value or NO_BOX)]
 
 
 class Annotation(BaseModel):
@@ -74,7 +99,7 @@ class Annotation(BaseModel):
     id: Any = None  # for people alone: files are merged by hand, and tools begin at 0
     image_id: Id
     category_id: Id
-    bbox: tuple[float, float, float, float]  # x, y, width, height
+    bbox: Box = NO_BOX  # x, y, width, height; where the file has none, `read_instances` puts that of the mask
     segmentation: Polygons | RunLengths | None = None
     iscrowd: bool | None = None
     area: Any = None
@@ -138,7 +163,8 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
     beside = [
         str(file.relative_to(root)) for part in ("annotations", "") for file in sorted((root / part).glob("*.json"))
     ]
-    found = f"; found {', '.join(beside[:3])}: divide a file of all photos into one for each split" if beside else ""
+    divide = ": divide a file of all photos into one for each split" if len(beside) == 1 else ""
+    found = f"; found {', '.join(beside[:3])}{divide}" if beside else ""
     raise ConvMAEError(
         f"{root} must hold {annotations} and photos in {photos}/, or {split}/_annotations.coco.json with photos beside "
         f"it, or {split}/result.json with photos in {split}/images/; at least one of the two is missing{found}"
@@ -158,13 +184,15 @@ def read_instances(file: Path, findings: Findings) -> Instances:
         ConvMAEError: it cannot be read, or is none.
     """
     try:
-        content = Instances.model_validate_json(read_regular(file, MAX_ANNOTATION_BYTES))
+        data = read_regular(file, MAX_ANNOTATION_BYTES)
+        content = Instances.model_validate_json(data.removeprefix(codecs.BOM_UTF8))
     except pydantic.ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
         raise ConvMAEError(f"{file} is not COCO's format for instances: {place}: {problem['msg']}") from None
     except OSError as error:
         raise ConvMAEError(f"{file} cannot be read ({error.strerror}); check its path and permissions") from None
+    content.images = _merged(content, file, findings)
     known = {}
     for kind in ("images", "categories"):
         numbers = Counter(entry.id for entry in getattr(content, kind))
@@ -175,6 +203,7 @@ def read_instances(file: Path, findings: Findings) -> Instances:
     check_class_names([category.name for category in content.categories], file)
     images = {image.id: image for image in content.images}
     ids: set[Any] = set()
+    seen: set[Any] = set()
     for annotation in content.annotations:
         if annotation.category_id not in known["categories"]:
             raise ConvMAEError(f"{file}: {annotation.name} has the unknown category {annotation.category_id}")
@@ -184,12 +213,72 @@ def read_instances(file: Path, findings: Findings) -> Instances:
             _check_extent(annotation, images[annotation.image_id])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}: {annotation.name}: {error}; mend it or take it out") from None
+        if annotation.bbox == NO_BOX:
+            annotation.bbox = _box_of_mask(annotation, images[annotation.image_id])
+        object_ = annotation.image_id, annotation.category_id, annotation.bbox
+        if object_ in seen:
+            findings.doubt(f"annotations of {file.name} with the photo, class and box of another one", annotation.name)
+        seen.add(object_)
         if isinstance(annotation.id, int | str):
             if annotation.id in ids:
                 findings.doubt(f"annotations of {file.name} whose id is that of another one", annotation.name)
             ids.add(annotation.id)
     content.categories = _without_umbrella(content, findings)
+    named = Counter(category.name for category in content.categories)
+    for name in (name for name, count in named.items() if count > 1):
+        findings.doubt(f"categories of {file.name} of one name, which are classes of their own", name)
     return content
+
+
+def _merged(content: Instances, file: Path, findings: Findings) -> list[CocoImage]:
+    """The images, each file once: the objects of one that is there under several ids become those of the first.
+
+    Raises:
+        ConvMAEError: its sizes differ, so that its objects cannot be taken together.
+    """
+    first: dict[str, CocoImage] = {}
+    merged: dict[int, int] = {}
+    for image in content.images:
+        kept = first.setdefault(image.file_name, image)
+        if kept is image or kept.id == image.id:
+            continue
+        if (kept.width, kept.height) != (image.width, image.height):
+            raise ConvMAEError(
+                f"{file} has {shortened(image.file_name)} as image {kept.id} of {kept.width} x {kept.height} pixels "
+                f"and as image {image.id} of {image.width} x {image.height}; take one of the two away"
+            )
+        findings.doubt(f"photos of {file.name} under a second id, whose objects are put together", image.file_name)
+        merged[image.id] = kept.id
+    for annotation in content.annotations if merged else ():
+        annotation.image_id = merged.get(annotation.image_id, annotation.image_id)
+    return [image for image in content.images if image.id not in merged]
+
+
+def _box_of_mask(annotation: Annotation, image: CocoImage) -> tuple[float, float, float, float]:
+    """x, y, width and height around a mask; `NO_BOX` where there is none."""
+    mask = usable_mask(annotation.segmentation, image.height, image.width)
+    if mask is None:
+        return NO_BOX
+    x1, y1, x2, y2 = bounds_of(mask, image.height, image.width)
+    return x1, y1, x2 - x1, y2 - y1
+
+
+def usable_mask(segmentation: list[list[float]] | RunLengths | None, height: int, width: int) -> Segmentation | None:
+    """A mask of something in a photo of that size, which was checked: run lengths of this size, or the polygons of at
+    least three points; None where there is neither, or where it lies outside."""
+    mask: Segmentation
+    if isinstance(segmentation, RunLengths):
+        if segmentation.size != (height, width):
+            return None
+        mask = segmentation.model_dump(mode="json")
+    else:
+        polygons = segmentation or []
+        mask = [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON and len(polygon) % 2 == 0]
+    if not mask:
+        return None
+    x1, y1, x2, y2 = bounds_of(mask, height, width)
+    outside = x1 > x2 or y1 > y2 or (isinstance(mask, dict) and x1 == x2)
+    return None if outside else mask
 
 
 def _without_umbrella(content: Instances, findings: Findings) -> list[Category]:
@@ -218,8 +307,8 @@ def paths_of_photos(images: Sequence[CocoImage], file: Path, folder: Path, findi
     """Where the photos of a file of annotations are; None for those that are not there, which are counted.
 
     A name leads to a file inside the folder and nowhere else. Tools write where a photo was when they saw it
-    (`images\\1\\p.jpg`, `/home/me/data/p.jpg`): where there is no such file in the folder, what follows the folders of
-    the name is looked for.
+    (`images\\1\\p.jpg`, `/home/me/data/p.jpg`, `https://bucket/my%20photo.jpg?sig=1`): where there is no such file in
+    the folder, what follows the folders of the name is looked for.
 
     Raises:
         ConvMAEError: a name leads out of the folder, or none of the photos is there.
@@ -227,8 +316,11 @@ def paths_of_photos(images: Sequence[CocoImage], file: Path, folder: Path, findi
     found: list[Path | None] = []
     by_end: set[Path | None] = set()
     for image in images:
-        path = folder / image.file_name if _is_plain(image.file_name) else None
-        if path is None or not os.path.isfile(path):
+        path = as_spelt(folder, image.file_name) if _is_plain(image.file_name) else None
+        if path is not None and os.path.isfile(path):
+            if path != folder / image.file_name:
+                by_end.add(path)
+        else:
             path = _by_its_end(image.file_name, folder)
             by_end.add(path)
         if path is None:
@@ -285,9 +377,21 @@ def _is_plain(name: str) -> bool:
 
 def _by_its_end(name: str, folder: Path) -> Path | None:
     """The file in `folder` that the longest end of a path names, whatever separates its parts."""
-    parts = re.split(r"[/\\]", name)[-MAX_DEPTH:]
-    for start in range(len(parts)):
-        end = "/".join(parts[start:])
-        if end and _is_plain(end) and os.path.isfile(folder / end):
-            return folder / end
+    for path in _without_quoting(name):
+        parts = re.split(r"[/\\]", path)[-MAX_DEPTH:]
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            if end and _is_plain(end) and os.path.isfile(found := as_spelt(folder, end)):
+                return found
     return None
+
+
+def _without_quoting(name: str) -> Iterator[str]:
+    """A name, then what it means as a URL: its path, or as Label Studio has it (`/data/local-files/?d=p.jpg`) the file
+    that it asks for."""
+    yield name
+    address, _, query = name.partition("?")
+    asked = parse_qs(query).get("d", [])[:1] if len(query) <= MAX_QUERY else []
+    for path in (*asked, unquote(address)):
+        if path != name:
+            yield path

@@ -5,6 +5,8 @@ told in at most ten lines and as JSON. Nothing here changes what is trained on. 
 """
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,7 @@ class DataCheck:
 def check_photos(data: Path, train: PhotoFolder, val: PhotoFolder) -> DataCheck:
     """Of photos in class folders."""
     check = DataCheck(data=str(data))
+    _note_shared(train.photos, val.photos, val.findings)
     for name, folder in (("train", train), ("val", val)):
         check.splits.append(_labelled(name, folder, folder.photos, "photos", _photo_size(folder.photos), data))
     return check
@@ -119,6 +122,7 @@ def _labelled(
     name: str, folder: PhotoFolder | VideoFolder, files: Sequence[Path], kind: str, size: Try, data: Path
 ) -> SplitCheck:
     """One split of files with labels."""
+    _note_two_classes(files, folder.labels, folder.findings)
     words, facts = _classes(folder.labels, folder.classes, kind, data)
     return _tried(name, facts, words, folder.findings, files, size)
 
@@ -162,10 +166,11 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
         ConvMAEError: a label map is wrong, or all that is labelled for training is of one class.
     """
     check = DataCheck(data=str(data))
+    _note_shared(train.photos, val.photos, val.findings)
     for name, folder in (("train", train), ("val", val)):
         pixels = count_pixels(folder)
         by_class, ignored = dict(enumerate(pixels[:-1].tolist())), int(pixels[-1])
-        if name == "train":
+        if name == "train" and pixels.any():  # else no photo can be read, which is said below
             check_some_classes(folder, pixels)
         for label, count in by_class.items():
             if not count:
@@ -188,11 +193,25 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
 
 
 def _note_shared(learnt: Iterable[Path], measured: Sequence[Path], findings: Findings) -> None:
-    """Counts files of validation that are trained on."""
-    known = set(learnt)
+    """Counts files of validation that are trained on, under whatever names."""
+    known = set(map(_identity, learnt))
     for file in measured:
-        if file in known:
+        if _identity(file) in known:
             findings.doubt("files to validate on that are trained on too", file)
+
+
+def _note_two_classes(files: Sequence[Path], labels: Sequence[int], findings: Findings) -> None:
+    """Counts files that lists or links put into a second class."""
+    known: dict[tuple[int, int], int] = {}
+    for file, label in zip(files, labels, strict=True):
+        if known.setdefault(_identity(file), label) != label:
+            findings.doubt("files that are of two classes", file)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """The same for all names of one file."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
 
 
 def count_pixels(folder: SegmentationFolder) -> NDArray[np.int64]:
@@ -323,14 +342,17 @@ def _video_size(videos: Sequence[Path]) -> Try:
     return size
 
 
-HELD_OUT = frozenset(("val", "valid", "validation", "test", "labels", "annotations", "masks"))
+HELD_OUT = frozenset(  # words in the names of folders; SegmentationClass and gtFine are those of VOC and Cityscapes
+    "val valid validation test label labels annotation annotations mask masks gt truth groundtruth gtfine gtcoarse "
+    "segmentation segmentationclass segmentationobject".split()
+)
 
 
 def _note_folders(data: Path, files: Sequence[Path], findings: Findings) -> None:
     """Counts files to pretrain on whose folders are named as those of validation, tests or label maps are."""
     for file in files:
         parts = file.relative_to(data).parts[:-1] if file.is_relative_to(data) else ()
-        if HELD_OUT & {part.lower() for part in parts}:
+        if HELD_OUT & set(re.split("[^a-z]+", "/".join(parts).lower())):
             findings.doubt(
                 "files that are trained on, in folders named for validation or labels", file.relative_to(data)
             )

@@ -5,9 +5,10 @@ Nothing is left out in silence. Without torch, as measuring a bundle reads the s
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from convmae_deploy.files import files_below
+from convmae_deploy.files import RUN_RECORD, files_below
 from convmae_deploy.printing import printable
 
 MAX_EXAMPLES = 100  # of each kind
@@ -45,6 +46,13 @@ class Findings:
         """Counts something that looks wrong."""
         _count(self.doubts, kind, example)
 
+    def pass_over_also(self, others: "Findings") -> None:
+        """Counts what another reader, of a part of the same data, left out."""
+        for kind, other in others.passed_over.items():
+            for example in other.examples:
+                finding = _count(self.passed_over, kind, example)
+            finding.count += other.count - len(other.examples)
+
     def leave_out_file(self, file: Path, root: Path, suffixes: frozenset[str]) -> None:
         """Counts a file that a reader does not take, by what it is.
 
@@ -70,7 +78,7 @@ class Findings:
             self.pass_over(f"files that end in {suffix[:12]}" if suffix else "files without an ending", name)
 
 
-def _count(found: dict[str, Finding], kind: str, example: object) -> None:
+def _count(found: dict[str, Finding], kind: str, example: object) -> Finding:
     kind = printable(kind)
     if kind not in found and len(found) >= MAX_KINDS:
         kind = OTHER_KINDS
@@ -78,6 +86,7 @@ def _count(found: dict[str, Finding], kind: str, example: object) -> None:
     finding.count += 1
     if len(finding.examples) < MAX_EXAMPLES:
         finding.examples.append(printable(example)[:MAX_LENGTH])
+    return finding
 
 
 def files_in(folder: Path, suffixes: frozenset[str], findings: Findings, root: Path) -> list[Path]:
@@ -86,16 +95,24 @@ def files_in(folder: Path, suffixes: frozenset[str], findings: Findings, root: P
     Args:
         folder: below `root`, or `root` itself.
         suffixes: of the files to take, in lower case with their dot.
-        findings: takes what is left out: other files, links that lead nowhere, and what is hidden below `folder`.
+        findings: takes what is left out: other files, links that lead nowhere, what is hidden below `folder`, and the
+            pictures and curves of training runs.
         root: of the data; examples are relative to it.
 
     Raises:
         ConvMAEError: a folder cannot be read.
     """
     found = []
+
+    @cache
+    def is_of_run(place: Path) -> bool:
+        return os.path.isfile(place / RUN_RECORD) or (place != folder and is_of_run(place.parent))
+
     for file in files_below(folder):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix.lower() in suffixes and not hidden and os.path.isfile(file):
+        if is_of_run(file.parent):
+            findings.pass_over("files of training runs, whose folders lie among the data", file.relative_to(root))
+        elif file.suffix.lower() in suffixes and not hidden and os.path.isfile(file):
             found.append(file)
         else:
             findings.leave_out_file(file, root, suffixes)

@@ -13,8 +13,9 @@ A label map is a PNG within the limits of photos, whatever its name: for one in 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from convmae_deploy.data.class_folder import check_class_names, names_of_split, note_unused
 from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import read_json, read_regular, read_text, shortened
+from convmae_deploy.files import as_spelt, read_json, read_regular, read_text, shortened
 from convmae_deploy.media.image_containers import read_png
 from convmae_deploy.media.image_formats import identify
 from convmae_deploy.media.photo_files import (
@@ -41,6 +42,8 @@ IGNORE = 255  # label of pixels that are of no class, whatever the files have fo
 MAX_CLASSES = 255  # 0 to 254
 ADE20K_CLASSES = ("objectInfo150.txt", "objectInfo150.csv")  # lists of class names that come with ADE20K
 MAP_MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes of label maps
+BIT_DEPTH = 24  # place in a PNG of the number of bits of a level
+GREY_STEPS = {2: 85, 4: 17}  # by which Pillow multiplies grey levels of so many bits, to fill a byte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +58,19 @@ class SegmentationFolder:
     findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
 
     def read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
-        """A photo (RGB, as it is stored) and its labels (H, W), `IGNORE` where there is no class.
+        """A photo (RGB, as its label map has it) and its labels (H, W), `IGNORE` where there is no class.
+
+        That is as it is stored, whatever its EXIF orientation; only where the map fits the photo when that is turned
+        upright and not otherwise, whoever drew the map saw it upright.
 
         Raises:
             ConvMAEError: one of the two cannot be read, their sizes differ, or a level is of no class.
         """
         photo = read_photo(self.photos[index], apply_orientation=False, limits=ANNOTATED_PHOTO_LIMITS).image
-        return photo, self._labels(index, photo.size)
+        labels = self._labels(index, photo.size)
+        if labels.shape != (photo.height, photo.width):
+            photo = read_photo(self.photos[index], limits=ANNOTATED_PHOTO_LIMITS).image
+        return photo, labels
 
     def read_labels(self, index: int) -> NDArray[np.uint8]:
         """The labels (H, W) of a photo, of which the header alone is read; raises as `read`."""
@@ -69,7 +78,7 @@ class SegmentationFolder:
 
     def _labels(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         path = self.label_maps[index]
-        levels = read_levels(path, size)
+        levels = read_levels(path, size, partial(_is_turned, self.photos[index]))
         labels = levels - 1 if self.reduce_zero_label else levels
         ignored = (levels == self.ignore_index) | (labels < 0)
         wrong = (labels >= len(self.classes)) & ~ignored
@@ -88,12 +97,24 @@ class LabelError(ConvMAEError):
     """A label map that does not fit its photo or the classes: the data set is wrong, where a bad photo is just one."""
 
 
-def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+def _is_turned(photo: Path) -> bool:
+    """Whether the EXIF orientation of a photo exchanges its width and height; False where it cannot be read."""
+    try:
+        found = read_photo(photo, limits=ANNOTATED_PHOTO_LIMITS)
+    except ConvMAEError:
+        return False
+    return found.image.size != found.original_size
+
+
+def read_levels(
+    path: Path, size: tuple[int, int] | None = None, is_turned: Callable[[], bool] = lambda: False
+) -> NDArray[np.int32]:
     """The grey levels or palette indices (H, W) of a label map.
 
     Args:
         path: of the map.
-        size: (width, height) of its photo, without which nothing is decoded; None: not known.
+        size: (width, height) of its photo as it is stored, without which nothing is decoded; None: not known.
+        is_turned: whether the photo is seen with its width and height exchanged; asked where that would fit.
 
     Raises:
         LabelError: it cannot be read, is no PNG, has not the size of its photo, or is a coloured picture.
@@ -102,14 +123,15 @@ def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         data = read_regular(path, MAX_PHOTO_BYTES)
         if data and identify(data) != "PNG":
             raise LabelError(f"the label map {path} must be a PNG; found {identify(data)}: convert it")
-        container = read_png(data, lambda width, height: _check_size(path, (width, height), size))
+        container = read_png(data, lambda width, height: _check_size(path, (width, height), size, is_turned))
         with PngImageFile(io.BytesIO(container.data)) as picture:
             if picture.mode not in MAP_MODES:
                 raise LabelError(
                     f"{path} must hold one class index a pixel, as grey levels or palette indices; found a picture of "
                     f"mode {picture.mode}: convert its colours to indices"
                 )
-            return np.asarray(picture).astype(np.int32)
+            levels = np.asarray(picture).astype(np.int32)
+            return levels // GREY_STEPS.get(data[BIT_DEPTH], 1) if picture.mode == "L" else levels
     except LabelError:
         raise
     except (ConvMAEError, OSError, ValueError, SyntaxError) as error:
@@ -117,9 +139,11 @@ def read_levels(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.i
         raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
 
 
-def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int] | None) -> None:
+def _check_size(
+    path: Path, found: tuple[int, int], size: tuple[int, int] | None, is_turned: Callable[[], bool]
+) -> None:
     width, height = found
-    if size is not None and found != size:
+    if size is not None and found != size and not (found == size[::-1] and is_turned()):
         raise LabelError(
             f"{path} must have the size of its photo, {size[0]} x {size[1]} pixels; found {width} x {height}"
         )
@@ -159,7 +183,7 @@ def read_segmentation_folder(root: Path, split: str) -> SegmentationFolder:
         raise ConvMAEError(
             f"expected photos ({' '.join(sorted(IMAGE_SUFFIXES))}) in the folder {images}, found none; check the path"
         )
-    label_maps = tuple(labels / photo.relative_to(images).with_suffix(".png") for photo in photos)
+    label_maps = tuple(as_spelt(labels, str(photo.relative_to(images).with_suffix(".png"))) for photo in photos)
     unlabelled = [(photo, path) for photo, path in zip(photos, label_maps, strict=True) if not path.is_file()]
     if unlabelled:
         photo, path = unlabelled[0]

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from convmae_deploy.braces import check_count
 from convmae_deploy.data.class_folder import holds_files, names_of_split, note_unused, split_folder
-from convmae_deploy.data.findings import Findings
+from convmae_deploy.data.findings import UNREAD_PHOTOS, Findings
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
@@ -137,7 +137,7 @@ def _as_typed(name: str) -> Shard:
     )
 
 
-def read_shard(shard: Shard, *, headers_only: bool = False) -> Iterator[bytes | str]:
+def read_shard(shard: Shard, *, headers_only: bool = False, findings: Findings | None = None) -> Iterator[bytes | str]:
     """The encoded photos of a shard in order; never raises because of what is in it.
 
     A photo is a file with one of `EXTENSIONS` after the first dot of its name (`7.seg.png` is none), the first of its
@@ -147,12 +147,16 @@ def read_shard(shard: Shard, *, headers_only: bool = False) -> Iterator[bytes | 
     Args:
         shard: one of `find_shards`.
         headers_only: gives b"" for each photo, which is fast where the shard is a file.
+        findings: takes the pictures that are no photos by this rule.
     """
     try:
         with _open_shard(shard) as archive:
             key = None
             for member in members(archive):
                 previous, key = key, _photo_key(member) or key
+                kind = _left_out(member) if findings is not None else None
+                if findings is not None and kind is not None:
+                    findings.pass_over(kind, member.name)
                 if key != previous:
                     yield b"" if headers_only else read_member(archive, member)
     except MemoryError:
@@ -183,6 +187,20 @@ def _photo_key(member: tarfile.TarInfo) -> str | None:
     stem, _, extension = name.partition(".")
     is_photo = member.isreg() and stem and extension.lower() in EXTENSIONS
     return f"{folder}/{stem}" if is_photo else None
+
+
+def _left_out(member: tarfile.TarInfo) -> str | None:
+    """Why a picture is none of the photos, in words; None for photos and what is no picture."""
+    _, _, name = member.name.rpartition("/")
+    stem, _, extension = name.lower().partition(".")
+    ending = extension.rpartition(".")[2]
+    if not (member.isreg() and stem) or extension in EXTENSIONS:
+        return None
+    if ending in EXTENSIONS:
+        return "pictures whose names have further dots, as webdataset names what belongs to a photo"
+    if f".{ending}" in IMAGE_SUFFIXES | UNREAD_PHOTOS:
+        return f"pictures in shards that end in .{ending} (convert them to JPEG or PNG)"
+    return None
 
 
 class Shards:
@@ -219,8 +237,9 @@ class Shards:
             counts = pool.map(self._count, range(total))
             hidden = not console.is_terminal
             tracked = track(counts, "counting photos", total=total, console=console, transient=True, disable=hidden)
-            for name, (found, error) in zip(self.names, tracked, strict=True):
+            for name, (found, error, left_out) in zip(self.names, tracked, strict=True):
                 photos += found
+                findings.pass_over_also(left_out)
                 if error is not None:
                     errors.append(error)
                     findings.doubt("shards that are damaged or missing", error)
@@ -228,20 +247,22 @@ class Shards:
                     findings.doubt("shards without a photo", name)
         problem = f"{len(errors)} damaged or missing, the first: {errors[0]}" if errors else ""
         if not photos:
-            raise ConvMAEError(f"expected photos in {total} shards, found none; {problem or NO_PHOTOS}")
+            others = "; ".join(f"{kind}: {finding}" for kind, finding in findings.passed_over.items())
+            raise ConvMAEError(f"expected photos in {total} shards, found none; {problem or others or NO_PHOTOS}")
         console.print(
             f"{counted(photos, 'photo')} in {counted(total, 'shard')}" + (f" ({problem})" if problem else ""),
             markup=False,
         )
         return sum(self._samples.values())
 
-    def _count(self, shard: int) -> tuple[int, str | None]:
-        """Photos of one shard, and what is wrong with it."""
+    def _count(self, shard: int) -> tuple[int, str | None, Findings]:
+        """Photos of one shard, what is wrong with it, and what is left out of it."""
+        left_out = Findings()
         photos, error = 0, None
-        for item in read_shard(self.names[shard], headers_only=True):
+        for item in read_shard(self.names[shard], headers_only=True, findings=left_out):
             if isinstance(item, bytes):
                 photos += 1
             else:
                 error = item
         self._samples[shard] = photos + (error is not None)
-        return photos, error
+        return photos, error, left_out

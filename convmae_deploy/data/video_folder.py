@@ -1,8 +1,9 @@
 """Videos with labels: as `ROOT/{train,val}/<class>/*`, or in lists, `ROOT/{train,val}.csv` or `.txt`. Without torch.
 
 A line of a list is a path and a label: "clips/a.mp4,3" or "clips/a.mp4 3", as Kinetics and Something-Something come.
-With a comma in its first line a list is read as CSV (quotes allowed, so are paths with spaces), otherwise the label is
-what follows the last space. Labels are class indices or class names. Paths are relative to the list's own folder.
+With a tab or a comma in its first line a list is read as CSV (quotes allowed, so are paths with spaces), otherwise the
+label is what follows the last space. Labels are class indices or class names, and a first line that names no video is
+one of titles. Paths are relative to the list's own folder.
 
 A list may come with a data set of somebody else, so it is data: it names files below its folder and nothing else, by no
 absolute path and no "..", and what looks like a URL or a command is the name of a file. Videos that lie elsewhere are
@@ -12,6 +13,7 @@ reached through a link that the user puts into the folder.
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +31,12 @@ from convmae_deploy.data.class_folder import (
 )
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import path_inside, read_text, shortened
+from convmae_deploy.files import as_spelt, path_inside, read_text, shortened
 from convmae_deploy.media.video_formats import VIDEO_SUFFIXES
 
 _LIST_SUFFIXES = (".csv", ".txt")
 _MAX_LIST_BYTES = 512 * 1024 * 1024  # millions of lines
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
-_HEADER = frozenset(("path", "file", "filename", "file_name", "name", "video", "video_path", "video_name"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,12 @@ def read_video_list(file: Path, *, classes: Sequence[str] | None = None) -> Vide
         raise ConvMAEError(f"every line of {file} must be a path and a label; that of {path.name} has no label")
     if _are_numbers(labels, file, findings):
         indices = [int(label) for label in labels]
+        numbered = [names.get(str(index), str(index)) for index in range(len(classes or ()))]
+        if classes is not None and list(classes) != numbered:
+            raise ConvMAEError(
+                f"the labels of {file} are numbers, and the classes are names, the first {shortened(classes[0])}; "
+                f'write names, or what the numbers mean into {file.parent / "classes.json"} ({{"0": "name"}})'
+            )
         classes = classes or [names.get(str(index), str(index)) for index in range(max(indices) + 1)]
         foreign = [label for label, index in zip(labels, indices, strict=True) if index >= len(classes)]
     else:
@@ -158,8 +165,9 @@ def _videos(found: ClassFolders) -> VideoFolder:
 
 
 def list_of(root: Path, split: str) -> Path | None:
-    """The list `root/split.csv` or `.txt`; None where there is none, or a folder of the split."""
-    if split_folder(root, split).is_dir():
+    """The list `root/split.csv` or `.txt`; None where there is none, or where the split has class folders."""
+    folder = split_folder(root, split)
+    if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
         return None
     lists = (root / f"{name}{suffix}" for name in names_of_split(split) for suffix in _LIST_SUFFIXES)
     return next((file for file in lists if file.is_file()), None)
@@ -203,6 +211,10 @@ def _present(entries: Sequence[tuple[Path, str]], file: Path, findings: Findings
         )
     for number in sorted(set(range(len(entries))) - set(there)):
         findings.pass_over(f"videos of {file.name} that are not there", entries[number][0].relative_to(file.parent))
+    entered = Counter(entries[number] for number in there)
+    for (path, _), count in entered.items():
+        if count > 1:
+            findings.doubt(f"videos of {file.name} that are there more than once", path.relative_to(file.parent))
     return there
 
 
@@ -224,22 +236,23 @@ def _entries(file: Path, findings: Findings) -> list[tuple[Path, str]]:
             path = path_inside(file.parent, row[0])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}, line {number}: {error}; link what lies elsewhere into the folder") from None
-        if "\\" in row[0] and not os.path.isfile(path):  # as Windows writes it
-            path = file.parent / row[0].replace("\\", "/")
-        if not entries and row is rows[0] and row[0].lower() in _HEADER and not os.path.isfile(path):
+        if not os.path.isfile(path):  # as Windows writes it, or macOS
+            path = as_spelt(file.parent, row[0].replace("\\", "/"))
+        is_title = row is rows[0] and path.suffix.lower() not in VIDEO_SUFFIXES and not os.path.isfile(path)
+        if is_title and len(rows) > 1:
             findings.pass_over(f"lines of {file.name} that are titles", ",".join(row))
             continue
         entries.append((path, row[1] if len(row) == 2 else ""))
-    if not entries:
-        raise ConvMAEError(f"expected lines of a path and a label in {file}, found titles alone; check the file")
     return entries
 
 
 def _rows(lines: list[str], file: Path) -> list[list[str]]:
-    """The columns of each line, by the commas of the first one or by the last space."""
-    if "," in lines[0]:
+    """The columns of each line, by the tabs or commas of the first one or by the last space."""
+    delimiter = next((character for character in "\t," if character in lines[0]), None)
+    if delimiter is not None:
         try:
-            return [[cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))] for line in lines]
+            readers = (csv.reader([line], delimiter=delimiter, skipinitialspace=True) for line in lines)
+            return [[cell.strip() for cell in next(reader)] for reader in readers]
         except csv.Error as error:
             raise ConvMAEError(f"the list {file} cannot be read ({error}); give lines as in 'a.mp4,3'") from None
     rows = [line.rsplit(maxsplit=1) for line in lines]

@@ -32,7 +32,7 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint,
 from convmae_deploy.checkpoints.pth_file import load_without_code
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import atomic_directory, atomic_file, existing_directory, read_json
+from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, existing_directory, read_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -100,7 +100,7 @@ class RunFolder:
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
-        with atomic_file(self.path / "run.json") as temporary:
+        with atomic_file(self.path / RUN_RECORD) as temporary:
             temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def changes(self, config: Any, data: Mapping[str, Any], ignored: Collection[str]) -> dict[str, tuple[Any, Any]]:
@@ -109,7 +109,7 @@ class RunFolder:
         Raises:
             ConvMAEError: one of them may not (see `begin`), or there is no run.
         """
-        file = self.path / "run.json"
+        file = self.path / RUN_RECORD
         record = {"config": _plain(config), "data": dict(data)}
         if not file.is_file():
             raise ConvMAEError(f"--resume needs a run in {self.path}; found no run.json, so start it without --resume")
@@ -142,7 +142,7 @@ class RunFolder:
 
     def description(self) -> dict[str, Any]:
         """The content of run.json."""
-        content: dict[str, Any] = read_json(self.path / "run.json")
+        content: dict[str, Any] = read_json(self.path / RUN_RECORD)
         return content
 
     def log(self, *, step: int, **metrics: float) -> None:
@@ -252,7 +252,7 @@ def optimisation_so_far(run: Path) -> dict[str, Any]:
 def _settings_so_far(run: Path, part: str) -> dict[str, Any]:
     """A part of the config in run.json; what is wrong with that is said where the run is resumed."""
     try:
-        found = read_json(run / "run.json")["config"][part]
+        found = read_json(run / RUN_RECORD)["config"][part]
     except (ConvMAEError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

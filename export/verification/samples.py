@@ -14,7 +14,7 @@ from convmae_deploy.backends.base import InputArray
 from convmae_deploy.bundle.preprocessing import AnyPreprocessing, ClipPreprocessing
 from convmae_deploy.data.video_folder import read_video_folder
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import read_json
+from convmae_deploy.files import RUN_RECORD, read_json
 from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.media.video_formats import find_videos
 from convmae_deploy.printing import printable
@@ -27,7 +27,6 @@ SEED = 20220508
 PICTURES = ("photos", "made pictures", "videos", "made clips")  # what `Samples` are called
 PHOTOS, CLIPS = 32, 8  # at most by default; clips are held in memory as the graph takes them
 PANNED = 3 / 4  # share of a made picture's sides that is in a frame at a time
-RUN_RECORD = "run.json"  # in a training run's folder: says which photos it used
 VALIDATION_FOLDERS = (
     "val",
     "valid",

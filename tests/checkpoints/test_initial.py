@@ -1,5 +1,6 @@
 """Weights to start from, out of our checkpoints and the authors' files alike."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from convmae_deploy.checkpoints import (
 from convmae_deploy.checkpoints.initial import load_initial_pretraining
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.classifier import build_classifier
-from convmae_deploy.models.convmae import build_convmae, nano
+from convmae_deploy.models.convmae import build_convmae, nano, tiny
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from tests.original_files import (
     CONFIG,
@@ -111,3 +112,11 @@ def test_the_checkpoint_of_an_encoder_alone_holds_the_norm(tmp_path: Path) -> No
     import_original(write_pth(tmp_path / "a.pth", encoder_only_state()), tmp_path / "out", num_heads=4)
     record, state = read_checkpoint(tmp_path / "out")
     assert record.kind == "features" and {"norm.weight", "norm.bias"} <= state.keys()
+
+
+def test_an_encoder_of_another_variant_is_refused_by_the_names_of_both(tmp_path: Path) -> None:
+    record = CheckpointRecord(kind="features", variant="nano", model=nano())
+    save_checkpoint(tmp_path / "nano", build_convmae(nano()).state_dict(), record)
+    wanted = "an encoder of the variant tiny; .*nano holds the variant nano"
+    with pytest.raises(ConvMAEError, match=wanted):
+        load_initial_encoder(tmp_path / "nano", replace(tiny(), image_size=(96, 96)))

@@ -318,6 +318,9 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConvMAEError, match="not a readable PyTorch checkpoint") as error:
             import_original(source, tmp_path / "out")
         assert_one_sentence(error)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConvMAEError, match="is part of a checkpoint; give the folder that it lies in"):
+        import_original(tmp_path / "model.safetensors", tmp_path / "out")
     with pytest.raises(ConvMAEError, match="found nothing there"):
         import_original(tmp_path / "absent.pth", tmp_path / "out")
     with pytest.raises(ConvMAEError, match="found a folder"):

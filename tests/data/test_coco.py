@@ -101,6 +101,9 @@ def test_objects_without_extent_are_dropped_and_counted(root: Path, changes: dic
         None,
         [],
         [[40, 30, 44, 34]],
+        rectangle((-40, 10, 10, 20)),
+        rectangle((WIDTH + 5, 10, 10, 20)),
+        {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]},
         {"size": [WIDTH, HEIGHT], "counts": [0, HEIGHT * WIDTH]},
         {"size": [60_000, 60_000], "counts": "0"},
     ],
@@ -108,7 +111,7 @@ def test_objects_without_extent_are_dropped_and_counted(root: Path, changes: dic
 def test_a_photo_with_an_object_without_a_mask_is_not_trained_on_and_counted(root: Path, segmentation: Any) -> None:
     split = with_annotation(root, segmentation=segmentation)
     assert split.maskless == {10} and len(split.objects[0]) == 1
-    assert examples(split)["objects without a mask"] == ["annotation 900"]
+    assert examples(split)["objects without a mask that lies in the photo and fits its size"] == ["annotation 900"]
     chosen = split.for_training()
     assert [photo.id for photo in chosen.photos] == [20, 30, 40]
     kind = "photos with an object without a mask, as it would be background"

@@ -111,7 +111,7 @@ def test_a_file_of_boxes_alone_says_that_masks_are_needed(tmp_path: Path) -> Non
     content = roboflow("train")
     content["annotations"][0]["segmentation"] = []
     write(tmp_path, "train/_annotations.coco.json", content, "train/train_jpg.rf.1a.png")
-    with pytest.raises(ConvMAEError, match="1 have a box alone, and Mask R-CNN needs masks"):
+    with pytest.raises(ConvMAEError, match="1 have a box and no mask that fits, and Mask R-CNN needs masks"):
         read_coco_split(tmp_path, "train")
 
 
@@ -258,3 +258,106 @@ def test_a_name_of_many_folders_is_looked_for_by_its_end(tmp_path: Path) -> None
     root = make_coco_folder(tmp_path)
     edit_annotations(root, "train", lambda content: content["images"][-1].update(file_name="a/" * 50_000 + "10.png"))
     assert read_coco_split(root, "train").photos[0].path == root / "images" / "train" / "10.png"
+
+
+def vgg() -> dict[str, Any]:
+    """One polygon without a list around it, and a point, which has no box."""
+    return {
+        "categories": [{"id": 1, "name": "cat"}],
+        "images": [{"id": 1, "file_name": "1.png"} | SIZE],
+        "annotations": [thing(segmentation=OUTLINE), thing(id=2, bbox=[], area=[], segmentation=[])],
+    }
+
+
+def test_a_polygon_by_itself_is_one_and_a_point_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "annotations/instances_train.json", vgg(), "images/train/1.png")
+    split = read_coco_split(tmp_path, "train")
+    assert [item.segmentation for item in split.objects[0]] == [[OUTLINE]]
+    assert passed_over(split) == {"objects whose box is empty or outside of the photo": ["annotation 2"]}
+
+
+@pytest.mark.parametrize("changes", [{"bbox": None}, {"bbox": []}])
+def test_an_object_without_a_box_has_that_of_its_mask(tmp_path: Path, changes: dict[str, Any]) -> None:
+    content = vgg() | {"annotations": [thing(segmentation=[OUTLINE]) | changes]}
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/1.png")
+    split = read_coco_split(tmp_path, "train")
+    assert split.objects[0][0].box == (8, 8, 24, 20) and split.findings.doubts == {}
+    assert split.ground_truth()["annotations"][0]["bbox"] == [8, 8, 16, 12]
+
+
+def test_a_byte_order_mark_before_annotations_is_no_part_of_them(tmp_path: Path) -> None:
+    write(tmp_path, "annotations/instances_train.json", vgg(), "images/train/1.png")
+    file = tmp_path / "annotations/instances_train.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_coco_split(tmp_path, "train").photos) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "photo"),
+    [
+        ("annotations/train.json", "images/train/1.png"),
+        ("annotations/train.json", "images/1.png"),
+        ("annotations/train.json", "train/1.png"),
+        ("annotations/instances_train.json", "train/1.png"),
+        ("annotations/instances_train2014.json", "train2014/1.png"),
+    ],
+)
+def test_other_places_of_the_same_files(tmp_path: Path, file: str, photo: str) -> None:
+    write(tmp_path, file, vgg(), photo)
+    assert read_coco_split(tmp_path, "train").photos[0].path == tmp_path / photo
+
+
+@pytest.mark.parametrize(
+    ("name", "photo"),
+    [
+        ("1.PNG", "1.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("my%20photo.png", "my photo.png"),
+        ("https://bucket/set/my%20photo.png?X-Signature=a/b.png", "my photo.png"),
+        ("/data/local-files/?d=set/my%20photo.png", "my photo.png"),
+    ],
+)
+def test_a_name_as_another_system_or_a_url_spells_it(tmp_path: Path, name: str, photo: str) -> None:
+    content = vgg()
+    content["images"][0]["file_name"] = name
+    write(tmp_path, "annotations/instances_train.json", content, f"images/train/{photo}")
+    assert read_coco_split(tmp_path, "train").photos[0].path == tmp_path / "images" / "train" / photo
+
+
+def test_a_photo_under_two_ids_has_the_objects_of_both(tmp_path: Path) -> None:
+    content = vgg()
+    content["images"].append({"id": 7, "file_name": "1.png"} | SIZE)
+    right = [value + 30 * (place % 2 == 0) for place, value in enumerate(OUTLINE)]
+    content["annotations"] = [
+        thing(segmentation=[OUTLINE]),
+        thing(id=2, image_id=7, bbox=[38, 8, 16, 12], segmentation=[right]),
+        thing(id=3, image_id=7, segmentation=[OUTLINE]),
+    ]
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/1.png")
+    split = read_coco_split(tmp_path, "train")
+    assert [photo.id for photo in split.photos] == [1] and len(split.objects[0]) == 3
+    assert len(split.ground_truth()["annotations"]) == 3
+    assert {kind: finding.examples for kind, finding in split.findings.doubts.items()} == {
+        "photos of instances_train.json under a second id, whose objects are put together": ["1.png"],
+        "annotations of instances_train.json with the photo, class and box of another one": ["annotation 3"],
+    }
+    content["images"][1]["width"] = 32
+    write(tmp_path, "annotations/instances_train.json", content)
+    with pytest.raises(ConvMAEError, match="'1.png' as image 1 of 64 x 48 pixels and as image 7 of 32 x 48"):
+        read_coco_split(tmp_path, "train")
+
+
+def test_shares_of_the_photo_in_the_place_of_pixels_look_wrong(tmp_path: Path) -> None:
+    shares = [0.1, 0.1, 0.4, 0.1, 0.4, 0.4, 0.1, 0.4]
+    content = vgg() | {"annotations": [thing(bbox=[0.1, 0.1, 0.3, 0.3], segmentation=[shares])]}
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/1.png")
+    doubts = read_coco_split(tmp_path, "train").findings.doubts
+    assert list(doubts) == ["objects smaller than a pixel (their numbers must be pixels, not shares)"]
+
+
+def test_two_categories_of_one_name_look_wrong(tmp_path: Path) -> None:
+    content = vgg() | {"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]}
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/1.png")
+    doubts = read_coco_split(tmp_path, "train").findings.doubts
+    assert doubts["categories of instances_train.json of one name, which are classes of their own"].examples == ["cat"]

@@ -109,6 +109,81 @@ def test_pretraining_on_folders_of_validation_or_labels_looks_wrong(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize(
+    "folder", ["val2017", "SegmentationClass", "gtFine", "ground_truth", "masks_machine", "Test-A", "coco/annotations"]
+)
+def test_the_names_of_folders_are_read_word_by_word(tmp_path: Path, folder: str) -> None:
+    root = make_photo_folder(tmp_path, per_class=1)
+    (root / "train").rename(root / "photos")
+    shutil.rmtree(root / "val")
+    shutil.copytree(root / "photos", root / folder)
+    findings = Findings()
+    check = check_unlabelled_photos(root, find_training_photos(root, findings), findings)
+    assert "folders named for validation or labels: 2, " in told(check)[2]
+
+
+def doubts(check: DataCheck) -> list[dict[str, list[str]]]:
+    return [{kind: found.examples for kind, found in split.findings.doubts.items()} for split in check.splits]
+
+
+@pytest.mark.parametrize("by_folders", [True, False])
+def test_one_photo_under_two_names_looks_wrong(tmp_path: Path, by_folders: bool) -> None:
+    root = make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
+    shutil.rmtree(root / "val" / "b")
+    for link, target in ((root / "train" / "c", root / "train" / "a"), (root / "val" / "b", root / "train" / "b")):
+        if by_folders:
+            link.symlink_to(target)
+        else:
+            link.mkdir()
+            for photo in target.iterdir():
+                (link / photo.name).symlink_to(photo)
+    assert doubts(photos_check(root)) == [
+        {"files that are of two classes": [str(root / "train" / "c" / "0.png")]},
+        {
+            "classes without photos to validate on": ["c"],
+            "files to validate on that are trained on too": [str(root / "val" / "b" / "0.png")],
+        },
+    ]
+
+
+def test_a_class_that_is_a_link_to_a_folder_around_it_looks_wrong(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
+    (root / "train" / "c").symlink_to(".")
+    assert doubts(photos_check(root))[0] == {
+        "files that are of two classes": [str(root / "train" / "c" / name / "0.png") for name in ("a", "b")]
+    }
+
+
+def test_a_video_of_two_classes_looks_wrong(tmp_path: Path) -> None:
+    for name in ("a.avi", "b.avi"):
+        (tmp_path / name).write_bytes(make_video(frames=4))
+    (tmp_path / "train.csv").write_text("a.avi,0\nb.avi,1\na.avi,1\n")
+    (tmp_path / "val.csv").write_text("b.avi,1\n")
+    assert doubts(check_videos(tmp_path, *read_video_splits(tmp_path))) == [
+        {"files that are of two classes": [str(tmp_path / "a.avi")]},
+        {
+            "classes without videos to validate on": ["0"],
+            "files to validate on that are trained on too": [str(tmp_path / "b.avi")],
+        },
+    ]
+
+
+def test_validation_of_a_segmenter_by_links_to_what_is_trained_on_looks_wrong(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    for folder in ("images", "labels"):
+        shutil.rmtree(root / folder / "val")
+        (root / folder / "val").symlink_to("train")
+    assert "files to validate on that are trained on too: 2" in told(segmentation_check(root))[3]
+
+
+def test_photos_that_cannot_be_read_are_said_and_not_their_label_maps(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    for photo in (root / "images" / "train").iterdir():
+        photo.write_bytes(b"")
+    with pytest.raises(ConvMAEError, match="train: none of the 2 files that were tried can be used"):
+        segmentation_check(root)
+
+
 def test_shards_are_told_by_their_counts() -> None:
     assert told(check_shards("a-{0..1}.tar", 2, 40, Findings()))[1] == "  train: 40 photos in 2 shards"
 

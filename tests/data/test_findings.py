@@ -34,3 +34,14 @@ def test_hidden_files_count_where_they_would_have_been_taken(tmp_path: Path) -> 
     for name in (".DS_Store", "._a.png", ".cache/b.png"):
         findings.leave_out_file(tmp_path / name, tmp_path, frozenset((".png",)))
     assert {kind: finding.count for kind, finding in findings.passed_over.items()} == {"hidden files": 2}
+
+
+def test_what_several_readers_left_out_is_added_up() -> None:
+    findings, other = Findings(), Findings()
+    findings.pass_over("files", "first")
+    for number in range(MAX_EXAMPLES + 5):
+        other.pass_over("files", number)
+    findings.pass_over_also(other)
+    finding = findings.passed_over["files"]
+    assert finding.count == MAX_EXAMPLES + 6 and finding.examples[:2] == ["first", "0"]
+    assert len(finding.examples) == MAX_EXAMPLES

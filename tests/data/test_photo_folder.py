@@ -11,6 +11,8 @@ from convmae_deploy.data.photo_folder import PhotoFolder, find_training_photos, 
 from convmae_deploy.errors import ConvMAEError
 from tests.photo_folders import make_photo_folder
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # one word, as Linux and Windows write it and as macOS does
+
 
 def test_classes_are_folder_names_in_order(tmp_path: Path) -> None:
     folder = read_photo_folder(make_photo_folder(tmp_path, classes=("red", "blue"), per_class=2), "train")
@@ -177,24 +179,37 @@ def test_validation_is_found_by_what_tools_call_it(tmp_path: Path, name: str) ->
     assert len(read_photo_folder(tmp_path, "val").photos) == 2
 
 
-def test_one_folder_under_two_names_looks_wrong(tmp_path: Path) -> None:
-    make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
-    (tmp_path / "train" / "c").symlink_to(tmp_path / "train" / "a")
-    shutil.rmtree(tmp_path / "val" / "b")
-    (tmp_path / "val" / "b").symlink_to(tmp_path / "train" / "b")
+@pytest.mark.parametrize("of_train", [COMPOSED, DECOMPOSED])
+def test_a_class_is_the_same_however_its_letters_are_written(tmp_path: Path, of_train: str) -> None:
+    make_photo_folder(tmp_path, classes=("b", "c"), per_class=1)
+    (tmp_path / "train" / "c").rename(tmp_path / "train" / of_train)
+    (tmp_path / "val" / "c").rename(tmp_path / "val" / COMPOSED)
     train, val = read_photo_splits(tmp_path)
-    assert told(train) == {"folders whose files are of two classes": ["train/c"]}
-    assert told(val) == {
-        "classes without photos to validate on": ["c"],
-        "folders of validation that are trained on too": ["val/b"],
-    }
+    assert train.classes == val.classes == ("b", COMPOSED) and val.labels == (0, 1)
+    (tmp_path / "classes.json").write_text(json.dumps({"b": "B", DECOMPOSED: "C"}))
+    assert read_photo_splits(tmp_path)[0].classes == ("B", "C")
 
 
-def test_a_class_that_is_a_link_to_a_folder_around_it_looks_wrong(tmp_path: Path) -> None:
+def test_class_folders_in_a_second_folder_of_the_splits_name_are_refused(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path / "train", per_class=1)
+    shutil.rmtree(tmp_path / "train" / "val")
+    with pytest.raises(
+        ConvMAEError, match="must hold class folders; found .*train/train: move what is in it one folder"
+    ):
+        read_photo_folder(tmp_path, "train")
+
+
+def test_what_a_run_wrote_among_the_photos_is_none_of_them(tmp_path: Path) -> None:
     make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
-    (tmp_path / "train" / "c").symlink_to(".")
+    run = tmp_path / "train" / "run"
+    shutil.copytree(tmp_path / "train" / "a", run / "pictures")
+    (run / "run.json").write_text("{}")
+    kind = "files of training runs, whose folders lie among the data"
     train, _ = read_photo_splits(tmp_path)
-    assert told(train)["folders whose files are of two classes"] == ["train/c/a", "train/c/b"]
+    assert train.classes == ("a", "b") and train.findings.passed_over[kind].count == 2
+    findings = Findings()
+    assert len(find_training_photos(tmp_path, findings)) == 2 and findings.passed_over[kind].count == 2
+    assert len(find_training_photos(run / "pictures")) == 1
 
 
 def test_of_two_folders_for_validation_the_one_that_is_not_read_is_told(tmp_path: Path) -> None:

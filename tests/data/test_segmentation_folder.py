@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,48 @@ def test_the_samples_of_ade20k_and_camvid_are_read() -> None:
     assert (np.unique(labels)[-1], labels.min()) == (IGNORE, 0)
     camvid = [read_segmentation_folder(Path(DATA or "") / "seg_camvid", split) for split in ("train", "val")]
     assert [len(split.photos) for split in camvid] == [367, 101]
+
+
+@pytest.mark.parametrize(("stored", "orientation"), [((3, 2), 6), ((2, 3), 6), ((3, 2), 3)])
+def test_a_map_that_fits_its_photo_as_it_is_seen_is_of_that(
+    generic: Path, stored: tuple[int, int], orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", stored).save(generic / "images" / "train" / "a.jpg", exif=exif)
+    split = read_segmentation_folder(generic, "train")  # whose map is 3 x 2
+    photo, labels = split.read(0)
+    assert photo.size == (3, 2) and labels.shape == split.read_labels(0).shape == (2, 3)
+
+
+def test_a_map_that_fits_its_photo_in_no_way_is_refused(generic: Path) -> None:
+    write_photo(generic / "images" / "train" / "a.jpg", 2, 3)
+    split = read_segmentation_folder(generic, "train")
+    for read in (split.read, split.read_labels):
+        with pytest.raises(LabelError, match="must have the size of its photo, 2 x 3 pixels; found 3 x 2"):
+            read(0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_levels_of_few_bits_are_taken_as_they_are_stored(tmp_path: Path, bits: int) -> None:
+    levels = [0, 1, 1, 0] if bits == 1 else [0, 1, 3, 2]
+    row = sum(level << bits * (3 - place) for place, level in enumerate(levels)) << (-4 * bits % 8)
+    file = tmp_path / "map.png"
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" + row.to_bytes((4 * bits + 7) // 8, "big"))),
+        (b"IEND", b""),
+    )
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+    )
+    assert read_levels(file).tolist() == [levels]
+
+
+def test_the_ending_of_a_map_may_be_in_capitals(generic: Path) -> None:
+    (generic / "labels" / "train" / "a.png").rename(generic / "labels" / "train" / "a.PNG")
+    assert read_segmentation_folder(generic, "train").read_labels(0).shape == (2, 3)

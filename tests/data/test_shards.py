@@ -270,3 +270,29 @@ def test_no_readable_shard_at_all_is_one_sentence(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "0.tar", {"0.txt": b""})
     with pytest.raises(ConvMAEError, match="found none; samples are members with the extensions jpeg, jpg, png, webp"):
         Shards([shard]).count(QUIET)
+
+
+def test_pictures_that_are_no_samples_are_counted(tmp_path: Path) -> None:
+    names = [
+        "1.png",
+        "1.seg.png",
+        "IMG.2024.01.jpg",
+        "a_jpg.rf.1b.jpg",
+        "y.tif",
+        "w.heic",
+        "1.txt",
+        "2.json",
+        "sub/1.jpg",
+    ]
+    write_shard(tmp_path / "0.tar", {name: encoded_photo(0) for name in names})
+    write_shard(tmp_path / "1.tar", {"a.b.jpg": encoded_photo(0), "2.png": encoded_photo(0)})
+    findings = Findings()
+    assert Shards(find_shards(str(tmp_path))).count(QUIET, findings) == 3
+    dots = "pictures whose names have further dots, as webdataset names what belongs to a photo"
+    assert {kind: (found.count, found.examples[0]) for kind, found in findings.passed_over.items()} == {
+        dots: (4, "1.seg.png"),
+        "pictures in shards that end in .tif (convert them to JPEG or PNG)": (1, "y.tif"),
+        "pictures in shards that end in .heic (convert them to JPEG or PNG)": (1, "w.heic"),
+    }
+    with pytest.raises(ConvMAEError, match="found none; pictures whose names have further dots"):
+        Shards([write_shard(tmp_path / "2.tar", {"a.b.jpg": encoded_photo(0)})]).count(QUIET)

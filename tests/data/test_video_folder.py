@@ -231,12 +231,13 @@ def test_videos_of_a_list_that_are_not_there_are_named_and_left_out(tmp_path: Pa
     assert findings.passed_over["videos of train.txt that are not there"].count == 1
 
 
-@pytest.mark.parametrize("titles", ["path,label", "Video,Class", "filename, class"])
+@pytest.mark.parametrize("titles", ["path,label", "Video,Class", "#vid, class", "video_id\tclip"])
 def test_a_line_of_titles_is_no_video(tmp_path: Path, titles: str) -> None:
-    found = read_video_list(make_list(tmp_path, f"{titles}\nclips/a.mp4,1\nclips/d.avi,0\n"))
+    lines = f"{titles}\nclips/a.mp4,1\nclips/d.avi,0\n"
+    found = read_video_list(make_list(tmp_path, lines.replace(",", "\t") if "\t" in titles else lines))
     assert found.labels == (1, 0) and found.classes == ("0", "1")
     assert found.findings.passed_over["lines of train.csv that are titles"].count == 1
-    with pytest.raises(ConvMAEError, match="found titles alone"):
+    with pytest.raises(ConvMAEError, match="which is not in"):
         read_video_list(make_list(tmp_path, f"{titles}\n"))
 
 
@@ -259,3 +260,36 @@ def test_classes_without_videos_to_validate_on_are_named(tmp_path: Path) -> None
     make_list(tmp_path, "clips/d.avi 2\n", "validation.txt")
     _, val = read_video_splits(tmp_path)
     assert val.findings.doubts["classes without videos to validate on"].examples == ["0", "1"]
+
+
+def test_a_class_after_a_tab_may_have_spaces(tmp_path: Path) -> None:
+    found = read_video_list(make_list(tmp_path, "clips/a.mp4\tplaying guitar\nclips/b c.webm\trunning\n"))
+    assert found.classes == ("playing guitar", "running") and found.labels == (0, 1)
+
+
+def test_numbers_are_no_labels_where_the_classes_are_names(tmp_path: Path) -> None:
+    make_list(tmp_path, "clips/a.mp4,walk\nclips/d.avi,run\n")
+    make_list(tmp_path, "clips/d.avi,0\n", "val.csv")
+    with pytest.raises(
+        ConvMAEError, match="labels of .*val.csv are numbers, and the classes are names, the first 'run'"
+    ):
+        read_video_splits(tmp_path)
+    make_list(tmp_path, "clips/a.mp4,1\nclips/d.avi,0\n")
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "run", "1": "walk"}))
+    assert read_video_splits(tmp_path)[1].classes == ("run", "walk")
+
+
+def test_a_video_that_a_list_names_twice_looks_wrong(tmp_path: Path) -> None:
+    found = read_video_list(make_list(tmp_path, "clips/a.mp4,0\nclips/d.avi,1\nclips/a.mp4,0\n"))
+    assert found.findings.doubts["videos of train.csv that are there more than once"].examples == ["clips/a.mp4"]
+
+
+def test_a_list_counts_beside_the_folder_of_its_videos_and_not_beside_class_folders(tmp_path: Path) -> None:
+    make_files(tmp_path, "train/a.mp4", "train/b.mp4", "val/c.mp4")
+    for split, lines in (("train", "train/a.mp4,0\ntrain/b.mp4,1\n"), ("val", "val/c.mp4,1\n")):
+        (tmp_path / f"{split}.csv").write_text(lines)
+    train, val = read_video_splits(tmp_path)
+    assert train.labels == (0, 1) and val.labels == (1,)
+    make_files(tmp_path / "classes", "train/up/a.mp4", "train/down/b.mp4", "val/up/c.mp4")
+    (tmp_path / "classes" / "train.csv").write_text("train/up/a.mp4,0\n")
+    assert read_video_splits(tmp_path / "classes")[0].classes == ("down", "up")
