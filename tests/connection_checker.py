@@ -27,6 +27,7 @@ _STRACE = (
 )
 _ADDRESS = re.compile(r'htons\((\d+)\).*?(?:inet_addr\("|inet_pton\(AF_INET6, ")([^"]+)"')
 _NAME_PORT = 53
+FONT_CACHE = ".cache/matplotlib/"  # in the home folder
 _NAME_SERVICE = 'sun_path="/run/systemd/resolve'
 
 
@@ -67,18 +68,26 @@ class Watch:
         """Runs Python to its end in the root of the repository."""
         command = [*self.command(settings), sys.executable, *arguments]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return self._watched(done.returncode, done.stdout)
+        return self.seen(done.returncode, done.stdout)
 
     def stop(self, server: RunningServer) -> Watched:
         """Ends a server that was started by `command`; strace ends after it, with its status."""
         server_process = int(self._record.read_text().split(maxsplit=1)[0])
         os.kill(server_process, signal.SIGTERM)
-        return self._watched(server.process.wait(timeout=PATIENCE_SECONDS), server.log.read_text())
+        return self.seen(server.process.wait(timeout=PATIENCE_SECONDS), server.log.read_text())
 
-    def _watched(self, status: int, output: str) -> Watched:
+    def seen(self, status: int, output: str) -> Watched:
+        """What a program did that has ended, which was started by `command`."""
         attempts = [line for line in self._record.read_text(errors="replace").splitlines() if _leaves(line)]
         files = sorted(str(path.relative_to(self.home)) for path in self.home.rglob("*") if not path.is_dir())
         return Watched(status, output, tuple(attempts), tuple(files))
+
+
+def assert_quiet(watched: Watched, allowed_at_home: str | None = None) -> None:
+    """Nothing was tried, and nothing left at home but what starts with `allowed_at_home`."""
+    assert watched.status == 0, watched.output
+    assert not watched.attempts
+    assert not [file for file in watched.at_home if allowed_at_home is None or not file.startswith(allowed_at_home)]
 
 
 def missing_checker() -> str | None:

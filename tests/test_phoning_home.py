@@ -1,4 +1,7 @@
-"""No program opens a connection that its user did not ask for, nor leaves anything in the home folder."""
+"""No program opens a connection that its user did not ask for, nor leaves anything in the home folder.
+
+tests/test_readme.py watches the programs of the README's road from photos to a bundle.
+"""
 
 import os
 import subprocess
@@ -7,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.connection_checker import Watch, Watched, missing_checker
-from tests.photo_folders import make_photo_folder
+from tests.connection_checker import FONT_CACHE, Watch, Watched, assert_quiet, missing_checker
 from tests.serving.running_server import RunningServer, run_server
 from tests.serving.sample_images import jpeg
 from tests.test_layers import ROOT, imported_packages
 
 SHIPPED = str(ROOT / "serving/bundles/imagenette-nano")
-FONT_CACHE = ".cache/matplotlib/"
 PROBLEM = missing_checker()
 needs_checker = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
@@ -31,38 +32,6 @@ library.sendto(library.socket(socket.AF_INET, socket.SOCK_DGRAM, 0), b"", 0, 0, 
 @pytest.fixture
 def watch(tmp_path: Path) -> Watch:
     return Watch(tmp_path / "watch")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos for two updates."""
-    return make_photo_folder(tmp_path_factory.mktemp("photos") / "photos", per_class=4)
-
-
-@pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
-    """The run folder of two updates, and what the program did."""
-    folder = tmp_path_factory.mktemp("training")
-    size = ("--image-size", "32", "32", "--train-size", "32", "32")
-    arguments = ("--data", str(photos), "--out", str(folder / "run"), "--epochs", "1", "--batch-size", "4", *size)
-    # no decoding processes: those pass their batches on through sockets, and none works here
-    short = ("--warmup-epochs", "0", "--workers", "0")
-    return folder / "run", Watch(folder / "watch").run("-m", "training.finetune", "nano", *arguments, *short)
-
-
-@pytest.fixture(scope="module")
-def exported(trained: tuple[Path, Watched], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
-    """The bundle of that run, and what the program did."""
-    folder = tmp_path_factory.mktemp("export")
-    arguments = (str(trained[0]), "--out", str(folder / "bundle"), "--max-batch", "2")
-    return folder / "bundle", Watch(folder / "watch").run("-m", "export", *arguments)
-
-
-def assert_quiet(watched: Watched, allowed_at_home: str | None = None) -> None:
-    """Nothing was tried, and nothing left at home but what starts with `allowed_at_home`."""
-    assert watched.status == 0, watched.output
-    assert not watched.attempts
-    assert not [file for file in watched.at_home if allowed_at_home is None or not file.startswith(allowed_at_home)]
 
 
 @needs_checker
@@ -91,40 +60,24 @@ def test_the_checker_sees_what_openvino_leaves_without_our_import(watch: Watch) 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ("info",),
-        ("predict", "PHOTO"),
-        ("predict", "PHOTO", "--runtime", "openvino"),
-        ("features", "PHOTO", "--out", "OUT"),
-        ("features", "PHOTO", "--out", "FOLDER", "--shard-rows", "1"),
-    ],
+    [("predict", "PHOTO", "--runtime", "openvino"), ("features", "PHOTO", "--out", "FOLDER", "--shard-rows", "1")],
     ids=" ".join,
 )
-def test_the_command_reports_nothing(arguments: tuple[str, ...], photos: Path, watch: Watch, tmp_path: Path) -> None:
+def test_the_command_reports_nothing(arguments: tuple[str, ...], watch: Watch, tmp_path: Path) -> None:
     if "openvino" in arguments:
         pytest.importorskip("openvino")
-    files = {"PHOTO": str(photos / "val/blue/0.png"), "OUT": str(tmp_path / "features.safetensors")}
-    files["FOLDER"] = f"{tmp_path}/features/"
+    files = {"PHOTO": str(ROOT / "serving/golf-ball.jpg"), "FOLDER": f"{tmp_path}/features/"}
     command, *others = (files.get(argument, argument) for argument in arguments)
     assert_quiet(watch.run("-m", "convmae_deploy.cli", command, SHIPPED, *others))
 
 
 @needs_checker
 @pytest.mark.slow
-def test_training_reports_nothing(trained: tuple[Path, Watched]) -> None:
-    assert_quiet(trained[1], FONT_CACHE)
-
-
-@needs_checker
-@pytest.mark.slow
-def test_exporting_verifying_and_measuring_report_nothing(exported: tuple[Path, Watched], tmp_path: Path) -> None:
-    bundle, watched = exported
-    assert_quiet(watched)
-    assert_quiet(Watch(tmp_path / "verify").run("-m", "export.verify", str(bundle)), FONT_CACHE)
+def test_verifying_and_measuring_report_nothing(watch: Watch, tmp_path: Path) -> None:
+    assert_quiet(Watch(tmp_path / "verify").run("-m", "export.verify", SHIPPED), FONT_CACHE)
     short = ("--batch-sizes", "1", "--rounds", "1", "--warm-up", "1", "--threads", "1")
     runtimes = ("--runtimes", "onnxruntime", "openvino")
-    measured = Watch(tmp_path / "benchmark").run("-m", "export.benchmark", str(bundle), *short, *runtimes)
-    assert_quiet(measured, FONT_CACHE)
+    assert_quiet(watch.run("-m", "export.benchmark", SHIPPED, *short, *runtimes), FONT_CACHE)
 
 
 @needs_checker

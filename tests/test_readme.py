@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.connection_checker import FONT_CACHE, Watch, assert_quiet, missing_checker
 from tests.photo_folders import make_photo_folder
 from tests.serving.running_server import run_server
 
@@ -26,19 +27,24 @@ FOR_A_TEST = {"training.pretrain": ONE_EPOCH, "training.finetune": ONE_EPOCH}
 MINUTES = 10
 
 
-def run_line(line: str, folder: Path) -> str:
-    """Runs one line of a shell block in `folder` with the tools of this environment first on the PATH."""
+def run_line(line: str, folder: Path, watch: Watch | None = None) -> str:
+    """Runs one line of a shell block in `folder` with the tools of this environment first on the PATH.
+
+    Under the watch it opens no connection and leaves nothing at home.
+    """
     for program, flags in FOR_A_TEST.items():
         line = re.sub(rf"(-m {re.escape(program)}.*?)(\s+#|$)", rf"\1{flags}\2", line)
-    environment = os.environ | {
+    settings = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "200",
     }
-    done = subprocess.run(
-        ["bash", "-ec", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=60 * MINUTES
-    )
+    command = [*(watch.command(settings) if watch else ()), "bash", "-ec", line]
+    environment = os.environ | settings
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60 * MINUTES)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    if watch:
+        assert_quiet(watch.seen(done.returncode, done.stdout), FONT_CACHE)
     return done.stdout
 
 
@@ -80,7 +86,10 @@ def test_the_road_from_photos_to_a_bundle_runs_as_shown(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         write_photo(tmp_path / name)
     *lines, serve = lines_of(BLOCKS[1])
-    pretrained, drawn, finetuned, _, predicted, explained, _, described = (run_line(line, tmp_path) for line in lines)
+    watch = None if missing_checker() else Watch(tmp_path / "watch")
+    pretrained, drawn, finetuned, _, predicted, explained, _, described = (
+        run_line(line, tmp_path, watch) for line in lines
+    )
     assert "pretrained encoder" in pretrained
     assert "mean loss" in drawn and (tmp_path / "picture.png").exists()
     assert "best validation top-1" in finetuned

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,13 +40,14 @@ def flags_of(main: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> set
     return set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out)) - {"--help"}
 
 
-def check_resuming(start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, updates: int) -> None:
-    """A run that is stopped after so many updates and resumed is to the last bit one that was not."""
+def check_resuming(start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, stops: Sequence[int]) -> None:
+    """A run that is stopped after each of so many updates and resumed is to the last bit one that was not."""
     whole, parts = folder / "whole", folder / "parts"
     assert start(whole) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, updates)
-        assert start(parts) == 128 + signal.SIGTERM
+    for before, stop in pairwise((0, *stops)):
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop - before)
+            assert start(parts, resume=before > 0) == 128 + signal.SIGTERM
     assert start(parts, resume=True) == 0
     assert lines_of(parts) == lines_of(whole)
     for checkpoint in (path.name for path in whole.iterdir() if (path / "model.safetensors").exists()):

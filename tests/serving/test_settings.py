@@ -33,6 +33,7 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
     [
         ("PORT", "70000"),
         ("THREADS", "0"),
+        ("THREADS", "none"),
         ("DEVICE", "tpu"),
         ("RUNTIME", "torch"),
         ("PRECISION", "fp64"),
@@ -67,6 +68,7 @@ def test_the_defaults_are_a_local_server_on_all_cores_with_the_stated_limits(mon
         ("ROOT_PATH", "/v1"),
         ("ROOT_PATH", '/"><script>'),
         ("DRAIN_SECONDS", "-1"),
+        ("SHUTDOWN_SECONDS", "inf"),
         ("MIN_BYTES_PER_SECOND", "0"),
         ("API_KEY_FILE", "/no/such/file"),
         ("API_KEY_FILE", "/"),

@@ -20,7 +20,7 @@ from convmae_deploy.engine.training_run import SKIPPED_UPDATES_IN_A_ROW
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.convmae import ConvMAEConfig
 from convmae_deploy.models.masking import MaskingName
-from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
+from convmae_deploy.models.pretraining import PretrainingConfig
 from convmae_deploy.models.vit import variant_config
 from tests.photo_folders import make_photo_folder
 from tests.processes import RunProcesses
@@ -87,14 +87,13 @@ def test_it_learns_and_its_checkpoint_gives_an_encoder_for_finetuning(photos: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("masking", ["block", "complementary", "token"])
-@pytest.mark.parametrize("updates", [1, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, masking: MaskingName
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masking: MaskingName
 ) -> None:
     def start(out: Path, *, resume: bool = False) -> int:
         return program.prepare(config(photos, out, resume=resume, masking=masking)).fit()
 
-    check_resuming(start, tmp_path, monkeypatch, updates)
+    check_resuming(start, tmp_path, monkeypatch, (1, 4))
 
 
 @pytest.mark.slow
@@ -225,7 +224,8 @@ def test_bad_numbers_without_end_stop_the_run_with_good_weights_and_advice_that_
     with monkeypatch.context() as patch:
         patch.setattr(ReconstructionRecipe, "loss", lambda self, images, noise: not_a_number(self.run.model))
         with pytest.raises(
-            ConvMAEError, match=r"its loss was nan .*; the weights before them are in .*last: continue with"
+            ConvMAEError,
+            match=r"its loss was nan .*; the weights .* are in .*last: continue with --resume and --precision fp32",
         ):
             program.prepare(config(photos, tmp_path / "run", epochs=6)).fit()
     state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
@@ -276,14 +276,11 @@ def test_a_run_goes_on_in_other_micro_batches_as_it_would_have_and_for_more_epoc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("masking", ["block", "complementary"])
-def test_two_processes_learn_what_one_does(
-    photos: Path, tmp_path: Path, run_processes: RunProcesses, masking: str
-) -> None:
+def test_two_processes_learn_what_one_does(photos: Path, tmp_path: Path, run_processes: RunProcesses) -> None:
     flags = ["training.pretrain", "nano", "--data", str(photos), "--epochs", "2", "--batch-size", "4"]
     flags += ["--warmup-epochs", "0", "--image-size", "64", "64", "--workers", "0", "--precision", "fp32"]
     flags += ["--base-lr", "0.1"]
-    flags += ["--masking", masking, "--decoder-width", "16", "--decoder-depth", "1", "--decoder-heads", "2"]
+    flags += ["--masking", "complementary", "--decoder-width", "16", "--decoder-depth", "1", "--decoder-heads", "2"]
     run_processes(1, *flags, "--out", str(tmp_path / "one"))
     run_processes(2, *flags, "--out", str(tmp_path / "two"))
     one_loss, two_loss = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -311,15 +308,13 @@ def test_fastconvmaes_recipe_is_a_preset() -> None:
 
 
 @pytest.mark.parametrize("name", program.PRESETS)
-def test_every_preset_is_a_model_that_can_be_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_preset_has_the_decoder_of_the_authors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real nano
     _, preset = program.PRESETS[name]
-    with torch.device("meta"):
-        model = build_pretraining(variant_config(preset.variant, None), preset.model)
     first_stage = next(ratio for ratio in variant_config(preset.variant, None).mlp_ratios if ratio)
     assert preset.model.decoder_mlp_ratio == first_stage  # as in the authors' code
     if name.startswith(("table4", "table5", "table8", "vit")):
-        assert not model.multi_scale
+        assert not preset.model.multi_scale
 
 
 def test_the_flags_are_these(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

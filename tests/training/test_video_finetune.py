@@ -86,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     def start(out: Path, *, resume: bool = False) -> int:
         return program.prepare(config(videos, out, resume=resume, copies=2, augmentation=mixed)).fit()
 
-    check_resuming(start, tmp_path, monkeypatch, 3)
+    check_resuming(start, tmp_path, monkeypatch, (3,))
 
 
 @pytest.mark.slow
