@@ -1,5 +1,8 @@
 """Photos with label maps as a torch dataset, augmented for training."""
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,11 +32,22 @@ class AugmentedSegmentation(Dataset[SegmentationSample | Unreadable]):
 
     def __getitem__(self, key: tuple[int, int]) -> SegmentationSample | Unreadable:
         epoch, index = key
-        try:
-            photo, labels = self.folder.read(index)
-        except LabelError:
-            raise
-        except ConvMAEError as error:
-            return Unreadable.because(self.folder.photos[index], error)
+        pair = read_pair(self.folder, index)
+        if isinstance(pair, Unreadable):
+            return pair
         seed_sample(self.seed, epoch, index)
-        return self.augmentation(photo, labels)
+        return self.augmentation(*pair)
+
+
+def read_pair(folder: SegmentationFolder, index: int) -> tuple[Image.Image, NDArray[np.uint8]] | Unreadable:
+    """What `SegmentationFolder.read` gives, or a photo that cannot be decoded.
+
+    Raises:
+        LabelError: the label map does not fit; that is the data set's fault and not one photo's.
+    """
+    try:
+        return folder.read(index)
+    except LabelError:
+        raise
+    except ConvMAEError as error:
+        return Unreadable.because(folder.photos[index], error)

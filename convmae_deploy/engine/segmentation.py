@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from convmae_deploy.bundle.preprocessing import SlidingWindow
 from convmae_deploy.data.detection_datasets import collate_detections
-from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
+from convmae_deploy.data.segmentation_datasets import read_pair
+from convmae_deploy.data.segmentation_folder import SegmentationFolder
 from convmae_deploy.data.segmentation_metrics import confusion_of, scores_of
 from convmae_deploy.data.unreadable import Unreadable
 from convmae_deploy.engine.evaluation import Validation, evaluate, evaluating, outputs_of
@@ -47,12 +48,10 @@ class EvaluationSegmentation(Dataset[PreparedPhoto | Unreadable]):
         return len(self.folder.photos)
 
     def __getitem__(self, index: int) -> PreparedPhoto | Unreadable:
-        try:
-            photo, labels = self.folder.read(index)
-        except LabelError:
-            raise
-        except ConvMAEError as error:
-            return Unreadable.because(self.folder.photos[index], error)
+        pair = read_pair(self.folder, index)
+        if isinstance(pair, Unreadable):
+            return pair
+        photo, labels = pair
         return torch.from_numpy(resize_and_normalise(photo, self.preprocessing)), labels
 
 

@@ -61,8 +61,7 @@ def device_in_words(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         name = torch.cuda.get_device_name(accelerator.device)
     elif accelerator.device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({processor()}, {threads} thread{'s' if threads > 1 else ''})"
+        name = f"CPU ({processor()}, {counted(torch.get_num_threads(), 'thread')})"
     else:
         name = str(accelerator.device)
     processes = accelerator.num_processes

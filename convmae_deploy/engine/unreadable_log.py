@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from convmae_deploy.data.unreadable import Unreadable
+from convmae_deploy.printing import counted
 
 NAME = "unreadable.txt"  # in the run folder: a path and a reason a line, between them a tab; each path once
 
@@ -37,5 +38,5 @@ class UnreadableLog:
         files, self._epoch = self._epoch, []
         if not files:
             return None
-        count = "1 file" if len(files) == 1 else f"{len(files)} files"
-        return f"{count} could not be decoded, the first {files[0].file}: {files[0].reason} (listed in {self.path})"
+        first = f"the first {files[0].file}: {files[0].reason}"
+        return f"{counted(len(files), 'file')} could not be decoded, {first} (listed in {self.path})"

@@ -134,10 +134,10 @@ def _text_in_npz(path: Path) -> str:
             return str(np.load(io.BytesIO(file.read(_MAX_TEXT_BYTES)), allow_pickle=False))
 
 
-def encode_safetensors(features: Features, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_safetensors(features: Features) -> bytes:
     """The features as the content of a safetensors file."""
     buffer = io.BytesIO()
-    _write_safetensors(buffer, features, metadata or {})
+    _write_safetensors(buffer, features, {})
     return buffer.getvalue()
 
 

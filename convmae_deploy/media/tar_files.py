@@ -53,19 +53,18 @@ def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
 
 
-def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int = MAX_PHOTO_BYTES) -> bytes | str:
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | str:
     """The content of a regular file in an archive, or why it cannot be read, in words.
 
     Args:
         archive: from `open_tar`.
         member: the one that `members` has just given.
-        limit: how many bytes it may have.
     """
     name = printable(member.name)
     if member.issparse():  # its holes take no place in the archive and all of it in the memory
         return f"{name}: is stored with holes, as no photo is"
-    if member.size > limit:
-        return f"{name}: {member.size} bytes are too many, at most {limit} are read"
+    if member.size > MAX_PHOTO_BYTES:
+        return f"{name}: {member.size} bytes are too many, at most {MAX_PHOTO_BYTES} are read"
     content = archive.extractfile(member)
     assert content is not None  # it is a regular file
     try:

@@ -55,7 +55,6 @@ class VideoHeader:
     """What the container says of itself, before any frame is decoded; it may be wrong."""
 
     container: str  # FFmpeg's name, for instance "matroska"
-    codec: str  # FFmpeg's name, for instance "h264"
     seconds: float | None  # None: not said
     frames: int | None  # None: not said
     rate: float | None  # frames a second on average; None: not said
@@ -270,7 +269,6 @@ def _read_header(container: "InputContainer", stream: "VideoStream", name: str, 
     check_length(seconds, stream.frames, limits)
     return VideoHeader(
         container=name,
-        codec=context.name,
         seconds=seconds or None,
         frames=stream.frames or None,
         rate=float(rate) if rate and rate > 0 else None,

@@ -205,8 +205,8 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() == ".png" and not path.is_dir()
 
 
-def _strongest(explanation: Explanation, count: int = 3) -> str:
-    """Those that add most, best first."""
+def _strongest(explanation: Explanation) -> str:
+    """The three cells that add most, best first."""
     cells = explanation.contributions
-    best = [divmod(int(place), cells.shape[1]) for place in (-cells).argsort(axis=None, kind="stable")[:count]]
+    best = [divmod(int(place), cells.shape[1]) for place in (-cells).argsort(axis=None, kind="stable")[:3]]
     return "; ".join(f"{row}, {column}: {cells[row, column]:+.3f}" for row, column in best)

@@ -91,7 +91,9 @@ def labelled_videos(data: Path, split: str) -> VideoFolder | None:
     """ROOT/<split>/<class>/*, ROOT/<split>.csv or .txt; None: a folder of videos without labels."""
     if not split_folder(data, split).is_dir() and list_of(data, split) is None:
         return None
-    return read_video_folder(data, split)
+    folder = read_video_folder(data, split)
+    say_findings(data, folder.findings)
+    return folder
 
 
 def read_classified_videos(data: Path, manifest: Manifest, split: str, limit: int | None) -> TaskData[Any]:
@@ -99,7 +101,6 @@ def read_classified_videos(data: Path, manifest: Manifest, split: str, limit: in
     folder = labelled_videos(data, split)
     if folder is None:
         return ClassifiedData(spread(find_videos([data]), limit), None, "videos")
-    say_findings(data, folder.findings)
     labels = known_labels(folder.labels, folder.classes, manifest, data)
     return ClassifiedData(spread(folder.videos, limit), spread(labels, limit), "videos")
 

@@ -21,6 +21,7 @@ from convmae_deploy.models.pretraining import (
     unpatchify,
 )
 from convmae_deploy.models.visible import VisibleCells
+from tests.models.gradients import assert_gradients_equal, gradients
 from tests.original_files import relative_error
 
 ENCODER = ConvMAEConfig(
@@ -57,17 +58,6 @@ def seeded_mask(
 
 def cells(model: ConvMAEPretraining, kept: Tensor, image_size: tuple[int, int] = (64, 64)) -> VisibleCells:
     return VisibleCells(kept, (image_size[0] // model.cell_size, image_size[1] // model.cell_size))
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-
-
-def assert_gradients_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    errors = {name: relative_error(found[name], gradient) for name, gradient in expected.items()}
-    assert max(errors.values()) <= tolerance, max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize("batch", [1, 3])

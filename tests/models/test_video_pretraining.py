@@ -23,6 +23,7 @@ from convmae_deploy.models.video_pretraining import (
     uncubify,
 )
 from convmae_deploy.models.visible import VisibleTubes
+from tests.models.gradients import assert_gradients_equal, gradients
 from tests.original_files import relative_error
 from tests.recorded_pretraining import needs_recorded_passes, reference_folder
 
@@ -58,17 +59,6 @@ def torch_depthwise(convolution: nn.Conv3d, map_bthwc: Tensor) -> Tensor:
     """PyTorch's own, on channels in front."""
     result: Tensor = convolution(map_bthwc.permute(0, 4, 1, 2, 3).contiguous()).permute(0, 2, 3, 4, 1)
     return result
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-
-
-def assert_gradients_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    errors = {name: relative_error(found[name], gradient) for name, gradient in expected.items()}
-    assert max(errors.values()) <= tolerance, max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize(
