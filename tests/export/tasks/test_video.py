@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +25,8 @@ from convmae_deploy.tasks.video import VIDEO_OUTPUTS, VideoClassifier
 from export.__main__ import ExportConfig, export_bundle
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.tasks import open_task
+from export.tasks.base import TaskExport
+from export.tasks.video import VIDEO_CLASSIFICATION, VIDEO_FEATURES
 from export.verification.elementwise import VerificationError
 from tests.bundle_factory import open_as, options_of
 from tests.export.conftest import copy_of
@@ -198,3 +202,14 @@ def test_a_checkpoint_with_the_preprocessing_of_photos_is_one_sentence(
     save_checkpoint(tmp_path / "wrong", model.state_dict(), record)
     with pytest.raises(ConvMAEError, match="preprocessing of a video-classification model must be ClipPreprocessing"):
         open_task(tmp_path / "wrong", None)
+
+
+@pytest.mark.parametrize("task", [VIDEO_CLASSIFICATION, VIDEO_FEATURES])
+def test_videos_that_a_list_names_and_that_are_not_there_are_said(
+    task: TaskExport, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.avi").write_bytes(b"")
+    (tmp_path / "val.csv").write_text("a.avi,left\ngone.avi,left\n")
+    manifest: Any = SimpleNamespace(classes=("left",))
+    task.read_data(tmp_path, manifest, "val", None)
+    assert "videos of val.csv that are not there: 1, the first gone.avi" in caplog.text
