@@ -189,7 +189,9 @@ def check_is_new(path: Path, flags: str = "--out") -> None:
 
 
 def _check_is_local(path: Path) -> None:
-    """Raises ConvMAEError where `path` was made of an address such as s3://bucket/folder."""
+    """Raises ConvMAEError where `path` was made of an address such as s3://bucket/folder, or begins with a ~."""
+    if path.parts[:1] == ("~",):
+        raise ConvMAEError(f"expected a path to write to, got {path}, whose ~ the shell did not replace; write it out")
     if _ADDRESS.match(str(path)):
         address = str(path).replace(":/", "://", 1)
         raise ConvMAEError(

@@ -319,3 +319,8 @@ def test_what_safetensors_says_of_a_disk_is_an_error_of_the_system(tmp_path: Pat
     assert error.value.filename == str(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="of another kind"), numbered_errors(tmp_path):
         raise ValueError("of another kind")
+
+
+def test_a_tilde_that_the_shell_left_makes_no_folder_of_that_name() -> None:
+    with pytest.raises(ConvMAEError, match="whose ~ the shell did not replace; write it out"):
+        check_can_create(Path("~/runs/mine"))

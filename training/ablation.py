@@ -41,12 +41,13 @@ from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.engine.probe import probe_logits
 from convmae_deploy.engine.run_folder import RunFolder
-from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
+from convmae_deploy.engine.training_config import RunConfig, TrainingConfig, check_at_least, check_numbers
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_setup import Setup
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, check_can_create, read_json
 from convmae_deploy.machine import processor
+from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.models.vit import PhotoVariant
 from convmae_deploy.program import run_program
 from convmae_deploy.terminal import Terminal
@@ -108,6 +109,11 @@ class AblationConfig:
             raise ConvMAEError(
                 f"arms must be among {', '.join(name for name in ARMS if name != BASELINE)}; got {unknown}"
             )
+        check_numbers(self)
+        check_at_least(1, pretrain_epochs=self.pretrain_epochs, finetune_epochs=self.finetune_epochs)
+        check_image_size(self.image_size)
+        for seed in self.seeds:
+            RunConfig(seed=seed, workers=self.workers)
         if not 0 < self.labelled <= 1:
             raise ConvMAEError(f"labelled must be above 0 and at most 1; got {self.labelled:g}")
 
@@ -131,6 +137,7 @@ def run_ablation(config: AblationConfig, console: Console) -> int:
         ConvMAEError: bad data or settings, or a folder of other settings.
     """
     check_can_create(config.out)
+    read_photo_splits(config.data)  # before the folder is begun
     begin(config)
     labelled = config.out / "labelled"
     if not labelled.exists():

@@ -22,11 +22,15 @@ from convmae_deploy.engine.classification import Accuracy, AverageOfViews
 from convmae_deploy.engine.evaluation import evaluate
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.engine.start import device_in_words
-from convmae_deploy.engine.training_config import RunConfig
+from convmae_deploy.engine.training_config import RunConfig, check_at_least
+from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.program import run_program
 from convmae_deploy.tasks.clips import ClipViews
+
+RESULT = "test.json"  # in the run folder or checkpoint
+MAX_VIEWS = 1000  # clips of a video, crops of a clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,12 @@ class VideoTestConfig:
     batch_size: int = 4  # videos at once; their views follow each other
     workers: int = 2  # decoding processes of each device
 
+    def __post_init__(self) -> None:
+        check_at_least(1, batch_size=self.batch_size, temporal=self.temporal, spatial=self.spatial)
+        RunConfig(workers=self.workers)
+        if max(self.temporal or 1, self.spatial) > MAX_VIEWS:
+            raise ConvMAEError(f"temporal and spatial must be at most {MAX_VIEWS}; got {self.temporal}, {self.spatial}")
+
 
 def test(config: VideoTestConfig) -> int:
     """Runs the test; returns the exit status.
@@ -49,12 +59,14 @@ def test(config: VideoTestConfig) -> int:
     Raises:
         ConvMAEError: bad data or checkpoint.
     """
+    if (config.checkpoint / RESULT).is_dir():
+        raise ConvMAEError(f"{config.checkpoint / RESULT} is a folder, where the result goes; take it away")
     import_av()  # else every video would count as one that cannot be decoded
     model, record = load_video_classifier(config.checkpoint)
     spec = record.preprocessing
     assert isinstance(spec, ClipPreprocessing)
     folder = read_video_folder(config.data, "val", classes=record.classes)
-    run, reason = RunConfig(out=config.checkpoint, precision=config.precision).decided()
+    run, reason = RunConfig(out=config.checkpoint, precision=config.precision, workers=config.workers).decided()
     accelerator = run.accelerator()
     console = run.console(accelerator)
     default = 2 if spec.stride is None else 5
@@ -72,16 +84,16 @@ def test(config: VideoTestConfig) -> int:
         batch_size=config.batch_size,
         workers=config.workers,
     )
-    if accelerator.is_main_process:
-        counts = {"images": found.images, "unreadable": found.unreadable}
-        result = found.scores | counts | {"temporal_views": views.temporal, "spatial_views": views.spatial}
-        with atomic_file(config.checkpoint / "test.json") as path:
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    counts = {"images": found.images, "unreadable": found.unreadable}
+    result = found.scores | counts | {"temporal_views": views.temporal, "spatial_views": views.spatial}
     first = f", the first {found.files[0].file}: {found.files[0].reason}" if found.files else ""
     console.print(
         f"{found.summary} on {found.images} videos, {views.temporal} x {views.spatial} views "
         f"({found.unreadable} could not be decoded{first})"
     )
+    if accelerator.is_main_process:
+        with atomic_file(config.checkpoint / RESULT) as path:
+            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     accelerator.end_training()
     return 0
 

@@ -215,6 +215,8 @@ def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAE
     encoder = encoder_part(state)
     if record.kind == "features" and not encoder:  # in a folder for a hub it has the names of a whole model
         encoder = {name: value for name, value in state.items() if not name.startswith(NORM_PREFIX)}
+    if not encoder:
+        raise ConvMAEError(f"{path} holds a probe's head alone; give the run's `best`, or the encoder that it is of")
     return record.model, encoder
 
 

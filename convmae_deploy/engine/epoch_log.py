@@ -1,5 +1,6 @@
 """What is reported and kept of each epoch of a training program, whatever it trains."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,8 @@ class EpochLog:
         self.began = now
         if validation is None or best_by is None or validation.scores[best_by] <= progress.best_metric:
             return None
+        if not math.isfinite(found.get("val_loss", 0.0)):  # the classes of logits that are no numbers mean nothing
+            return None
         progress.best_metric = validation.scores[best_by]
         return self._scored_record(epoch, validation)
 
@@ -120,7 +123,7 @@ class EpochLog:
             return run.record  # it saves nothing, and where nodes share no disk it cannot read run.json
         described = run.folder.description()
         train, val = (described["data"][f"{split}_{self.kind}"] for split in ("train", "val"))
-        data = Path(self.recipe.config.data).name
+        data = Path(self.recipe.config.data).absolute().name
         provenance = {
             "data": f"{train} training {self.kind} of {data}, validated on themselves"
             if self.validate_on == "train"

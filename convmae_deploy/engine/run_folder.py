@@ -32,7 +32,7 @@ from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint,
 from convmae_deploy.checkpoints.pth_file import load_without_code
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, existing_directory, read_json
+from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, existing_directory, read_json, shortened
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -96,8 +96,14 @@ class RunFolder:
         """Raises ConvMAEError where the folder holds anything but a check of the data and `beside`, or is a file."""
         if self.path.exists() and not self.path.is_dir():
             raise ConvMAEError(f"expected a folder for the run at {self.path}, found a file; choose another --out")
-        if self.path.exists() and {entry.name for entry in self.path.iterdir()} - {DATA_CHECK, *beside}:
+        there = {entry.name for entry in self.path.iterdir()} if self.path.exists() else set()
+        if RUN_RECORD in there:
             raise ConvMAEError(f"{self.path} holds a run already; add --resume to continue it or choose another --out")
+        others = sorted(name for name in there - {DATA_CHECK, *beside} if not name.startswith("."))
+        if others:
+            raise ConvMAEError(
+                f"{self.path} holds {shortened(others[0])} and is no run: choose another --out, or an empty folder"
+            )
 
     def _write_description(self, record: Mapping[str, Any]) -> None:
         with atomic_file(self.path / RUN_RECORD) as temporary:
@@ -218,6 +224,10 @@ class RunFolder:
         """
         last = existing_directory(self.path / "last")
         if last is None:
+            epochs = len(self.metrics())
+            if epochs > 1:  # the first may be written and not saved yet
+                missing = self.path / "last"
+                raise ConvMAEError(f"{missing} is gone after {epochs} epochs; bring it back or choose another --out")
             return None
         _, weights = read_checkpoint(last)
         state = load_without_code(last / STATE_NAME)

@@ -22,6 +22,18 @@ from convmae_deploy.models.convmae import check_image_size
 from convmae_deploy.terminal import Terminal
 
 MAX_WORKERS = 1024  # processes of each device
+BOUNDS = {  # of numbers that mean the same in every program
+    "auxiliary_weight": (0.0, 100.0),
+    "base_lr": (0.0, 1e4),
+    "color_jitter": (0.0, 10.0),
+    "drop_path": (0.0, 0.99),
+    "head_init_std": (1e-8, 10.0),
+    "layer_decay": (1e-3, 1.0),
+    "milestones": (0.0, 1.0),
+    "momentum": (0.0, 0.9999),
+    "scale": (0.01, 100.0),
+    "trust_coefficient": (1e-9, 100.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +103,7 @@ class TrainingConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        check_finite(self)
+        check_numbers(self)
         if self.image_size is not None:
             check_image_size(self.image_size)
 
@@ -109,16 +121,20 @@ class ValidatedConfig(TrainingConfig):
         check_at_least(1, validation_epochs=self.validation_epochs)
 
 
-def check_finite(settings: Any, name: str = "") -> None:
-    """Raises ConvMAEError where a setting, in other settings too, is NaN or infinity."""
+def check_numbers(settings: Any, name: str = "") -> None:
+    """Raises ConvMAEError where a setting, in other settings too, is NaN or infinity, or beyond its `BOUNDS`."""
     if isinstance(settings, float) and not math.isfinite(settings):
         raise ConvMAEError(f"{name} must be a finite number; got {settings}")
+    if name in BOUNDS and isinstance(settings, float):
+        least, most = BOUNDS[name]
+        if not least <= settings <= most:
+            raise ConvMAEError(f"{name} must be from {least:g} to {most:g}; got {settings:g}")
     if is_dataclass(settings):
         for entry in fields(settings):
-            check_finite(getattr(settings, entry.name), entry.name)
+            check_numbers(getattr(settings, entry.name), entry.name)
     elif isinstance(settings, tuple):
         for value in settings:
-            check_finite(value, name)
+            check_numbers(value, name)
 
 
 def check_at_least(least: int, **numbers: int | None) -> None:

@@ -124,6 +124,7 @@ class TrainingLoop:
         progress, steps = self.run.progress, self.source.steps_per_epoch
         last_step = self.optimisation.epochs * steps
         self._check_not_beyond(last_step)
+        self.run.note_resumed()  # only now: a start that is refused leaves the run as it was
         lines = Lines(self.console)
         with interruptible() as interruption:
             while progress.step < last_step and not self.run.must_stop(interruption):

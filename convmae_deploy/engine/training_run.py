@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class TrainingRun:
     record: CheckpointRecord  # what a checkpoint of this run says of itself
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
+    note_resumed: Callable[[], None] = lambda: None  # writes down that the run goes on; see `resume`
     progress: Progress = field(default_factory=Progress)
 
     def weights(self) -> dict[str, Tensor]:

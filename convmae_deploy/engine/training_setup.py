@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convmae_deploy.checkpoints.initial import load_initial_encoder
+from convmae_deploy.checkpoints.loading import load_exactly
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
@@ -172,8 +173,11 @@ class Setup:
         run, accelerator = self.config.run, self.accelerator
         check_can_create(run.out)
         folder = RunFolder(run.out)
+        write: Callable[[], None] = _nothing
         if accelerator.is_main_process:
-            self._begin_folder(folder, source.steps, {**facts, "processes": accelerator.num_processes})
+            write = self._beginning(folder, source.steps, {**facts, "processes": accelerator.num_processes})
+        if not run.resume:
+            write()
         accelerator.wait_for_everyone()
         accelerator.gradient_accumulation_steps = source.micro_batches_per_step
         if accelerator.device.type == "cpu":
@@ -182,10 +186,17 @@ class Setup:
         if run.compile:
             model.compile()  # with what was put around it: inside of it DDP and FSDP could not break the graph
         return TrainingRun(
-            config=run, accelerator=accelerator, folder=folder, record=record, model=model, optimizer=optimizer
+            config=run,
+            accelerator=accelerator,
+            folder=folder,
+            record=record,
+            model=model,
+            optimizer=optimizer,
+            note_resumed=write if run.resume else _nothing,
         )
 
-    def _begin_folder(self, folder: RunFolder, steps: StepSampler, facts: Mapping[str, Any]) -> None:
+    def _beginning(self, folder: RunFolder, steps: StepSampler, facts: Mapping[str, Any]) -> Callable[[], None]:
+        """Says what begins; what this returns writes it down."""
         run, optimisation = self.config.run, self.config.optimisation
         precision = f"{run.precision}, {self.precision_reason}"
         lines = start_lines(self.accelerator, precision, facts, optimisation, steps) + self.choices
@@ -194,17 +205,23 @@ class Setup:
             if "processes" in changes:
                 check_same_updates(steps, optimisation.batch_size, processes=changes["processes"][0])
             lines += changes_in_words(changes)
-        folder.begin(
-            self.config,
-            seed=run.seed,
-            data=facts,
-            resume=run.resume,
-            ignored=MAY_CHANGE_ON_RESUME,
-            start=lines,
-        )
-        if self.data_check is not None:
-            self.data_check.write(folder.path / DATA_CHECK)
+        else:
+            folder.check_is_new()
         self.console.print("\n".join(lines))
+
+        def write() -> None:
+            folder.begin(
+                self.config,
+                seed=run.seed,
+                data=facts,
+                resume=run.resume,
+                ignored=MAY_CHANGE_ON_RESUME,
+                start=lines,
+            )
+            if self.data_check is not None:
+                self.data_check.write(folder.path / DATA_CHECK)
+
+        return write
 
     def loop(
         self,
@@ -226,6 +243,10 @@ class Setup:
             picture_epochs=picture_epochs,
         )
         return TrainingLoop(run=recipe.run, source=source, recipe=recipe, console=self.console, log=log)
+
+
+def _nothing() -> None:
+    """What a process that does not write has to write."""
 
 
 def run_preset(
@@ -323,7 +344,7 @@ def start_from(
     if path is None:
         return
     state, report = load(path, architecture)
-    encoder.load_state_dict(state)
+    load_exactly(encoder, state, path)
     if report:
         console.print("\n".join(report))
 

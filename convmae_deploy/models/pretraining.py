@@ -35,6 +35,8 @@ from convmae_deploy.models.visible import VisibleCells
 from convmae_deploy.models.vit import ViT, build_encoder
 
 PIXEL_VARIANCE_EPS = 1e-6
+MAX_DECODER = 8192  # channels, blocks and heads
+MAX_MLP_RATIO = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class PretrainingConfig:
     norm_pix_loss: bool = True  # predict each patch's pixels less their mean, divided by their deviation
 
     def __post_init__(self) -> None:
+        check_decoder(self.decoder_width, self.decoder_depth, self.decoder_heads, self.decoder_mlp_ratio)
         if self.decoder_width % self.decoder_heads or self.decoder_width % 4:
             raise ConvMAEError(
                 f"decoder_width must be a multiple of decoder_heads ({self.decoder_heads}) and of 4; "
@@ -59,6 +62,15 @@ class PretrainingConfig:
             )
         if self.masking == "token" and not self.masked_convolution:
             raise ConvMAEError("token masks need masked convolutions: without, nothing would be hidden; use block")
+
+
+def check_decoder(width: int, depth: int, heads: int, mlp_ratio: float) -> None:
+    """Raises ConvMAEError where a number is none that a decoder can be made of."""
+    if min(width, depth, heads) < 1 or max(width, depth, heads) > MAX_DECODER or not 0 < mlp_ratio <= MAX_MLP_RATIO:
+        raise ConvMAEError(
+            f"decoder_width, decoder_depth and decoder_heads must be from 1 to {MAX_DECODER} and decoder_mlp_ratio "
+            f"above 0 and at most {MAX_MLP_RATIO}; got {width}, {depth}, {heads} and {mlp_ratio:g}"
+        )
 
 
 class Reconstruction(NamedTuple):

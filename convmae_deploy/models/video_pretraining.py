@@ -27,7 +27,7 @@ from convmae_deploy.models.convmae import (
 )
 from convmae_deploy.models.convolution import strided_convolution
 from convmae_deploy.models.depthwise import ON_A_CPU
-from convmae_deploy.models.pretraining import Reconstruction, initialise_pretraining
+from convmae_deploy.models.pretraining import Reconstruction, check_decoder, initialise_pretraining
 from convmae_deploy.models.video import (
     TUBELET,
     VideoConfig,
@@ -54,6 +54,7 @@ class VideoPretrainingConfig:
     norm_pix_loss: bool = True  # predict each cube's pixels normalised by colour
 
     def __post_init__(self) -> None:
+        check_decoder(self.decoder_width, self.decoder_depth, self.decoder_heads, self.decoder_mlp_ratio)
         if self.decoder_width % self.decoder_heads:
             raise ConvMAEError(
                 f"decoder_width must be a multiple of decoder_heads ({self.decoder_heads}); got {self.decoder_width}"

@@ -120,3 +120,10 @@ def test_an_encoder_of_another_variant_is_refused_by_the_names_of_both(tmp_path:
     wanted = "an encoder of the variant tiny; .*nano holds the variant nano"
     with pytest.raises(ConvMAEError, match=wanted):
         load_initial_encoder(tmp_path / "nano", replace(tiny(), image_size=(96, 96)))
+
+
+def test_the_head_of_a_probe_alone_is_no_encoder(tmp_path: Path) -> None:
+    record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a", "b"))
+    save_checkpoint(tmp_path / "last", {"head.weight": torch.zeros(2, 192)}, record)
+    with pytest.raises(ConvMAEError, match="holds a probe's head alone; give the run's `best`"):
+        load_initial_encoder(tmp_path / "last", nano())

@@ -203,3 +203,21 @@ def test_a_damaged_line_of_the_metrics_is_one_sentence(tmp_path: Path, line: byt
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
     with pytest.raises(ConvMAEError, match="take that line out"):
         RunFolder(tmp_path).metrics()
+
+
+def test_a_folder_of_something_else_is_no_run_and_hidden_files_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / ".run.json.1f.tmp").touch()
+    RunFolder(tmp_path).check_is_new()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConvMAEError, match="holds 'photos' and is no run: choose another --out, or an empty folder"):
+        RunFolder(tmp_path).check_is_new()
+
+
+def test_a_last_checkpoint_that_is_gone_is_not_begun_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log(step=2, epoch=1)
+    assert folder.load_last() is None  # stopped between the line and the checkpoint
+    folder.log(step=4, epoch=2)
+    with pytest.raises(ConvMAEError, match="last is gone after 2 epochs; bring it back or choose another --out"):
+        folder.load_last()

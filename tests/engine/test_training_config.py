@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from convmae_deploy.engine.training_config import (
     chosen_preset,
 )
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.models.pretraining import PretrainingConfig
+from convmae_deploy.models.video_pretraining import VideoPretrainingConfig
+from training import finetune
 
 
 def test_no_validation_at_all_is_refused() -> None:
@@ -105,3 +109,23 @@ def test_a_resumed_run_keeps_its_precision_whatever_the_cpu_has(tmp_path: Path) 
     assert RunConfig(out=tmp_path).decided()[0].precision == "fp32"
     (tmp_path / "run.json").write_text('{"config": {"run": {"precision": "auto"}}}')
     assert again.decided()[0].precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("layer_decay", -1.0), ("layer_decay", 1e300), ("drop_path", -0.5), ("drop_path", 2.0), ("head_init_std", 0.0)],
+)
+def test_a_number_that_no_training_can_have_is_refused_by_its_name(name: str, value: float) -> None:
+    changes: dict[str, Any] = {name: value}
+    with pytest.raises(ConvMAEError, match=f"{name} must be from .* to .*; got"):
+        replace(finetune.nano(), **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"decoder_heads": 0}, {"decoder_width": -128}, {"decoder_depth": 10**8}, {"decoder_mlp_ratio": -1.0}],
+)
+@pytest.mark.parametrize("config", [PretrainingConfig, VideoPretrainingConfig])
+def test_a_decoder_that_cannot_be_made_is_refused(config: Any, changes: dict[str, float]) -> None:
+    with pytest.raises(ConvMAEError, match="decoder_width, decoder_depth and decoder_heads must be from 1 to 8192"):
+        config(**changes)

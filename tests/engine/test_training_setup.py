@@ -134,7 +134,8 @@ def begin(config: TrainingConfig, updates: Updates, *, processes: int = 1) -> No
     model = nn.Linear(2, 1)
     record = CheckpointRecord(kind="classification", variant="nano", model=nano(), classes=("a",))
     setup = Setup(config=config, accelerator=state, console=Console(quiet=True))
-    setup.begin(record, model, torch.optim.SGD(model.parameters()), updates, {"train_photos": updates.steps.length})
+    facts = {"train_photos": updates.steps.length}
+    setup.begin(record, model, torch.optim.SGD(model.parameters()), updates, facts).note_resumed()
 
 
 def resumed(config: TrainingConfig, **changes: Any) -> TrainingConfig:

@@ -121,7 +121,7 @@ def test_runs_of_several_machines_are_brought_together(config: program.AblationC
     elsewhere = replace(config, data=tmp_path / "elsewhere", seeds=(1,), workers=4)
     files = [settled(elsewhere, arm, seed) for arm in (program.BASELINE, "token masks") for seed in (0, 1)]
     both = replace(config, arms=("token masks",), resume=True)
-    with pytest.raises(ConvMAEError, match="add --resume"):
+    with pytest.raises(ConvMAEError, match="is no run"):
         program.run_ablation(replace(both, resume=False), Console(quiet=True))
     assert program.run_ablation(both, Console(quiet=True)) == 0
     assert [found["finetune_top1"] for found in json.loads((config.out / "results.json").read_text())] == [
@@ -149,6 +149,12 @@ def test_an_arm_changes_what_it_is_called_after(config: program.AblationConfig) 
     assert model("token masks") == replace(plain, masking="token")
 
 
+def test_data_that_are_not_there_leave_no_folder(config: program.AblationConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConvMAEError, match="must hold photos"):
+        program.run_ablation(replace(config, data=tmp_path / "none"), Console(quiet=True))
+    assert not config.out.exists()
+
+
 def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
     photos = make_photo_folder(tmp_path / "photos", per_class=5)
     program.link_photos(photos, tmp_path / "links", 0.6)
@@ -165,6 +171,12 @@ def test_a_share_of_every_class_is_taken_and_all_of_val(tmp_path: Path) -> None:
         ({"arms": ("ConvMAE",)}, "arms must be among no pretraining"),
         ({"arms": ("no masks",)}, r"got \['no masks'\]"),
         ({"labelled": 0.0}, "labelled must be above 0"),
+        ({"finetune_epochs": -1}, "finetune_epochs must be at least 1; got -1"),
+        ({"layer_decay": float("nan")}, "layer_decay must be a finite number"),
+        ({"layer_decay": -1.0}, "layer_decay must be from 0.001 to 1; got -1"),
+        ({"image_size": (33, 33)}, "33"),
+        ({"seeds": (-1,)}, "seed must be at least 0"),
+        ({"workers": -1}, "workers must be from 0 to 1024; got -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any], sentence: str) -> None:

@@ -225,3 +225,20 @@ def test_the_command_stops_on_sigterm_with_a_checkpoint_and_refuses_to_overwrite
         monkeypatch.setattr(state, "_shared_state", {})
     with pytest.raises(ConvMAEError, match="add --resume"):
         program.main()
+
+
+@pytest.mark.slow
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(photos: Path, tmp_path: Path) -> None:
+    assert program.prepare(config(photos, tmp_path / "run", epochs=2)).fit() == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(ConvMAEError, match="has done .* updates already"):
+        program.prepare(config(photos, tmp_path / "run", epochs=1, resume=True)).fit()
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_an_encoder_with_a_tensor_missing_is_one_sentence(photos: Path, tmp_path: Path) -> None:
+    state = build_convmae(TEST_MODEL).state_dict()
+    del state["patch_embed1.proj.weight"]
+    save_checkpoint(tmp_path / "broken", state, CheckpointRecord(kind="features", variant="x", model=TEST_MODEL))
+    with pytest.raises(ConvMAEError, match="does not fit its config: 1 tensors differ, first patch_embed1.proj.weight"):
+        program.prepare(config(photos, tmp_path / "run", init=tmp_path / "broken"))

@@ -179,3 +179,20 @@ def test_the_presets_are_the_papers_and_videomaes() -> None:
 if __name__ == "__main__":  # a process of the test above
     MODELS["nano"] = lambda: TEST_MODEL
     sys.exit(program.prepare(config(Path(sys.argv[1]), Path(sys.argv[2]), drop_path=0.0, copies=2)).fit())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"temporal": 0}, "temporal must be at least 1; got 0"),
+        ({"temporal": 100_000_000}, "temporal and spatial must be at most 1000"),
+        ({"workers": -1}, "workers must be from 0 to 1024; got -1"),
+        ({"workers": 100_000}, "workers must be from 0 to 1024; got 100000"),
+    ],
+)
+def test_a_test_with_settings_that_cannot_be_is_refused(
+    changes: dict[str, Any], sentence: str, videos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConvMAEError, match=sentence):
+        video_test.test(video_test.VideoTestConfig(checkpoint=tmp_path, data=videos, **changes))
