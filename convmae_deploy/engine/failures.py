@@ -13,6 +13,7 @@ import torch
 from convmae_deploy.data.workers import NO_OPEN_FILES, NO_SHARED_MEMORY
 from convmae_deploy.engine.training_config import TrainingConfig
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.files import RUN_RECORD
 from convmae_deploy.program import FULL
 
 BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
@@ -53,7 +54,8 @@ def _tell_of_bugs_alone(arguments: threading.ExceptHookArgs) -> None:
 
 def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
     run, text = config.run, f"{error} {error.__cause__ or ''}"
-    again = "and continue with --resume"
+    begun = (run.out / RUN_RECORD).is_file()
+    again = "and continue with --resume" if begun else "and start again"
     if _SHARED_MEMORY.search(text):
         return (
             f"the {run.workers} decoding processes need more shared memory than there is in /dev/shm; give the "
@@ -73,9 +75,9 @@ def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
         return (
-            f"there is not enough memory for {config.optimisation.micro_batch_size} files at once; take a smaller "
-            "--micro-batch-size, --grad-checkpointing where the program has it, or, for that of the machine, fewer "
-            f"--workers, {again}"
+            f"there is not enough memory for the model and up to {config.optimisation.micro_batch_size} files at once; "
+            "take a smaller --micro-batch-size, --grad-checkpointing where the program has it, or, for that of the "
+            f"machine, fewer --workers, {again}"
         )
     if isinstance(error, OSError) and error.errno in FULL:
         return (
@@ -84,7 +86,8 @@ def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         if Path(os.fsdecode(error.filename)).is_relative_to(run.out):
-            return f"the run folder {run.out} can no longer be written to ({error.strerror}); put that right {again}"
+            cannot = "can no longer be" if begun else "cannot be"
+            return f"the run folder {run.out} {cannot} written to ({error.strerror}); put that right {again}"
     elif isinstance(error, OSError) and error.errno in BROKEN:
         return f"a disk refuses to go on ({error.strerror}); look after that of {run.out} and that of the data, {again}"
     return None

@@ -297,7 +297,7 @@ def check_same_updates(steps: StepSampler, batch_size: int, *, processes: int) -
     if steps.batch_size != before:
         raise ConvMAEError(
             f"an update held {before} files with {processes} processes and would hold {steps.batch_size} with "
-            f"{steps.world_size}; resume with a number of processes that {before} can be divided by"
+            f"{steps.world_size}; resume with {processes}, or with a number for which an update holds {before}"
         )
 
 

@@ -42,9 +42,15 @@ def own_hook(monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError(LOST.format(errno.EMFILE)), "more open files than are allowed; raise ulimit -n"),
         (RuntimeError("received 0 items of ancdata"), "more open files than are allowed"),
         (OSError(errno.EMFILE, "Too many open files"), "more open files than are allowed"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "not enough memory for 128 files at once; take a smaller"),
-        (MemoryError(), "not enough memory for 128 files at once"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory for 128 files"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "memory for the model and up to 128 files at once; take a smaller",
+        ),
+        (MemoryError(), "not enough memory for the model and up to 128 files at once"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "memory for the model and up to 128 files",
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk of runs/mine is full .* whole: free some room"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), r"the disk of runs/mine is full \(Disk quota exceeded\)"),
         (OSError(errno.EROFS, "Read-only file system"), r"a disk refuses to go on \(Read-only file system\)"),
@@ -58,12 +64,26 @@ def own_hook(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_the_machine_refuses_is_one_sentence(error: Exception, sentence: str) -> None:
+def test_what_the_machine_refuses_is_one_sentence(
+    error: Exception, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "run.json").touch()
     with (
         pytest.raises(ConvMAEError, match=f"^[^\n]*{sentence}[^\n]*and continue with --resume$"),
         failures_in_words(CONFIG),
     ):
         raise error
+
+
+def test_where_no_run_has_begun_none_is_to_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(ConvMAEError, match="runs/mine cannot be written to .*; put that right and start again$"),
+        failures_in_words(CONFIG),
+    ):
+        raise OSError(errno.ENAMETOOLONG, "File name too long", "runs/mine/run.json")
 
 
 def test_why_a_process_ended_is_found_in_the_cause() -> None:
