@@ -70,7 +70,7 @@ def test_the_requests_of_the_first_screen_answer_as_shown(tmp_path: Path) -> Non
         )
     predictions = json.loads(classify)
     assert len(predictions) == 5 and predictions[0].keys() == {"label", "score"}
-    assert predictions[0]["label"] == "golf_ball" and 0.91 < predictions[0]["score"] < 0.925
+    assert predictions[0]["label"] == "golf_ball" and 0.865 < predictions[0]["score"] < 0.88
     assert features == segments == ""
     labels = np.asarray(Image.open(tmp_path / "labels.png"))
     assert labels.shape == (360, 480) and (labels[:60, 150:450] == 0).mean() > 0.9  # sky
@@ -126,7 +126,7 @@ def test_the_library_s_first_lines_run_as_shown(tmp_path: Path, monkeypatch: pyt
     names: dict[str, Any] = {}
     exec(compile(python_blocks("README.md")[0], "README.md", "exec"), names)
     predictions = names["model"]("serving/golf-ball.jpg", top_k=3)
-    assert len(predictions) == 3 and predictions[0].label == "golf_ball" and 0.91 < predictions[0].score < 0.925
+    assert len(predictions) == 3 and predictions[0].label == "golf_ball" and 0.865 < predictions[0].score < 0.88
 
 
 @pytest.mark.slow
