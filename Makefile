@@ -5,8 +5,9 @@ INSTALL := .venv/bin/uv pip install --quiet --python .venv/bin/python --constrai
 # All of the project's packages, none but files whose hashes stand in constraints.txt; our own has none.
 INSTALL_PINNED := $(INSTALL) --require-hashes --requirement pyproject.toml
 INSTALL_PROJECT := $(INSTALL) --no-deps --editable .
-# Two at a time with a thread each: more would need more memory than small machines have. tests/conftest.py orders them.
-PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three at a time with a thread each, for two cores: one mostly waits for a server or a browser. They take 8 GB together.
+# tests/conftest.py orders them.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--no-emit-index-url --no-emit-find-links
 
