@@ -206,7 +206,11 @@ def _without_head(
 
 
 def load_encoder_state(path: Path, image_size: tuple[int, int]) -> tuple[ConvMAEConfig, dict[str, Tensor]]:
-    """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`."""
+    """The config and the encoder's weights (keys without prefix) of any checkpoint of ours, resized to `image_size`.
+
+    Raises:
+        ConvMAEError: it is of videos, holds no encoder, or is damaged.
+    """
     record, state = read_checkpoint(path)
     if record.video is not None:
         held = KINDS[record.kind].name

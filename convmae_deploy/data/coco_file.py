@@ -215,10 +215,10 @@ def read_instances(file: Path, findings: Findings) -> Instances:
             raise ConvMAEError(f"{file}: {annotation.name}: {error}; mend it or take it out") from None
         if annotation.bbox == NO_BOX:
             annotation.bbox = _box_of_mask(annotation, images[annotation.image_id])
-        object_ = annotation.image_id, annotation.category_id, annotation.bbox
-        if object_ in seen:
+        what = annotation.image_id, annotation.category_id, annotation.bbox
+        if what in seen:
             findings.doubt(f"annotations of {file.name} with the photo, class and box of another one", annotation.name)
-        seen.add(object_)
+        seen.add(what)
         if isinstance(annotation.id, int | str):
             if annotation.id in ids:
                 findings.doubt(f"annotations of {file.name} whose id is that of another one", annotation.name)

@@ -154,8 +154,7 @@ def read_shard(shard: Shard, *, headers_only: bool = False, findings: Findings |
             key = None
             for member in members(archive):
                 previous, key = key, _photo_key(member) or key
-                kind = _left_out(member) if findings is not None else None
-                if findings is not None and kind is not None:
+                if findings is not None and (kind := _left_out(member)) is not None:
                     findings.pass_over(kind, member.name)
                 if key != previous:
                     yield b"" if headers_only else read_member(archive, member)

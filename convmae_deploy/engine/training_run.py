@@ -57,7 +57,9 @@ class TrainingRun:
     record: CheckpointRecord  # what a checkpoint of this run says of itself
     model: nn.Module  # as `accelerator.prepare` returned it
     optimizer: torch.optim.Optimizer
-    note_resumed: Callable[[], None] = lambda: None  # writes down that the run goes on; see `resume`
+    note_resumed: Callable[[], None] = lambda: (
+        None
+    )  # writes down that the run goes on, once `TrainingLoop.fit` has not refused
     progress: Progress = field(default_factory=Progress)
 
     def weights(self) -> dict[str, Tensor]:
