@@ -28,6 +28,7 @@ from convmae_deploy.data.coco_file import note_unread
 from convmae_deploy.data.data_check import check_coco
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.detection import detection_picture, evaluate_detector
 from convmae_deploy.engine.evaluation import Validation
@@ -175,7 +176,7 @@ def read_splits(config: DetectConfig) -> tuple[CocoSplit, CocoSplit]:
     return train, val
 
 
-def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:
+def data_facts(root: Path, train: CocoSplit, val: CocoSplit) -> dict[str, Any]:
     """What run.json says of the photos; crowds and dropped annotations are those of the whole file."""
     return {
         "classes": list(train.classes),
@@ -185,6 +186,7 @@ def data_facts(train: CocoSplit, val: CocoSplit) -> dict[str, Any]:
         "train_objects": sum(len(train.objects[index]) for index in range(len(train.photos))),
         "train_crowds": train.crowds,
         "train_dropped": train.dropped,
+        LISTING: listing(root, train.annotated(), val.annotated()),
     }
 
 
@@ -202,7 +204,7 @@ def prepare(config: DetectConfig) -> TrainingLoop:
     source = setup.source(AugmentedDetections(train, augmentation, config.run.seed), collate_detections)
     model = synchronised(initial_model(config, record, setup.console), setup.accelerator)
     optimizer = build_adamw(model, config.optimisation, layer_decay=config.layer_decay, decay_biases=True)
-    run = setup.begin(record, model, optimizer, source, data_facts(train, val))
+    run = setup.begin(record, model, optimizer, source, data_facts(config.data, train, val))
     return setup.loop(
         source,
         DetectRecipe(config=config, run=run, validation=EvaluationDetections(val, preprocessing)),

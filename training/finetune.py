@@ -121,7 +121,7 @@ def prepare(config: FinetuneConfig) -> TrainingLoop:
     source = setup.source(AugmentedPhotos(train, transform, config.run.seed))
     classifier = initial_model(config, record.model, len(train.classes), setup.console)
     optimizer = build_adamw(classifier, config.optimisation, layer_decay=config.layer_decay)
-    run = setup.begin(record, classifier, optimizer, source, split_facts(train, val))
+    run = setup.begin(record, classifier, optimizer, source, split_facts(config.data, train, val))
     recipe = FinetuneRecipe(
         config=config,
         run=run,

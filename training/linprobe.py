@@ -119,7 +119,7 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     )
     assert isinstance(record.preprocessing, Preprocessing)
     classifier = frozen_classifier(config, record, setup.console).to(setup.accelerator.device)
-    facts = split_facts(train, val)
+    facts = split_facts(config.data, train, val)
     facts["encoder"] = frozen_digest(classifier)  # it is not in `last`: resuming must find the same one
     seed_step(config.run.seed, 0)
     probe = LinearProbe(classifier.num_features, len(train.classes), config.head_init_std)

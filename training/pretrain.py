@@ -12,7 +12,7 @@ probe on ImageNet-1K, 24 GPUs); it was not run by us. `nano` is ours for a CPU: 
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -27,6 +27,7 @@ from convmae_deploy.data.augmentation import AugmentationConfig, crop_transform,
 from convmae_deploy.data.data_check import check_shards, check_unlabelled_photos
 from convmae_deploy.data.determinism import StepSource
 from convmae_deploy.data.findings import Findings
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.photo_datasets import MaskedPhotos, MaskedShardPhotos
 from convmae_deploy.data.photo_folder import find_training_photos
 from convmae_deploy.data.shard_sampler import ShardSampler
@@ -223,7 +224,7 @@ def initial_record(config: PretrainConfig) -> CheckpointRecord:
 
 def open_source(
     config: PretrainConfig, image_size: tuple[int, int], preprocessing: Preprocessing, setup: Setup
-) -> tuple[StepSource, dict[str, int]]:
+) -> tuple[StepSource, dict[str, Any]]:
     """The photos or shards of `--data`, and facts about them."""
     augmentation = AugmentationConfig(
         crop_scale=config.crop_scale, flip=config.flip, rand_augment=None, random_erasing=0.0, mixup=0.0, cutmix=0.0
@@ -241,7 +242,8 @@ def open_source(
         photos = find_training_photos(Path(config.data), findings)
         setup.check_data(partial(check_unlabelled_photos, Path(config.data), photos, findings))
         source = setup.source(MaskedPhotos(photos, transform, config.run.seed, cells=cells))
-        return source, {"train_photos": len(photos)}
+        files = listing(Path(config.data), ((photo, None) for photo in photos))
+        return source, {"train_photos": len(photos), LISTING: files}
     shards = Shards(names)
     samples = count_samples(config, shards, setup, findings)
     setup.check_data(partial(check_shards, config.data, len(names), samples, findings))
@@ -249,7 +251,8 @@ def open_source(
     sampler = setup.sampler(samples)
     batches = ShardSampler(shards, sampler)
     source = LoadedSource(shard_photos, sampler, batches, workers=config.run.workers, pin_memory=setup.pin_memory)
-    return source, {"shards": len(names), "samples": samples}
+    archives = listing(Path(), ((Path(Path(str(name)).name), None) for name in names))  # wherever they lie
+    return source, {"shards": len(names), "samples": samples, LISTING: archives}
 
 
 def count_samples(config: PretrainConfig, shards: Shards, setup: Setup, findings: Findings) -> int:

@@ -25,6 +25,7 @@ from convmae_deploy.bundle.manifest import Licence
 from convmae_deploy.bundle.preprocessing import SlidingWindow, standard_windows
 from convmae_deploy.checkpoints import CheckpointRecord
 from convmae_deploy.data.data_check import check_segmentation
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_splits
@@ -128,7 +129,12 @@ def prepare(config: SegmentConfig) -> TrainingLoop:
         ConvMAEError: bad photos, label maps, checkpoint or settings.
     """
     train, val = read_segmentation_splits(config.data)
-    facts = {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
+    facts = {
+        "classes": list(train.classes),
+        "train_photos": len(train.photos),
+        "val_photos": len(val.photos),
+        LISTING: listing(config.data, train.files(), val.files()),
+    }
     setup = Setup.of(config)
     setup.check_data(partial(check_segmentation, config.data, train, val))
     record, windows = initial_record(config, train.classes)

@@ -20,6 +20,7 @@ from rich.console import Console
 from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing
 from convmae_deploy.data.data_check import check_videos
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.video_augmentation import clip_training_transform, video_augmentation
 from convmae_deploy.data.video_datasets import AugmentedVideos, EvaluationVideos, collate_copies
 from convmae_deploy.data.video_folder import VideoFolder, read_video_folder, read_video_splits
@@ -109,7 +110,12 @@ def prepare(config: VideoFinetuneConfig) -> TrainingLoop:
     """
     import_av()  # else every video would count as one that cannot be decoded
     train, val = read_splits(config)
-    facts = {"classes": list(train.classes), "train_videos": len(train.videos), "val_videos": len(val.videos)}
+    facts = {
+        "classes": list(train.classes),
+        "train_videos": len(train.videos),
+        "val_videos": len(val.videos),
+        LISTING: listing(config.data, *(zip(split.videos, split.labels, strict=True) for split in (train, val))),
+    }
     setup = Setup.of(config)
     setup.check_data(partial(check_videos, config.data, train, val))
     record = config.initial_record("video-classification", classes=train.classes)

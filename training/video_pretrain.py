@@ -20,6 +20,7 @@ from torch import Tensor
 from convmae_deploy.bundle.preprocessing import ClipPreprocessing
 from convmae_deploy.data.data_check import check_unlabelled_videos
 from convmae_deploy.data.findings import Findings
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.video_augmentation import ClipCropConfig, clip_pretraining_transform
 from convmae_deploy.data.video_datasets import MaskedVideos
 from convmae_deploy.data.video_folder import find_training_videos
@@ -128,8 +129,9 @@ def prepare(config: VideoPretrainConfig) -> TrainingLoop:
     fresh = build_video_pretraining(record.model, config.video, config.model)
     model = config.started(fresh, record.model, setup.console)
     optimizer = build_adamw(model, config.optimisation)
+    facts = {"train_videos": len(videos), LISTING: listing(config.data, ((video, None) for video in videos))}
     setup.choose_depthwise(model, PATCH_SIZE)
-    run = setup.begin(record, model, optimizer, source, {"train_videos": len(videos)})
+    run = setup.begin(record, model, optimizer, source, facts)
     picture = partial(last_clips, preprocessing=record.preprocessing)
     recipe = ReconstructionRecipe(config=config, run=run, console=setup.console, choose=choose, picture=picture)
     return setup.loop(source, recipe, kind="videos", picture_epochs=config.picture_epochs)

@@ -112,6 +112,10 @@ class CocoSplit:
     maskless: frozenset[int]  # ids of the photos with an object of which there is no mask that can be used
     findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
 
+    def annotated(self) -> Iterator[tuple[Path, bytes]]:
+        """Each photo and its objects, as `listing` takes them."""
+        return ((photo.path, self.objects.block(index)) for index, photo in enumerate(self.photos))
+
     def subset(self, indices: Sequence[int]) -> "CocoSplit":
         """The same split with some of its photos; `crowds` and `dropped` stay those of the file."""
         return replace(

@@ -13,7 +13,7 @@ A label map is a PNG within the limits of photos, whatever its name: for one in 
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,10 @@ class SegmentationFolder:
     ignore_index: int = IGNORE  # level in the files of pixels that are of no class
     reduce_zero_label: bool = False  # level 0 is of no class and class 0 has level 1
     findings: Findings = field(default_factory=Findings, compare=False)  # what was left out, what looks wrong
+
+    def files(self) -> Iterator[tuple[Path, None]]:
+        """Each photo and then its label map, as `listing` takes them."""
+        return ((file, None) for pair in zip(self.photos, self.label_maps, strict=True) for file in pair)
 
     def read(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
         """A photo (RGB, as its label map has it) and its labels (H, W), `IGNORE` where there is no class.

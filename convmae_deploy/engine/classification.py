@@ -6,6 +6,7 @@ Shapes: B images or videos, K classes, V views of a video.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from convmae_deploy.bundle.manifest import Licence
 from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints.native import CheckpointRecord
 from convmae_deploy.data.augmentation import AugmentationConfig
+from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder
 from convmae_deploy.data.video_datasets import EvaluationVideos
@@ -66,9 +68,14 @@ def paper_presets(base: Config) -> dict[str, tuple[str, Config]]:
     }
 
 
-def split_facts(train: PhotoFolder, val: PhotoFolder) -> dict[str, Any]:
-    """What run.json says of the photos."""
-    return {"classes": list(train.classes), "train_photos": len(train.photos), "val_photos": len(val.photos)}
+def split_facts(root: Path, train: PhotoFolder, val: PhotoFolder) -> dict[str, Any]:
+    """What run.json says of the photos below `root`."""
+    return {
+        "classes": list(train.classes),
+        "train_photos": len(train.photos),
+        "val_photos": len(val.photos),
+        LISTING: listing(root, *(zip(split.photos, split.labels, strict=True) for split in (train, val))),
+    }
 
 
 def initial_record(

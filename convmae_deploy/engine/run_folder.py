@@ -23,6 +23,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from convmae_deploy.checkpoints.native import CheckpointRecord, read_checkpoint, write_checkpoint_files
 from convmae_deploy.checkpoints.pth_file import load_without_code
+from convmae_deploy.data.listing import LISTING
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, existing_directory, read_json, shortened
@@ -125,9 +127,14 @@ class RunFolder:
         changes = {}
         for part in ("config", "data"):
             old, new = _flat(before[part]), _flat(json.loads(json.dumps(record[part])))
-            for name in sorted(old.keys() | new.keys()):
-                if old.get(name) == new.get(name):
+            for name in sorted(old.keys() | new.keys(), key=lambda name: (name == LISTING, name)):
+                if old.get(name) == new.get(name) or name == LISTING and name not in old:  # a run of an earlier version
                     continue
+                if name == LISTING:
+                    raise ConvMAEError(
+                        f"the files of --data, or what they are labelled with, are others than when {self.path} was "
+                        "begun, though as many; bring back the earlier names and labels, or choose another --out"
+                    )
                 if name.split(".")[-1] not in ignored:
                     self._check_program(before)
                     raise ConvMAEError(
@@ -252,11 +259,9 @@ def precision_so_far(run: Path) -> Precision | None:
 
 def optimisation_so_far(run: Path) -> dict[str, Any]:
     """What a run has had of the numbers that may change as it goes on; nothing where there is no run that says so."""
+    kinds = {"epochs": (int,), "micro_batch_size": (int,), "base_lr": (int, float), "clip_grad": (int, float, NoneType)}
     found = _settings_so_far(run, "optimisation")
-    whole = {name: found.get(name) for name in ("epochs", "micro_batch_size")}
-    numbers = {name: found.get(name) for name in ("base_lr", "clip_grad")}
-    kept = {name: value for name, value in whole.items() if type(value) is int}
-    return kept | {name: value for name, value in numbers.items() if type(value) in (int, float)}
+    return {name: found[name] for name, known in kinds.items() if name in found and type(found[name]) in known}
 
 
 def _settings_so_far(run: Path, part: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,19 @@ def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) ->
         begin(folder, Config(epochs=5), resume=True)
     with pytest.raises(ConvMAEError, match="data photos = 4 and is now given 9"):
         begin(folder, Config(), resume=True, photos=9)
+
+
+def test_resuming_with_as_many_files_of_other_names_or_labels_is_refused(tmp_path: Path) -> None:
+    def begin_with(resume: bool, **facts: Any) -> None:
+        RunFolder(tmp_path / "run").begin(Config(), seed=0, data=facts, resume=resume, ignored=())
+
+    begin_with(False, train_photos=4)
+    begin_with(True, train_photos=4, listing="a")  # a run of an earlier version has none
+    begin_with(True, train_photos=4, listing="a")
+    with pytest.raises(ConvMAEError, match="others than when .* was begun, though as many; bring back"):
+        begin_with(True, train_photos=4, listing="b")
+    with pytest.raises(ConvMAEError, match="train_photos = 4 and is now given 5"):
+        begin_with(True, train_photos=5, listing="b")
 
 
 def test_resuming_a_run_of_another_program_names_both(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_what_is_said_at_the_start_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "kept"),
     [
-        ('{"config": {"optimisation": {"epochs": 7, "micro_batch_size": 4, "base_lr": 0.1, "clip_grad": null}}}', 3),
+        ('{"config": {"optimisation": {"epochs": 7, "micro_batch_size": 4, "base_lr": 0.1, "clip_grad": null}}}', 4),
         ('{"config": {"optimisation": {"epochs": "7", "micro_batch_size": true, "base_lr": 1, "clip_grad": [1]}}}', 1),
         ('{"config": {"optimisation": [7]}}', 0),
         ("[]", 0),

@@ -20,6 +20,7 @@ from torch import Tensor
 from convmae_deploy.checkpoints import CheckpointRecord, save_checkpoint
 from convmae_deploy.data import augmentation
 from convmae_deploy.data.augmentation import AugmentationConfig, batch_mixing, normalised
+from convmae_deploy.data.listing import LISTING
 from convmae_deploy.data.segmentation_folder import IGNORE
 from convmae_deploy.engine.training_config import RunConfig
 from convmae_deploy.models.convmae import MODELS, ConvMAEConfig
@@ -204,6 +205,7 @@ def test_every_preset_has_a_model_an_optimizer_and_the_data_of_its_first_update(
     whole = replace(config, **where(program, config, media, tmp_path))
     with torch.device("meta"):
         loop = PREPARE[program](whole)
+    assert len(loop.run.folder.description()["data"][LISTING]) == 64
     groups = loop.run.optimizer.param_groups
     trained = [parameter for parameter in loop.run.model.parameters() if parameter.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trained) > 0

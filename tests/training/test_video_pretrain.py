@@ -65,7 +65,8 @@ def test_it_learns_draws_strips_and_its_checkpoint_can_be_loaded(videos: Path, t
     assert [picture.name for picture in pictures] == ["epoch-0005.png", "epoch-0010.png"]
     with Image.open(pictures[0]) as picture:
         assert picture.width > 4 * 64 and picture.height > 3 * 2 * 64  # four slots; three rows of two clips
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"] == {"train_videos": 8, "processes": 1}
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert facts.items() >= {"train_videos": 8, "processes": 1}.items()
 
 
 @pytest.mark.slow
