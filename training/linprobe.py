@@ -32,7 +32,7 @@ from convmae_deploy.checkpoints import CheckpointRecord, load_pretraining_norm
 from convmae_deploy.checkpoints.original_keys import PROBE_NORM_EPS, fold_probe_head
 from convmae_deploy.data.augmentation import AugmentationConfig, normalised, training_transform
 from convmae_deploy.data.data_check import check_photos
-from convmae_deploy.data.determinism import StepSource, seed_step
+from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.features import EvaluationFeatures, FeatureSource, read_features
 from convmae_deploy.data.photo_datasets import AugmentedPhotos, EvaluationPhotos, Transform
 from convmae_deploy.data.photo_folder import read_photo_splits
@@ -126,12 +126,22 @@ def prepare(config: LinprobeConfig) -> TrainingLoop:
     photos = AugmentedPhotos(train, augmentation(config, record.preprocessing), config.run.seed)
     validation = EvaluationPhotos(val, record.preprocessing)
     source: StepSource = setup.source(photos)
+    check_no_photo_alone(source.steps)
     run = setup.begin(record, probe, build_lars(probe, config.optimisation), source, facts)
     features = FrozenFeatures(classifier, record.preprocessing, setup.accelerator)
     if config.cached_views:
         source, validation = open_cached(config, features, photos, validation, setup)
     recipe = LinearProbeRecipe(config=config, run=run, features=features, validation=validation)
     return setup.loop(source, recipe, validation_epochs=config.validation_epochs)
+
+
+def check_no_photo_alone(steps: StepSampler) -> None:
+    """Raises ConvMAEError where a micro-batch would have one photo: BatchNorm compares photos."""
+    if steps.batch_size // steps.world_size // steps.micro_batches_per_step < 2:
+        raise ConvMAEError(
+            f"BatchNorm needs at least two photos at once; an update of {steps.batch_size} photos on "
+            f"{steps.world_size} processes has a micro-batch of one: raise --batch-size"
+        )
 
 
 def frozen_classifier(config: LinprobeConfig, record: CheckpointRecord, console: Console) -> ConvMAEClassifier:

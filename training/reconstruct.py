@@ -68,6 +68,8 @@ def reconstruct(config: ReconstructConfig) -> None:
     if len(photos) > MAX_PHOTOS:
         print(f"drawing the first {MAX_PHOTOS} of {len(photos)} photos")
         photos = photos[:MAX_PHOTOS]
+    if config.out.resolve() in {photo.resolve() for photo in photos}:
+        raise ConvMAEError(f"--out must be another file than the photos; {config.out} is one of them")
     model, record, report = load_initial_pretraining(config.checkpoint, image_size=config.image_size)
     print(*report, sep="\n", end="\n" if report else "")
     assert record.pretraining is not None

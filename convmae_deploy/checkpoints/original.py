@@ -140,20 +140,23 @@ def import_original(
         ConvMAEError: the file is not one of these, is damaged or would run code, or its heads cannot be known.
     """
     file = read_original(source)
-    keys = convert_keys(file.tensors)
-    encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
-    name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
-    record = CheckpointRecord(
-        kind="classification" if keys.kind == "linear probe" else keys.kind,
-        variant=name,
-        model=config,
-        global_pool=keys.global_pool,
-        licence=LICENCE,
-        provenance={"source": source.name, "sha256": sha256_of(source), "format": f"authors' {keys.kind} file"},
-    )
-    record, assumed = completed(record, keys, file)
-    tensors, changes = resize_positions(keys.state, record.model.dense, file_grid(encoder), config.grid_size)
-    check_tensors(keys.kind, tensors, record)
+    try:
+        keys = convert_keys(file.tensors)
+        encoder = {name.removeprefix("encoder."): value for name, value in keys.state.items()}
+        name, config = infer_config(encoder, variant=variant, num_heads=num_heads, image_size=image_size)
+        record = CheckpointRecord(
+            kind="classification" if keys.kind == "linear probe" else keys.kind,
+            variant=name,
+            model=config,
+            global_pool=keys.global_pool,
+            licence=LICENCE,
+            provenance={"source": source.name, "sha256": sha256_of(source), "format": f"authors' {keys.kind} file"},
+        )
+        record, assumed = completed(record, keys, file)
+        tensors, changes = resize_positions(keys.state, record.model.dense, file_grid(encoder), config.grid_size)
+        check_tensors(keys.kind, tensors, record)
+    except ConvMAEError as error:
+        raise ConvMAEError(f"{source}: {error}") from None
     # clones: tensors of a file may share memory, which safetensors refuses
     save_checkpoint(out, {name: in_float32(value).clone() for name, value in tensors.items()}, record)
     dtypes = [str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()]

@@ -25,7 +25,8 @@ from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFold
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
-from convmae_deploy.media.photo_files import DATASET_PHOTO_LIMITS, read_photo
+from convmae_deploy.media.exif import UPRIGHT
+from convmae_deploy.media.photo_files import ANNOTATED_PHOTO_LIMITS, DATASET_PHOTO_LIMITS, read_photo
 from convmae_deploy.media.video_file import open_video
 from convmae_deploy.media.video_limits import DATASET_VIDEO_LIMITS
 from convmae_deploy.printing import counted, printable
@@ -34,11 +35,16 @@ MAX_LINES = 10
 TRIED_PHOTOS, TRIED_VIDEOS = 16, 4  # of each split, spread over it
 DARK = 15  # of 255; what 12 bits in 16-bit files come to
 ALMOST_BLACK = "photos that are almost black (12-bit values in 16-bit files look so: scale those to 16 bits)"
+AS_STORED = (
+    "photos that EXIF turns or mirrors where the size does not tell: their labels are taken as of the photo as it is "
+    "stored (if they were drawn on the photo turned upright, store it so)"
+)
 LABEL_READERS = 4  # threads; decoding a label map waits for no lock
 MOSTLY_IGNORED = 0.5  # share of pixels without a class, above which it is said
 
 Size = tuple[int, int]  # (width, height) in pixels
-Try = Callable[[int], tuple[Size, bool]]  # size and whether it is dark of a file by its number; raises ConvMAEError
+# of a file by its number: its size and what looks wrong with it; raises ConvMAEError
+Try = Callable[[int], tuple[Size, Sequence[str]]]
 
 
 @dataclass(kw_only=True)
@@ -294,15 +300,15 @@ def _tried(
     unusable: list[str] = []
     for index in (place * len(files) // count for place in range(count)):
         try:
-            size, dark = size_of(index)
+            size, doubts = size_of(index)
         except ConvMAEError as error:
             said = str(error) if str(files[index]) in str(error) else f"{files[index]}: {error}"
             unusable.append(said)
             findings.doubt(f"files that cannot be used, of {count} that were tried", said)
             continue
         sizes.append(size)
-        if dark:
-            findings.doubt(ALMOST_BLACK, files[index])
+        for doubt in doubts:
+            findings.doubt(doubt, files[index])
     if not sizes and count in (len(files), TRIED_PHOTOS):  # of many videos too few are tried to refuse all
         raise ConvMAEError(f"{name}: none of the {count} files that were tried can be used, the first: {unusable[0]}")
     if sizes:
@@ -317,9 +323,16 @@ def _by(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _seen(photo: Image.Image) -> tuple[Size, bool]:
+def _seen(photo: Image.Image) -> tuple[Size, list[str]]:
     """The size of an RGB photo, and whether nothing in it is brighter than `DARK`."""
-    return photo.size, int(np.asarray(photo).max()) <= DARK
+    return photo.size, [ALMOST_BLACK] * (int(np.asarray(photo).max()) <= DARK)
+
+
+def _seen_as_stored(photo: Image.Image, file: Path) -> tuple[Size, list[str]]:
+    """The same of an annotated photo, whose size may not tell whether it was annotated as stored."""
+    size, doubts = _seen(photo)
+    upright = read_photo(file, limits=ANNOTATED_PHOTO_LIMITS)
+    return size, doubts + [AS_STORED] * (upright.orientation != UPRIGHT and upright.image.size == upright.original_size)
 
 
 def _photo_size(photos: Sequence[Path]) -> Try:
@@ -327,17 +340,17 @@ def _photo_size(photos: Sequence[Path]) -> Try:
 
 
 def _annotated_size(split: CocoSplit) -> Try:
-    return lambda index: _seen(read_coco_photo(split.photos[index]))
+    return lambda index: _seen_as_stored(read_coco_photo(split.photos[index]), split.photos[index].path)
 
 
 def _pair_size(folder: SegmentationFolder) -> Try:
-    return lambda index: _seen(folder.read(index)[0])
+    return lambda index: _seen_as_stored(folder.read(index)[0], folder.photos[index])
 
 
 def _video_size(videos: Sequence[Path]) -> Try:
-    def size(index: int) -> tuple[Size, bool]:
+    def size(index: int) -> tuple[Size, Sequence[str]]:
         with open_video(videos[index], limits=DATASET_VIDEO_LIMITS) as video:
-            return (video.header.width, video.header.height), False
+            return (video.header.width, video.header.height), ()
 
     return size
 

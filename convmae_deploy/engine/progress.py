@@ -113,12 +113,13 @@ def draw_curves(
 
     Args:
         path: the picture.
-        epochs: lines with `epoch` (from 1), `train_loss`, and some with `val_loss` or the score.
+        epochs: lines with `epoch` (from 1), `train_loss`, and some with `val_loss` or the score; others are not drawn.
         score: name of a number to draw beside the losses, larger is better.
         score_label: of its axis.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
+    epochs = [line for line in epochs if {"epoch", "train_loss"} <= line.keys()]
     scored = [] if score is None else [(line["epoch"], line[score]) for line in epochs if line.get(score) is not None]
     width = 9 if scored else 5  # inches
     figure = Figure(figsize=(width, 3.6))

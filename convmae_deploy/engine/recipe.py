@@ -40,5 +40,7 @@ class Recipe:
 
     def last_words(self) -> str:
         """What to print at the end of the run."""
-        out = self.run.config.out / "best"
-        return f"best validation {self.best_label} {self.run.progress.best_metric:.2f} %: {out}"
+        best, last = self.run.config.out / "best", self.run.config.out / "last"
+        if not best.is_dir():
+            return f"there is no checkpoint {best}; the weights after the last update are {last}"
+        return f"best validation {self.best_label} {self.run.progress.best_metric:.2f} %: {best}"

@@ -192,6 +192,8 @@ class RunFolder:
             raise ConvMAEError(f"{file} has a line that is no JSON ({error}); take that line out") from None
         if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in found):
             raise ConvMAEError(f'{file} has a line that is no object with a number "step"; take that line out')
+        if not all(isinstance(value, int | float | None) for line in found for value in line.values()):
+            raise ConvMAEError(f"{file} has a line with a value that is no number; take that line out")
         return found
 
     def forget_metrics_after(self, step: int) -> None:

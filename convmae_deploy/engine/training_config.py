@@ -11,8 +11,10 @@ from typing import Any, Literal, TypeVar
 import torch
 import tyro
 from accelerate import Accelerator, PartialState
+from pydantic import ValidationError
 from rich.console import Console
 
+from convmae_deploy.bundle.manifest import Licence
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.engine.precision import Precision, cpu_capabilities, fast_precision
 from convmae_deploy.engine.run_folder import precision_so_far
@@ -104,6 +106,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
+        check_licence(self.licence)
         if self.image_size is not None:
             check_image_size(self.image_size)
 
@@ -135,6 +138,15 @@ def check_numbers(settings: Any, name: str = "") -> None:
     elif isinstance(settings, tuple):
         for value in settings:
             check_numbers(value, name)
+
+
+def check_licence(name: str) -> None:
+    """Raises ConvMAEError where a checkpoint could not say it."""
+    try:
+        Licence(name=name)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise ConvMAEError(f"licence must be a text that checkpoints can hold; {problem}") from None
 
 
 def check_at_least(least: int, **numbers: int | None) -> None:

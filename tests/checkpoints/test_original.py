@@ -221,7 +221,7 @@ def test_a_decoder_that_does_not_fit_together_is_refused(
     changes: dict[str, Tensor | None], message: str, tmp_path: Path
 ) -> None:
     state = {name: value for name, value in (pretraining_state() | changes).items() if value is not None}
-    with pytest.raises(ConvMAEError, match=message) as error:
+    with pytest.raises(ConvMAEError, match=f"a.pth: .*{message}") as error:
         import_original(write_pth(tmp_path / "a.pth", state), tmp_path / "out", num_heads=4)
     assert_one_sentence(error)
     assert not (tmp_path / "out").exists()

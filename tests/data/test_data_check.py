@@ -11,6 +11,7 @@ from PIL import Image
 from convmae_deploy.data.coco import read_coco_split
 from convmae_deploy.data.data_check import (
     ALMOST_BLACK,
+    AS_STORED,
     MAX_LINES,
     DataCheck,
     SplitCheck,
@@ -96,6 +97,28 @@ def test_twelve_bits_in_a_16_bit_file_are_said_to_be_almost_black(tmp_path: Path
     Image.fromarray(levels).save(root / "train" / "blue" / "0.png")
     (train, _) = photos_check(root).splits
     assert (ALMOST_BLACK in train.findings.doubts) == is_dark
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "is_doubtful"), [((96, 80), 3, True), ((96, 80), 1, False), ((80, 96), 6, False)]
+)
+def test_a_photo_whose_size_does_not_tell_how_it_was_annotated_looks_wrong(
+    tmp_path: Path, stored: tuple[int, int], orientation: int, is_doubtful: bool
+) -> None:
+    """Turned by a quarter its size tells."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    root = make_segmentation_folder(tmp_path / "maps", train=2, val=2)
+    (photo,) = (root / "images" / "train").glob("0.*")
+    photo.unlink()
+    Image.new("RGB", stored, "red").save(photo.with_suffix(".jpg"), exif=exif)
+    coco = make_coco_folder(tmp_path / "coco")
+    train = read_coco_split(coco, "train")
+    first = train.photos[0]
+    size = (first.width, first.height) if stored == (96, 80) else (first.height, first.width)
+    Image.new("RGB", size, "red").save(first.path, format="jpeg", exif=exif)
+    for check in (segmentation_check(root), check_coco(coco, train, train)):
+        assert (AS_STORED in check.splits[0].findings.doubts) == is_doubtful
 
 
 def test_pretraining_on_folders_of_validation_or_labels_looks_wrong(tmp_path: Path) -> None:

@@ -87,3 +87,12 @@ def test_a_validation_is_told_with_its_loss_where_it_has_one(
     told = capsys.readouterr().out.splitlines()[-2:]
     assert told[0] == "epoch 1/5: training loss 2.0000, validation loss 0.2500, mIoU 50.00 %"
     assert told[1] == "epoch 2/5: training loss 1.5000, mIoU 60.00 %"
+
+
+def test_a_best_checkpoint_is_named_where_there_is_one(tmp_path: Path) -> None:
+    recipe, run = begin(tmp_path / "run").recipe, tmp_path / "run"
+    words = f"there is no checkpoint {run}/best; the weights after the last update are {run}/last"
+    assert recipe.last_words() == words
+    (run / "best").mkdir()
+    recipe.run.progress.best_metric = 41.0
+    assert recipe.last_words() == f"best validation mIoU 41.00 %: {run}/best"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,17 @@ def test_curves_are_a_picture_with_ink(tmp_path: Path) -> None:
 
 def test_a_failed_drawing_leaves_the_old_picture(tmp_path: Path) -> None:
     (tmp_path / "curves.png").write_bytes(b"old")
-    with pytest.raises(KeyError):
-        draw_curves(tmp_path / "curves.png", [{"epoch": 1}])
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        draw_curves(tmp_path / "curves.png", [{"epoch": [1, 2], "train_loss": 3}, {"epoch": 2, "train_loss": 2}])
     assert (tmp_path / "curves.png").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_line_that_is_of_no_epoch_is_not_drawn(tmp_path: Path) -> None:
+    more: list[dict[str, Any]] = [*EPOCHS, {"step": 9}]
+    for name, lines in (("all", EPOCHS), ("more", more)):
+        draw_curves(tmp_path / name, lines, score="val_top1")
+    assert (tmp_path / "more").read_bytes() == (tmp_path / "all").read_bytes()
 
 
 def test_peak_memory_is_that_of_a_process_with_torch() -> None:

@@ -228,6 +228,21 @@ def test_a_folder_of_something_else_is_no_run_and_hidden_files_are_nothing(tmp_p
         RunFolder(tmp_path).check_is_new()
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "a line that is no JSON"),
+        ("[1]", 'no object with a number "step"'),
+        ('{"epoch": 1}', 'no object with a number "step"'),
+        ('{"step": 1, "train_loss": "low"}', "a value that is no number"),
+    ],
+)
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "val_loss": null}}\n{line}\n')
+    with pytest.raises(ConvMAEError, match=f"metrics.jsonl has .*{words}"):
+        RunFolder(tmp_path).metrics()
+
+
 def test_a_last_checkpoint_that_is_gone_is_not_begun_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.log(step=2, epoch=1)

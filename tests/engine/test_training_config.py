@@ -51,6 +51,12 @@ def test_where_and_how_a_run_executes_is_within_bounds(settings: dict[str, Any],
         RunConfig(out=Path("run"), **settings)
 
 
+@pytest.mark.parametrize("licence", ["x" * 10_001, "\udcff"])
+def test_a_licence_that_no_checkpoint_can_hold_is_refused(licence: str) -> None:
+    with pytest.raises(ConvMAEError, match="licence must be a text that checkpoints can hold"):
+        TrainingConfig(data="photos", licence=licence, run=RunConfig(out=Path("run")))
+
+
 def test_no_setting_is_nan_or_infinity_however_deep_it_lies() -> None:
     run = RunConfig(out=Path("run"), save_minutes=float("inf"))
     with pytest.raises(ConvMAEError, match="save_minutes must be a finite number; got inf"):

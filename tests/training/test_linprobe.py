@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from convmae_deploy.bundle.preprocessing import standard_preprocessing
 from convmae_deploy.checkpoints import CheckpointRecord, load_classifier, save_checkpoint
 from convmae_deploy.checkpoints.original_keys import fold_probe_head
+from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.feature_cache import FeatureCache
 from convmae_deploy.engine.optimisation import LarsConfig, build_lars
@@ -286,6 +287,13 @@ def test_a_single_photo_at_once_is_refused(photos: Path, pretrained: Path, tmp_p
     plain = config(photos, pretrained, tmp_path / "run")
     with pytest.raises(ConvMAEError, match="BatchNorm needs at least two photos at once"):
         program.prepare(replace(plain, optimisation=replace(plain.optimisation, batch_size=1))).fit()
+
+
+def test_a_photo_alone_is_refused_on_several_processes_too() -> None:
+    program.check_no_photo_alone(StepSampler(9, batch_size=4, micro_batch_size=2, seed=0, world_size=2))
+    for batch, micro in ((2, 256), (6, 2)):
+        with pytest.raises(ConvMAEError, match="on 2 processes has a micro-batch of one: raise --batch-size"):
+            program.check_no_photo_alone(StepSampler(9, batch_size=batch, micro_batch_size=micro, seed=0, world_size=2))
 
 
 def test_the_papers_recipe_is_the_base_preset() -> None:

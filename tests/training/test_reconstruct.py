@@ -182,6 +182,17 @@ def test_an_output_that_cannot_be_made_is_refused(checkpoint: Path, photos: Path
             config(checkpoint, photos, out=tmp_path / name)
 
 
+def test_a_photo_is_not_overwritten_by_what_is_drawn_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (64, 64), "red").save(photo)
+    before = photo.read_bytes()
+    assert "--out must be another file than the photos" in refusal(
+        tmp_path, config(checkpoint, photo.parent, out=tmp_path / "photos" / ".." / "photos" / "a.png")
+    )
+    assert photo.read_bytes() == before
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, float("nan")])
 def test_a_mask_ratio_that_hides_nothing_or_all_is_refused(ratio: float, tmp_path: Path) -> None:
     with pytest.raises(ConvMAEError, match="--mask-ratio must be between 0 and 1"):
