@@ -22,17 +22,17 @@ from convmae_deploy.bundle.graph_metadata import read_metadata
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.bundle.preprocessing import parse_size
 from convmae_deploy.bundle.signing import SIGNATURE_NAME, sign_folder
-from convmae_deploy.cli_files import files_of
 from convmae_deploy.conformance.command import conform_with
 from convmae_deploy.description import describe, describe_engine, describe_graph
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction.cluster import NO_RAY, RayOptions
-from convmae_deploy.extraction.command import FeatureRequest, read_origin, write_features_of
+from convmae_deploy.extraction.command import MEDIA_SUFFIXES, FeatureRequest, read_origin, write_features_of
 from convmae_deploy.extraction.job import ModelSpec, Part
 from convmae_deploy.extraction.origin import compare
 from convmae_deploy.extraction.stream import FeatureType
 from convmae_deploy.extraction.tiles import Tiles
 from convmae_deploy.files import check_can_create, sha256_of
+from convmae_deploy.folders import find_files
 from convmae_deploy.printing import PrintableFormatter, printable
 from convmae_deploy.program import SOME_INPUTS_BAD, readable, run_program
 from convmae_deploy.tasks import load_bundle, open_predictor
@@ -141,7 +141,7 @@ def predict(
     if not files:
         raise ConvMAEError("expected at least one photo or video after the bundle; got none")
     predictor = open_predictor(bundle, device=device, threads=threads, options=runtime)
-    files = tuple(files_of(files, predictor.MEDIUM))
+    files = tuple(find_files(files, MEDIA_SUFFIXES[predictor.MEDIUM], f"{predictor.MEDIUM}s"))
     options = PredictOptions(top_k=top_k, threshold=threshold, explain=explain, **vars(views), **vars(photos))
     report = _report_of(predictor, files, options, out)
     table = Table("file", *report.columns)

@@ -1,4 +1,4 @@
-"""Finding files, reading them within bounds, and writing files and folders so that a reader never finds half of one.
+"""Reading files within bounds, and writing files and folders so that a reader never finds half of one.
 
 What stands in a file is data. A name that was read from one goes through `path_inside`, and a file that such a name or
 a folder gave is read by `open_regular` and `read_regular`: a pipe, a device or a file of any size ends in an error.
@@ -14,7 +14,7 @@ import shutil
 import stat
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import BufferedReader
@@ -205,69 +205,6 @@ def check_can_create(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConvMAEError(f"{path} cannot be made: {parent} is not a folder that can be written to; choose another")
-
-
-def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> list[Path]:
-    """The files among `paths`, and for each folder those of some kind in it, at any depth, sorted; no hidden files.
-
-    Links are followed, also those to folders, as class folders often are links. Pipes and devices are left out.
-
-    Args:
-        paths: files, whatever their names, and folders.
-        suffixes: of the files to take from a folder, in lower case with their dot.
-        kind: what these are called, for the message.
-
-    Raises:
-        ConvMAEError: a folder holds none.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            found.append(path)  # whether it exists shows when it is read: a missing file is one bad file
-            continue
-        inside = sorted(
-            file
-            for file in files_below(path)
-            if file.suffix.lower() in suffixes and not file.name.startswith(".") and os.path.isfile(file)
-        )
-        if not inside:
-            raise ConvMAEError(
-                f"expected {kind} ({' '.join(sorted(suffixes))}) in the folder {path}, found none; check the path"
-            )
-        found.extend(inside)
-    return found
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """What is no folder, at any depth; each folder is entered once, however many links lead to it.
-
-    In the order of names, the files of a folder before its subfolders, with the names of one folder in memory. Links
-    are followed last, so that a folder that lies below `folder` itself is found by its own name. One that leads back to
-    a folder around `folder` is not followed: what it would add is something else's.
-
-    Raises:
-        ConvMAEError: a folder cannot be read.
-    """
-    own = Path(os.path.realpath(folder))
-    entered: set[tuple[int, int]] = set()
-    waiting = [str(folder)]
-    while waiting:
-        links: list[str] = []
-        for start in waiting:
-            for directory, folders, names in os.walk(start, onerror=_refuse_folder):
-                status = os.stat(directory)
-                if (status.st_dev, status.st_ino) in entered:
-                    folders.clear()
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-                folders.sort()
-                links += [path for name in folders if os.path.islink(path := os.path.join(directory, name))]
-                yield from (Path(directory, name) for name in sorted(names))
-        waiting = sorted(link for link in links if not own.is_relative_to(os.path.realpath(link)))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise ConvMAEError(f"{error.filename} cannot be read ({error.strerror}); check its permissions, or move it away")
 
 
 def path_inside(folder: Path, name: str) -> Path:

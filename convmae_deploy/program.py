@@ -4,9 +4,11 @@ import errno
 import importlib.util
 import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -21,6 +23,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says of a disk, or of a user's share of it
+BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)  # of a disk that refuses for another reason
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation")
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
@@ -53,6 +57,25 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {unusable(error)}", file=sys.stderr)
         status = REFUSED
     sys.exit(status)
+
+
+@contextmanager
+def failures_in_words(explain: Callable[[Exception], str | None]) -> Iterator[None]:
+    """Turns what the machine refused within the block into one sentence, with which the program ends.
+
+    Args:
+        explain: gives it; None for what is no such failure, which is raised as it is.
+
+    Raises:
+        ConvMAEError: with the sentence.
+    """
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise ConvMAEError(sentence) from None
 
 
 def _check_flags(arguments: Sequence[str]) -> None:

@@ -28,13 +28,13 @@ from convmae_deploy.checkpoints.native import CONFIG_NAME, WEIGHTS_NAME, find_ch
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_is_new, sha256_of
 from convmae_deploy.models.convmae import check_image_size
-from convmae_deploy.program import run_program
+from convmae_deploy.program import failures_in_words, run_program
 from convmae_deploy.tasks import TASKS
 from convmae_deploy.terminal import Terminal
+from export import failures
 from export.comma_list import comma_list
 from export.conformance_kit import add_kit
 from export.costs import CostMeter
-from export.failures import failures_in_words
 from export.graph_files import write_graph
 from export.graphs.to_onnx import (
     BFLOAT16_OPSET,
@@ -431,7 +431,7 @@ def affordable_batch(graph: ExportedGraph, example: Batch, wanted: int, console:
     return min(fits, wanted)
 
 
-@failures_in_words()
+@failures_in_words(failures.in_words)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

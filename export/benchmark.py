@@ -40,9 +40,10 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_can_create, check_is_new
 from convmae_deploy.machine import available_cores
-from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.program import SOME_INPUTS_BAD, failures_in_words, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
+from export import failures
 from export.benchmarking.choosing import choose, in_words, write_choice
 from export.benchmarking.plot import draw_record
 from export.benchmarking.process import WorkerError, WorkerProcess
@@ -60,7 +61,6 @@ from export.benchmarking.report import (
 from export.benchmarking.rounds import Entry, Plan, measure, steps
 from export.benchmarking.tables import print_record
 from export.benchmarking.worker import Job
-from export.failures import failures_in_words
 from export.runtimes.combinations import MEASURED, Combination, Measured, to_measure
 from export.verification.samples import verification_samples
 
@@ -281,7 +281,7 @@ def write_record(out: Path, record: BenchmarkRecord) -> None:
             draw_record(directory / PLOT_NAME, record)
 
 
-@failures_in_words()
+@failures_in_words(failures.in_words)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     config = tyro.cli(BenchmarkConfig, args=arguments, prog="python -m export.benchmark")

@@ -3,35 +3,15 @@
 import errno
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.program import FULL
+from convmae_deploy.program import BROKEN, FULL, NO_MEMORY
 
-BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)
 _HALF_WRITTEN = re.compile(r"\d+ requested and \d+ written")  # NumPy, on a full disk, without the number of the error
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|bad allocation")
 
 
-@contextmanager
-def failures_in_words() -> Iterator[None]:
-    """Turns what the machine refused within the block into one sentence, with which the program ends.
-
-    Raises:
-        ConvMAEError: instead of it. What is none of that is raised as it is.
-    """
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        sentence = _sentence_for(error)
-        if sentence is None:
-            raise
-        raise ConvMAEError(sentence) from None
-
-
-def _sentence_for(error: Exception) -> str | None:
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+def in_words(error: Exception) -> str | None:
+    """What the machine refused an export, for `failures_in_words`; None where it is none of that."""
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return "the memory of this machine is used up; take a smaller --max-batch, or end other programs, and try again"
     if not isinstance(error, OSError):
         return None

@@ -57,14 +57,14 @@ from convmae_deploy.bundle.manifest import InputSpec, Manifest, Precision
 from convmae_deploy.bundle.preprocessing import Size, parse_size
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import atomic_file, check_can_create
-from convmae_deploy.program import run_program
+from convmae_deploy.program import failures_in_words, run_program
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.terminal import Terminal
+from export import failures
 from export.comma_list import comma_list
 from export.engines.builder import Build, BuildRequest, Progress, build_engine, engine_targets
 from export.engines.layers import check_types
 from export.engines.recorded import build_with_record
-from export.failures import failures_in_words
 from export.graphs.operators import refuse_operators
 
 LEVELS: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2, "verbose": 3}
@@ -322,7 +322,7 @@ def summary(engine: Path, record: EngineRecord) -> str:
     )
 
 
-@failures_in_words()
+@failures_in_words(failures.in_words)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

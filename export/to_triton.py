@@ -36,11 +36,11 @@ from convmae_deploy.bundle.manifest import LICENCE_NAME, NAME_PATTERN, Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_directory, check_is_new, link_or_copy
 from convmae_deploy.printing import printable
-from convmae_deploy.program import run_program
+from convmae_deploy.program import failures_in_words, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.tasks.base import LOGITS
 from convmae_deploy.terminal import Terminal
-from export.failures import failures_in_words
+from export import failures
 from export.triton.pbtxt import DATA_TYPES, block, dims, entry, parameter_blocks, quoted, tensor_fields
 from export.triton.photos import (
     MODEL,
@@ -254,7 +254,7 @@ def delay(milliseconds: float) -> int:
     return round(milliseconds * 1000)
 
 
-@failures_in_words()
+@failures_in_words(failures.in_words)
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

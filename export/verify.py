@@ -36,10 +36,10 @@ from convmae_deploy.checkpoints.native import WEIGHTS_NAME, find_checkpoint
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file, check_can_create, sha256_of
 from convmae_deploy.printing import printable
-from convmae_deploy.program import SOME_INPUTS_BAD, run_program
+from convmae_deploy.program import SOME_INPUTS_BAD, failures_in_words, run_program
 from convmae_deploy.tasks import load_bundle, task_of
 from convmae_deploy.terminal import Terminal
-from export.failures import failures_in_words
+from export import failures
 from export.graph_files import read_model
 from export.graphs.to_onnx import ExportedGraph, export_graph
 from export.reports.html_report import html_report
@@ -343,7 +343,7 @@ def origin_note(manifest: Manifest, checkpoint: Path) -> str | None:
     return None
 
 
-@failures_in_words()
+@failures_in_words(failures.in_words)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = sys.argv[1:] if arguments is None else list(arguments)

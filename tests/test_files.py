@@ -17,7 +17,6 @@ from convmae_deploy.files import (
     check_can_create,
     check_is_new,
     existing_directory,
-    find_files,
     numbered_errors,
     path_inside,
     read_json,
@@ -203,30 +202,6 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     content = bytes(range(256)) * 10_000
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
-SUFFIXES = frozenset((".png",))
-
-
-def test_links_to_folders_are_followed_once_and_a_circle_ends(tmp_path: Path) -> None:
-    for name in ("root/own/a.png", "elsewhere/class/b.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    root = tmp_path / "root"
-    (root / "class").symlink_to(tmp_path / "elsewhere" / "class")
-    (root / "again").symlink_to(root / "own")
-    (root / "own" / "up").symlink_to(root)
-    assert find_files([root], SUFFIXES, "photos") == [root / "class" / "b.png", root / "own" / "a.png"]
-    assert find_files([root / "own"], SUFFIXES, "photos") == [root / "own" / "a.png"]
-
-
-def test_only_regular_files_are_taken_from_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    (tmp_path / "folder.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "device.png").symlink_to("/dev/zero")
-    (tmp_path / "nowhere.png").symlink_to(tmp_path / "none")
-    assert find_files([tmp_path], SUFFIXES, "photos") == [tmp_path / "a.png"]
 
 
 @pytest.mark.parametrize("name", ["a.png", "deep/a.png", "./a.png", "a..png", "C++.png", "\u732b.png", "bb:c/d"])

@@ -52,7 +52,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 # Modules beside the rooms that every room may import; they import no room.
 OPEN = {
-    "convmae_deploy": {"braces", "errors", "files", "machine", "printing", "program", "terminal"},
+    "convmae_deploy": {"braces", "errors", "files", "folders", "machine", "printing", "program", "terminal"},
     "export": {"comma_list", "graph_files", "reproduce", "tool_versions"},
     "serving": {"errors", "metrics", "setting_types", "settings"},
 }

@@ -36,7 +36,7 @@ from convmae_deploy.data.photo_datasets import EvaluationPhotos
 from convmae_deploy.data.photo_folder import PhotoFolder, read_photo_folder, read_photo_splits
 from convmae_deploy.engine.classification import initial_record
 from convmae_deploy.engine.comparison import CONFIDENCE, Difference, holm, paired_difference
-from convmae_deploy.engine.failures import failures_in_words
+from convmae_deploy.engine.failures import training_failures_in_words
 from convmae_deploy.engine.feature_cache import FeatureCache, photos_digest
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.engine.probe import probe_logits
@@ -248,7 +248,7 @@ def read_result(file: Path, config: AblationConfig) -> Result:
 
 def trained(prepare: Callable[[Stage], TrainingLoop], config: Stage) -> int:
     """Runs a stage, or what is left of it; returns the exit status."""
-    with failures_in_words(config):
+    with training_failures_in_words(config):
         return prepare(config).fit()
 
 

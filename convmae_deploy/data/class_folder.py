@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convmae_deploy.data.findings import Findings, files_in
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import files_below, read_json, shortened
+from convmae_deploy.files import read_json, shortened
 
 MAX_CLASSES = 100_000  # a label 9999999999 in a list would make as many; the largest public sets have 22 000
 MAX_NAME = 1000  # characters of a class's name
@@ -173,11 +173,6 @@ def find_training_files(root: Path, suffixes: frozenset[str], kind: str, finding
     if directory != root:
         note_unused(root, root, findings, used=(directory.name, "classes.json"))
     return tuple(files)
-
-
-def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
-    """Whether there is a file of some kind below a folder, at any depth."""
-    return any(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in files_below(folder))
 
 
 def _instead(findings: Findings) -> str:

@@ -38,7 +38,8 @@ from convmae_deploy.data.coco_masks import (
 )
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import as_spelt, files_below, path_inside, read_regular, shortened
+from convmae_deploy.files import as_spelt, path_inside, read_regular, shortened
+from convmae_deploy.folders import files_below
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 
 LAYOUTS = (  # (annotations, photos) below the root

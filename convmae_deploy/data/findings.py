@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from convmae_deploy.files import RUN_RECORD, files_below
+from convmae_deploy.files import RUN_RECORD
+from convmae_deploy.folders import files_below
 from convmae_deploy.printing import printable
 
 MAX_EXAMPLES = 100  # of each kind

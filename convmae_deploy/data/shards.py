@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.progress import track
 
 from convmae_deploy.braces import check_count
-from convmae_deploy.data.class_folder import holds_files, names_of_split, note_unused, split_folder
+from convmae_deploy.data.class_folder import names_of_split, note_unused, split_folder
 from convmae_deploy.data.findings import UNREAD_PHOTOS, Findings
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.files import open_regular
+from convmae_deploy.folders import holds_files
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import counted, printable

@@ -1,22 +1,20 @@
 """What a machine refuses a training, as one sentence with what to do: memory, decoding processes, disks."""
 
-import errno
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from convmae_deploy.data.workers import NO_OPEN_FILES, NO_SHARED_MEMORY
 from convmae_deploy.engine.training_config import TrainingConfig
-from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import RUN_RECORD
-from convmae_deploy.program import FULL
+from convmae_deploy.program import BROKEN, FULL, NO_MEMORY, failures_in_words
 
-BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE)
 # What PyTorch says where a process that decodes cannot hand over what it decoded.
 _SHARED_MEMORY = re.compile(
     rf"Bus error|shared memory\(shm\)|shared memory object|file </?torch_|exit code {NO_SHARED_MEMORY}\b"
@@ -24,25 +22,19 @@ _SHARED_MEMORY = re.compile(
 _ENDED_PROCESS = re.compile(r"DataLoader worker \(pid.*?\) (?:is killed|exited unexpectedly)")
 _SIGNAL = re.compile(r"killed by signal: (\w[\w ]*)")
 _OPEN_FILES = re.compile(rf"Too many open files|received 0 items of ancdata|exit code {NO_OPEN_FILES}\b")
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 
 @contextmanager
-def failures_in_words(config: TrainingConfig) -> Iterator[None]:
-    """Turns what the machine refused within the block into one sentence, with which the program ends.
+def training_failures_in_words(config: TrainingConfig) -> Iterator[None]:
+    """`failures_in_words` of a training, and of the thread that writes for TensorBoard.
 
     Raises:
-        ConvMAEError: instead of it. What is none of that is raised as it is.
+        ConvMAEError: what the machine refused, as one sentence.
     """
     hook = threading.excepthook
     threading.excepthook = _tell_of_bugs_alone
-    try:
+    with failures_in_words(partial(_in_words, config)):
         yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        sentence = _sentence_for(error, config)
-        if sentence is None:
-            raise
-        raise ConvMAEError(sentence) from None
     threading.excepthook = hook  # only here: TensorBoard's thread writes once more while a program that failed ends
 
 
@@ -52,7 +44,7 @@ def _tell_of_bugs_alone(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
-def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
+def _in_words(config: TrainingConfig, error: Exception) -> str | None:
     run, text = config.run, f"{error} {error.__cause__ or ''}"
     begun = (run.out / RUN_RECORD).is_file()
     again = "and continue with --resume" if begun else "and start again"
@@ -73,7 +65,7 @@ def _sentence_for(error: Exception, config: TrainingConfig) -> str | None:
             f"one of the {run.workers} decoding processes was ended from outside{how}, most often for want of memory; "
             f"take fewer --workers, 0 decodes in the training process itself, {again}"
         )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY.search(text):
         return (
             f"there is not enough memory for the model and up to {config.optimisation.micro_batch_size} files at once; "
             "take a smaller --micro-batch-size, --grad-checkpointing where the program has it, or, for that of the "

@@ -20,7 +20,7 @@ from convmae_deploy.data.determinism import StepSampler, StepSource, seed_step
 from convmae_deploy.data.photo_datasets import collate_readable
 from convmae_deploy.data.sources import Collate, LoadedSource
 from convmae_deploy.engine.epoch_log import EpochLog
-from convmae_deploy.engine.failures import failures_in_words
+from convmae_deploy.engine.failures import training_failures_in_words
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder, optimisation_so_far
 from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines, ways_in_words
@@ -265,7 +265,7 @@ def run_preset(
     config = chosen_preset(presets, program)
     if config.run.resume:
         config = with_run_so_far(config, sys.argv)
-    with failures_in_words(config):
+    with training_failures_in_words(config):
         return run_training(config, prepare)
 
 

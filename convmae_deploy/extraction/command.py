@@ -18,11 +18,12 @@ from convmae_deploy.extraction.feature_files import SUFFIXES, check_feature_path
 from convmae_deploy.extraction.job import ModelSpec, Part, ShardMaker, prepare_job, shard_rows_of
 from convmae_deploy.extraction.origin import Origin, feature_levels, origin_of
 from convmae_deploy.extraction.outputs import open_output
-from convmae_deploy.extraction.pieces import PassedOver, Piece
+from convmae_deploy.extraction.pieces import Piece
 from convmae_deploy.extraction.shards import JOB_NAME, Written, folder_origin
 from convmae_deploy.extraction.sources import Plan, make_plan
 from convmae_deploy.extraction.stream import Failure, Rows
 from convmae_deploy.files import shortened
+from convmae_deploy.folders import PassedOver
 from convmae_deploy.media.photo_files import IMAGE_SUFFIXES
 from convmae_deploy.media.video_file import import_av
 from convmae_deploy.media.video_formats import VIDEO_SUFFIXES

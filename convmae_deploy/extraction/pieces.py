@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction import stores
 from convmae_deploy.files import shortened
+from convmae_deploy.folders import PassedOver
 from convmae_deploy.media.photo_files import MAX_PHOTO_BYTES
 from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import printable
@@ -24,35 +25,6 @@ class Item:
 
     name: str  # what its row says
     content: str | bytes | ConvMAEError  # where it is (a path or a URI), what is in it, or why it cannot be read
-
-
-class PassedOver:
-    """Files in folders and archives that are no photos or videos: how many of each kind, and the first one."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[str, tuple[int, str]] = {}
-
-    def add(self, name: str) -> None:
-        """Counts one."""
-        path = PurePosixPath(name)
-        kind = "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
-        if kind not in self._kinds and len(self._kinds) >= 20:
-            kind = "other"
-        count, first = self._kinds.get(kind, (0, name))
-        self._kinds[kind] = count + 1, first
-
-    def merge(self, others: Sequence["PassedOver"]) -> None:
-        """Adds what others counted."""
-        for other in others:
-            for kind, (count, first) in other._kinds.items():
-                known, name = self._kinds.get(kind, (0, first))
-                self._kinds[kind] = known + count, name
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {kind} (first: {printable(first)})" for kind, (count, first) in self._kinds.items())
-
-    def __bool__(self) -> bool:
-        return bool(self._kinds)
 
 
 class Readable(Protocol):

@@ -24,10 +24,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.extraction.origin import METADATA_KEY, Origin
 from convmae_deploy.extraction.outputs import Output
-from convmae_deploy.extraction.pieces import PassedOver, import_parquet
+from convmae_deploy.extraction.pieces import import_parquet
 from convmae_deploy.extraction.stream import Failure, Rows, as_text
 from convmae_deploy.extraction.tiles import COLUMNS, Place
 from convmae_deploy.files import shortened
+from convmae_deploy.folders import PassedOver
 
 PATH_COLUMN = "path"
 JOB_NAME = "_job.json"

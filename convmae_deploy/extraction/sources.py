@@ -20,14 +20,14 @@ from convmae_deploy.errors import ConvMAEError, missing_extra
 from convmae_deploy.extraction import stores
 from convmae_deploy.extraction.pieces import (
     Names,
-    PassedOver,
     Piece,
     TarMembers,
     count_members,
     is_taken,
     parquet_pieces,
 )
-from convmae_deploy.files import files_below, shortened
+from convmae_deploy.files import shortened
+from convmae_deploy.folders import PassedOver, files_below
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _MAX_NAME_BYTES = 64 * 1024  # of one line of a list

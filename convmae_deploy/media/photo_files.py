@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convmae_deploy.errors import ConvMAEError
-from convmae_deploy.files import find_files, read_regular
+from convmae_deploy.files import read_regular
+from convmae_deploy.folders import find_files
 from convmae_deploy.media.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, stored_size
 
 # What is taken from a folder; a file that is named itself may have any name.

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from convmae_deploy.files import find_files
+from convmae_deploy.folders import find_files
 from convmae_deploy.media.image_formats import DECODABLE, is_text, known_format
 from convmae_deploy.media.video_errors import VideoError
 

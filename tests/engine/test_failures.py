@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convmae_deploy.engine.failures import failures_in_words
+from convmae_deploy.engine.failures import training_failures_in_words
 from convmae_deploy.engine.training_config import RunConfig, TrainingConfig
 from convmae_deploy.errors import ConvMAEError
 
@@ -72,7 +72,7 @@ def test_what_the_machine_refuses_is_one_sentence(
     (tmp_path / "runs" / "mine" / "run.json").touch()
     with (
         pytest.raises(ConvMAEError, match=f"^[^\n]*{sentence}[^\n]*and continue with --resume$"),
-        failures_in_words(CONFIG),
+        training_failures_in_words(CONFIG),
     ):
         raise error
 
@@ -81,13 +81,13 @@ def test_where_no_run_has_begun_none_is_to_be_resumed(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(ConvMAEError, match="runs/mine cannot be written to .*; put that right and start again$"),
-        failures_in_words(CONFIG),
+        training_failures_in_words(CONFIG),
     ):
         raise OSError(errno.ENAMETOOLONG, "File name too long", "runs/mine/run.json")
 
 
 def test_why_a_process_ended_is_found_in_the_cause() -> None:
-    with pytest.raises(ConvMAEError, match="more shared memory"), failures_in_words(CONFIG):
+    with pytest.raises(ConvMAEError, match="more shared memory"), training_failures_in_words(CONFIG):
         raise RuntimeError(EXITED) from RuntimeError(LOST.format(errno.ENOSPC))
 
 
@@ -95,7 +95,7 @@ def test_why_a_process_ended_is_found_in_the_cause() -> None:
     "error", [RuntimeError("shape mismatch"), ZeroDivisionError(), OSError(errno.ENOENT, "No such file", "a.jpg")]
 )
 def test_anything_else_stays_what_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, failures_in_words(CONFIG):
+    with pytest.raises(type(error)) as caught, training_failures_in_words(CONFIG):
         raise error
     assert caught.value is error
 
@@ -111,10 +111,10 @@ def test_a_thread_that_a_full_disk_ends_is_quiet_and_one_with_a_bug_is_not(capsy
             thread.join()
 
     before = threading.excepthook
-    with failures_in_words(CONFIG):
+    with training_failures_in_words(CONFIG):
         pass
     assert threading.excepthook is before
-    with pytest.raises(ConvMAEError), failures_in_words(CONFIG):
+    with pytest.raises(ConvMAEError), training_failures_in_words(CONFIG):
         fail_in_threads()
         raise MemoryError
     fail_in_threads()  # as the program ends

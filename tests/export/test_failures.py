@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from convmae_deploy.errors import ConvMAEError
+from convmae_deploy.program import failures_in_words
+from export import failures
 from export.engines import builder
-from export.failures import failures_in_words
 
 FULL = "a disk is full .* free some room where the output goes and in the folder for temporary files, /"
 
@@ -25,19 +26,23 @@ FULL = "a disk is full .* free some room where the output goes and in the folder
     ],
 )
 def test_what_the_machine_refuses_is_one_sentence(error: Exception, sentence: str) -> None:
-    with pytest.raises(ConvMAEError, match=f"^[^\n]*{sentence}[^\n]*$"), failures_in_words():
+    with pytest.raises(ConvMAEError, match=f"^[^\n]*{sentence}[^\n]*$"), failures_in_words(failures.in_words):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ENOENT, "No such file", "a")])
 def test_anything_else_is_raised_as_it_is(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, failures_in_words():
+    with pytest.raises(type(error)) as caught, failures_in_words(failures.in_words):
         raise error
     assert caught.value is error
 
 
 def test_numpy_on_a_full_disk_is_recognised() -> None:
-    with pytest.raises(ConvMAEError, match=FULL), failures_in_words(), Path("/dev/full").open("wb") as file:
+    with (
+        pytest.raises(ConvMAEError, match=FULL),
+        failures_in_words(failures.in_words),
+        Path("/dev/full").open("wb") as file,
+    ):
         np.save(file, np.zeros(10**6))
 
 

@@ -10,12 +10,12 @@ from convmae_deploy.extraction import pieces
 from convmae_deploy.extraction.pieces import (
     Names,
     ParquetRows,
-    PassedOver,
     TarMembers,
     count_members,
     item_of,
     parquet_pieces,
 )
+from convmae_deploy.folders import PassedOver
 from tests.extraction.photos import contents, write_parquet, write_tar
 
 SUFFIXES = (".jpg", ".png")
@@ -151,15 +151,3 @@ def test_cells_that_are_too_large_are_bad_items(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pieces, "MAX_PHOTO_BYTES", 3)
     assert item_of(b"123", "x/0").content == b"123"
     assert "4 bytes are too many" in str(item_of(b"1234", "x/0").content)
-
-
-def test_what_is_passed_over_is_counted_by_kind_with_a_first_name() -> None:
-    passed, other = PassedOver(), PassedOver()
-    for name in ("a/x.heic", "b.HEIC", "README", ".hidden"):
-        passed.add(name)
-    other.add("c.heic")
-    passed.merge([other])
-    assert str(passed) == "3 .heic (first: a/x.heic), 1 no suffix (first: README), 1 hidden (first: .hidden)"
-    for index in range(100):
-        passed.add(f"x.kind{index}")
-    assert str(passed).endswith("other (first: x.kind17)") and "83 other" in str(passed)
