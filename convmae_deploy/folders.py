@@ -31,7 +31,9 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
             continue
         before = len(found)
         for file in sorted(files_below(path)):
-            if file.name.startswith(".") or file.suffix.lower() not in suffixes:
+            if is_hidden(file, path):
+                passed_over.add(str(file), "hidden")
+            elif file.suffix.lower() not in suffixes:
                 passed_over.add(str(file))
             elif os.path.isfile(file):
                 found.append(file)
@@ -48,7 +50,12 @@ def find_files(paths: Sequence[Path], suffixes: frozenset[str], kind: str) -> li
 
 def holds_files(folder: Path, suffixes: frozenset[str]) -> bool:
     """Whether there is a file of some kind below a folder, at any depth."""
-    return any(file.suffix.lower() in suffixes and not file.name.startswith(".") for file in files_below(folder))
+    return any(file.suffix.lower() in suffixes and not is_hidden(file, folder) for file in files_below(folder))
+
+
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file is hidden below a folder, itself or by a folder that it lies in."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def files_below(folder: Path) -> Iterator[Path]:

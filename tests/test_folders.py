@@ -35,17 +35,17 @@ def test_only_regular_files_are_taken_from_a_folder(tmp_path: Path) -> None:
 def test_what_else_lies_in_a_folder_is_counted_on_standard_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.png", "b.heic", "deep/c.heic", "deep/.d.png"):
+    for name in ("a.png", "b.heic", "deep/c.heic", "deep/.d.png", ".thumbs/e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "none")
     assert find_files([tmp_path, Path("any.name")], SUFFIXES, "photos") == [tmp_path / "a.png", Path("any.name")]
-    kinds = f"2 .heic (first: {tmp_path}/b.heic), 1 hidden (first: {tmp_path}/deep/.d.png)"
+    kinds = f"2 hidden (first: {tmp_path}/.thumbs/e.png), 2 .heic (first: {tmp_path}/b.heic)"
     assert capsys.readouterr().err == (
         f"passed over: {kinds}, 1 link to nothing, pipe or device (first: {tmp_path}/nowhere.png)\n"
     )
     with pytest.raises(
-        ConvMAEError, match=r"expected videos \(.mp4\) in the folder .*, found none; passed over 2 .png"
+        ConvMAEError, match=r"expected videos \(.mp4\) in the folder .*, found none; passed over 2 hidden"
     ):
         find_files([tmp_path], frozenset((".mp4",)), "videos")
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from convmae_deploy.files import RUN_RECORD
-from convmae_deploy.folders import files_below
+from convmae_deploy.folders import files_below, is_hidden
 from convmae_deploy.printing import printable
 
 MAX_EXAMPLES = 100  # of each kind
@@ -110,10 +110,9 @@ def files_in(folder: Path, suffixes: frozenset[str], findings: Findings, root: P
         return os.path.isfile(place / RUN_RECORD) or (place != folder and is_of_run(place.parent))
 
     for file in files_below(folder):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if is_of_run(file.parent):
             findings.pass_over("files of training runs, whose folders lie among the data", file.relative_to(root))
-        elif file.suffix.lower() in suffixes and not hidden and os.path.isfile(file):
+        elif file.suffix.lower() in suffixes and not is_hidden(file, folder) and os.path.isfile(file):
             found.append(file)
         else:
             findings.leave_out_file(file, root, suffixes)

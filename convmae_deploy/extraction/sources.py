@@ -27,7 +27,7 @@ from convmae_deploy.extraction.pieces import (
     parquet_pieces,
 )
 from convmae_deploy.files import shortened
-from convmae_deploy.folders import PassedOver, files_below
+from convmae_deploy.folders import PassedOver, files_below, is_hidden
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
 _MAX_NAME_BYTES = 64 * 1024  # of one line of a list
@@ -168,8 +168,8 @@ class _Planner:
                 self._add_file(path)  # whether it exists shows when it is read: a missing file is one bad file
                 return
             for file in files_below(Path(path)):
-                if any(part.startswith(".") for part in file.relative_to(path).parts[:-1]):
-                    self.plan.passed_over.add(f"{file.parent}/.")  # hidden, as all that lies in a hidden folder
+                if is_hidden(file, Path(path)):
+                    self.plan.passed_over.add(str(file), "hidden")
                 else:
                     self._add_found(str(file))
         elif not self._add_remote(name):
