@@ -84,7 +84,7 @@ def read_published(source: Path, name: str) -> Published:
         what = KINDS[record.kind].name
         raise ConvMAEError(
             f"{source} must hold a classifier or an encoder of photos, which timm can load, and holds a {what}; give "
-            "a run of training.finetune, linprobe or pretrain"
+            "a checkpoint of one of these"
         )
     model, record = LOADERS[record.kind](source)
     preprocessing = record.preprocessing or standard_preprocessing(record.model.image_size)

@@ -4,8 +4,8 @@
     python -m export.benchmark bundles/mine --choose latency --data photos/
     python -m export.benchmark bundles/mine --checkpoint runs/mine --data photos/ --batch-sizes 1 8 --out benchmark/
 
-Measured is every file of the bundle with everything that can run it here: ONNX Runtime on the CPU, OpenVINO (in full
-precision and in bf16 where the CPU has it, for latency and for throughput), ONNX Runtime's CUDA and TensorRT
+Measured is every file of the bundle with everything that can run it here: the runtimes of `convmae predict`
+on the CPU (with every precision that the CPU has, for latency and for throughput), ONNX Runtime's CUDA and TensorRT
 providers, and the TensorRT engines in the bundle's folder; with `--checkpoint` also PyTorch, eager and compiled, on
 the CPU. What is not there is listed with the reason. On a GPU nothing of this has been run yet.
 

@@ -3,10 +3,10 @@
 import platform
 from importlib.metadata import version
 
-import onnxruntime
 import torch
 
 import convmae_deploy
+from convmae_deploy.backends.onnxruntime_backend import VERSION
 
 TOOLS = ("onnx", "onnxscript", "timm", "numpy", "pillow")
 
@@ -17,6 +17,6 @@ def tool_versions() -> dict[str, str]:
         "convmae_deploy": convmae_deploy.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,  # with its build, which the package's metadata may lack
-        "onnxruntime": onnxruntime.__version__,  # the package is called onnxruntime or onnxruntime-gpu
+        "onnxruntime": VERSION,
         **{tool: version(tool) for tool in TOOLS},
     }

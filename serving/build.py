@@ -19,6 +19,7 @@ from typing import Final, Literal
 import tyro
 import yaml
 
+from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.bundle.manifest import Manifest
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import run_program
@@ -119,7 +120,7 @@ def describe(context: Path, manifests: Sequence[Manifest], extra: Extra) -> None
         "runtime": extra,
     }
     settings["description"] = f"file: ./{README}"
-    settings["envs"] += [{"name": "CONVMAE_RUNTIME", "value": "openvino"}] if extra == "openvino" else []
+    settings["envs"] += [{"name": "CONVMAE_RUNTIME", "value": extra}] if extra in RUNTIMES else []
     bentofile.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     (context / README).write_text(readme(manifests), encoding="utf-8")
 

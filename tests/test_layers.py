@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -148,15 +149,24 @@ def test_rooms_without_torch_and_the_server_name_no_training_library() -> None:
             assert not names & {"torch", "torchvision", "timm", "onnx"}, file.relative_to(ROOT)
 
 
-@pytest.mark.parametrize("package", ["convmae_deploy", "export", "serving", "benchmarks"])
+@pytest.mark.parametrize("package", ["convmae_deploy", "training", "export", "serving", "benchmarks"])
 def test_a_runtime_is_imported_in_one_room(package: str) -> None:
     runtimes = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}
-    if package == "export":
-        runtimes.remove("onnxruntime")  # its quantiser is in that package
     for file, names in imported_packages(ROOT / package).items():
+        allowed = {"onnxruntime"} if file.parent.name == "int8" else set()  # its quantiser is in that package
         # two lie alone: beside a failed graph, and in environments of other versions
         if file.parent.name != "backends" and file.name not in ("reproduce.py", "run_elsewhere.py"):
-            assert not names & runtimes, file.relative_to(ROOT)
+            assert not names & runtimes - allowed, file.relative_to(ROOT)
+
+
+def test_errors_of_the_package_send_nobody_to_a_program_of_the_checkout() -> None:
+    """Whoever has the package from pip has no such program."""
+    program = re.compile(r"python -m (export|training|serving|benchmarks)|training\.[a-z]+|(?<![\w-])--opset|--dynamic")
+    for file in (ROOT / "convmae_deploy").rglob("*.py"):
+        raised = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Raise))
+        for node in raised:
+            texts = [str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            assert not any(map(program.search, texts)), f"{file.relative_to(ROOT)}:{node.lineno}"
 
 
 def test_importing_the_command_loads_no_training_library() -> None:

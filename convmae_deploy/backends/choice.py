@@ -122,11 +122,10 @@ def settle(
     if reason is not None:
         logger.warning(
             "runtime auto finds no choice for bundle %s to follow (%s: %s) and takes its first graph in ONNX Runtime; "
-            "measure here with python -m export.benchmark %s --choose latency",
+            "measuring it here, with export.benchmark --choose in a clone of convmae_deploy, writes one",
             bundle.manifest.name,
             path,
             reason,
-            bundle.path,
         )
         return RuntimeOptions(trust_engine_code=trusted), device
     logger.warning(

@@ -36,6 +36,7 @@ logger = logging.getLogger("convmae_deploy")
 
 _TENSORRT, _CUDA, _CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}  # as ONNX Runtime calls them
+VERSION = onnxruntime.__version__  # of a package that is called onnxruntime or onnxruntime-gpu
 _UNSIGNED_PRODUCTS = "session.x64quantprecision"
 _LOG_ERRORS, _LOG_FATAL_ERRORS = 3, 4  # of ONNX Runtime's severities
 _LANES = 2  # batches on a GPU at once: one runs, the next is copied
@@ -127,7 +128,7 @@ def _start(path: Path, device: Device, threads: int | None, engines: dict[str, s
         reason = " ".join(str(error).split())
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({reason}); choose another file or runtime, or "
-            "export it again, for an older ONNX Runtime with --opset 18"
+            "export it again, for an older ONNX Runtime with opset 18"
         ) from error
     if engines is not None and _TENSORRT not in session.get_providers():
         raise ConvMAEError(
@@ -209,7 +210,7 @@ def _refuse_bf16(bundle: Bundle, path: Path, device: Device) -> None:
         choice = f", or choose another file: {', '.join(others)}" if others else ", or export it in fp16"
         raise ConvMAEError(
             f"{path} is bf16, and {_problem(device, precision)}; use runtime openvino, on a GPU runtime tensorrt with "
-            f"the engine that python -m export.to_tensorrt builds{choice}"
+            f"an engine of this bundle{choice}"
         )
 
 

@@ -217,7 +217,7 @@ class Description(Record):
             if entry.sides is not None:
                 taken = f"multiples of {SIDE_STEP} from {entry.sides.smallest} to {entry.sides.largest}"
             elif len(entry.shape) == 3:
-                taken += "; export it with --dynamic-size to have others"
+                taken += "; export it with dynamic sizes to have others"
             raise ConvMAEError(f"{self.name} takes heights and widths of {taken}; got {side_by_side(size)}")
         rows = max(entry.min_batch, min(entry.max_batch, entry.max_batch * math.prod(found) // math.prod(size)))
         return self.model_copy(

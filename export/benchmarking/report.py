@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-import onnxruntime
 from pydantic import BaseModel, ConfigDict
 
 from convmae_deploy.backends.base import ComputePrecision, PerformanceHint
 from convmae_deploy.backends.choice import Goal
+from convmae_deploy.backends.onnxruntime_backend import VERSION
 from convmae_deploy.backends.runtimes import RUNTIMES
 from convmae_deploy.bundle.manifest import Precision
 from convmae_deploy.machine import available_cores, processor
@@ -174,7 +174,7 @@ def machine_facts(threads: int) -> dict[str, str]:
         "threads": str(threads),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,  # the package is called onnxruntime or onnxruntime-gpu
+        "onnxruntime": VERSION,
     }
     for package in PACKAGES:
         try:

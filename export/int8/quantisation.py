@@ -9,7 +9,7 @@ Nothing but the quantised layers reads a rounded value, so e1 ... e4 and a pyram
 
 Why ONNX Runtime's quantiser, and not NNCF or ModelOpt, which are maintained as well: it is here already, as the
 runtime; it takes a list of nodes, and ranges that were measured elsewhere, so that layers can be returned to fp32 one
-by one without calibrating again; and its graph is of ONNX's own operators, read by ONNX Runtime, OpenVINO and TensorRT.
+by one without calibrating again; and its graph is of ONNX's own operators, which every runtime here reads.
 Two of its defaults do not fit: biases in int32 (TensorRT refuses them), and unsigned activations (TensorRT wants
 symmetric int8).
 """

@@ -103,7 +103,7 @@ def open_tracing(environment: Mapping[str, str]) -> Tracing | None:
     except ImportError:
         logger.warning(
             "no spans are sent: OTEL_* variables ask for them and OpenTelemetry is not installed; "
-            "pip install 'convmae-deploy[tracing]', or set OTEL_TRACES_EXPORTER=none"
+            "pip install '.[tracing]', or set OTEL_TRACES_EXPORTER=none"
         )
         return None
     resource = Resource.create()  # of OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES

@@ -135,7 +135,7 @@ def test_a_bundle_for_every_size_says_what_it_is_at_each(tmp_path: Path) -> None
         with pytest.raises(ConvMAEError, match="takes heights and widths of multiples of 32 from 32 to 192; got"):
             manifest.at(size)
     alone = load_bundle(make_bundle(tmp_path / "alone")).manifest
-    with pytest.raises(ConvMAEError, match="of 64 x 64 alone; export it with --dynamic-size to have others; got 96"):
+    with pytest.raises(ConvMAEError, match="of 64 x 64 alone; export it with dynamic sizes to have others; got 96"):
         alone.at((96, 96))
 
 

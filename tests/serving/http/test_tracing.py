@@ -142,4 +142,4 @@ def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch, caplog
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with caplog.at_level(logging.WARNING, "convmae_serving"):
         assert open_tracing({"OTEL_TRACES_EXPORTER": "otlp"}) is None
-    assert "pip install 'convmae-deploy[tracing]'" in caplog.text
+    assert "pip install '.[tracing]'" in caplog.text
