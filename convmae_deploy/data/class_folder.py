@@ -63,8 +63,14 @@ def read_class_folders(
     for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
         if not entry.is_dir():
             findings.leave_out_file(entry, root, frozenset())
-        elif not entry.name.startswith("."):
+        elif entry.name.startswith("."):
+            findings.pass_over("hidden folders beside the class folders", entry.relative_to(root))
+        else:
             found[entry] = files_in(entry, suffixes, findings, root)
+            if any(file.parent != entry for file in found[entry]):
+                findings.doubt(
+                    "class folders with folders inside, whose files are of the one class", entry.relative_to(root)
+                )
     if not found:
         if not directory.is_dir() and root.is_dir():
             note_unused(root, root, findings, used=())

@@ -100,7 +100,7 @@ class Annotation(BaseModel):
     id: Any = None  # for people alone: files are merged by hand, and tools begin at 0
     image_id: Id
     category_id: Id
-    bbox: Box = NO_BOX  # x, y, width, height; where the file has none, `read_instances` puts that of the mask
+    bbox: Box = NO_BOX  # x, y, width, height; where none is in the photo, `read_instances` puts that of the mask
     segmentation: Polygons | RunLengths | None = None
     iscrowd: bool | None = None
     area: Any = None
@@ -214,8 +214,14 @@ def read_instances(file: Path, findings: Findings) -> Instances:
             _check_extent(annotation, images[annotation.image_id])
         except ConvMAEError as error:
             raise ConvMAEError(f"{file}: {annotation.name}: {error}; mend it or take it out") from None
-        if annotation.bbox == NO_BOX:
-            annotation.bbox = _box_of_mask(annotation, images[annotation.image_id])
+        image = images[annotation.image_id]
+        if not _is_in_photo(annotation.bbox, image):
+            said, annotation.bbox = annotation.bbox, _box_of_mask(annotation, image)
+            if said != NO_BOX != annotation.bbox:
+                findings.doubt(
+                    "boxes that are empty or outside of the photo, for which that of the mask is taken",
+                    (f"{annotation.name} of {file.name} with {list(said)}"),
+                )
         what = annotation.image_id, annotation.category_id, annotation.bbox
         if what in seen:
             findings.doubt(f"annotations of {file.name} with the photo, class and box of another one", annotation.name)
@@ -253,6 +259,12 @@ def _merged(content: Instances, file: Path, findings: Findings) -> list[CocoImag
     for annotation in content.annotations if merged else ():
         annotation.image_id = merged.get(annotation.image_id, annotation.image_id)
     return [image for image in content.images if image.id not in merged]
+
+
+def _is_in_photo(box: Box, image: CocoImage) -> bool:
+    """Whether a part of a box, x, y, width and height, lies in a photo."""
+    x, y, width, height = box
+    return max(x, 0.0) < min(x + width, image.width) and max(y, 0.0) < min(y + height, image.height)
 
 
 def _box_of_mask(annotation: Annotation, image: CocoImage) -> tuple[float, float, float, float]:

@@ -21,7 +21,7 @@ from PIL import Image
 from convmae_deploy.data.coco import CocoSplit, read_coco_photo
 from convmae_deploy.data.findings import Finding, Findings
 from convmae_deploy.data.photo_folder import PhotoFolder
-from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder
+from convmae_deploy.data.segmentation_folder import LabelError, SegmentationFolder, read_palette
 from convmae_deploy.data.video_folder import VideoFolder
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
@@ -173,11 +173,14 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
     """
     check = DataCheck(data=str(data))
     _note_shared(train.photos, val.photos, val.findings)
+    _note_palettes((train, val))
     for name, folder in (("train", train), ("val", val)):
         pixels = count_pixels(folder)
         by_class, ignored = dict(enumerate(pixels[:-1].tolist())), int(pixels[-1])
         if name == "train" and pixels.any():  # else no photo can be read, which is said below
             check_some_classes(folder, pixels)
+        if name == "val" and pixels.any() and not pixels[:-1].any():
+            raise ConvMAEError("no pixel of the validation photos has a class; check their label maps and classes.json")
         for label, count in by_class.items():
             if not count:
                 folder.findings.doubt("classes without a pixel", folder.classes[label])
@@ -218,6 +221,26 @@ def _identity(file: Path) -> tuple[int, int]:
     """The same for all names of one file."""
     status = os.stat(file)
     return status.st_dev, status.st_ino
+
+
+def _note_palettes(folders: Sequence[SegmentationFolder]) -> None:
+    """Counts label maps, of those that are tried, in which an index has another colour than in an earlier one."""
+    known: dict[int, tuple[tuple[int, ...], Path]] = {}
+    for folder in folders:
+        for place in _spread_over(len(folder.label_maps), TRIED_PHOTOS):
+            file = folder.label_maps[place]
+            for index, colour in read_palette(file).items():
+                first, where = known.setdefault(index, (colour, file))
+                if colour != first:
+                    said = f"{file} has {colour} for the index {index}, where {where} has {first}"
+                    folder.findings.doubt("label maps whose palettes differ, of which the indices are taken", said)
+                    break
+
+
+def _spread_over(count: int, most: int) -> Iterator[int]:
+    """Up to so many places, spread over all."""
+    taken = min(most, count)
+    return (place * count // taken for place in range(taken))
 
 
 def count_pixels(folder: SegmentationFolder) -> NDArray[np.int64]:
@@ -298,7 +321,7 @@ def _tried(
     count = min(most, len(files))
     sizes: list[Size] = []
     unusable: list[str] = []
-    for index in (place * len(files) // count for place in range(count)):
+    for index in _spread_over(len(files), most):
         try:
             size, doubts = size_of(index)
         except ConvMAEError as error:

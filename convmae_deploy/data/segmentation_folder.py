@@ -143,6 +143,22 @@ def read_levels(
         raise LabelError(f"the label map {path} cannot be read ({printable(reason)}); check or replace it") from None
 
 
+def read_palette(path: Path) -> dict[int, tuple[int, ...]]:
+    """The RGB colour of each index that occurs in a label map with a palette; nothing of another map, or a bad one."""
+    try:
+        data = read_regular(path, MAX_PHOTO_BYTES)
+        container = read_png(data, lambda width, height: _check_size(path, (width, height), None, lambda: False))
+        with PngImageFile(io.BytesIO(container.data)) as picture:
+            if picture.mode != "P":
+                return {}
+            colours = picture.getpalette("RGB") or []
+            return {
+                index: tuple(colours[3 * index : 3 * index + 3]) for index in np.unique(np.asarray(picture)).tolist()
+            }
+    except (ConvMAEError, OSError, ValueError, SyntaxError):
+        return {}  # said where the map is read
+
+
 def _check_size(
     path: Path, found: tuple[int, int], size: tuple[int, int] | None, is_turned: Callable[[], bool]
 ) -> None:

@@ -33,6 +33,7 @@ from convmae_deploy.media.tar_files import members, open_tar, read_member
 from convmae_deploy.printing import counted, printable
 
 EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp"))  # which members are photos; upper case too
+FURTHER = "further pictures of a sample, of which the first is taken"
 NO_PHOTOS = f"samples are members with the extensions {', '.join(sorted(EXTENSIONS))}"
 SCHEMES = ("http", "https", "gs", "hf", "ais", "sftp", "ftps", "scp")  # that webdataset opens without a shell
 _URL = re.compile(r"(pipe):|([a-z][a-z0-9+.-]*)://")
@@ -155,7 +156,8 @@ def read_shard(shard: Shard, *, headers_only: bool = False, findings: Findings |
             key = None
             for member in members(archive):
                 previous, key = key, _photo_key(member) or key
-                if findings is not None and (kind := _left_out(member)) is not None:
+                kind = FURTHER if _photo_key(member) is not None and key == previous else _left_out(member)
+                if findings is not None and kind is not None:
                     findings.pass_over(kind, member.name)
                 if key != previous:
                     yield b"" if headers_only else read_member(archive, member)
@@ -191,9 +193,13 @@ def _photo_key(member: tarfile.TarInfo) -> str | None:
 
 def _left_out(member: tarfile.TarInfo) -> str | None:
     """Why a picture is none of the photos, in words; None for photos and what is no picture."""
+    if member.islnk() or member.issym():
+        return "links inside of shards (store what they lead to)"
     _, _, name = member.name.rpartition("/")
     stem, _, extension = name.lower().partition(".")
     ending = extension.rpartition(".")[2]
+    if member.isreg() and ending in ("tar", "tgz", "zip"):
+        return "archives inside of shards (unpack them)"
     if not (member.isreg() and stem) or extension in EXTENSIONS:
         return None
     if ending in EXTENSIONS:

@@ -60,10 +60,11 @@ def read_video_splits(root: Path) -> tuple[VideoFolder, VideoFolder]:
         return _videos(train), _videos(val)
     learnt = read_video_folder(root, "train")
     measured = read_video_folder(root, "val", classes=learnt.classes)
-    with_videos = set(measured.labels)
-    for label, name in enumerate(learnt.classes):
-        if label not in with_videos:
-            measured.findings.doubt("classes without videos to validate on", name)
+    for folder, purpose in ((learnt, "train"), (measured, "validate")):
+        there = set(folder.labels)
+        for label, name in enumerate(learnt.classes):
+            if label not in there:
+                folder.findings.doubt(f"classes without videos to {purpose} on", name)
     return learnt, measured
 
 

@@ -89,8 +89,16 @@ def test_crowds_are_counted_and_kept_for_the_evaluation_alone(root: Path) -> Non
         {"bbox": [40, -9, 8, 4]},
     ],
 )
-def test_objects_without_extent_are_dropped_and_counted(root: Path, changes: dict[str, Any]) -> None:
+def test_a_box_without_extent_is_that_of_the_mask_and_without_a_mask_dropped(
+    root: Path, changes: dict[str, Any]
+) -> None:
     split = with_annotation(root, **changes)
+    assert split.objects[0][-1].box == (40, 30, 48, 34) and split.dropped == 0
+    assert split.ground_truth()["annotations"][-1]["bbox"] == [40, 30, 8, 4]
+    kind = "boxes that are empty or outside of the photo, for which that of the mask is taken"
+    assert examples(split)[kind][0].startswith("annotation 900 of instances_train.json with [")
+    edit_annotations(root, "train", lambda content: content["annotations"].pop())
+    split = with_annotation(root, **changes, segmentation=[])
     assert split.dropped == 1 and len(split.objects[0]) == 1 and not split.maskless
     assert examples(split)["objects whose box is empty or outside of the photo"] == ["annotation 900"]
 

@@ -121,6 +121,32 @@ def test_a_photo_whose_size_does_not_tell_how_it_was_annotated_looks_wrong(
         assert (AS_STORED in check.splits[0].findings.doubts) == is_doubtful
 
 
+def test_validation_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    for file in (root / "labels" / "val").iterdir():
+        Image.new("L", (96, 80), 255).save(file)
+    with pytest.raises(ConvMAEError, match="no pixel of the validation photos has a class"):
+        segmentation_check(root)
+
+
+def test_palettes_that_differ_look_wrong(tmp_path: Path) -> None:
+    root = make_segmentation_folder(tmp_path, train=2, val=2)
+    colours = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
+    for split, palette in (("train", colours), ("val", colours)):
+        for file in (root / "labels" / split).iterdir():
+            labels = np.asarray(Image.open(file))
+            picture = Image.fromarray(np.where(labels == 255, 0, labels).astype(np.uint8), "P")
+            picture.putpalette([value for colour in palette for value in colour])
+            picture.save(file)
+    kind = "label maps whose palettes differ, of which the indices are taken"
+    assert not any(kind in split.findings.doubts for split in segmentation_check(root).splits)
+    picture.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 255])
+    picture.save(file)
+    train, val = segmentation_check(root).splits
+    assert kind not in train.findings.doubts
+    assert f"{file} has (255, 255, 255) for the index 0" in val.findings.doubts[kind].examples[0]
+
+
 def test_pretraining_on_folders_of_validation_or_labels_looks_wrong(tmp_path: Path) -> None:
     root = make_segmentation_folder(tmp_path, train=2, val=2)
     findings = Findings()
@@ -173,7 +199,8 @@ def test_a_class_that_is_a_link_to_a_folder_around_it_looks_wrong(tmp_path: Path
     root = make_photo_folder(tmp_path, classes=("a", "b"), per_class=1)
     (root / "train" / "c").symlink_to(".")
     assert doubts(photos_check(root))[0] == {
-        "files that are of two classes": [str(root / "train" / "c" / name / "0.png") for name in ("a", "b")]
+        "files that are of two classes": [str(root / "train" / "c" / name / "0.png") for name in ("a", "b")],
+        "class folders with folders inside, whose files are of the one class": ["train/c"],
     }
 
 

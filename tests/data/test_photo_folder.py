@@ -137,12 +137,15 @@ def test_whatever_is_not_taken_is_counted_by_its_kind(tmp_path: Path) -> None:
     (tmp_path / "train" / "green").symlink_to(tmp_path / "gone")
     (tmp_path / "train" / "blue" / "x.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "train" / "empty").mkdir()
+    put_photos(tmp_path / "train", ".ipynb_checkpoints/d.png", "blue/deep/e.png")
     train, val = read_photo_splits(tmp_path)
-    assert len(train.photos) == len(val.photos) == 4 and train.classes == ("blue", "red")
+    assert (len(train.photos), len(val.photos)) == (5, 4) and train.classes == ("blue", "red")
     assert told(train) == {
         "links that lead nowhere": ["train/blue/x.png", "train/green"],
         "files that end in .heic (convert them to JPEG or PNG)": ["train/blue/a.HEIC", "train/blue/deep/b.heic"],
         "class folders without photos": ["train/empty"],
+        "class folders with folders inside, whose files are of the one class": ["train/blue"],
+        "hidden folders beside the class folders": ["train/.ipynb_checkpoints"],
         "hidden files": ["train/red/.hidden/c.png"],
         "files without an ending": ["train/red/README"],
         "files that end in .png": ["train/loose.png"],

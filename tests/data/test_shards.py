@@ -272,6 +272,22 @@ def test_no_readable_shard_at_all_is_one_sentence(tmp_path: Path) -> None:
         Shards([shard]).count(QUIET)
 
 
+def test_further_pictures_links_and_archives_in_a_shard_are_counted(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "0.tar", {name: encoded_photo(0) for name in ("0.jpg", "0.png", "1.png", "n1.tar")})
+    with tarfile.open(shard, "a") as archive:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            link = tarfile.TarInfo(f"2{kind!r}.jpg")
+            link.type, link.linkname = kind, "0.jpg"
+            archive.addfile(link)
+    findings = Findings()
+    assert Shards([shard]).count(QUIET, findings) == 2
+    assert {kind: (found.count, found.examples[0]) for kind, found in findings.passed_over.items()} == {
+        "further pictures of a sample, of which the first is taken": (1, "0.png"),
+        "archives inside of shards (unpack them)": (1, "n1.tar"),
+        "links inside of shards (store what they lead to)": (2, "2b'1'.jpg"),
+    }
+
+
 def test_pictures_that_are_no_samples_are_counted(tmp_path: Path) -> None:
     names = [
         "1.png",
