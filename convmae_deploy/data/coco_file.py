@@ -20,7 +20,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote
 
@@ -243,10 +243,10 @@ def _merged(content: Instances, file: Path, findings: Findings) -> list[CocoImag
     Raises:
         ConvMAEError: its sizes differ, so that its objects cannot be taken together.
     """
-    first: dict[str, CocoImage] = {}
+    first: dict[PurePosixPath, CocoImage] = {}  # "./a.jpg" is "a.jpg"
     merged: dict[int, int] = {}
     for image in content.images:
-        kept = first.setdefault(image.file_name, image)
+        kept = first.setdefault(PurePosixPath(image.file_name), image)
         if kept is image or kept.id == image.id:
             continue
         if (kept.width, kept.height) != (image.width, image.height):
@@ -368,6 +368,8 @@ def note_unread(root: Path, splits: Sequence[str], photos: Collection[Path], fin
     """
     read = {path for split in splits for path in find_split(root, split)}
     note_unused(root, root, findings, used={path.relative_to(root).parts[0] for path in read})
+    for folder in sorted({path.parent for path in read} - read - {root}):
+        note_unused(folder, root, findings, used={path.name for path in read if path.parent == folder})
     for folder in sorted(path for path in read if path.is_dir()):
         for file in files_below(folder):
             hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)

@@ -228,6 +228,25 @@ def test_a_validation_file_may_lack_classes_and_name_more_without_objects(tmp_pa
     assert passed_over(val)["categories without objects that are not trained on"] == ["green thing"]
 
 
+def test_what_lies_beside_the_splits_of_coco_s_own_folders_is_counted(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write(tmp_path, f"annotations/instances_{split}.json", vgg(), f"images/{split}/1.png")
+    (tmp_path / "images" / "test").mkdir()
+    for name in ("images/loose.jpg", "annotations/captions_train.json"):
+        (tmp_path / name).write_bytes(b"")
+    train, val = (read_coco_split(tmp_path, split) for split in ("train", "val"))
+    photos = [photo.path for split in (train, val) for photo in split.photos]
+    note_unread(tmp_path, ("train", "val"), photos, train.findings)
+    assert (
+        passed_over(train).items()
+        >= {
+            "files that end in .json": ["annotations/captions_train.json"],
+            "files that end in .jpg": ["images/loose.jpg"],
+            "folders beside those that are read": ["images/test"],
+        }.items()
+    )
+
+
 def test_what_is_not_read_beside_annotations_is_counted(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         write(tmp_path, f"{split}/_annotations.coco.json", roboflow(split), f"{split}/{split}_jpg.rf.1a.png")
@@ -325,9 +344,10 @@ def test_a_name_as_another_system_or_a_url_spells_it(tmp_path: Path, name: str, 
     assert read_coco_split(tmp_path, "train").photos[0].path == tmp_path / "images" / "train" / photo
 
 
-def test_a_photo_under_two_ids_has_the_objects_of_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["1.png", "./1.png"])
+def test_a_photo_under_two_ids_has_the_objects_of_both(tmp_path: Path, name: str) -> None:
     content = vgg()
-    content["images"].append({"id": 7, "file_name": "1.png"} | SIZE)
+    content["images"].append({"id": 7, "file_name": name} | SIZE)
     right = [value + 30 * (place % 2 == 0) for place, value in enumerate(OUTLINE)]
     content["annotations"] = [
         thing(segmentation=[OUTLINE]),
@@ -339,12 +359,12 @@ def test_a_photo_under_two_ids_has_the_objects_of_both(tmp_path: Path) -> None:
     assert [photo.id for photo in split.photos] == [1] and len(split.objects[0]) == 3
     assert len(split.ground_truth()["annotations"]) == 3
     assert {kind: finding.examples for kind, finding in split.findings.doubts.items()} == {
-        "photos of instances_train.json under a second id, whose objects are put together": ["1.png"],
+        "photos of instances_train.json under a second id, whose objects are put together": [name],
         "annotations of instances_train.json with the photo, class and box of another one": ["annotation 3"],
     }
     content["images"][1]["width"] = 32
     write(tmp_path, "annotations/instances_train.json", content)
-    with pytest.raises(ConvMAEError, match="'1.png' as image 1 of 64 x 48 pixels and as image 7 of 32 x 48"):
+    with pytest.raises(ConvMAEError, match="1.png' as image 1 of 64 x 48 pixels and as image 7 of 32 x 48"):
         read_coco_split(tmp_path, "train")
 
 
