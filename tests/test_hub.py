@@ -247,7 +247,7 @@ def test_timm_covers_what_we_do_at_every_size() -> None:
         ({"kind": "detector", "detector": DetectorConfig()}, "a classifier or an encoder of photos.* holds a detector"),
         (
             {"kind": "video_classifier"},
-            "holds a video classifier; give a run of training.finetune, linprobe or pretrain",
+            "holds a video classifier; give a checkpoint of one of these",
         ),
         ({"model": replace(CONFIG, kernel_size=7)}, "does not fit its config"),
         ({"classes": ("one",)}, "does not fit its config"),

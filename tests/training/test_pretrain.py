@@ -178,7 +178,7 @@ def test_shards_are_learnt_from_and_a_stopped_run_goes_on_with_the_next_shard(
     lines = lines_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [3, 6, 9]
     described = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert described["data"] == {"shards": 4, "samples": 12, "processes": 1}
+    assert described["data"].items() >= {"shards": 4, "samples": 12, "processes": 1}.items()
 
 
 @pytest.mark.parametrize(
