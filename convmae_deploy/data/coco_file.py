@@ -104,6 +104,7 @@ class Annotation(BaseModel):
     segmentation: Polygons | RunLengths | None = None
     iscrowd: bool | None = None
     area: Any = None
+    score: Any = None  # predictions have one
 
     @property
     def name(self) -> str:
@@ -222,6 +223,8 @@ def read_instances(file: Path, findings: Findings) -> Instances:
                     "boxes that are empty or outside of the photo, for which that of the mask is taken",
                     (f"{annotation.name} of {file.name} with {list(said)}"),
                 )
+        if annotation.score is not None:
+            findings.doubt(f"annotations of {file.name} with a score, as predictions have", annotation.name)
         what = annotation.image_id, annotation.category_id, annotation.bbox
         if what in seen:
             findings.doubt(f"annotations of {file.name} with the photo, class and box of another one", annotation.name)
@@ -231,7 +234,7 @@ def read_instances(file: Path, findings: Findings) -> Instances:
                 findings.doubt(f"annotations of {file.name} whose id is that of another one", annotation.name)
             ids.add(annotation.id)
     content.categories = _without_umbrella(content, findings)
-    named = Counter(category.name for category in content.categories)
+    named = Counter(" ".join(category.name.casefold().split()) for category in content.categories)
     for name in (name for name, count in named.items() if count > 1):
         findings.doubt(f"categories of {file.name} of one name, which are classes of their own", name)
     return content

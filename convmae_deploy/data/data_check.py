@@ -129,6 +129,8 @@ def _labelled(
 ) -> SplitCheck:
     """One split of files with labels."""
     _note_two_classes(files, folder.labels, folder.findings)
+    if name == "train":
+        _note_alike(folder.classes, folder.findings)
     words, facts = _classes(folder.labels, folder.classes, kind, data)
     return _tried(name, facts, words, folder.findings, files, size)
 
@@ -177,6 +179,8 @@ def check_segmentation(data: Path, train: SegmentationFolder, val: SegmentationF
     for name, folder in (("train", train), ("val", val)):
         pixels = count_pixels(folder)
         by_class, ignored = dict(enumerate(pixels[:-1].tolist())), int(pixels[-1])
+        if name == "train":
+            _note_alike(folder.classes, folder.findings)
         if name == "train" and pixels.any():  # else no photo can be read, which is said below
             check_some_classes(folder, pixels)
         if name == "val" and pixels.any() and not pixels[:-1].any():
@@ -380,13 +384,29 @@ def _video_size(videos: Sequence[Path]) -> Try:
 
 HELD_OUT = frozenset(  # words in the names of folders; SegmentationClass and gtFine are those of VOC and Cityscapes
     "val valid validation test label labels annotation annotations mask masks gt truth groundtruth gtfine gtcoarse "
-    "segmentation segmentationclass segmentationobject".split()
+    "segmentation segmentationclass segmentationobject panoptic stuffthingmaps pixelmaps trimaps depth".split()
+)
+_OF_LABELS = re.compile(
+    r"(.+)_(?:mask|seg|labels?|labelids|labeltrainids|color|instanceids|depth|parts_\d+)", re.IGNORECASE
 )
 
 
+def _note_alike(classes: Iterable[str], findings: Findings) -> None:
+    """Counts classes whose names are those of others."""
+    known: set[str] = set()
+    for name in classes:
+        plain = " ".join(name.casefold().split())
+        if plain in known:
+            findings.doubt("classes with the name of another one, but for case and blanks", name)
+        known.add(plain)
+
+
 def _note_folders(data: Path, files: Sequence[Path], findings: Findings) -> None:
-    """Counts files to pretrain on whose folders are named as those of validation, tests or label maps are."""
+    """Counts files to pretrain on that are named, or whose folders are, as those of validation or label maps are."""
+    stems = {file.with_suffix("") for file in files}
     for file in files:
+        if (found := _OF_LABELS.fullmatch(file.stem)) and file.with_name(found[1]) in stems:
+            findings.doubt("files that are trained on, named as the labels of a photo beside them", file)
         parts = file.relative_to(data).parts[:-1] if file.is_relative_to(data) else ()
         if HELD_OUT & set(re.split("[^a-z]+", "/".join(parts).lower())):
             findings.doubt(

@@ -14,7 +14,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from convmae_deploy.data.class_folder import (
 from convmae_deploy.data.findings import Findings
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import as_spelt, path_inside, read_text, shortened
+from convmae_deploy.folders import files_below, is_hidden
 from convmae_deploy.media.video_formats import VIDEO_SUFFIXES
 
 _LIST_SUFFIXES = (".csv", ".txt")
@@ -57,6 +58,9 @@ def read_video_splits(root: Path) -> tuple[VideoFolder, VideoFolder]:
     """
     if list_of(root, "train") is None and list_of(root, "val") is None:
         train, val = read_class_splits(root, VIDEO_SUFFIXES, "videos")
+        for split, found in (("train", train), ("val", val)):
+            for file in _lists(root, split):
+                found.findings.doubt("lists that are not read, as there are class folders", file.name)
         return _videos(train), _videos(val)
     learnt = read_video_folder(root, "train")
     measured = read_video_folder(root, "val", classes=learnt.classes)
@@ -65,6 +69,7 @@ def read_video_splits(root: Path) -> tuple[VideoFolder, VideoFolder]:
         for label, name in enumerate(learnt.classes):
             if label not in there:
                 folder.findings.doubt(f"classes without videos to {purpose} on", name)
+    _note_unlisted(root, {*learnt.videos, *measured.videos}, learnt.findings)
     return learnt, measured
 
 
@@ -170,8 +175,25 @@ def list_of(root: Path, split: str) -> Path | None:
     folder = split_folder(root, split)
     if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
         return None
-    lists = (root / f"{name}{suffix}" for name in names_of_split(split) for suffix in _LIST_SUFFIXES)
-    return next((file for file in lists if file.is_file()), None)
+    return next(iter(_lists(root, split)), None)
+
+
+def _lists(root: Path, split: str) -> list[Path]:
+    """The files that may be the list of a split, the first of which is."""
+    names = (root / f"{name}{suffix}" for name in names_of_split(split) for suffix in _LIST_SUFFIXES)
+    return [file for file in names if file.is_file()]
+
+
+def _note_unlisted(root: Path, listed: Collection[Path], findings: Findings) -> None:
+    """Counts what lies beside the lists and the videos that they name."""
+    read = {list_of(root, split) for split in ("train", "val")} | {root / "classes.json"}
+    for file in files_below(root):
+        if file in listed or file in read:
+            continue
+        if file.suffix.lower() in VIDEO_SUFFIXES and not is_hidden(file, root) and os.path.isfile(file):
+            findings.pass_over("videos that the lists do not name", file.relative_to(root))
+        else:
+            findings.leave_out_file(file, root, VIDEO_SUFFIXES)
 
 
 def _are_numbers(labels: Sequence[str], file: Path, findings: Findings) -> bool:

@@ -228,6 +228,13 @@ def test_a_validation_file_may_lack_classes_and_name_more_without_objects(tmp_pa
     assert passed_over(val)["categories without objects that are not trained on"] == ["green thing"]
 
 
+def test_annotations_with_scores_look_wrong(tmp_path: Path) -> None:
+    content = vgg() | {"annotations": [thing(segmentation=[OUTLINE], score=0.5)]}
+    write(tmp_path, "annotations/instances_train.json", content, "images/train/1.png")
+    doubts = read_coco_split(tmp_path, "train").findings.doubts
+    assert doubts["annotations of instances_train.json with a score, as predictions have"].examples == ["annotation 1"]
+
+
 def test_what_lies_beside_the_splits_of_coco_s_own_folders_is_counted(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(tmp_path, f"annotations/instances_{split}.json", vgg(), f"images/{split}/1.png")

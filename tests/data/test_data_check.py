@@ -204,6 +204,69 @@ def test_a_class_that_is_a_link_to_a_folder_around_it_looks_wrong(tmp_path: Path
     }
 
 
+def test_classes_of_nearly_one_name_look_wrong(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path / "photos", classes=("Cat", "cat ", "dog"), per_class=1)
+    kind = "classes with the name of another one, but for case and blanks"
+    assert doubts(photos_check(root)) == [{kind: ["cat "]}, {}]
+    root = make_segmentation_folder(tmp_path / "maps", train=2, val=2)
+    (root / "classes.json").write_text(json.dumps({"classes": ["a", "b", "B"]}))
+    assert doubts(segmentation_check(root)) == [{kind: ["B"]}, {}]
+
+
+def test_what_video_lists_do_not_name_is_counted(tmp_path: Path) -> None:
+    for name in ("a.avi", "b.avi", "c.avi", "deep/d.avi", "test.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(make_video(frames=4))
+    for name in ("train.csv", "train.txt"):
+        (tmp_path / name).write_text("a.avi,0\nb.avi,1\n")
+    (tmp_path / "val.csv").write_text("c.avi,1\n")
+    found = read_video_splits(tmp_path)[0].findings
+    assert {kind: finding.examples for kind, finding in found.passed_over.items()} == {
+        "videos that the lists do not name": ["deep/d.avi"],
+        "files that end in .csv": ["test.csv"],
+        "files that end in .txt": ["train.txt"],
+    }
+
+
+def test_lists_beside_class_folders_look_wrong(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for part in ("part_0", "part_1"):
+            (tmp_path / split / part).mkdir(parents=True)
+            (tmp_path / split / part / "a.avi").write_bytes(make_video(frames=4))
+    (tmp_path / "train.csv").write_text("train/part_0/a.avi,0\n")
+    train, val = read_video_splits(tmp_path)
+    kind = "lists that are not read, as there are class folders"
+    assert train.findings.doubts[kind].examples == ["train.csv"] and kind not in val.findings.doubts
+
+
+def test_a_class_of_a_list_without_a_video_to_train_on_is_named(tmp_path: Path) -> None:
+    for name in ("a.avi", "b.avi"):
+        (tmp_path / name).write_bytes(make_video(frames=4))
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.csv").write_text("a.avi,1\nb.avi,2\n")  # as UCF101 counts them
+    assert read_video_splits(tmp_path)[0].findings.doubts["classes without videos to train on"].examples == ["0"]
+
+
+def test_label_pictures_beside_photos_look_wrong_in_pretraining(tmp_path: Path) -> None:
+    for name in (
+        "c0.jpg",
+        "c0_mask.png",
+        "ADE_1.jpg",
+        "ADE_1_seg.png",
+        "ADE_1_parts_2.png",
+        "my_mask.jpg",
+        "depth/x.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    findings = Findings()
+    check_unlabelled_photos(tmp_path, find_training_photos(tmp_path, findings), findings)
+    assert {kind: finding.count for kind, finding in findings.doubts.items()} == {
+        "files that are trained on, named as the labels of a photo beside them": 3,
+        "files that are trained on, in folders named for validation or labels": 1,
+    }
+
+
 def test_a_video_of_two_classes_looks_wrong(tmp_path: Path) -> None:
     for name in ("a.avi", "b.avi"):
         (tmp_path / name).write_bytes(make_video(frames=4))
