@@ -191,7 +191,7 @@ def others(run: Run) -> None:
 
 
 def depthwise(run: Run) -> None:
-    """The depthwise convolution of visible cells in all ways, at the size of ConvMAE-B's stage 1, and the fastest."""
+    """The depthwise convolution of visible cells by all algorithms, in stage 1 of ConvMAE-B."""
     cells, channels = (8, 8) if run.dry else (128 * 49, 256)
     dtype = torch.float32 if run.dry else torch.bfloat16
     windows = torch.randn(cells, 8, 8, channels, device=run.device, dtype=dtype)
@@ -199,18 +199,18 @@ def depthwise(run: Run) -> None:
     gradient = torch.randn(cells, 4, 4, channels, device=run.device, dtype=dtype)
     exact = by_convolution(windows.double(), weight.double(), (0, 0))
     exact_gradient = by_products(windows.double(), gradient.double(), (5, 5))
-    ways: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
-        **{name: (partial(way, windows, weight, (0, 0)), exact) for name, way in CONVOLUTIONS.items()},
+    algorithms: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+        **{name: (partial(convolve, windows, weight, (0, 0)), exact) for name, convolve in CONVOLUTIONS.items()},
         **{
-            f"weight gradient, {name}": (partial(way, windows, gradient, (5, 5)), exact_gradient)
-            for name, way in GRADIENTS.items()
+            f"weight gradient, {name}": (partial(compute, windows, gradient, (5, 5)), exact_gradient)
+            for name, compute in GRADIENTS.items()
         },
     }
     with torch.compiler.set_stance("force_eager" if run.dry else "default"):
         run.says("fastest", str(fastest(weight.shape, 4, weight.device, dtype)[0]))
-        for name, (way, expected) in ways.items():
-            run.says(f"{name} ms", run.milliseconds(way))
-            run.says(f"{name} relative error", float((way().double() - expected).norm() / expected.norm()))
+        for name, (work, expected) in algorithms.items():
+            run.says(f"{name} ms", run.milliseconds(work))
+            run.says(f"{name} relative error", float((work().double() - expected).norm() / expected.norm()))
 
 
 def tests(run: Run) -> None:

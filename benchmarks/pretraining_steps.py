@@ -20,7 +20,12 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.machine import keep_freed_memory, peak_memory_bytes
 from convmae_deploy.models.convmae import PATCH_SIZE, ConvMAEConfig
 from convmae_deploy.models.masking import draw_noise, keep_lowest, keep_tubes
-from convmae_deploy.models.pretraining import ConvMAEPretraining, PretrainingConfig, build_pretraining, fastest_ways
+from convmae_deploy.models.pretraining import (
+    ConvMAEPretraining,
+    PretrainingConfig,
+    build_pretraining,
+    fastest_algorithms,
+)
 from convmae_deploy.models.video import VideoConfig
 from convmae_deploy.models.video_pretraining import (
     VideoPretraining,
@@ -115,7 +120,7 @@ class Bench:
         model = models[name].to(workload.device)
         if isinstance(model, ConvMAEPretraining | VideoPretraining) and workload.device == "cuda":  # as training does
             dtype = torch.bfloat16 if workload.precision == "bf16" else torch.float32
-            model.depthwise_ways, _ = fastest_ways(model, PATCH_SIZE, torch.device("cuda"), dtype)
+            model.depthwise_algorithms, _ = fastest_algorithms(model, PATCH_SIZE, torch.device("cuda"), dtype)
         self._model = torch.compile(model, backend=workload.compiler) if workload.compiled else model
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, fused=video or name != DENSE)

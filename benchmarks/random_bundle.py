@@ -57,7 +57,7 @@ class RandomBundleConfig:
 
     out: Path  # the bundle to create; must not exist
     # 1000 classes; features: without them; detection: Mask R-CNN, 80; segmentation: UperNet at 512, 150;
-    # video-classification: 16 frames, 400
+    # video-classification: 16 frames, 400; video-features: without them
     task: str = "classification"
     variant: str = "base"  # nano, tiny, small, base, base_plus, large or huge; detect: nano, tiny or base
     precision: Annotated[tuple[Precision, ...], comma_list(parse_precision, "PRECISION,...")] = ("fp32",)
@@ -108,6 +108,7 @@ RANDOM_MODELS: dict[str, Callable[[str], tuple[Any, CheckpointRecord]]] = {
     "detection": random_detector,
     "segmentation": random_segmenter,
     "video-classification": random_video_classifier,
+    "video-features": random_video_classifier,
 }
 
 

@@ -9,12 +9,12 @@ on the CPU (with every precision that the CPU has, for latency and for throughpu
 providers, and the TensorRT engines in the bundle's folder; with `--checkpoint` also PyTorch, eager and compiled, on
 the CPU. What is not there is listed with the reason. On a GPU nothing of this has been run yet.
 
-Each contender lives in a process of its own, pinned to the same cores, one for each thread, so that memory and
+Each combination lives in a process of its own, pinned to the same cores, one for each thread, so that memory and
 failures are its own. In every round each takes one turn, in an order that rotates; a turn is one run, or as many as
 take 0.1 s. Timed is a batch from arrays as the graph takes them to outputs as NumPy arrays; decoding, preprocessing,
 postprocessing, compilation and starting are not. Who computes in full precision on the CPU must give the first
-contender's outputs before it is timed. With `--data` every contender then predicts those photos or videos, and it is
-reported how often it says what the first one says, and the task's metric where there are labels.
+combination's outputs before it is timed. With `--data` every combination then predicts those photos or videos, and it
+is reported how often it says what the first one says, and the task's metric where there are labels.
 
 Exit status: 0 where all went well, 1 where something failed or nothing could be measured, 2 where the request cannot
 be carried out.
@@ -52,7 +52,7 @@ from export.benchmarking.report import (
     Judged,
     LeftOutRecord,
     advise,
-    contender_records,
+    combination_records,
     machine_facts,
     noise_warnings,
     rows_of,
@@ -66,7 +66,7 @@ from export.verification.samples import verification_samples
 
 BATCH_SIZES = (1, 8, 32)  # by default, as far as the bundle takes them
 RECORD_NAME, PLOT_NAME = "benchmark.json", "benchmark.png"
-FREE_MEMORY = 4  # times the largest file must be free for one more contender to start
+FREE_MEMORY = 4  # times the largest file must be free for one more combination to start
 INPUTS_NAME = "inputs.npy"
 TOPOLOGY = Path("/sys/devices/system/cpu")
 MEMORY_INFO = Path("/proc/meminfo")
@@ -79,9 +79,9 @@ class BenchmarkConfig:
     bundle: Annotated[Path, tyro.conf.Positional]  # folder that python -m export wrote
     checkpoint: Path | None = None  # run folder or checkpoint of the same model: PyTorch is measured too
     batch_sizes: tuple[int, ...] = ()  # images, or clips, a run; default: 1 8 32, as far as the bundle takes them
-    rounds: int = 10  # turns of each contender at each batch size
+    rounds: int = 10  # turns of each combination at each batch size
     warm_up: int = 3  # runs before them, at each batch size
-    threads: int = available_cores()  # CPU threads of every contender, each pinned to the same cores
+    threads: int = available_cores()  # CPU threads of every combination, each pinned to the same cores
     runtimes: tuple[Measured, ...] = MEASURED  # which to measure
     files: tuple[str, ...] = ()  # files of the bundle, for instance model.onnx; default: all
     # run the programs inside version-compatible engines, with all of your rights: built by you or somebody you trust
@@ -146,7 +146,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         )
     judged = Judged() if data is None else judge(entries, bundle, data, config.samples)
     rows = rows_of(entries, plan.batch_sizes)
-    records = contender_records(entries, judged)
+    records = combination_records(entries, judged)
     return BenchmarkRecord(
         bundle=bundle.manifest.name,
         task=bundle.manifest.task,
@@ -158,7 +158,7 @@ def run_benchmark(config: BenchmarkConfig, console: Console) -> BenchmarkRecord:
         machine=facts | {"pinned": "no" if cores is None else f"to cores {', '.join(map(str, cores))}"},
         warnings=noise_warnings(load, available_cores(), rows),
         counted=judged.counted,
-        contenders=records,
+        combinations=records,
         rows=rows,
         left_out=tuple(LeftOutRecord(name=name, reason=reason) for name, reason in left_out.items()),
         advice=advise(rows, records, unit_of(bundle.manifest.task), judged.counted),

@@ -187,8 +187,7 @@ class Api:
         assert isinstance(medium, Medium)  # the guard has it from `medium_of`
         if "version" in request.path_params:
             check_version(request.path_params["version"])
-        if name is not None or medium is self.inference.media["video"]:
-            route.find(self.models, name)  # before a large body is read for nothing
+        route.find(self.models, name)  # before a body is read for nothing
         if not self.connections.has_room():
             raise busy("clients have not read the answers yet that they asked for", 1)
         self.pool.admit()

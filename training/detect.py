@@ -29,7 +29,7 @@ from convmae_deploy.data.data_check import check_coco
 from convmae_deploy.data.detection_augmentation import DetectionAugmentation, DetectionAugmentationConfig, Target
 from convmae_deploy.data.detection_datasets import AugmentedDetections, EvaluationDetections, collate_detections
 from convmae_deploy.data.listing import LISTING, listing
-from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
+from convmae_deploy.engine.dense import NANO, NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.detection import detection_picture, evaluate_detector
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
@@ -119,10 +119,7 @@ def nano() -> DetectConfig:
     """On a few hundred photos, on a CPU."""
     return DetectConfig(
         detector="nano_fpn",
-        drop_path=0.05,
-        layer_decay=0.9,
-        validation_epochs=10,
-        picture_epochs=10,
+        **NANO,
         optimisation=replace(NANO_OPTIMISATION, epochs=60, weight_decay=0.1),
         augmentation=DetectionAugmentationConfig(scale=(0.5, 2.0)),
     )

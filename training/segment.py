@@ -29,7 +29,7 @@ from convmae_deploy.data.listing import LISTING, listing
 from convmae_deploy.data.segmentation_augmentation import SegmentationAugmentation, SegmentationAugmentationConfig
 from convmae_deploy.data.segmentation_datasets import AugmentedSegmentation
 from convmae_deploy.data.segmentation_folder import IGNORE, read_segmentation_splits
-from convmae_deploy.engine.dense import NANO_OPTIMISATION, DenseTrainingConfig
+from convmae_deploy.engine.dense import NANO, NANO_OPTIMISATION, DenseTrainingConfig
 from convmae_deploy.engine.evaluation import Validation
 from convmae_deploy.engine.optimisation import DenseOptimisationConfig, build_adamw
 from convmae_deploy.engine.pictures import first_photos
@@ -104,10 +104,7 @@ def nano() -> SegmentConfig:
     return SegmentConfig(
         variant="nano",
         image_size=(256, 256),
-        drop_path=0.05,
-        layer_decay=0.9,
-        validation_epochs=10,
-        picture_epochs=10,
+        **NANO,
         model=SegmenterConfig(channels=64, auxiliary_channels=64),
         optimisation=replace(NANO_OPTIMISATION, epochs=40, schedule="linear"),
         augmentation=SegmentationAugmentationConfig(short_side=360, scale=(0.6, 1.6)),

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from convmae_deploy.data.determinism import StepSampler
 from convmae_deploy.engine.optimisation import OptimisationConfig
 from convmae_deploy.machine import processor
-from convmae_deploy.models.depthwise import Ways
+from convmae_deploy.models.depthwise import Algorithms
 from convmae_deploy.printing import counted
 
 # What a setting that may change on resume does to what is learnt; nothing where it says nothing.
@@ -111,11 +111,11 @@ def updates_in_words(optimisation: OptimisationConfig, steps: StepSampler, kind:
     return f"{words}; epochs: {optimisation.epochs}"
 
 
-def ways_in_words(ways: Ways, seconds: Mapping[str, Mapping[str, float]]) -> str:
-    """How visible cells are convolved on this device, and how long each way took.
+def algorithms_in_words(algorithms: Algorithms, seconds: Mapping[str, Mapping[str, float]]) -> str:
+    """How visible cells are convolved on this device, and how long each algorithm took.
 
     Args:
-        ways: the fastest.
+        algorithms: the fastest.
         seconds: of all, as `models.depthwise.fastest` gives them.
     """
     parts = {
@@ -126,8 +126,8 @@ def ways_in_words(ways: Ways, seconds: Mapping[str, Mapping[str, float]]) -> str
         for what, measured in seconds.items()
     }
     return (
-        f"depthwise convolution of visible cells: {ways.convolution} (ms: {parts['convolution']}); gradient of its "
-        f"weight: {ways.gradient} (ms: {parts['gradient']})"
+        f"depthwise convolution of visible cells: {algorithms.convolution} (ms: {parts['convolution']}); "
+        f"gradient of its weight: {algorithms.gradient} (ms: {parts['gradient']})"
     )
 
 

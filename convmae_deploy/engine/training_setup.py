@@ -23,7 +23,7 @@ from convmae_deploy.engine.epoch_log import EpochLog
 from convmae_deploy.engine.failures import training_failures_in_words
 from convmae_deploy.engine.recipe import Recipe
 from convmae_deploy.engine.run_folder import DATA_CHECK, RunFolder, optimisation_so_far
-from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, changes_in_words, start_lines, ways_in_words
+from convmae_deploy.engine.start import MAY_CHANGE_ON_RESUME, algorithms_in_words, changes_in_words, start_lines
 from convmae_deploy.engine.training_config import TrainingConfig, chosen_preset
 from convmae_deploy.engine.training_loop import TrainingLoop
 from convmae_deploy.engine.training_run import TrainingRun
@@ -31,7 +31,7 @@ from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import check_can_create
 from convmae_deploy.machine import keep_freed_memory
 from convmae_deploy.models.convmae import ConvMAEConfig
-from convmae_deploy.models.pretraining import ConvMAEPretraining, fastest_ways
+from convmae_deploy.models.pretraining import ConvMAEPretraining, fastest_algorithms
 from convmae_deploy.models.video_pretraining import VideoPretraining
 from convmae_deploy.models.vit import ViT
 from convmae_deploy.printing import printable
@@ -133,7 +133,7 @@ class Setup:
         )
 
     def choose_depthwise(self, model: ConvMAEPretraining | VideoPretraining, cell_size: int) -> None:
-        """On a GPU measures the ways to convolve visible cells; all processes take the main one's fastest.
+        """On a GPU measures the algorithms that convolve visible cells; all processes take the main one's fastest.
 
         Args:
             model: that is to be pretrained, on any device; one without convolutions has nothing to choose.
@@ -145,10 +145,10 @@ class Setup:
         chosen: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             dtype = AUTOCAST.get(self.accelerator.mixed_precision, torch.float32)
-            chosen[:] = fastest_ways(model, cell_size, device, dtype)
+            chosen[:] = fastest_algorithms(model, cell_size, device, dtype)
         broadcast_object_list(chosen)
-        model.depthwise_ways, seconds = chosen
-        self.choices.append(ways_in_words(model.depthwise_ways, seconds))
+        model.depthwise_algorithms, seconds = chosen
+        self.choices.append(algorithms_in_words(model.depthwise_algorithms, seconds))
 
     def begin(
         self,

@@ -1,9 +1,9 @@
-"""The depthwise convolution of windows and the gradient of its weight, in the ways that a device may be fast at.
+"""The depthwise convolution of windows and the gradient of its weight, by several algorithms.
 
 PyTorch's gradient of a depthwise weight takes so much longer on a CPU than the convolution itself that it dominates
 whole training steps; one matrix product per channel does not. That is what a CPU takes, and so does any device that
 nobody has measured. Which is the fastest on a GPU depends on the GPU and on its libraries, so that `fastest` measures;
-a pretraining model keeps what it found. All ways give the same but for rounding.
+a pretraining model keeps what it found. All algorithms give the same but for rounding.
 
 Shapes: M maps or windows, H W their grid, C channels, k kernel size, s side of a square of tokens, e = s + k - 1 side
 of its window: the square and all that the kernel reaches from it. Windows of a video have a time axis of T slots in
@@ -29,14 +29,14 @@ MEASURED_TOKENS = 2**17  # in windows: enough for all of a GPU
 
 
 @dataclass(frozen=True)
-class Ways:
-    """Names of a way to convolve and of one to compute the weight's gradient."""
+class Algorithms:
+    """Names of what convolves (of `CONVOLUTIONS`) and of what computes the weight's gradient (of `GRADIENTS`)."""
 
     convolution: str = "convolution"
     gradient: str = "products"
 
 
-ON_A_CPU = Ways()
+ON_A_CPU = Algorithms()
 
 
 def flipped(weight: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def window_padding(kernel: Sequence[int]) -> tuple[int, ...]:
 @torch.no_grad()  # as within an autograd.Function
 def fastest(
     shape: Sequence[int], side: int, device: torch.device, dtype: torch.dtype, measure: Measure | None = None
-) -> tuple[Ways, dict[str, dict[str, float]]]:
-    """The fastest ways for a layer on a device in a precision.
+) -> tuple[Algorithms, dict[str, dict[str, float]]]:
+    """The fastest algorithms for a layer on a device in a precision.
 
     Args:
         shape: of its weight, (C, 1, k, k) or (C, 1, d, k, k).
@@ -64,7 +64,7 @@ def fastest(
         measure: by default gives the median of many runs by PyTorch's timer, which waits for the device.
 
     Returns:
-        The ways, and {"convolution" or "gradient": {way: seconds}}; infinity for one that does not run there.
+        Their names, and {"convolution" or "gradient": {name: seconds}}; infinity for one that does not run there.
     """
     channels, _, *kernel = shape
     *depth, size, _ = kernel
@@ -79,13 +79,13 @@ def fastest(
     windows, gradient = (noise(cells, *slots, edge, edge, channels) for edge in (side + size - 1, side))
     work = {
         "convolution": {
-            name: partial(way, windows, weight, window_padding(kernel)) for name, way in CONVOLUTIONS.items()
+            name: partial(convolve, windows, weight, window_padding(kernel)) for name, convolve in CONVOLUTIONS.items()
         },
-        "gradient": {name: partial(way, windows, gradient, kernel) for name, way in GRADIENTS.items()},
+        "gradient": {name: partial(compute, windows, gradient, kernel) for name, compute in GRADIENTS.items()},
     }
-    found = {what: {name: _seconds(way, measure) for name, way in ways.items()} for what, ways in work.items()}
+    found = {what: {name: _seconds(run, measure) for name, run in runs.items()} for what, runs in work.items()}
     best = {what: min(times, key=times.__getitem__) for what, times in found.items()}
-    return Ways(**best), found
+    return Algorithms(**best), found
 
 
 def _seconds(work: Callable[[], Any], measure: Measure | None) -> float:

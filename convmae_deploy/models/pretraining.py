@@ -27,7 +27,7 @@ from convmae_deploy.models.convmae import (
     run_blocks,
 )
 from convmae_deploy.models.convolution import strided_convolution
-from convmae_deploy.models.depthwise import ON_A_CPU, Ways, fastest
+from convmae_deploy.models.depthwise import ON_A_CPU, Algorithms, fastest
 from convmae_deploy.models.initialisation import pointwise_layers
 from convmae_deploy.models.masking import MASKING, MaskingName
 from convmae_deploy.models.positions import resize_position_embedding, sincos_position_embedding
@@ -116,7 +116,7 @@ class ConvMAEPretraining(nn.Module):
         self.cell_size = cell_size
         self.masked_convolution = masked_convolution
         self.norm_pix_loss = norm_pix_loss
-        self.depthwise_ways = ON_A_CPU  # to convolve visible cells; a GPU's fastest are measured
+        self.depthwise_algorithms = ON_A_CPU  # that convolve visible cells; a GPU's fastest are measured
         self.multi_scale = multi_scale
         encoder_block = "Block" if isinstance(encoder, ViT) else "ConvBlock"
         self._no_split_modules = [encoder_block, "TransformerBlock"]  # what Accelerate's FSDP takes for a unit
@@ -153,7 +153,7 @@ class ConvMAEPretraining(nn.Module):
             raise ConvMAEError(f"there must be as many masks of every image; got {len(kept)} of {len(images_bchw)}")
         images_bchw = images_bchw.repeat(masks, 1, 1, 1)  # (G * B, 3, H, W)
         height, width = images_bchw.shape[-2:]
-        visible = VisibleCells(kept, (height // self.cell_size, width // self.cell_size), self.depthwise_ways)
+        visible = VisibleCells(kept, (height // self.cell_size, width // self.cell_size), self.depthwise_algorithms)
         grid_size = height // PATCH_SIZE, width // PATCH_SIZE
         tokens = self.decoder_embed(self.encode(images_bchw, visible))
         prediction = self.decode(tokens, visible, grid_size)
@@ -261,10 +261,10 @@ def build_pretraining(config: ConvMAEConfig, pretraining: PretrainingConfig) -> 
     )
 
 
-def fastest_ways(
+def fastest_algorithms(
     model: nn.Module, cell_size: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Ways, dict[str, dict[str, float]]]:
-    """The fastest ways to convolve a pretraining model's visible cells; see `models.depthwise.fastest`.
+) -> tuple[Algorithms, dict[str, dict[str, float]]]:
+    """The fastest algorithms to convolve a pretraining model's visible cells; see `models.depthwise.fastest`.
 
     Args:
         model: for photos or videos, with convolutions; its first one is measured, where most tokens are.

@@ -92,7 +92,7 @@ class VideoPretraining(nn.Module):
         self.encoder = encoder
         self.multi_scale = multi_scale
         self.norm_pix_loss = norm_pix_loss
-        self.depthwise_ways = ON_A_CPU  # to convolve visible cells; a GPU's fastest are measured
+        self.depthwise_algorithms = ON_A_CPU  # that convolve visible cells; a GPU's fastest are measured
         if multi_scale:
             self.stage1_output_decode = nn.Conv2d(dim1, width, 4, stride=4)  # for every slot
             self.stage2_output_decode = nn.Conv2d(dim2, width, 2, stride=2)
@@ -121,7 +121,7 @@ class VideoPretraining(nn.Module):
     def reconstruct(self, clips_bcfhw: Tensor, kept_bk: Tensor) -> Reconstruction:
         """Prediction (B, T * N, P), what of it is hidden (B, T * N, 1), and loss; arguments as for `forward`."""
         frames, height, width = clips_bcfhw.shape[2:]
-        visible = VisibleTubes(kept_bk, (height // PATCH_SIZE, width // PATCH_SIZE), self.depthwise_ways)
+        visible = VisibleTubes(kept_bk, (height // PATCH_SIZE, width // PATCH_SIZE), self.depthwise_algorithms)
         prediction = self.decode(self.decoder_embed(self.encode(clips_bcfhw, visible)), visible)
         hidden = visible.removed().repeat(1, frames // TUBELET).unsqueeze(2)  # (B, T * N, 1)
         return Reconstruction(prediction, hidden, self.loss(clips_bcfhw, prediction, hidden))

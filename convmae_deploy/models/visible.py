@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, ON_A_CPU, Ways, flipped, window_padding
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, ON_A_CPU, Algorithms, flipped, window_padding
 
 
 class VisibleCells:
@@ -23,15 +23,15 @@ class VisibleCells:
     A map of cells is (M, s, s, C): all cells of the first image, then those of the next, in the order of `kept`.
     """
 
-    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], ways: Ways = ON_A_CPU) -> None:
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], algorithms: Algorithms = ON_A_CPU) -> None:
         """
         Args:
             kept_bk: row-major indices of the visible cells, (B, K) int64, each at most once an image.
             grid_size: (H, W) in cells.
-            ways: to compute the convolution.
+            algorithms: of the convolution.
         """
         self.kept = kept_bk
-        self.ways = ways
+        self.algorithms = algorithms
         self.grid_size = grid_size
         batch, cells = len(kept_bk), grid_size[0] * grid_size[1]
         first = torch.arange(batch, device=kept_bk.device)[:, None] * cells
@@ -64,8 +64,8 @@ class VisibleCells:
         """The depthwise convolution of the scattered map, at the visible cells; (M, s, s, C) to the same."""
         weight = convolution.weight.to(cells_mssc.dtype)  # as autocast would
         windows = self.windows(cells_mssc, weight.shape[-1])
-        ways = self.ways.convolution, self.ways.gradient
-        mixed: Tensor = _DepthwiseOfCells.apply(cells_mssc, weight, windows, *ways)
+        names = self.algorithms.convolution, self.algorithms.gradient
+        mixed: Tensor = _DepthwiseOfCells.apply(cells_mssc, weight, windows, *names)
         assert convolution.bias is not None
         return mixed + convolution.bias.to(mixed.dtype)
 
@@ -108,9 +108,9 @@ class VisibleTubes(VisibleCells):
     A map of tubes is (M, T, s, s, C): all slots of the first cell, then those of the next.
     """
 
-    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], ways: Ways = ON_A_CPU) -> None:
+    def __init__(self, kept_bk: Tensor, grid_size: tuple[int, int], algorithms: Algorithms = ON_A_CPU) -> None:
         """Arguments as for `VisibleCells`."""
-        super().__init__(kept_bk, grid_size, ways)
+        super().__init__(kept_bk, grid_size, algorithms)
         self._tube_windows: dict[tuple[int, int, int], Tensor] = {}
 
     def gather(self, map_bthwc: Tensor, side: int) -> Tensor:

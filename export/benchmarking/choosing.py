@@ -8,7 +8,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.bundle.manifest import INT8, BundleFile
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import atomic_file
-from export.benchmarking.report import BenchmarkRecord, ContenderRecord, Ranked, ranking
+from export.benchmarking.report import BenchmarkRecord, CombinationRecord, Ranked, ranking
 from export.benchmarking.timing import is_significantly_faster
 from export.runtimes.combinations import PLACES, TORCH
 from export.verification.gates import GATES
@@ -23,26 +23,26 @@ def choose(record: BenchmarkRecord, bundle: Bundle, goal: Goal) -> tuple[Choice,
     Raises:
         ConvMAEError: none holds.
     """
-    contenders = {entry.name: entry for entry in record.contenders}
+    combinations = {entry.name: entry for entry in record.combinations}
     passed_over: dict[str, str] = {}
     holding: list[Ranked] = []
     for row, timing in ranking(record.rows, goal):
-        reason = why_not(contenders[row.contender], bundle)
+        reason = why_not(combinations[row.combination], bundle)
         if reason is None:
             holding.append((row, timing))
         elif not holding:
-            passed_over[row.contender] = reason
+            passed_over[row.combination] = reason
     if not holding:
         raise ConvMAEError(f"nothing that was measured holds, so there is nothing to choose: {in_words(passed_over)}")
     fastest, own = holding[0]
     rounds = [milliseconds / fastest.batch_size for milliseconds in own.round_ms]
     near = {
-        row.contender: (row, timing)
+        row.combination: (row, timing)
         for row, timing in holding
         if row is fastest or not is_significantly_faster(rounds, [value / row.batch_size for value in timing.round_ms])
     }
-    row, timing = next(near[name] for name in contenders if name in near)
-    chosen = contenders[row.contender]
+    row, timing = next(near[name] for name in combinations if name in near)
+    chosen = combinations[row.combination]
     assert chosen.file is not None  # `why_not` says so
     place = PLACES[chosen.runtime]
     return Choice(
@@ -63,28 +63,30 @@ def choose(record: BenchmarkRecord, bundle: Bundle, goal: Goal) -> tuple[Choice,
 _NO_VERSIONS = ("device", "threads", "platform", "pinned")  # facts of the machine
 
 
-def why_not(contender: ContenderRecord, bundle: Bundle) -> str | None:
-    """Why a contender may not be chosen, however fast it is; None: it holds.
+def why_not(combination: CombinationRecord, bundle: Bundle) -> str | None:
+    """Why a combination may not be chosen, however fast it is; None: it holds.
 
     A graph that is computed as it is written holds by the export's proof; what nobody proved, by its answers to the
     user's data. Where there are such data, they count for all but INT8, whose proof is the task's metric.
     """
-    if contender.runtime in TORCH or contender.file is None:
+    if combination.runtime in TORCH or combination.file is None:
         return "PyTorch serves no bundle"
-    if contender.problem is not None:
+    if combination.problem is not None:
         return "it failed"
-    numerics = _graph(contender.file, bundle).numerics
+    numerics = _graph(combination.file, bundle).numerics
     if numerics is None or not numerics.passed:
         return "its graph is not verified"
-    is_engine = contender.file.endswith(ENGINE_SUFFIX)
-    as_written = not is_engine and contender.computes_in in (None, "fp32", contender.precision)
-    computes = contender.precision if as_written or contender.computes_in is None else contender.computes_in
-    if contender.agreement is None:
-        what = "no engine is proven by the export" if is_engine else f"the file is {contender.precision}, and computed"
+    is_engine = combination.file.endswith(ENGINE_SUFFIX)
+    as_written = not is_engine and combination.computes_in in (None, "fp32", combination.precision)
+    computes = combination.precision if as_written or combination.computes_in is None else combination.computes_in
+    if combination.agreement is None:
+        what = (
+            "no engine is proven by the export" if is_engine else f"the file is {combination.precision}, and computed"
+        )
         return None if as_written else f"{what}{'' if is_engine else f' in {computes}'}; give --data"
     least = GATES[computes].top1
-    if computes not in INT8 and contender.agreement < least:
-        return f"it agrees on {contender.agreement:.2%} of the data, and {least:.1%} are needed"
+    if computes not in INT8 and combination.agreement < least:
+        return f"it agrees on {combination.agreement:.2%} of the data, and {least:.1%} are needed"
     return None
 
 

@@ -1,4 +1,4 @@
-"""A benchmark as a picture: latency on the left, throughput on the right, a line for each contender."""
+"""A benchmark as a picture: latency on the left, throughput on the right, a line for each combination."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     sizes = sorted({row.batch_size for row, _ in measured})
     colours = {size: COLOURS[index % len(COLOURS)] for index, size in enumerate(sizes)}
     ranked = sorted(measured, key=lambda pair: (pair[0].batch_size, pair[1].p50_ms))
-    places = {name: place for place, name in enumerate(dict.fromkeys(row.contender for row, _ in ranked))}
+    places = {name: place for place, name in enumerate(dict.fromkeys(row.combination for row, _ in ranked))}
     figure = Figure(figsize=(10, 1.6 + 0.32 * len(places)), layout="constrained")
     machine = record.machine
     figure.suptitle(
@@ -34,7 +34,7 @@ def draw_record(path: Path, record: BenchmarkRecord) -> None:
     )
     latency, throughput = figure.subplots(1, 2, sharey=True)
     for row, timing in measured:
-        place, colour = places[row.contender], colours[row.batch_size]
+        place, colour = places[row.combination], colours[row.batch_size]
         if row.batch_size == sizes[0]:
             latency.plot([timing.p50_ms, timing.p99_ms], [place] * 2, "-", color=colour, alpha=0.4, linewidth=5)
             latency.plot(timing.p50_ms, place, "o", color=colour)

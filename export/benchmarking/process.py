@@ -1,4 +1,4 @@
-"""The other side of `benchmarking.worker`: starts the process of a contender, asks it, and says how it ended."""
+"""The other side of `benchmarking.worker`: starts the process of a combination, asks it, and says how it ended."""
 
 import json
 import os
@@ -20,12 +20,12 @@ SECONDS_TO_END = 10.0
 
 
 class WorkerError(ConvMAEError):
-    """A contender does not do what it was asked for, or its process is gone."""
+    """A combination does not do what it was asked for, or its process is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """What starting a contender took."""
+    """What starting a combination took."""
 
     seconds: float  # from the checked bundle, or the checkpoint, to something that runs
     peak_gb: float  # most resident memory until then
@@ -33,7 +33,7 @@ class Started:
 
 
 class WorkerProcess:
-    """A contender in a process of its own, which begins to start at once; all but `close` raise WorkerError."""
+    """A combination in a process of its own, which begins to start at once; all but `close` raise WorkerError."""
 
     def __init__(self, job: Job, folder: Path, environment: dict[str, str] | None = None) -> None:
         """Args:

@@ -37,8 +37,8 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ContenderRecord(_Record):
-    """One contender."""
+class CombinationRecord(_Record):
+    """One combination."""
 
     name: str
     runtime: str  # one of MEASURED
@@ -49,16 +49,16 @@ class ContenderRecord(_Record):
     description: str | None  # what ran it, and where; null: it did not start
     start_seconds: float | None  # from the checked bundle, or the checkpoint, to something that runs
     start_gb: float | None  # most resident memory of its process until then
-    difference: float | None  # its outputs' from the first contender's, as a share of their largest value
-    agreement: float | None  # share of a user's data that it answers as the first contender does, from 0 to 1
+    difference: float | None  # its outputs' from the first combination's, as a share of their largest value
+    agreement: float | None  # share of a user's data that it answers as the first combination does, from 0 to 1
     metrics: dict[str, float]  # on labelled data, in percent
     problem: str | None  # why it was not measured, or not to the end
 
 
 class Row(_Record):
-    """One contender at one batch size."""
+    """One combination at one batch size."""
 
-    contender: str
+    combination: str
     batch_size: int
     timing: Statistics | None  # null: it failed
     peak_gb: float | None  # most resident memory of its process until then, libraries included; not that of a GPU
@@ -90,11 +90,11 @@ class BenchmarkRecord(_Record):
     timed: str = TIMED
     rounds: int
     warm_up: int
-    threads: int  # CPU threads of every contender
+    threads: int  # CPU threads of every combination
     machine: dict[str, str]
     warnings: tuple[str, ...]
     counted: str | None  # what `agreement` counts, in words
-    contenders: tuple[ContenderRecord, ...]
+    combinations: tuple[CombinationRecord, ...]
     rows: tuple[Row, ...]
     left_out: tuple[LeftOutRecord, ...]
     advice: Advice
@@ -107,16 +107,16 @@ class BenchmarkRecord(_Record):
     @property
     def complete(self) -> bool:
         """Whether something was measured and nothing failed."""
-        problems = [entry.problem for entry in self.contenders] + [row.problem for row in self.rows]
+        problems = [entry.problem for entry in self.combinations] + [row.problem for row in self.rows]
         return bool(self.rows) and not any(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What contenders make of a user's data."""
+    """What combinations make of a user's data."""
 
     counted: str | None = None  # what the agreement is of, in words
-    agreement: dict[Combination, float] = field(default_factory=dict)  # with the first contender, from 0 to 1
+    agreement: dict[Combination, float] = field(default_factory=dict)  # with the first combination, from 0 to 1
     metrics: dict[Combination, dict[str, float]] = field(default_factory=dict)  # in percent
 
 
@@ -126,10 +126,10 @@ def unit_of(task: str) -> str:
 
 
 def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, ...]:
-    """A row for each contender that started and each batch size."""
+    """A row for each combination that started and each batch size."""
     return tuple(
         Row(
-            contender=entry.combination.name,
+            combination=entry.combination.name,
             batch_size=size,
             timing=summarise(entry.taken[size], size) if size in entry.taken else None,
             peak_gb=entry.peak_gb.get(size),
@@ -141,10 +141,10 @@ def rows_of(entries: Sequence[Entry], batch_sizes: Sequence[int]) -> tuple[Row, 
     )
 
 
-def contender_records(entries: Sequence[Entry], judged: Judged) -> tuple[ContenderRecord, ...]:
-    """What is reported of each contender besides its figures."""
+def combination_records(entries: Sequence[Entry], judged: Judged) -> tuple[CombinationRecord, ...]:
+    """What is reported of each combination besides its figures."""
     return tuple(
-        ContenderRecord(
+        CombinationRecord(
             name=entry.combination.name,
             runtime=entry.combination.runtime,
             file=entry.combination.file or None,
@@ -167,7 +167,7 @@ def machine_facts(threads: int) -> dict[str, str]:
     """What figures depend on besides the code.
 
     Args:
-        threads: CPU threads of every contender.
+        threads: CPU threads of every combination.
     """
     facts = {
         "device": f"CPU, {processor()}, {available_cores()} cores",
@@ -204,18 +204,18 @@ def noise_warnings(load: float | None, cores: int, rows: Sequence[Row]) -> tuple
         assert worst.timing is not None
         warnings.append(
             f"{len(unsteady)} of {len(rows)} rows spread over the rounds by more than {MOST_SPREAD:.0%} of their "
-            f"median, {worst.contender} at batch {worst.batch_size} by {worst.timing.spread:.0%}: measure again, with "
-            "more rounds."
+            f"median, {worst.combination} at batch {worst.batch_size} by {worst.timing.spread:.0%}: measure again, "
+            "with more rounds."
         )
     return tuple(warnings)
 
 
-def advise(rows: Sequence[Row], contenders: Sequence[ContenderRecord], unit: str, counted: str | None) -> Advice:
+def advise(rows: Sequence[Row], combinations: Sequence[CombinationRecord], unit: str, counted: str | None) -> Advice:
     """What to pick for latency, at the smallest batch size, and for throughput, at any.
 
     Args:
-        rows: of all contenders.
-        contenders: with their agreement.
+        rows: of all combinations.
+        combinations: with their agreement.
         unit: what a batch consists of.
         counted: what the agreement is of.
     """
@@ -227,9 +227,9 @@ def advise(rows: Sequence[Row], contenders: Sequence[ContenderRecord], unit: str
     smallest = best.batch_size
     batch = f"a batch of {smallest}" if smallest > 1 else f"one {unit}"
     latency = (
-        f"For latency pick {best.contender}: {timing.p50_ms:.4g} ms for {batch} at the median"
-        f"{_against_baseline(first, contenders)}{_rivals(first, lambda row, own: f'{own.p50_ms:.4g} ms')}"
-        f"{_caveat(best, contenders, counted)}."
+        f"For latency pick {best.combination}: {timing.p50_ms:.4g} ms for {batch} at the median"
+        f"{_against_baseline(first, combinations)}{_rivals(first, lambda row, own: f'{own.p50_ms:.4g} ms')}"
+        f"{_caveat(best, combinations, counted)}."
     )
     fastest = ranking(rows, "throughput")
     best, timing = fastest[0]
@@ -238,8 +238,8 @@ def advise(rows: Sequence[Row], contenders: Sequence[ContenderRecord], unit: str
         return f"{own.images_per_second:.4g} at batch {row.batch_size}"
 
     throughput = (
-        f"For throughput pick {best.contender} at batch {best.batch_size}: {timing.images_per_second:.4g} {unit}s/s"
-        f"{_against_baseline(fastest, contenders)}{_rivals(fastest, rate)}{_caveat(best, contenders, counted)}."
+        f"For throughput pick {best.combination} at batch {best.batch_size}: {timing.images_per_second:.4g} {unit}s/s"
+        f"{_against_baseline(fastest, combinations)}{_rivals(fastest, rate)}{_caveat(best, combinations, counted)}."
     )
     return Advice(latency=latency, throughput=throughput)
 
@@ -252,18 +252,18 @@ def ranking(rows: Sequence[Row], goal: Goal) -> list[Ranked]:
         return sorted((pair for pair in measured if pair[0].batch_size == smallest), key=lambda pair: pair[1].p50_ms)
     fastest: dict[str, Ranked] = {}
     for row, own in sorted(measured, key=lambda pair: -pair[1].images_per_second):
-        fastest.setdefault(row.contender, (row, own))
+        fastest.setdefault(row.combination, (row, own))
     return list(fastest.values())
 
 
-def _against_baseline(ranked: Sequence[Ranked], contenders: Sequence[ContenderRecord]) -> str:
+def _against_baseline(ranked: Sequence[Ranked], combinations: Sequence[CombinationRecord]) -> str:
     """How much faster the first of a ranking is than what everyone has."""
-    names = [entry.name for entry in contenders if (entry.runtime, entry.precision) == BASELINE]
+    names = [entry.name for entry in combinations if (entry.runtime, entry.precision) == BASELINE]
     best, timing = ranked[0]
     for row, own in ranked[1:]:
-        if row.contender in names:
+        if row.combination in names:
             ratio = timing.images_per_second / own.images_per_second
-            return f", {ratio:.2f} times as fast as {row.contender}"
+            return f", {ratio:.2f} times as fast as {row.combination}"
     return ""
 
 
@@ -272,7 +272,7 @@ def _rivals(ranked: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) 
     (best, timing), *others = ranked
     own = [milliseconds / best.batch_size for milliseconds in timing.round_ms]
     near = [
-        f"{row.contender} ({figure(row, other)})"
+        f"{row.combination} ({figure(row, other)})"
         for row, other in others
         if not is_significantly_faster(own, [milliseconds / row.batch_size for milliseconds in other.round_ms])
     ]
@@ -282,10 +282,10 @@ def _rivals(ranked: Sequence[Ranked], figure: Callable[[Row, Statistics], str]) 
     return f"; within the noise of {len(own)} rounds: {', '.join(near[:MOST_RIVALS])}{more}"
 
 
-def _caveat(best: Row, contenders: Sequence[ContenderRecord], counted: str | None) -> str:
+def _caveat(best: Row, combinations: Sequence[CombinationRecord], counted: str | None) -> str:
     """Where a fast one answers otherwise."""
-    (entry,) = (entry for entry in contenders if entry.name == best.contender)
+    (entry,) = (entry for entry in combinations if entry.name == best.combination)
     if entry.agreement is None or entry.agreement == 1 or counted is None:
         return ""
-    first = next(other.name for other in contenders if other.agreement is not None)
+    first = next(other.name for other in combinations if other.agreement is not None)
     return f"; it gives the answers of {first} on {entry.agreement:.1%} of the {counted}"

@@ -19,7 +19,7 @@ from export.benchmarking.timing import Rounds, interleave
 from export.runtimes.combinations import Combination
 from export.verification.gates import FP32, compare
 
-LEAST_TURN_SECONDS = 0.1  # a fast contender runs several times in a turn, so that the percentiles are of many runs
+LEAST_TURN_SECONDS = 0.1  # a fast combination runs several times in a turn, so that the percentiles are of many runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Entry:
-    """A contender and what became of it."""
+    """A combination and what became of it."""
 
     combination: Combination
     process: WorkerProcess | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 Name = TypeVar("Name", bound=Hashable)
 Turn = Callable[[], Sequence[float]]  # runs something at least once and returns the seconds of every timed run
-Rounds = list[list[float]]  # what one contender took: the seconds of its runs, round by round
+Rounds = list[list[float]]  # what one combination took: the seconds of its runs, round by round
 
 REST_SECONDS = 0.25  # before each turn: the last one's idle threads spin for up to 0.2 s and would disturb it
 MOST_RUNS = 50  # in a turn
@@ -19,7 +19,7 @@ CHANCE = 0.05  # the most that a difference may be due to chance for one to coun
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What the rounds of one contender come to, at one batch size."""
+    """What the rounds of one combination come to, at one batch size."""
 
     runs: int  # timed ones, of all rounds; with fewer than 100 the 99th percentile is about the slowest
     p50_ms: float  # for the whole batch

@@ -1,4 +1,4 @@
-"""One contender of a benchmark in a process of its own: `python -m export.benchmarking.worker JOB`, JOB being JSON.
+"""One combination of a benchmark in a process of its own: `python -m export.benchmarking.worker JOB`, JOB being JSON.
 
 It answers requests, a line of JSON each, with a line of JSON each, and ends with its standard input. So nothing that
 another backend loads, allocates or breaks is in its memory or in its time. The other side is `benchmarking.process`.
@@ -51,7 +51,7 @@ def timed_outputs(manifest: Manifest) -> tuple[str, ...]:
 
 
 class Worker:
-    """A contender that was started."""
+    """A combination that was started."""
 
     def __init__(self, job: Job) -> None:
         self.bundle = load_bundle(job.bundle)
@@ -99,11 +99,11 @@ class Worker:
 
 
 def start(job: Job, bundle: Bundle) -> tuple["Runner", str]:
-    """What runs a contender, and its name with the device's."""
+    """What runs a combination, and its name with the device's."""
     if job.combination.runtime in TORCH:
         from export.benchmarking.pytorch import torch_run
 
-        assert job.checkpoint is not None  # without one there is no such contender
+        assert job.checkpoint is not None  # without one there is no such combination
         return torch_run(job.combination, bundle, job.checkpoint, job.threads)
     backend = open_backend(job.combination, bundle, threads=job.threads)
     names = timed_outputs(bundle.manifest)
@@ -120,7 +120,7 @@ def serve(job: Job, requests: TextIO, replies: TextIO) -> None:
             if worker is None:
                 worker = Worker(job)
             reply = getattr(worker, action)(**request)
-        except Exception as error:  # whatever a backend raises is this contender's row
+        except Exception as error:  # whatever a backend raises is this combination's row
             reply = {"error": sentence(error)}
         print(json.dumps(reply), file=replies, flush=True)
 

@@ -27,10 +27,10 @@ class TritonPythonModel:
         self.output = config["output"][0]["name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """An answer for each request; a photo that cannot be read fails its own alone."""
-        return [self._answer(request) for request in requests]
+        """A response for each request; a photo that cannot be read fails its own alone."""
+        return [self._response(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _response(self, request: Any) -> Any:
         files = triton.get_input_tensor_by_name(request, "encoded").as_numpy().ravel()
         try:
             images = [self._prepare(bytes(file)) for file in files]

@@ -55,6 +55,6 @@ def _method(route: InferenceRoute) -> dict[str, Any]:
 def _output(route: InferenceRoute) -> dict[str, Any]:
     if route.task is not None:
         several = {"type": "array", "items": {"type": "object"}}
-        return several if route.other_answer is None else {"anyOf": [several, {"type": "object"}]}
+        return several if route.other_response_model is None else {"anyOf": [several, {"type": "object"}]}
     arrays = {"type": "object", "properties": dict.fromkeys(LEVELS, TENSOR)}
     return {"type": "object", "properties": {"model": {"type": "string"}, "features": arrays}}

@@ -82,7 +82,7 @@ class _Head(BaseModel):
 
 
 @dataclass
-class _Answer:
+class _Values:
     """What the outputs of a request hold."""
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -110,11 +110,11 @@ class OpenInference:
             with received.timings.phase("decode"):
                 head, wanted, given = self._read(received, predictor)
             if isinstance(given, list):
-                answer = self._of_files(received, predictor, given, head, wanted)
+                values = self._of_files(received, predictor, given, head, wanted)
             else:
-                answer = self._of_numbers(received, predictor, given, head, wanted)
+                values = self._of_numbers(received, predictor, given, head, wanted)
         with received.timings.phase("encode"):
-            response = _response(head, predictor, answer, wanted, self.inference.settings.max_json_features_bytes)
+            response = _response(head, predictor, values, wanted, self.inference.settings.max_json_features_bytes)
         return Done(response, predictor.manifest.name, self.inference.media[predictor.MEDIUM], len(given))
 
     def _read(self, received: Received, predictor: Predictor) -> tuple[_Head, list[_Wanted], list[Upload] | InputArray]:
@@ -139,7 +139,7 @@ class OpenInference:
 
     def _of_numbers(
         self, received: Received, predictor: Predictor, batch: InputArray, head: _Head, wanted: Sequence[_Wanted]
-    ) -> _Answer:
+    ) -> _Values:
         """Runs the graph on what the client has prepared; that the model cannot bear its numbers is no fault of it."""
         read_parameters(Parameters, received.query, _of_the_task(head), received.model)
         predictor = predictor.at((batch.shape[-2], batch.shape[-1]))
@@ -150,7 +150,7 @@ class OpenInference:
         if arrays is None:
             message = "expected numbers prepared for this model, got some for which it gives no finite ones"
             raise ApiError(422, "out_of_range", f"{message}; see /v1/models/NAME", field="inputs[0].data")
-        return _Answer(arrays=dict(arrays))
+        return _Values(arrays=dict(arrays))
 
     def _of_files(
         self,
@@ -159,21 +159,21 @@ class OpenInference:
         uploads: list[Upload],
         head: _Head,
         wanted: Sequence[_Wanted],
-    ) -> _Answer:
+    ) -> _Values:
         """Runs the task once; what the graph gave on the way is kept where it is asked for."""
         own = route_of(predictor)
         parsed = Parsed(self.inference.media[predictor.MEDIUM], uploads, True, _of_the_task(head), in_json=True)
         job = self.inference.job(own, received, parsed, predictor, RESULT)
         names = [one.name for one in wanted if one.name != RESULT]
         kept: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-        answer = _Answer()
+        values = _Values()
         if RESULT in {one.name for one in wanted}:
-            answer.texts[RESULT] = self._results(job, _keeping(run_for(predictor, received.ticket), kept))
-            answer.shapes[RESULT] = [len(uploads)]
+            values.texts[RESULT] = self._results(job, _keeping(run_for(predictor, received.ticket), kept))
+            values.shapes[RESULT] = [len(uploads)]
         elif names:
             self._run_graph(job, names, kept)
-        answer.arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
-        return answer
+        values.arrays = {name: np.concatenate(parts) for name, parts in kept.items()}
+        return values
 
     def _results(self, job: Job, run: Run) -> list[bytes]:
         writer = route_of(job.predictor).writer(job)
@@ -436,20 +436,20 @@ def _keeping(run: Run, kept: dict[str, list[NDArray[Any]]]) -> Run:
 
 
 def _response(
-    head: _Head, predictor: Predictor, answer: _Answer, wanted: Sequence[_Wanted], max_json_bytes: int
+    head: _Head, predictor: Predictor, values: _Values, wanted: Sequence[_Wanted], max_json_bytes: int
 ) -> Response:
     """The answer as JSON, and after it what is asked for in binary."""
     outputs: list[dict[str, Any]] = []
     parts: list[bytes] = []
     for one in wanted:
-        texts, count = answer.texts.get(one.name), one.parameters.get(CLASSIFICATION, 0)
+        texts, count = values.texts.get(one.name), one.parameters.get(CLASSIFICATION, 0)
         if texts is not None:
-            shape, datatype = answer.shapes[one.name], "BYTES"
+            shape, datatype = values.shapes[one.name], "BYTES"
         elif count:
-            texts = _best(answer.arrays[one.name], predictor.manifest.classes, count)
-            shape, datatype = [len(answer.arrays[one.name]), len(texts) // len(answer.arrays[one.name])], "BYTES"
+            texts = _best(values.arrays[one.name], predictor.manifest.classes, count)
+            shape, datatype = [len(values.arrays[one.name]), len(texts) // len(values.arrays[one.name])], "BYTES"
         else:
-            array = answer.arrays[one.name]
+            array = values.arrays[one.name]
             shape, datatype = list(array.shape), DATATYPES[str(array.dtype)]
         output: dict[str, Any] = {"name": one.name, "datatype": datatype, "shape": shape}
         if one.parameters.get("binary_data"):

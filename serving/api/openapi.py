@@ -1,6 +1,7 @@
 """The description of the interface at /openapi.json, made of the table of routes and of the models of pydantic.
 
-Parameters come from `parameters.py`, answers from `answers.py`, what a route takes and gives from `routes.py`.
+Parameters come from `parameters.py`, responses from `response_models.py`, what a route takes and gives from
+`routes.py`.
 """
 
 import base64
@@ -15,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, RootModel
 from pydantic.json_schema import models_json_schema
 
-from serving.api import answers
+from serving.api import response_models
 from serving.api.models import Predictors
 from serving.api.parameters import EmbeddingsParameters, Parameters
 from serving.api.responses import JSON, OCTETS
@@ -256,24 +257,24 @@ def _content(route: Route) -> Schema:
     for kind in route.media_types:
         if kind != JSON:
             found[kind] = {"schema": BINARY}
-        elif route.answer is None:
+        elif route.response_model is None:
             found[kind] = {"schema": {}}
         else:
-            one = _reference(route.answer)
+            one = _reference(route.response_model)
             shapes = _one_or_many(one) if route.lists else [one]
-            if route.other_answer is not None:
-                other = _reference(route.other_answer)
+            if route.other_response_model is not None:
+                other = _reference(route.other_response_model)
                 shapes += [other, {"type": "array", "items": other}] if route.lists else [other]
             found[kind] = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     return found
 
 
 def _information(endpoint: Endpoint) -> Schema:
-    answer = {"type": "object"} if endpoint.answer is None else _reference(endpoint.answer)
+    schema = {"type": "object"} if endpoint.response_model is None else _reference(endpoint.response_model)
     if endpoint.lists:
-        answer = {"type": "array", "items": answer}
+        schema = {"type": "array", "items": schema}
     of_body = OF_BODIES if endpoint.method == "POST" else ()
-    return _operation(endpoint, {JSON: {"schema": answer}}, tuple({*ANY, *endpoint.statuses, *of_body})) | {
+    return _operation(endpoint, {JSON: {"schema": schema}}, tuple({*ANY, *endpoint.statuses, *of_body})) | {
         "parameters": _path_parameters(endpoint.path)
     }
 
@@ -305,7 +306,7 @@ def _path_parameters(path: str) -> list[Schema]:
 
 
 def _errors(path: str, statuses: Iterable[int]) -> Schema:
-    kind = answers.ProtocolError if is_of_protocol(path) else answers.Error
+    kind = response_models.ProtocolError if is_of_protocol(path) else response_models.Error
     content = {JSON: {"schema": _reference(kind)}}
     return {
         str(status): {"description": code_of_status(status).replace("_", " "), "content": content}
@@ -314,12 +315,12 @@ def _errors(path: str, statuses: Iterable[int]) -> Schema:
 
 
 def _schemas() -> Schema:
-    """Every shape in `answers.py`, by name."""
-    kinds = [kind for kind in vars(answers).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    """Every model in `response_models.py`, by name."""
+    kinds = [kind for kind in vars(response_models).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     kinds = [kind for kind in kinds if kind not in (BaseModel, RootModel)]
     _, content = models_json_schema([(kind, "serialization") for kind in kinds], ref_template=REFERENCE)
     schemas: Schema = content["$defs"]
-    for name in ("Answer", "OpenAnswer"):
+    for name in ("ResponseModel", "OpenResponseModel"):
         del schemas[name]
     return schemas
 

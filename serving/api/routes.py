@@ -14,7 +14,7 @@ from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
 from convmae_deploy.tasks.segmentation import Segmenter
 from convmae_deploy.tasks.video import VideoClassifier
-from serving.api import answers
+from serving.api import response_models
 from serving.api.models import Predictors, find_any, find_features, find_model
 from serving.api.parameters import (
     ClassifyParameters,
@@ -58,9 +58,9 @@ class Route:
     summary: str
     description: str
     body: Body = "files"
-    answer: type[BaseModel] | None = None  # in JSON; None: it depends on the model
+    response_model: type[BaseModel] | None = None  # in JSON; None: it depends on the model
     lists: bool = False  # whether that is an entry of a list, of lists for a list of files
-    other_answer: type[BaseModel] | None = None  # in JSON, in place of it where a request asks so
+    other_response_model: type[BaseModel] | None = None  # in JSON, in place of it where a request asks so
     media_types: tuple[str, ...] = (JSON,)  # of answers
     tag: str = PROTOCOLS
     parameters: type[Parameters] = Parameters  # that are described; those of the model's own route are understood
@@ -132,9 +132,9 @@ ROUTES: Final = (
         task=Classifier.TASK,
         parameters=ClassifyParameters,
         writer=PhotoClassWriter,
-        answer=answers.Prediction,
+        response_model=response_models.Prediction,
         lists=True,
-        other_answer=answers.Explanation,
+        other_response_model=response_models.Explanation,
         media_types=PICTURE_TYPES,
     ),
     InferenceRoute(
@@ -147,7 +147,7 @@ ROUTES: Final = (
         task=Detector.TASK,
         parameters=DetectParameters,
         writer=ObjectWriter,
-        answer=answers.Detection,
+        response_model=response_models.Detection,
         lists=True,
     ),
     InferenceRoute(
@@ -160,7 +160,7 @@ ROUTES: Final = (
         task=Segmenter.TASK,
         parameters=SegmentParameters,
         writer=SegmentWriter,
-        answer=answers.Segment,
+        response_model=response_models.Segment,
         lists=True,
         media_types=PICTURE_TYPES,
     ),
@@ -174,7 +174,7 @@ ROUTES: Final = (
         task=VideoClassifier.TASK,
         parameters=VideoParameters,
         writer=ClassWriter,
-        answer=answers.Prediction,
+        response_model=response_models.Prediction,
         lists=True,
         stills="/v1/classify",
     ),
@@ -192,8 +192,8 @@ ROUTES: Final = (
         parameters=FeaturesParameters,
         writer=FeatureWriter,
         parse=parse_flat,
-        answer=answers.Features,
-        other_answer=answers.Arrays,
+        response_model=response_models.Features,
+        other_response_model=response_models.Arrays,
         media_types=FEATURE_TYPES,
     ),
     InferenceRoute(
@@ -207,7 +207,7 @@ ROUTES: Final = (
         writer=EmbeddingWriter,
         parse=parse_embeddings,
         body="embeddings",
-        answer=answers.Embeddings,
+        response_model=response_models.Embeddings,
     ),
 )
 ANY_MODEL_ROUTES: Final = (
@@ -227,7 +227,7 @@ ANY_MODEL_ROUTES: Final = (
         parse=parse_instances,
         body="instances",
         envelope="predictions",
-        answer=answers.Predictions,
+        response_model=response_models.Predictions,
     ),
 )
 _INFER = "The Open Inference Protocol: tensors, or files in the input `encoded`, in JSON or as bytes after it."
@@ -238,7 +238,7 @@ TENSOR_ROUTES: Final = tuple(
         summary="Run a model on tensors or files",
         description=f"{_INFER} Without `outputs` come all but maps and masks, which are large.",
         body="tensors",
-        answer=answers.Inferred,
+        response_model=response_models.Inferred,
         media_types=(JSON, "application/octet-stream"),
     )
     for version, name in (("", "infer"), ("/versions/{version}", "infer_version"))
@@ -260,7 +260,7 @@ class Endpoint:
     name: str
     summary: str
     method: str = "GET"
-    answer: Any = None  # in JSON; None: any object
+    response_model: Any = None  # in JSON; None: any object
     lists: bool = False  # whether that is an entry of a list
     statuses: tuple[int, ...] = ()  # that it may answer with, beside 200 and those of every route
     tag: str = INFORMATION
@@ -273,7 +273,7 @@ def _metadata(version: str) -> tuple[Endpoint, Endpoint]:
             path=path,
             name=f"model_metadata{suffix}",
             summary="Inputs and outputs of a model",
-            answer=answers.ModelMetadata,
+            response_model=response_models.ModelMetadata,
             statuses=(404,),
             tag=PROTOCOLS,
         ),
@@ -281,7 +281,7 @@ def _metadata(version: str) -> tuple[Endpoint, Endpoint]:
             path=f"{path}/ready",
             name=f"model_ready{suffix}",
             summary="Whether a model runs",
-            answer=answers.ModelReady,
+            response_model=response_models.ModelReady,
             statuses=(404,),
             tag=PROTOCOLS,
         ),
@@ -289,17 +289,19 @@ def _metadata(version: str) -> tuple[Endpoint, Endpoint]:
 
 
 ENDPOINTS: Final = (
-    Endpoint(path="/v1/models", name="list_models", summary="The loaded models", answer=answers.ModelList),
+    Endpoint(
+        path="/v1/models", name="list_models", summary="The loaded models", response_model=response_models.ModelList
+    ),
     Endpoint(
         path=f"/v1/models/{NAME}",
         name="describe_model",
         summary="Everything about one model",
-        answer=answers.Model,
+        response_model=response_models.Model,
         statuses=(404,),
     ),
-    Endpoint(path="/livez", name="live", summary="Whether the process answers", answer=answers.Alive),
+    Endpoint(path="/livez", name="live", summary="Whether the process answers", response_model=response_models.Alive),
     *(
-        Endpoint(path=path, name=name, summary=summary, answer=answers.Ready, tag=tag)
+        Endpoint(path=path, name=name, summary=summary, response_model=response_models.Ready, tag=tag)
         for path, name, summary, tag in (
             ("/readyz", "ready", "Whether requests should be sent here", INFORMATION),
             ("/healthz", "healthz", "As /readyz, for BentoML and others", PROTOCOLS),
@@ -312,10 +314,16 @@ ENDPOINTS: Final = (
         path="/v2/health/live",
         name="server_live",
         summary="As /livez, for the Open Inference Protocol",
-        answer=answers.ServerLive,
+        response_model=response_models.ServerLive,
         tag=PROTOCOLS,
     ),
-    Endpoint(path="/v2", name="server_metadata", summary="The server", answer=answers.ServerMetadata, tag=PROTOCOLS),
+    Endpoint(
+        path="/v2",
+        name="server_metadata",
+        summary="The server",
+        response_model=response_models.ServerMetadata,
+        tag=PROTOCOLS,
+    ),
     *_metadata(""),
     *_metadata("version"),
     Endpoint(path="/schema.json", name="bentoml_schema", summary="What BentoML's clients ask for", tag=PROTOCOLS),
@@ -324,7 +332,7 @@ ENDPOINTS: Final = (
         name="repository_index",
         summary="Models that are loaded or could be",
         method="POST",
-        answer=answers.RepositoryModel,
+        response_model=response_models.RepositoryModel,
         lists=True,
         tag=REPOSITORY,
     ),

@@ -13,7 +13,7 @@ export const classification = {
   title: "Classify a photo",
   lead: "Its likeliest classes, why each, and the four feature levels behind them.",
   heading: "Prediction",
-
+  choosesAmongClasses: true,
   hasLevels: true,
 
   placeholders(details) {

@@ -17,6 +17,7 @@ export const detection = {
   lead: "What is in it and where: boxes and masks, drawn on the photo.",
   heading: "Objects",
   hasThreshold: true,
+  looksAtScenes: true,
 
   placeholders() {
     showPendingRows(PENDING_ROWS);

@@ -143,7 +143,7 @@ async function chooseModel(id) {
     ...labels.map((label) => element("li", { title: label }, Object.values(readLabel(label)).filter(Boolean).join(", "))),
   );
   byId("knows").textContent = knowsSentence(labels);
-  byId("samples").replaceChildren(...(medium() === "photo" ? sampleButtons(session.details.task, take, fail) : []));
+  byId("samples").replaceChildren(...(medium() === "photo" ? sampleButtons(Boolean(view().looksAtScenes), take, fail) : []));
   byId("classes-details").hidden = labels.length === 0;
   byId("about").hidden = false;
   byId("colophon").textContent =
@@ -154,7 +154,7 @@ async function chooseModel(id) {
 
 /** What a classifier's answer must be read against: it has no word for anything else. */
 function knowsSentence(labels) {
-  if (!session.details.task.endsWith("classification") || labels.length === 0) return "";
+  if (!view().choosesAmongClasses || labels.length === 0) return "";
   return `The model knows ${knownClasses(labels, KNOWN_NAMES)}. Whatever the ${medium()} shows, it chooses among these.`;
 }
 

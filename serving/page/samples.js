@@ -8,7 +8,7 @@ const SAMPLES = [
     name: "Golf ball",
     alt: "A golf ball on grass",
     credit: "rendered for this project, MIT",
-    tasks: ["classification", "features"], // too plain for what finds objects in scenes
+    plain: true, // one thing on its own: nothing for a model that looks at scenes
   },
   { file: "cat.jpg", name: "Cat", alt: "The face of a tabby cat", credit: "Stefan van der Walt, CC0" },
   { file: "cup.jpg", name: "Cup", alt: "A red cup of coffee on a wooden table", credit: "Rachel Michetti, CC0" },
@@ -27,11 +27,11 @@ const SAMPLES = [
 ];
 
 /**
- * A button for each sample that suits `task`, which gives its File to `take` or what went wrong to `fail`, and below
- * them whose photos they are.
+ * A button for each sample, of which `scenes` leaves out what is no scene; it gives its File to `take` or what went
+ * wrong to `fail`. Below them stands whose photos they are.
  */
-export function sampleButtons(task, take, fail) {
-  const samples = SAMPLES.filter(({ tasks }) => !tasks || tasks.includes(task));
+export function sampleButtons(scenes, take, fail) {
+  const samples = SAMPLES.filter(({ plain }) => !(scenes && plain));
   const buttons = samples.map((sample) => {
     const picture = element("img", { src: `page/${sample.file}`, alt: sample.alt, width: 96, height: 72 });
     const button = element("button", { type: "button", class: "sample", title: sample.credit }, picture);

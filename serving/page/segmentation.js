@@ -14,6 +14,7 @@ export const segmentation = {
   title: "Segment a photo",
   lead: "What each of its pixels shows, as colours on the photo.",
   heading: "What it shows",
+  looksAtScenes: true,
 
   placeholders() {
     showPendingRows(PENDING_ROWS);

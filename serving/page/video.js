@@ -12,6 +12,7 @@ export const video = {
   title: "Classify a video",
   lead: "What happens in it: its most likely classes.",
   heading: "Prediction",
+  choosesAmongClasses: true,
   medium: "video",
   accept: VIDEO_TYPES,
 

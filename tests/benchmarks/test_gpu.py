@@ -26,7 +26,7 @@ def test_a_dry_run_takes_every_part_to_its_end_and_writes_what_it_found(tmp_path
     assert [(outcome["part"], outcome["state"]) for outcome in outcomes] == [(name, "done") for name in PARTS]
     found = {what: value for outcome in outcomes for what, value in outcome["found"].items()}
     assert found["shifted relative error"] < 1e-6 and found["weight gradient, shifted relative error"] < 1e-6
-    assert found["fastest"].startswith("Ways(convolution=")
+    assert found["fastest"].startswith("Algorithms(convolution=")
     assert found["dense loss over visible"] == pytest.approx(1, abs=1e-5)
     assert found["bf16 epoch 2"].startswith("loss ") and found["fp16 skipped updates"] == 0
     assert found["ONNX Runtime"] == "CPUExecutionProvider"

@@ -17,7 +17,7 @@ from convmae_deploy.models.segmenter import authors_dense
 from convmae_deploy.tasks import load_bundle
 from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.detection import Detector
-from export.tasks import open_task
+from export.tasks import EXPORTS, open_task
 from tests.bundle_factory import open_as
 from tests.export.tiny_detectors import little_suppression
 
@@ -30,6 +30,10 @@ def small_nano(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "nano", lambda: replace(nano(), **changes))
     monkeypatch.setitem(DETECTORS, "nano_fpn", lambda: (replace(encoder, **changes), detector))
     monkeypatch.setattr(random_bundle, "WINDOW", (64, 64))
+
+
+def test_every_task_that_can_be_exported_has_a_random_model() -> None:
+    assert set(RANDOM_MODELS) == set(EXPORTS)
 
 
 def test_an_unknown_variant_is_refused() -> None:

@@ -28,7 +28,7 @@ from convmae_deploy.engine.training_setup import DataChecked, Setup, run_preset,
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models import pretraining
 from convmae_deploy.models.convmae import nano
-from convmae_deploy.models.depthwise import Ways
+from convmae_deploy.models.depthwise import Algorithms
 from convmae_deploy.models.pretraining import PretrainingConfig, build_pretraining
 from convmae_deploy.models.vit import variant_config
 from tests.engine.updates import Updates
@@ -72,20 +72,20 @@ def on_a_gpu(tmp_path: Path, *, main: bool) -> Setup:
 
 
 @pytest.mark.slow
-def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
+def test_on_a_gpu_the_fastest_algorithms_to_convolve_are_taken_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
 
-    def measure(*what: Any) -> tuple[Ways, dict[str, dict[str, float]]]:
+    def measure(*what: Any) -> tuple[Algorithms, dict[str, dict[str, float]]]:
         measured.append(what)
-        return Ways("shifted", "products"), SECONDS
+        return Algorithms("shifted", "products"), SECONDS
 
     monkeypatch.setattr(pretraining, "fastest", measure)
     setup, model = on_a_gpu(tmp_path, main=True), build_pretraining(nano(), PretrainingConfig())
     setup.choose_depthwise(model, 16)
     assert measured == [((32, 1, 5, 5), 4, torch.device("cuda"), torch.bfloat16)]
-    assert model.depthwise_ways == Ways("shifted", "products") and setup.choices == [CHOSEN]
+    assert model.depthwise_algorithms == Algorithms("shifted", "products") and setup.choices == [CHOSEN]
     baseline = build_pretraining(variant_config("vit_nano", None), PretrainingConfig(multi_scale=False))
     setup.choose_depthwise(baseline, 16)
     setup.accelerator = Accelerator(cpu=True)
@@ -96,13 +96,13 @@ def test_on_a_gpu_the_fastest_ways_to_convolve_are_taken_and_said(
 @pytest.mark.slow
 def test_other_processes_take_what_the_main_one_has_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def from_the_main_process(values: list[Any]) -> None:
-        values[:] = [Ways("shifted", "convolution"), SECONDS]
+        values[:] = [Algorithms("shifted", "convolution"), SECONDS]
 
     monkeypatch.setattr(pretraining, "fastest", lambda *_: pytest.fail("only the main process measures"))
     monkeypatch.setattr(training_setup, "broadcast_object_list", from_the_main_process)
     model = build_pretraining(nano(), PretrainingConfig())
     on_a_gpu(tmp_path, main=False).choose_depthwise(model, 16)
-    assert model.depthwise_ways == Ways("shifted", "convolution")
+    assert model.depthwise_algorithms == Algorithms("shifted", "convolution")
 
 
 def test_what_was_chosen_stands_in_the_run_folder(tmp_path: Path) -> None:

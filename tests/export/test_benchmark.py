@@ -61,7 +61,7 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
     data = make_photo_folder(tmp_path / "photos", classes=("a", "b"), per_class=2)
     assert main([str(bundle), *FAST, "--runtimes", "onnxruntime", "eager", "--data", str(data), "--out", str(out)]) == 0
     record = read(out)
-    assert [(row.contender, row.batch_size) for row in record.rows] == [
+    assert [(row.combination, row.batch_size) for row in record.rows] == [
         ("ONNX Runtime fp32", 1),
         ("ONNX Runtime fp32", 2),
     ]
@@ -69,9 +69,9 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, capsys: pytest.C
         assert row.timing is not None and row.timing.runs == 2 == len(row.timing.round_ms)
         assert row.timing.p50_ms <= row.timing.p90_ms <= row.timing.p99_ms
         assert row.peak_gb is not None and 0.02 < row.peak_gb < 1
-    (contender,) = record.contenders
-    assert contender.description == "onnxruntime (CPUExecutionProvider)" and contender.agreement == 1
-    assert set(contender.metrics) == {"top-1"}
+    (combination,) = record.combinations
+    assert combination.description == "onnxruntime (CPUExecutionProvider)" and combination.agreement == 1
+    assert set(combination.metrics) == {"top-1"}
     assert record.inputs == "photos" and record.machine["pinned"].startswith("to cores ")
     assert [entry.name for entry in record.left_out] == ["PyTorch"]
     printed = capsys.readouterr().out
@@ -102,12 +102,12 @@ def test_a_checkpoint_brings_pytorch(checkpoint: Path, tmp_path: Path, monkeypat
     arguments = [str(bundle), *FAST, "--runtimes", "eager", "onnxruntime", "--checkpoint", str(checkpoint)]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
     record = read(tmp_path / "out")
-    assert {row.contender for row in record.rows} == {"PyTorch fp32", "PyTorch bf16"}
-    problems = {entry.name: entry.problem for entry in record.contenders}
+    assert {row.combination for row in record.rows} == {"PyTorch fp32", "PyTorch bf16"}
+    problems = {entry.name: entry.problem for entry in record.combinations}
     assert problems["PyTorch fp32"] is None and problems["PyTorch bf16"] is None
     problem = problems["ONNX Runtime fp32"]
     assert problem is not None and "its speed means nothing" in problem
-    bf16 = next(entry for entry in record.contenders if entry.name == "PyTorch bf16")
+    bf16 = next(entry for entry in record.combinations if entry.name == "PyTorch bf16")
     assert bf16.difference is not None and 0 < bf16.difference < 0.1
 
 

@@ -15,7 +15,7 @@ from convmae_deploy.models import depthwise
 from convmae_deploy.models.depthwise import (
     CONVOLUTIONS,
     GRADIENTS,
-    Ways,
+    Algorithms,
     fastest,
     window_padding,
 )
@@ -114,9 +114,9 @@ def clock(*seconds: float) -> Callable[[Callable[[], Any]], float]:
 def test_the_fastest_are_found(kernel: tuple[int, ...], side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
     before = torch.get_rng_state()
-    ways, found = fastest((CHANNELS, 1, *kernel), side, CPU, torch.float32, clock(0.3, 0.1, 0.2, 0.5, 0.4))
+    algorithms, found = fastest((CHANNELS, 1, *kernel), side, CPU, torch.float32, clock(0.3, 0.1, 0.2, 0.5, 0.4))
     assert torch.equal(torch.get_rng_state(), before)
-    assert ways == Ways("shifted", "products")
+    assert algorithms == Algorithms("shifted", "products")
     assert found == {
         "convolution": {"convolution": 0.3, "shifted": 0.1},
         "gradient": {"products": 0.2, "convolution": 0.5, "shifted": 0.4},
@@ -129,6 +129,6 @@ def test_a_way_that_does_not_run_here_is_not_taken(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(depthwise, "_compiled", lambda _: no_compiler)
     monkeypatch.setattr(depthwise, "MEASURED_TOKENS", 64)
-    ways, found = fastest((CHANNELS, 1, 5, 5), 4, CPU, torch.float32, clock(0.3, 0.5, 0.2))
-    assert ways == Ways("convolution", "convolution")
+    algorithms, found = fastest((CHANNELS, 1, 5, 5), 4, CPU, torch.float32, clock(0.3, 0.5, 0.2))
+    assert algorithms == Algorithms("convolution", "convolution")
     assert found["convolution"]["shifted"] == found["gradient"]["shifted"] == math.inf

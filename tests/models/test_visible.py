@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convmae_deploy.models import depthwise as depthwise_module
-from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, Ways
+from convmae_deploy.models.depthwise import CONVOLUTIONS, GRADIENTS, Algorithms
 from convmae_deploy.models.visible import VisibleCells, VisibleTubes
 from tests.original_files import relative_error
 
@@ -210,8 +210,8 @@ def test_the_ways_that_are_given_compute_the_convolution(monkeypatch: pytest.Mon
     convolution, cells = depthwise(5), noise(4, 2, 2, CHANNELS).requires_grad_()
     kept = torch.tensor([[0, 1], [2, 0]])
     results = [
-        VisibleCells(kept, (1, 3), *ways).depthwise(convolution, cells)
-        for ways in ((), (Ways("shifted", "convolution"),))
+        VisibleCells(kept, (1, 3), *algorithms).depthwise(convolution, cells)
+        for algorithms in ((), (Algorithms("shifted", "convolution"),))
     ]
     assert used == ["shifted"]
     found, expected = (gradients(result, convolution, cells) for result in reversed(results))

@@ -10,7 +10,7 @@ from convmae_deploy.bundle.loading import Bundle
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.tasks import load_bundle
 from export.benchmarking.choosing import choose
-from export.benchmarking.report import BenchmarkRecord, ContenderRecord, Row
+from export.benchmarking.report import BenchmarkRecord, CombinationRecord, Row
 from export.runtimes.combinations import Combination
 from tests.bundle_factory import make_bundle, write_manifest
 from tests.export.benchmarking.test_report import BF16, INT8, ONNX, described, record_of, row
@@ -29,8 +29,8 @@ def bundle(tmp_path: Path) -> Bundle:
     return load_bundle(path)
 
 
-def record(rows: tuple[Row, ...], *contenders: ContenderRecord, **changes: Any) -> BenchmarkRecord:
-    return record_of(rows, contenders=contenders, **changes)
+def record(rows: tuple[Row, ...], *combinations: CombinationRecord, **changes: Any) -> BenchmarkRecord:
+    return record_of(rows, combinations=combinations, **changes)
 
 
 def test_the_fastest_that_holds_is_chosen_and_who_was_faster_is_named(bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""A contender in a process of its own: what it answers, what it holds, and how its end is told."""
+"""A combination in a process of its own: what it answers, what it holds, and how its end is told."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def start(bundle: Path, tmp_path: Path) -> Iterator[Starter]:
 
 
 @pytest.mark.slow
-def test_a_contender_starts_gives_its_outputs_and_takes_turns(start: Starter, bundle: Path, tmp_path: Path) -> None:
+def test_a_combination_starts_gives_its_outputs_and_takes_turns(start: Starter, bundle: Path, tmp_path: Path) -> None:
     process = start()
     started = process.start()
     assert started.description == "onnxruntime (CPUExecutionProvider)"

@@ -1,4 +1,4 @@
-"""PyTorch as a contender: float32 in and out, whatever it computes in."""
+"""PyTorch as a combination: float32 in and out, whatever it computes in."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ def test_the_checkpoint_s_model_is_run_in_the_precision_asked_for(
     checkpoint: Path, classifier: ConvMAEClassifier, tmp_path: Path, precision: str, least: float, most: float
 ) -> None:
     bundle = load_bundle(make_bundle(tmp_path / "tiny", size=SIZE, classes=CLASSES))
-    contender = Combination(runtime="eager", precision=precision)  # type: ignore[arg-type]
-    run, description = torch_run(contender, bundle, checkpoint, torch.get_num_threads())
+    combination = Combination(runtime="eager", precision=precision)  # type: ignore[arg-type]
+    run, description = torch_run(combination, bundle, checkpoint, torch.get_num_threads())
     with torch.inference_mode():
         expected = classifier(torch.from_numpy(IMAGES)).numpy()
     difference = np.abs(run(IMAGES)["logits"] - expected).max() / np.abs(expected).max()

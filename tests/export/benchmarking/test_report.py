@@ -16,12 +16,12 @@ from export.benchmarking.process import Started
 from export.benchmarking.report import (
     Advice,
     BenchmarkRecord,
-    ContenderRecord,
+    CombinationRecord,
     Judged,
     LeftOutRecord,
     Row,
     advise,
-    contender_records,
+    combination_records,
     machine_facts,
     noise_warnings,
     rows_of,
@@ -36,23 +36,23 @@ INT8 = Combination(runtime="onnxruntime", precision="int8", file="model.int8.onn
 BF16 = Combination(runtime="openvino", precision="fp32", file="model.onnx", computes_in="bf16", hint="latency")
 
 
-def row(contender: Combination, batch_size: int, *milliseconds: float) -> Row:
+def row(combination: Combination, batch_size: int, *milliseconds: float) -> Row:
     """A row of rounds of one run each, which take these times again and again."""
     taken = [[milliseconds[turn % len(milliseconds)] / 1000] for turn in range(ROUNDS)]
     timing = summarise(taken, batch_size)
-    return Row(contender=contender.name, batch_size=batch_size, timing=timing, peak_gb=0.5, problem=None)
+    return Row(combination=combination.name, batch_size=batch_size, timing=timing, peak_gb=0.5, problem=None)
 
 
-def described(contender: Combination, **changes: Any) -> ContenderRecord:
-    entry = Entry(combination=contender, started=Started(seconds=1.0, peak_gb=0.25, description="fake"))
-    (record,) = contender_records([entry], Judged())
+def described(combination: Combination, **changes: Any) -> CombinationRecord:
+    entry = Entry(combination=combination, started=Started(seconds=1.0, peak_gb=0.25, description="fake"))
+    (record,) = combination_records([entry], Judged())
     return record.model_copy(update=changes)
 
 
 def record_of(
-    rows: tuple[Row, ...], *, contenders: tuple[ContenderRecord, ...] | None = None, **changes: Any
+    rows: tuple[Row, ...], *, combinations: tuple[CombinationRecord, ...] | None = None, **changes: Any
 ) -> BenchmarkRecord:
-    contenders = contenders or (described(ONNX), described(BF16), described(INT8))
+    combinations = combinations or (described(ONNX), described(BF16), described(INT8))
     fields: dict[str, Any] = {
         "bundle": "mine",
         "task": "classification",
@@ -64,10 +64,10 @@ def record_of(
         "machine": machine_facts(2) | {"pinned": "to cores 0, 1"},
         "warnings": (),
         "counted": None,
-        "contenders": contenders,
+        "combinations": combinations,
         "rows": rows,
         "left_out": (LeftOutRecord(name="TensorRT", reason="it needs an NVIDIA GPU"),),
-        "advice": advise(rows, contenders, "image", None),
+        "advice": advise(rows, combinations, "image", None),
     }
     return BenchmarkRecord(**(fields | changes))
 
@@ -92,7 +92,7 @@ def test_those_that_are_not_told_apart_from_the_best_are_named() -> None:
     assert advice.throughput.endswith("; within the noise of 10 rounds: ONNX Runtime int8 (20 at batch 1).")
 
 
-def test_a_better_batch_size_of_the_same_contender_is_no_rival() -> None:
+def test_a_better_batch_size_of_the_same_combination_is_no_rival() -> None:
     rows = (row(ONNX, 2, 100), row(ONNX, 4, 199))
     advice = advise(rows, [described(ONNX)], "clip", None)
     assert advice.latency == "For latency pick ONNX Runtime fp32: 100 ms for a batch of 2 at the median."
@@ -100,14 +100,14 @@ def test_a_better_batch_size_of_the_same_contender_is_no_rival() -> None:
 
 
 def test_a_fast_one_that_answers_otherwise_comes_with_its_agreement() -> None:
-    contenders = [described(ONNX, agreement=1.0), described(INT8, agreement=0.975)]
-    advice = advise((row(ONNX, 1, 160), row(INT8, 1, 80)), contenders, "image", "photos that are no near tie")
+    combinations = [described(ONNX, agreement=1.0), described(INT8, agreement=0.975)]
+    advice = advise((row(ONNX, 1, 160), row(INT8, 1, 80)), combinations, "image", "photos that are no near tie")
     for text in (advice.latency, advice.throughput):
         assert text.endswith("; it gives the answers of ONNX Runtime fp32 on 97.5% of the photos that are no near tie.")
 
 
 def test_nothing_measured_is_nothing_to_pick() -> None:
-    failed = Row(contender=ONNX.name, batch_size=1, timing=None, peak_gb=None, problem="it broke")
+    failed = Row(combination=ONNX.name, batch_size=1, timing=None, peak_gb=None, problem="it broke")
     advice = advise((failed,), [described(ONNX)], "image", None)
     assert "nothing was measured" in advice.latency and "nothing was measured" in advice.throughput
 
@@ -126,11 +126,11 @@ def test_rows_that_spread_are_warned_of_with_the_worst() -> None:
     assert warning.startswith("1 of 3 rows spread") and "ONNX Runtime fp32 at batch 1 by 26%" in warning
 
 
-def test_a_contender_has_a_row_for_each_batch_size_measured_or_failed() -> None:
+def test_a_combination_has_a_row_for_each_batch_size_measured_or_failed() -> None:
     entry = Entry(combination=ONNX, failed={8: "no memory"}, taken={1: [[0.1], [0.1]]}, peak_gb={1: 0.5, 8: 0.75})
     out = Entry(combination=INT8, problem="it did not start")
     found = rows_of([entry, out], (1, 8))
-    assert [(one.contender, one.batch_size, one.problem) for one in found] == [
+    assert [(one.combination, one.batch_size, one.problem) for one in found] == [
         (ONNX.name, 1, None),
         (ONNX.name, 8, "no memory"),
     ]
@@ -139,11 +139,11 @@ def test_a_contender_has_a_row_for_each_batch_size_measured_or_failed() -> None:
 
 def test_a_record_is_complete_unless_something_failed_or_nothing_was_measured() -> None:
     good = row(ONNX, 1, 160)
-    failed = Row(contender=ONNX.name, batch_size=8, timing=None, peak_gb=None, problem="no memory")
+    failed = Row(combination=ONNX.name, batch_size=8, timing=None, peak_gb=None, problem="no memory")
     assert record_of((good,)).complete
     assert not record_of((good, failed)).complete
-    assert not record_of((good,), contenders=(described(ONNX), described(INT8, problem="broken"))).complete
-    assert not record_of((), contenders=(described(ONNX),), advice=Advice(latency="", throughput="")).complete
+    assert not record_of((good,), combinations=(described(ONNX), described(INT8, problem="broken"))).complete
+    assert not record_of((), combinations=(described(ONNX),), advice=Advice(latency="", throughput="")).complete
 
 
 def test_the_record_survives_json_and_its_fields_are_these() -> None:
@@ -152,24 +152,24 @@ def test_the_record_survives_json_and_its_fields_are_these() -> None:
     schema = BenchmarkRecord.model_json_schema()
     assert schema["required"] == [
         "bundle", "task", "variant", "inputs", "rounds", "warm_up", "threads", "machine", "warnings", "counted",
-        "contenders", "rows", "left_out", "advice",
+        "combinations", "rows", "left_out", "advice",
     ]  # fmt: skip
     assert list(schema["$defs"]["Statistics"]["properties"]) == [
         "runs", "p50_ms", "p90_ms", "p99_ms", "images_per_second", "spread", "round_ms",
     ]  # fmt: skip
-    assert list(schema["$defs"]["Row"]["properties"]) == ["contender", "batch_size", "timing", "peak_gb", "problem"]
+    assert list(schema["$defs"]["Row"]["properties"]) == ["combination", "batch_size", "timing", "peak_gb", "problem"]
 
 
 def test_the_terminal_shows_tables_failures_reasons_warnings_and_what_to_pick() -> None:
-    failed = Row(contender=INT8.name, batch_size=1, timing=None, peak_gb=None, problem="it [broke]")
+    failed = Row(combination=INT8.name, batch_size=1, timing=None, peak_gb=None, problem="it [broke]")
     rows = (row(ONNX, 1, 160, 170), failed, row(BF16, 8, 1234.5))
-    contenders = (
+    combinations = (
         described(ONNX, agreement=1.0, metrics={"top-1": 87.0}),
         described(INT8, agreement=0.5),
         described(BF16),
     )
     advice = Advice(latency="L.", throughput="T.")
-    record = record_of(rows, contenders=contenders, counted="photos", warnings=("It was loud.",), advice=advice)
+    record = record_of(rows, combinations=combinations, counted="photos", warnings=("It was loud.",), advice=advice)
     console = Console(width=80, record=True, file=io.StringIO())
     benchmark_tables.print_record(record, console)
     lines = console.export_text().splitlines()
@@ -192,7 +192,7 @@ def test_the_terminal_shows_tables_failures_reasons_warnings_and_what_to_pick() 
 
 
 @pytest.mark.slow
-def test_the_plot_is_a_picture_with_every_contender(tmp_path: Path) -> None:
+def test_the_plot_is_a_picture_with_every_combination(tmp_path: Path) -> None:
     rows = (row(ONNX, 1, 160, 190), row(BF16, 1, 50), row(INT8, 1, 80), row(ONNX, 8, 1280), row(BF16, 8, 300))
     draw_record(tmp_path / "all.png", record_of(rows))
     draw_record(tmp_path / "one.png", record_of(rows[:1]))
@@ -205,7 +205,7 @@ def test_the_plot_is_a_picture_with_every_contender(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_is_nothing_to_draw(tmp_path: Path) -> None:
-    failed = Row(contender=ONNX.name, batch_size=1, timing=None, peak_gb=None, problem="it broke")
+    failed = Row(combination=ONNX.name, batch_size=1, timing=None, peak_gb=None, problem="it broke")
     with pytest.raises(ConvMAEError, match="nothing was measured"):
         draw_record(tmp_path / "plot.png", record_of((failed,)))
     assert not (tmp_path / "plot.png").exists()

@@ -1,4 +1,4 @@
-"""The order in which contenders are asked, and what becomes of those that fail; nothing here is a real backend."""
+"""The order in which combinations are asked, and what becomes of those that fail; nothing here is a real backend."""
 
 import pickle
 from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_one_that_does_not_start_is_out_and_closed_and_the_others_go_on(events: 
 
 
 def test_one_that_cannot_even_be_opened_is_out(events: list[str]) -> None:
-    def opener(contender: Combination) -> WorkerProcess:
+    def opener(combination: Combination) -> WorkerProcess:
         raise WorkerError("no memory")
 
     plan = Plan(batch_sizes=(1,), rounds=1, warm_up=1, rest=lambda seconds: None)
@@ -133,8 +133,8 @@ def test_full_precision_must_give_the_first_one_s_outputs_and_reduced_need_not(e
         OPENVINO: FakeProcess("b", events),
         INT8: FakeProcess("c", events),
     }
-    for contender in (OPENVINO, INT8):
-        fakes[contender].values = np.array([[1.0, 2.2]], np.float32)
+    for combination in (OPENVINO, INT8):
+        fakes[combination].values = np.array([[1.0, 2.2]], np.float32)
     found = run(fakes)
     problem = found[OPENVINO].problem
     assert problem is not None and "its speed means nothing" in problem

@@ -1,4 +1,4 @@
-"""The shapes of answers in JSON, for the description of the interface and for tests; what is sent is made elsewhere.
+"""The models of responses in JSON, for the description of the interface and for tests; what is sent is made elsewhere.
 
 An answer is written from plain lists and dictionaries, as making and checking objects costs more than the rest of it.
 `tests/serving/clients/test_description.py` holds real answers against these.
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 Document = dict[str, Any]
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     """Holds these fields and no others."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class OpenAnswer(BaseModel):
+class OpenResponseModel(BaseModel):
     """Holds these fields and may hold more."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Problem(Answer):
+class Problem(ResponseModel):
     """What went wrong."""
 
     code: str = Field(description="What programs compare.", examples=["image_truncated"])
@@ -32,13 +32,13 @@ class Problem(Answer):
     request_id: str
 
 
-class Error(Answer):
+class Error(ResponseModel):
     """Every error of a route that does not belong to another protocol."""
 
     error: Problem
 
 
-class Prediction(Answer):
+class Prediction(ResponseModel):
     """One class."""
 
     label: str
@@ -46,7 +46,7 @@ class Prediction(Answer):
     index: int | None = Field(default=None, description="Only with `indices`.")
 
 
-class Explanation(Answer):
+class Explanation(ResponseModel):
     """How much each cell of a photo adds to the logit of one class."""
 
     label: str
@@ -59,14 +59,14 @@ class Explanation(Answer):
     note: str | None = Field(default=None, description="Where the difference is more than float32 leaves.")
 
 
-class RunLengths(Answer):
+class RunLengths(ResponseModel):
     """A mask in COCO's compressed run lengths."""
 
     size: list[int] = Field(min_length=2, max_length=2, description="(height, width) in pixels.")
     counts: str
 
 
-class Box(Answer):
+class Box(ResponseModel):
     """Edges in pixels of the upright photo."""
 
     xmin: float
@@ -75,7 +75,7 @@ class Box(Answer):
     ymax: float
 
 
-class Detection(Answer):
+class Detection(ResponseModel):
     """One object."""
 
     label: str
@@ -86,7 +86,7 @@ class Detection(Answer):
     )
 
 
-class Segment(Answer):
+class Segment(ResponseModel):
     """The pixels of one class."""
 
     label: str
@@ -94,7 +94,7 @@ class Segment(Answer):
     mask: RunLengths | str = Field(description="A PNG (0 and 255) in base64, or run lengths, as `masks` says.")
 
 
-class Features(Answer):
+class Features(ResponseModel):
     """Arrays as lists of lists, each with an axis of files first."""
 
     model: str
@@ -106,7 +106,7 @@ class Arrays(RootModel[list[Any]]):
     """One array alone, as lists of lists."""
 
 
-class Embedding(Answer):
+class Embedding(ResponseModel):
     """The pooled vector of one file."""
 
     object: Literal["embedding"]
@@ -114,14 +114,14 @@ class Embedding(Answer):
     embedding: list[float] | str = Field(description="Numbers, or little-endian float32 in base64.")
 
 
-class Usage(Answer):
+class Usage(ResponseModel):
     """Nothing is counted; OpenAI's clients want the fields."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class Embeddings(Answer):
+class Embeddings(ResponseModel):
     """OpenAI's shape."""
 
     object: Literal["list"]
@@ -131,13 +131,13 @@ class Embeddings(Answer):
     usage: Usage
 
 
-class Licence(OpenAnswer):
+class Licence(OpenResponseModel):
     """Of a model's weights."""
 
     name: str
 
 
-class ModelSummary(Answer):
+class ModelSummary(ResponseModel):
     """One model in the list of them."""
 
     id: str
@@ -164,7 +164,7 @@ class Model(ModelSummary):
     provenance: dict[str, Any]
 
 
-class ModelList(Answer):
+class ModelList(ResponseModel):
     """The models that are loaded."""
 
     object: Literal["list"]
@@ -172,19 +172,19 @@ class ModelList(Answer):
     models: list[str]
 
 
-class Predictions(Answer):
+class Predictions(ResponseModel):
     """KServe's first protocol and Vertex AI's: what the route of the model's task gives for each instance."""
 
     predictions: list[Any]
 
 
-class Alive(Answer):
+class Alive(ResponseModel):
     """The process answers."""
 
     status: Literal["alive"]
 
 
-class Ready(Answer):
+class Ready(ResponseModel):
     """The models run."""
 
     status: Literal["ready"]
@@ -192,20 +192,20 @@ class Ready(Answer):
     models: list[str]
 
 
-class ServerLive(Answer):
+class ServerLive(ResponseModel):
     """The process answers, in the Open Inference Protocol."""
 
     live: Literal[True]
 
 
-class ModelReady(OpenAnswer):
+class ModelReady(OpenResponseModel):
     """A model runs, in the Open Inference Protocol."""
 
     name: str
     ready: Literal[True]
 
 
-class ProtocolError(OpenAnswer):
+class ProtocolError(OpenResponseModel):
     """An error in the Open Inference Protocol; beside it what our own errors hold."""
 
     error: str
@@ -213,7 +213,7 @@ class ProtocolError(OpenAnswer):
     request_id: str
 
 
-class ServerMetadata(Answer):
+class ServerMetadata(ResponseModel):
     """The server in the Open Inference Protocol."""
 
     name: str
@@ -221,7 +221,7 @@ class ServerMetadata(Answer):
     extensions: list[str]
 
 
-class TensorMetadata(OpenAnswer):
+class TensorMetadata(OpenResponseModel):
     """An input or an output; -1 stands for any number of files."""
 
     name: str
@@ -229,7 +229,7 @@ class TensorMetadata(OpenAnswer):
     shape: list[int]
 
 
-class ModelMetadata(OpenAnswer):
+class ModelMetadata(OpenResponseModel):
     """A model in the Open Inference Protocol."""
 
     name: str
@@ -239,7 +239,7 @@ class ModelMetadata(OpenAnswer):
     outputs: list[TensorMetadata]
 
 
-class InferredTensor(Answer):
+class InferredTensor(ResponseModel):
     """An output of a model: its numbers in `data`, or bytes after the JSON."""
 
     name: str
@@ -249,7 +249,7 @@ class InferredTensor(Answer):
     data: list[Any] | None = None
 
 
-class Inferred(Answer):
+class Inferred(ResponseModel):
     """An inference in the Open Inference Protocol."""
 
     model_name: str
@@ -258,7 +258,7 @@ class Inferred(Answer):
     outputs: list[InferredTensor]
 
 
-class RepositoryModel(Answer):
+class RepositoryModel(ResponseModel):
     """A model that is loaded or could be."""
 
     name: str
