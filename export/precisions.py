@@ -40,8 +40,8 @@ def float32_graph(request: GraphRequest) -> ExportedGraph:
 
 
 def half_graph(precision: HalfPrecision, request: GraphRequest) -> ExportedGraph:
-    """The wrapper in half precision, where `half_precision.PARTS` says so."""
-    wrapper = in_half_precision(request.task.wrapper, precision)
+    """The wrapper, with the task's parts in half precision."""
+    wrapper = in_half_precision(request.task.wrapper, request.task.half, precision)
     return _exported(wrapper, request)
 
 

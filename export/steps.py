@@ -57,7 +57,7 @@ def with_overflows(task: ExportTask, verification: Verification, batches: list[B
 
     Looked for in PyTorch, on single images and on the photos.
     """
-    half = in_half_precision(task.wrapper, "fp16")
+    half = in_half_precision(task.wrapper, task.half, "fp16")
     overflow = find_overflow(half, task.wrapper, [*smallest_batches(batches), photo_batch(batches)])
     if overflow is None:
         return verification
@@ -71,7 +71,7 @@ def find_loss(
 ) -> Divergence | LayerErrors:
     """Which layer of a graph in reduced precision is to be looked at: one that overflows, else the least exact."""
     if precision in ("fp16", "int8-fp16"):
-        overflow = find_overflow(in_half_precision(task.wrapper, "fp16"), task.wrapper, [batch])
+        overflow = find_overflow(in_half_precision(task.wrapper, task.half, "fp16"), task.wrapper, [batch])
         if overflow is not None:
             return Divergence(layers=(), first=None, explanation=str(overflow))
     return layer_errors(float32, model, batch.images, precision=precision, runtime=runtimes_for(precision)[0])

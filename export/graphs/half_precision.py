@@ -1,8 +1,8 @@
 """Half precision made in PyTorch: which parts of a model compute in it, and what stays in float32 there.
 
 A strongly typed TensorRT engine, and every runtime that computes a graph as it is written, takes its precision from the
-graph. So the casts are in the model that is traced. Outside of the parts named below nothing changes: pooling of a
-classifier's tokens and its head, anchors, boxes, overlaps, suppression, the best of a list, scores, grids of samples.
+graph. So the casts are in the model that is traced. A task says which parts compute in it; outside of these nothing
+changes: pooling of a classifier's tokens and its head, anchors, boxes, overlaps, suppression, scores, grids of samples.
 """
 
 import copy
@@ -20,9 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.models.attention import DecomposedRelativePosition, RelativePositionTable
-from convmae_deploy.models.classifier import ConvMAEClassifier
-from convmae_deploy.models.detector import ConvMAEDetector
-from convmae_deploy.models.segmenter import ConvMAESegmenter
 from export.graphs.pooling import MatrixPooling
 
 HalfPrecision = Literal["fp16", "bf16"]
@@ -37,15 +34,6 @@ class HalfParts:
     float32: tuple[str, ...] = ()  # within those: the layers that give logits
 
 
-# One entry for each model that can be exported: the whole declaration.
-PARTS: dict[type[nn.Module], HalfParts] = {
-    ConvMAEClassifier: HalfParts(half=("encoder",)),
-    ConvMAESegmenter: HalfParts(half=("encoder", "downsample", "decode_head"), float32=("decode_head.conv_seg",)),
-    # not the mask head's transposed convolution: TensorRT for RTX has none in bfloat16
-    ConvMAEDetector: HalfParts(
-        half=("encoder", "pyramid", "rpn.head.conv", "roi_heads.box_head", "roi_heads.mask_head")
-    ),
-}
 # Layers that compute in float32 wherever they are, and give half precision again. Softmax is none of them, since
 # attention has no module for it: see `SoftmaxInFloat32`.
 FLOAT32_LAYERS = (nn.LayerNorm, RelativePositionTable, DecomposedRelativePosition, MatrixPooling)
@@ -69,15 +57,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
     return attended
 
 
-def in_half_precision(wrapper: nn.Module, precision: HalfPrecision) -> nn.Module:
-    """A copy of an export wrapper in evaluation mode whose model computes in half precision, as PARTS says.
+def in_half_precision(wrapper: nn.Module, parts: HalfParts, precision: HalfPrecision) -> nn.Module:
+    """A copy of an export wrapper in evaluation mode, these parts of whose model compute in half precision.
 
     Raises:
         ConvMAEError: a weight is too large for the type.
     """
     half = copy.deepcopy(wrapper).requires_grad_(False)
     model = half.get_submodule("model")
-    parts, dtype = PARTS[type(model)], DTYPES[precision]
+    dtype = DTYPES[precision]
     kept = [model.get_submodule(path) for path in parts.float32]
     for path in parts.half:
         part = attrgetter(path)(model)

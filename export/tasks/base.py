@@ -20,6 +20,7 @@ from convmae_deploy.bundle.preprocessing import (
 )
 from convmae_deploy.checkpoints.native import CheckpointKind, CheckpointRecord
 from convmae_deploy.errors import ConvMAEError
+from export.graphs.half_precision import HalfParts
 from export.runtimes.runners import Runner
 from export.verification.elementwise import TracedFile, Verification, verify
 from export.verification.gates import GATES, compare
@@ -27,6 +28,9 @@ from export.verification.inputs import Batch
 from export.verification.task_data import TaskData
 
 Kind = TypeVar("Kind", Preprocessing, Letterbox, SlidingWindow, ClipPreprocessing)
+
+
+ENCODER = HalfParts(half=("encoder",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class ExportTask:
     reference: Runner  # PyTorch, which is right
     record: CheckpointRecord
     preprocessing: AnyPreprocessing
+    half: HalfParts = ENCODER  # what of the model computes in half precision, where that is asked for
     probes: tuple[str, ...] = ()  # what the wrapper gives besides, for `verify` alone; not in the bundle
     max_batch: int = 32  # default of the largest batch
     # in pixels, of inputs of one graph for every height and width; None: there is no such graph of the task

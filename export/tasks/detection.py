@@ -21,6 +21,7 @@ from convmae_deploy.models.detector import ConvMAEDetector
 from convmae_deploy.tasks.base import PredictOptions, Predictor
 from convmae_deploy.tasks.detection import coco_result
 from export.graphs import static_detector
+from export.graphs.half_precision import HalfParts
 from export.graphs.static_detector import StaticDetector
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.detection_sets import compare_detections
@@ -29,6 +30,8 @@ from export.verification.inputs import Batch
 from export.verification.task_data import Agreement, TaskData, TaskMetric, known_labels, say_findings, spread
 from export.verification.verify_detector import own_inference, verify_detector
 
+# not the mask head's transposed convolution: TensorRT for RTX has none in bfloat16
+HALF = HalfParts(half=("encoder", "pyramid", "rpn.head.conv", "roi_heads.box_head", "roi_heads.mask_head"))
 EVERYTHING = PredictOptions(threshold=0.0)
 SURE = 0.5  # detections of at least this score must be found by both models
 LEAST = 0.4  # what a partner of a sure one must score
@@ -60,6 +63,7 @@ def detector_task(model: ConvMAEDetector, record: CheckpointRecord) -> ExportTas
         model=model,
         wrapper=StaticDetector(model.eval(), preprocessing.size).eval(),
         outputs=static_detector.OUTPUTS,
+        half=HALF,
         reference=own_inference(model),
         record=record,
         preprocessing=preprocessing,

@@ -28,6 +28,7 @@ from convmae_deploy.media.photo_files import find_photos, read_photo
 from convmae_deploy.models.segmenter import ConvMAESegmenter
 from convmae_deploy.printing import printable
 from convmae_deploy.tasks.base import Predictor
+from export.graphs.half_precision import HalfParts
 from export.graphs.pooling import replace_adaptive_pooling
 from export.tasks.base import ExportTask, TaskExport, own_preprocessing
 from export.verification.task_data import (
@@ -40,6 +41,8 @@ from export.verification.task_data import (
     say_findings,
     spread,
 )
+
+HALF = HalfParts(half=("encoder", "downsample", "decode_head"), float32=("decode_head.conv_seg",))
 
 
 class SegmenterGraph(nn.Module):
@@ -71,6 +74,7 @@ def segmenter_task(model: ConvMAESegmenter, record: CheckpointRecord) -> ExportT
         model=model,
         wrapper=SegmenterGraph(copy.deepcopy(model)).eval(),
         outputs=("logits",),
+        half=HALF,
         reference=reference,
         record=record,
         # the authors' form of E4 has no cell for smaller ones

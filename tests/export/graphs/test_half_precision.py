@@ -20,7 +20,6 @@ from convmae_deploy.tasks.classification import CLASSIFIER_OUTPUTS as OUTPUTS
 from export.graphs.half_precision import (
     DTYPES,
     FLOAT32_LAYERS,
-    PARTS,
     HalfPrecision,
     SoftmaxInFloat32,
     attention,
@@ -32,6 +31,8 @@ from export.graphs.slotwise import replace_depthwise_3d
 from export.graphs.static_detector import DENSE, StaticDetector
 from export.graphs.static_detector import OUTPUTS as DETECTED
 from export.graphs.to_onnx import ExportedGraph
+from export.tasks import detection, segmentation
+from export.tasks.base import ENCODER
 from export.tasks.classification import ClassifierGraph
 from export.tasks.segmentation import SegmenterGraph
 from export.tasks.video import VideoClassifierGraph
@@ -86,6 +87,9 @@ WRAPPERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+PARTS = {"segmenter": segmentation.HALF, "classifier": ENCODER, "video": ENCODER}  # of the others: a detector's
+
+
 def random_wrapper(name: str) -> tuple[nn.Module, Tensor]:
     """A wrapper with random weights and statistics, and two inputs for it."""
     torch.manual_seed(0)
@@ -108,7 +112,7 @@ def random_wrapper(name: str) -> tuple[nn.Module, Tensor]:
 def test_each_model_gives_its_numbers_in_half_precision_as_float32(name: str, precision: HalfPrecision) -> None:
     wrapper, images = random_wrapper(name)
     before = {key: value.clone() for key, value in wrapper.state_dict().items()}
-    half = in_half_precision(wrapper, precision)
+    half = in_half_precision(wrapper, PARTS.get(name, detection.HALF), precision)
     expected, found = wrapper(images), half(images)
     assert [value.dtype for value in found] == [value.dtype for value in expected]
     dense = slice(len(DETECTED), len(DETECTED) + len(DENSE)) if isinstance(wrapper, StaticDetector) else slice(None)
@@ -124,9 +128,9 @@ def test_each_model_gives_its_numbers_in_half_precision_as_float32(name: str, pr
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_layers_of_float32_keep_their_weights_and_all_others_of_a_part_have_none(name: str) -> None:
     wrapper, _ = random_wrapper(name)
-    half = in_half_precision(wrapper, "bf16")
+    parts = PARTS.get(name, detection.HALF)
+    half = in_half_precision(wrapper, parts, "bf16")
     model = half.get_submodule("model")
-    parts = PARTS[type(model)]
     inside = tuple(f"{path}." for path in parts.half)
     for path, module in model.named_modules():
         expected = torch.float32
@@ -213,8 +217,8 @@ def test_a_weight_that_float16_does_not_hold_is_refused_by_name_and_bf16_takes_i
     with torch.no_grad():
         wrapper.model.encoder.patch_embed4.weight[0, 0] = 1e5
     with pytest.raises(ConvMAEError, match=r"encoder\.patch_embed4\.weight has a weight of 1e\+05.*export it in bf16"):
-        in_half_precision(wrapper, "fp16")
-    in_half_precision(wrapper, "bf16")
+        in_half_precision(wrapper, ENCODER, "fp16")
+    in_half_precision(wrapper, ENCODER, "bf16")
 
 
 def test_casts_reach_into_containers_and_leave_integers() -> None:

@@ -1,6 +1,7 @@
 import torch
 
 from export.graphs.half_precision import in_half_precision
+from export.tasks.base import ENCODER
 from export.tasks.classification import ClassifierGraph
 from export.verification.inputs import Batch
 from export.verification.overflow import find_overflow
@@ -22,14 +23,14 @@ def wrapper_with(path: str, factor: float) -> ClassifierGraph:
 
 def test_nothing_overflows_in_a_model_of_usual_size() -> None:
     wrapper = wrapper_with("encoder", 1)
-    assert find_overflow(in_half_precision(wrapper, "fp16"), wrapper, BATCHES) is None
+    assert find_overflow(in_half_precision(wrapper, ENCODER, "fp16"), wrapper, BATCHES) is None
 
 
 def test_the_layer_that_overflows_is_named_with_what_it_gives() -> None:
     wrapper = wrapper_with("encoder.blocks2.0.mlp.fc2", 1e5)
     with torch.no_grad():
         wrapper.model.get_parameter("encoder.blocks2.0.mlp.fc1.weight").mul_(20)  # what goes in is large, too
-    overflow = find_overflow(in_half_precision(wrapper, "fp16"), wrapper, BATCHES)
+    overflow = find_overflow(in_half_precision(wrapper, ENCODER, "fp16"), wrapper, BATCHES)
     assert overflow is not None and overflow.module == "encoder.blocks2.0.mlp.fc2"
     assert 65504 < overflow.largest < 1e7
     assert str(overflow).startswith(f"{overflow.module} overflows float16 on {overflow.batch.name}: it gives up to ")
@@ -42,5 +43,5 @@ def test_a_sum_that_overflows_is_its_block_s() -> None:
         block = wrapper.model.encoder.blocks1[0]
         block.conv2.bias.fill_(60000.0)  # type: ignore[union-attr, operator]
         block.mlp.fc2.bias.fill_(60000.0)  # type: ignore[union-attr, operator]
-    overflow = find_overflow(in_half_precision(wrapper, "fp16"), wrapper, BATCHES)
+    overflow = find_overflow(in_half_precision(wrapper, ENCODER, "fp16"), wrapper, BATCHES)
     assert overflow is not None and overflow.module == "encoder.blocks1.0"
