@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from convmae_deploy.machine import available_cores, available_memory_bytes, cpu_quota, peak_memory_bytes
+from tests.waiting import PATIENCE_SECONDS
 
 # what a step allocates and frees, and the pages that the kernel maps for it: 64 MB are 16 384 of them
 PROGRAM = """
@@ -27,7 +28,9 @@ for _ in range(4):
 
 
 def mapped_pages(mode: str) -> list[int]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     if done.returncode and "not glibc" in done.stderr:
         pytest.skip("this machine's malloc is not glibc's")
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import pytest
 
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.program import readable, require_extra, run_program
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1)])
@@ -99,7 +100,7 @@ def test_a_termination_removes_what_is_half_written(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 143
     assert list(tmp_path.iterdir()) == []
 

@@ -27,6 +27,7 @@ from convmae_deploy.tasks.classification import Classifier
 from tests.backends.fake_tensorrt import FakeContext, FakeCuda, FakeEngine, FakeTensorRt
 from tests.bundle_factory import batch_for, make_bundle, make_detection_bundle, open_as
 from tests.media.photo_files import photo
+from tests.waiting import PATIENCE_SECONDS
 
 GPU = Gpu(name="NVIDIA Test 4000", compute_capability="8.9", cuda="13.0")
 VERSION = "10.9.0.34"
@@ -210,7 +211,7 @@ def test_tensorrt_for_rtx_is_told_to_capture_by_itself(tmp_path: Path, monkeypat
 
 def test_callers_run_side_by_side_on_as_many_streams_as_there_are(machine: Machine) -> None:
     backend = TensorRtBackend(machine.bundle, streams=2)
-    both_run = threading.Barrier(2, timeout=20)  # breaks, and fails the test, where one waits for the other
+    both_run = threading.Barrier(2, timeout=PATIENCE_SECONDS)  # breaks where one waits for the other
     machine.engine.meet = both_run.wait
     batches = [batch_for(machine.bundle, 1) + index for index in range(8)]
     with ThreadPoolExecutor(4) as pool:

@@ -28,7 +28,8 @@ from convmae_deploy.tasks import load_bundle
 from export.kit_photos import kit_photos
 from tests.bundle_factory import make_bundle
 from tests.conformance.kits import with_kit
-from tests.serving.page.page_driver import FLAGS, PATIENCE_SECONDS, missing_program
+from tests.serving.page.page_driver import FLAGS, missing_program
+from tests.waiting import PATIENCE_SECONDS
 
 WEB = os.environ.get("CONVMAE_ONNXRUNTIME_WEB", "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing_program() is not None, reason=missing_program() or "")]
@@ -92,7 +93,7 @@ def chrome(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[w
         Thread(target=server.serve_forever, daemon=True).start()
         browser = webdriver.Chrome(options=options, service=Service(str(shutil.which("chromedriver"))))
         try:
-            browser.set_script_timeout(3 * PATIENCE_SECONDS)
+            browser.set_script_timeout(PATIENCE_SECONDS)
             browser.get(f"http://127.0.0.1:{server.server_port}/")
             yield browser
         finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from convmae_deploy.engine.interruption import interruptible
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FAILING_RUN = """
@@ -43,7 +44,7 @@ def test_a_run_that_fails_ends_although_its_workers_ignore_signals(tmp_path: Pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1

@@ -17,6 +17,7 @@ from convmae_deploy.extraction.outputs import open_output
 from convmae_deploy.extraction.shards import Found, Job, begin, folder_origin, shard_job, write_shard
 from convmae_deploy.extraction.stream import Failure, Rows
 from tests.extraction.test_origin import origin
+from tests.waiting import PATIENCE_SECONDS
 
 SHAPES = {"pooled": (8,), "e1": (2, 3, 4)}
 
@@ -156,7 +157,7 @@ def test_of_processes_that_begin_at_once_one_makes_the_job_and_all_go_on(tmp_pat
 
         def start(index: int, out: str = out, together: threading.Barrier = together) -> Found:
             output = open_output(out)
-            together.wait(60)
+            together.wait(PATIENCE_SECONDS)
             found = begin(output, "out", job())
             write_shard(output, job(), 0, [rows(3)])  # all the same one
             return found

@@ -17,6 +17,7 @@ from convmae_deploy.tasks.classification import Classifier
 from convmae_deploy.tasks.features import FeaturePredictor
 from tests.bundle_factory import make_bundle, open_as
 from tests.extraction.photos import encoded, write_photos
+from tests.waiting import wait_for
 
 LEVELS = ("pooled", "e2")
 
@@ -166,7 +167,7 @@ def test_contents_that_wait_have_a_bound_in_bytes_and_a_larger_one_goes_alone() 
     thread.start()
     assert not entered.is_set()
     waiting.give_back(100)
-    assert entered.wait(60)
+    wait_for(entered)
     thread.join()
 
 

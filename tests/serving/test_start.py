@@ -17,6 +17,7 @@ from serving.settings import Settings
 from tests.bundle_factory import make_bundle
 from tests.serving.running_server import ROOT, RunningServer, caller_environment, run_server
 from tests.serving.sample_images import jpeg
+from tests.waiting import PATIENCE_SECONDS
 
 
 def start(command: tuple[str, ...] = ("-m", "serving"), **settings: str) -> "subprocess.CompletedProcess[str]":
@@ -28,7 +29,7 @@ def start(command: tuple[str, ...] = ("-m", "serving"), **settings: str) -> "sub
         env=caller_environment() | own | settings,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
 
 

@@ -15,7 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-PATIENCE_SECONDS = 20
+from tests.waiting import PATIENCE_SECONDS
+
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 FLAGS = (
     "--headless=new",
@@ -40,7 +41,9 @@ def missing_program() -> str | None:
 
 def run(command: str, folder: Path) -> bytes:
     """What a command copied from the page prints, started in `folder`."""
-    return subprocess.run(command, shell=True, cwd=folder, stdout=subprocess.PIPE, check=True, timeout=30).stdout
+    return subprocess.run(
+        command, shell=True, cwd=folder, stdout=subprocess.PIPE, check=True, timeout=PATIENCE_SECONDS
+    ).stdout
 
 
 class PageDriver:
