@@ -191,7 +191,10 @@ def read_instances(file: Path, findings: Findings) -> Instances:
     except pydantic.ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
-        raise ConvMAEError(f"{file} is not COCO's format for instances: {place}: {problem['msg']}") from None
+        raise ConvMAEError(
+            f"{file} is not COCO's format for instances: {place}: {problem['msg']}; export the annotations as COCO "
+            "from the tool that made them"
+        ) from None
     except OSError as error:
         raise ConvMAEError(f"{file} cannot be read ({error.strerror}); check its path and permissions") from None
     content.images = _merged(content, file, findings)
@@ -394,13 +397,20 @@ def _is_plain(name: str) -> bool:
 
 
 def _by_its_end(name: str, folder: Path) -> Path | None:
-    """The file in `folder` that the longest end of a path names, whatever separates its parts."""
+    """The file in `folder` that the longest end of a path names, whatever separates its parts.
+
+    Where `folder` has the folders of an end and not the file, it is missing: another of its name is another photo.
+    """
     for path in _without_quoting(name):
         parts = re.split(r"[/\\]", path)[-MAX_DEPTH:]
         for start in range(len(parts)):
             end = "/".join(parts[start:])
-            if end and _is_plain(end) and os.path.isfile(found := as_spelt(folder, end)):
+            if not end or not _is_plain(end):
+                continue
+            if os.path.isfile(found := as_spelt(folder, end)):
                 return found
+            if "/" in end and found.parent.is_dir():
+                break
     return None
 
 

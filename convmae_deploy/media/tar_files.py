@@ -15,6 +15,7 @@ _TEXT_HEADERS = (
 )
 _MAX_TEXT_HEADER_BYTES = 16 * 1024
 _PIECE_BYTES = 1024 * 1024
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -27,6 +28,9 @@ class _StrictHeader(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             if buf == tarfile.NUL * tarfile.BLOCKSIZE:
                 raise  # the true end
+            for magic, program in _COMPRESSED.items():
+                if buf.startswith(magic):
+                    raise tarfile.ReadError(f"it is compressed with {program}; unpack it") from None
             raise tarfile.ReadError(f"the archive is cut off or damaged ({error})") from None
         if header.type in _TEXT_HEADERS and not 0 <= header.size <= _MAX_TEXT_HEADER_BYTES:
             raise tarfile.ReadError(f"a header says that its text has {header.size} bytes")

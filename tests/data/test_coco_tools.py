@@ -159,6 +159,15 @@ def test_photos_that_are_not_there_are_named_and_left_out(tmp_path: Path) -> Non
         read_coco_split(root, "train")
 
 
+def test_a_photo_that_its_folder_lacks_is_no_other_of_the_same_name(tmp_path: Path) -> None:
+    root = make_coco_folder(tmp_path)
+    (root / "images" / "train" / "b").mkdir()
+    edit_annotations(root, "train", lambda content: content["images"][-1].update(file_name="b/10.png"))
+    split = read_coco_split(root, "train")
+    assert [photo.id for photo in split.photos] == [20, 30, 40]
+    assert passed_over(split)["photos of instances_train.json that are not in train/"] == ["b/10.png"]
+
+
 def test_two_names_that_end_in_the_same_file_are_none_of_it(tmp_path: Path) -> None:
     root = make_coco_folder(tmp_path)
     edit_annotations(root, "train", lambda content: content["images"][0].update(file_name="other/10.png"))  # image 40

@@ -1,7 +1,11 @@
 """Tar shards: which there are, what is in them, and what is wrong with them."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -240,6 +244,16 @@ def test_a_missing_or_foreign_file_is_one_problem(tmp_path: Path, content: bytes
         shard.write_bytes(content)
     assert len(problems(shard)) == 1
     assert list(read_shard(shard, headers_only=True)) == problems(shard)
+
+
+@pytest.mark.parametrize(
+    ("compress", "program"), [(gzip.compress, "gzip"), (lzma.compress, "xz"), (bz2.compress, "bzip2")]
+)
+def test_a_compressed_shard_is_to_be_unpacked(tmp_path: Path, compress: Callable[[bytes], bytes], program: str) -> None:
+    (shard,) = make_shards(tmp_path, [1])
+    shard.write_bytes(compress(shard.read_bytes()))
+    (problem,) = problems(shard)
+    assert f"it is compressed with {program}; unpack it" in problem
 
 
 def test_a_member_that_claims_a_huge_size_is_not_read(tmp_path: Path) -> None:
