@@ -62,7 +62,10 @@ def read_class_folders(
     found = {}
     for entry in sorted(directory.iterdir()) if directory.is_dir() else []:
         if not entry.is_dir():
-            findings.leave_out_file(entry, root, frozenset())
+            if entry.suffix.lower() in suffixes and entry.is_file() and not entry.name.startswith("."):
+                findings.pass_over(f"{kind} in no class folder", entry.relative_to(root))
+            else:
+                findings.leave_out_file(entry, root, frozenset())
         elif entry.name.startswith("."):
             findings.pass_over("hidden folders beside the class folders", entry.relative_to(root))
         else:

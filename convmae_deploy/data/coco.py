@@ -34,7 +34,7 @@ MAX_MASK_BYTES = 4 * 10**9  # for one photo: training holds a mask of its size f
 LEAST_OVERLAP = 0.5  # of an object's box with that of its mask, below which the two contradict each other
 
 LEFT_OUT = {  # what becomes of an annotation that is nothing to learn from
-    "crowd": "annotations of crowds (iscrowd 1), which are not learnt from",
+    "crowd": "annotations of crowds (iscrowd 1), which are neither learnt nor missed",
     "maskless": "objects without a mask that lies in the photo and fits its size",
     "outside": "objects whose box is empty or outside of the photo",
 }

@@ -15,13 +15,13 @@ from convmae_deploy.errors import ConvMAEError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationConfig:
-    """How weights are updated. The defaults are the paper's finetuning recipe (100 epochs, batch 1024)."""
+    """How weights are updated."""
 
     epochs: int = 100
     batch_size: int = 1024  # images per update, over all devices and accumulated micro-batches
     micro_batch_size: int = 128  # most images a device sees at once; more are accumulated
     base_lr: float = 5e-4  # learning rate per 256 images of batch_size
-    min_lr: float = 1e-6  # learning rate at the end, not scaled by the batch
+    min_lr: float = 1e-6  # learning rate at the end, of updates of batch_size
     warmup_epochs: float = 5.0  # linear warm-up from 0; shortened in a run within which it would not end
     weight_decay: float = 0.05  # for all but one-dimensional parameters and the position embedding
     betas: tuple[float, float] = (0.9, 0.999)

@@ -104,7 +104,9 @@ def test_a_file_in_which_everything_is_a_crowd_is_refused_by_that_name(tmp_path:
 def test_some_crowds_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "annotations/instances_train.json", cvat(iscrowd=1), "images/train/a.png")
     split = read_coco_split(tmp_path, "train")
-    assert passed_over(split)["annotations of crowds (iscrowd 1), which are not learnt from"] == ["annotation 2"]
+    assert passed_over(split)["annotations of crowds (iscrowd 1), which are neither learnt nor missed"] == [
+        "annotation 2"
+    ]
 
 
 def test_a_file_of_boxes_alone_says_that_masks_are_needed(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_ids_of_annotations_may_be_anything(tmp_path: Path, number: Any) -> None
     edit_annotations(root, "train", lambda content: content["annotations"][1].update(id=number, iscrowd=1))
     split = read_coco_split(root, "train")
     assert [entry["id"] for entry in split.ground_truth()["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert len(passed_over(split)["annotations of crowds (iscrowd 1), which are not learnt from"]) == 1
+    assert len(passed_over(split)["annotations of crowds (iscrowd 1), which are neither learnt nor missed"]) == 1
     repeated = split.findings.doubts.get("annotations of instances_train.json whose id is that of another one")
     assert (repeated is not None) == (number == 100)
 

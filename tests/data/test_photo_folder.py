@@ -148,7 +148,7 @@ def test_whatever_is_not_taken_is_counted_by_its_kind(tmp_path: Path) -> None:
         "hidden folders beside the class folders": ["train/.ipynb_checkpoints"],
         "hidden files": ["train/red/.hidden/c.png"],
         "files without an ending": ["train/red/README"],
-        "files that end in .png": ["train/loose.png"],
+        "photos in no class folder": ["train/loose.png"],
         "archives, which are not looked into": ["ILSVRC2012_img_val.tar", "train.tar"],
         "files that end in .csv": ["labels.csv"],
         "folders beside those that are read": ["test"],
