@@ -35,6 +35,7 @@ from convmae_deploy.data.listing import LISTING
 from convmae_deploy.engine.precision import Precision
 from convmae_deploy.errors import ConvMAEError
 from convmae_deploy.files import RUN_RECORD, atomic_directory, atomic_file, existing_directory, read_json, shortened
+from convmae_deploy.printing import printable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -124,24 +125,30 @@ class RunFolder:
         before = read_json(file)
         if not isinstance(before, dict) or not {"config", "data"} <= before.keys():
             raise ConvMAEError(f"{file} must hold the config and the data of a run; it does not, so it cannot go on")
-        changes = {}
+        changes: dict[str, tuple[Any, Any]] = {}
+        refused: dict[str, tuple[Any, Any]] = {}
         for part in ("config", "data"):
             old, new = _flat(before[part]), _flat(json.loads(json.dumps(record[part])))
             for name in sorted(old.keys() | new.keys(), key=lambda name: (name == LISTING, name)):
                 if old.get(name) == new.get(name) or name == LISTING and name not in old:  # a run of an earlier version
                     continue
-                if name == LISTING:
+                if name.split(".")[-1] in ignored:
+                    changes[name] = old.get(name), new.get(name)
+                elif name != LISTING:
+                    refused[f"{part} {name}"] = old.get(name), new.get(name)
+                elif not refused:
                     raise ConvMAEError(
                         f"the files of --data, or what they are labelled with, are others than when {self.path} was "
                         "begun, though as many; bring back the earlier names and labels, or choose another --out"
                     )
-                if name.split(".")[-1] not in ignored:
-                    self._check_program(before)
-                    raise ConvMAEError(
-                        f"{self.path} was begun with {part} {name} = {old.get(name)} and is now given {new.get(name)}; "
-                        "resume with the same settings or choose another --out"
-                    )
-                changes[name] = old.get(name), new.get(name)
+        if refused:
+            self._check_program(before)
+            (setting, (was, now)), *others = refused.items()
+            also = f", and differs in {', '.join(name for name, _ in others)}" if others else ""
+            raise ConvMAEError(
+                f"{self.path} was begun with {setting} = {was} and is now given {now}{also}; resume with the same "
+                f"settings (its command: {printable(str(before.get('command', 'unknown')))}) or choose another --out"
+            )
         return changes
 
     def _check_program(self, record: Mapping[str, Any]) -> None:

@@ -153,7 +153,8 @@ class TrainingLoop:
                 f"{self.optimisation.epochs}; resume with at least {-(-done // self.source.steps_per_epoch)} epochs"
             )
         if done:
-            self.console.print(f"continued after update {done} of {last_step}")
+            nothing = "; nothing is left to do: resume with more --epochs to go on" if done == last_step else ""
+            self.console.print(f"continued after update {done} of {last_step}{nothing}")
         elif self.run.config.resume:
             self.console.print("begun again from update 0, as no checkpoint had been saved yet")
 

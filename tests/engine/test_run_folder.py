@@ -50,6 +50,9 @@ def test_resuming_with_another_setting_or_other_data_names_it(tmp_path: Path) ->
         begin(folder, Config(epochs=5), resume=True)
     with pytest.raises(ConvMAEError, match="data photos = 4 and is now given 9"):
         begin(folder, Config(), resume=True, photos=9)
+    several = r"config epochs = 3 and is now given 5, and differs in data photos; .* \(its command: python\S* -m "
+    with pytest.raises(ConvMAEError, match=several):
+        begin(folder, Config(epochs=5), resume=True, photos=9)
 
 
 def test_resuming_with_as_many_files_of_other_names_or_labels_is_refused(tmp_path: Path) -> None:
